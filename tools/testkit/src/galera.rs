@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::mysql::{self, MariaDb, MySqlServer};
+use crate::mysql::{MariaDb, MySqlServer};
 use crate::nodes::{self, Nodes, give_clock};
 use crate::programs::require;
 use crate::server::{free_port, on_free_ports};
@@ -46,29 +46,9 @@ impl DerefMut for Galera {
 }
 
 /// How to start a cluster: see [`Galera::options`].
-#[derive(Clone, Debug)]
-pub struct Options {
-    clocks: [Option<i64>; NODES],
-    node: mysql::Options,
-}
+pub type Options = nodes::Options<Galera>;
 
 impl Options {
-    /// Give a node a clock of its own, which goes so many seconds ahead of the machine's, or behind
-    /// where that is negative; [`Nodes::set_clock`] changes it. Only the wall clock is wrong: how
-    /// long the node waits is not.
-    #[must_use]
-    pub fn clock(mut self, node: usize, ahead: i64) -> Self {
-        self.clocks[node] = Some(ahead);
-        self
-    }
-
-    /// Any setting of each node, as in `wsrep-sync-wait=1`.
-    #[must_use]
-    pub fn set(mut self, setting: &str) -> Self {
-        self.node = self.node.set(setting);
-        self
-    }
-
     /// Start the nodes and wait until each has what the others have. `None`, and a line that says
     /// so, when this machine lacks something for it.
     ///
@@ -80,10 +60,6 @@ impl Options {
         let clocks = self.has_clocks();
         require("galera", missing(clocks), found(clocks))
             .map(|programs| Galera::new(&programs, &self))
-    }
-
-    fn has_clocks(&self) -> bool {
-        self.clocks.iter().any(Option::is_some)
     }
 }
 
@@ -114,10 +90,7 @@ impl Galera {
 
     /// Options for a cluster of a test's own, all of whose clocks are right.
     pub fn options() -> Options {
-        Options {
-            clocks: [None; NODES],
-            node: MariaDb::options(),
-        }
+        Options::new(MariaDb::options())
     }
 
     /// Start a cluster of a test's own. `None` when this machine lacks something for it.

@@ -6,7 +6,7 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::faketime;
-use crate::mysql::{self, Flavor, MySql, MySqlServer};
+use crate::mysql::{Flavor, MySql, MySqlServer};
 use crate::nodes::{self, NODES, Nodes, give_clock};
 use crate::programs::require;
 use crate::server::{free_port, on_free_ports};
@@ -56,28 +56,9 @@ impl DerefMut for Group {
 }
 
 /// How to start a group: see [`Group::options`].
-#[derive(Clone, Debug)]
-pub struct Options {
-    clocks: [Option<i64>; NODES],
-    node: mysql::Options,
-}
+pub type Options = nodes::Options<Group>;
 
 impl Options {
-    /// Give a node a clock of its own, which goes so many seconds ahead of the machine's, or behind
-    /// where that is negative; [`Nodes::set_clock`] changes it.
-    #[must_use]
-    pub fn clock(mut self, node: usize, ahead: i64) -> Self {
-        self.clocks[node] = Some(ahead);
-        self
-    }
-
-    /// Any setting of each node, as in `binlog-checksum=NONE`.
-    #[must_use]
-    pub fn set(mut self, setting: &str) -> Self {
-        self.node = self.node.set(setting);
-        self
-    }
-
     /// Start the nodes and wait until they are one group. `None`, with a line that says so, if this
     /// machine lacks something for it.
     ///
@@ -88,10 +69,6 @@ impl Options {
     pub fn start(self) -> Option<Group> {
         require(ENGINE, self.missing(), self.found())
             .map(|(mysqld, faketime)| Group::new(&mysqld, faketime.as_ref(), &self))
-    }
-
-    fn has_clocks(&self) -> bool {
-        self.clocks.iter().any(Option::is_some)
     }
 
     fn found(&self) -> Option<(PathBuf, Option<PathBuf>)> {
@@ -143,11 +120,8 @@ impl Group {
 
     /// Options for a group of a test's own, all of whose clocks are right.
     pub fn options() -> Options {
-        Options {
-            clocks: [None; NODES],
-            // The members speak to each other over the port of clients, and only by TLS.
-            node: MySql::options().set("tls-version=TLSv1.2,TLSv1.3"),
-        }
+        // The members speak to each other over the port of clients, and only by TLS.
+        Options::new(MySql::options().set("tls-version=TLSv1.2,TLSv1.3"))
     }
 
     /// The group that all tests of this binary share, for a test that leaves its nodes alone:

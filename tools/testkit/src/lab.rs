@@ -413,12 +413,12 @@ fn open(file: &Path) -> rusqlite::Connection {
     file
 }
 
-/// Make tests of `async fn clause(lab: &Lab)` on engines:
-/// `lab_tests!(sqlite, postgres: one_clause, another);`. An attribute before the engine is that of each test.
-#[macro_export]
+/// Makes tests of `async fn clause(lab: &Lab)` on an engine:
+/// `lab_tests!(postgres: one_clause, another);`. An attribute before the engine is that of each test.
+#[macro_export(local_inner_macros)]
 macro_rules! lab_tests {
     ($engine:ident: $($clause:ident),* $(,)?) => {
-        $crate::lab_tests!(#[cfg(all())] $engine: $($clause),*);
+        lab_tests!(#[cfg(all())] $engine: $($clause),*);
     };
     (# $attribute:tt $engine:ident: $($clause:ident),* $(,)?) => {
         mod $engine {

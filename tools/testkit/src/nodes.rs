@@ -1,5 +1,6 @@
 //! The parts that all clusters share: servers with the same data, each with a clock of its own.
 
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,7 +8,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use crate::faketime;
-use crate::mysql::MySqlServer;
+use crate::mysql::{self, MySqlServer};
 use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
 use crate::time;
 
@@ -32,6 +33,43 @@ pub struct Nodes {
     /// How many seconds each clock was last set ahead.
     pub(crate) clocks: [i64; NODES],
     made: AtomicU32,
+}
+
+/// How to start a cluster `C`.
+#[derive(Debug)]
+pub struct Options<C> {
+    pub(crate) clocks: [Option<i64>; NODES],
+    pub(crate) node: mysql::Options,
+    cluster: PhantomData<C>,
+}
+
+impl<C> Options<C> {
+    pub(crate) fn new(node: mysql::Options) -> Self {
+        Self {
+            clocks: [None; NODES],
+            node,
+            cluster: PhantomData,
+        }
+    }
+
+    /// Gives a node a wall clock of its own, so many seconds ahead of the machine's, or behind it if
+    /// that is negative; [`Nodes::set_clock`] changes it. Timeouts of the node are not affected.
+    #[must_use]
+    pub fn clock(mut self, node: usize, ahead: i64) -> Self {
+        self.clocks[node] = Some(ahead);
+        self
+    }
+
+    /// Any setting of each node, as in `wsrep-sync-wait=1`.
+    #[must_use]
+    pub fn set(mut self, setting: &str) -> Self {
+        self.node = self.node.set(setting);
+        self
+    }
+
+    pub(crate) fn has_clocks(&self) -> bool {
+        self.clocks.iter().any(Option::is_some)
+    }
 }
 
 impl Nodes {

@@ -1,6 +1,6 @@
-"""The control: django-database-locks 0.5, in the environment of that. See ``worker.py`` beside it.
+"""A control: django-database-locks 0.5, in its own environment. See ``worker.py``.
 
-It has no tokens and no fence: what it writes it writes as its users do, while it has the lock.
+It has no tokens and no fence: it writes while it holds the lock, as its users do.
 """
 
 import json
@@ -91,7 +91,7 @@ class Worker:
         time.sleep(self.random.uniform(0.005, 0.06))
 
     def look(self, request):
-        """It trusts its lock as long as it was told nothing."""
+        """It trusts its lock until it is notified of a loss."""
         before = now()
         if self.lost:
             self.record("lost", request=request, reason="lost")

@@ -1,6 +1,6 @@
-"""A worker of ours in Python: the same as the binary ``torture-worker``, by the package's own face.
+"""A worker in Python: the binary ``torture-worker`` by the API of the Python package.
 
-Its argument is the JSON of ``torture::process::Settings``. Its history is what
+Its argument is the JSON of ``torture::worker::Settings``. Its history is what
 ``torture::history`` reads.
 """
 
@@ -27,7 +27,7 @@ def now() -> int:
 
 
 class Commands:
-    """What standard input has said so far."""
+    """The commands on standard input."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -66,7 +66,7 @@ class History:
 
     def write(self, e: str, **more) -> None:
         line = json.dumps({"t": now(), "who": self._who, "e": e, **more}) + "\n"
-        # In one write: whoever is killed, or interrupted by a loss, has written it or not.
+        # One write: a process that is killed, or interrupted by a loss, has recorded all of it or nothing.
         os.write(self._file, line.encode())
 
 
@@ -125,7 +125,7 @@ class Worker:
         elif wait is not None:
             arguments["timeout"] = wait
         if self.random.random() < 0.5:
-            # Half of them are interrupted by a loss, the others go on and are told when they look.
+            # Half of them are interrupted by a loss; the others go on until their next check.
             arguments["lost_lock_cb"] = lambda *_: None
         granted = False
         try:
@@ -157,7 +157,7 @@ class Worker:
         return True
 
     def hold(self, request: int, name: str, held) -> bool:
-        """Whether it still has it at the end."""
+        """Whether the lock is still held at the end."""
         what = f"{name} {held.token}"
         if not self.look(request, held):
             return False
@@ -214,7 +214,7 @@ class Worker:
             self.drop_data()
 
     def drop_data(self) -> None:
-        """The connection goes, and its transaction with it."""
+        """Closes the connection, which rolls its transaction back."""
         data, self.data = self.data, None
         if data is not None:
             try:

@@ -41,7 +41,7 @@ impl WorkerProcess {
         clock: Option<PathBuf>,
     ) -> Self {
         if let Some(clock) = &clock {
-            faketime::set(clock, None).expect("the folder can be written to");
+            faketime::set(clock, 0).expect("the folder can be written to");
         }
         let process = spawn(name, 1, &mut settings, &program, clock.as_ref());
         Self {

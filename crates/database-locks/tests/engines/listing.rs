@@ -79,5 +79,6 @@ on!(
     postgres,
     #[ignore = "make prove"]
     mariadb,
+    #[ignore = "make prove"]
     mysql
 );

@@ -92,7 +92,7 @@ impl Mysql {
             Box::pin(async move { session.renew(&asked).await })
         });
         let done = done.await;
-        let left = until.saturating_sub(clock::now());
+        let left = until - clock::now();
         let may_ask_again = !sent.load(Ordering::Acquire) && self.lane.is_up();
         let failure = match done {
             Err(failure) if may_ask_again && !left.is_zero() => failure,

@@ -34,7 +34,7 @@ use crate::runtime::clock;
 use crate::store::api::{Notice, Tell};
 use crate::store::connect::table::Table;
 use crate::store::postgres::error::ServerError;
-use protocol::{AcquireCommand, Grant, GrantId, LockName, Outcome, Renewal, Time, Ttl};
+use protocol::{AcquireCommand, BootInstant, Grant, GrantId, LockName, Outcome, Renewal, Ttl};
 
 /// For how long a waiter announces that it waits, at least; or for twice the pause until its next
 /// poll. For as long after the last waiter has gone, releases notify in vain.
@@ -60,7 +60,7 @@ const TABLE_NUMBER: &str = "SELECT to_regclass('{table}')::oid::bigint AS number
 
 /// Keys, each of which counts until a time of its own.
 struct Until<K> {
-    of: HashMap<K, Time>,
+    of: HashMap<K, BootInstant>,
     /// How many were left when those whose time is past were last removed.
     left: usize,
 }
@@ -73,7 +73,7 @@ impl<K> Default for Until<K> {
 }
 
 impl<K: Eq + Hash> Until<K> {
-    fn set(&mut self, key: K, until: Time, now: Time) {
+    fn set(&mut self, key: K, until: BootInstant, now: BootInstant) {
         if self.of.len() > 2 * self.left + 64 {
             self.of.retain(|_, until| now < *until);
             self.left = self.of.len();
@@ -81,7 +81,7 @@ impl<K: Eq + Hash> Until<K> {
         self.of.insert(key, until);
     }
 
-    fn is_past(&self, now: Time) -> bool {
+    fn is_past(&self, now: BootInstant) -> bool {
         self.of.values().all(|until| *until <= now)
     }
 }
@@ -278,7 +278,7 @@ impl Listener {
         let mut rare = leases
             .filter_map(|(id, ttl)| match ttl {
                 Ttl::Finite(length) if length <= RARELY => None,
-                Ttl::Finite(length) => Some((id, now.saturating_add(length))),
+                Ttl::Finite(length) => Some((id, now + length)),
                 Ttl::Infinite => Some((id, now + DAY)),
             })
             .peekable();

@@ -34,8 +34,8 @@ macro_rules! state {
        ",
             micros!("l.expires_at", "l.expires_at - statement_timestamp()"),
             " AS expires_in,
-       l.expires_at >= '9999-12-31 00:00:00+00' AS endless,
-       l.granted_until IS NOT DISTINCT FROM l.expires_at AS intact,
+       l.expires_at >= '9999-12-31 00:00:00+00' AS is_infinite,
+       l.granted_until IS DISTINCT FROM l.expires_at AS is_legacy,
        ",
             micros!("l.acquired_at", "statement_timestamp() - l.acquired_at"),
             " AS held_for"
@@ -74,17 +74,19 @@ macro_rules! notify {
 
 /// The columns of `state!`.
 pub(crate) fn state(row: &Row) -> Result<LockRow, ServerError> {
-    let endless = row.try_get::<_, Option<bool>>("endless")?.unwrap_or(false);
+    let is_infinite = row
+        .try_get::<_, Option<bool>>("is_infinite")?
+        .unwrap_or(false);
     Ok(LockRow {
         holder: row.try_get("locked_by")?,
         token: row.try_get("token")?,
         grant: row.try_get("grant_id")?,
-        expires_in: match endless {
+        expires_in: match is_infinite {
             true => Some(i64::MAX),
             false => row.try_get("expires_in")?,
         },
-        endless,
-        intact: row.try_get("intact")?,
+        is_infinite,
+        is_legacy: row.try_get("is_legacy")?,
         held_for: row.try_get("held_for")?,
         ..LockRow::default()
     })

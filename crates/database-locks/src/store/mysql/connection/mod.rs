@@ -28,7 +28,7 @@ use crate::error::Cause;
 use crate::runtime::clock;
 use crate::store::api::{StoreError, keep_to};
 use crate::store::connect::backoff::Backoff;
-use protocol::Time;
+use protocol::BootInstant;
 
 /// A connection that was idle for this long may have been closed by the server, or forgotten by a
 /// firewall: it is asked first, since not every statement may be sent again.
@@ -39,13 +39,13 @@ type Work = Box<dyn for<'s> FnOnce(Result<&'s mut Session, StoreError>) -> Promi
 
 /// What a caller wants done on the connection.
 struct Job {
-    deadline: Time,
+    deadline: BootInstant,
     work: Work,
 }
 
 impl Job {
     fn left(&self) -> Duration {
-        self.deadline.saturating_sub(clock::now())
+        self.deadline - clock::now()
     }
 }
 
@@ -231,7 +231,7 @@ impl Line {
                 let _ = tell.send(done);
             })
         });
-        let deadline = clock::now().saturating_add(within);
+        let deadline = clock::now() + within;
         let reply = async move {
             answer.await.unwrap_or_else(|_| {
                 if clock::now() >= deadline {
@@ -281,8 +281,8 @@ impl Line {
     /// as good as ever, and to drop it would make all of them wait longer.
     fn give_up(&self, within: Duration) {
         let hangs = |worker: &mut Worker| {
-            let since = Duration::from_nanos(worker.busy_since.load(Ordering::Acquire));
-            !since.is_zero() && clock::now().saturating_sub(since) >= within / 2
+            let since = BootInstant::from_nanos(worker.busy_since.load(Ordering::Acquire));
+            since > BootInstant::ZERO && clock::now() - since >= within / 2
         };
         let worker = self.worker.lock();
         let given_up = worker
@@ -310,7 +310,7 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
             session = None;
         }
         if let Some((old, _)) = &mut session
-            && clock::now().saturating_sub(last_used) >= IDLE
+            && clock::now() - last_used >= IDLE
             && !old.answers(job.left() / 3).await
         {
             session = None;
@@ -344,8 +344,7 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
         if left.is_zero() {
             continue;
         }
-        let now = u64::try_from(clock::now().as_nanos()).unwrap_or(u64::MAX);
-        busy_since.store(now, Ordering::Release);
+        busy_since.store(clock::now().as_nanos(), Ordering::Release);
         // A panic of the driver ends this job, and none of those behind it.
         let done = caught(tokio::time::timeout(left, (job.work)(Ok(ready)))).await;
         busy_since.store(0, Ordering::Release);

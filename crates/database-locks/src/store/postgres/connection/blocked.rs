@@ -15,7 +15,7 @@ use super::server::Server;
 use super::session::Session;
 use crate::runtime::clock;
 use crate::store::postgres::error::ServerError;
-use protocol::{Human, Time};
+use protocol::{BootInstant, Human};
 
 /// A statement that takes as long may be blocked.
 pub(crate) const LONG: Duration = Duration::from_secs(1);
@@ -40,8 +40,8 @@ pub(crate) struct Blocked(Mutex<Found>);
 
 #[derive(Default)]
 struct Found {
-    asked: Option<Time>,
-    by: Option<(String, Time)>,
+    asked: Option<BootInstant>,
+    by: Option<(String, BootInstant)>,
 }
 
 impl Blocked {

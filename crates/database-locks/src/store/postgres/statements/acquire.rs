@@ -134,7 +134,7 @@ WITH made AS (
     "
 )
 SELECT 1::bigint AS place, true AS granted, NULL::text AS locked_by, token, NULL::text AS grant_id,
-       NULL::bigint AS expires_in, NULL::boolean AS endless, true AS intact, NULL::bigint AS held_for
+       NULL::bigint AS expires_in, NULL::boolean AS is_infinite, false AS is_legacy, NULL::bigint AS held_for
   FROM made
  UNION ALL
 SELECT 1::bigint, false, ",
@@ -174,7 +174,7 @@ WITH asked AS MATERIALIZED (
     "
 )
 SELECT a.place, true AS granted, NULL::text AS locked_by, m.token, NULL::text AS grant_id,
-       NULL::bigint AS expires_in, NULL::boolean AS endless, true AS intact, NULL::bigint AS held_for
+       NULL::bigint AS expires_in, NULL::boolean AS is_infinite, false AS is_legacy, NULL::bigint AS held_for
   FROM asked a JOIN made m ON m.grant_id = a.grant_id
  UNION ALL
 SELECT a.place, false, ",

@@ -126,7 +126,7 @@ pub(crate) async fn release(
     };
     let unreleased = |what| match rows.iter().any(|row| row.is_of(what)) {
         true => Released::Busy,
-        false => Released::NotOurs,
+        false => Released::NotHeld,
     };
     let answers = returns.iter().zip(released);
     Ok(answers
@@ -181,7 +181,7 @@ pub(crate) async fn force(on: &Session, name: &LockName) -> Result<Force, Server
     let rows = on.write(&FORCE, 1, &[&name.as_str()]).await?;
     Ok(match rows.first() {
         None => Force::WasFree,
-        Some(row) if row.try_get("freed")? => Force::Freed(state(row)?.occupant()),
+        Some(row) if row.try_get("freed")? => Force::Freed(state(row)?.holder()),
         Some(_) => Force::Busy,
     })
 }
