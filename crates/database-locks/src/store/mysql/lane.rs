@@ -66,7 +66,7 @@ pub(crate) struct DirectPath {
 impl fmt::Debug for DirectPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DirectPath")
-            .field("at", &self.server.at())
+            .field("at", &self.server.connector.hosts())
             .finish_non_exhaustive()
     }
 }

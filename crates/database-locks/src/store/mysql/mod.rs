@@ -47,7 +47,7 @@ pub(crate) struct Mysql {
 impl fmt::Debug for Mysql {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mysql")
-            .field("at", &self.server.at())
+            .field("at", &self.server.connector.hosts())
             .field("table", &self.server.table)
             .finish_non_exhaustive()
     }
@@ -121,7 +121,7 @@ impl Store for Mysql {
     }
 
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
-        let within = self.server.patience(within);
+        let within = self.server.connector.patience(within);
         Box::pin(self.line.call(within, |_| Box::pin(async { Ok(()) })))
     }
 

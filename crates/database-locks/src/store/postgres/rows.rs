@@ -11,8 +11,8 @@ pub(crate) fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// A time, or the length from or to one, in microseconds. NULL for a time outside those of this protocol, with
-/// which the server may be unable to reckon (`infinity`).
+/// A time, or the length from or to one, in microseconds. NULL for a time outside those of this
+/// protocol, with which the server may be unable to reckon (`infinity`).
 macro_rules! micros {
     ($time:literal, $what:literal) => {
         concat!(
@@ -50,8 +50,8 @@ macro_rules! clock_ms {
     };
 }
 
-/// Let the transaction that writes this row survive a crash, even if the role's setting would not. A stricter
-/// setting (`remote_apply`) stays.
+/// Let the transaction that writes this row survive a crash, even if the role's setting would not.
+/// A stricter setting (`remote_apply`) stays.
 macro_rules! synchronous_commit {
     () => {
         "CASE current_setting('synchronous_commit')
@@ -59,8 +59,8 @@ macro_rules! synchronous_commit {
     };
 }
 
-/// Notify of a row of `f` that was freed or taken, on a condition. The channel bears the number of the table, so
-/// that clients which call the table by different names use the same one.
+/// Notify of a row of `f` that was freed or taken, on a condition. The channel bears the number of
+/// the table, so that clients which call the table by different names use the same one.
 macro_rules! notify {
     ($when:literal) => {
         concat!(

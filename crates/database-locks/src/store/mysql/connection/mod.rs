@@ -175,7 +175,7 @@ impl Line {
         }
         if !self.dialled.swap(true, Ordering::AcqRel) {
             let under_way = Flag::set(&self.dialled);
-            let deadline = clock::now() + self.shared.server.patience(Duration::ZERO);
+            let deadline = clock::now() + self.shared.server.connector.patience(Duration::ZERO);
             let work: Work = Box::new(move |_| {
                 drop(under_way);
                 Box::pin(std::future::ready(()))
@@ -251,7 +251,7 @@ impl Line {
             self.give_up(within);
         });
         let done = done.await;
-        let function = self.shared.server.source.waits_for();
+        let function = self.shared.server.connector.waits_for();
         let waited_for = function.filter(|_| late && !self.is_up());
         done.map_err(|failure| match waited_for {
             Some(function) => StoreError::late_for(within, function),
@@ -364,7 +364,7 @@ pub(crate) async fn connect(
     match &made {
         Ok(_) => backoff.succeeded(),
         Err(failure) => {
-            tracing::trace!("no connection to {}: {failure}", server.at());
+            tracing::trace!("no connection to {}: {failure}", server.connector.hosts());
             backoff.failed();
         }
     }
@@ -374,13 +374,13 @@ pub(crate) async fn connect(
 /// Say which server it was that did not answer.
 pub(crate) fn place(server: &Server, failure: StoreError) -> StoreError {
     let named = |said: &str| {
-        let endpoint = server.endpoint();
-        let mut hosts = endpoint.addresses().iter();
-        hosts.any(|host| said.contains(&host.to_string()))
+        let endpoint = server.connector.endpoint();
+        let mut hosts = endpoint.hosts.iter();
+        hosts.any(|host| said.contains(&host.address.to_string()))
     };
     match failure {
         StoreError::Unavailable(said) if !named(&said.to_string()) => {
-            let placed = format!("{}: {said}", server.at());
+            let placed = format!("{}: {said}", server.connector.hosts());
             StoreError::Unavailable(Cause::of(&said, placed).into())
         }
         failure => failure,

@@ -1,7 +1,7 @@
 //! What blocks a statement that does not return: a session that has the table locked.
 //!
-//! It is asked on a connection of its own, since the statement's waits. Behind a pooler the backend of a
-//! statement is not known, and nothing is asked.
+//! It is asked on a connection of its own, since the statement's waits. Behind a pooler the backend
+//! of a statement is not known, and nothing is asked.
 
 use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
