@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python prove prove-rust prove-python torture check check-docs check-rust check-python check-deny check-msrv book bench example package install clean
+.PHONY: help test test-rust test-python prove prove-rust prove-python torture mutants check check-docs check-rust check-python check-deny check-msrv book bench example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -16,7 +16,7 @@ DBLOCK_FEATURES := "" postgres mysql
 PYTEST_FILTER = $(if $(FILTER),-k "$(FILTER)" || [ $$? = 5 ])
 BENCH = BENCH_SECONDS="$(SECONDS)" BENCH_ONLY="$(ONLY)" target/release/bench
 # What every test needs: the servers, and to fail where one is missing.
-SERVERS = unset MAKEFLAGS; servers=$$(scripts/install-servers); eval "$$servers"; \
+SERVERS = unset MAKEFLAGS MFLAGS; servers=$$(scripts/install-servers); eval "$$servers"; \
 	export DBLOCK_REQUIRE=postgres,postgres18,mariadb,galera,pgbouncer,haproxy,chromium$${DBLOCK_MYSQLD:+,mysql,mysql-group}
 # The engines that this machine cannot have.
 UNTESTED = $$(cat target/untested 2>/dev/null || true)
@@ -101,6 +101,12 @@ torture: ## many processes on a few locks while everything breaks: 15 minutes; E
 	export DBLOCK_OLD_PYTHON=$(PYTHON_ENVS)/old/bin/python; \
 	target/debug/torture --engine $(ENGINE) --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED)) \
 		$(if $(DOCS),--docs $(DOCS))
+
+# Without the examples of the documentation, which need the library: each mutant would have it built anew.
+mutants: ## change each rule of crates/protocol in turn: a test must fail; needs cargo-mutants, takes half an hour
+	mkdir -p target
+	RUSTFLAGS="--cfg mutants" cargo mutants -p database-locks-protocol --config crates/protocol/mutants.toml \
+		-j2 -o target $(MUTANTS)
 
 check: check-docs check-rust check-python check-deny ## look at the code without running it: format, lints, types, each feature by itself, documentation: 8 minutes
 

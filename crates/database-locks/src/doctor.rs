@@ -17,8 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use crate::runtime::clock;
-use protocol::{Human, Time};
+use protocol::{BootInstant, Human};
 
 /// What was examined, and what was found; see [`Locks::doctor`](crate::Locks::doctor).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -368,7 +367,7 @@ pub(crate) struct Counts {
 
 /// One reading of the database's clock.
 pub(crate) struct Beat {
-    sent: Time,
+    sent: BootInstant,
     took: Duration,
     /// This machine's wall clock and the database's, in microseconds since 1970.
     wall: i64,
@@ -386,19 +385,18 @@ fn wall() -> i64 {
 
 impl Beat {
     /// Start, just before the query is sent.
-    pub(crate) fn begin() -> Self {
-        let (sent, wall) = (clock::now(), wall());
+    pub(crate) fn begin(now: BootInstant) -> Self {
         Self {
-            sent,
+            sent: now,
             took: Duration::ZERO,
-            wall,
+            wall: wall(),
             database: 0,
         }
     }
 
     /// End, with the database's answer.
-    pub(crate) fn end(mut self, database: i64) -> Self {
-        self.took = clock::now().saturating_sub(self.sent);
+    pub(crate) fn end(mut self, database: i64, now: BootInstant) -> Self {
+        self.took = now - self.sent;
         self.database = database;
         self
     }
@@ -633,7 +631,7 @@ mod tests {
         let mut notes = Notes::new("t");
         let at = wall();
         let beat = |reading: &i64| Beat {
-            sent: Time::ZERO,
+            sent: BootInstant::ZERO,
             took: Duration::from_millis(2),
             wall: at,
             database: at + reading,

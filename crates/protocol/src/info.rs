@@ -1,11 +1,12 @@
-//! Locks as rows of the table: what lists show.
+//! A lock as people and JSON see it, and which locks to list or prune.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
+use jiff::civil::DateTime;
 use serde_json::{Value, json};
 
-use crate::lost::HeldBy;
+use crate::lost::{HeldBy, UNNAMED_HOLDER};
 use crate::observation::ObservedExpiry;
 use crate::values::grant::Token;
 use crate::values::name::LockName;
@@ -14,41 +15,42 @@ use crate::values::text::Holding;
 /// One lock as its row was when it was read.
 ///
 /// All durations are measured by the database's clock. The three points in time are for display
-/// only: never compare them with a clock of your own.
+/// only: never compare them with a local clock.
 ///
-/// On a cluster with several primaries a lease ends when it has been observed unchanged for its
-/// length. Until then it is `Held`, and `free_in` is the rest of the observation: the whole length
-/// if this process sees the lease for the first time.
+/// A cluster with several primaries has several clocks, and none of them decides whether a lease
+/// has ended: its expiry is observed. Until this process has seen the same version of the row for
+/// the whole length of the lease, the lock is `Held`, and `free_in` is the rest of that length.
+/// After that it is `Expired`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockInfo {
-    /// Its name.
+    /// The name of the lock.
     pub name: LockName,
-    /// Held, free, or expired: its holder did not renew it.
+    /// Whether the lock is free, held, or expired because its holder did not renew it.
     pub state: LockState,
-    /// The present or latest holder.
+    /// The name of the present or latest holder.
     pub holder: Option<String>,
     /// The fencing token of the latest grant; 0 if this library never granted the lock.
     pub token: Token,
     /// The id of the present grant; `None` if the lock is free.
     pub grant: Option<String>,
-    /// How long the lock has been held; `None` if it is free or held by a legacy holder
-    /// (django-database-locks 0.5).
+    /// For how long the lock has been held; `None` if it is free, or if its holder is legacy
+    /// (django-database-locks 0.5), which does not record it.
     pub held_for: Option<Duration>,
     /// When the present or latest grant was made.
     pub acquired_at: Option<SystemTime>,
-    /// When it was last renewed or released.
+    /// When the lock was last renewed or released.
     pub renewed_at: Option<SystemTime>,
-    /// When the lease ends; `None` if the lock is free or the lease infinite.
+    /// When the lease ends; `None` if the lock is free or its lease is infinite.
     pub expires_at: Option<SystemTime>,
-    /// The holder's metadata, as JSON.
+    /// The metadata of the holder, as JSON.
     pub metadata: Option<String>,
-    /// How its lease ends, where that is by being watched.
+    /// How the expiry of the lease is observed; `None` if the database's clock decides.
     #[doc(hidden)]
-    pub lapse: Option<ObservedExpiry>,
+    pub observed_expiry: Option<ObservedExpiry>,
 }
 
-/// The locks that `Locks::list_filtered` reads: by default all.
+/// Which locks `Locks::list_filtered` reads: by default all.
 ///
 /// ```
 /// use database_locks::ListFilter;
@@ -58,14 +60,16 @@ pub struct LockInfo {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListFilter {
+    /// Whether free locks are left out.
     #[doc(hidden)]
     pub not_free: bool,
+    /// The beginning of the name.
     #[doc(hidden)]
     pub prefix: String,
 }
 
 impl ListFilter {
-    /// All locks of the table.
+    /// All locks that have a row.
     pub fn new() -> Self {
         Self::default()
     }
@@ -77,21 +81,21 @@ impl ListFilter {
         self
     }
 
-    /// Only locks whose name begins with `prefix`, compared byte for byte.
+    /// Only locks whose name begins with this text, compared byte for byte.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// Whether it selects a lock.
+    /// Whether the filter selects a lock.
     #[doc(hidden)]
     pub fn matches(&self, name: &str, is_free: bool) -> bool {
         !(self.not_free && is_free) && name.starts_with(&self.prefix)
     }
 }
 
-/// The rows that `Locks::prune` deletes.
+/// Which rows `Locks::prune` deletes.
 ///
 /// ```
 /// use std::time::Duration;
@@ -103,14 +107,17 @@ impl ListFilter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "it deletes nothing by itself"]
 pub struct Prune {
+    /// For how long a lock has to be unused.
     #[doc(hidden)]
     pub idle: Duration,
+    /// Whether free legacy rows are deleted too.
     #[doc(hidden)]
     pub legacy: bool,
 }
 
 impl Prune {
-    /// Locks that were released or expired at least this long ago, by the database's clock.
+    /// The rows of locks that were released, or whose leases ended, at least this long ago by the
+    /// database's clock.
     pub fn older_than(idle: Duration) -> Self {
         Self {
             idle,
@@ -118,7 +125,8 @@ impl Prune {
         }
     }
 
-    /// Also free legacy rows (django-database-locks 0.5), which have no date of release.
+    /// Also the free rows that a legacy client (django-database-locks 0.5) wrote last. They do not
+    /// show for how long they have been free.
     pub fn include_legacy(mut self) -> Self {
         self.legacy = true;
         self
@@ -129,22 +137,22 @@ impl Prune {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockState {
-    /// It is free.
+    /// The lock is free.
     Free,
-    /// A client holds it.
+    /// A client holds the lock.
     Held {
-        /// How long its lease lasts unless it is renewed; `None`: infinite.
+        /// How long the lease lasts unless it is renewed; `None` if it is infinite.
         free_in: Option<Duration>,
     },
-    /// Its lease has expired: the next caller acquires it.
+    /// The lease has ended. The next caller acquires the lock.
     Expired {
-        /// How long ago.
+        /// For how long.
         since: Duration,
     },
 }
 
 impl LockState {
-    /// `free`, `held` or `expired`, as in the output and JSON of `dblock list`.
+    /// The state as one word: `free`, `held` or `expired`.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Free => "free",
@@ -152,26 +160,35 @@ impl LockState {
             Self::Expired { .. } => "expired",
         }
     }
+
+    /// The rest of the lease; `None` if there is no lease or it is infinite.
+    pub(crate) fn free_in(&self) -> Option<Duration> {
+        match self {
+            Self::Free => None,
+            Self::Held { free_in } => *free_in,
+            Self::Expired { .. } => Some(Duration::ZERO),
+        }
+    }
 }
 
 impl LockInfo {
-    /// Whether a holder had the lock when the row was read: its state is [`LockState::Held`].
+    /// Whether the lock was held when the row was read: its state is [`LockState::Held`].
     pub fn is_held(&self) -> bool {
         matches!(self.state, LockState::Held { .. })
     }
 
-    /// The holder's metadata, parsed: `program`, `host`, `pid`, `version`, and the caller's keys
-    /// under `meta`. Null if there is none, a string if it is no JSON.
+    /// The metadata of the holder, parsed: `program`, `host`, `pid`, `version`, and the keys of the
+    /// caller under `meta`. Null if there is none, a string if it is not JSON.
     pub fn parsed_metadata(&self) -> Value {
         self.metadata.as_ref().map_or(Value::Null, |text| {
             serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()))
         })
     }
 
-    /// What the lock is held for, in a few words: the caller's metadata, `command` first, else the
-    /// holder's program. Empty if nothing is known.
+    /// The purpose of the lock in a few words, for a list: the keys of the caller, `command` first;
+    /// if there are none, the program. Empty if nothing is known.
     ///
-    /// The holder wrote this text: escape control characters before you show it.
+    /// The holder wrote it: escape control characters before you show it.
     ///
     /// # Example
     ///
@@ -201,7 +218,7 @@ impl LockInfo {
         words
     }
 
-    /// The holder in the words of a timeout: `held by web-2.17.ab for 4s`, or `free`.
+    /// The holder, as the message of a timeout shows it: `held by web-2.17.ab for 4s`, or `free`.
     ///
     /// # Example
     ///
@@ -218,38 +235,36 @@ impl LockInfo {
     /// # Ok(()) }
     /// ```
     pub fn holder_summary(&self) -> String {
-        match self.state {
-            LockState::Free | LockState::Expired { .. } => "free".to_owned(),
-            LockState::Held { .. } => {
-                let who = self.holder.as_deref().unwrap_or("somebody");
-                Holding(who, self.held_for).to_string()
-            }
+        if !self.is_held() {
+            return "free".to_owned();
         }
+        let holder = self.holder.as_deref().unwrap_or(UNNAMED_HOLDER);
+        Holding(holder, self.held_for).to_string()
     }
 
-    /// The holder; none if it is free.
+    /// The holder; `None` if the lock is free or expired.
     #[doc(hidden)]
     pub fn held_by(&self) -> Option<HeldBy> {
         self.is_held().then(|| HeldBy {
             holder: self.holder.clone(),
-            // That of an earlier grant, where 0.5 has it.
+            // In a legacy row, which shows no grant, the token is that of an earlier grant.
             token: self.grant.is_some().then_some(self.token),
             held_for: self.held_for,
         })
     }
 
-    /// One JSON object on one line, as `dblock list --json` prints it.
+    /// The lock as one JSON object, on one line.
     ///
-    /// `name`, `state` (see [`LockState::as_str`]), `holder`, `token`, `grant`; `held_for` and
-    /// `free_in` in seconds; `acquired_at`, `renewed_at` and `expires_at` in RFC 3339 UTC, by the
-    /// database's clock; `metadata` as in [`LockInfo::parsed_metadata`]. A missing value is null,
-    /// and so is an infinite end.
+    /// | key                                       | value                             |
+    /// |-------------------------------------------|-----------------------------------|
+    /// | `name`, `holder`, `token`, `grant`        | the fields of this struct         |
+    /// | `state`                                   | [`LockState::as_str`]             |
+    /// | `held_for`, `free_in`                     | seconds                           |
+    /// | `acquired_at`, `renewed_at`, `expires_at` | RFC 3339 in UTC, database's clock |
+    /// | `metadata`                                | [`LockInfo::parsed_metadata`]     |
+    ///
+    /// A value that is missing or infinite is null.
     pub fn to_json(&self) -> String {
-        let free_in = match self.state {
-            LockState::Held { free_in } => free_in,
-            LockState::Expired { .. } => Some(Duration::ZERO),
-            LockState::Free => None,
-        };
         let seconds = |length: Duration| length.as_millis() as f64 / 1000.0;
         let fields = [
             ("name", json!(self.name.as_str())),
@@ -258,18 +273,19 @@ impl LockInfo {
             ("token", json!(self.token.get())),
             ("grant", json!(self.grant)),
             ("held_for", json!(self.held_for.map(seconds))),
-            ("free_in", json!(free_in.map(seconds))),
+            ("free_in", json!(self.state.free_in().map(seconds))),
             ("acquired_at", json!(self.acquired_at.and_then(rfc3339))),
             ("renewed_at", json!(self.renewed_at.and_then(rfc3339))),
             ("expires_at", json!(self.expires_at.and_then(rfc3339))),
             ("metadata", self.parsed_metadata()),
         ];
-        // In this order: serde_json's own map would sort them.
+        // A map of serde_json would sort the keys.
         let fields = fields.map(|(name, value)| format!("\"{name}\":{value}"));
         format!("{{{}}}", fields.join(","))
     }
 }
 
+/// A JSON value as text, a string without its quotes.
 fn plain(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
@@ -278,117 +294,15 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// `2026-11-24T20:15:36.042Z`. None before 1970 and after 9999, which no lease of ours is.
+/// `2026-11-24T20:15:36.042Z`; `None` before 1970 and after 9999, where no lease of this library
+/// ends.
 fn rfc3339(at: SystemTime) -> Option<String> {
+    const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
     let since = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    let (days, of_day) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Counted in years that begin in March, so that the odd day is the last of its year, and in
-    // cycles of 400 years, which all have as many days.
-    let days = days + 719_468;
-    let (cycle, of_cycle) = (days / 146_097, days % 146_097);
-    let year_of_cycle = (of_cycle - of_cycle / 1460 + of_cycle / 36_524 - of_cycle / 146_096) / 365;
-    let of_year = of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year_of_cycle + 400 * cycle + u64::from(month <= 2);
-    let (hour, minute, second) = (of_day / 3600, of_day % 3600 / 60, of_day % 60);
-    let ms = since.subsec_millis();
-    (year <= 9999).then(|| {
-        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
-    })
+    // Not a `Timestamp`, which ends a day before the year 9999 does.
+    let at = EPOCH.checked_add(since).ok()?;
+    Some(format!("{at:.3}Z"))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(ms: u64) -> Option<String> {
-        rfc3339(SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
-    }
-
-    #[test]
-    fn times_are_told_by_the_calendar() {
-        for (ms, told) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
-            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
-            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
-            (1_709_210_096_042, "2024-02-29T12:34:56.042Z"),
-            (1_735_689_599_999, "2024-12-31T23:59:59.999Z"),
-            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
-            (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
-        ] {
-            assert_eq!(at(ms).as_deref(), Some(told));
-        }
-        assert_eq!(at(253_402_300_800_000), None);
-        assert_eq!(
-            rfc3339(SystemTime::UNIX_EPOCH - Duration::from_secs(1)),
-            None
-        );
-        // Every day for two cycles of 400 years follows the one before.
-        let mut last = at(0).unwrap();
-        for day in 1..292_194_u64 {
-            let next = at(day * 86_400_000).unwrap();
-            let of_month = |told: &str| told[8..10].parse::<u32>().unwrap();
-            let follows = of_month(&next) == 1 || of_month(&last) + 1 == of_month(&next);
-            assert!(follows && next > last, "{next} after {last}");
-            last = next;
-        }
-    }
-
-    fn held(metadata: Option<&str>) -> LockInfo {
-        LockInfo {
-            name: LockName::new("a \"job\"").unwrap(),
-            state: LockState::Held {
-                free_in: Some(Duration::from_millis(1500)),
-            },
-            holder: Some("me".into()),
-            token: Token::from_db(7),
-            grant: Some("ab".into()),
-            held_for: Some(Duration::from_micros(2_000_900)),
-            acquired_at: Some(SystemTime::UNIX_EPOCH),
-            renewed_at: None,
-            expires_at: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1500)),
-            metadata: metadata.map(str::to_owned),
-            lapse: None,
-        }
-    }
-
-    #[test]
-    fn the_json_keeps_its_order_and_says_null_where_there_is_none() {
-        assert_eq!(
-            held(Some(r#"{"pid":1}"#)).to_json(),
-            r#"{"name":"a \"job\"","state":"held","holder":"me","token":7,"grant":"ab","held_for":2.0,"free_in":1.5,"acquired_at":"1970-01-01T00:00:00.000Z","renewed_at":null,"expires_at":"1970-01-01T00:00:01.500Z","metadata":{"pid":1}}"#
-        );
-        let free_in = |state| {
-            let info = LockInfo {
-                state,
-                ..held(None)
-            };
-            let all: Value = serde_json::from_str(&info.to_json()).unwrap();
-            (all["state"].clone(), all["free_in"].clone())
-        };
-        let since = Duration::from_secs(5);
-        assert_eq!(
-            free_in(LockState::Expired { since }),
-            (json!("expired"), json!(0.0))
-        );
-        assert_eq!(
-            free_in(LockState::Held { free_in: None }),
-            (json!("held"), json!(null))
-        );
-        assert_eq!(free_in(LockState::Free), (json!("free"), json!(null)));
-    }
-
-    #[test]
-    fn the_purpose_is_the_callers_words_before_the_program() {
-        let of = |text: &str| held(Some(text)).description();
-        assert_eq!(of(r#"{"program":"worker","pid":1}"#), "worker");
-        let own = r#"{"program":"dblock","meta":{"ticket":"OPS-1","command":"report.sh"}}"#;
-        assert_eq!(of(own), "report.sh ticket=OPS-1");
-        assert_eq!(of("by hand"), "by hand");
-        assert_eq!(of("{}"), "");
-        assert_eq!(held(None).description(), "");
-    }
-}
+mod tests;

@@ -1,11 +1,22 @@
-//! The rules of [database-locks](https://docs.rs/database-locks), without I/O: values, the life of a lease, how a
-//! lease that has ended is observed, and what a row of the table means.
+//! The rules of [database-locks](https://docs.rs/database-locks) without I/O.
 //!
-//! Use `database-locks`. This crate is published because that one depends on it. It is **not covered by semver**.
+//! Use `database-locks`. This crate is published because `database-locks` depends on it, and it is
+//! **not covered by semver**.
 //!
-//! Nothing here asks for the time: each function takes the instant or the length that it needs.
+//! | module        | rules for                                                                |
+//! |---------------|--------------------------------------------------------------------------|
+//! | `values`      | what callers pass and get: names, tokens, tickets, durations             |
+//! | `lease`       | when a lease is renewed, until when it is trusted, and when it is lost    |
+//! | `observation` | how a lease ends on a cluster whose nodes have several clocks            |
+//! | `row`         | what a row of the table means                                            |
+//! | `judge`       | why a grant that was not renewed is lost                                 |
+//! | `messages`    | what a client asks of a store, and the answers                           |
+//! | `info`        | a lock as people and JSON see it                                         |
+//!
+//! No function reads a clock: each takes the instant or the length that it needs.
 
 mod info;
+mod judge;
 mod lease;
 mod lost;
 mod messages;
@@ -14,6 +25,7 @@ mod row;
 mod values;
 
 pub use info::{ListFilter, LockInfo, LockState, Prune};
+pub use judge::{judge, judge_elsewhere, judge_ticket};
 pub use lease::{Answer, Lease, Next, SHORTEST_PATIENCE};
 pub use lost::{Gone, HeldBy, LostReason};
 pub use messages::{
@@ -21,11 +33,12 @@ pub use messages::{
     Released, Renewal, ResumeCommand, TakeOverCommand,
 };
 pub use observation::{Observations, ObservedExpiry, Version, WaitExtension};
-pub use row::{LockRow, judge, judge_elsewhere, judge_ticket};
+pub use row::LockRow;
 pub use values::grant::{GrantId, Token};
 pub use values::invalid::InvalidSetting;
 pub use values::name::{LockName, MAX_CHARS};
 pub use values::text::{Holding, Human, Short, escaped};
 pub use values::ticket::Ticket;
-pub use values::time::Time;
-pub use values::timing::{MAX_FIRST_GRANT, REQUEST_TIMEOUT, Renewing, Timing, Ttl, parse_duration};
+pub use values::time::BootInstant;
+pub use values::timing::{MAX_FIRST_GRANT, REQUEST_TIMEOUT, Renewing, Timing};
+pub use values::ttl::{Ttl, parse_duration};

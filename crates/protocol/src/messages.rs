@@ -1,70 +1,73 @@
-//! What the client asks of a store and what it answers. All times are lengths, so that no caller can compare two clocks.
+//! What a client asks of a store, and what the store answers.
+//!
+//! All times are lengths. So no caller can compare the clocks of two machines.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::info::LockInfo;
-use crate::lost::{Gone, LostReason};
+use crate::lost::{Gone, HeldBy, LostReason};
 use crate::observation::{ObservedExpiry, Version};
 use crate::values::grant::{GrantId, Token};
 use crate::values::name::LockName;
-use crate::values::timing::Ttl;
+use crate::values::ttl::Ttl;
 
-/// How many rows a page looks at.
+/// The number of rows that a store examines for one page.
 pub const PAGE: u32 = 1_000;
 
-/// Some of the rows of the table.
+/// One page of a listing.
 #[derive(Debug, Default)]
 pub struct Page {
-    /// Those that match, in the order of their ids.
+    /// The rows that match, in the order of their ids.
     pub rows: Vec<LockInfo>,
-    /// The last id that was looked at; none: there are no more.
+    /// The last id that was examined; `None` after the last page.
     pub last: Option<i64>,
 }
 
-/// What became of a page of rows that was pruned.
+/// The outcome of pruning one page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pruned {
-    /// How many of them were deleted.
+    /// The number of rows that were deleted.
     pub deleted: u64,
-    /// Where the next page begins; none: there are no more.
+    /// Where the next page begins; `None` after the last page.
     pub last: Option<i64>,
 }
 
-/// What is asked for in an acquire.
+/// A request for a lock.
 #[derive(Clone, Debug)]
 pub struct AcquireCommand {
-    /// Which lock.
+    /// The name of the lock.
     pub name: LockName,
-    /// Drawn before the request is sent: asked for again, the same grant is recognised.
+    /// The id of the new grant. It is drawn before the request is sent: if the request is repeated,
+    /// the store recognizes the grant.
     pub grant: GrantId,
-    /// Goes into `locked_by`.
+    /// The name of the holder, for the column `locked_by`.
     pub holder: Arc<str>,
-    /// How long the lease shall last.
+    /// The length of the lease.
     pub length: Duration,
-    /// JSON.
+    /// The metadata of the holder, as JSON.
     pub metadata: Arc<str>,
-    /// The version of its row that was watched for as long as its lease lasts: it has lapsed, and is to
-    /// be granted as if it were free. See [`ObservedExpiry`].
-    pub lapsed: Option<Version>,
+    /// The version of the row whose expiry was observed: if the row still has it, the lock is
+    /// granted as if it were free. See [`ObservedExpiry`].
+    pub expired_version: Option<Version>,
 }
 
-/// What became of an [`AcquireCommand`].
+/// The outcome of an [`AcquireCommand`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is ours, for at least `length` from when the request was sent.
+    /// The lock is granted, for at least `length` from when the request was sent.
     Granted {
-        /// The fencing number.
+        /// The fencing token.
         token: Token,
-        /// What was asked for, or what is left of it where this very grant had been made before.
+        /// The length that was asked for, or the rest of it if this very grant was made earlier.
         length: Duration,
         /// The server that says so, where one may take the place of another.
         confirmed_by: Option<Primary>,
     },
-    /// Somebody else has it.
+    /// Another grant holds the lock.
     Held(Holder),
-    /// It looks free or expired, but somebody has its row locked right now, or made it just now.
-    /// Soon it may be had.
+    /// The lock looks free or expired, but another transaction has its row locked or has just
+    /// created it. The lock can be had soon.
     Busy,
 }
 
@@ -88,58 +91,70 @@ pub struct Primary {
     pub timeline: u32,
 }
 
-/// Who has a lock.
+/// The holder of a lock, as its row shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder {
-    /// `locked_by`.
+    /// The name of the holder, from the column `locked_by`.
     pub holder: Option<String>,
-    /// The token of that grant.
+    /// The token in the row. In a legacy row it is that of an earlier grant.
     pub token: Option<Token>,
-    /// For how long it has been held.
+    /// For how long the lock has been held.
     pub held_for: Option<Duration>,
-    /// How long its lease goes on; none: without end. Where it ends by being watched: if the watch
-    /// began now.
+    /// How long the lease lasts; `None` if it is infinite. If its expiry has to be observed: how
+    /// long it lasts if the observation begins now.
     pub free_in: Option<Duration>,
-    /// How it ends, where that is by being watched.
-    pub lapse: Option<ObservedExpiry>,
-    /// The grant id that stands in its row.
+    /// How to observe the expiry of the lease; `None` if the database's clock decides.
+    pub observed_expiry: Option<ObservedExpiry>,
+    /// The grant id in the row. In a legacy row it is that of an earlier grant.
     pub grant: Option<String>,
-    /// Whether that is the grant which holds it. If not, 0.5 has it, which leaves what it does not
-    /// know as it was.
-    pub intact: bool,
+    /// Whether the row was last written by a legacy client (django-database-locks 0.5), which
+    /// leaves the columns that it does not know unchanged.
+    pub is_legacy: bool,
 }
 
-/// One grant: who may renew and release.
+impl Holder {
+    /// The holder as a loss names it, without what belongs to an earlier grant.
+    pub fn into_held_by(self) -> HeldBy {
+        HeldBy {
+            token: self.token.filter(|_| !self.is_legacy),
+            holder: self.holder,
+            held_for: self.held_for,
+        }
+    }
+}
+
+/// One grant: what a renewal and a release have to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Which lock.
+    /// The name of the lock.
     pub name: LockName,
-    /// Its fencing number.
+    /// The fencing token.
     pub token: Token,
-    /// Its random id.
+    /// The random id.
     pub id: GrantId,
-    /// `locked_by`.
+    /// The name of the holder, as in the column `locked_by`.
     pub holder: Arc<str>,
     /// The server that granted or renewed it last, where one may take the place of another.
     pub confirmed_by: Option<Primary>,
 }
 
-/// What became of a renewal.
+/// The outcome of a renewal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// The lease lasts at least the whole ttl from when the request was sent.
+    /// The lease lasts at least its whole ttl from when the request was sent.
     Renewed {
-        /// The server that says so, where one may take the place of another.
+        /// The server that says so, if one may take the place of another.
         confirmed_by: Option<Primary>,
     },
-    /// A plain read says that it is still ours, but its row is locked by somebody.
+    /// A plain read shows that the grant holds the lock, but another transaction has the row
+    /// locked.
     Busy,
-    /// A plain read says that it is no longer ours.
+    /// A plain read shows that the grant no longer holds the lock.
     Lost(Gone),
 }
 
 impl Renewal {
-    /// Why it was lost, if it was.
+    /// Why the lock was lost, if it was.
     pub fn lost(&self) -> Option<LostReason> {
         match self {
             Self::Lost(gone) => Some(gone.reason),
@@ -153,47 +168,48 @@ impl Renewal {
     }
 }
 
-/// A grant that is to end at once, since its holder comes again and wants another.
+/// A request for a lock whose present grant, of the same holder, ends at once.
 #[derive(Clone, Debug)]
 pub struct TakeOverCommand {
-    /// The grant that is asked for; its holder has to be that of the one that ends.
+    /// The new grant. Its holder has to be that of the grant that ends.
     pub to: AcquireCommand,
-    /// The token of the one that ends.
+    /// The token of the grant that ends.
     pub token: Token,
-    /// The grant id that stands in its row; none: 0.5 made it, which has no such thing.
+    /// The grant id in the row of the grant that ends; `None` for a legacy grant in a row that has
+    /// none.
     pub grant: Option<String>,
 }
 
-/// A grant that goes on as another one, elsewhere.
+/// A request to continue a grant under another id, made with its ticket.
 #[derive(Clone, Debug)]
 pub struct ResumeCommand {
-    /// The token of both.
+    /// The token of both grants.
     pub token: Token,
-    /// The grant that ends.
+    /// The id of the grant that ends.
     pub from: GrantId,
-    /// The one that takes its place.
+    /// The grant that replaces it.
     pub to: AcquireCommand,
 }
 
-/// A grant to be given back.
+/// A request to release a grant.
 #[derive(Clone, Debug)]
 pub struct ReleaseCommand {
-    /// Which lock.
+    /// The name of the lock.
     pub name: LockName,
-    /// Its fencing number; none where the reply to the acquire was lost. The random id is proof
-    /// enough then.
+    /// The fencing token; `None` if the reply to the acquire was lost. The random id identifies the
+    /// grant in that case.
     pub token: Option<Token>,
-    /// Its random id.
+    /// The random id.
     pub grant: GrantId,
-    /// `locked_by`.
+    /// The name of the holder, as in the column `locked_by`.
     pub holder: Arc<str>,
-    /// Whether a crash of the database must not forget it: so for a lease without end, which would
-    /// otherwise stay held for ever.
+    /// Whether the release must survive a crash of the database. If the release of an infinite
+    /// lease were forgotten, the lock would stay held for ever.
     pub durable: bool,
 }
 
 impl ReleaseCommand {
-    /// Give back a grant.
+    /// The release of a grant whose lease has this ttl.
     pub fn of(grant: &Grant, ttl: Ttl) -> Self {
         Self {
             name: grant.name.clone(),
@@ -205,26 +221,69 @@ impl ReleaseCommand {
     }
 }
 
-/// What became of a [`ReleaseCommand`].
+/// The outcome of a [`ReleaseCommand`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Released {
-    /// It was ours and is free now.
+    /// The grant held the lock, which is free now.
     Freed,
-    /// The same, and clients that wait for it were notified.
+    /// The same, and the store notified clients that wait for the lock.
     Awaited,
-    /// Still ours, but its row is locked by somebody.
+    /// The grant holds the lock, but another transaction has the row locked.
     Busy,
-    /// It was not ours any more; nothing was changed.
-    NotOurs,
+    /// The grant did not hold the lock any more. Nothing was changed.
+    NotHeld,
 }
 
-/// What became of a release by force.
+/// The outcome of a release by force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Force {
-    /// It is free now; this is who had it.
+    /// The lock is free now; this was its holder.
     Freed(Holder),
-    /// It was free, or there is no such lock.
+    /// The lock was free, or has no row.
     WasFree,
-    /// Its row is locked by somebody: a fenced transaction may be open.
+    /// Another transaction has the row locked: perhaps one with a fence.
     Busy,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grant() -> Grant {
+        Grant {
+            name: LockName::new("job").unwrap(),
+            token: Token::from_db(7),
+            id: GrantId::of([7; 16]),
+            holder: "me".into(),
+            confirmed_by: None,
+        }
+    }
+
+    #[test]
+    fn a_release_asks_for_its_grant_and_is_durable_if_the_lease_is_infinite() {
+        for (ttl, durable) in [
+            (Ttl::Finite(Duration::from_secs(1)), false),
+            (Ttl::Infinite, true),
+        ] {
+            let release = ReleaseCommand::of(&grant(), ttl);
+            let asked = (release.name, release.token, release.grant, release.holder);
+            let Grant {
+                name,
+                token,
+                id,
+                holder,
+                confirmed_by: _,
+            } = grant();
+            assert_eq!(asked, (name, Some(token), id, holder));
+            assert_eq!(release.durable, durable);
+        }
+    }
+
+    #[test]
+    fn only_a_lost_renewal_has_a_reason() {
+        let lost = Renewal::Lost(LostReason::Forced.into());
+        assert_eq!(lost.lost(), Some(LostReason::Forced));
+        assert_eq!(Renewal::Renewed { confirmed_by: None }.lost(), None);
+        assert_eq!(Renewal::Busy.lost(), None);
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use protocol::{Answer, Lease, Next, Renewing, Timing};
+use protocol::{Answer, BootInstant, Lease, Next, Renewing, Timing};
 
 /// The ttl, in ticks.
 pub(crate) const TTL: u8 = 3;
@@ -17,34 +17,38 @@ pub(crate) const TRUST: u8 = TTL - MARGIN;
 /// The present; all other times of a situation are near it.
 const NOW: u8 = 100;
 
-fn at(tick: u8) -> Duration {
-    Duration::from_secs(tick.into())
+fn ticks(count: u8) -> Duration {
+    Duration::from_secs(count.into())
+}
+
+fn at(tick: u8) -> BootInstant {
+    BootInstant::from_boot(ticks(tick))
 }
 
 fn timing() -> Timing {
-    let ttl = at(TTL).into();
-    Timing::new(ttl, Renewing::ByDefault, Some(at(MARGIN))).expect("a ttl of seconds is allowed")
+    let ttl = ticks(TTL).into();
+    Timing::new(ttl, Renewing::ByDefault, Some(ticks(MARGIN))).expect("a ttl of seconds is allowed")
 }
 
 fn left(lease: &Lease) -> u8 {
-    let left = lease.trusted_until().saturating_sub(at(NOW));
+    let left = lease.trusted_until() - at(NOW);
     left.as_secs().try_into().expect("never more than the ttl")
 }
 
 /// The remaining trust of a lease that was requested `age` ticks ago and is granted now.
 pub(crate) fn granted(age: u8) -> u8 {
-    left(&Lease::granted(timing(), at(NOW - age), at(TTL)))
+    left(&Lease::granted(timing(), at(NOW - age), ticks(TTL)))
 }
 
 /// A lease with `trust` ticks left, which a closed fence leaves undecided for `undecided` ticks.
 fn held(trust: u8, undecided: u8) -> Lease {
     let sent = NOW + trust - TRUST;
     if undecided == 0 {
-        return Lease::granted(timing(), at(sent), at(TTL));
+        return Lease::granted(timing(), at(sent), ticks(TTL));
     }
     let closed = NOW + undecided - TTL;
     let sent = if trust > 0 { sent } else { closed - TTL };
-    let mut lease = Lease::granted(timing(), at(sent), at(TTL));
+    let mut lease = Lease::granted(timing(), at(sent), ticks(TTL));
     assert!(lease.fence_opened(at(sent)), "trusted");
     lease.fence_closed(at(closed));
     lease
@@ -53,7 +57,7 @@ fn held(trust: u8, undecided: u8) -> Lease {
 /// How long a lease stays undecided after a fence that blocked renewals is closed.
 pub(crate) fn closed(trust: u8) -> u8 {
     let sent = NOW + trust - TRUST;
-    let mut lease = Lease::granted(timing(), at(sent), at(TTL));
+    let mut lease = Lease::granted(timing(), at(sent), ticks(TTL));
     assert!(lease.fence_opened(at(sent)), "trusted");
     lease.fence_closed(at(NOW));
     if lease.outlives_trust() { TTL } else { 0 }

@@ -97,6 +97,7 @@ impl<A: fmt::Debug> fmt::Display for Told<A> {
 }
 
 #[test]
+#[ignore = "make prove"]
 fn the_protocol_holds_where_renewals_go_on_under_a_fence() {
     holds(protocol(Kind::Postgres, 3, 2), 100_000);
     holds(protocol(Kind::Postgres, 2, 3), 200_000);
@@ -113,6 +114,7 @@ fn the_protocol_holds_where_a_lock_is_handed_over_by_a_ticket() {
 }
 
 #[test]
+#[ignore = "make prove"]
 fn the_protocol_holds_on_a_cluster_whose_clocks_differ() {
     holds(protocol(Kind::Cluster, 2, 2), 1_000_000);
     // The bound is on how much one clock gains on another: that of the contender may be the wrong one.
@@ -178,6 +180,7 @@ fn a_guard_that_is_handed_out_after_the_end_of_trust_is_caught() {
 }
 
 #[test]
+#[ignore = "make prove"]
 fn a_ticket_that_is_resumed_after_the_end_of_trust_is_caught() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::Cluster] {
         let model = with_tickets(protocol(kind, 2, 2));

@@ -16,8 +16,8 @@ use crate::runtime::clock;
 use crate::runtime::fork::Here;
 use crate::store::api::StoreError;
 use protocol::{
-    Gone, Grant, LockName, LockState, LostReason, REQUEST_TIMEOUT, ReleaseCommand, Released,
-    Renewal, Short, Ticket, Time, Token, Ttl,
+    BootInstant, Gone, Grant, LockName, LockState, LostReason, REQUEST_TIMEOUT, ReleaseCommand,
+    Released, Renewal, Short, Ticket, Token, Ttl,
 };
 
 /// How long [`LockGuard::release`] waits for the database. After it, the background continues.
@@ -516,7 +516,7 @@ impl LockGuard {
             Some(done) => done,
             None => in_background(name, release, began + RELEASE_PATIENCE).await?,
         };
-        if done != Released::NotOurs {
+        if done != Released::NotHeld {
             return Ok(());
         }
         let (client, held) = (Arc::clone(&self.client), Arc::clone(&self.held));
@@ -567,7 +567,7 @@ impl LockGuard {
 async fn in_background(
     name: LockName,
     release: ReleaseRequest,
-    until: Time,
+    until: BootInstant,
 ) -> Result<Released, Error> {
     let work = runtime::spawn(release.in_background())?;
     runtime::run(async move {

@@ -18,8 +18,8 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, Gone, Grant, Lease, LockInfo, LostReason, Primary, REQUEST_TIMEOUT,
-    ReleaseCommand, Released, Renewal, ResumeCommand, Ticket, Time, Ttl,
+    AcquireCommand, BootInstant, Gone, Grant, Lease, LockInfo, LostReason, Primary,
+    REQUEST_TIMEOUT, ReleaseCommand, Released, Renewal, ResumeCommand, Ticket, Ttl,
 };
 
 /// Resume the grant of a ticket. Trust is checked last, on the caller's thread, so that the guard
@@ -45,7 +45,7 @@ async fn in_background(
             holder: request.holder,
             length: request.timing.first_grant(),
             metadata: request.metadata,
-            lapsed: None,
+            expired_version: None,
         };
         let command = ResumeCommand {
             token: ticket.token,
@@ -95,7 +95,7 @@ async fn in_background(
 async fn retry_resume(
     client: &Client,
     command: &ResumeCommand,
-) -> Result<(Time, Option<Primary>), Error> {
+) -> Result<(BootInstant, Option<Primary>), Error> {
     let until = clock::now() + REQUEST_TIMEOUT;
     loop {
         let sent = clock::now();
@@ -215,7 +215,7 @@ async fn run_by_ticket(
                     client.queues.wake(&grant.name);
                     Renewal::Renewed { confirmed_by: None }
                 }
-                Some(Released::NotOurs) => Renewal::Lost(LostReason::Released.into()),
+                Some(Released::NotHeld) => Renewal::Lost(LostReason::Released.into()),
                 Some(Released::Busy) if defer(client, &releases[0]) => {
                     Renewal::Renewed { confirmed_by: None }
                 }

@@ -29,7 +29,7 @@ pub(crate) fn observe(client: &Client, rows: &mut [LockInfo]) {
             version,
             length,
             overdue,
-        }) = &row.lapse
+        }) = &row.observed_expiry
         else {
             continue;
         };

@@ -16,7 +16,7 @@ use crate::runtime::fork::Here;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Time, Token, Ttl,
+    BootInstant, Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Token, Ttl,
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
@@ -60,8 +60,8 @@ impl ReleaseRequest {
         held_for: Option<Duration>,
     ) -> Self {
         let end = match ttl {
-            Ttl::Finite(ttl) => clock::now().saturating_add(ttl),
-            Ttl::Infinite => Time::MAX,
+            Ttl::Finite(ttl) => clock::now() + ttl,
+            Ttl::Infinite => BootInstant::MAX,
         };
         let pending = Some(client.pending.clone());
         Self(Some(Here::new(ReleaseTask {
@@ -79,7 +79,7 @@ impl ReleaseRequest {
         task.first = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
         match entry.release(task.command.clone()).await {
             None => None,
-            Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs))) => {
+            Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld))) => {
                 let done = task.decided(done);
                 self.0 = None;
                 Some(done)
@@ -104,7 +104,7 @@ impl ReleaseRequest {
         async move {
             match task {
                 Some(task) => task.run().await,
-                None => Ok(Released::NotOurs),
+                None => Ok(Released::NotHeld),
             }
         }
     }
@@ -135,7 +135,7 @@ struct ReleaseTask {
     client: Arc<Client>,
     command: ReleaseCommand,
     /// When the lease ends by itself.
-    end: Time,
+    end: BootInstant,
     held_for: Option<Duration>,
     /// The answer on the direct path, for the first iteration. While that request is unanswered:
     /// the error that its answer is late.
@@ -152,7 +152,7 @@ impl ReleaseTask {
     fn new(
         client: Arc<Client>,
         command: ReleaseCommand,
-        end: Time,
+        end: BootInstant,
         held_for: Option<Duration>,
     ) -> Self {
         Self {
@@ -177,7 +177,7 @@ impl ReleaseTask {
                 None => self.client.releases.ask(self.command.clone()).await,
             };
             let failure = match answer {
-                Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
+                Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld)) => {
                     return Ok(self.decided(done));
                 }
                 Ok(Released::Busy) if self.client.fences.end_of(self.command.grant).is_some() => {
@@ -226,7 +226,7 @@ impl ReleaseTask {
         );
         let done = if self.unsure { Released::Freed } else { done };
         let message = match (done, self.held_for) {
-            (Released::NotOurs, _) => "nothing left to release",
+            (Released::NotHeld, _) => "nothing left to release",
             (_, Some(_)) => "lock released",
             (_, None) => "released the grant of a cancelled acquire",
         };
@@ -315,7 +315,7 @@ impl ReleaseTask {
             }
             // The lease may have ended during the fence. The grant is still in the row until
             // another client acquires the lock.
-            let least = clock::now().saturating_add(REQUEST_TIMEOUT);
+            let least = clock::now() + REQUEST_TIMEOUT;
             task.end = task.end.max(least);
             let _ = task.run().await;
         })

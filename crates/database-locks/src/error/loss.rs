@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::runtime::clock;
-use protocol::{Gone, HeldBy, Human, LostReason, Time, escaped};
+use protocol::{BootInstant, Gone, HeldBy, Human, LostReason, escaped};
 
 /// The minimum age from which the text says how long ago the lock was lost.
 const MIN_AGE_SHOWN: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ struct Facts {
     gone: Gone,
     last_answer: Option<Arc<str>>,
     held_for: Option<Duration>,
-    at: Time,
+    at: BootInstant,
 }
 
 impl Loss {
@@ -51,13 +51,13 @@ impl Loss {
     pub(crate) fn of_held(
         gone: Gone,
         last_answer: Option<Arc<str>>,
-        since: Time,
-        at: Time,
+        since: BootInstant,
+        at: BootInstant,
     ) -> Self {
         Self(Arc::new(Facts {
             gone,
             last_answer,
-            held_for: Some(at.saturating_sub(since)),
+            held_for: Some(at - since),
             at,
         }))
     }
@@ -89,7 +89,7 @@ impl Loss {
     /// How long ago trust ended, by the same clock. Since then another holder may have been at
     /// work.
     pub fn elapsed(&self) -> Duration {
-        clock::now().saturating_sub(self.0.at)
+        clock::now() - self.0.at
     }
 
     /// The holder in the database's answer that reported the loss.
@@ -177,7 +177,8 @@ mod tests {
     fn a_loss_describes_its_reason_its_age_and_the_new_holder() {
         // In the future, so that the elapsed time is zero when it is shown.
         let now = clock::now() + secs(3600);
-        let text = |gone: Gone, at: Time| Loss::of_held(gone, None, at - secs(12), at).to_string();
+        let text =
+            |gone: Gone, at: BootInstant| Loss::of_held(gone, None, at - secs(12), at).to_string();
         assert_eq!(
             text(taken_over_by("web-2"), now),
             "lost after 12s: preempted by another holder (now held by web-2 for 3s, token 17)"

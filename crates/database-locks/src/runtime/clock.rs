@@ -2,24 +2,30 @@
 
 use std::time::Duration;
 
-use protocol::Time;
+use protocol::BootInstant;
 
 /// The present time, on a clock that counts while the machine is suspended.
 ///
 /// On Linux `std::time::Instant` stops during a suspend: after an hour of it, a laptop would trust
 /// leases that ended fifty-nine minutes ago.
 #[cfg(target_os = "linux")]
-pub(crate) fn now() -> Time {
+pub(crate) fn now() -> BootInstant {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
+    BootInstant::from_boot(Duration::new(
+        t.tv_sec.unsigned_abs(),
+        t.tv_nsec.unsigned_abs() as u32,
+    ))
 }
 
 /// The present time. Other systems than Linux use the monotonic clock, which on macOS counts while
 /// the machine is suspended.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn now() -> Time {
+pub(crate) fn now() -> BootInstant {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
+    BootInstant::from_boot(Duration::new(
+        t.tv_sec.unsigned_abs(),
+        t.tv_nsec.unsigned_abs() as u32,
+    ))
 }
 
 /// The longest sleep without reading the clock.
@@ -30,8 +36,12 @@ pub(crate) fn now() -> Time {
 const LONGEST_NAP: Duration = Duration::from_secs(1);
 
 /// Sleep until `then`. A suspend of the machine counts.
-pub(crate) async fn sleep_until(then: Time) {
-    while let Some(left) = then.checked_sub(now()).filter(|left| !left.is_zero()) {
+pub(crate) async fn sleep_until(then: BootInstant) {
+    loop {
+        let left = then - now();
+        if left.is_zero() {
+            return;
+        }
         tokio::time::sleep(left.min(LONGEST_NAP)).await;
     }
 }
@@ -50,6 +60,6 @@ mod tests {
     fn time_goes_on() {
         let before = super::now();
         assert!(super::now() >= before);
-        assert!(!before.is_zero());
+        assert!(before > super::BootInstant::ZERO);
     }
 }

@@ -22,7 +22,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::{JoinError, JoinHandle};
 
 use fork::{AtWork, PerProcess};
-use protocol::Time;
+use protocol::BootInstant;
 
 pub(crate) mod callbacks;
 pub(crate) mod clock;
@@ -177,10 +177,13 @@ pub(crate) fn block_on_for<F: Future + ?Sized>(
     at_most: Duration,
 ) -> Result<Option<F::Output>, RuntimeError> {
     may_block()?;
-    Ok(wait(future, Some(clock::now().saturating_add(at_most))))
+    Ok(wait(future, Some(clock::now() + at_most)))
 }
 
-fn wait<F: Future + ?Sized>(mut future: Pin<&mut F>, until: Option<Time>) -> Option<F::Output> {
+fn wait<F: Future + ?Sized>(
+    mut future: Pin<&mut F>,
+    until: Option<BootInstant>,
+) -> Option<F::Output> {
     // Inside a runtime, or at the end of a thread, tokio refuses to drive another runtime.
     let outside = Handle::try_current().is_err_and(|why| why.is_missing_context());
     if outside && let Ok(runtime) = blocking() {
@@ -207,11 +210,11 @@ enum Driven<T> {
 /// Wait for a future in the blocking runtime, for as long as it needs that.
 async fn drive<F: Future + ?Sized>(
     mut future: Pin<&mut F>,
-    until: Option<Time>,
+    until: Option<BootInstant>,
 ) -> Driven<F::Output> {
     // If the runtime's tasks were not polled for a while, they come first: one of them detects that
     // the server has closed the connection.
-    let now = u64::try_from(clock::now().as_millis()).unwrap_or(u64::MAX);
+    let now = u64::try_from(clock::now().since_boot().as_millis()).unwrap_or(u64::MAX);
     if now.saturating_sub(DRIVEN.swap(now, Ordering::Relaxed)) > RECENT_MS {
         tokio::task::yield_now().await;
     }
@@ -230,7 +233,7 @@ async fn drive<F: Future + ?Sized>(
     match until {
         None => driven.await,
         Some(until) => {
-            let left = until.saturating_sub(clock::now());
+            let left = until - clock::now();
             let driven = tokio::time::timeout(left, driven).await;
             driven.unwrap_or(Driven::Late)
         }
@@ -238,7 +241,10 @@ async fn drive<F: Future + ?Sized>(
 }
 
 /// Wait for a future on this thread, outside any runtime.
-fn park<F: Future + ?Sized>(mut future: Pin<&mut F>, until: Option<Time>) -> Option<F::Output> {
+fn park<F: Future + ?Sized>(
+    mut future: Pin<&mut F>,
+    until: Option<BootInstant>,
+) -> Option<F::Output> {
     let _parked = FlagGuard::begin(&PARKED);
     let signal = Arc::new(Signal {
         thread: std::thread::current(),
@@ -280,9 +286,9 @@ struct Signal {
 
 impl Signal {
     /// Wait until the signal is set; `false` at the timeout.
-    fn wait(&self, until: Option<Time>) -> bool {
+    fn wait(&self, until: Option<BootInstant>) -> bool {
         while !self.set.swap(false, Ordering::Acquire) {
-            match until.map(|until| until.saturating_sub(clock::now())) {
+            match until.map(|until| until - clock::now()) {
                 None => std::thread::park(),
                 Some(Duration::ZERO) => return false,
                 Some(left) => std::thread::park_timeout(left),

@@ -166,7 +166,7 @@ fn a_lock_is_taken_and_released_on_one_connection(database: &Database) {
         for _ in 0..3 {
             let grant = acquired(&*lane, &want("job")).await;
             assert_eq!(release(&*lane, &grant).await.unwrap(), Released::Freed);
-            assert_eq!(release(&*lane, &grant).await.unwrap(), Released::NotOurs);
+            assert_eq!(release(&*lane, &grant).await.unwrap(), Released::NotHeld);
         }
         assert_eq!(database.connections().len(), 1);
     });

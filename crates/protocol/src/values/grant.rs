@@ -1,11 +1,12 @@
-//! Token and grant id: what distinguishes one grant from every other.
+//! What tells one grant of a lock from every other: its fencing token and its grant id.
 
 use std::fmt;
 
-/// The fencing number of one grant: greater than that of every earlier grant of the same name.
+/// The fencing token of one grant: greater than that of every earlier grant of the same name.
 ///
-/// Store it beside the data that you write, or send it along with the request, and refuse a smaller
-/// one: then a holder that was frozen past its lease cannot overwrite its successor's work.
+/// Store it beside the data that the lock protects, or send it along with each write, and refuse a
+/// write whose token is smaller than the one stored. Then a holder that was frozen past the end of
+/// its lease cannot overwrite the work of its successor.
 ///
 /// ```
 /// # fn accept(last_seen: database_locks::Token, token: database_locks::Token) -> bool {
@@ -13,13 +14,13 @@ use std::fmt;
 /// # }
 /// ```
 ///
-/// It is an `i64` greater than 0; `i64::from(token)` gives a statement's parameter. Compare tokens
-/// of the same name with `<` and `==`; those of different names are unrelated.
+/// A token is an `i64` greater than 0: pass `i64::from(token)` as the parameter of a statement.
+/// Tokens of the same name can be compared; tokens of different names are unrelated.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(i64);
 
 impl Token {
-    /// The value of the column `token`.
+    /// The token that the column `token` holds.
     #[doc(hidden)]
     pub const fn from_db(value: i64) -> Self {
         Self(value)
@@ -49,34 +50,34 @@ impl fmt::Debug for Token {
     }
 }
 
-/// 128 random bits made for each grant, as 32 hexadecimal digits.
+/// The random id of one grant: 128 bits, written as 32 hexadecimal digits.
 ///
-/// A token alone is not enough: after a failover that lost commits two grants may bear the same
-/// token, never the same grant id. It is made *before* the request is sent, so that a request whose
-/// reply was lost can be recognised when it is sent again.
+/// A token alone does not identify a grant: after a failover that lost commits, two grants may have
+/// the same token. The client draws the id *before* it sends the request, so that the database
+/// recognizes a request that is sent again because its reply was lost.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GrantId([u8; 32]);
 
 impl GrantId {
-    /// The grant id of 16 random bytes, which the caller draws.
+    /// The grant id of 16 random bytes.
     #[doc(hidden)]
     pub fn of(bytes: [u8; 16]) -> Self {
         let mut digits = [0_u8; 32];
         for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
-            pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
-            pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
+            pair[0] = b"0123456789abcdef"[usize::from(byte / 16)];
+            pair[1] = b"0123456789abcdef"[usize::from(byte % 16)];
         }
         Self(digits)
     }
 
-    /// Read the 32 digits.
+    /// The grant id of 32 lowercase hexadecimal digits; `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         let digits: [u8; 32] = text.as_bytes().try_into().ok()?;
         digits.iter().all(|b| hex(*b)).then_some(Self(digits))
     }
 
-    /// The 32 digits, as they stand in the column `grant_id`.
+    /// The 32 digits, as in the column `grant_id`.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
@@ -91,5 +92,48 @@ impl fmt::Display for GrantId {
 impl fmt::Debug for GrantId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_shown_and_passed_on_as_its_number() {
+        let token = Token::from_db(1_795_424_892_119);
+        assert_eq!(
+            (token.get(), i64::from(token)),
+            (1_795_424_892_119, 1_795_424_892_119)
+        );
+        assert_eq!(format!("{token} {token:?}"), "1795424892119 1795424892119");
+    }
+
+    #[test]
+    fn a_grant_id_is_shown_as_the_hexadecimal_digits_of_its_bytes() {
+        let mut bytes = [0_u8; 16];
+        (bytes[0], bytes[1], bytes[15]) = (0x0f, 0xa9, 0x80);
+        let id = GrantId::of(bytes);
+        let digits = "0fa90000000000000000000000000080";
+        assert_eq!(id.as_str(), digits);
+        assert_eq!(format!("{id} {id:?}"), format!("{digits} {digits}"));
+        assert_eq!(GrantId::parse(digits), Some(id));
+    }
+
+    #[test]
+    fn only_32_lowercase_hexadecimal_digits_are_a_grant_id() {
+        let good = "0123456789abcdef0123456789abcdef";
+        assert!(GrantId::parse(good).is_some());
+        for bad in [
+            "",
+            &good[1..],
+            &good.to_uppercase(),
+            &good.replace('f', "g"),
+            &good.replace('a', "`"),
+            &good.replace('0', "/"),
+            &good.replace('9', ":"),
+        ] {
+            assert_eq!(GrantId::parse(bad), None, "{bad}");
+        }
     }
 }

@@ -7,3 +7,4 @@ pub(crate) mod text;
 pub(crate) mod ticket;
 pub(crate) mod time;
 pub(crate) mod timing;
+pub(crate) mod ttl;

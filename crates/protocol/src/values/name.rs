@@ -6,18 +6,20 @@ use std::sync::Arc;
 
 use crate::values::invalid::InvalidSetting;
 
-/// The longest name, in characters: the width of the column, and of the package that we replace.
+/// The length of the longest name, in characters.
+///
+/// It is the width of the column `name`, in tables of django-database-locks 0.5 as well.
 pub const MAX_CHARS: usize = 255;
 
 /// The name of a lock: 1 to 255 characters, any Unicode without NUL.
 ///
-/// Distinct names are distinct locks on every engine, byte for byte: `Job`, `job`, `job ` and `jöb`
-/// in its two normal forms are five locks. Nothing is trimmed, folded or normalized.
+/// Names are compared byte for byte on every engine: `Job`, `job`, `job ` and `jöb` in its two
+/// normal forms are five locks. No name is trimmed, folded or normalized.
 ///
 /// # Errors
 ///
 /// [`LockName::new`] returns [`InvalidSetting`] for an empty name, one of more than 255 characters,
-/// or one with a NUL, which PostgreSQL cannot store.
+/// or one that contains a NUL, which PostgreSQL cannot store.
 ///
 /// # Example
 ///
@@ -33,7 +35,7 @@ pub const MAX_CHARS: usize = 255;
 pub struct LockName(Arc<str>);
 
 impl LockName {
-    /// Check a name.
+    /// The name, if it is allowed.
     pub fn new(name: impl AsRef<str>) -> Result<Self, InvalidSetting> {
         let name = name.as_ref();
         let refuse = |got: String| {
@@ -51,13 +53,13 @@ impl LockName {
         }
     }
 
-    /// A name that stands in the table. Other programs may have written it.
+    /// A name that was read from the table. It is not checked: other programs may have written it.
     #[doc(hidden)]
     pub fn from_db(name: String) -> Self {
         Self(name.into())
     }
 
-    /// The name as it was given.
+    /// The name, unchanged.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -124,16 +126,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn length_is_counted_in_characters_not_bytes() {
+    fn the_length_of_a_name_is_counted_in_characters() {
         assert!(LockName::new("𝄞".repeat(255)).is_ok());
-        assert!(LockName::new("a".repeat(256)).is_err());
+        assert!(LockName::new("𝄞".repeat(256)).is_err());
     }
 
     #[test]
-    fn a_refusal_says_what_is_allowed() {
-        for bad in ["", "a\0b", &"x".repeat(300)] {
-            let said = LockName::new(bad).unwrap_err().to_string();
-            assert!(said.contains("1 to 255 characters"), "{said}");
+    fn a_refusal_says_what_is_wrong_and_what_is_allowed() {
+        for (bad, got) in [
+            ("", "empty"),
+            ("a\0b", "a text with a NUL in it"),
+            (&"x".repeat(300), "300 characters long"),
+        ] {
+            let message = LockName::new(bad).unwrap_err().to_string();
+            let expected = format!("`name` is {got}, must be 1 to 255 characters without NUL");
+            assert_eq!(message, expected);
+        }
+    }
+
+    #[test]
+    fn a_name_is_the_text_that_it_was_made_of() {
+        let name: LockName = "a \"job\"".parse().unwrap();
+        assert_eq!(name, LockName::from_db("a \"job\"".to_owned()));
+        assert_eq!((name.as_str(), name.as_ref()), ("a \"job\"", "a \"job\""));
+        assert_eq!(name.to_string(), "a \"job\"");
+        assert_eq!(format!("{name:?}"), r#""a \"job\"""#);
+        assert_eq!(String::from(name), "a \"job\"");
+    }
+
+    #[test]
+    fn a_name_equals_the_same_text_and_no_other() {
+        let name = LockName::new("job").unwrap();
+        for (text, same) in [("job", true), ("Job", false), ("job ", false)] {
+            assert_eq!(
+                [name == *text, name == text, *text == name, text == name],
+                [same; 4]
+            );
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Durations, names and holders as every message shows them.
+//! How durations, names and holders are written in every message.
 
 use std::fmt;
 use std::time::Duration;
 
-/// A duration as people say it: `1.5s`, `2m 5s`, `3h 20m`.
+/// A duration as people write it: `1.5s`, `2m 5s`, `3h 20m`.
 #[derive(Debug)]
 pub struct Human(pub Duration);
 
@@ -21,7 +21,7 @@ impl fmt::Display for Human {
     }
 }
 
-/// Who has a lock and for how long, in the words of every face.
+/// The name of a holder and for how long it has held a lock: `held by web-2 for 4s`.
 #[derive(Debug)]
 pub struct Holding<'a>(pub &'a str, pub Option<Duration>);
 
@@ -33,25 +33,80 @@ impl fmt::Display for Holding<'_> {
     }
 }
 
-/// A text within the `Debug` output of something else: quoted, and cut where it is long.
+/// A text inside the `Debug` output of another value: quoted, and cut after 60 characters.
 pub struct Short<'a>(pub &'a str);
 
 impl fmt::Debug for Short<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const MOST: usize = 60;
-        let escaped: String = self.0.escape_debug().take(MOST + 1).collect();
-        match escaped.chars().count() > MOST {
-            true => write!(f, "\"{}…\"", escaped.chars().take(MOST).collect::<String>()),
-            false => write!(f, "\"{escaped}\""),
-        }
+        let mut escaped = self.0.escape_debug();
+        let shown: String = escaped.by_ref().take(MOST).collect();
+        let rest = if escaped.next().is_some() { "…" } else { "" };
+        write!(f, "\"{shown}{rest}\"")
     }
 }
 
-/// Text that another program chose, which must not look like a line of its own.
+/// The text with its control characters escaped.
+///
+/// Another program chose it: a line break in it must not begin a line of a log or a terminal.
 pub fn escaped(text: &str) -> String {
     let escape = |c: char| match c.is_control() {
         true => c.escape_default().collect(),
         false => String::from(c),
     };
     text.chars().map(escape).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_written_with_its_two_largest_units() {
+        for (ms, text) in [
+            (0, "0ms"),
+            (999, "999ms"),
+            (1_000, "1s"),
+            (1_099, "1s"),
+            (1_100, "1.1s"),
+            (9_900, "9.9s"),
+            (10_500, "10s"),
+            (59_999, "59s"),
+            (60_000, "1m 0s"),
+            (3_599_000, "59m 59s"),
+            (3_600_000, "1h 0m"),
+            (12_060_000, "3h 21m"),
+            (86_399_000, "23h 59m"),
+            (86_400_000, "1d 0h"),
+            (954_000_000, "11d 1h"),
+        ] {
+            assert_eq!(Human(Duration::from_millis(ms)).to_string(), text, "{ms}");
+        }
+    }
+
+    #[test]
+    fn the_age_of_a_holding_is_shown_if_it_is_known() {
+        let age = Duration::from_secs(4);
+        assert_eq!(
+            Holding("web-2", Some(age)).to_string(),
+            "held by web-2 for 4s"
+        );
+        assert_eq!(Holding("web-2", None).to_string(), "held by web-2");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_after_60_characters() {
+        let text = "ä".repeat(60);
+        assert_eq!(format!("{:?}", Short(&text)), format!("\"{text}\""));
+        assert_eq!(
+            format!("{:?}", Short(&format!("{text}b"))),
+            format!("\"{text}…\"")
+        );
+        assert_eq!(format!("{:?}", Short("a\"\n")), r#""a\"\n""#);
+    }
+
+    #[test]
+    fn only_control_characters_are_escaped() {
+        assert_eq!(escaped("a\nb\u{7}c \"ä\""), "a\\nb\\u{7}c \"ä\"");
+    }
 }

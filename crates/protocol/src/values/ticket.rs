@@ -1,4 +1,4 @@
-//! Tickets: text that continues a held lock in another program.
+//! Tickets: what another process needs to continue with a held lock.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,21 +9,21 @@ use crate::values::grant::{GrantId, Token};
 use crate::values::invalid::InvalidSetting;
 use crate::values::{name::LockName, text::Short};
 
-/// What a name is left as it is in: letters, digits and `-_.~`, which no shell and no URL minds.
+/// All but letters, digits and `-_.~`, which need no quoting in a shell and no encoding in a URL.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
     .remove(b'.')
     .remove(b'~');
 
-/// Continues a held lock in another task, process, machine or language.
+/// What another task, process, machine or language needs to continue with a held lock.
 ///
-/// `LockGuard::into_ticket` makes one, `Locks::resume` turns it into a guard. The lock is not
-/// renewed in between: resume it before its lease ends. **Every program that reads a ticket can
-/// release the lock**, so share it only with those that do the work. `Debug` does not show the
-/// grant id.
+/// `LockGuard::into_ticket` makes a ticket, `Locks::resume` turns it into a guard. The lock is not
+/// renewed in between: resume it before its ttl ends. **Every program that can read a ticket can
+/// release the lock**, so show it only to programs that share the work. Its `Debug` omits the grant
+/// id.
 ///
-/// `Display` and `FromStr` use `TOKEN.GRANT.NAME`, the name percent-encoded:
+/// It is written as `TOKEN.GRANT.NAME`, the name percent-encoded:
 ///
 /// ```
 /// use database_locks::Ticket;
@@ -36,10 +36,13 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Ticket {
+    /// The name of the lock.
     #[doc(hidden)]
     pub name: LockName,
+    /// The fencing token of the grant.
     #[doc(hidden)]
     pub token: Token,
+    /// The random id of the grant.
     #[doc(hidden)]
     pub grant: GrantId,
 }
@@ -50,7 +53,7 @@ impl Ticket {
         &self.name
     }
 
-    /// The fencing token, the same before and after the hand-over.
+    /// The fencing token. It stays the same when the lock is resumed.
     pub fn token(&self) -> Token {
         self.token
     }
@@ -88,7 +91,7 @@ impl FromStr for Ticket {
         };
         read().ok_or_else(|| {
             let allowed = "TOKEN.GRANT.NAME, as `dblock acquire` or DBLOCK_TICKET gives it";
-            // Not repeated: it may be a good one with a typing error.
+            // The text is not repeated: it may be a secret, a good ticket with a typing error.
             InvalidSetting::new("ticket", "of another form", allowed)
         })
     }
@@ -129,6 +132,12 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_tells_its_name_and_token() {
+        let ticket = ticket("job");
+        assert_eq!((ticket.name().as_str(), ticket.token().get()), ("job", 17));
+    }
+
+    #[test]
     fn a_bad_ticket_is_refused_and_not_repeated() {
         let good = ticket("job").to_string();
         for bad in [
@@ -138,10 +147,20 @@ mod tests {
             &good[1..good.len() - 4],
             "x.y.z",
             &good.replace("17.", "-17."),
+            &good.replace("17.", "0."),
         ] {
-            let said = bad.parse::<Ticket>().unwrap_err().to_string();
-            assert!(said.contains("TOKEN.GRANT.NAME"), "{said}");
+            let message = bad.parse::<Ticket>().unwrap_err().to_string();
+            assert_eq!(
+                message,
+                "`ticket` is of another form, must be TOKEN.GRANT.NAME, \
+                 as `dblock acquire` or DBLOCK_TICKET gives it"
+            );
         }
-        assert!(!format!("{:?}", ticket("job")).contains(ticket("job").grant.as_str()));
+    }
+
+    #[test]
+    fn the_debug_output_of_a_ticket_omits_its_grant_id() {
+        let shown = format!("{:?}", ticket("job"));
+        assert_eq!(shown, r#"Ticket { name: "job", token: 17, .. }"#);
     }
 }

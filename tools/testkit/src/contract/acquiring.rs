@@ -7,8 +7,8 @@ use database_locks::seam::{AcquireCommand, Outcome, Released, Version, random_gr
 use database_locks::{LockState, Token};
 
 use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, lapsed, name, outlived,
-    release, renew, try_once,
+    Bench, LONG, SHORT, WITHIN, ask, expired_version, grant_of, granted, holder_of, info, name,
+    outlived, release, renew, try_once,
 };
 use crate::promise::promise;
 use crate::time::now;
@@ -222,7 +222,7 @@ pub async fn an_expired_lease_has_one_successor(bench: &Bench) {
     let store = bench.ready().await;
     let old = granted(&*store, "job", "first", SHORT).await;
     outlived(SHORT).await;
-    let seen = lapsed(bench, "job").await;
+    let seen = expired_version(bench, "job").await;
     let winners = race(bench, "job", seen.as_ref(), 20).await;
     assert_eq!(winners.len(), 1);
     assert!(winners[0] > old.token);
@@ -234,7 +234,7 @@ async fn race(bench: &Bench, lock: &str, seen: Option<&Version>, clients: usize)
         .map(|i| {
             let (start, store) = (Arc::clone(&start), bench.store());
             let ask = AcquireCommand {
-                lapsed: seen.cloned(),
+                expired_version: seen.cloned(),
                 ..ask(lock, &format!("client {i}"), LONG)
             };
             tokio::spawn(async move {

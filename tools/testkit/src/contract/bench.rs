@@ -123,7 +123,7 @@ pub fn ask(lock: &str, holder: &str, length: Duration) -> AcquireCommand {
         holder: holder.into(),
         length,
         metadata: "{}".into(),
-        lapsed: None,
+        expired_version: None,
     }
 }
 
@@ -161,9 +161,10 @@ pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Durati
             Outcome::Granted { token, .. } => return grant_of(&ask, token),
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
             Outcome::Held(Holder {
-                lapse: Some(lapse), ..
-            }) if lapse.length <= 2 * SHORT => {
-                ask.lapsed = watched(&lapse).await;
+                observed_expiry: Some(expiry),
+                ..
+            }) if expiry.length <= 2 * SHORT => {
+                ask.expired_version = observed(&expiry).await;
             }
             other => panic!("{lock} not granted: {other:?}"),
         }
@@ -171,24 +172,25 @@ pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Durati
     panic!("{lock} stayed busy")
 }
 
-async fn watched(lapse: &ObservedExpiry) -> Option<Version> {
-    tokio::time::sleep(lapse.length + Duration::from_millis(10)).await;
-    Some(lapse.version.clone())
+async fn observed(expiry: &ObservedExpiry) -> Option<Version> {
+    tokio::time::sleep(expiry.length + Duration::from_millis(10)).await;
+    Some(expiry.version.clone())
 }
 
 /// The observation of an expired lease by a contender, on a cluster.
-pub(super) async fn lapsed(bench: &Bench, lock: &str) -> Option<Version> {
+pub(super) async fn expired_version(bench: &Bench, lock: &str) -> Option<Version> {
     if !bench.is_cluster() {
         return None;
     }
     let store = bench.store();
     let Outcome::Held(Holder {
-        lapse: Some(lapse), ..
+        observed_expiry: Some(expiry),
+        ..
     }) = try_once(&*store, &ask(lock, "a watcher", SHORT)).await
     else {
         panic!("{lock} is not held")
     };
-    watched(&lapse).await
+    observed(&expiry).await
 }
 
 /// Renew one grant.

@@ -146,7 +146,7 @@ async fn releases(bench: &Bench, size: usize) {
         let name = returns[i].name.clone();
         let forced = store.force(&name, WITHIN).await.expect("an answer");
         assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
-        expected[i] = Released::NotOurs;
+        expected[i] = Released::NotHeld;
     }
     let theirs = granted(&*store, returns[3].name.as_str(), "other", LONG).await;
     // Of a grant whose token is not known the few are released in another way, too.
@@ -157,12 +157,12 @@ async fn releases(bench: &Bench, size: usize) {
     returns[6].grant = random_grant_id().expect("randomness");
     returns[7].name = name("no row");
     for i in [5, 6, 7] {
-        expected[i] = Released::NotOurs;
+        expected[i] = Released::NotHeld;
     }
     let done = store.release(&returns, WITHIN).await.expect("an answer");
     assert_eq!(done, expected);
     let again = store.release(&returns, WITHIN).await.expect("an answer");
-    assert_eq!(again, vec![Released::NotOurs; size]);
+    assert_eq!(again, vec![Released::NotHeld; size]);
     let rows = all(&*store, &asks).await;
     for (i, ask) in asks.iter().enumerate() {
         let free = rows[&ask.name].state == LockState::Free;

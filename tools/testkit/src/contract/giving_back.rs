@@ -22,7 +22,7 @@ pub async fn a_release_by_force_is_told_to_the_holder(bench: &Bench) {
         renew(&*store, &grant, LONG).await.lost(),
         Some(LostReason::Forced)
     );
-    assert_eq!(release(&*store, &grant).await, Released::NotOurs);
+    assert_eq!(release(&*store, &grant).await, Released::NotHeld);
     assert_eq!(
         store.force(&name("job"), WITHIN).await.expect("an answer"),
         Force::WasFree
@@ -51,7 +51,7 @@ pub async fn a_grant_whose_token_is_unknown_can_be_given_back(bench: &Bench) {
         .release(&[stranger, what], WITHIN)
         .await
         .expect("an answer");
-    assert_eq!(done, [Released::NotOurs, Released::Freed]);
+    assert_eq!(done, [Released::NotHeld, Released::Freed]);
     granted(&*store, "job", "other", LONG).await;
 }
 
@@ -74,7 +74,7 @@ pub async fn a_batch_of_releases_is_answered_one_by_one(bench: &Bench) {
     };
     returns.push(of_no_row);
     let done = store.release(&returns, WITHIN).await.expect("an answer");
-    let (freed, not_ours) = (Released::Freed, Released::NotOurs);
+    let (freed, not_ours) = (Released::Freed, Released::NotHeld);
     assert_eq!(done, [freed, not_ours, freed, not_ours, freed, not_ours]);
     let again = store.release(&returns, WITHIN).await.expect("an answer");
     assert_eq!(again, [not_ours; 6]);

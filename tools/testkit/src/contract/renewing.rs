@@ -96,7 +96,7 @@ pub async fn a_stale_grant_can_neither_renew_nor_release(bench: &Bench) {
         (Some("second"), Some(new.token))
     );
     assert!(now.held_for.is_some_and(|age| age < LONG), "{now:?}");
-    assert_eq!(release(&*store, &old).await, Released::NotOurs);
+    assert_eq!(release(&*store, &old).await, Released::NotHeld);
     let after = info(&*store, "job").await.expect("a row");
     assert_eq!(after.token, new.token);
     assert_eq!(after.expires_at, before.and_then(|row| row.expires_at));
@@ -110,7 +110,7 @@ pub async fn the_same_holder_is_another_grant(bench: &Bench) {
     outlived(SHORT).await;
     let new = granted(&*store, "job", "me", LONG).await;
     assert!(matches!(renew(&*store, &old, LONG).await, Renewal::Lost(_)));
-    assert_eq!(release(&*store, &old).await, Released::NotOurs);
+    assert_eq!(release(&*store, &old).await, Released::NotHeld);
     assert!(renew(&*store, &new, LONG).await.is_renewed());
 }
 
@@ -184,7 +184,7 @@ pub async fn each_part_of_a_grant_counts(bench: &Bench) {
         );
         assert_eq!(
             release(&*store, wrong).await,
-            Released::NotOurs,
+            Released::NotHeld,
             "{wrong:?}"
         );
     }

@@ -84,7 +84,7 @@ pub async fn the_same_holder_takes_over(bench: &Bench) {
 
         let taken_over = Some(LostReason::Preempted);
         assert_eq!(renew(&*store, &old, LONG).await.lost(), taken_over);
-        assert_eq!(release(&*store, &old).await, Released::NotOurs);
+        assert_eq!(release(&*store, &old).await, Released::NotHeld);
         let new = grant_of(&what.to, token);
         assert!(renew(&*store, &new, LONG).await.is_renewed());
         assert_eq!(release(&*store, &new).await, Released::Freed);
@@ -126,8 +126,8 @@ pub async fn nothing_but_what_was_seen_is_taken_over(bench: &Bench) {
             (Some("me"), Some(held.token))
         );
         assert_eq!(
-            (by.grant.as_deref(), by.intact),
-            (Some(held.id.as_str()), true)
+            (by.grant.as_deref(), by.is_legacy),
+            (Some(held.id.as_str()), false)
         );
     }
     let after = info(&*store, "job").await.expect("a row");

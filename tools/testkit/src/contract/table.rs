@@ -140,8 +140,8 @@ pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(bench: &Bench
     let by = seen[1].as_ref().expect("it is held");
     assert_eq!(by.grant.as_deref(), Some(held.id.as_str()));
     assert_eq!(by.token, Some(held.token));
-    assert!(by.intact && by.free_in.is_some_and(|left| left <= LONG));
-    assert_eq!(by.lapse.is_some(), bench.is_cluster());
+    assert!(!by.is_legacy && by.free_in.is_some_and(|left| left <= LONG));
+    assert_eq!(by.observed_expiry.is_some(), bench.is_cluster());
     assert_eq!(seen[4].as_ref().and_then(|by| by.free_in), None);
     // It changed nothing, and one alone is told the same.
     let alone = look(&[name("held")]).await;

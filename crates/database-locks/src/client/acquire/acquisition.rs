@@ -17,7 +17,8 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    GrantId, Holder, Human, LockName, LostReason, Outcome, Time, Token, Version, WaitExtension,
+    BootInstant, GrantId, Holder, Human, LockName, LostReason, Outcome, Token, Version,
+    WaitExtension,
 };
 
 /// How long a single try is repeated after a conflict that is not about this lock, such as a
@@ -46,7 +47,7 @@ pub(crate) struct Acquisition<'a> {
     client: &'a Arc<Client>,
     request: &'a Arc<AcquireRequest>,
     progress: &'a Mutex<Progress>,
-    deadline: Option<Time>,
+    deadline: Option<BootInstant>,
     attempt: Attempt,
     interval: PollInterval,
     /// The place in the queue of this process.
@@ -57,7 +58,7 @@ pub(crate) struct Acquisition<'a> {
     /// is tried after that because it may also become free in another way.
     held_here: Option<Duration>,
     /// Since when answers have not told who holds the lock.
-    unclear_since: Option<Time>,
+    unclear_since: Option<BootInstant>,
     extension: WaitExtension<Version>,
 }
 
@@ -67,7 +68,7 @@ impl<'a> Acquisition<'a> {
         request: &'a Arc<AcquireRequest>,
         first_try: Option<Box<FirstTry>>,
         progress: &'a Mutex<Progress>,
-        deadline: Option<Time>,
+        deadline: Option<BootInstant>,
     ) -> Result<Self, Error> {
         let (attempt, polled) = match first_try {
             Some(first_try) => (first_try.0, first_try.1),
@@ -170,11 +171,11 @@ impl<'a> Acquisition<'a> {
         }
         let end = self.deadline.zip(self.request.wait).map(|(at, wait)| {
             let short = NO_HEAD_START.min(wait / 2);
-            at.saturating_sub(short)
+            at - short
         });
         loop {
             let left = slot.head_start();
-            let until_end = end.map_or(left, |end| end.saturating_sub(clock::now()));
+            let until_end = end.map_or(left, |end| end - clock::now());
             if left.is_zero() || until_end.is_zero() || self.request.preempt {
                 break;
             }
@@ -206,7 +207,7 @@ impl<'a> Acquisition<'a> {
         &mut self,
         token: Token,
         length: Duration,
-        sent: Time,
+        sent: BootInstant,
     ) -> Result<Option<LockGuard>, Error> {
         let (client, name) = (self.client, &self.request.name);
         client.queues.acquired(name);
@@ -218,7 +219,7 @@ impl<'a> Acquisition<'a> {
         if self.request.once() {
             return Err(Error::lost(name, loss));
         }
-        let took = clock::now().saturating_sub(sent);
+        let took = clock::now() - sent;
         let late = StoreError::cannot_serve(match loss.reason() {
             LostReason::Expired => format!(
                 "it was granted, and {} passed before that could be relied on, too long for a lease of {}",
@@ -237,7 +238,7 @@ impl<'a> Acquisition<'a> {
     }
 
     /// Whether a single try ends with this outcome.
-    fn ends_single_try(&mut self, outcome: &Result<Outcome, StoreError>, now: Time) -> bool {
+    fn ends_single_try(&mut self, outcome: &Result<Outcome, StoreError>, now: BootInstant) -> bool {
         // Counted from the answer, not from the request: a slow answer is still worth another try.
         let unclear = now - *self.unclear_since.get_or_insert(now);
         let ends = match outcome {
@@ -259,7 +260,11 @@ impl<'a> Acquisition<'a> {
     /// # Errors
     ///
     /// A rejection ends the acquisition.
-    fn record(&mut self, outcome: Result<Outcome, StoreError>, sent: Time) -> Result<bool, Error> {
+    fn record(
+        &mut self,
+        outcome: Result<Outcome, StoreError>,
+        sent: BootInstant,
+    ) -> Result<bool, Error> {
         let name = &self.request.name;
         let mut held_here = false;
         match &outcome {
@@ -300,7 +305,7 @@ impl<'a> Acquisition<'a> {
                 .until(&self.client.observations, &self.request.name, clock::now())
                 .is_some()
         };
-        match at.saturating_sub(clock::now() + LAST_TRY) {
+        match at - (clock::now() + LAST_TRY) {
             // No time for another try is left, and the limit ends the wait.
             Duration::ZERO if !overdue() => Duration::MAX,
             Duration::ZERO => pause,
@@ -362,5 +367,5 @@ pub(crate) fn record_holder(
 /// Whether a guard of this client holds the lock, whose release wakes the queue.
 fn is_held_by(client: &Client, holder: &Holder) -> bool {
     let grant = holder.grant.as_deref().and_then(GrantId::parse);
-    holder.intact && grant.is_some_and(|grant| client.scheduler.timing(grant).is_some())
+    !holder.is_legacy && grant.is_some_and(|grant| client.scheduler.timing(grant).is_some())
 }

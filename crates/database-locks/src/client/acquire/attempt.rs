@@ -23,8 +23,8 @@ use crate::runtime::fork::Here;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    AcquireCommand, Grant, GrantId, Holder, Lease, LostReason, MAX_FIRST_GRANT, ObservedExpiry,
-    Outcome, Primary, ReleaseCommand, Released, TakeOverCommand, Time, Token, Ttl,
+    AcquireCommand, BootInstant, Grant, GrantId, Holder, Lease, LostReason, MAX_FIRST_GRANT,
+    ObservedExpiry, Outcome, Primary, ReleaseCommand, Released, TakeOverCommand, Token, Ttl,
 };
 
 /// One grant that is being requested. If it is dropped while its outcome is unknown, the grant is
@@ -38,7 +38,7 @@ pub(crate) struct Attempt {
     /// Registered before the request is sent, because its row may contain the grant from then on.
     _own: OwnGrant,
     /// When the latest request was sent.
-    sent: Time,
+    sent: BootInstant,
     /// The server that granted it, if that is known.
     confirmed_by: Option<Primary>,
     is_unknown: bool,
@@ -54,21 +54,21 @@ impl Attempt {
             holder: Arc::clone(&request.holder),
             length: request.timing.first_grant(),
             metadata: Arc::clone(&request.metadata),
-            lapsed: None,
+            expired_version: None,
         };
         Ok(Self {
             client: Here::new(Arc::clone(client)),
             request: Arc::clone(request),
             _own: OwnGrant::new(command.grant),
             command,
-            sent: Time::ZERO,
+            sent: BootInstant::ZERO,
             confirmed_by: None,
             is_unknown: false,
             under_way: None,
         })
     }
 
-    pub(crate) fn sent(&self) -> Time {
+    pub(crate) fn sent(&self) -> BootInstant {
         self.sent
     }
 
@@ -92,7 +92,7 @@ impl Attempt {
 
     /// Whether the request may preempt: the same holder has the lock in another process.
     fn may_take_over(&self, holder: &Holder) -> bool {
-        let here = || holder.intact && holder.grant.as_deref().is_some_and(is_own_grant);
+        let here = || !holder.is_legacy && holder.grant.as_deref().is_some_and(is_own_grant);
         self.request.preempt && holder.holder.as_deref() == Some(&*self.request.holder) && !here()
     }
 
@@ -141,7 +141,7 @@ impl Attempt {
     /// Prepare a request; returns whether the outcome of an earlier one is unknown.
     fn prepare(&mut self) -> bool {
         self.sent = clock::now();
-        self.command.lapsed = self
+        self.command.expired_version = self
             .client
             .observations
             .ended(&self.request.name, self.sent);
@@ -199,13 +199,12 @@ impl Attempt {
     fn observe(&self, outcome: &mut Outcome) {
         let (observations, name) = (&self.client.observations, &self.request.name);
         match outcome {
-            Outcome::Held(holder) => match &holder.lapse {
-                Some(lapse) => {
-                    let ObservedExpiry {
-                        version,
-                        length,
-                        overdue,
-                    } = lapse;
+            Outcome::Held(holder) => match &holder.observed_expiry {
+                Some(ObservedExpiry {
+                    version,
+                    length,
+                    overdue,
+                }) => {
                     let left = observations.saw(name, version, *length, *overdue, clock::now());
                     holder.free_in = Some(left);
                 }
@@ -262,7 +261,7 @@ impl Drop for Attempt {
             if let Some(under_way) = &mut under_way {
                 let _ = tokio::time::timeout(DIRECT_TIMEOUT, under_way).await;
             }
-            let Ok(Released::NotOurs) = first.await else {
+            let Ok(Released::NotHeld) = first.await else {
                 return;
             };
             // The server may still carry the late request out.

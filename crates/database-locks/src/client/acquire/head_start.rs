@@ -19,7 +19,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::client::acquire::poll_interval::poll_pause;
-use protocol::Time;
+use protocol::BootInstant;
 
 /// How long a notified process may take to acquire, in microseconds.
 const NOTIFIED: RangeInclusive<u64> = 2_000..=6_000;
@@ -68,22 +68,22 @@ pub(crate) enum Waiters {
 #[derive(Debug, Default)]
 pub(crate) struct HeadStart {
     /// When this process last released the lock to possible waiters; zero: never.
-    released: Time,
+    released: BootInstant,
     /// This process does not try before then.
-    others_first_until: Time,
+    others_first_until: BootInstant,
     /// The backends of other processes that released the lock since then.
     since: Vec<i32>,
     /// The number of processes whose turn comes first: those that released the lock between the
     /// last two releases of this process, less one for each release since.
     before: u32,
     /// Start of the run of consecutive grants of this process.
-    run_since: Time,
+    run_since: BootInstant,
     /// Number of grants in the run.
     grants: u32,
     /// Maximum length of the run.
     run_limit: Duration,
     /// When another process was last seen to hold the lock.
-    elsewhere: Option<Time>,
+    elsewhere: Option<BootInstant>,
     /// The present pause was made without another process being seen. Its grant may also end within
     /// the pause, so a read has to check for it.
     probes: bool,
@@ -91,12 +91,12 @@ pub(crate) struct HeadStart {
 
 impl HeadStart {
     /// This process released the lock after holding it for `held_for`.
-    pub(crate) fn released(&mut self, waiters: Waiters, held_for: Duration, now: Time) {
+    pub(crate) fn released(&mut self, waiters: Waiters, held_for: Duration, now: BootInstant) {
         if waiters == Waiters::None {
             return;
         }
-        let began = now.saturating_sub(held_for);
-        let asked_again_after = began.saturating_sub(self.released.max(self.others_first_until));
+        let began = now - held_for;
+        let asked_again_after = began - self.released.max(self.others_first_until);
         self.released = now;
         if waiters == Waiters::Notified {
             self.before = self.since.len() as u32;
@@ -111,8 +111,8 @@ impl HeadStart {
         self.grants += 1;
         let contended = self.elsewhere.is_some_and(|at| now < at + CONTENDED);
         let first = self.run_limit == FIRST_RUN;
-        let goes_on = now.saturating_sub(self.run_since) < self.run_limit
-            && (!first || self.grants < FIRST_GRANTS);
+        let goes_on =
+            now - self.run_since < self.run_limit && (!first || self.grants < FIRST_GRANTS);
         // After a single grant, however long, a waiter of this process follows without a pause.
         if (goes_on || self.grants == 1) && !contended {
             return;
@@ -129,19 +129,19 @@ impl HeadStart {
     }
 
     /// Another process holds the lock, and is likely to want it again.
-    pub(crate) fn held_elsewhere(&mut self, now: Time) {
+    pub(crate) fn held_elsewhere(&mut self, now: BootInstant) {
         self.elsewhere = Some(now);
     }
 
     /// The backend `by` of another process released the lock. `None`: possibly this process did,
     /// and the others still try first.
-    pub(crate) fn notified(&mut self, by: Option<i32>, now: Time) {
+    pub(crate) fn notified(&mut self, by: Option<i32>, now: BootInstant) {
         let Some(by) = by else { return };
         self.before = self.before.saturating_sub(1);
         if self.since.len() < MAX_TURNS && !self.since.contains(&by) {
             self.since.push(by);
         }
-        let yields = !self.released.is_zero() && fastrand::u32(..YIELD_ONE_IN) == 0;
+        let yields = self.released > BootInstant::ZERO && fastrand::u32(..YIELD_ONE_IN) == 0;
         let pause = if yields { YIELD } else { Duration::ZERO };
         self.others_first_until = now + pause.max(TURN * self.before);
     }
@@ -152,12 +152,12 @@ impl HeadStart {
     }
 
     /// How long this process still waits for others to try.
-    pub(crate) fn left(&self, now: Time) -> Duration {
-        self.others_first_until.saturating_sub(now)
+    pub(crate) fn left(&self, now: BootInstant) -> Duration {
+        self.others_first_until - now
     }
 
     /// Whether the history is recent enough to keep.
-    pub(crate) fn is_recent(&self, now: Time) -> bool {
+    pub(crate) fn is_recent(&self, now: BootInstant) -> bool {
         let known = self.released.max(self.elsewhere.unwrap_or_default());
         now < known + REMEMBERED
     }
@@ -167,7 +167,7 @@ impl HeadStart {
 mod tests {
     use super::*;
 
-    const BEGAN: Time = Duration::from_secs(100);
+    const BEGAN: BootInstant = BootInstant::from_boot(Duration::from_secs(100));
 
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
@@ -228,7 +228,12 @@ mod tests {
     }
 
     /// A loop that holds the lock for `hold` each time, until `end`; returns the number of pauses.
-    fn looped(start: &mut HeadStart, hold: Duration, mut now: Time, end: Time) -> u32 {
+    fn looped(
+        start: &mut HeadStart,
+        hold: Duration,
+        mut now: BootInstant,
+        end: BootInstant,
+    ) -> u32 {
         let mut pauses = 0;
         while now < end {
             now += hold;

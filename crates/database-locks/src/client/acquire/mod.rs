@@ -133,7 +133,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             }
         }
         // A lease that ends by observation has to be observed, which the background does.
-        Ok(Outcome::Held(holder)) if request.once() && holder.lapse.is_none() => {
+        Ok(Outcome::Held(holder)) if request.once() && holder.observed_expiry.is_none() => {
             client.outages.log_answered(attempt.sent());
             record_holder(client, &request.name, &holder, false);
             Direct::Done(None)
@@ -151,7 +151,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
 async fn in_background(
     client: &Arc<Client>,
     request: &Arc<AcquireRequest>,
-    began: protocol::Time,
+    began: protocol::BootInstant,
     first_try: Option<Box<FirstTry>>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
@@ -263,12 +263,12 @@ async fn counted(
 async fn within_wait(
     client: &Arc<Client>,
     request: &Arc<AcquireRequest>,
-    began: protocol::Time,
+    began: protocol::BootInstant,
     first_try: Option<Box<FirstTry>>,
 ) -> Result<Option<LockGuard>, Error> {
     let progress = Mutex::new(Progress::default());
     let limit = request.wait.filter(|wait| !wait.is_zero());
-    let mut end = limit.map(|limit| began.saturating_add(limit));
+    let mut end = limit.map(|limit| began + limit);
     let work = Acquisition::new(client, request, first_try, &progress, end)?.run();
     if request.once() {
         return work.await;
@@ -310,7 +310,7 @@ async fn within_wait(
     ))
 }
 
-async fn sleep_until_end(end: Option<protocol::Time>) {
+async fn sleep_until_end(end: Option<protocol::BootInstant>) {
     match end {
         Some(end) => clock::sleep_until(end).await,
         None => std::future::pending().await,

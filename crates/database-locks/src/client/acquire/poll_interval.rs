@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use crate::store::api::StoreError;
-use protocol::{Holder, Outcome, Time, Token};
+use protocol::{BootInstant, Holder, Outcome, Token};
 
 /// The pause between the first polls of a grant. A lock held briefly is soon free, and a slower
 /// poller would seldom acquire a lock that changes hands all the time.
@@ -59,9 +59,9 @@ impl WaitHint {
 pub(crate) struct PollInterval {
     longest: Duration,
     /// The grant that was seen last, and since when.
-    seen: Option<(Option<Token>, Time)>,
+    seen: Option<(Option<Token>, BootInstant)>,
     /// Since when the row has been locked.
-    busy: Option<Time>,
+    busy: Option<BootInstant>,
     outage: Duration,
 }
 
@@ -81,7 +81,11 @@ impl PollInterval {
     }
 
     /// The wait after the outcome of a try or a poll at `now`.
-    pub(crate) fn after(&mut self, outcome: &Result<Outcome, StoreError>, now: Time) -> WaitHint {
+    pub(crate) fn after(
+        &mut self,
+        outcome: &Result<Outcome, StoreError>,
+        now: BootInstant,
+    ) -> WaitHint {
         match outcome {
             Ok(Outcome::Held(holder)) => self.held(holder, now),
             Err(StoreError::Unavailable(_)) => WaitHint::polling(self.unavailable()),
@@ -98,7 +102,7 @@ impl PollInterval {
     /// of its lease.
     ///
     /// Neither a legacy holder nor the end of a lease notifies.
-    fn held(&mut self, holder: &Holder, now: Time) -> WaitHint {
+    fn held(&mut self, holder: &Holder, now: BootInstant) -> WaitHint {
         (self.busy, self.outage) = (None, Duration::ZERO);
         let since = match self.seen {
             Some((token, since)) if token == holder.token => since,
@@ -111,8 +115,8 @@ impl PollInterval {
         let until_end = |pause: Duration| end.map_or(pause, |end| end.min(pause));
         let notified = self.longest.clamp(NOTIFIED_POLL, LONGEST_NOTIFIED);
         WaitHint {
-            notified: holder.intact.then(|| until_end(jittered(notified, 0.5))),
-            polling: until_end(jittered(self.pause(now.saturating_sub(since)), 0.6)),
+            notified: (!holder.is_legacy).then(|| until_end(jittered(notified, 0.5))),
+            polling: until_end(jittered(self.pause(now - since), 0.6)),
         }
     }
 
@@ -126,10 +130,10 @@ impl PollInterval {
         pause.min(self.longest)
     }
 
-    fn busy(&mut self, now: Time) -> Duration {
+    fn busy(&mut self, now: BootInstant) -> Duration {
         self.outage = Duration::ZERO;
         let since = *self.busy.get_or_insert(now);
-        let pause = (now.saturating_sub(since) / 2).clamp(BUSY_AT_FIRST, BUSY_LATER);
+        let pause = ((now - since) / 2).clamp(BUSY_AT_FIRST, BUSY_LATER);
         jittered(pause, 0.1).min(self.longest)
     }
 
@@ -148,7 +152,7 @@ mod tests {
         Duration::from_millis(n)
     }
 
-    const BEGAN: Time = Duration::from_secs(1000);
+    const BEGAN: BootInstant = BootInstant::from_boot(Duration::from_secs(1000));
 
     fn held(token: i64, free_in: Option<Duration>) -> Result<Outcome, StoreError> {
         Ok(Outcome::Held(Holder {

@@ -183,7 +183,7 @@ mod tests {
             holder: "me".into(),
             length: LONG,
             metadata: "{}".into(),
-            lapsed: None,
+            expired_version: None,
         };
         let granted = store.acquire(&[ask], LONG).await.unwrap();
         assert!(matches!(granted[..], [Outcome::Granted { .. }]));

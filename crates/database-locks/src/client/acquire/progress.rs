@@ -17,7 +17,7 @@ use std::time::Duration;
 pub(crate) struct Progress {
     pub(crate) holder: Option<Holder>,
     /// When the holder was seen.
-    pub(crate) seen: protocol::Time,
+    pub(crate) seen: protocol::BootInstant,
     pub(crate) failure: Option<StoreError>,
     /// The holder in the latest log record.
     pub(crate) logged: Option<(Option<Token>, Option<String>)>,
@@ -69,7 +69,7 @@ pub(crate) async fn report(
     let began = clock::now();
     let mut schedule = ReportInterval::new(began);
     loop {
-        tokio::time::sleep(schedule.due().saturating_sub(clock::now())).await;
+        tokio::time::sleep(schedule.due() - clock::now()).await;
         let now = clock::now();
         schedule.reported(now);
         let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,7 +78,7 @@ pub(crate) async fn report(
         let holder = progress.holder.as_ref();
         if let Some(holder) = holder.filter(|_| progress.knows_holder()) {
             let mut holder = holder.clone();
-            let since = now.saturating_sub(progress.seen);
+            let since = now - progress.seen;
             drop(progress);
             holder.held_for = holder.held_for.map(|age| age + since);
             log_held(&request.name, now - began, &holder);

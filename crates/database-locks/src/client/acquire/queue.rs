@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::runtime::clock;
-use protocol::{LockName, Time, Token};
+use protocol::{BootInstant, LockName, Token};
 
 use crate::client::acquire::head_start::HeadStart;
 pub(crate) use crate::client::acquire::head_start::Waiters;
@@ -51,7 +51,7 @@ impl Queue {
 }
 
 impl Names {
-    fn queue(&mut self, name: &LockName, now: Time) -> &mut Queue {
+    fn queue(&mut self, name: &LockName, now: BootInstant) -> &mut Queue {
         if self.queues.len() > 2 * self.left.max(MIN_NAMES) {
             self.queues
                 .retain(|_, queue| !queue.slots.is_empty() || queue.head_start.is_recent(now));
@@ -312,7 +312,7 @@ mod tests {
         let (queues, name) = job();
         let _waits = queues.join(&name);
         let mut names = queues.names();
-        let mut now = Duration::from_secs(100);
+        let mut now = BootInstant::from_boot(Duration::from_secs(100));
         for i in 0..50_000 {
             // Some 4,000 of them are recent at any time.
             now += Duration::from_millis(1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::client::renewal::grant_state::ms;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{Holder, Holding, Human, LockName, Time, Token};
+use protocol::{BootInstant, Holder, Holding, Human, LockName, Token};
 
 /// The time until the first record about a held lock, and between the first two records about an
 /// outage.
@@ -23,26 +23,26 @@ const ORDINARY_CONTENTION: Duration = Duration::from_secs(1);
 /// The schedule of repeated log records about one condition.
 #[derive(Debug)]
 pub(crate) struct ReportInterval {
-    due: Time,
+    due: BootInstant,
     pause: Duration,
 }
 
 impl ReportInterval {
     /// A condition that began at `began`: the first record is due ten seconds later.
-    pub(crate) fn new(began: Time) -> Self {
+    pub(crate) fn new(began: BootInstant) -> Self {
         Self {
-            due: began.saturating_add(FIRST),
+            due: began + FIRST,
             pause: FIRST,
         }
     }
 
-    pub(crate) fn due(&self) -> Time {
+    pub(crate) fn due(&self) -> BootInstant {
         self.due
     }
 
-    pub(crate) fn reported(&mut self, now: Time) {
+    pub(crate) fn reported(&mut self, now: BootInstant) {
         self.pause = (self.pause * LONGER).min(LONGEST);
-        self.due = now.saturating_add(self.pause);
+        self.due = now + self.pause;
     }
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct Outages(Mutex<Option<Outage>>);
 
 #[derive(Debug)]
 struct Outage {
-    since: Time,
+    since: BootInstant,
     /// `None`: not logged yet.
     next: Option<ReportInterval>,
 }
@@ -60,13 +60,13 @@ struct Outage {
 impl Outages {
     /// A try sent at `sent` was not decided. Returns the age of the outage if it is to be logged
     /// now.
-    fn failed(&self, sent: Time, contention: bool, now: Time) -> Option<Duration> {
+    fn failed(&self, sent: BootInstant, contention: bool, now: BootInstant) -> Option<Duration> {
         let mut outage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let outage = outage.get_or_insert(Outage {
             since: sent,
             next: None,
         });
-        let age = now.saturating_sub(outage.since);
+        let age = now - outage.since;
         match &mut outage.next {
             None if contention && age < ORDINARY_CONTENTION => return None,
             None => outage.next = Some(ReportInterval::new(now)),
@@ -78,14 +78,14 @@ impl Outages {
 
     /// A try sent at `sent` was decided. Returns the length of the outage that it ended, if that
     /// was logged.
-    fn answered(&self, sent: Time, now: Time) -> Option<Duration> {
+    fn answered(&self, sent: BootInstant, now: BootInstant) -> Option<Duration> {
         let mut outage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = outage.take_if(|outage| outage.since <= sent)?;
-        ended.next.map(|_| now.saturating_sub(ended.since))
+        ended.next.map(|_| now - ended.since)
     }
 
     /// Log the failure of a try, if an outage record is due.
-    pub(crate) fn log_failed(&self, name: &LockName, sent: Time, failure: &StoreError) {
+    pub(crate) fn log_failed(&self, name: &LockName, sent: BootInstant, failure: &StoreError) {
         let contention = matches!(failure, StoreError::Contention(_));
         let Some(age) = self.failed(sent, contention, clock::now()) else {
             return;
@@ -99,7 +99,7 @@ impl Outages {
     }
 
     /// Log the end of an outage that was logged.
-    pub(crate) fn log_answered(&self, sent: Time) {
+    pub(crate) fn log_answered(&self, sent: BootInstant) {
         if let Some(outage) = self.answered(sent, clock::now()) {
             tracing::info!(
                 event = "available",
@@ -133,8 +133,12 @@ pub(crate) fn log_held(name: &LockName, waited: Duration, holder: &Holder) {
 mod tests {
     use super::*;
 
-    const fn secs(n: u64) -> Duration {
-        Duration::from_secs(n)
+    fn ms(n: u64) -> BootInstant {
+        BootInstant::from_boot(Duration::from_millis(n))
+    }
+
+    fn secs(n: u64) -> BootInstant {
+        ms(1000 * n)
     }
 
     #[test]
@@ -147,7 +151,7 @@ mod tests {
         assert_eq!(logged, [0, 10, 70, 430, 2_590]);
         assert_eq!(
             outages.answered(secs(5_000), secs(5_001)),
-            Some(secs(4_901))
+            Some(Duration::from_secs(4_901))
         );
         assert_eq!(
             outages.answered(secs(5_002), secs(5_002)),
@@ -174,7 +178,7 @@ mod tests {
 
     #[test]
     fn contention_is_logged_only_when_it_lasts() {
-        let (outages, ms) = (Outages::default(), Duration::from_millis);
+        let outages = Outages::default();
         assert_eq!(outages.failed(ms(100), true, ms(150)), None);
         assert_eq!(
             outages.answered(ms(200), ms(210)),

@@ -29,7 +29,7 @@ use crate::store::{
     api::{Lane, StoreError},
     measured::Observed,
 };
-use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released, Time};
+use protocol::{AcquireCommand, BootInstant, Outcome, ReleaseCommand, Released};
 
 /// Timeout of a call on the lane. After it the background continues. It is longer than the lock
 /// wait timeout of MySQL's metadata locks, whose minimum is one second.
@@ -64,12 +64,12 @@ pub(crate) struct DirectPath {
 struct State {
     owner: Option<Owner>,
     /// When the owner called last.
-    used: Time,
+    used: BootInstant,
     /// The runtime that called last while there was no owner, and its calls in a row.
     candidate: Option<(Id, u32)>,
     /// Runtimes that cannot drive a connection.
     unsupported: Vec<Id>,
-    disabled_until: Time,
+    disabled_until: BootInstant,
     /// The latest backoff.
     backoff: Duration,
     call: Option<Call>,
@@ -102,9 +102,9 @@ impl Owner {
 struct Call {
     number: u64,
     /// When the call is late. The background checks it, because a caller may block its own runtime.
-    due: Time,
+    due: BootInstant,
     /// When the caller stops waiting.
-    until: Time,
+    until: BootInstant,
     waker: Option<Waker>,
 }
 
@@ -236,7 +236,7 @@ impl DirectPath {
         state.call = Some(Call {
             number,
             due: clock::now() + timeout,
-            until: Time::MAX,
+            until: BootInstant::MAX,
             waker: None,
         });
         if std::mem::take(&mut state.asleep) {
@@ -294,7 +294,7 @@ impl DirectPath {
             false => call.due.min(call.until),
         };
         let waker = (call.until <= now).then(|| call.waker.take()).flatten();
-        (waker, next.saturating_sub(now).min(CHECK_INTERVAL))
+        (waker, (next - now).min(CHECK_INTERVAL))
     }
 }
 
@@ -374,7 +374,7 @@ impl Entry {
     ) -> Option<Result<T, StoreError>> {
         if let Some(wait) = wait {
             if let Some(call) = self.path.state().call(self.number) {
-                call.until = clock::now().saturating_add(wait);
+                call.until = clock::now() + wait;
             }
             if wait < CHECK_INTERVAL {
                 self.path.more.notify_one();
@@ -500,7 +500,7 @@ impl<T: Send + 'static> Drop for InFlight<T> {
             return;
         }
         if let Some(call) = entry.path.state().call(entry.number) {
-            call.until = Time::MAX;
+            call.until = BootInstant::MAX;
         }
         let owner = entry.owner.clone();
         let rest = InFlight {

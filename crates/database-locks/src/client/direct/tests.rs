@@ -78,7 +78,7 @@ fn ask() -> AcquireCommand {
         holder: "me".into(),
         length: LONG,
         metadata: "{}".into(),
-        lapsed: None,
+        expired_version: None,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::loss::Loss;
 use crate::metrics::{self, Engine};
 use crate::runtime::callbacks;
 use crate::runtime::clock;
-use protocol::{Gone, Grant, Lease, LostReason, Primary, Time, Ttl};
+use protocol::{BootInstant, Gone, Grant, Lease, LostReason, Primary, Ttl};
 
 /// Status of a grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(crate) struct GrantState {
     /// Keeps other callers of this process from preempting the grant.
     _own: OwnGrant,
     engine: Engine,
-    since: Time,
+    since: BootInstant,
     /// Nanoseconds of the boot-time clock. An atomic rather than a mutex, so that a guard can be
     /// read at once even while the scheduler is busy.
     trusted_until: AtomicU64,
@@ -66,10 +66,6 @@ pub(crate) fn ms(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn nanos(t: Time) -> u64 {
-    u64::try_from(t.as_nanos()).unwrap_or(u64::MAX)
-}
-
 impl GrantState {
     pub(crate) fn new(engine: Engine, grant: Grant, lease: &Lease) -> Arc<Self> {
         metrics::held(engine);
@@ -79,7 +75,7 @@ impl GrantState {
             grant,
             engine,
             since: clock::now(),
-            trusted_until: AtomicU64::new(nanos(lease.trusted_until())),
+            trusted_until: AtomicU64::new(lease.trusted_until().as_nanos()),
             ended: AtomicU64::new(0),
             outlives_trust: AtomicBool::new(false),
             unanswered: AtomicBool::new(false),
@@ -117,7 +113,7 @@ impl GrantState {
             let left = match until {
                 ENDED => return Duration::ZERO,
                 u64::MAX => return Duration::MAX,
-                until => Duration::from_nanos(until).saturating_sub(clock::now()),
+                until => BootInstant::from_nanos(until) - clock::now(),
             };
             // Suspended: not held now, but the grant may be trusted again after the fence.
             if !left.is_zero() || self.outlives_trust() {
@@ -158,7 +154,7 @@ impl GrantState {
             ENDED => self.ended.load(Ordering::Relaxed),
             until => until,
         };
-        let at = clock::now().min(Duration::from_nanos(until));
+        let at = clock::now().min(BootInstant::from_nanos(until));
         let (mut gone, trouble) = (gone.into(), self.trouble());
         if gone.reason == LostReason::Expired {
             gone.reason = match &trouble {
@@ -191,8 +187,9 @@ impl GrantState {
 
     /// Set the end of trust.
     #[cfg(test)]
-    pub(crate) fn trust_until(&self, until: Time) {
-        self.trusted_until.store(nanos(until), Ordering::Release);
+    pub(crate) fn trust_until(&self, until: BootInstant) {
+        self.trusted_until
+            .store(until.as_nanos(), Ordering::Release);
     }
 
     /// Mark the grant lost, if it is held: the first reason counts.
@@ -305,7 +302,7 @@ impl GrantState {
 
     /// Time since the grant.
     pub(crate) fn held_for(&self) -> Duration {
-        clock::now().saturating_sub(self.since)
+        clock::now() - self.since
     }
 
     pub(crate) fn released(&self) {
@@ -323,7 +320,7 @@ impl GrantState {
 
     /// Trust the grant as far as its lease is confirmed. Does not wake waiting tasks.
     pub(crate) fn confirm(&self, lease: &Lease) -> Confirmed {
-        let until = nanos(lease.trusted_until());
+        let until = lease.trusted_until().as_nanos();
         let go_on = |before| (before != ENDED).then_some(until);
         let (set, fetch) = (Ordering::AcqRel, Ordering::Acquire);
         if self.trusted_until.fetch_update(set, fetch, go_on).is_err() {

@@ -21,7 +21,7 @@ use crate::runtime;
 use crate::runtime::clock;
 use crate::store::measured::Observed;
 use protocol::{
-    Answer, Gone, Grant, GrantId, Lease, LockName, LostReason, Next, Time, Timing, Ttl,
+    Answer, BootInstant, Gone, Grant, GrantId, Lease, LockName, LostReason, Next, Timing, Ttl,
 };
 
 pub(crate) mod grant_state;
@@ -50,12 +50,12 @@ struct Entry {
     lease: Lease,
     held: Arc<GrantState>,
     /// The time under which the entry is in `deadlines`.
-    at: Time,
+    at: BootInstant,
     /// Refused while others were renewed. It is renewed separately, since it would make the
     /// statement of others fail.
     separate: bool,
     /// When the first of its consecutive failed renewals was answered.
-    failing_since: Option<Time>,
+    failing_since: Option<BootInstant>,
 }
 
 impl Entry {
@@ -68,15 +68,15 @@ impl Entry {
 #[derive(Debug, Default)]
 struct LeaseTable {
     entries: HashMap<GrantId, Entry>,
-    deadlines: BTreeSet<(Time, GrantId)>,
+    deadlines: BTreeSet<(BootInstant, GrantId)>,
     /// Until when the task sleeps, whatever happens to the leases. `None`: until it is woken.
-    sleeps_until: Option<Time>,
+    sleeps_until: Option<BootInstant>,
     outage: Outage,
     reconnects: Reconnects,
 }
 
 /// When the scheduler has to act on a lease.
-fn due_at(lease: &Lease, now: Time) -> Time {
+fn due_at(lease: &Lease, now: BootInstant) -> BootInstant {
     match lease.next(now) {
         Next::Wait(until) => until,
         Next::Renew | Next::Lost(_) => now,
@@ -91,7 +91,7 @@ struct Due {
 }
 
 impl LeaseTable {
-    fn add(&mut self, lease: Lease, held: Arc<GrantState>, now: Time) {
+    fn add(&mut self, lease: Lease, held: Arc<GrantState>, now: BootInstant) {
         let (id, at) = (held.grant.id, due_at(&lease, now));
         self.entries.insert(
             id,
@@ -117,7 +117,7 @@ impl LeaseTable {
     }
 
     /// Update a lease's deadline.
-    fn plan(&mut self, id: GrantId, now: Time) {
+    fn plan(&mut self, id: GrantId, now: BootInstant) {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
@@ -127,24 +127,24 @@ impl LeaseTable {
     }
 
     /// Start a sleep until the next deadline. `None`: until the task is woken.
-    fn sleep(&mut self, now: Time) -> Option<Time> {
+    fn sleep(&mut self, now: BootInstant) -> Option<BootInstant> {
         let first = self.deadlines.first().map(|(at, _)| *at);
         self.sleeps_until = first.map(|at| {
-            let ahead = at.checked_sub(CONNECT_AHEAD).filter(|ahead| *ahead > now);
-            ahead.unwrap_or(at).min(now.saturating_add(LONGEST_SLEEP))
+            let ahead = Some(at - CONNECT_AHEAD).filter(|ahead| *ahead > now);
+            ahead.unwrap_or(at).min(now + LONGEST_SLEEP)
         });
         self.sleeps_until
     }
 
     /// Whether a renewal is due within [`CONNECT_AHEAD`].
-    fn renews_soon(&self, now: Time) -> bool {
-        let soon = now.saturating_add(CONNECT_AHEAD);
+    fn renews_soon(&self, now: BootInstant) -> bool {
+        let soon = now + CONNECT_AHEAD;
         self.deadlines.first().is_some_and(|(at, _)| *at <= soon)
     }
 
     /// Whether the task sleeps past the first deadline. A sleep that should have ended already does
     /// not count: the machine was suspended.
-    fn oversleeps(&self, now: Time) -> bool {
+    fn oversleeps(&self, now: BootInstant) -> bool {
         let in_time = |at| {
             self.sleeps_until
                 .is_some_and(|until| (now..=at).contains(&until))
@@ -154,7 +154,7 @@ impl LeaseTable {
 
     /// Take the leases that are due, and those that may be renewed along with them. Mark expired
     /// ones lost.
-    fn due(&mut self, now: Time, events: &mut LeaseEvents) -> Due {
+    fn due(&mut self, now: BootInstant, events: &mut LeaseEvents) -> Due {
         let mut due = Due::default();
         while let Some(&(at, id)) = self.deadlines.first() {
             if at > now {
@@ -199,7 +199,7 @@ impl LeaseTable {
     fn answered(
         &mut self,
         id: GrantId,
-        sent: Time,
+        sent: BootInstant,
         (answer, trouble): (Answer, Option<Trouble>),
         events: &mut LeaseEvents,
     ) {
@@ -227,7 +227,7 @@ impl LeaseTable {
     }
 
     /// Let the guard trust its lease as far as it is confirmed.
-    fn confirm(&mut self, id: GrantId, now: Time, events: &mut LeaseEvents) {
+    fn confirm(&mut self, id: GrantId, now: BootInstant, events: &mut LeaseEvents) {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
@@ -299,7 +299,7 @@ impl Scheduler {
     fn unlock_and_deliver(
         &self,
         table: MutexGuard<'_, LeaseTable>,
-        now: Time,
+        now: BootInstant,
         events: LeaseEvents,
     ) {
         let wake = table.oversleeps(now);
@@ -344,7 +344,11 @@ impl Scheduler {
 
     /// Change a lease that is being renewed; `false` if there is none with this id, or if `change`
     /// returns it.
-    pub(crate) fn with(&self, id: GrantId, change: impl FnOnce(&mut Lease, Time) -> bool) -> bool {
+    pub(crate) fn with(
+        &self,
+        id: GrantId,
+        change: impl FnOnce(&mut Lease, BootInstant) -> bool,
+    ) -> bool {
         let mut events = LeaseEvents::default();
         let (mut table, now) = (self.table(), clock::now());
         let Some(entry) = table.entries.get_mut(&id) else {
@@ -427,7 +431,7 @@ mod tests {
     use protocol::Renewing;
     use protocol::Token;
 
-    fn table_of(n: u64) -> (LeaseTable, Time) {
+    fn table_of(n: u64) -> (LeaseTable, BootInstant) {
         let (mut table, start) = (LeaseTable::default(), clock::now());
         for i in 0..n {
             let sent = start + Duration::from_millis(i);
@@ -438,7 +442,7 @@ mod tests {
     }
 
     /// Add a lease of this ttl; returns whether that wakes the task.
-    fn wakes(table: &mut LeaseTable, ttl: Duration, now: Time) -> (bool, GrantId) {
+    fn wakes(table: &mut LeaseTable, ttl: Duration, now: BootInstant) -> (bool, GrantId) {
         let (held, lease) = held_for(ttl, now);
         let id = held.grant.id;
         table.add(lease, held, now);
@@ -557,14 +561,14 @@ mod tests {
     }
 
     /// A grant trusted until `until`, and a lease whose renewal confirms it for longer.
-    fn trusted_until(until: Time) -> (Arc<GrantState>, Lease) {
+    fn trusted_until(until: BootInstant) -> (Arc<GrantState>, Lease) {
         let (held, lease) = held_for(Duration::from_secs(30), clock::now());
         held.trust_until(until);
         (held, lease)
     }
 
     /// A grant that was requested at `sent`.
-    fn held_for(ttl: Duration, sent: Time) -> (Arc<GrantState>, Lease) {
+    fn held_for(ttl: Duration, sent: BootInstant) -> (Arc<GrantState>, Lease) {
         let timing = Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap();
         let grant = Grant {
             name: LockName::new("job").unwrap(),

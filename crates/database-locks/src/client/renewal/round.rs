@@ -10,7 +10,7 @@ use crate::client::renewal::lease_events::{Failing, LeaseEvents};
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{Answer, Grant, LostReason, Renewal, SHORTEST_PATIENCE, Time, Ttl};
+use protocol::{Answer, BootInstant, Grant, LostReason, Renewal, SHORTEST_PATIENCE, Ttl};
 
 /// The answer to a renewal whose row is locked.
 const ROW_LOCKED: &str = "its row is locked by another transaction";
@@ -21,7 +21,7 @@ const SPLIT_TIMEOUTS: u32 = 3;
 /// A part of a round that failed, and the error.
 pub(crate) struct Failed {
     pub(crate) part: Round,
-    pub(crate) sent: Time,
+    pub(crate) sent: BootInstant,
     pub(crate) error: StoreError,
 }
 
@@ -68,7 +68,7 @@ impl Scheduler {
             };
             let settled = if failed_before || matches!(error, StoreError::Rejected { .. }) {
                 let mut settled = split.refused(part);
-                let took = clock::now().saturating_sub(began);
+                let took = clock::now() - began;
                 let most = match error.is_answer() {
                     true => patience.saturating_mul(SPLIT_TIMEOUTS),
                     false => patience,
@@ -93,7 +93,13 @@ impl Scheduler {
     }
 
     /// Record the answers to a part that succeeded.
-    fn renewed(&self, part: &[(Grant, Ttl)], sent: Time, answers: Vec<Renewal>, tally: &mut Tally) {
+    fn renewed(
+        &self,
+        part: &[(Grant, Ttl)],
+        sent: BootInstant,
+        answers: Vec<Renewal>,
+        tally: &mut Tally,
+    ) {
         let mut events = LeaseEvents::default();
         let mut table = self.table();
         events.outage_ended = table.outage.succeeded(sent, clock::now());

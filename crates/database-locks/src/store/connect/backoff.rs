@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::runtime::clock;
-use protocol::Time;
+use protocol::BootInstant;
 
 /// A restarted server is back within a second or two; a thousand clients that all knock every
 /// 10 ms would keep it from getting up.
@@ -14,14 +14,14 @@ const LONGEST: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
-    not_before: Option<Time>,
+    not_before: Option<BootInstant>,
 }
 
 impl Backoff {
     /// How long to wait from now.
     pub(crate) fn pause(&self) -> Duration {
         self.not_before
-            .map_or(Duration::ZERO, |at| at.saturating_sub(clock::now()))
+            .map_or(Duration::ZERO, |at| at - clock::now())
     }
 
     pub(crate) fn failed(&mut self) {

@@ -1,4 +1,5 @@
-//! Where the server is, as the latest answer says, and the way to the first of its hosts that can serve.
+//! Where the server is, as the latest answer says, and the way to the first of its hosts that can
+//! serve.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,13 +23,14 @@ pub(crate) trait Endpoint: Sized {
     fn server(&self) -> &Server;
 }
 
-/// Connects to a server whose settings may change, or to that of several servers which can be written to.
-/// The connections of a store share it.
+/// Connects to a server whose settings may change, or to that of several servers which can be
+/// written to. The connections of a store share it.
 pub(crate) struct Connector<E> {
     source: Arc<Source>,
     /// As the source said it last.
     endpoint: Mutex<Arc<E>>,
-    /// The host that served last. Once one has, what is wrong with a server may be a failover under way.
+    /// The host that served last. Once one has, what is wrong with a server may be a failover under
+    /// way.
     latest: Mutex<Option<Address>>,
 }
 
@@ -48,48 +50,48 @@ impl<E: Endpoint> Connector<E> {
 
     /// Ask where the server is, and what to log in with.
     pub(crate) async fn ask<H>(&self) -> Result<Arc<E>, Failure<H>> {
-        let unusable = |said| Failure {
-            verdict: match self.has_served() {
-                true => Verdict::Unavailable,
-                false => Verdict::Refused,
-            },
+        let failure = |verdict, said| Failure {
+            verdict,
             said,
             hint: None,
         };
+        let unusable = match self.has_served() {
+            true => Verdict::Unavailable,
+            false => Verdict::Refused,
+        };
         let server = self.source.ask().await.map_err(|missing| match missing {
-            Missing::Unusable(said) => unusable(said),
-            Missing::Later(said) => Failure {
-                verdict: Verdict::Unavailable,
-                said,
-                hint: None,
-            },
+            Missing::Unusable(said) => failure(unusable, said),
+            Missing::Later(said) => failure(Verdict::Unavailable, said),
         })?;
         let before = self.endpoint();
         if server == *before.server() {
             return Ok(before);
         }
         let endpoint = before.with(server);
-        let endpoint = Arc::new(endpoint.map_err(|error| unusable(error.chain()))?);
+        let endpoint = Arc::new(endpoint.map_err(|error| failure(unusable, error.chain()))?);
         let mut latest = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner);
         *latest = Arc::clone(&endpoint);
         Ok(endpoint)
     }
 
-    /// Connect to the first host that can serve, beginning with the one that served last.
+    /// Connect to the first host that can serve, beginning with the one that served last. Answers
+    /// which host it is.
     pub(crate) async fn connect<T, H: Clone, F>(
         &self,
         endpoint: &E,
         dial: impl Fn(usize, Duration) -> F,
-    ) -> Result<T, Failure<H>>
+    ) -> Result<(usize, T), Failure<H>>
     where
         F: Future<Output = Result<T, Failure<H>>>,
     {
-        let (hosts, within) = (
-            &endpoint.server().addresses,
-            endpoint.server().connecting(E::TIMEOUT),
-        );
-        let connected = first_of(hosts, self.first(endpoint), within, dial);
-        connected.await.map(|(_, connection)| connection)
+        let (server, first) = (endpoint.server(), self.first(endpoint));
+        first_of(
+            &server.addresses,
+            first,
+            server.connecting(E::TIMEOUT),
+            dial,
+        )
+        .await
     }
 
     /// Which of the hosts to try first: the one that served last, if it is still in the list.
@@ -118,14 +120,15 @@ impl<E: Endpoint> Connector<E> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a login that is refused may be let in later: one was let in before, and its password may
-    /// change.
+    /// Whether a login that is refused may be let in later: one was let in before, and its password
+    /// may change.
     pub(crate) fn may_log_in_later(&self) -> bool {
         let may_change = self.source.may_change() || self.endpoint().server().password_of_file;
         may_change && self.has_served()
     }
 
-    /// The function of the application that is asked for the settings just now and has not answered.
+    /// The function of the application that is asked for the settings just now and has not
+    /// answered.
     pub(crate) fn waits_for(&self) -> Option<&'static str> {
         self.source.waits_for()
     }

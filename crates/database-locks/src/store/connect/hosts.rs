@@ -62,7 +62,7 @@ where
     for at in order {
         let rest = u32::try_from(addresses.len() - failures.len()).unwrap_or(u32::MAX);
         // One that accepts and never answers must not use up the time of those behind it.
-        let left = whole.saturating_sub(clock::now().saturating_sub(began));
+        let left = whole.saturating_sub(clock::now() - began);
         let share = rounded(left / rest).max(LEAST.min(whole));
         match timeout(share, dial(at, share)).await {
             Ok(Ok(connection)) => return Ok((at, connection)),

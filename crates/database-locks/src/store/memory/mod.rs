@@ -16,9 +16,9 @@ use crate::runtime::fork::PerProcess;
 use crate::store::api::{Barrier, Lane, Reply, Store};
 use crate::store::connect::table::Table;
 use protocol::{
-    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, LostReason,
-    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Time,
-    Ttl, judge,
+    AcquireCommand, BootInstant, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
+    LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
+    TakeOverCommand, Ttl, judge,
 };
 
 #[derive(Debug, Default)]
@@ -160,11 +160,11 @@ impl Store for Memory {
 
     fn look<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<Option<Holder>>> {
         let (now, rows) = (clock::now(), self.rows());
-        let occupant = |name: &LockName| {
+        let holder = |name: &LockName| {
             let row = rows.get(name).filter(|row| !row.is_free(now));
-            row.map(|row| row.seen(name, now).occupant())
+            row.map(|row| row.seen(name, now).holder())
         };
-        ready(names.iter().map(occupant).collect())
+        ready(names.iter().map(holder).collect())
     }
 
     fn take_over<'a>(&'a self, what: &'a TakeOverCommand, _: Duration) -> Reply<'a, Outcome> {
@@ -185,7 +185,7 @@ impl Store for Memory {
         let (now, mut rows) = (clock::now(), self.rows());
         let token = least_token(now);
         let before = rows.len();
-        let old = |at: Option<Time>| at.map_or(unknown, |at| at.saturating_add(idle) <= now);
+        let old = |at: Option<BootInstant>| at.map_or(unknown, |at| at + idle <= now);
         rows.retain(|_, row| {
             let last = match row.expires {
                 Some(Ends::At(end)) => Some(end),
@@ -205,10 +205,10 @@ impl Store for Memory {
         let done = match self.rows().get_mut(name) {
             Some(row) if !row.is_free(now) && row.fences > 0 => Force::Busy,
             Some(row) if !row.is_free(now) => {
-                let occupant = row.seen(name, now).occupant();
+                let holder = row.seen(name, now).holder();
                 row.free(now);
                 row.token = next_token(row.token, now);
-                Force::Freed(occupant)
+                Force::Freed(holder)
             }
             _ => Force::WasFree,
         };
@@ -250,8 +250,8 @@ impl Store for Memory {
 
     fn examine(&self, _: Duration) -> Reply<'_, Report> {
         let (now, rows) = (clock::now(), self.rows());
-        let minute_ago = now.saturating_sub(Duration::from_secs(60));
-        let day_ago = now.saturating_sub(Duration::from_secs(86_400));
+        let minute_ago = now - Duration::from_secs(60);
+        let day_ago = now - Duration::from_secs(86_400);
         let such = |matches: &dyn Fn(&Row) -> bool| {
             let mut found = rows.iter().filter(|(_, row)| matches(row));
             let first = found.next().map(|(name, _)| name.to_string());

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::runtime::clock;
 use protocol::{
-    AcquireCommand, Grant, LockName, LockRow, Outcome, ReleaseCommand, Released, Renewal,
-    ResumeCommand, TakeOverCommand, Time, Token, Ttl, judge, judge_ticket,
+    AcquireCommand, BootInstant, Grant, LockName, LockRow, Outcome, ReleaseCommand, Released,
+    Renewal, ResumeCommand, TakeOverCommand, Token, Ttl, judge, judge_ticket,
 };
 
 #[derive(Debug, Default)]
@@ -16,8 +16,8 @@ pub(super) struct Row {
     pub(super) token: i64,
     pub(super) grant: Option<String>,
     pub(super) expires: Option<Ends>,
-    pub(super) acquired: Option<Time>,
-    pub(super) renewed: Option<Time>,
+    pub(super) acquired: Option<BootInstant>,
+    pub(super) renewed: Option<BootInstant>,
     pub(super) metadata: Option<String>,
     /// How many fences are open.
     pub(super) fences: u32,
@@ -25,13 +25,13 @@ pub(super) struct Row {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Ends {
-    At(Time),
+    At(BootInstant),
     Never,
 }
 
-fn ends(now: Time, ttl: Ttl) -> Ends {
+fn ends(now: BootInstant, ttl: Ttl) -> Ends {
     match ttl {
-        Ttl::Finite(length) => Ends::At(now.saturating_add(length)),
+        Ttl::Finite(length) => Ends::At(now + length),
         Ttl::Infinite => Ends::Never,
     }
 }
@@ -45,29 +45,29 @@ fn micros(d: Duration) -> i64 {
     clippy::disallowed_methods,
     reason = "here it plays the database's clock, for display"
 )]
-fn stamp(at: Time) -> i64 {
+fn stamp(at: BootInstant) -> i64 {
     static BOOT: OnceLock<i64> = OnceLock::new();
     let boot = BOOT.get_or_init(|| {
         let wall = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
-        micros(wall) - micros(clock::now())
+        micros(wall) - micros(clock::now().since_boot())
     });
-    boot.saturating_add(micros(at))
+    boot.saturating_add(micros(at.since_boot()))
 }
 
 /// This engine's clock in milliseconds since 1970, below which no token is made.
-pub(super) fn least_token(now: Time) -> i64 {
+pub(super) fn least_token(now: BootInstant) -> i64 {
     stamp(now) / 1000
 }
 
 /// The token of the next grant: greater than all before, those of a deleted row too.
-pub(super) fn next_token(token: i64, now: Time) -> i64 {
+pub(super) fn next_token(token: i64, now: BootInstant) -> i64 {
     token.saturating_add(1).max(least_token(now))
 }
 
 impl Row {
-    pub(super) fn is_free(&self, now: Time) -> bool {
+    pub(super) fn is_free(&self, now: BootInstant) -> bool {
         match self.expires {
             None => true,
             Some(Ends::At(end)) => end <= now,
@@ -82,7 +82,7 @@ impl Row {
             && self.holder.as_deref() == Some(&*grant.holder)
     }
 
-    fn grant(&mut self, ask: &AcquireCommand, now: Time) -> Outcome {
+    fn grant(&mut self, ask: &AcquireCommand, now: BootInstant) -> Outcome {
         self.token = next_token(self.token, now);
         self.holder = Some(ask.holder.to_string());
         self.grant = Some(ask.grant.to_string());
@@ -96,23 +96,23 @@ impl Row {
         }
     }
 
-    pub(super) fn free(&mut self, now: Time) {
+    pub(super) fn free(&mut self, now: BootInstant) {
         (self.expires, self.grant, self.renewed) = (None, None, Some(now));
     }
 
-    pub(super) fn seen(&self, name: &LockName, now: Time) -> LockRow {
+    pub(super) fn seen(&self, name: &LockName, now: BootInstant) -> LockRow {
         LockRow {
             name: name.to_string(),
             holder: self.holder.clone(),
             token: self.token,
             grant: self.grant.clone(),
             expires_in: self.expires.map(|ends| match ends {
-                Ends::At(end) => micros(end) - micros(now),
+                Ends::At(end) => micros(end.since_boot()) - micros(now.since_boot()),
                 Ends::Never => i64::MAX,
             }),
-            endless: self.expires == Some(Ends::Never),
-            intact: true,
-            held_for: self.acquired.map(|at| micros(now.saturating_sub(at))),
+            is_infinite: self.expires == Some(Ends::Never),
+            is_legacy: false,
+            held_for: self.acquired.map(|at| micros(now - at)),
             acquired_at: self.acquired.map(stamp),
             renewed_at: self.renewed.map(stamp),
             expires_at: match self.expires {
@@ -197,6 +197,6 @@ pub(super) fn release(rows: &mut Rows, what: &ReleaseCommand) -> Released {
             row.free(clock::now());
             Released::Freed
         }
-        _ => Released::NotOurs,
+        _ => Released::NotHeld,
     }
 }

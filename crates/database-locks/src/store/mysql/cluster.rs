@@ -57,8 +57,8 @@ pub(crate) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
 }
 
 /// The parameters of [`ENDED_ON_CLUSTER`].
-pub(crate) fn version(lapsed: Option<&Version>) -> [(String, Value); 3] {
-    let (token, expires_at, renewed_at) = match lapsed {
+pub(crate) fn version(expired_version: Option<&Version>) -> [(String, Value); 3] {
+    let (token, expires_at, renewed_at) = match expired_version {
         None => (None, None, None),
         Some(seen) => (Some(seen.token), Some(seen.expires_at), seen.renewed_at),
     };

@@ -66,7 +66,7 @@ pub(crate) struct DirectPath {
 impl fmt::Debug for DirectPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DirectPath")
-            .field("at", &self.server.at())
+            .field("at", &self.server.connector.hosts())
             .finish_non_exhaustive()
     }
 }
@@ -226,7 +226,7 @@ impl Lane for DirectPath {
 
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         // After a release the row looks as after a loss.
-        let tells = |done: &Vec<_>| !done.contains(&Released::NotOurs);
+        let tells = |done: &Vec<_>| !done.contains(&Released::NotHeld);
         Box::pin(self.call(returns, |on, all| Box::pin(on.release(all)), tells))
     }
 

@@ -47,7 +47,7 @@ pub(crate) struct Mysql {
 impl fmt::Debug for Mysql {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mysql")
-            .field("at", &self.server.at())
+            .field("at", &self.server.connector.hosts())
             .field("table", &self.server.table)
             .finish_non_exhaustive()
     }
@@ -92,7 +92,7 @@ impl Mysql {
             Box::pin(async move { session.renew(&asked).await })
         });
         let done = done.await;
-        let left = until.saturating_sub(clock::now());
+        let left = until - clock::now();
         let may_ask_again = !sent.load(Ordering::Acquire) && self.lane.is_up();
         let failure = match done {
             Err(failure) if may_ask_again && !left.is_zero() => failure,
@@ -121,7 +121,7 @@ impl Store for Mysql {
     }
 
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
-        let within = self.server.patience(within);
+        let within = self.server.connector.patience(within);
         Box::pin(self.line.call(within, |_| Box::pin(async { Ok(()) })))
     }
 

@@ -35,14 +35,14 @@ pub(crate) fn seen(mut row: Row, multi_primary: bool) -> LockRow {
         token: value(row, "token").unwrap_or_default(),
         grant: string(row, "grant_id"),
         expires_in: value(row, "expires_in"),
-        endless: value(row, "endless") == Some(1),
-        intact: value(row, "intact") == Some(1),
+        is_infinite: value(row, "is_infinite") == Some(1),
+        is_legacy: value(row, "is_legacy") == Some(1),
         held_for: value(row, "held_for"),
         acquired_at: value(row, "acquired_at"),
         renewed_at: value(row, "renewed_at"),
         expires_at: value(row, "expired_at"),
         metadata: string(row, "metadata"),
-        clocks: multi_primary,
+        multi_primary,
     }
 }
 

@@ -27,7 +27,8 @@ pub(crate) enum Kind {
     /// A pooler mixed up the prepared statements of several clients.
     Pooled,
     /// Something is not there. If it was there before, it may come back: a table that is renamed or
-    /// restored, a database that is closed for a while. Else it is [`Rejected`](Self::Rejected), with the hint.
+    /// restored, a database that is closed for a while. Else it is [`Rejected`](Self::Rejected),
+    /// with the hint.
     Missing(Option<&'static str>),
     /// Trying again will not help; the hint says what may.
     Rejected(Option<&'static str>),
@@ -88,11 +89,11 @@ const LOGIN: &str = "the server does not let this user in: check the user name, 
 const PASSWORD: &str = "the server asks for a password: give it in the URL, by a function, in PGPASSWORD, or \
                         in ~/.pgpass with mode 0600";
 
-/// What an error of the server calls for, by its code and by the function of the server that raised it:
-/// messages are translated.
+/// What an error of the server calls for, by its code and by the function of the server that raised
+/// it: messages are translated.
 ///
-/// Every class of <https://www.postgresql.org/docs/current/errcodes-appendix.html> is decided here; see
-/// the table among the tests.
+/// Every class of <https://www.postgresql.org/docs/current/errcodes-appendix.html> is decided here;
+/// see the table among the tests.
 fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
     match code.code() {
         // What was prepared was planned for columns that have changed since.
@@ -127,7 +128,8 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
             // The connection; or its server, session or database was shut down, restarted, dropped.
             "08" | "57" => Kind::Gone,
             // The state of the session: it is read-only, since a standby has taken the place of the
-            // primary, was ended for its transaction_timeout, or has a transaction open that is not ours.
+            // primary, was ended for its transaction_timeout, or has a transaction open that is not
+            // ours.
             "25" => Kind::Gone,
             // Serialisation failure, deadlock; a snapshot that is too old.
             "40" | "72" => Kind::Contention,
@@ -156,8 +158,8 @@ impl From<tokio_postgres::Error> for ServerError {
                 code: Some(db.code().clone()),
             };
         }
-        // By the driver's text, which is all that it tells. On a connection that was made before, an error of
-        // TLS means that it broke.
+        // By the driver's text, which is all that it tells. On a connection that was made before,
+        // an error of TLS means that it broke.
         if error.to_string().starts_with("error performing TLS") {
             let source = error.source().map(ToString::to_string);
             let none = source.as_deref() == Some("server does not support TLS");
@@ -205,7 +207,8 @@ impl From<Failure<&'static str>> for ServerError {
     fn from(failure: Failure<&'static str>) -> Self {
         match failure.verdict {
             Verdict::Unavailable => Self::unavailable(failure.said),
-            // As the server itself would say it: a failover may be under way, which a waiter waits for.
+            // As the server itself would say it: a failover may be under way, which a waiter waits
+            // for.
             Verdict::ReadOnly => Self {
                 kind: Kind::Unavailable,
                 message: failure.with_hint(),

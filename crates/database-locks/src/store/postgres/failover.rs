@@ -12,16 +12,16 @@ use crate::store::connect::url::Address;
 use crate::store::postgres::error::ServerError;
 use protocol::Primary;
 
-/// The timeline is the first eight digits of the name of the file that is being written. Not that of
-/// `pg_control_checkpoint()`, which for minutes after a promotion is still the old one.
+/// The timeline is the first eight digits of the name of the file that is being written. Not that
+/// of `pg_control_checkpoint()`, which for minutes after a promotion is still the old one.
 const IDENTITY: &str = "
     SELECT system_identifier AS system,
            CASE WHEN NOT pg_is_in_recovery()
                 THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END AS timeline
       FROM pg_control_system()";
 
-/// Ask which server it is; none if it does not say: a service that is not quite PostgreSQL may lack these
-/// functions, and a standby writes no timeline.
+/// Ask which server it is; none if it does not say: a service that is not quite PostgreSQL may lack
+/// these functions, and a standby writes no timeline.
 pub(crate) async fn ask(client: &Client) -> Option<Primary> {
     let rows = match client.query_typed(IDENTITY, &[]).await {
         Ok(rows) => rows,
@@ -43,8 +43,9 @@ pub(crate) async fn ask(client: &Client) -> Option<Primary> {
 
 /// Refuse a primary that another one has replaced, which does not know of its grants.
 ///
-/// If an operator brings an old primary back, beside the new one or after it, the programs that were served by
-/// the new one have to be restarted. Otherwise a process might go from one to the other and back.
+/// If an operator brings an old primary back, beside the new one or after it, the programs that
+/// were served by the new one have to be restarted. Otherwise a process might go from one to the
+/// other and back.
 pub(crate) fn no_step_back(
     address: &Address,
     found: Option<Primary>,

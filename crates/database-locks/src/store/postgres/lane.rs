@@ -1,4 +1,5 @@
-//! The lane: acquires and releases locks on a connection of its own, driven by the runtime of the caller.
+//! The lane: acquires and releases locks on a connection of its own, driven by the runtime of the
+//! caller.
 
 use std::future::ready;
 use std::sync::Arc;

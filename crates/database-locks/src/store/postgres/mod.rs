@@ -148,7 +148,7 @@ impl Store for Postgres {
     ) -> Reply<'a, Vec<Option<Holder>>> {
         let work = move |on: Arc<Session>| async move {
             let rows = read(&on, names).await?;
-            Ok(LockRow::occupants(names, &rows))
+            Ok(LockRow::holders(names, &rows))
         };
         Box::pin(self.connection.run(within, work))
     }

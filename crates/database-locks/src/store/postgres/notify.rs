@@ -1,19 +1,20 @@
 //! Notifications: LISTEN and NOTIFY, which wake a waiter when a lock is released.
 //!
-//! A waiter listens, and writes into the row until when clients wait. The client that frees the row sees
-//! that in the row it has just changed, and notifies: `NOTIFY` on the one channel of the table, with the
-//! name as its payload. Without waiters there is no NOTIFY, since the server carries out one commit that
-//! notifies at a time.
+//! A waiter listens, and writes into the row until when clients wait. The client that frees the row
+//! sees that in the row it has just changed, and notifies: `NOTIFY` on the one channel of the
+//! table, with the name as its payload. Without waiters there is no NOTIFY, since the server
+//! carries out one commit that notifies at a time.
 //!
-//! A release by force notifies as well, and a take-over: for the holder that loses the lock. So a process
-//! also listens while it holds a lease that is renewed rarely. The scheduler is told, and its renewal
-//! decides; see [`Store::on_notified`](crate::store::Store::on_notified).
+//! A release by force notifies as well, and a take-over: for the holder that loses the lock. So a
+//! process also listens while it holds a lease that is renewed rarely. The scheduler is told, and
+//! its renewal decides; see [`Store::on_notified`](crate::store::Store::on_notified).
 //!
 //! A notification may be lost, so each waiter polls slowly all the same.
 //!
 //! A pooler that hands out its connections by transaction takes a LISTEN as any other statement: it
-//! stays behind on some connection of the pooler's, and notifications go to the client that has that one
-//! next. So LISTEN is sent only on a connection that is known to lead to one backend; else waiters poll.
+//! stays behind on some connection of the pooler's, and notifications go to the client that has
+//! that one next. So LISTEN is sent only on a connection that is known to lead to one backend; else
+//! waiters poll.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -33,10 +34,10 @@ use crate::runtime::clock;
 use crate::store::api::{Notice, Tell};
 use crate::store::connect::table::Table;
 use crate::store::postgres::error::ServerError;
-use protocol::{AcquireCommand, Grant, GrantId, LockName, Outcome, Renewal, Time, Ttl};
+use protocol::{AcquireCommand, BootInstant, Grant, GrantId, LockName, Outcome, Renewal, Ttl};
 
-/// For how long a waiter announces that it waits, at least; or for twice the pause until its next poll. For as
-/// long after the last waiter has gone, releases notify in vain.
+/// For how long a waiter announces that it waits, at least; or for twice the pause until its next
+/// poll. For as long after the last waiter has gone, releases notify in vain.
 const AHEAD: Duration = Duration::from_secs(10);
 /// The longest pause that counts.
 const LONGEST: Duration = Duration::from_secs(3_600);
@@ -45,8 +46,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a LISTEN may take.
 const LISTENING: Duration = Duration::from_secs(12);
 
-/// Leases that are longer than this are renewed less often than every 5 s, by default: for such a one
-/// the process listens. The holder of a shorter one learns of a release by force from its next renewal.
+/// Leases that are longer than this are renewed less often than every 5 s, by default: for such a
+/// one the process listens. The holder of a shorter one learns of a release by force from its next
+/// renewal.
 const RARELY: Duration = Duration::from_secs(15);
 /// A lease that ends sooner is not worth the round trips of a LISTEN.
 const SETTLED: Duration = Duration::from_millis(500);
@@ -58,7 +60,7 @@ const TABLE_NUMBER: &str = "SELECT to_regclass('{table}')::oid::bigint AS number
 
 /// Keys, each of which counts until a time of its own.
 struct Until<K> {
-    of: HashMap<K, Time>,
+    of: HashMap<K, BootInstant>,
     /// How many were left when those whose time is past were last removed.
     left: usize,
 }
@@ -71,7 +73,7 @@ impl<K> Default for Until<K> {
 }
 
 impl<K: Eq + Hash> Until<K> {
-    fn set(&mut self, key: K, until: Time, now: Time) {
+    fn set(&mut self, key: K, until: BootInstant, now: BootInstant) {
         if self.of.len() > 2 * self.left + 64 {
             self.of.retain(|_, until| now < *until);
             self.left = self.of.len();
@@ -79,7 +81,7 @@ impl<K: Eq + Hash> Until<K> {
         self.of.insert(key, until);
     }
 
-    fn is_past(&self, now: Time) -> bool {
+    fn is_past(&self, now: BootInstant) -> bool {
         self.of.values().all(|until| *until <= now)
     }
 }
@@ -102,7 +104,8 @@ struct Shared {
     tell: OnceLock<Tell>,
     /// Whether a lease that is renewed rarely has been held: if not, there is none to forget.
     rare: AtomicBool,
-    /// The backends that serve this process alone. The caller of a statement knows what that notifies.
+    /// The backends that serve this process alone. The caller of a statement knows what that
+    /// notifies.
     own: Mutex<Vec<i32>>,
 }
 
@@ -131,7 +134,8 @@ impl Shared {
         }
     }
 
-    /// Whether the process listens on this connection. If it can and does not yet, a task sends LISTEN, once.
+    /// Whether the process listens on this connection. If it can and does not yet, a task sends
+    /// LISTEN, once.
     fn listens(self: &Arc<Self>, on: Arc<Session>) -> bool {
         let listens = on.listens.load(Ordering::Relaxed);
         if on.backend.is_some() && !on.asked_to_listen.swap(true, Ordering::Relaxed) {
@@ -153,7 +157,8 @@ impl ConnectionEvents for Shared {
     }
 
     fn ended(&self) {
-        // A server that crashed, or one that another has replaced, may have forgotten the announcements.
+        // A server that crashed, or one that another has replaced, may have forgotten the
+        // announcements.
         self.state().announced = Until::default();
         self.tell(Notice::Missed);
     }
@@ -273,7 +278,7 @@ impl Listener {
         let mut rare = leases
             .filter_map(|(id, ttl)| match ttl {
                 Ttl::Finite(length) if length <= RARELY => None,
-                Ttl::Finite(length) => Some((id, now.saturating_add(length))),
+                Ttl::Finite(length) => Some((id, now + length)),
                 Ttl::Infinite => Some((id, now + DAY)),
             })
             .peekable();

@@ -11,8 +11,8 @@ pub(crate) fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// A time, or the length from or to one, in microseconds. NULL for a time outside those of this protocol, with
-/// which the server may be unable to reckon (`infinity`).
+/// A time, or the length from or to one, in microseconds. NULL for a time outside those of this
+/// protocol, with which the server may be unable to reckon (`infinity`).
 macro_rules! micros {
     ($time:literal, $what:literal) => {
         concat!(
@@ -34,8 +34,8 @@ macro_rules! state {
        ",
             micros!("l.expires_at", "l.expires_at - statement_timestamp()"),
             " AS expires_in,
-       l.expires_at >= '9999-12-31 00:00:00+00' AS endless,
-       l.granted_until IS NOT DISTINCT FROM l.expires_at AS intact,
+       l.expires_at >= '9999-12-31 00:00:00+00' AS is_infinite,
+       l.granted_until IS DISTINCT FROM l.expires_at AS is_legacy,
        ",
             micros!("l.acquired_at", "statement_timestamp() - l.acquired_at"),
             " AS held_for"
@@ -50,8 +50,8 @@ macro_rules! clock_ms {
     };
 }
 
-/// Let the transaction that writes this row survive a crash, even if the role's setting would not. A stricter
-/// setting (`remote_apply`) stays.
+/// Let the transaction that writes this row survive a crash, even if the role's setting would not.
+/// A stricter setting (`remote_apply`) stays.
 macro_rules! synchronous_commit {
     () => {
         "CASE current_setting('synchronous_commit')
@@ -59,8 +59,8 @@ macro_rules! synchronous_commit {
     };
 }
 
-/// Notify of a row of `f` that was freed or taken, on a condition. The channel bears the number of the table, so
-/// that clients which call the table by different names use the same one.
+/// Notify of a row of `f` that was freed or taken, on a condition. The channel bears the number of
+/// the table, so that clients which call the table by different names use the same one.
 macro_rules! notify {
     ($when:literal) => {
         concat!(
@@ -74,17 +74,19 @@ macro_rules! notify {
 
 /// The columns of `state!`.
 pub(crate) fn state(row: &Row) -> Result<LockRow, ServerError> {
-    let endless = row.try_get::<_, Option<bool>>("endless")?.unwrap_or(false);
+    let is_infinite = row
+        .try_get::<_, Option<bool>>("is_infinite")?
+        .unwrap_or(false);
     Ok(LockRow {
         holder: row.try_get("locked_by")?,
         token: row.try_get("token")?,
         grant: row.try_get("grant_id")?,
-        expires_in: match endless {
+        expires_in: match is_infinite {
             true => Some(i64::MAX),
             false => row.try_get("expires_in")?,
         },
-        endless,
-        intact: row.try_get("intact")?,
+        is_infinite,
+        is_legacy: row.try_get("is_legacy")?,
         held_for: row.try_get("held_for")?,
         ..LockRow::default()
     })

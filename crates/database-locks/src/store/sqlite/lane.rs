@@ -282,7 +282,7 @@ mod tests {
             file.push(end);
             fs::remove_file(file).unwrap();
         }
-        assert_eq!(release(&*lane, &lost).unwrap(), Released::NotOurs);
+        assert_eq!(release(&*lane, &lost).unwrap(), Released::NotHeld);
         granted(&*lane, &ask("job"));
         let rows: i64 = subject
             .by_hand()

@@ -208,7 +208,7 @@ mod tests {
             holder: "me".into(),
             length: SOON,
             metadata: "x".repeat(2000).into(),
-            lapsed: None,
+            expired_version: None,
         }
     }
 

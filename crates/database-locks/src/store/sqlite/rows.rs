@@ -30,8 +30,10 @@ pub(crate) fn seen(row: &Row<'_>) -> rusqlite::Result<LockRow> {
         token: row.get("token")?,
         grant: row.get("grant_id")?,
         expires_in: micros("expires_in")?,
-        endless: row.get::<_, Option<bool>>("endless")?.unwrap_or_default(),
-        intact: row.get("intact")?,
+        is_infinite: row
+            .get::<_, Option<bool>>("is_infinite")?
+            .unwrap_or_default(),
+        is_legacy: row.get("is_legacy")?,
         held_for: micros("held_for")?,
         acquired_at: micros("acquired")?,
         renewed_at: micros("renewed")?,

@@ -22,11 +22,10 @@ use dialect::{MYSQL, POSTGRES};
 use draft::Draft;
 pub(crate) use scheme::Target;
 use scheme::{Parsed, split};
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-pub(crate) use server::Address;
 #[cfg(feature = "postgres")]
 pub(crate) use server::Binding;
-pub(crate) use server::Server;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub(crate) use server::{Address, Server};
 pub(crate) use surroundings::{Surroundings, of_process};
 
 /// What a URL says, with nothing filled in.

@@ -14,7 +14,7 @@ use super::driver::DriverConnection;
 use super::interpolate;
 use super::session::Session;
 use crate::store::api::StoreError;
-use crate::store::connect::hosts::{Failure, Verdict, first_of};
+use crate::store::connect::hosts::{Failure, Verdict};
 use crate::store::connect::tls::{Complaint, complaint};
 use crate::store::connect::url::Address;
 use crate::store::mysql::cluster::Cluster;
@@ -23,21 +23,16 @@ use crate::store::mysql::error::meaning;
 impl Session {
     /// Connect to the first host that can be written to.
     pub(crate) async fn open(server: &Arc<Server>) -> Result<Self, StoreError> {
-        let endpoint = server.ask().await?;
+        let endpoint = server.connector.ask::<String>().await?;
         let hosts = &endpoint.hosts;
         if hosts.iter().any(|host| host.opts.db_name().is_none()) {
             let hint = "end the URL with the database that holds the table: mysql://HOST/DATABASE";
             return Err(StoreError::rejected("no database was named", Some(hint)));
         }
-        let (addresses, latest) = (endpoint.addresses(), server.latest.load(Ordering::Relaxed));
-        // The list may be another one by now.
-        let first = if latest < addresses.len() { latest } else { 0 };
-        let found = first_of(addresses, first, endpoint.connecting(), |at, _| {
-            Self::open_at(server, &endpoint, at)
-        });
-        let (at, session) = found.await?;
-        server.latest.store(at, Ordering::Relaxed);
-        server.greeted.store(true, Ordering::Relaxed);
+        let connected =
+            (server.connector).connect(&endpoint, |at, _| Self::open_at(server, &endpoint, at));
+        let (at, session) = connected.await?;
+        server.connector.serves(&hosts[at].address);
         server
             .clustered
             .store(session.cluster.is_some(), Ordering::Relaxed);
@@ -175,7 +170,7 @@ impl Session {
     /// The refusal of a server that is read-only.
     fn read_only(&self) -> Failure<String> {
         // After a greeting a failover is under way, and the URL is right.
-        let greeted = self.server.greeted.load(Ordering::Relaxed);
+        let greeted = self.server.connector.has_served();
         Failure {
             verdict: Verdict::ReadOnly,
             said: format!("the server at {} is read-only", self.at),
@@ -310,7 +305,7 @@ async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<S
             None => match (&error, &host.address) {
                 // The password may just have been replaced by another one.
                 (Error::Server(refused), _)
-                    if refused.code == 1045 && server.may_log_in_later() =>
+                    if refused.code == 1045 && server.connector.may_log_in_later() =>
                 {
                     let message = format!("{at}: {} (error 1045)", refused.message);
                     StoreError::Unavailable(message.into()).into()

@@ -28,7 +28,7 @@ use crate::error::Cause;
 use crate::runtime::clock;
 use crate::store::api::{StoreError, keep_to};
 use crate::store::connect::backoff::Backoff;
-use protocol::Time;
+use protocol::BootInstant;
 
 /// A connection that was idle for this long may have been closed by the server, or forgotten by a
 /// firewall: it is asked first, since not every statement may be sent again.
@@ -39,13 +39,13 @@ type Work = Box<dyn for<'s> FnOnce(Result<&'s mut Session, StoreError>) -> Promi
 
 /// What a caller wants done on the connection.
 struct Job {
-    deadline: Time,
+    deadline: BootInstant,
     work: Work,
 }
 
 impl Job {
     fn left(&self) -> Duration {
-        self.deadline.saturating_sub(clock::now())
+        self.deadline - clock::now()
     }
 }
 
@@ -175,7 +175,7 @@ impl Line {
         }
         if !self.dialled.swap(true, Ordering::AcqRel) {
             let under_way = Flag::set(&self.dialled);
-            let deadline = clock::now() + self.shared.server.patience(Duration::ZERO);
+            let deadline = clock::now() + self.shared.server.connector.patience(Duration::ZERO);
             let work: Work = Box::new(move |_| {
                 drop(under_way);
                 Box::pin(std::future::ready(()))
@@ -231,7 +231,7 @@ impl Line {
                 let _ = tell.send(done);
             })
         });
-        let deadline = clock::now().saturating_add(within);
+        let deadline = clock::now() + within;
         let reply = async move {
             answer.await.unwrap_or_else(|_| {
                 if clock::now() >= deadline {
@@ -251,7 +251,7 @@ impl Line {
             self.give_up(within);
         });
         let done = done.await;
-        let function = self.shared.server.source.waits_for();
+        let function = self.shared.server.connector.waits_for();
         let waited_for = function.filter(|_| late && !self.is_up());
         done.map_err(|failure| match waited_for {
             Some(function) => StoreError::late_for(within, function),
@@ -281,8 +281,8 @@ impl Line {
     /// as good as ever, and to drop it would make all of them wait longer.
     fn give_up(&self, within: Duration) {
         let hangs = |worker: &mut Worker| {
-            let since = Duration::from_nanos(worker.busy_since.load(Ordering::Acquire));
-            !since.is_zero() && clock::now().saturating_sub(since) >= within / 2
+            let since = BootInstant::from_nanos(worker.busy_since.load(Ordering::Acquire));
+            since > BootInstant::ZERO && clock::now() - since >= within / 2
         };
         let worker = self.worker.lock();
         let given_up = worker
@@ -310,7 +310,7 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
             session = None;
         }
         if let Some((old, _)) = &mut session
-            && clock::now().saturating_sub(last_used) >= IDLE
+            && clock::now() - last_used >= IDLE
             && !old.answers(job.left() / 3).await
         {
             session = None;
@@ -344,8 +344,7 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
         if left.is_zero() {
             continue;
         }
-        let now = u64::try_from(clock::now().as_nanos()).unwrap_or(u64::MAX);
-        busy_since.store(now, Ordering::Release);
+        busy_since.store(clock::now().as_nanos(), Ordering::Release);
         // A panic of the driver ends this job, and none of those behind it.
         let done = caught(tokio::time::timeout(left, (job.work)(Ok(ready)))).await;
         busy_since.store(0, Ordering::Release);
@@ -365,7 +364,7 @@ pub(crate) async fn connect(
     match &made {
         Ok(_) => backoff.succeeded(),
         Err(failure) => {
-            tracing::trace!("no connection to {}: {failure}", server.at());
+            tracing::trace!("no connection to {}: {failure}", server.connector.hosts());
             backoff.failed();
         }
     }
@@ -375,13 +374,13 @@ pub(crate) async fn connect(
 /// Say which server it was that did not answer.
 pub(crate) fn place(server: &Server, failure: StoreError) -> StoreError {
     let named = |said: &str| {
-        let endpoint = server.endpoint();
-        let mut hosts = endpoint.addresses().iter();
-        hosts.any(|host| said.contains(&host.to_string()))
+        let endpoint = server.connector.endpoint();
+        let mut hosts = endpoint.hosts.iter();
+        hosts.any(|host| said.contains(&host.address.to_string()))
     };
     match failure {
         StoreError::Unavailable(said) if !named(&said.to_string()) => {
-            let placed = format!("{}: {said}", server.at());
+            let placed = format!("{}: {said}", server.connector.hosts());
             StoreError::Unavailable(Cause::of(&said, placed).into())
         }
         failure => failure,

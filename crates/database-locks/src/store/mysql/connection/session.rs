@@ -16,7 +16,7 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::mysql::cluster::{self, Cluster};
 use crate::store::mysql::error::{INIT, meaning};
-use protocol::Time;
+use protocol::BootInstant;
 
 const MEND: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
 
@@ -239,10 +239,10 @@ impl Session {
     /// The failure of a statement that waits for no row: if it timed out, it waited for the table.
     ///
     /// Both servers answer 1205 for either. A row that is locked fails a statement at once.
-    fn failed_since(&mut self, began: Time, error: &mysql_async::Error) -> StoreError {
+    fn failed_since(&mut self, began: BootInstant, error: &mysql_async::Error) -> StoreError {
         match error {
             Error::Server(refused)
-                if refused.code == 1205 && clock::now().saturating_sub(began) >= TABLE_WAIT =>
+                if refused.code == 1205 && clock::now() - began >= TABLE_WAIT =>
             {
                 self.blocked()
             }

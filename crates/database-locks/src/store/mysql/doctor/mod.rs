@@ -13,6 +13,7 @@ use mysql_async::prelude::FromRow;
 use self::settings::{Settings, rows};
 
 use crate::doctor::{self, Beat, Notes, Report};
+use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 
@@ -58,9 +59,9 @@ impl Session {
         let mut notes = Notes::new(&table);
         let mut beats = Vec::with_capacity(BEATS);
         for _ in 0..BEATS {
-            let beat = Beat::begin();
+            let beat = Beat::begin(clock::now());
             let told = self.rows(CLOCK, Params::Empty).await?;
-            beats.push(beat.end(rows(told).first().map_or(0, |(told,)| *told)));
+            beats.push(beat.end(rows(told).first().map_or(0, |(told,)| *told), clock::now()));
         }
         let mut settings: HashMap<String, String> = HashMap::new();
         for statement in [SETTINGS, STATUS] {

@@ -126,7 +126,7 @@ impl Session {
         if self.none_if_contended(made)?.is_none() {
             // On MySQL it may have waited for a row that was made after the look, or for the table.
             let name = params! { "name" => ask.name.as_str() };
-            let waited = clock::now().saturating_sub(began) >= TABLE_WAIT;
+            let waited = clock::now() - began >= TABLE_WAIT;
             let blocked = waited && {
                 let probed = self.query(Self::PROBE, name).await;
                 self.none_if_contended(probed)?
@@ -157,15 +157,17 @@ impl Session {
         if self.cluster.is_none() || !row.is_granted(ask.grant.as_str()) {
             let outcome = row.refusal(ask.grant.as_str());
             let seen = match &outcome {
-                Outcome::Held(of) => of.lapse.as_ref().map(|lapse| &lapse.version),
+                Outcome::Held(of) => of.observed_expiry.as_ref().map(|expiry| &expiry.version),
                 _ => None,
             };
             // The row is as it was when it was watched: a transaction has it locked, or this node
             // has not applied another node's change yet.
-            return Ok(match seen.is_some() && seen == ask.lapsed.as_ref() {
-                true => Outcome::Busy,
-                false => outcome,
-            });
+            return Ok(
+                match seen.is_some() && seen == ask.expired_version.as_ref() {
+                    true => Outcome::Busy,
+                    false => outcome,
+                },
+            );
         }
         // The reply to an earlier request of the same grant was lost. The clock of this node does
         // not tell how much of its lease is left, so the lease is renewed to the length that was
@@ -197,7 +199,7 @@ fn params_of(ask: &AcquireCommand) -> Params {
     ];
     let named: Vec<(String, Value)> = named
         .into_iter()
-        .chain(version(ask.lapsed.as_ref()))
+        .chain(version(ask.expired_version.as_ref()))
         .collect();
     named.into()
 }

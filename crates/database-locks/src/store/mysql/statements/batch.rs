@@ -260,7 +260,7 @@ impl Session {
         // A lock that another client acquired in this moment cannot be told from one that was lost
         // before; of such a loss the guard knows.
         let unclear = match known == done.rows {
-            true => Released::NotOurs,
+            true => Released::NotHeld,
             false => Released::Freed,
         };
         let clear = |answer: Option<_>| answer.unwrap_or(unclear);
@@ -290,7 +290,7 @@ fn described(ask: &AcquireCommand) -> serde_json::Value {
     json!({
         "name": ask.name.as_str(), "grant": ask.grant.as_str(), "holder": &*ask.holder,
         "length": micros(ask.length), "metadata": &*ask.metadata,
-        "seen": ask.lapsed.as_ref().map(|seen| json!({
+        "seen": ask.expired_version.as_ref().map(|seen| json!({
             "token": seen.token, "expires_at": seen.expires_at, "renewed_at": seen.renewed_at,
         })),
     })

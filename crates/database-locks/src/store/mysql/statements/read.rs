@@ -17,8 +17,8 @@ macro_rules! read {
             "
         SELECT l.name, l.locked_by, l.token, l.grant_id,
                TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), l.expires_at) AS expires_in,
-               IFNULL(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', 0) AS endless,
-               l.granted_until <=> l.expires_at AS intact,
+               IFNULL(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', 0) AS is_infinite,
+               NOT (l.granted_until <=> l.expires_at) AS is_legacy,
                TIMESTAMPDIFF(MICROSECOND, l.acquired_at, UTC_TIMESTAMP(6)) AS held_for,
                TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.acquired_at)
                    AS acquired_at,
@@ -128,7 +128,7 @@ impl Session {
         names: &[LockName],
     ) -> Result<Vec<Option<Holder>>, StoreError> {
         let rows = self.read(names).await?;
-        Ok(LockRow::occupants(names, &rows))
+        Ok(LockRow::holders(names, &rows))
     }
 
     /// Rows of [`read`], unless the server has become read-only since the session was opened.

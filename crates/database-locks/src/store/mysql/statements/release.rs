@@ -51,7 +51,7 @@ impl Session {
         Ok(if ours {
             Released::Busy
         } else {
-            Released::NotOurs
+            Released::NotHeld
         })
     }
 
@@ -80,7 +80,7 @@ impl Session {
         };
         let done = self.execute(Self::FORCE, params).await;
         Ok(match self.none_if_contended(done)? {
-            Some(done) if done.rows > 0 => Force::Freed(row.occupant()),
+            Some(done) if done.rows > 0 => Force::Freed(row.holder()),
             _ => Force::Busy,
         })
     }

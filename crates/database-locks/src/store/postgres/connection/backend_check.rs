@@ -43,9 +43,9 @@ impl SocketEnds {
     /// Whether the server sees the same connection, so that no pooler is in between.
     pub(crate) fn match_server(&self, handshake: &Handshake) -> bool {
         match *self {
-            // A pooler on this host may by chance use the same local port towards another server, so
-            // there the other end has to be the same too. Elsewhere address translation may change it
-            // (a service in Kubernetes).
+            // A pooler on this host may by chance use the same local port towards another server,
+            // so there the other end has to be the same too. Elsewhere address translation may
+            // change it (a service in Kubernetes).
             Self::Tcp { ours, theirs } => {
                 let same = |a: SocketAddr, b: Option<(IpAddr, u16)>| {
                     b == Some((a.ip().to_canonical(), a.port()))
@@ -66,7 +66,8 @@ fn parent_of(pid: i32) -> Option<i32> {
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
-/// The backend that the login named. The driver keeps that to itself, but writes it into a request to cancel.
+/// The backend that the login named. The driver keeps that to itself, but writes it into a request
+/// to cancel.
 ///
 /// A pooler names a number of its own.
 pub(crate) async fn backend_of_login(token: CancelToken) -> Option<i32> {

@@ -1,7 +1,7 @@
 //! What blocks a statement that does not return: a session that has the table locked.
 //!
-//! It is asked on a connection of its own, since the statement's waits. Behind a pooler the backend of a
-//! statement is not known, and nothing is asked.
+//! It is asked on a connection of its own, since the statement's waits. Behind a pooler the backend
+//! of a statement is not known, and nothing is asked.
 
 use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ use super::server::Server;
 use super::session::Session;
 use crate::runtime::clock;
 use crate::store::postgres::error::ServerError;
-use protocol::{Human, Time};
+use protocol::{BootInstant, Human};
 
 /// A statement that takes as long may be blocked.
 pub(crate) const LONG: Duration = Duration::from_secs(1);
@@ -40,8 +40,8 @@ pub(crate) struct Blocked(Mutex<Found>);
 
 #[derive(Default)]
 struct Found {
-    asked: Option<Time>,
-    by: Option<(String, Time)>,
+    asked: Option<BootInstant>,
+    by: Option<(String, BootInstant)>,
 }
 
 impl Blocked {

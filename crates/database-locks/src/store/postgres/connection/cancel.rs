@@ -1,8 +1,8 @@
 //! Ending what still runs on a connection that is no longer used.
 //!
-//! While a statement waits for a lock, the server does not notice that its client has gone. Behind a long
-//! ALTER TABLE each connection that is given up would leave a process waiting, until the server accepts no more
-//! clients.
+//! While a statement waits for a lock, the server does not notice that its client has gone. Behind
+//! a long ALTER TABLE each connection that is given up would leave a process waiting, until the
+//! server accepts no more clients.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,8 +19,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 const LINGER: Duration = Duration::from_secs(1);
 /// How long a request to cancel may take; it is a connection of its own.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What is cancelled answers at once. After this time the next statement runs, since more than one may have
-/// been sent ahead.
+/// What is cancelled answers at once. After this time the next statement runs, since more than one
+/// may have been sent ahead.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How often, and for how long in all, before the connection is closed whatever the server does.
 const TRIES: u32 = 20;
@@ -46,7 +46,8 @@ impl Cancel {
         Self { token, route }
     }
 
-    /// Ask the server to cancel what the connection runs just now. It does not answer whether it did.
+    /// Ask the server to cancel what the connection runs just now. It does not answer whether it
+    /// did.
     async fn ask(&self) {
         let asked = async {
             match &self.route {
@@ -76,8 +77,8 @@ impl Cancel {
 
 /// Drive a connection that is no longer used to its end.
 ///
-/// It ends by itself once every answer has come. If one was `late` already, or does not come, what runs is
-/// cancelled, again and again until nothing is left. No caller waits for any of it.
+/// It ends by itself once every answer has come. If one was `late` already, or does not come, what
+/// runs is cancelled, again and again until nothing is left. No caller waits for any of it.
 pub(crate) async fn wind_up<E>(
     mut connection: Pin<&mut impl Future<Output = Result<(), E>>>,
     cancel: Option<Cancel>,

@@ -27,8 +27,8 @@ use crate::store::connect::url::Address;
 use crate::store::postgres::error::{Kind, ServerError};
 use crate::store::postgres::failover;
 
-/// So that a firewall or NAT keeps an idle connection, and a server that lost its power is noticed before it
-/// is needed: after 30 s + 3 × 10 s.
+/// So that a firewall or NAT keeps an idle connection, and a server that lost its power is noticed
+/// before it is needed: after 30 s + 3 × 10 s.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_COUNT: u32 = 3;
@@ -182,8 +182,8 @@ impl Login<'_> {
 
 /// Connect to the first address of a host that answers.
 ///
-/// Each has its share of the time, so that a first address that never answers does not keep the second from
-/// being tried.
+/// Each has its share of the time, so that a first address that never answers does not keep the
+/// second from being tried.
 async fn reach(host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
     let addresses: Vec<SocketAddr> = lookup_host((host, port)).await?.collect();
     let share = within / 2 / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);

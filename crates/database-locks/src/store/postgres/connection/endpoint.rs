@@ -21,8 +21,8 @@ pub(crate) struct Endpoint {
 }
 
 impl connector::Endpoint for Endpoint {
-    /// Name resolution and password check included. Less than the patience of an acquire, whose error then
-    /// names the host that did not answer.
+    /// Name resolution and password check included. Less than the patience of an acquire, whose
+    /// error then names the host that did not answer.
     const TIMEOUT: Duration = Duration::from_secs(4);
 
     /// If no more than a password has changed, files of certificates are not read again.
@@ -79,8 +79,8 @@ impl Endpoint {
         if let Some(database) = &server.database {
             config.dbname(database);
         }
-        // Nothing is set but what the URL says, here or later. Poolers refuse other start-up `options`, and
-        // a SET would reach some connection of the pooler and stay there.
+        // Nothing is set but what the URL says, here or later. Poolers refuse other start-up
+        // `options`, and a SET would reach some connection of the pooler and stay there.
         if let Some(options) = server.settings.start_up() {
             config.options(options);
         }
@@ -90,8 +90,8 @@ impl Endpoint {
             Binding::Prefer => ChannelBinding::Prefer,
             Binding::Require => ChannelBinding::Require,
         });
-        // With "prefer" the driver does without TLS only if the server answers that it has none; a wrong
-        // certificate ends the attempt. On a socket there is no TLS.
+        // With "prefer" the driver does without TLS only if the server answers that it has none; a
+        // wrong certificate ends the attempt. On a socket there is no TLS.
         config.ssl_mode(match (&server.addresses[at], self.encrypt) {
             (Address::Unix(_), _) | (_, Encrypt::Never) => SslMode::Disable,
             (_, Encrypt::IfOffered) => SslMode::Prefer,

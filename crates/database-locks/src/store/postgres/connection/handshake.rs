@@ -53,7 +53,8 @@ pub(crate) const HANDSHAKE: &str = "
 const TEXTS: [i64; 2] = [25, 1043];
 /// The collations of the database, `C` and `POSIX`, which tell all names apart. Others may not.
 const EXACT: [i64; 3] = [100, 950, 951];
-/// By way of JSON, since versions before 12, which are to be refused as too old, have no such column.
+/// By way of JSON, since versions before 12, which are to be refused as too old, have no such
+/// column.
 const DETERMINISTIC: &str = "
     SELECT coalesce((to_jsonb(c) ->> 'collisdeterministic')::boolean, true)
       FROM pg_collation c WHERE oid = $1::bigint::oid";
@@ -61,8 +62,8 @@ const DETERMINISTIC: &str = "
 impl Handshake {
     pub(crate) async fn ask(client: &Client, text: &str) -> Result<Self, ServerError> {
         let rows = match client.query_typed(text, &[]).await {
-            // No right on the schema: the statements say so, and the doctor. The server itself can still be
-            // checked.
+            // No right on the schema: the statements say so, and the doctor. The server itself can
+            // still be checked.
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
                 let without = HANDSHAKE.replace("{table}", "pg_catalog.no_table_of_locks");
                 client.query_typed(&without, &[]).await?
@@ -118,8 +119,8 @@ impl Handshake {
         }
     }
 
-    /// Refuse a pooler that ignores the search path of the URL: the table might be another one than that of
-    /// other clients, and its locks would exclude none of them.
+    /// Refuse a pooler that ignores the search path of the URL: the table might be another one than
+    /// that of other clients, and its locks would exclude none of them.
     pub(crate) fn obeys(
         &self,
         address: &Address,
@@ -171,8 +172,8 @@ impl Handshake {
         } else {
             return Ok(());
         };
-        // After a server has served, this is no mistake in the URL but a failover under way, which a waiter
-        // waits for.
+        // After a server has served, this is no mistake in the URL but a failover under way, which
+        // a waiter waits for.
         Err(match served {
             true => ServerError::unavailable(said).into(),
             false => Failure {

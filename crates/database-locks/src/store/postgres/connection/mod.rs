@@ -2,6 +2,7 @@
 
 pub(crate) mod backend_check;
 pub(crate) mod blocked;
+mod calls;
 pub(crate) mod cancel;
 pub(crate) mod dial;
 pub(crate) mod endpoint;

@@ -16,8 +16,9 @@ const OTHERS: &[(&str, &str)] = &[
     ("redpanda", "Redpanda SQL"),
 ];
 
-/// How PostgreSQL and its distributions begin their `version()`; old versions of EDB's with the second one.
-/// Aurora, AlloyDB, Neon, Cloud SQL, RDS, Supabase and Percona answer as PostgreSQL does.
+/// How PostgreSQL and its distributions begin their `version()`; old versions of EDB's with the
+/// second one. Aurora, AlloyDB, Neon, Cloud SQL, RDS, Supabase and Percona answer as PostgreSQL
+/// does.
 const KNOWN: [&str; 2] = ["PostgreSQL ", "EnterpriseDB "];
 
 /// The hint for a server that is refused.

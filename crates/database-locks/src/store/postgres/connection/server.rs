@@ -27,7 +27,8 @@ pub(crate) struct Server {
     pub(crate) events: Weak<dyn ConnectionEvents>,
     /// The table has been used.
     pub(crate) used: Arc<AtomicBool>,
-    /// A pooler has given our prepared statements to other clients, so nothing is prepared any more.
+    /// A pooler has given our prepared statements to other clients, so nothing is prepared any
+    /// more.
     pub(crate) pooled: AtomicBool,
     /// Which server served last, if that is known.
     primary: Mutex<Option<Primary>>,
@@ -74,7 +75,8 @@ impl Server {
         self.primary.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The server of this connection serves from now on. If it has replaced another one: that one, and it.
+    /// The server of this connection serves from now on. If it has replaced another one: that one,
+    /// and it.
     pub(crate) fn serves(&self, on: &Session) -> Result<Option<(Primary, Primary)>, ServerError> {
         let mut primary = self.primary();
         // The other connection of the store may have found a later one since this one was asked.
@@ -85,8 +87,8 @@ impl Server {
         Ok(before.zip(on.primary).filter(|(before, now)| before != now))
     }
 
-    /// Whether another server has served since that of this connection. If servers do not say which they
-    /// are, whether one at another address has.
+    /// Whether another server has served since that of this connection. If servers do not say which
+    /// they are, whether one at another address has.
     pub(crate) fn has_replaced(&self, on: &Session) -> bool {
         let primary = self.primary();
         match (on.primary, *primary) {

@@ -20,8 +20,8 @@ use protocol::Primary;
 /// A parameter of a [`Statement`].
 pub(crate) type Param<'a> = &'a (dyn ToSql + Sync);
 
-/// From this number of locks on a statement is planned at each execution, for its size. The plan of a
-/// prepared statement may have been made for a handful, with loops within loops.
+/// From this number of locks on a statement is planned at each execution, for its size. The plan of
+/// a prepared statement may have been made for a handful, with loops within loops.
 const LARGE: usize = 64;
 
 /// A statement of the protocol. It may be prepared.
@@ -57,7 +57,8 @@ pub(crate) struct Session {
     pub(crate) address: Address,
     /// By name.
     pub(crate) statements: HashMap<&'static str, Prepared>,
-    /// Whether it leads to the server itself. Else a pooler may be in between, and nothing is prepared.
+    /// Whether it leads to the server itself. Else a pooler may be in between, and nothing is
+    /// prepared.
     ///
     /// The driver's statements are called s0, s1, … in each process. Behind a pooler that hands out
     /// its connections by transaction, those of several processes meet on one connection
@@ -67,7 +68,8 @@ pub(crate) struct Session {
     pub(crate) used: Arc<AtomicBool>,
     /// Why the table cannot hold locks.
     pub(crate) unfit: Option<ServerError>,
-    /// The backend that runs all that is sent on it; none where a pooler may choose another each time.
+    /// The backend that runs all that is sent on it; none where a pooler may choose another each
+    /// time.
     pub(crate) backend: Option<i32>,
     /// LISTEN has been sent on it, or is about to be.
     pub(crate) asked_to_listen: AtomicBool,
@@ -75,7 +77,8 @@ pub(crate) struct Session {
     pub(crate) listens: AtomicBool,
     /// Which server it leads to, if that is known. Behind a pooler, which one it was at first.
     pub(crate) primary: Option<Primary>,
-    /// An answer did not come in time. After the last caller has gone, what still runs is cancelled.
+    /// An answer did not come in time. After the last caller has gone, what still runs is
+    /// cancelled.
     pub(crate) late: Arc<AtomicBool>,
     /// Set when no caller shall wait for it any longer.
     pub(crate) abandoned: watch::Sender<bool>,
@@ -84,8 +87,8 @@ pub(crate) struct Session {
     pub(crate) _own_backend: Option<OwnBackend>,
 }
 
-/// Tells the task that drives a connection, when it is dropped, that it is no longer used, and sees to it that
-/// the connection is closed.
+/// Tells the task that drives a connection, when it is dropped, that it is no longer used, and sees
+/// to it that the connection is closed.
 pub(crate) struct InUse {
     tell: Option<oneshot::Sender<()>>,
     home: Handle,
@@ -162,8 +165,8 @@ impl Session {
         Ok(rows)
     }
 
-    /// From the second use on: preparing costs a round trip, which a program that acquires and releases
-    /// once would pay in vain.
+    /// From the second use on: preparing costs a round trip, which a program that acquires and
+    /// releases once would pay in vain.
     async fn prepare<'a>(
         &self,
         known: &'a Prepared,

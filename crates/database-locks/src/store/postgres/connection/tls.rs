@@ -16,8 +16,8 @@ use crate::store::connect::tls::{Check, Identity, Tls};
 
 /// The connector of the driver for these settings.
 pub(crate) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
-    // Not the default of the process: the program may have chosen none and built in two, and then rustls
-    // panics.
+    // Not the default of the process: the program may have chosen none and built in two, and then
+    // rustls panics.
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier::new(tls, &provider)?;
     let config = ClientConfig::builder_with_provider(provider)
@@ -42,7 +42,8 @@ fn unusable(error: impl std::fmt::Display) -> Error {
     Error::config("url", got, "give other ones with sslrootcert=")
 }
 
-/// Checks of a server's certificate what the settings ask for, and always that the server has its key.
+/// Checks of a server's certificate what the settings ask for, and always that the server has its
+/// key.
 #[derive(Debug)]
 struct Verifier {
     check: Check,

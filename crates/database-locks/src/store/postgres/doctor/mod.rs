@@ -9,13 +9,14 @@ use std::time::Duration;
 use self::patient::Patient;
 use super::connection::session::Session;
 use crate::doctor::{self, Beat, Notes, Report};
+use crate::runtime::clock;
 use crate::store::connect::table::Table;
 use crate::store::postgres::error::ServerError;
 
 /// How often the clock is asked: often enough for a median and for a step to be seen.
 const BEATS: usize = 7;
 
-const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now";
 
 /// The settings, in the units that PostgreSQL counts in: milliseconds for all times here.
 const SETTINGS: &str = "
@@ -28,14 +29,14 @@ SELECT name, setting, source
 
 /// Of this connection; behind a pooler it is that of the pooler to the server.
 const TLS: &str =
-    "SELECT coalesce(version, 'no TLS') FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    "SELECT coalesce(version, 'no TLS') AS tls FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
 
-/// Standbys: synchronous, asynchronous, and such as this role may not look at. Not the subscribers of
-/// logical replication, nor a backup that is under way.
+/// Standbys: synchronous, asynchronous, and such as this role may not look at. Not the subscribers
+/// of logical replication, nor a backup that is under way.
 const STANDBYS: &str = "
-SELECT count(*) FILTER (WHERE r.sync_state <> 'async'),
-       count(*) FILTER (WHERE r.sync_state = 'async'),
-       count(*) FILTER (WHERE r.sync_state IS NULL)
+SELECT count(*) FILTER (WHERE r.sync_state <> 'async') AS safe,
+       count(*) FILTER (WHERE r.sync_state = 'async') AS lagging,
+       count(*) FILTER (WHERE r.sync_state IS NULL) AS hidden
   FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
  WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.state IS DISTINCT FROM 'backup'";
 
@@ -48,13 +49,17 @@ pub(crate) async fn examine(on: &Session, table: &Table) -> Result<Report, Serve
     };
     let mut beats = Vec::with_capacity(BEATS);
     for _ in 0..BEATS {
-        let beat = Beat::begin();
+        let beat = Beat::begin(clock::now());
         let rows = on.query(CLOCK, &[]).await?;
-        beats.push(beat.end(rows.first().map_or(Ok(0), |row| row.try_get(0))?));
+        beats.push(beat.end(
+            rows.first().map_or(Ok(0), |row| row.try_get("now"))?,
+            clock::now(),
+        ));
     }
     let mut settings = HashMap::new();
     for row in on.query(SETTINGS, &[]).await? {
-        settings.insert(row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?));
+        let value = (row.try_get("setting")?, row.try_get("source")?);
+        settings.insert(row.try_get("name")?, value);
     }
     let settings = Settings(settings);
     patient.server(&settings, &beats).await?;
@@ -99,7 +104,7 @@ impl Patient<'_> {
             .next()
             .unwrap_or_default();
         let tls: String = match self.on.query(TLS, &[]).await?.first() {
-            Some(row) => row.try_get(0)?,
+            Some(row) => row.try_get("tls")?,
             None => "no TLS".into(),
         };
         let unprepared = "not directly but through a pooler, a proxy or a translated address, so no \
@@ -129,8 +134,8 @@ impl Patient<'_> {
         let Some(rows) = self.look("replicas", STANDBYS, &[]).await? else {
             return Ok(());
         };
-        let count = |at| rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(at));
-        let (safe, lagging, hidden) = (count(0)?, count(1)?, count(2)?);
+        let count = |of: &str| rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(of));
+        let (safe, lagging, hidden) = (count("safe")?, count("lagging")?, count("hidden")?);
         // This much is to be seen by a role that may not look at the standbys, too.
         let waits = !settings.get("synchronous_standby_names").is_empty();
         let commit = "synchronous_commit";

@@ -1,5 +1,6 @@
 //! The table: what this role may do with it, how it is made, what is in it.
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::patient::Patient;
@@ -9,17 +10,17 @@ use crate::store::postgres::error::{Kind, ServerError};
 
 /// Where else there is a table of that name: `$1`.
 const ELSEWHERE: &str = "
-SELECT coalesce(string_agg(n.nspname::text, ', '), '')
+SELECT coalesce(string_agg(n.nspname::text, ', '), '') AS schemas
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relname = lower($1) AND c.relkind IN ('r', 'p')";
 
 /// The table `$1`, and what this role may do with it: no row where there is none.
 ///
-/// A column made by `serial` has a sequence that whoever inserts needs a right on; one made by
-/// `GENERATED … AS IDENTITY` has not (`deptype` is `i` then). CASE, since conditions are tried in any
-/// order, and that one fails on an index, which may depend on the table just so.
+/// A column made by `serial` has a sequence that an insert needs a right on; one made by
+/// `GENERATED … AS IDENTITY` has not (`deptype` is `i` then). CASE, since conditions are tried in
+/// any order, and that one fails on an index, which may depend on the table just so.
 const TABLE: &str = "
-SELECT current_user::text, array_remove(ARRAY[
+SELECT current_user::text AS role, array_remove(ARRAY[
            CASE WHEN NOT has_table_privilege(c.oid, 'SELECT') THEN 'SELECT' END,
            CASE WHEN NOT has_table_privilege(c.oid, 'INSERT') THEN 'INSERT' END,
            CASE WHEN NOT has_table_privilege(c.oid, 'UPDATE') THEN 'UPDATE' END,
@@ -28,66 +29,70 @@ SELECT current_user::text, array_remove(ARRAY[
              WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
                AND d.refobjid = c.oid AND d.deptype = 'a'
                AND CASE s.relkind WHEN 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE, UPDATE')
-                   END)], NULL),
-       has_table_privilege(c.oid, 'DELETE'), c.relpersistence::text, row_security_active(c.oid),
+                   END)], NULL) AS lacking,
+       has_table_privilege(c.oid, 'DELETE') AS may_delete, c.relpersistence::text AS persistence,
+       row_security_active(c.oid) AS row_security,
        coalesce((SELECT option_value::boolean FROM pg_options_to_table(c.reloptions)
                   WHERE option_name = 'autovacuum_enabled'), true)
-           AND current_setting('autovacuum')::boolean,
-       coalesce(t.n_live_tup, 0), coalesce(t.n_dead_tup, 0)
+           AND current_setting('autovacuum')::boolean AS vacuumed,
+       coalesce(t.n_live_tup, 0) AS live, coalesce(t.n_dead_tup, 0) AS dead
   FROM pg_class c LEFT JOIN pg_stat_all_tables t ON t.relid = c.oid
  WHERE c.oid = to_regclass($1)";
 
 const COLUMNS: &str = "
-SELECT a.attname::text, format_type(a.atttypid, a.atttypmod),
-       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',
-       coalesce(NOT c.collisdeterministic, false)
+SELECT a.attname::text AS name, format_type(a.atttypid, a.atttypmod) AS type,
+       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AS unfilled,
+       coalesce(NOT c.collisdeterministic, false) AS nondeterministic
   FROM pg_attribute a LEFT JOIN pg_collation c ON c.oid = a.attcollation
  WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attnum";
 
 /// Indexes, with what stands after USING in their definition.
 const INDEXES: &str = "
-SELECT c.relname::text, i.indisprimary,
+SELECT c.relname::text AS name, i.indisprimary AS primary,
        i.indisunique AND i.indisvalid AND i.indimmediate AND i.indnkeyatts = 1
-           AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indkey[0] = a.attnum,
-       split_part(pg_get_indexdef(i.indexrelid), ' USING ', 2)
+           AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indkey[0] = a.attnum AS keeps_names,
+       split_part(pg_get_indexdef(i.indexrelid), ' USING ', 2) AS definition
   FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = 'name'
  WHERE i.indrelid = to_regclass($1)
  ORDER BY i.indexrelid";
 
 const COUNTS: &str = "
-SELECT count(*), count(*) FILTER (WHERE expires_at > clock_timestamp()),
-       count(*) FILTER (WHERE expires_at <= clock_timestamp() - interval '1 minute'),
-       min(name) FILTER (WHERE expires_at <= clock_timestamp() - interval '1 minute')::text,
+SELECT count(*) AS rows, count(*) FILTER (WHERE expires_at > clock_timestamp()) AS held,
+       count(*) FILTER (WHERE expires_at <= clock_timestamp() - interval '1 minute') AS expired,
+       min(name) FILTER (WHERE expires_at <= clock_timestamp() - interval '1 minute')::text
+           AS first_expired,
        count(*) FILTER (WHERE expires_at >= '9999-12-31 00:00:00+00'
-                          AND acquired_at <= clock_timestamp() - interval '1 day'),
+                          AND acquired_at <= clock_timestamp() - interval '1 day') AS endless,
        min(name) FILTER (WHERE expires_at >= '9999-12-31 00:00:00+00'
-                           AND acquired_at <= clock_timestamp() - interval '1 day')::text,
+                           AND acquired_at <= clock_timestamp() - interval '1 day')::text
+           AS first_endless,
        count(*) FILTER (WHERE expires_at > clock_timestamp()
-                          AND granted_until IS DISTINCT FROM expires_at),
+                          AND granted_until IS DISTINCT FROM expires_at) AS old,
        min(name) FILTER (WHERE expires_at > clock_timestamp()
-                           AND granted_until IS DISTINCT FROM expires_at)::text
+                           AND granted_until IS DISTINCT FROM expires_at)::text AS first_old
   FROM {table}";
 
-/// The latest id, as the rows and the sequence tell it, and the greatest that the column and the sequence
-/// can hold: `$1` the table.
+/// The latest id, as the rows and the sequence tell it, and the greatest that the column and the
+/// sequence can hold: `$1` the table.
 const IDS: &str = "
 SELECT GREATEST((SELECT max(id)::bigint FROM {table}),
                 CASE WHEN has_sequence_privilege(s.seqrelid, 'SELECT, USAGE')
-                     THEN pg_sequence_last_value(s.seqrelid) END),
+                     THEN pg_sequence_last_value(s.seqrelid) END) AS latest,
        LEAST(CASE a.atttypid WHEN 'smallint'::regtype THEN 32767
                              WHEN 'integer'::regtype THEN 2147483647
-                             ELSE 9223372036854775807 END, s.seqmax)
+                             ELSE 9223372036854775807 END, s.seqmax) AS greatest
   FROM pg_attribute a
        LEFT JOIN pg_sequence s ON s.seqrelid = pg_get_serial_sequence($1, 'id')::regclass
  WHERE a.attrelid = to_regclass($1) AND a.attname = 'id' AND NOT a.attisdropped";
 
-/// Whether logical replication takes the rows of the table `$1` elsewhere, and brings rows from there.
+/// Whether logical replication takes the rows of the table `$1` elsewhere, and brings rows from
+/// there.
 const REPLICATED: &str = "
 SELECT EXISTS (SELECT FROM pg_publication_tables p
-                WHERE p.schemaname = n.nspname AND p.tablename = c.relname),
-       EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = c.oid)
+                WHERE p.schemaname = n.nspname AND p.tablename = c.relname) AS goes,
+       EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = c.oid) AS comes
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid = to_regclass($1)";
 
@@ -97,7 +102,7 @@ impl Patient<'_> {
         let (table, name) = (self.table.as_str(), [self.table.as_str()]);
         let name: [(Param<'_>, Type); 1] = [(&name[0], Type::TEXT)];
         let found = match self.on.query(TABLE, &name).await {
-            // Its schema is closed to us.
+            // The role has no right on its schema.
             Err(ServerError {
                 kind: Kind::Rejected(_),
                 message,
@@ -111,7 +116,7 @@ impl Patient<'_> {
         let Some(row) = found.first() else {
             let plain = table.rsplit('.').next().unwrap_or(table);
             let rows = self.on.query(ELSEWHERE, &[(&plain, Type::TEXT)]).await?;
-            let schemas: &str = rows.first().map_or(Ok(""), |row| row.try_get(0))?;
+            let schemas: &str = rows.first().map_or(Ok(""), |row| row.try_get("schemas"))?;
             let mut what = format!("there is no table {table}");
             if !schemas.is_empty() {
                 what.push_str(", though one of that name in schema ");
@@ -120,49 +125,14 @@ impl Patient<'_> {
             self.notes.found(&doctor::TABLE_MISSING, what);
             return Ok(false);
         };
-        let (user, lacking): (&str, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
-        if !lacking.is_empty() {
-            let what = format!("the role {user} lacks {}", lacking.join(", "));
-            self.notes.found(&doctor::RIGHTS_MISSING, what);
-        }
-        if !row.try_get::<_, bool>(2)? {
-            self.notes
-                .found(&doctor::NO_DELETE, format!("the role {user} lacks DELETE"));
-        }
-        let said = format!("the role {user} has SELECT, INSERT, UPDATE and DELETE on {table}");
-        self.notes.otherwise_fine("rights", said);
-        match row.try_get(3)? {
-            "u" => self
-                .notes
-                .found(&doctor::TABLE_FORGETS, format!("{table} is unlogged")),
-            "t" => self
-                .notes
-                .found(&doctor::TABLE_FORGETS, format!("{table} is temporary")),
-            _ => {}
-        }
-        if row.try_get(4)? {
-            let what = format!("row-level security of {table} holds for the role {user}");
-            self.notes.found(&doctor::ROW_SECURITY, what);
-        }
-        if !row.try_get::<_, bool>(5)? {
-            self.notes.found(
-                &doctor::AUTOVACUUM_OFF,
-                format!("{table} is not vacuumed by itself"),
-            );
-        }
-        let (live, dead): (i64, i64) = (row.try_get(6)?, row.try_get(7)?);
-        if dead > 10_000 && dead / 10 > live {
-            let what = format!("{table} has {dead} dead rows beside {live} living ones");
-            self.notes.found(&doctor::DEAD_ROWS, what);
-        }
-
+        self.rights(row)?;
         let Some(rows) = self.look("table", COLUMNS, &name).await? else {
             return Ok(false);
         };
         let mut columns = Vec::with_capacity(rows.len());
         for row in &rows {
-            let (name, of): (String, &str) = (row.try_get(0)?, row.try_get(1)?);
-            if name == "name" && row.try_get(3)? {
+            let (name, of): (String, &str) = (row.try_get("name")?, row.try_get("type")?);
+            if name == "name" && row.try_get("nondeterministic")? {
                 let what = "the collation of the column name is a nondeterministic one";
                 self.notes.found(&doctor::NAME_COLLATION, what);
             }
@@ -170,7 +140,7 @@ impl Patient<'_> {
             columns.push(Column {
                 name,
                 unfit,
-                unfilled: row.try_get(2)?,
+                unfilled: row.try_get("unfilled")?,
             });
         }
         let complete = self.notes.columns(&columns);
@@ -179,13 +149,13 @@ impl Patient<'_> {
         };
         let mut indexes = Vec::with_capacity(rows.len());
         for row in &rows {
-            let definition: &str = row.try_get(3)?;
+            let definition: &str = row.try_get("definition")?;
             let words = definition.split(|c: char| !(c.is_alphanumeric() || c == '_'));
             indexes.push(Index {
-                name: row.try_get(0)?,
+                name: row.try_get("name")?,
                 columns: words.map(str::to_owned).collect(),
-                primary: row.try_get(1)?,
-                keeps_names: row.try_get(2)?,
+                primary: row.try_get("primary")?,
+                keeps_names: row.try_get("keeps_names")?,
             });
         }
         self.notes.indexes(&indexes);
@@ -198,13 +168,55 @@ impl Patient<'_> {
         Ok(complete)
     }
 
+    /// What the role may do with the table, and how the server keeps it.
+    fn rights(&mut self, row: &Row) -> Result<(), ServerError> {
+        let table = self.table.as_str();
+        let user: &str = row.try_get("role")?;
+        let lacking: Vec<String> = row.try_get("lacking")?;
+        if !lacking.is_empty() {
+            let what = format!("the role {user} lacks {}", lacking.join(", "));
+            self.notes.found(&doctor::RIGHTS_MISSING, what);
+        }
+        if !row.try_get::<_, bool>("may_delete")? {
+            self.notes
+                .found(&doctor::NO_DELETE, format!("the role {user} lacks DELETE"));
+        }
+        let said = format!("the role {user} has SELECT, INSERT, UPDATE and DELETE on {table}");
+        self.notes.otherwise_fine("rights", said);
+        match row.try_get("persistence")? {
+            "u" => self
+                .notes
+                .found(&doctor::TABLE_FORGETS, format!("{table} is unlogged")),
+            "t" => self
+                .notes
+                .found(&doctor::TABLE_FORGETS, format!("{table} is temporary")),
+            _ => {}
+        }
+        if row.try_get("row_security")? {
+            let what = format!("row-level security of {table} holds for the role {user}");
+            self.notes.found(&doctor::ROW_SECURITY, what);
+        }
+        if !row.try_get::<_, bool>("vacuumed")? {
+            self.notes.found(
+                &doctor::AUTOVACUUM_OFF,
+                format!("{table} is not vacuumed by itself"),
+            );
+        }
+        let (live, dead): (i64, i64) = (row.try_get("live")?, row.try_get("dead")?);
+        if dead > 10_000 && dead / 10 > live {
+            let what = format!("{table} has {dead} dead rows beside {live} living ones");
+            self.notes.found(&doctor::DEAD_ROWS, what);
+        }
+        Ok(())
+    }
+
     async fn ids(&mut self, name: &[(Param<'_>, Type)]) -> Result<(), ServerError> {
         let ids = self.table.fill(IDS);
         let rows = self.look("table", &ids, name).await?.unwrap_or_default();
         if let Some(row) = rows.first()
-            && let Some(latest) = row.try_get(0)?
+            && let Some(latest) = row.try_get("latest")?
         {
-            self.notes.ids(latest, row.try_get(1)?);
+            self.notes.ids(latest, row.try_get("greatest")?);
         }
         Ok(())
     }
@@ -214,7 +226,7 @@ impl Patient<'_> {
         let rows = self.look("replicas", REPLICATED, name).await?;
         let rows = rows.unwrap_or_default();
         let (goes, comes) = match rows.first() {
-            Some(row) => (row.try_get(0)?, row.try_get::<_, bool>(1)?),
+            Some(row) => (row.try_get("goes")?, row.try_get::<_, bool>("comes")?),
             None => (false, false),
         };
         if comes {
@@ -238,11 +250,11 @@ impl Patient<'_> {
         };
         if let Some(row) = rows.first() {
             self.notes.locks(&Counts {
-                rows: row.try_get(0)?,
-                held: row.try_get(1)?,
-                expired: (row.try_get(2)?, row.try_get(3)?),
-                endless: (row.try_get(4)?, row.try_get(5)?),
-                old: (row.try_get(6)?, row.try_get(7)?),
+                rows: row.try_get("rows")?,
+                held: row.try_get("held")?,
+                expired: (row.try_get("expired")?, row.try_get("first_expired")?),
+                endless: (row.try_get("endless")?, row.try_get("first_endless")?),
+                old: (row.try_get("old")?, row.try_get("first_old")?),
             });
         }
         Ok(())

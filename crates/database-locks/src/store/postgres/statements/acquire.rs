@@ -47,16 +47,19 @@ const MANY: &[Type] = &[
 
 /// Take one lock that is free or whose lease has run out.
 ///
-/// `$1` name, `$2` grant id, `$3` holder, `$4` length in microseconds, `$5` metadata. One row: granted;
-/// its place in the request, and the token. No row: not granted, and [`MAKE_ONE`] tells why.
+/// `$1` name, `$2` grant id, `$3` holder, `$4` length in microseconds, `$5` metadata. One row:
+/// granted; its place in the request, and the token. No row: not granted, and [`MAKE_ONE`] tells
+/// why.
 ///
-/// The sub-select is run once and first, since it stands behind a plain `=`. It picks the newest version
-/// of the row. A lock that is held is not picked, so a try in vain writes nothing, not even a transaction id.
+/// The sub-select is run once and first, since it stands behind a plain `=`. It picks the newest
+/// version of the row. A lock that is held is not picked, so a try in vain writes nothing, not even
+/// a transaction id.
 ///
 /// A grant must survive a crash, or a second one could be made.
 ///
-/// The token is the greater of the old one + 1 and the database's clock in milliseconds. So it exceeds
-/// those of a row that was deleted, and of one that a backup or a copied table has brought back.
+/// The token is the greater of the old one + 1 and the database's clock in milliseconds. So it
+/// exceeds those of a row that was deleted, and of one that a backup or a copied table has brought
+/// back.
 pub(crate) const ACQUIRE_ONE: Statement = Statement {
     name: "acquire one",
     text: concat!(
@@ -76,8 +79,8 @@ RETURNING 1::bigint AS place, token,
 
 /// The same for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata.
 ///
-/// A lock that is asked for twice is granted once, since an UPDATE writes a row only once. Each row is looked up by
-/// its name: see [`RENEW`](super::renew::RENEW).
+/// A lock that is asked for twice is granted once, since an UPDATE writes a row only once. Each row
+/// is looked up by its name: see [`RENEW`](super::renew::RENEW).
 pub(crate) const ACQUIRE: Statement = Statement {
     name: "acquire many",
     text: concat!(
@@ -103,13 +106,13 @@ RETURNING p.place, l.token,
     types: MANY,
 };
 
-/// Read the row of a lock that an acquire did not get; if there is none, make one, granted. Parameters as
-/// for [`ACQUIRE_ONE`]. One row: its place, whether it is granted, and either the token or the state of the lock.
-/// No row: another client makes the row just now.
+/// Read the row of a lock that an acquire did not get; if there is none, make one, granted.
+/// Parameters as for [`ACQUIRE_ONE`]. One row: its place, whether it is granted, and either the
+/// token or the state of the lock. No row: another client makes the row just now.
 ///
-/// This is the one statement that may have to wait: for a client that has just inserted the same name
-/// and not yet committed. It gives up after 50 ms, since the renewals on this connection wait behind
-/// it. The lease counts from before the wait, as the trust in it does.
+/// This is the one statement that may have to wait: for a client that has just inserted the same
+/// name and not yet committed. It gives up after 50 ms, since the renewals on this connection wait
+/// behind it. The lease counts from before the wait, as the trust in it does.
 pub(crate) const MAKE_ONE: Statement = Statement {
     name: "read or make one",
     text: concat!(
@@ -131,7 +134,7 @@ WITH made AS (
     "
 )
 SELECT 1::bigint AS place, true AS granted, NULL::text AS locked_by, token, NULL::text AS grant_id,
-       NULL::bigint AS expires_in, NULL::boolean AS endless, true AS intact, NULL::bigint AS held_for
+       NULL::bigint AS expires_in, NULL::boolean AS is_infinite, false AS is_legacy, NULL::bigint AS held_for
   FROM made
  UNION ALL
 SELECT 1::bigint, false, ",
@@ -171,7 +174,7 @@ WITH asked AS MATERIALIZED (
     "
 )
 SELECT a.place, true AS granted, NULL::text AS locked_by, m.token, NULL::text AS grant_id,
-       NULL::bigint AS expires_in, NULL::boolean AS endless, true AS intact, NULL::bigint AS held_for
+       NULL::bigint AS expires_in, NULL::boolean AS is_infinite, false AS is_legacy, NULL::bigint AS held_for
   FROM asked a JOIN made m ON m.grant_id = a.grant_id
  UNION ALL
 SELECT a.place, false, ",
@@ -242,11 +245,13 @@ async fn with_asks(
     }
 }
 
-/// What became of those that were not granted. A row that another client is making just now is busy.
+/// What became of those that were not granted. A row that another client is making just now is
+/// busy.
 async fn read_or_make(on: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, ServerError> {
     match made(on, asks).await {
-        // One name whose row another client is making must not keep a thousand others from being made:
-        // each alone, beginning anywhere, until it is clear that there is more than one such name.
+        // One name whose row another client is making must not keep a thousand others from being
+        // made: each alone, beginning anywhere, until it is clear that there is more than one such
+        // name.
         Err(error) if error.kind == Kind::Contention => {
             let mut outcomes = vec![Outcome::Busy; asks.len()];
             if asks.len() == 1 {

@@ -1,15 +1,16 @@
 //! Letting a transaction commit only while its grant is there.
 
-/// The first statement of an application's own transaction: `$1` name, `$2` token, `$3` grant id. One row: the
-/// transaction may go on. No row, or a serialisation failure (40001): the grant is gone, or was made after the
-/// transaction's snapshot.
+/// The first statement of an application's own transaction: `$1` name, `$2` token, `$3` grant id.
+/// One row: the transaction may go on. No row, or a serialisation failure (40001): the grant is
+/// gone, or was made after the transaction's snapshot.
 ///
-/// `FOR KEY SHARE` is what `FOR UPDATE` skips, and nothing weaker is. So renewals go on, other fences of the
-/// same grant pass, and no other client gets the lock until this transaction has ended. If the snapshot is old, it
-/// follows the row to its latest version, and fails if a `FOR UPDATE` is under way.
+/// `FOR KEY SHARE` is what `FOR UPDATE` skips, and nothing weaker is. So renewals go on, other
+/// fences of the same grant pass, and no other client gets the lock until this transaction has
+/// ended. If the snapshot is old, it follows the row to its latest version, and fails if a `FOR
+/// UPDATE` is under way.
 ///
-/// It does not ask whether the lease has ended. An old snapshot does not see the renewals, and until another
-/// client is granted the lock no harm is done.
+/// It does not ask whether the lease has ended. An old snapshot does not see the renewals, and
+/// until another client is granted the lock no harm is done.
 pub(crate) const FENCE: &str = "
 SELECT id
   FROM {table}

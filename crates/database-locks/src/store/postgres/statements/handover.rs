@@ -11,8 +11,8 @@ use crate::store::postgres::rows::micros;
 use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, judge_ticket};
 
 /// Take a lock over from an earlier grant of the same holder: parameters as for
-/// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the token and `$7` the grant id that were read. One row:
-/// granted, with its token. No row: a read tells why.
+/// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the token and `$7` the grant id that
+/// were read. One row: granted, with its token. No row: a read tells why.
 ///
 /// The holder of the grant that ends is notified, as by a release by force.
 ///
@@ -82,8 +82,8 @@ pub(crate) async fn take_over(
 
 /// Put another grant in the place of one that is still held.
 ///
-/// `$1` name, `$2` token, `$3` the grant that ends, `$4` the one that begins, `$5` its holder, `$6` its
-/// metadata, `$7` length in microseconds. One row: resumed. No row: a read tells why.
+/// `$1` name, `$2` token, `$3` the grant that ends, `$4` the one that begins, `$5` its holder, `$6`
+/// its metadata, `$7` length in microseconds. One row: resumed. No row: a read tells why.
 ///
 /// `$4` may be there already, by an earlier request whose reply was lost.
 pub(crate) const RESUME: Statement = Statement {

@@ -1,25 +1,30 @@
 //! The statements, a file for each kind of request.
 //!
-//! Each request is one statement, and so one transaction and one round trip. Only a request that was not fulfilled
-//! costs a second one, which tells why: "read or make" of an acquire, which also makes the row of a new name, and a
-//! plain read of the others. Clients in other languages have to keep the rules of the statements too:
+//! Each request is one statement, and so one transaction and one round trip. Only a request that
+//! was not fulfilled costs a second one, which tells why: "read or make" of an acquire, which also
+//! makes the row of a new name, and a plain read of the others. Clients in other languages have to
+//! keep the rules of the statements too:
 //!
-//! - The time is `statement_timestamp()`, when the server began to execute the message that carries the
-//!   statement. It is one value throughout a statement, to the microsecond. It is never later than the lock
-//!   on a row, so an expiry is judged late and never early; and never earlier than the request, from which trust
-//!   counts. Each statement needs a message of its own, since the time is one value for a whole string of
-//!   statements, and for all that a function runs. `now()` is when the transaction began.
-//! - No statement waits for a row. A row that another transaction has locked is skipped, and the answer says so.
-//! - A statement that changes a token or a grant id, or frees a row by force, picks the row with `FOR UPDATE`, which
-//!   a fence (`FOR KEY SHARE`) keeps out. Renewal and release pick with `FOR NO KEY UPDATE`, which passes it.
-//! - A lease without end ends at 9999-12-31 00:00:00 UTC. Other programs may have written `infinity`, from which
-//!   nothing can be subtracted.
-//! - Settings are changed for the statement's own transaction only (`set_config(…, true)`), since behind a pooler
-//!   the session is shared.
+//! - The time is `statement_timestamp()`, when the server began to execute the message that carries
+//!   the statement. It is one value throughout a statement, to the microsecond. It is never later
+//!   than the lock on a row, so an expiry is judged late and never early; and never earlier than
+//!   the request, from which trust counts. Each statement needs a message of its own, since the
+//!   time is one value for a whole string of statements, and for all that a function runs. `now()`
+//!   is when the transaction began.
+//! - No statement waits for a row. A row that another transaction has locked is skipped, and the
+//!   answer says so.
+//! - A statement that changes a token or a grant id, or frees a row by force, picks the row with
+//!   `FOR UPDATE`, which a fence (`FOR KEY SHARE`) keeps out. Renewal and release pick with `FOR NO
+//!   KEY UPDATE`, which passes it.
+//! - A lease without end ends at 9999-12-31 00:00:00 UTC. Other programs may have written
+//!   `infinity`, from which nothing can be subtracted.
+//! - Settings are changed for the statement's own transaction only (`set_config(…, true)`), since
+//!   behind a pooler the session is shared.
 //!
-//! An UPDATE would wait for a row; a `SELECT … FOR UPDATE SKIP LOCKED` does not. For one lock it stands in a
-//! sub-select behind a plain `=`, for many in a CTE that is `MATERIALIZED`: both are carried out once and first.
-//! What is set for the transaction stands in `RETURNING`, and so is set only if a row was written.
+//! An UPDATE would wait for a row; a `SELECT … FOR UPDATE SKIP LOCKED` does not. For one lock it
+//! stands in a sub-select behind a plain `=`, for many in a CTE that is `MATERIALIZED`: both are
+//! carried out once and first. What is set for the transaction stands in `RETURNING`, and so is set
+//! only if a row was written.
 
 pub(crate) mod acquire;
 pub(crate) mod fence;

@@ -41,9 +41,9 @@ pub(crate) const READ: Statement = Statement {
     types: &[Type::TEXT_ARRAY],
 };
 
-/// Read a page of rows: the next thousand behind the id `$1`, all or, where `$2`, those that are not
-/// free; with names that begin with `$3`. Each row bears the last id of the page, and if none matches, one row has
-/// nothing else; null: there are no more.
+/// Read a page of rows: the next thousand behind the id `$1`, all or, where `$2`, those that are
+/// not free; with names that begin with `$3`. Each row bears the last id of the page, and if none
+/// matches, one row has nothing else; null: there are no more.
 pub(crate) const READ_PAGE: Statement = Statement {
     name: "read a page",
     text: concat!(

@@ -18,13 +18,13 @@ macro_rules! synchronous_commit_if_asked {
 
 /// Free one lock that is still held by exactly this grant.
 ///
-/// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash. One row: it
-/// is free now; its place in the request, and whether clients wait for it, which are notified. No row: another
-/// grant has it, or its row is locked, which a read tells.
+/// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash.
+/// One row: it is free now; its place in the request, and whether clients wait for it, which are
+/// notified. No row: another grant has it, or its row is locked, which a read tells.
 ///
-/// The holder and the times stay, for people to read, and the token, since that of the next grant has to be
-/// greater. A crash that forgets a release costs the waiters one ttl. Not waiting for the disk halves the price of
-/// a release.
+/// The holder and the times stay, for people to read, and the token, since that of the next grant
+/// has to be greater. A crash that forgets a release costs the waiters one ttl. Not waiting for the
+/// disk halves the price of a release.
 pub(crate) const RELEASE_ONE: Statement = Statement {
     name: "release one",
     text: concat!(
@@ -126,7 +126,7 @@ pub(crate) async fn release(
     };
     let unreleased = |what| match rows.iter().any(|row| row.is_of(what)) {
         true => Released::Busy,
-        false => Released::NotOurs,
+        false => Released::NotHeld,
     };
     let answers = returns.iter().zip(released);
     Ok(answers
@@ -136,9 +136,9 @@ pub(crate) async fn release(
 
 /// Free a lock of any holder. `$1` name. A row: whether it was freed, and who had it.
 ///
-/// The holder stays in the row and the token goes up, which tells the holder that the lock was freed by force and
-/// not taken over. The holder is notified, whether there are waiters or not: a holder that listens renews at once,
-/// and so learns of it.
+/// The holder stays in the row and the token goes up, which tells the holder that the lock was
+/// freed by force and not taken over. The holder is notified, whether there are waiters or not: a
+/// holder that listens renews at once, and so learns of it.
 pub(crate) const FORCE: Statement = Statement {
     name: "release by force",
     text: concat!(
@@ -181,7 +181,7 @@ pub(crate) async fn force(on: &Session, name: &LockName) -> Result<Force, Server
     let rows = on.write(&FORCE, 1, &[&name.as_str()]).await?;
     Ok(match rows.first() {
         None => Force::WasFree,
-        Some(row) if row.try_get("freed")? => Force::Freed(state(row)?.occupant()),
+        Some(row) if row.try_get("freed")? => Force::Freed(state(row)?.holder()),
         Some(_) => Force::Busy,
     })
 }

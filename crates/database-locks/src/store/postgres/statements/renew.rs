@@ -14,16 +14,17 @@ use protocol::{Grant, LockName, LockRow, Renewal, Ttl, judge, judge_elsewhere};
 /// Lengthen what is still held by exactly these grants.
 ///
 /// `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` lengths in microseconds, NULL for a
-/// lease without end. A row for each that was renewed: its place in the request. Of the others a read
-/// tells whether they are gone, or their rows were locked.
+/// lease without end. A row for each that was renewed: its place in the request. Of the others a
+/// read tells whether they are gone, or their rows were locked.
 ///
-/// A lease that has run out is not revived, one that django-database-locks 0.5 wrote (`granted_until` differs) is
-/// another grant, and none is ever shortened. A renewal is as durable as the grant: after a crash that forgot it
-/// the lock would be granted to another client while its holder trusts it.
+/// A lease that has run out is not revived, one that django-database-locks 0.5 wrote
+/// (`granted_until` differs) is another grant, and none is ever shortened. A renewal is as durable
+/// as the grant: after a crash that forgot it the lock would be granted to another client while its
+/// holder trusts it.
 ///
-/// Each row is looked up by its name. As a plain join this lost 98,788 of 100,000 leases: once the statistics are
-/// older than a ttl, every lease that they know of has expired, so the server expects one row, and compares each
-/// with each.
+/// Each row is looked up by its name. As a plain join this lost 98,788 of 100,000 leases: once the
+/// statistics are older than a ttl, every lease that they know of has expired, so the server
+/// expects one row, and compares each with each.
 pub(crate) const RENEW: Statement = Statement {
     name: "renew",
     text: concat!(
@@ -102,8 +103,8 @@ pub(crate) async fn renew(
 
 /// What a plain read says of each grant that was not renewed.
 ///
-/// If another server than the one that confirmed the grant last says that it is gone, all that is known is that
-/// the grant was forgotten.
+/// If another server than the one that confirmed the grant last says that it is gone, all that is
+/// known is that the grant was forgotten.
 async fn judge_all(on: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>, ServerError> {
     if grants.is_empty() {
         return Ok(Vec::new());
@@ -121,8 +122,8 @@ async fn judge_all(on: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>, Serv
     let verdicts: Vec<_> = grants.iter().map(verdict).collect();
     let lost = verdicts.iter().any(|it| matches!(it, Renewal::Lost(_)));
     if lost && !on.direct && on.primary.is_some() && failover::ask(&on.client).await != on.primary {
-        // The pooler has gone on to another server under a connection that stayed. A new connection knows which
-        // server it is, and asks again.
+        // The pooler has gone on to another server under a connection that stayed. A new connection
+        // knows which server it is, and asks again.
         let message = "the pooler leads to another server than before";
         return Err(ServerError::new(Kind::Gone, message));
     }

@@ -9,11 +9,13 @@ use crate::store::postgres::error::ServerError;
 use crate::store::postgres::rows::micros;
 use protocol::LockName;
 
-/// Say that clients wait for a lock that is held: `$1` name, `$2` for how long from now, in microseconds. One
-/// row: it is said. No row: the lock is free, or its row is locked by another transaction.
+/// Say that clients wait for a lock that is held: `$1` name, `$2` for how long from now, in
+/// microseconds. One row: it is said. No row: the lock is free, or its row is locked by another
+/// transaction.
 ///
-/// The time is never shortened, since other clients may wait for longer, and no statement clears it, which would
-/// be a write more for each grant. It need not survive a crash: waiters say it again on a new connection.
+/// The time is never shortened, since other clients may wait for longer, and no statement clears
+/// it, which would be a write more for each grant. It need not survive a crash: waiters say it
+/// again on a new connection.
 pub(crate) const WAIT: Statement = Statement {
     name: "wait",
     text: "

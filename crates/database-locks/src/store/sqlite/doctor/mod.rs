@@ -7,6 +7,7 @@ use std::path::Path;
 use rusqlite::{Connection, Row};
 
 use crate::doctor::{self, Beat, Column, Counts, Index, Notes, Report};
+use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::sqlite::connection::worker::Worker;
 
@@ -69,9 +70,12 @@ pub(crate) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreE
 fn server(connection: &Connection, notes: &mut Notes) -> rusqlite::Result<()> {
     let mut beats = Vec::with_capacity(BEATS);
     for _ in 0..BEATS {
-        let beat = Beat::begin();
+        let beat = Beat::begin(clock::now());
         let tables = "SELECT count(*) FROM sqlite_schema";
-        beats.push(beat.end(connection.query_row(tables, [], |row| row.get(0))?));
+        beats.push(beat.end(
+            connection.query_row(tables, [], |row| row.get(0))?,
+            clock::now(),
+        ));
     }
     let (version, trip) = (rusqlite::version(), doctor::round_trip(&beats));
     notes.fine("server", format!("SQLite {version}, {trip}"));

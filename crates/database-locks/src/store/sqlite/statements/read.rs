@@ -17,7 +17,7 @@ pub(crate) fn look(
     worker: &mut Worker,
     names: &[LockName],
 ) -> Result<Vec<Option<Holder>>, StoreError> {
-    Ok(LockRow::occupants(names, &rows(worker, names)?))
+    Ok(LockRow::holders(names, &rows(worker, names)?))
 }
 
 pub(crate) fn read(worker: &mut Worker, names: &[LockName]) -> Result<Vec<LockInfo>, StoreError> {

@@ -18,7 +18,7 @@ pub(crate) fn release(
             let params = (name, token, what.grant.as_str(), &*what.holder);
             Ok(match release.execute(params)? {
                 1 => Released::Freed,
-                _ => Released::NotOurs,
+                _ => Released::NotHeld,
             })
         };
         returns.iter().map(one).collect()
@@ -38,7 +38,7 @@ pub(crate) fn force(worker: &mut Worker, name: &LockName) -> Result<Force, Store
         let freed = force.query_row([name.as_str()], |row| row.get::<_, i64>("token"));
         let freed = freed.optional()?;
         Ok(match row {
-            Some(row) if freed.is_some() => Force::Freed(row.occupant()),
+            Some(row) if freed.is_some() => Force::Freed(row.holder()),
             _ => Force::WasFree,
         })
     })

@@ -9,8 +9,8 @@ macro_rules! seen {
         concat!(
             "SELECT name, locked_by, token, grant_id,
                     unixepoch(expires_at, 'subsec') - unixepoch('now', 'subsec') AS expires_in,
-                    expires_at LIKE '9999-12-31 00:00:00%' AS endless,
-                    granted_until IS expires_at AS intact,
+                    expires_at LIKE '9999-12-31 00:00:00%' AS is_infinite,
+                    granted_until IS NOT expires_at AS is_legacy,
                     unixepoch('now', 'subsec') - unixepoch(acquired_at, 'subsec') AS held_for,
                     unixepoch(acquired_at, 'subsec') AS acquired,
                     unixepoch(renewed_at, 'subsec') AS renewed,
