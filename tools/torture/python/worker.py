@@ -150,7 +150,9 @@ class Worker:
         before = now()
         lost, lasting = held.lost, held.remaining()
         if lasting > 0:
-            self.history.write("trusted", request=request, before=before, lasting=int(lasting * 1e6))
+            self.history.write(
+                "trusted", request=request, before=before, lasting=int(lasting * 1e6)
+            )
         elif lost:
             self.history.write("lost", request=request, reason="lost")
             return False
@@ -161,7 +163,9 @@ class Worker:
         what = f"{name} {held.token}"
         if not self.look(request, held):
             return False
-        self.commands.pause_at("holding", what, lambda: held.remaining() > 0 and self.look(request, held))
+        self.commands.pause_at(
+            "holding", what, lambda: held.remaining() > 0 and self.look(request, held)
+        )
         blind = held.remaining() > 0 and self.commands.pause_at("blind", what)
         if blind:
             self.write(request, name, held)

@@ -186,7 +186,7 @@ fn fresh_folder(options: &Options) -> PathBuf {
 /// Whether the process at this place has a wall clock of its own. Processes in Python have not: the
 /// library would give them a wrong boot-time clock too.
 fn has_clock(at: usize, client: Client) -> bool {
-    at % 2 == 0
+    at.is_multiple_of(2)
         && !matches!(client, Client::Python | Client::Legacy)
         && faketime::library().is_some()
 }
