@@ -16,6 +16,7 @@ const BATCH: usize = 64;
 /// # Errors
 ///
 /// [`Error::Unavailable`] if the operating system's random generator fails.
+#[cfg_attr(not(feature = "__seam"), allow(unreachable_pub))]
 pub fn random_grant_id() -> Result<GrantId, Error> {
     static UNUSED: PerProcess<Mutex<Vec<[u8; 16]>>> = PerProcess::new();
     let Ok(unused) = UNUSED.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
