@@ -47,3 +47,23 @@ pub fn set(clock: &Path, ahead: i64) -> io::Result<()> {
     std::fs::write(&next, format!("{ahead:+}\n"))?;
     std::fs::rename(&next, clock)
 }
+
+/// Removes what killed processes left behind in shared memory. It is named by their pid, and `faketime` does not start
+/// under the same pid again: `sem_open: File exists`.
+pub fn remove_leftovers() {
+    for entry in std::fs::read_dir("/dev/shm")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let pid = ["faketime_shm_", "sem.faketime_sem_"]
+            .iter()
+            .find_map(|prefix| name.strip_prefix(prefix));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Another test may have removed it.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}

@@ -204,6 +204,7 @@ fn a_clock_that_differs_from_the_databases_is_a_warning() {
     let (Some(faketime), Some(server)) = (faketime, Postgres::shared()) else {
         return;
     };
+    testkit::faketime::remove_leftovers();
     let url = server.fresh_database();
     sandbox.run(["init", "--url", &url]);
     let mut command = sandbox.command(faketime);

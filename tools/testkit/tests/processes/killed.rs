@@ -276,6 +276,7 @@ fn a_forked_child_draws_its_own_grant_ids_and_names_its_own_pid() {
 
 /// A client whose wall clock is an hour off takes nothing early and gives nothing away late.
 async fn clocks_of_clients_do_not_matter(lab: &Lab) {
+    testkit::faketime::remove_leftovers();
     let locks = lab.locks().await;
     for shift in ["+1h", "-1h"] {
         let mut command = Command::new("faketime");
