@@ -378,12 +378,12 @@ impl Lab {
 
 /// A lab for [`contract_tests!`](crate::contract_tests) whose clients use the direct path.
 #[derive(Debug)]
-pub struct LaneLab(pub Lab);
+pub struct DirectLab(pub Lab);
 
-impl LaneLab {
+impl DirectLab {
     /// For the store contract.
     pub fn bench(&self) -> Bench {
-        self.0.bench().by_lane()
+        self.0.bench().by_direct()
     }
 }
 

@@ -41,7 +41,7 @@ pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Sen
 /// later, as long as the connection lasts.
 pub trait Store: Send + Sync + fmt::Debug {
     /// The direct path to the same database; none where the engine has none. The same one at each call.
-    fn lane(&self) -> Option<Arc<dyn Lane>> {
+    fn direct(&self) -> Option<Arc<dyn DirectConnection>> {
         None
     }
 
@@ -191,10 +191,10 @@ pub trait Store: Send + Sync + fmt::Debug {
 /// (`tokio::spawn`) are tasks of the home, wrapped in [`Gated`](crate::runtime::fork::Gated). When the home ends, so do
 /// they, and the next call is made on another runtime.
 ///
-/// There is one call at a time, unless calls [block](Lane::blocks). It has no deadline of its own: when it is late the
-/// client calls [`give_up`](Lane::give_up), and drops it as soon as its owner lets it. Otherwise a call that was
+/// There is one call at a time, unless calls [block](DirectConnection::blocks). It has no deadline of its own: when it is late the
+/// client calls [`give_up`](DirectConnection::give_up), and drops it as soon as its owner lets it. Otherwise a call that was
 /// polled once is never dropped, unless its runtime ends. What a call that failed or was dropped has done is *unknown*, as for [`Store`].
-pub trait Lane: Send + Sync + fmt::Debug {
+pub trait DirectConnection: Send + Sync + fmt::Debug {
     /// Whether a call blocks the thread that polls it. Then it is for callers that block, and for them alone.
     fn blocks(&self) -> bool {
         false
@@ -209,7 +209,7 @@ pub trait Lane: Send + Sync + fmt::Debug {
     /// See [`Store::release`].
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>>;
 
-    /// A call was late, or the lane moves to another runtime: the next one is made on a new connection.
+    /// A call was late, or the direct connection moves to another runtime: the next one is made on a new connection.
     fn give_up(&self);
 }
 

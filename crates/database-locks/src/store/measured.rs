@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
-use crate::store::api::{Barrier, Lane, Reply, Store, StoreError};
+use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
 use protocol::{
     AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
     Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
@@ -78,22 +78,22 @@ impl Observed {
             .await
     }
 
-    /// The same on a lane of the store.
+    /// The same on a direct connection of the store.
     pub(crate) async fn acquire_on(
         &self,
-        lane: &dyn Lane,
+        direct: &dyn DirectConnection,
         asks: &[AcquireCommand],
     ) -> Result<Vec<Outcome>, StoreError> {
-        self.timed("acquire", lane.acquire(asks)).await
+        self.timed("acquire", direct.acquire(asks)).await
     }
 
     /// See [`acquire_on`](Self::acquire_on).
     pub(crate) async fn release_on(
         &self,
-        lane: &dyn Lane,
+        direct: &dyn DirectConnection,
         returns: &[ReleaseCommand],
     ) -> Result<Vec<Released>, StoreError> {
-        self.timed("release", lane.release(returns)).await
+        self.timed("release", direct.release(returns)).await
     }
 
     pub(crate) async fn renew(

@@ -1,25 +1,25 @@
 //! Every clause of the store contract, on every engine.
 
-use testkit::contract::LaneLab;
+use testkit::contract::DirectLab;
 use testkit::{Lab, contract_tests};
 
 contract_tests!(memory, Lab::memory());
 contract_tests!(sqlite, Lab::sqlite());
-contract_tests!(memory_lane, Lab::memory().map(LaneLab));
-contract_tests!(sqlite_lane, Lab::sqlite().map(LaneLab));
+contract_tests!(memory_direct, Lab::memory().map(DirectLab));
+contract_tests!(sqlite_direct, Lab::sqlite().map(DirectLab));
 contract_tests!(postgres, Lab::postgres());
 contract_tests!(
     #[ignore = "make prove"]
     postgres18,
     Lab::postgres18()
 );
-contract_tests!(postgres_lane, Lab::postgres().map(LaneLab));
-contract_tests!(pgbouncer_lane, Lab::pgbouncer().map(LaneLab));
+contract_tests!(postgres_direct, Lab::postgres().map(DirectLab));
+contract_tests!(pgbouncer_direct, Lab::pgbouncer().map(DirectLab));
 contract_tests!(pgbouncer, Lab::pgbouncer());
 contract_tests!(mariadb, Lab::mariadb());
 contract_tests!(mysql, Lab::mysql());
-contract_tests!(mariadb_lane, Lab::mariadb().map(LaneLab));
-contract_tests!(mysql_lane, Lab::mysql().map(LaneLab));
+contract_tests!(mariadb_direct, Lab::mariadb().map(DirectLab));
+contract_tests!(mysql_direct, Lab::mysql().map(DirectLab));
 contract_tests!(
     #[ignore = "make prove"]
     postgres_odd,

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 mod blocked;
+mod direct_mysql;
 mod faults;
 mod identity;
-mod lane_mysql;
 mod mysql_faults;
 mod notify;
 mod settings;

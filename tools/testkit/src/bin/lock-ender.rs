@@ -22,7 +22,7 @@
 //! - `given-up`: nothing is held, but an acquire is given up in the middle;
 //! - `when-told`: says `held`, and `main` ends when it is sent a line;
 //! - `fork`: a forked child ends first, which must not wait for anything of its parent;
-//! - `fork-lane`: such a child drops a lane that its parent goes on using, and its runtime, while a
+//! - `fork-direct`: such a child drops a direct connection that its parent goes on using, and its runtime, while a
 //!   call is under way.
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
@@ -110,7 +110,7 @@ fn main() -> Done {
             child_ends(child);
             Ok(())
         }),
-        "fork-lane" => fork_lane(url, name),
+        "fork-direct" => fork_direct(url, name),
         other => panic!("unknown: {other}"),
     }
 }
@@ -196,14 +196,17 @@ fn child_ends(child: Pid) {
     println!("the child has ended");
 }
 
-fn fork_lane(url: &str, name: &str) -> Done {
+fn fork_direct(url: &str, name: &str) -> Done {
     let runtime = one_thread();
     let store = open(url, &Table::default())?;
-    let lane = store.lane().ok_or("the engine has no lane")?;
+    let direct = store.direct().ok_or("the engine has no direct")?;
     let acquire = |name: &str| {
-        let (lane, ask) = (Arc::clone(&lane), ask(name, "me", Duration::from_secs(25)));
+        let (direct, ask) = (
+            Arc::clone(&direct),
+            ask(name, "me", Duration::from_secs(25)),
+        );
         async move {
-            let outcomes = lane.acquire(std::slice::from_ref(&ask)).await;
+            let outcomes = direct.acquire(std::slice::from_ref(&ask)).await;
             match outcomes.map_err(|error| error.to_string())?[..] {
                 [Outcome::Granted { token, .. }] => Ok((ask, token)),
                 ref other => Err(format!("{other:?}")),
@@ -215,7 +218,7 @@ fn fork_lane(url: &str, name: &str) -> Done {
     // The request is sent.
     runtime.block_on(tokio::task::yield_now());
     let Some(child) = fork() else {
-        drop((lane, store, runtime));
+        drop((direct, store, runtime));
         std::process::exit(0);
     };
     child_ends(child);
@@ -228,7 +231,7 @@ fn fork_lane(url: &str, name: &str) -> Done {
     };
     let goes_on = async {
         call.await??;
-        let released = lane.release(&[what]).await;
+        let released = direct.release(&[what]).await;
         assert!(
             matches!(released.as_deref(), Ok([Released::Freed])),
             "{released:?}"

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::by_lane::ByLane;
+use super::by_direct::ByDirect;
 use database_locks::seam::{
     AcquireCommand, Grant, Holder, ObservedExpiry, Outcome, PAGE, ReleaseCommand, Released,
     Renewal, Store, StoreError, Table, Version, open, random_grant_id,
@@ -31,7 +31,7 @@ pub struct Bench {
     /// The table, if it is not the usual one.
     pub table: Table,
     by_hand: Option<ByHand>,
-    by_lane: bool,
+    by_direct: bool,
 }
 
 /// Runs a statement on the database as another client than those that are tested.
@@ -58,7 +58,7 @@ impl Bench {
             clients: Arc::default(),
             table: Table::default(),
             by_hand: None,
-            by_lane: false,
+            by_direct: false,
         }
     }
 
@@ -71,8 +71,8 @@ impl Bench {
 
     /// Lets the clients use the direct path.
     #[must_use]
-    pub fn by_lane(mut self) -> Self {
-        self.by_lane = true;
+    pub fn by_direct(mut self) -> Self {
+        self.by_direct = true;
         self
     }
 
@@ -95,8 +95,8 @@ impl Bench {
     pub fn store(&self) -> Arc<dyn Store> {
         let client = self.clients.fetch_add(1, Ordering::Relaxed);
         let store = open(&self.urls[client % self.urls.len()], &self.table).expect("a good URL");
-        match self.by_lane {
-            true => Arc::new(ByLane(store)),
+        match self.by_direct {
+            true => Arc::new(ByDirect(store)),
             false => store,
         }
     }

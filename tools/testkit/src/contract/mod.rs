@@ -6,7 +6,7 @@
 
 mod acquiring;
 pub(crate) mod bench;
-mod by_lane;
+mod by_direct;
 mod crowds;
 mod giving_back;
 mod renewing;
@@ -15,7 +15,7 @@ mod same_holder;
 mod table;
 mod tickets;
 
-pub use crate::lab::LaneLab;
+pub use crate::lab::DirectLab;
 pub use acquiring::*;
 pub use bench::{Bench, ask, granted, info, list, name, release, renew, try_once};
 pub use crowds::*;

@@ -95,9 +95,11 @@ async fn a_release_that_is_not_answered_holds_up_the_end_for_some_two_seconds(la
     assert!(!is_free(&locks).await);
 }
 
-async fn a_child_that_drops_an_inherited_lane_holds_up_none_of_its_parents_calls(lab: &Lab) {
+async fn a_child_that_drops_an_inherited_direct_connection_holds_up_none_of_its_parents_calls(
+    lab: &Lab,
+) {
     let locks = lab.locks().await;
-    free_after(lab, &locks, "fork-lane").await;
+    free_after(lab, &locks, "fork-direct").await;
     promise("P13", lab.engine);
 }
 
@@ -111,11 +113,11 @@ macro_rules! on {
 }
 on!(sqlite, postgres, mariadb, mysql);
 
-mod with_a_lane {
+mod with_a_direct_connection {
     //! Where calls on it do not block.
     use super::*;
-    lab_tests!(mariadb: a_child_that_drops_an_inherited_lane_holds_up_none_of_its_parents_calls);
-    lab_tests!(mysql: a_child_that_drops_an_inherited_lane_holds_up_none_of_its_parents_calls);
+    lab_tests!(mariadb: a_child_that_drops_an_inherited_direct_connection_holds_up_none_of_its_parents_calls);
+    lab_tests!(mysql: a_child_that_drops_an_inherited_direct_connection_holds_up_none_of_its_parents_calls);
 }
 
 mod blocked {

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 mod at_exit;
+mod direct_postgres;
 mod failover;
 mod fairness;
 mod fence;
 mod killed;
-mod lane_postgres;

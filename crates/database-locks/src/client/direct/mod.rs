@@ -1,12 +1,12 @@
 //! The direct path: calls to the database on the caller's own runtime.
 //!
-//! The first try of an acquire, and a release, go out on a separate connection, the *lane*, whose
+//! The first try of an acquire, and a release, go out on a separate connection, the *direct connection*, whose
 //! I/O the caller's runtime drives. Neither another thread nor the caller has to be woken. A call
 //! that is not decided at once, such as a wait, continues in the background.
 //!
-//! One runtime at a time owns the lane: the first one that calls repeatedly, or the runtime that
+//! One runtime at a time owns the direct connection: the first one that calls repeatedly, or the runtime that
 //! blocking threads share. Ownership ends with the runtime, and the next caller's runtime takes
-//! over. Calls from other runtimes go through the background. So do concurrent calls: the lane
+//! over. Calls from other runtimes go through the background. So do concurrent calls: the direct connection
 //! serves one call at a time, while the background batches requests.
 
 use std::convert::Infallible;
@@ -26,12 +26,12 @@ use crate::runtime;
 use crate::runtime::clock;
 use crate::runtime::fork::{Gated, Here};
 use crate::store::{
-    api::{Lane, StoreError},
+    api::{DirectConnection, StoreError},
     measured::Observed,
 };
 use protocol::{AcquireCommand, BootInstant, Outcome, ReleaseCommand, Released};
 
-/// Timeout of a call on the lane. After it the background continues. It is longer than the lock
+/// Timeout of a call on the direct connection. After it the background continues. It is longer than the lock
 /// wait timeout of MySQL's metadata locks, whose minimum is one second.
 pub(crate) const DIRECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Calls in a row after which an async runtime becomes the owner. For fewer calls a connection does
@@ -39,7 +39,7 @@ pub(crate) const DIRECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 const CALLS_TO_OWN: u32 = 3;
 /// An owner without a call for this long can be replaced by another runtime.
 const OWNER_IDLE: Duration = Duration::from_secs(10);
-/// How long the lane is disabled after a late call or a failed connect. It doubles with each
+/// How long the direct connection is disabled after a late call or a failed connect. It doubles with each
 /// failure in a row, up to [`LONGEST_BACKOFF`], since a runtime blocked by its tasks usually stays
 /// blocked.
 const FIRST_BACKOFF: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ const IDLE_CHECKS: u32 = 40;
 #[derive(Debug)]
 pub(crate) struct DirectPath {
     store: Observed,
-    lane: Arc<dyn Lane>,
+    direct: Arc<dyn DirectConnection>,
     state: Mutex<State>,
     more: Arc<Notify>,
 }
@@ -82,7 +82,7 @@ struct State {
 #[derive(Debug)]
 struct Owner {
     runtime: Id,
-    /// Whether calls may use the lane: it is connected, or connects at the first call.
+    /// Whether calls may use the direct connection: it is connected, or connects at the first call.
     ready: bool,
     /// The next call connects, so its timeout is [`CONNECT_TIMEOUT`] instead of [`DIRECT_TIMEOUT`].
     first: bool,
@@ -127,13 +127,16 @@ impl State {
 impl DirectPath {
     /// `None` if the engine has no direct path.
     pub(crate) fn of(store: &Observed) -> Result<Option<Arc<Self>>, Error> {
-        store.lane().map(|lane| Self::new(store, lane)).transpose()
+        store
+            .direct()
+            .map(|direct| Self::new(store, direct))
+            .transpose()
     }
 
-    fn new(store: &Observed, lane: Arc<dyn Lane>) -> Result<Arc<Self>, Error> {
+    fn new(store: &Observed, direct: Arc<dyn DirectConnection>) -> Result<Arc<Self>, Error> {
         let path = Arc::new(Self {
             store: store.clone(),
-            lane,
+            direct,
             state: Mutex::default(),
             more: Arc::default(),
         });
@@ -148,10 +151,10 @@ impl DirectPath {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Take the lane for one call, if the caller's runtime owns it and no other call is under way.
+    /// Take the direct connection for one call, if the caller's runtime owns it and no other call is under way.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entry> {
         let (runtime, blocking) = runtime::of_caller()?;
-        if self.lane.blocks() && !blocking {
+        if self.direct.blocks() && !blocking {
             return None;
         }
         let (id, now) = (runtime.id(), clock::now());
@@ -166,7 +169,7 @@ impl DirectPath {
                 let (ready, first) = (owner.ready, owner.first);
                 state.used = now;
                 // A blocking call completes within its first poll, and the engine serializes them.
-                if !ready || (state.call.is_some() && !self.lane.blocks()) {
+                if !ready || (state.call.is_some() && !self.direct.blocks()) {
                     return None;
                 }
                 let timeout = if first {
@@ -177,8 +180,8 @@ impl DirectPath {
                 return Some(self.begin(state, runtime, timeout));
             }
             Some(_) if owner_is_recent => return None,
-            // The lane is in use until the call ends or is found to be late.
-            _ if state.call.is_some() && !self.lane.blocks() => return None,
+            // The direct connection is in use until the call ends or is found to be late.
+            _ if state.call.is_some() && !self.direct.blocks() => return None,
             _ => {}
         }
         let calls = match state.candidate {
@@ -204,8 +207,8 @@ impl DirectPath {
             }
         }
         (state.used, state.candidate, state.call) = (now, None, None);
-        // The old connection belongs to the runtime that owned the lane before.
-        self.lane.give_up();
+        // The old connection belongs to the runtime that owned the direct connection before.
+        self.direct.give_up();
         let (ended, dropped_owner) = match blocking {
             true => (None, None),
             false => Some(oneshot::channel()).unzip(),
@@ -249,7 +252,7 @@ impl DirectPath {
         }
     }
 
-    /// Connect on the new owner, and watch it until it ends. Until the lane is connected its calls
+    /// Connect on the new owner, and watch it until it ends. Until the direct connection is connected its calls
     /// go through the background.
     fn connect_owner(
         self: &Arc<Self>,
@@ -257,10 +260,10 @@ impl DirectPath {
         dropped_owner: oneshot::Receiver<Infallible>,
     ) {
         let id = runtime.id();
-        let (lane, path) = (Arc::clone(&self.lane), Arc::downgrade(self));
+        let (direct, path) = (Arc::clone(&self.direct), Arc::downgrade(self));
         let stay = async move {
-            let connected = lane.connect().await;
-            drop(lane);
+            let connected = direct.connect().await;
+            drop(direct);
             if let Some(path) = path.upgrade() {
                 let mut state = path.state();
                 match (&connected, &mut state.owner) {
@@ -286,7 +289,7 @@ impl DirectPath {
             let waker = call.waker.take();
             state.disable();
             drop(state);
-            self.lane.give_up();
+            self.direct.give_up();
             return (waker, CHECK_INTERVAL);
         }
         let next = match call.until <= now {
@@ -308,7 +311,7 @@ fn is_supported() -> bool {
     cfg!(panic = "unwind") && catch_unwind(drives).is_ok()
 }
 
-/// The right to make one call on the lane. Dropping it frees the lane.
+/// The right to make one call on the direct connection. Dropping it frees the direct connection.
 #[derive(Debug)]
 pub(crate) struct Entry {
     /// Not touched in a forked child, where a thread that does not exist may have locked the mutex.
@@ -335,7 +338,7 @@ impl Drop for Entry {
 }
 
 impl Entry {
-    /// Acquire on the lane. See [`call`](Self::call). `under_way` is dropped when the request is
+    /// Acquire on the direct connection. See [`call`](Self::call). `under_way` is dropped when the request is
     /// answered or late, or when the runtime ends.
     pub(crate) async fn acquire(
         self,
@@ -343,21 +346,21 @@ impl Entry {
         wait: Option<Duration>,
         under_way: oneshot::Sender<()>,
     ) -> Option<Result<Outcome, StoreError>> {
-        let (store, lane) = (self.path.store.clone(), Arc::clone(&self.path.lane));
+        let (store, direct) = (self.path.store.clone(), Arc::clone(&self.path.direct));
         let reply = async move {
             let _under_way = under_way;
-            only(store.acquire_on(&*lane, from_ref(&ask)).await)
+            only(store.acquire_on(&*direct, from_ref(&ask)).await)
         };
         self.call(reply, wait).await
     }
 
-    /// Release on the lane. See [`call`](Self::call).
+    /// Release on the direct connection. See [`call`](Self::call).
     pub(crate) async fn release(
         self,
         what: ReleaseCommand,
     ) -> Option<Result<Released, StoreError>> {
-        let (store, lane) = (self.path.store.clone(), Arc::clone(&self.path.lane));
-        let reply = async move { only(store.release_on(&*lane, from_ref(&what)).await) };
+        let (store, direct) = (self.path.store.clone(), Arc::clone(&self.path.direct));
+        let reply = async move { only(store.release_on(&*direct, from_ref(&what)).await) };
         self.call(reply, None).await
     }
 
@@ -366,7 +369,7 @@ impl Entry {
     /// # Cancel safety
     ///
     /// A request whose reply is dropped may still be carried out at any later time. So the owner's
-    /// runtime completes a dropped call, and the lane is in use until then.
+    /// runtime completes a dropped call, and the direct connection is in use until then.
     async fn call<T: Send + 'static>(
         self,
         reply: impl Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -402,13 +405,13 @@ impl Entry {
         Wait::Unanswered
     }
 
-    /// Whether the lane was given up during the call. Blocking calls are answered in their first
+    /// Whether the direct connection was given up during the call. Blocking calls are answered in their first
     /// poll.
     fn is_late(&self) -> bool {
-        !self.path.lane.blocks() && self.path.state().call(self.number).is_none()
+        !self.path.direct.blocks() && self.path.state().call(self.number).is_none()
     }
 
-    /// End a call that was answered, or that was not sent because the lane is not `connected`.
+    /// End a call that was answered, or that was not sent because the direct connection is not `connected`.
     fn answered(&self, connected: bool) {
         let mut state = self.path.state();
         let Some(ended) = state.take(self.number) else {
@@ -431,7 +434,7 @@ enum Wait {
     Unanswered,
     /// The caller has stopped waiting.
     Ended,
-    /// The lane did not answer in time, and its connection was given up.
+    /// The direct connection did not answer in time, and its connection was given up.
     Late,
 }
 
@@ -443,7 +446,7 @@ fn only<T>(answers: Result<Vec<T>, StoreError>) -> Result<T, StoreError> {
 
 type Answer<T> = dyn Future<Output = Result<T, StoreError>> + Send;
 
-/// One call on the lane.
+/// One call on the direct connection.
 struct InFlight<T: Send + 'static> {
     /// `None`: done.
     reply: Option<Gated<Answer<T>>>,

@@ -12,7 +12,7 @@ use crate::client::grant_id::random_grant_id;
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// A lane that grants every request, after a delay or never.
+/// A direct connection that grants every request, after a delay or never.
 #[derive(Debug, Default)]
 struct Server {
     hangs: bool,
@@ -35,7 +35,7 @@ impl Server {
     }
 }
 
-impl Lane for Server {
+impl DirectConnection for Server {
     fn connect(&self) -> Reply<'_, ()> {
         Box::pin(std::future::ready(Ok(())))
     }
@@ -62,8 +62,8 @@ fn served(server: Server) -> (Arc<Server>, Arc<DirectPath>) {
     let server = Arc::new(server);
     let (store, engine) =
         store::open_given(&store::Given::url("memory:"), &Table::default()).unwrap();
-    let lane = Arc::clone(&server) as Arc<dyn Lane>;
-    let path = DirectPath::new(&Observed::new(store, engine), lane).unwrap();
+    let direct = Arc::clone(&server) as Arc<dyn DirectConnection>;
+    let path = DirectPath::new(&Observed::new(store, engine), direct).unwrap();
     (server, path)
 }
 
@@ -102,7 +102,7 @@ async fn acquire(
 }
 
 #[test]
-fn a_runtime_owns_the_lane_from_its_third_call_on_until_it_ends() {
+fn a_runtime_owns_the_direct_connection_from_its_third_call_on_until_it_ends() {
     let (_, path) = served(Server::default());
     let (first, second) = (runtime(), runtime());
     first.block_on(async {
@@ -146,7 +146,8 @@ fn threads_that_block_share_an_owner_from_the_first_call_on() {
 }
 
 #[test]
-fn the_lane_serves_one_call_at_a_time_and_concurrent_calls_go_through_the_background() {
+fn the_direct_connection_serves_one_call_at_a_time_and_concurrent_calls_go_through_the_background()
+{
     let (_, path) = served(Server::default());
     runtime().block_on(async {
         let entry = owned(&path).await;
@@ -208,7 +209,7 @@ fn a_call_in_a_runtime_that_is_blocked_is_still_found_to_be_late() {
 
 /// A caller may keep such a future without polling it, as in `select!` with `&mut`.
 #[test]
-fn a_call_that_is_polled_no_more_leaves_the_lane_to_others_once_it_is_late() {
+fn a_call_that_is_polled_no_more_leaves_the_direct_connection_to_others_once_it_is_late() {
     let (_, path) = served(Server {
         takes: Duration::from_millis(1),
         ..Server::default()
@@ -298,7 +299,7 @@ fn a_runtime_that_ends_with_a_call_under_way_reports_its_end() {
 }
 
 #[test]
-fn a_runtime_without_timers_never_owns_the_lane() {
+fn a_runtime_without_timers_never_owns_the_direct_connection() {
     let (_, path) = served(Server::default());
     let bare = Builder::new_current_thread().build().unwrap();
     bare.block_on(async {

@@ -13,7 +13,7 @@ use self::rows::{Ends, Row, Rows, least_token, next_token};
 use crate::doctor::{Counts, Notes, Report};
 use crate::runtime::clock;
 use crate::runtime::fork::PerProcess;
-use crate::store::api::{Barrier, Lane, Reply, Store};
+use crate::store::api::{Barrier, DirectConnection, Reply, Store};
 use crate::store::connect::table::Table;
 use protocol::{
     AcquireCommand, BootInstant, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
@@ -76,7 +76,7 @@ fn ready<'a, T: Send + 'a>(answer: T) -> Reply<'a, T> {
 }
 
 /// There is nothing to connect to, and each call is answered at once.
-impl Lane for Shared {
+impl DirectConnection for Shared {
     fn connect(&self) -> Reply<'_, ()> {
         ready(())
     }
@@ -104,8 +104,8 @@ impl Lane for Shared {
 }
 
 impl Store for Memory {
-    fn lane(&self) -> Option<Arc<dyn Lane>> {
-        Some(Arc::clone(&self.0) as Arc<dyn Lane>)
+    fn direct(&self) -> Option<Arc<dyn DirectConnection>> {
+        Some(Arc::clone(&self.0) as Arc<dyn DirectConnection>)
     }
 
     fn connect(&self, _: Duration) -> Reply<'_, ()> {
@@ -113,7 +113,7 @@ impl Store for Memory {
     }
 
     fn acquire<'a>(&'a self, asks: &'a [AcquireCommand], _: Duration) -> Reply<'a, Vec<Outcome>> {
-        Lane::acquire(&*self.0, asks)
+        DirectConnection::acquire(&*self.0, asks)
     }
 
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], _: Duration) -> Reply<'a, Vec<Renewal>> {
@@ -131,7 +131,7 @@ impl Store for Memory {
         returns: &'a [ReleaseCommand],
         _: Duration,
     ) -> Reply<'a, Vec<Released>> {
-        Lane::release(&*self.0, returns)
+        DirectConnection::release(&*self.0, returns)
     }
 
     fn read<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<LockInfo>> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::runtime::clock;
-use crate::store::api::{FenceText, Lane, Reply, Store, StoreError, keep_to};
+use crate::store::api::{DirectConnection, FenceText, Reply, Store, StoreError, keep_to};
 use crate::store::connect::source::Source;
 use crate::store::connect::table::Table;
 use crate::store::connect::url;
@@ -19,16 +19,16 @@ use protocol::{
 
 mod cluster;
 mod connection;
+mod direct;
 mod doctor;
 mod error;
-mod lane;
 mod rows;
 mod statements;
 
 use connection::config::Server;
 use connection::session::Session;
 use connection::{Line, place};
-use lane::DirectPath;
+use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;
 
@@ -38,7 +38,7 @@ pub(crate) struct Mysql {
     /// The connection of the background thread.
     line: Line,
     /// That of callers. While the other one cannot be had, renewals go over it.
-    lane: Arc<DirectPath>,
+    direct: Arc<MysqlDirect>,
     /// Where there is one server, and on a cluster.
     fence: [FenceText; 2],
 }
@@ -67,7 +67,7 @@ impl Mysql {
         };
         Ok(Self {
             line: Line::new(Arc::clone(&server)),
-            lane: Arc::new(DirectPath::new(Arc::clone(&server))),
+            direct: Arc::new(MysqlDirect::new(Arc::clone(&server))),
             server,
             fence: [fence(false), fence(true)],
         })
@@ -81,7 +81,7 @@ impl Mysql {
         within: Duration,
     ) -> Result<Vec<Renewal>, StoreError> {
         let until = clock::now() + within;
-        let first = match self.line.is_up() || !self.lane.is_up() {
+        let first = match self.line.is_up() || !self.direct.is_up() {
             true => within,
             false => within / 2,
         };
@@ -93,12 +93,12 @@ impl Mysql {
         });
         let done = done.await;
         let left = until - clock::now();
-        let may_ask_again = !sent.load(Ordering::Acquire) && self.lane.is_up();
+        let may_ask_again = !sent.load(Ordering::Acquire) && self.direct.is_up();
         let failure = match done {
             Err(failure) if may_ask_again && !left.is_zero() => failure,
             done => return done,
         };
-        match self.lane.renew(grants.to_vec(), left).await {
+        match self.direct.renew(grants.to_vec(), left).await {
             // It has none either: the first failure stands.
             Err(other) if other.is_undone() => Err(failure),
             done => done,
@@ -116,8 +116,8 @@ macro_rules! on_session {
 }
 
 impl Store for Mysql {
-    fn lane(&self) -> Option<Arc<dyn Lane>> {
-        Some(Arc::clone(&self.lane) as Arc<dyn Lane>)
+    fn direct(&self) -> Option<Arc<dyn DirectConnection>> {
+        Some(Arc::clone(&self.direct) as Arc<dyn DirectConnection>)
     }
 
     fn connect(&self, within: Duration) -> Reply<'_, ()> {

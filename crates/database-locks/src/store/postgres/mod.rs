@@ -5,10 +5,10 @@
 mod rows;
 
 mod connection;
+mod direct;
 mod doctor;
 mod error;
 mod failover;
-mod lane;
 mod notify;
 mod statements;
 
@@ -19,7 +19,7 @@ use std::time::Duration;
 use self::connection::manager::ConnectionManager;
 use self::connection::server::Server;
 use self::connection::session::Session;
-use self::lane::DirectLane;
+use self::direct::PostgresDirect;
 use self::notify::Listener;
 #[cfg(test)]
 pub(crate) use self::statements::PUBLISHED;
@@ -32,7 +32,7 @@ use self::statements::release::{force, release};
 use self::statements::{acquire::acquire, renew::renew};
 use crate::doctor::Report;
 use crate::error::Error;
-use crate::store::api::{FenceText, Lane, Reply, Store, Tell};
+use crate::store::api::{DirectConnection, FenceText, Reply, Store, Tell};
 use crate::store::connect::source::Source;
 use crate::store::connect::table::Table;
 use crate::store::connect::url;
@@ -45,7 +45,7 @@ use protocol::{
 #[derive(Debug)]
 pub(crate) struct Postgres {
     connection: ConnectionManager,
-    lane: Arc<DirectLane>,
+    direct: Arc<PostgresDirect>,
     listener: Listener,
     table: Table,
     install: String,
@@ -62,7 +62,7 @@ impl Postgres {
         let server = Server::new(server, source, table, &statements::ALL, listener.events())?;
         let connection = ConnectionManager::new(server);
         Ok(Self {
-            lane: Arc::new(DirectLane::new(&connection, &listener)),
+            direct: Arc::new(PostgresDirect::new(&connection, &listener)),
             connection,
             listener,
             table: table.clone(),
@@ -77,8 +77,8 @@ impl Postgres {
 }
 
 impl Store for Postgres {
-    fn lane(&self) -> Option<Arc<dyn Lane>> {
-        Some(Arc::clone(&self.lane) as _)
+    fn direct(&self) -> Option<Arc<dyn DirectConnection>> {
+        Some(Arc::clone(&self.direct) as _)
     }
 
     fn connect(&self, within: Duration) -> Reply<'_, ()> {

@@ -2,7 +2,7 @@
 //!
 //! SQLite blocks, so the connection has a thread of its own: a disk that hangs must not delay the
 //! scheduler. Each call has its deadline, after which only that thread still hangs. Callers that
-//! block anyway have a second connection, on their own threads: [`lane`].
+//! block anyway have a second connection, on their own threads: [`direct`].
 //!
 //! The clock is the machine's, read by SQLite while it has the write lock. Every write begins with
 //! that lock (`BEGIN IMMEDIATE`), in the place of `FOR UPDATE SKIP LOCKED` elsewhere. A file that
@@ -16,10 +16,10 @@ use std::time::Duration;
 use self::connection::database::Database;
 use self::connection::thread::Thread;
 use self::connection::worker::Worker;
-use self::lane::BlockingLane;
+use self::direct::SqliteDirect;
 use self::statements::{acquire, fence as fencing, handover, prune, read, release, renew};
 use crate::doctor::Report;
-use crate::store::api::{Barrier, Lane, Reply, Store, StoreError};
+use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
 use crate::store::connect::table::Table;
 use crate::store::retry::while_contended;
 use protocol::{
@@ -28,10 +28,10 @@ use protocol::{
 };
 
 mod connection;
+mod direct;
 mod doctor;
 mod error;
 mod fence;
-mod lane;
 mod rows;
 mod statements;
 
@@ -43,7 +43,7 @@ pub(crate) struct Sqlite {
     table: Table,
     database: Arc<Database>,
     thread: Thread,
-    lane: Arc<BlockingLane>,
+    direct: Arc<SqliteDirect>,
 }
 
 impl fmt::Debug for Sqlite {
@@ -62,7 +62,7 @@ impl Sqlite {
         Self {
             table: table.clone(),
             thread: Thread::new(Arc::clone(&database)),
-            lane: Arc::new(BlockingLane::new(Arc::clone(&database))),
+            direct: Arc::new(SqliteDirect::new(Arc::clone(&database))),
             database,
         }
     }
@@ -77,8 +77,8 @@ impl Sqlite {
 }
 
 impl Store for Sqlite {
-    fn lane(&self) -> Option<Arc<dyn Lane>> {
-        Some(Arc::clone(&self.lane) as Arc<dyn Lane>)
+    fn direct(&self) -> Option<Arc<dyn DirectConnection>> {
+        Some(Arc::clone(&self.direct) as Arc<dyn DirectConnection>)
     }
 
     fn connect(&self, within: Duration) -> Reply<'_, ()> {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
-use testkit::contract::LaneLab;
+use testkit::contract::DirectLab;
 use testkit::{Galera as Cluster, Lab, contract_tests};
 
 mod broken;
@@ -54,8 +54,8 @@ contract_tests!(
 );
 contract_tests!(
     #[ignore = "make prove"]
-    galera_lane,
-    Lab::galera().map(LaneLab),
+    galera_direct,
+    Lab::galera().map(DirectLab),
     a_repeated_acquire_recognises_its_own_grant,
     first_use_by_twenty_at_once_has_one_winner,
     an_expired_lease_has_one_successor,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
-use testkit::contract::LaneLab;
+use testkit::contract::DirectLab;
 use testkit::{Group as Cluster, Lab, contract_tests};
 
 #[allow(clippy::duplicate_mod, reason = "the same tests on another cluster")]
@@ -51,8 +51,8 @@ contract_tests!(
 );
 contract_tests!(
     #[ignore = "make prove"]
-    group_lane,
-    Lab::group().map(LaneLab),
+    group_direct,
+    Lab::group().map(DirectLab),
     a_repeated_acquire_recognises_its_own_grant,
     first_use_by_twenty_at_once_has_one_winner,
     an_expired_lease_has_one_successor,

@@ -154,7 +154,7 @@ async fn what_an_old_primary_answers_late_confirms_nothing() {
     let now = || row(pair.standby(), &url, "late");
     match soon(late).await.unwrap() {
         Err(Error::Unavailable { .. }) => assert_eq!(now(), before),
-        // The lane's answer was late, so the background asked again: the new one.
+        // The direct connection's answer was late, so the background asked again: the new one.
         Ok(Some(guard)) => {
             assert_eq!(
                 now(),

@@ -6,7 +6,7 @@ use database_locks::{Error, LockGuard, Locks};
 use testkit::{Commits, Pair, Postgres};
 
 mod asynchronous;
-mod lane;
+mod direct;
 mod pooled;
 mod synchronous;
 

@@ -82,7 +82,7 @@ impl ConnectionManager {
         }
     }
 
-    /// Do some work for the lane: without a deadline, and without a timer once there is a
+    /// Do some work for the direct connection: without a deadline, and without a timer once there is a
     /// connection.
     pub(crate) async fn run_direct<T, F>(
         &self,
@@ -146,7 +146,7 @@ impl ConnectionManager {
     pub(crate) fn blocked_by(&self) -> Option<String> {
         match &self.0.of {
             Use::Background { blocked, .. } => blocked.by(),
-            Use::Lane { .. } => None,
+            Use::DirectConnection { .. } => None,
         }
     }
 

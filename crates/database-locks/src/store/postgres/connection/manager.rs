@@ -1,6 +1,6 @@
 //! A connection that is made when it is needed, shared by all calls, and made anew when it breaks.
 //!
-//! A store has two: the background connection, and that of the lane. What they know of the server
+//! A store has two: the background connection, and that of the direct connection. What they know of the server
 //! they know together, so that neither believes an answer of a server that was replaced.
 
 use std::collections::VecDeque;
@@ -47,13 +47,13 @@ pub(super) struct Inner {
 pub(super) enum Use {
     Background {
         blocked: Blocked,
-        lane: OnceLock<Weak<Inner>>,
+        direct: OnceLock<Weak<Inner>>,
         /// The latest attempt to connect failed. If the server has room for one connection alone,
-        /// that is the one that renews, so the lane has none meanwhile.
+        /// that is the one that renews, so the direct connection has none meanwhile.
         failing: Arc<AtomicBool>,
     },
-    /// See [`Lane`](crate::store::api::Lane).
-    Lane { background_fails: Arc<AtomicBool> },
+    /// See [`DirectConnection`](crate::store::api::DirectConnection).
+    DirectConnection { background_fails: Arc<AtomicBool> },
 }
 
 #[derive(Default)]
@@ -114,23 +114,26 @@ impl ConnectionManager {
     pub(crate) fn new(server: Server) -> Self {
         let of = Use::Background {
             blocked: Blocked::default(),
-            lane: OnceLock::new(),
+            direct: OnceLock::new(),
             failing: Arc::default(),
         };
         Self(Inner::new(Arc::new(server), of))
     }
 
-    /// Another connection to the same database, for the lane.
-    pub(crate) fn for_lane(&self) -> Self {
+    /// Another connection to the same database, for the direct connection.
+    pub(crate) fn for_direct(&self) -> Self {
         let background_fails = match &self.0.of {
             Use::Background { failing, .. } => Arc::clone(failing),
-            Use::Lane { background_fails } => Arc::clone(background_fails),
+            Use::DirectConnection { background_fails } => Arc::clone(background_fails),
         };
-        let of_lane = Inner::new(Arc::clone(&self.0.server), Use::Lane { background_fails });
-        if let Use::Background { lane, .. } = &self.0.of {
-            let _ = lane.set(Arc::downgrade(&of_lane));
+        let of_direct = Inner::new(
+            Arc::clone(&self.0.server),
+            Use::DirectConnection { background_fails },
+        );
+        if let Use::Background { direct, .. } = &self.0.of {
+            let _ = direct.set(Arc::downgrade(&of_direct));
         }
-        Self(of_lane)
+        Self(of_direct)
     }
 
     /// How long a caller waits that wants to know whether there is a connection.
@@ -148,10 +151,10 @@ impl ConnectionManager {
         }
     }
 
-    /// Give up the connection of the lane, or the attempt to make it: it may belong to a runtime
+    /// Give up the connection of the direct connection, or the attempt to make it: it may belong to a runtime
     /// that is not the home any more. If a call on it was late, what the server still does for it
     /// is cancelled when it is dropped.
-    pub(crate) fn retire_lane(&self) {
+    pub(crate) fn retire_direct(&self) {
         self.0.clear();
     }
 
@@ -162,7 +165,7 @@ impl ConnectionManager {
 
     /// The connection, which is made if there is none.
     ///
-    /// The lane does not wait after an attempt that failed: the background connection serves
+    /// The direct connection does not wait after an attempt that failed: the background connection serves
     /// meanwhile.
     pub(super) async fn connected(&self) -> Connected {
         let mut attempt = {
@@ -173,15 +176,17 @@ impl ConnectionManager {
             let here = runtime::Handle::current();
             let background_fails = match &self.0.of {
                 Use::Background { .. } => None,
-                Use::Lane { background_fails } => Some(background_fails.load(Ordering::Relaxed)),
+                Use::DirectConnection { background_fails } => {
+                    Some(background_fails.load(Ordering::Relaxed))
+                }
             };
-            let of_lane = background_fails.is_some();
+            let of_direct = background_fails.is_some();
             match &state.slot {
-                // An attempt that was stopped, with its runtime, has dropped its sender. The lane
+                // An attempt that was stopped, with its runtime, has dropped its sender. The direct connection
                 // may have moved to another runtime, and the one that it has left may not be
                 // driven.
                 Slot::Connecting(by, attempt)
-                    if attempt.has_changed().is_ok() && (!of_lane || by.id() == here.id()) =>
+                    if attempt.has_changed().is_ok() && (!of_direct || by.id() == here.id()) =>
                 {
                     attempt.clone()
                 }
@@ -213,10 +218,10 @@ async fn connect(inner: &Inner) -> Result<(Arc<Session>, Option<(Primary, Primar
     let server = &inner.server;
     let endpoint = server.connector.ask::<&str>().await?;
     let connected = server.connector.connect(&endpoint, |at, within| {
-        // The connection of the lane does not listen.
+        // The connection of the direct connection does not listen.
         let events = match inner.of {
             Use::Background { .. } => Some(Weak::clone(&server.events)),
-            Use::Lane { .. } => None,
+            Use::DirectConnection { .. } => None,
         };
         dial(server, events, &endpoint, (at, within))
     });
@@ -238,11 +243,14 @@ async fn connect_after(
         Ok((on, replaced)) => (Ok(on), replaced),
         Err(error) => (Err(error), None),
     };
-    if let Use::Background { lane, failing, .. } = &inner.of {
+    if let Use::Background {
+        direct, failing, ..
+    } = &inner.of
+    {
         failing.store(connected.is_err(), Ordering::Relaxed);
-        let lane = lane.get().and_then(Weak::upgrade);
-        if let Some(lane) = lane.filter(|_| connected.is_err()) {
-            lane.clear();
+        let direct = direct.get().and_then(Weak::upgrade);
+        if let Some(direct) = direct.filter(|_| connected.is_err()) {
+            direct.clear();
         }
     }
     let mut state = inner.state();

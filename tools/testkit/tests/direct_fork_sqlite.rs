@@ -1,16 +1,16 @@
-//! A child neither uses nor closes the connection that its parent's lane has to an SQLite file.
+//! A child neither uses nor closes the connection that its parent's direct connection has to an SQLite file.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::path::Path;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use database_locks::seam::{Lane, Outcome, Reply, StoreError, Table, open};
+use database_locks::seam::{DirectConnection, Outcome, Reply, StoreError, Table, open};
 use rustix::process::{Pid, WaitOptions, waitpid};
 use testkit::contract::ask;
 use testkit::promise;
 
-/// The answer of a lane that blocks: its first poll ends a call.
+/// The answer of a direct connection that blocks: its first poll ends a call.
 fn at_once<T>(mut reply: Reply<'_, T>) -> Result<T, StoreError> {
     match reply.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(answer) => answer,
@@ -18,9 +18,9 @@ fn at_once<T>(mut reply: Reply<'_, T>) -> Result<T, StoreError> {
     }
 }
 
-fn is_granted(lane: &dyn Lane, lock: &str) -> bool {
+fn is_granted(direct: &dyn DirectConnection, lock: &str) -> bool {
     let asks = [ask(lock, "me", Duration::from_secs(20))];
-    let made = at_once(lane.acquire(&asks)).unwrap();
+    let made = at_once(direct.acquire(&asks)).unwrap();
     matches!(made[..], [Outcome::Granted { .. }])
 }
 
@@ -30,13 +30,13 @@ fn a_forked_child_is_refused_and_its_parent_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("locks.sqlite3");
     let store = open(&format!("sqlite:{}", path.display()), &Table::default()).unwrap();
-    let lane = store.lane().unwrap();
-    assert!(is_granted(&*lane, "before"));
+    let direct = store.direct().unwrap();
+    assert!(is_granted(&*direct, "before"));
     let child = split();
     if child == 0 {
-        let refused = at_once(lane.connect());
+        let refused = at_once(direct.connect());
         let refused = matches!(refused, Err(StoreError::Rejected { .. }));
-        drop((lane, store));
+        drop((direct, store));
         leave(i32::from(!refused));
     }
     let (_, status) = waitpid(Pid::from_raw(child), WaitOptions::empty())
@@ -45,8 +45,8 @@ fn a_forked_child_is_refused_and_its_parent_goes_on() {
     assert_eq!(status.exit_status(), Some(0), "the child was not refused");
     let journal = path.with_file_name("locks.sqlite3-wal");
     assert!(Path::exists(&journal), "the child closed the connection");
-    assert!(!is_granted(&*lane, "before"));
-    assert!(is_granted(&*lane, "after"));
+    assert!(!is_granted(&*direct, "before"));
+    assert!(is_granted(&*direct, "after"));
     promise("P13", "sqlite");
 }
 

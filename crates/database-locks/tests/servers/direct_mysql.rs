@@ -1,4 +1,4 @@
-//! The lane of MySQL and MariaDB: what happens to its connection, and to the calls on it.
+//! The direct connection of MySQL and MariaDB: what happens to its connection, and to the calls on it.
 
 use std::future::poll_fn;
 use std::slice::from_ref;
@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use database_locks::Ttl;
 use database_locks::seam::{
-    AcquireCommand, Grant, Lane, Outcome, ReleaseCommand, Released, Store, StoreError, Table, open,
+    AcquireCommand, DirectConnection, Grant, Outcome, ReleaseCommand, Released, Store, StoreError,
+    Table, open,
 };
 use testkit::contract::{ask, granted, info};
 use testkit::time::wait_until;
@@ -41,15 +42,15 @@ macro_rules! on_servers {
 
 on_servers!(
     a_lock_is_taken_and_released_on_one_connection,
-    a_runtime_that_has_ended_leaves_the_lane_to_the_next,
-    a_runtime_that_ends_during_a_call_leaves_the_lane_to_the_next,
+    a_runtime_that_has_ended_leaves_the_direct_connection_to_the_next,
+    a_runtime_that_ends_during_a_call_leaves_the_direct_connection_to_the_next,
     a_connection_that_was_killed_between_two_calls_costs_no_call,
     a_connection_that_is_killed_during_a_call_costs_no_call,
     a_call_that_was_late_takes_its_connection_with_it,
-    a_future_that_is_not_polled_any_more_keeps_no_call_from_the_lane,
+    a_future_that_is_not_polled_any_more_keeps_no_call_from_the_direct_connection,
     callers_that_do_not_wait_for_the_connection_come_to_have_it,
     a_connection_that_is_refused_is_asked_for_again,
-    renewals_go_over_the_lane_while_the_background_has_no_connection,
+    renewals_go_over_the_direct_connection_while_the_background_has_no_connection,
     the_background_connects_once_a_renewal_is_due_soon,
     a_renewal_goes_before_the_acquires_that_wait,
     where_there_is_room_for_one_connection_leases_are_renewed,
@@ -86,8 +87,8 @@ impl Database {
         open(&self.url(), &Table::default()).unwrap()
     }
 
-    fn lane(&self) -> Arc<dyn Lane> {
-        self.store().lane().unwrap()
+    fn direct(&self) -> Arc<dyn DirectConnection> {
+        self.store().direct().unwrap()
     }
 
     /// Those of the library in this database that do what is asked for.
@@ -142,8 +143,8 @@ async fn soon<T>(answer: impl Future<Output = T>) -> T {
     answer.expect("no answer")
 }
 
-async fn acquired(lane: &dyn Lane, ask: &AcquireCommand) -> Grant {
-    match soon(lane.acquire(from_ref(ask))).await.as_deref() {
+async fn acquired(direct: &dyn DirectConnection, ask: &AcquireCommand) -> Grant {
+    match soon(direct.acquire(from_ref(ask))).await.as_deref() {
         Ok([Outcome::Granted { token, .. }]) => Grant {
             name: ask.name.clone(),
             token: *token,
@@ -155,45 +156,45 @@ async fn acquired(lane: &dyn Lane, ask: &AcquireCommand) -> Grant {
     }
 }
 
-async fn release(lane: &dyn Lane, grant: &Grant) -> Result<Released, StoreError> {
+async fn release(direct: &dyn DirectConnection, grant: &Grant) -> Result<Released, StoreError> {
     let what = ReleaseCommand::of(grant, Ttl::from(LONG));
-    Ok(soon(lane.release(&[what])).await?.remove(0))
+    Ok(soon(direct.release(&[what])).await?.remove(0))
 }
 
 fn a_lock_is_taken_and_released_on_one_connection(database: &Database) {
-    let lane = database.lane();
+    let direct = database.direct();
     runtime().block_on(async {
         for _ in 0..3 {
-            let grant = acquired(&*lane, &want("job")).await;
-            assert_eq!(release(&*lane, &grant).await.unwrap(), Released::Freed);
-            assert_eq!(release(&*lane, &grant).await.unwrap(), Released::NotHeld);
+            let grant = acquired(&*direct, &want("job")).await;
+            assert_eq!(release(&*direct, &grant).await.unwrap(), Released::Freed);
+            assert_eq!(release(&*direct, &grant).await.unwrap(), Released::NotHeld);
         }
         assert_eq!(database.connections().len(), 1);
     });
-    drop(lane);
+    drop(direct);
     let closed = || database.connections().is_empty();
     assert!(wait_until(SOON, closed), "the connection stays open");
 }
 
-fn a_runtime_that_has_ended_leaves_the_lane_to_the_next(database: &Database) {
-    let lane = database.lane();
+fn a_runtime_that_has_ended_leaves_the_direct_connection_to_the_next(database: &Database) {
+    let direct = database.direct();
     for first in [runtime(), threads()] {
-        let grant = first.block_on(acquired(&*lane, &want("job")));
+        let grant = first.block_on(acquired(&*direct, &want("job")));
         drop(first);
-        let released = runtime().block_on(release(&*lane, &grant));
+        let released = runtime().block_on(release(&*direct, &grant));
         assert_eq!(released.unwrap(), Released::Freed);
     }
     let one = || database.connections().len() == 1;
     assert!(wait_until(SOON, one), "{:?}", database.connections());
 }
 
-fn a_runtime_that_ends_during_a_call_leaves_the_lane_to_the_next(database: &Database) {
-    let lane = database.lane();
+fn a_runtime_that_ends_during_a_call_leaves_the_direct_connection_to_the_next(database: &Database) {
+    let direct = database.direct();
     for first in [runtime(), threads()] {
         let ask = want("job");
-        first.block_on(lane.connect()).unwrap();
+        first.block_on(direct.connect()).unwrap();
         let closed = database.close();
-        let (calling, asked) = (Arc::clone(&lane), ask.clone());
+        let (calling, asked) = (Arc::clone(&direct), ask.clone());
         let call = first.spawn(async move { calling.acquire(&[asked]).await.map(drop) });
         first.block_on(database.is_waited_for());
         drop(first);
@@ -201,8 +202,8 @@ fn a_runtime_that_ends_during_a_call_leaves_the_lane_to_the_next(database: &Data
         let next = runtime();
         assert!(next.block_on(call).unwrap_err().is_cancelled());
         // It may have been carried out.
-        let grant = next.block_on(acquired(&*lane, &ask));
-        let released = next.block_on(release(&*lane, &grant));
+        let grant = next.block_on(acquired(&*direct, &ask));
+        let released = next.block_on(release(&*direct, &grant));
         assert_eq!(released.unwrap(), Released::Freed);
     }
 }
@@ -223,26 +224,26 @@ fn kill(database: &Database) {
 }
 
 fn a_connection_that_was_killed_between_two_calls_costs_no_call(database: &Database) {
-    let lane = database.lane();
+    let direct = database.direct();
     runtime().block_on(async {
-        lane.connect().await.unwrap();
+        direct.connect().await.unwrap();
         for lock in ["a", "b"] {
             kill(database);
-            let grant = acquired(&*lane, &want(lock)).await;
+            let grant = acquired(&*direct, &want(lock)).await;
             kill(database);
-            assert_eq!(release(&*lane, &grant).await.unwrap(), Released::Freed);
+            assert_eq!(release(&*direct, &grant).await.unwrap(), Released::Freed);
         }
     });
 }
 
 fn a_connection_that_is_killed_during_a_call_costs_no_call(database: &Database) {
-    let (store, lane) = (database.store(), database.lane());
+    let (store, direct) = (database.store(), database.direct());
     let runtime = threads();
-    runtime.block_on(lane.connect()).unwrap();
+    runtime.block_on(direct.connect()).unwrap();
     let ask = want("job");
 
     let closed = database.close();
-    let (calling, asked) = (Arc::clone(&lane), ask.clone());
+    let (calling, asked) = (Arc::clone(&direct), ask.clone());
     let call = runtime.spawn(async move { acquired(&*calling, &asked).await });
     runtime.block_on(database.is_waited_for());
     kill(database);
@@ -250,7 +251,7 @@ fn a_connection_that_is_killed_during_a_call_costs_no_call(database: &Database) 
     let grant = runtime.block_on(call).unwrap();
 
     let closed = database.close();
-    let (calling, held) = (Arc::clone(&lane), grant.clone());
+    let (calling, held) = (Arc::clone(&direct), grant.clone());
     let call = runtime.spawn(async move { release(&*calling, &held).await });
     runtime.block_on(database.is_waited_for());
     kill(database);
@@ -270,40 +271,43 @@ fn a_connection_that_is_killed_during_a_call_costs_no_call(database: &Database) 
 }
 
 fn a_call_that_was_late_takes_its_connection_with_it(database: &Database) {
-    let lane = database.lane();
+    let direct = database.direct();
     runtime().block_on(async {
-        lane.connect().await.unwrap();
+        direct.connect().await.unwrap();
         let before = database.connections();
         let ask = want("job");
         let closed = database.close();
-        let late = tokio::time::timeout(Duration::from_millis(200), lane.acquire(from_ref(&ask)));
+        let late = tokio::time::timeout(Duration::from_millis(200), direct.acquire(from_ref(&ask)));
         assert!(late.await.is_err(), "the table was locked");
-        lane.give_up();
+        direct.give_up();
         closed.leave();
-        let grant = acquired(&*lane, &ask).await;
+        let grant = acquired(&*direct, &ask).await;
         let gone = || {
             let now = database.connections();
             now.len() == 1 && now != before
         };
         assert!(wait_until(SOON, gone), "{:?}", database.connections());
-        assert_eq!(release(&*lane, &grant).await.unwrap(), Released::Freed);
+        assert_eq!(release(&*direct, &grant).await.unwrap(), Released::Freed);
     });
 }
 
-fn a_future_that_is_not_polled_any_more_keeps_no_call_from_the_lane(database: &Database) {
-    let lane = database.lane();
+fn a_future_that_is_not_polled_any_more_keeps_no_call_from_the_direct_connection(
+    database: &Database,
+) {
+    let direct = database.direct();
     runtime().block_on(async {
-        lane.connect().await.unwrap();
+        direct.connect().await.unwrap();
         let asks = [want("first")];
-        let mut stuck = lane.acquire(&asks);
+        let mut stuck = direct.acquire(&asks);
         let once = poll_fn(|context| Poll::Ready(stuck.as_mut().poll(context).is_pending()));
         assert!(once.await);
         let ask = want("second");
-        let waits = tokio::time::timeout(Duration::from_millis(100), lane.acquire(from_ref(&ask)));
+        let waits =
+            tokio::time::timeout(Duration::from_millis(100), direct.acquire(from_ref(&ask)));
         assert!(waits.await.is_err(), "two calls at once on one connection");
-        lane.give_up();
-        let grant = acquired(&*lane, &ask).await;
-        assert_eq!(release(&*lane, &grant).await.unwrap(), Released::Freed);
+        direct.give_up();
+        let grant = acquired(&*direct, &ask).await;
+        assert_eq!(release(&*direct, &grant).await.unwrap(), Released::Freed);
         let first = stuck.await.unwrap();
         assert!(matches!(first[0], Outcome::Granted { .. }), "{first:?}");
     });
@@ -314,16 +318,16 @@ fn a_future_that_is_not_polled_any_more_keeps_no_call_from_the_lane(database: &D
 fn callers_that_do_not_wait_for_the_connection_come_to_have_it(database: &Database) {
     let proxy = Proxy::to_url(&database.url());
     let store = open(&proxy.url(&database.url()), &Table::default()).unwrap();
-    let lane = store.lane().unwrap();
+    let direct = store.direct().unwrap();
     runtime().block_on(async {
         proxy.stall();
         for _ in 0..3 {
-            let hasty = tokio::time::timeout(Duration::from_millis(50), lane.connect());
+            let hasty = tokio::time::timeout(Duration::from_millis(50), direct.connect());
             assert!(hasty.await.is_err());
-            lane.give_up();
+            direct.give_up();
         }
         proxy.resume();
-        soon(lane.connect()).await.unwrap();
+        soon(direct.connect()).await.unwrap();
         assert_eq!(proxy.counts().connections, 1, "each caller made one");
     });
 }
@@ -331,31 +335,33 @@ fn callers_that_do_not_wait_for_the_connection_come_to_have_it(database: &Databa
 fn a_connection_that_is_refused_is_asked_for_again(database: &Database) {
     let proxy = Proxy::to_url(&database.url());
     let store = open(&proxy.url(&database.url()), &Table::default()).unwrap();
-    let lane = store.lane().unwrap();
+    let direct = store.direct().unwrap();
     runtime().block_on(async {
         proxy.refuse(true);
         for _ in 0..3 {
-            let refused = lane.acquire(&[want("job")]).await.unwrap_err();
+            let refused = direct.acquire(&[want("job")]).await.unwrap_err();
             assert!(matches!(refused, StoreError::Unavailable(_)), "{refused}");
         }
         proxy.refuse(false);
         // Not at once: what was said the last time stands for a moment.
         let granted = async {
-            while lane.connect().await.is_err() {
+            while direct.connect().await.is_err() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            acquired(&*lane, &want("job")).await
+            acquired(&*direct, &want("job")).await
         };
         soon(granted).await;
     });
 }
 
-fn renewals_go_over_the_lane_while_the_background_has_no_connection(database: &Database) {
+fn renewals_go_over_the_direct_connection_while_the_background_has_no_connection(
+    database: &Database,
+) {
     let proxy = Proxy::to_url(&database.url());
     let store = open(&proxy.url(&database.url()), &Table::default()).unwrap();
-    let lane = store.lane().unwrap();
+    let direct = store.direct().unwrap();
     let home = threads();
-    let grant = home.block_on(acquired(&*lane, &want("job")));
+    let grant = home.block_on(acquired(&*direct, &want("job")));
     let renews = || {
         let grants = [(grant.clone(), Ttl::from(LONG))];
         let renewal = runtime().block_on(store.renew(&grants, SOON));
@@ -373,9 +379,9 @@ fn renewals_go_over_the_lane_while_the_background_has_no_connection(database: &D
 
 fn the_background_connects_once_a_renewal_is_due_soon(database: &Database) {
     let store = database.store();
-    let lane = store.lane().unwrap();
+    let direct = store.direct().unwrap();
     let (home, background) = (runtime(), threads());
-    home.block_on(acquired(&*lane, &want("job")));
+    home.block_on(acquired(&*direct, &want("job")));
     assert_eq!(database.connections().len(), 1);
     for _ in 0..3 {
         background.block_on(async { store.prepare_to_renew() });
@@ -418,7 +424,7 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
     });
 }
 
-/// The lane has the only connection that the server allows, and no thread blocks on its runtime.
+/// The direct connection has the only connection that the server allows, and no thread blocks on its runtime.
 fn where_there_is_room_for_one_connection_leases_are_renewed(database: &Database) {
     let user = format!("alone_{}", database.name);
     for sql in [

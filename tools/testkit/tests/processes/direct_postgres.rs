@@ -1,4 +1,4 @@
-//! The lane of PostgreSQL: its runtime may end, its connection may be killed, refused or late.
+//! The direct connection of PostgreSQL: its runtime may end, its connection may be killed, refused or late.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -6,7 +6,8 @@ use std::time::Duration;
 use database_locks::Token;
 use database_locks::blocking::Locks;
 use database_locks::seam::{
-    AcquireCommand, Lane, Notice, Outcome, ReleaseCommand, Released, Store, StoreError, Table,
+    AcquireCommand, DirectConnection, Notice, Outcome, ReleaseCommand, Released, Store, StoreError,
+    Table,
 };
 use testkit::contract::{ask, granted, name};
 use testkit::sql::Stranger;
@@ -30,47 +31,47 @@ fn threads() -> Runtime {
     builder.worker_threads(2).enable_all().build().unwrap()
 }
 
-/// A store with its lane, in a database of its own; the store's own connection lives on a runtime of its own,
+/// A store with its direct connection, in a database of its own; the store's own connection lives on a runtime of its own,
 /// as it does in the background.
 struct Client {
     store: Arc<dyn Store>,
-    lane: Arc<dyn Lane>,
+    direct: Arc<dyn DirectConnection>,
     background: Runtime,
 }
 
 impl Client {
     fn of(url: &str) -> Self {
         let store = database_locks::seam::open(url, &Table::default()).unwrap();
-        let (lane, background) = (store.lane().unwrap(), threads());
+        let (direct, background) = (store.direct().unwrap(), threads());
         background.block_on(async {
             store.connect(SOON).await.unwrap();
             store.install(SOON).await.unwrap();
         });
         Self {
             store,
-            lane,
+            direct,
             background,
         }
     }
 
     async fn acquire(&self, lock: &str) -> Result<ReleaseCommand, StoreError> {
-        acquire(&*self.lane, lock).await
+        acquire(&*self.direct, lock).await
     }
 
     async fn release(&self, what: &ReleaseCommand) -> Result<Released, StoreError> {
-        Ok(soon(self.lane.release(std::slice::from_ref(what))).await?[0])
+        Ok(soon(self.direct.release(std::slice::from_ref(what))).await?[0])
     }
 
-    /// A cycle on the lane, whatever was before.
+    /// A cycle on the direct connection, whatever was before.
     async fn cycle(&self) {
         let what = self.acquire("cycle").await.unwrap();
         assert_eq!(self.release(&what).await.unwrap(), Released::Freed);
     }
 }
 
-async fn acquire(lane: &dyn Lane, lock: &str) -> Result<ReleaseCommand, StoreError> {
+async fn acquire(direct: &dyn DirectConnection, lock: &str) -> Result<ReleaseCommand, StoreError> {
     let ask = ask(lock, "me", TTL);
-    let Outcome::Granted { token, .. } = soon(lane.acquire(std::slice::from_ref(&ask))).await?[0]
+    let Outcome::Granted { token, .. } = soon(direct.acquire(std::slice::from_ref(&ask))).await?[0]
     else {
         panic!("{lock} is not free")
     };
@@ -159,8 +160,8 @@ fn a_call_whose_runtime_ends_leaves_nothing_that_hangs() {
         first.block_on(client.release(&made)).unwrap();
         let blocker = whole_table(server, &url);
         let ask = ask(lock, "me", TTL);
-        let (lane, asks) = (Arc::clone(&client.lane), [ask.clone()]);
-        first.spawn(async move { lane.acquire(&asks).await });
+        let (direct, asks) = (Arc::clone(&client.direct), [ask.clone()]);
+        first.spawn(async move { direct.acquire(&asks).await });
         first.block_on(async { tokio::time::sleep(Duration::from_millis(100)).await });
         hang(&mut admin, 1);
         first.shutdown_background();
@@ -173,7 +174,7 @@ fn a_call_whose_runtime_ends_leaves_nothing_that_hangs() {
             let given_back = client.store.release(&unknown, SOON);
             client.background.block_on(given_back).unwrap();
             second.block_on(async {
-                let made = soon(client.lane.acquire(&[self::ask(lock, "other", TTL)])).await;
+                let made = soon(client.direct.acquire(&[self::ask(lock, "other", TTL)])).await;
                 matches!(made.unwrap()[0], Outcome::Granted { .. })
             })
         });
@@ -191,8 +192,8 @@ fn a_connection_that_its_runtime_has_half_made_is_made_anew() {
     let client = Client::of(&proxy.url(&url));
     proxy.stall();
     let first = threads();
-    let lane = Arc::clone(&client.lane);
-    first.spawn(async move { lane.connect().await });
+    let direct = Arc::clone(&client.direct);
+    first.spawn(async move { direct.connect().await });
     assert!(time::wait_until(SOON, || proxy.open_connections() == 2));
     drop(first);
     proxy.resume();
@@ -207,8 +208,8 @@ fn a_runtime_that_is_left_alone_keeps_no_other_from_connecting() {
     let url = server.fresh_database();
     let client = Client::of(&url);
     let (left, next) = (one_thread(), one_thread());
-    let lane = Arc::clone(&client.lane);
-    left.spawn(async move { lane.connect().await });
+    let direct = Arc::clone(&client.direct);
+    left.spawn(async move { direct.connect().await });
     // Once: it has begun to connect.
     left.block_on(tokio::task::yield_now());
     next.block_on(client.cycle());
@@ -255,8 +256,8 @@ fn a_connection_that_was_killed_is_made_anew() {
     // During a call.
     let blocker = whole_table(server, &url);
     home.block_on(async {
-        let lane = Arc::clone(&client.lane);
-        let call = tokio::spawn(async move { acquire(&*lane, "job").await });
+        let direct = Arc::clone(&client.direct);
+        let call = tokio::spawn(async move { acquire(&*direct, "job").await });
         look_up().await;
         tokio::task::spawn_blocking({
             let mut other = server.stranger(&url);
@@ -287,10 +288,10 @@ fn a_late_call_is_ended_in_the_server_and_the_next_one_is_made_elsewhere() {
     let blocker = whole_table(server, &url);
     home.block_on(async {
         let asks = [ask("late", "me", TTL)];
-        let late = tokio::time::timeout(Duration::from_millis(200), client.lane.acquire(&asks));
+        let late = tokio::time::timeout(Duration::from_millis(200), client.direct.acquire(&asks));
         late.await.unwrap_err();
-        client.lane.give_up();
-        soon(client.lane.connect()).await.unwrap();
+        client.direct.give_up();
+        soon(client.direct.connect()).await.unwrap();
     });
     hang(&mut admin, 0);
     blocker.leave();
@@ -330,7 +331,7 @@ fn where_the_server_allows_no_second_connection_nothing_was_done() {
         .query(&url, &format!("ALTER ROLE {user} CONNECTION LIMIT 2"))
         .unwrap();
     home.block_on(async {
-        while client.lane.connect().await.is_err() {
+        while client.direct.connect().await.is_err() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
@@ -338,9 +339,9 @@ fn where_the_server_allows_no_second_connection_nothing_was_done() {
     promise("P17", "postgres");
 }
 
-/// What the lane's connection notifies is heard on the other one, and is no news there.
+/// What the direct connection's connection notifies is heard on the other one, and is no news there.
 #[test]
-fn a_release_by_the_lane_is_its_own() {
+fn a_release_by_the_direct_connection_is_its_own() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -373,7 +374,7 @@ fn a_release_by_the_lane_is_its_own() {
     promise("P12", "postgres");
 }
 
-/// The lane has the only connection that the server allows: it makes way for the one that renews.
+/// The direct connection has the only connection that the server allows: it makes way for the one that renews.
 #[test]
 fn where_there_is_room_for_one_connection_it_is_the_one_that_renews() {
     let Some(server) = Postgres::shared() else {
@@ -429,9 +430,9 @@ fn a_try_on_a_connection_that_ended_unseen_is_made_once_more() {
     };
     assert!(time::wait_until(SOON, moved_in));
     home.block_on(cycle());
-    let lane = sessions(&mut admin, &[])[1];
+    let direct = sessions(&mut admin, &[])[1];
     admin
-        .run(&format!("SELECT pg_terminate_backend({lane}, 5000)"))
+        .run(&format!("SELECT pg_terminate_backend({direct}, 5000)"))
         .unwrap();
     home.block_on(cycle());
     promise("P17", "postgres");

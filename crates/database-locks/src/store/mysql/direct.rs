@@ -10,7 +10,7 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use crate::runtime;
 use crate::runtime::fork::Gated;
-use crate::store::api::{Lane, Reply, StoreError, keep_to};
+use crate::store::api::{DirectConnection, Reply, StoreError, keep_to};
 use crate::store::connect::backoff::Backoff;
 use crate::store::mysql::connection::caught::{caught, panicked};
 use crate::store::mysql::connection::config::Server;
@@ -36,7 +36,7 @@ struct Slot {
     dialled: Arc<AtomicBool>,
 }
 
-/// Both test whether the place is locked by locking it. The slot of the lane has to be locked
+/// Both test whether the place is locked by locking it. The slot of the direct connection has to be locked
 /// meanwhile, so that neither takes the other for a call.
 impl Slot {
     /// Whether a call uses the connection, or is about to.
@@ -53,17 +53,17 @@ impl Slot {
     }
 }
 
-/// The lane of MySQL and MariaDB.
+/// The direct connection of MySQL and MariaDB.
 ///
 /// A call takes the connection out, runs its statements within the caller's future and puts it
 /// back. If that future is dropped meanwhile, since the call was late or its runtime ended, the
 /// connection is dropped with it.
-pub(crate) struct DirectPath {
+pub(crate) struct MysqlDirect {
     server: Arc<Server>,
     slot: Mutex<Option<Arc<Slot>>>,
 }
 
-impl fmt::Debug for DirectPath {
+impl fmt::Debug for MysqlDirect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DirectPath")
             .field("at", &self.server.connector.hosts())
@@ -71,7 +71,7 @@ impl fmt::Debug for DirectPath {
     }
 }
 
-impl DirectPath {
+impl MysqlDirect {
     pub(crate) fn new(server: Arc<Server>) -> Self {
         let slot = Mutex::default();
         Self { server, slot }
@@ -187,11 +187,11 @@ impl DirectPath {
         let ended = || StoreError::Unavailable("the runtime of the connection has ended".into());
         let slot = self.slot().clone();
         let home = slot.map(|slot| slot.home.clone()).ok_or_else(ended)?;
-        let lane = Arc::clone(self);
+        let direct = Arc::clone(self);
         let (driven, ended_too) = oneshot::channel::<()>();
         let task = home.spawn(Gated::new(async move {
             let _driven = driven;
-            let done = lane.call(&*grants, |on, all| Box::pin(on.renew(all)), |_| true);
+            let done = direct.call(&*grants, |on, all| Box::pin(on.renew(all)), |_| true);
             done.await
         }));
         // No thread drives the runtime of blocking callers while none of them blocks.
@@ -202,13 +202,13 @@ impl DirectPath {
     }
 }
 
-/// The lane has no connection, which says nothing about the server: it may allow only one, and the
+/// The direct connection has no connection, which says nothing about the server: it may allow only one, and the
 /// background connection reports a wrong password.
 fn not_here(failure: &StoreError) -> StoreError {
     StoreError::Unavailable(failure.to_string().into()).undone()
 }
 
-impl Lane for DirectPath {
+impl DirectConnection for MysqlDirect {
     fn connect(&self) -> Reply<'_, ()> {
         Box::pin(async {
             let (mut place, session, _) = self.take().await?;

@@ -1,4 +1,4 @@
-//! A child that drops what it inherited of a lane takes nothing from its parent.
+//! A child that drops what it inherited of a direct connection takes nothing from its parent.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
@@ -20,11 +20,11 @@ fn a_forked_child_drops_the_runtime_and_its_parent_goes_on() {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().unwrap();
     let store = database_locks::seam::open(&url, &Table::default()).unwrap();
-    let lane = store.lane().unwrap();
+    let direct = store.direct().unwrap();
     let acquire = |lock| {
         runtime.block_on(async {
             let asks = [ask(lock, "me", SOON)];
-            let made = tokio::time::timeout(SOON, lane.acquire(&asks)).await;
+            let made = tokio::time::timeout(SOON, direct.acquire(&asks)).await;
             let made = made.expect("in time").unwrap();
             assert!(matches!(made[0], Outcome::Granted { .. }), "{made:?}");
         });
@@ -33,7 +33,7 @@ fn a_forked_child_drops_the_runtime_and_its_parent_goes_on() {
     acquire("before");
     let child = split();
     if child == 0 {
-        drop((lane, store, runtime));
+        drop((direct, store, runtime));
         leave();
     }
     waitpid(Pid::from_raw(child), WaitOptions::empty()).unwrap();

@@ -4,7 +4,7 @@ use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::seam::{Lane, Outcome, Store, StoreError, Table};
+use database_locks::seam::{DirectConnection, Outcome, Store, StoreError, Table};
 use testkit::contract::{ask, info, name};
 use testkit::{Commits, Pair, promise};
 
@@ -16,17 +16,17 @@ const TTL: Duration = Duration::from_secs(60);
 const WITHIN: Duration = Duration::from_secs(2);
 
 /// A client whose connections both lead to the first primary, which is then frozen.
-async fn frozen(lock: &str) -> Option<(Pair, String, Arc<dyn Store>, Arc<dyn Lane>)> {
+async fn frozen(lock: &str) -> Option<(Pair, String, Arc<dyn Store>, Arc<dyn DirectConnection>)> {
     let (mut pair, url) = pair(None, Commits::Asynchronous).await?;
     let locks = super::client(&url).await;
     given_back(held(&locks, lock).await).await;
     let store = database_locks::seam::open(&url, &Table::default()).unwrap();
-    let lane = store.lane().unwrap();
+    let direct = store.direct().unwrap();
     store.connect(SOON).await.unwrap();
-    soon(lane.connect()).await.unwrap();
+    soon(direct.connect()).await.unwrap();
     meanwhile(|| pair.catch_up());
     meanwhile(|| pair.primary_mut().freeze());
-    Some((pair, url, store, lane))
+    Some((pair, url, store, direct))
 }
 
 fn not_believed(answer: Result<Vec<Outcome>, StoreError>) {
@@ -36,14 +36,14 @@ fn not_believed(answer: Result<Vec<Outcome>, StoreError>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
-async fn what_an_old_primary_answers_on_the_lane_confirms_nothing() {
-    let Some((mut pair, url, store, lane)) = frozen("late").await else {
+async fn what_an_old_primary_answers_on_the_direct_connection_confirms_nothing() {
+    let Some((mut pair, url, store, direct)) = frozen("late").await else {
         return;
     };
     let before = row(pair.standby(), &url, "late");
     let late = {
-        let lane = Arc::clone(&lane);
-        tokio::spawn(async move { lane.acquire(&[ask("late", "me", TTL)]).await })
+        let direct = Arc::clone(&direct);
+        tokio::spawn(async move { direct.acquire(&[ask("late", "me", TTL)]).await })
     };
     meanwhile(|| pair.promote());
     let names = [name("late")];
@@ -53,7 +53,7 @@ async fn what_an_old_primary_answers_on_the_lane_confirms_nothing() {
     assert_eq!(row(pair.standby(), &url, "late"), before);
     // The next one is made where the other connection is.
     let ask = ask("late", "me", TTL);
-    let made = soon(lane.acquire(from_ref(&ask))).await.unwrap();
+    let made = soon(direct.acquire(from_ref(&ask))).await.unwrap();
     assert!(matches!(made[0], Outcome::Granted { .. }), "{made:?}");
     let known = info(&*store, "late").await.unwrap();
     assert_eq!(known.grant.as_deref(), Some(ask.grant.as_str()));
@@ -62,8 +62,8 @@ async fn what_an_old_primary_answers_on_the_lane_confirms_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
-async fn what_the_lane_finds_out_holds_for_the_other_connection() {
-    let Some((mut pair, url, store, lane)) = frozen("late").await else {
+async fn what_the_direct_connection_finds_out_holds_for_the_other_connection() {
+    let Some((mut pair, url, store, direct)) = frozen("late").await else {
         return;
     };
     let before = row(pair.standby(), &url, "late");
@@ -75,11 +75,11 @@ async fn what_the_lane_finds_out_holds_for_the_other_connection() {
     let elsewhere = ask("elsewhere", "me", TTL);
     soon(async {
         loop {
-            let asked = tokio::time::timeout(WITHIN, lane.acquire(from_ref(&elsewhere)));
+            let asked = tokio::time::timeout(WITHIN, direct.acquire(from_ref(&elsewhere)));
             match asked.await {
                 Ok(Ok(_)) => return,
                 Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
-                Err(_) => lane.give_up(),
+                Err(_) => direct.give_up(),
             }
         }
     })

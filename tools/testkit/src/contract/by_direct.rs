@@ -4,42 +4,46 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use database_locks::seam::{
-    AcquireCommand, Force, Grant, Holder, Lane, Outcome, Page, Pruned, ReleaseCommand, Released,
-    Renewal, Reply, ResumeCommand, Store, StoreError, TakeOverCommand,
+    AcquireCommand, DirectConnection, Force, Grant, Holder, Outcome, Page, Pruned, ReleaseCommand,
+    Released, Renewal, Reply, ResumeCommand, Store, StoreError, TakeOverCommand,
 };
 use database_locks::{ListFilter, LockInfo, LockName, Ttl};
 
-/// A store whose acquires and releases use its lane.
+/// A store whose acquires and releases use its direct connection.
 #[derive(Debug)]
-pub(super) struct ByLane(pub(super) Arc<dyn Store>);
+pub(super) struct ByDirect(pub(super) Arc<dyn Store>);
 
-impl ByLane {
-    fn lane(&self) -> Arc<dyn Lane> {
-        self.0.lane().expect("the engine has a lane")
+impl ByDirect {
+    fn direct(&self) -> Arc<dyn DirectConnection> {
+        self.0.direct().expect("the engine has a direct connection")
     }
 }
 
-/// Bounds an answer of a lane, as its callers do.
-async fn kept<T>(within: Duration, lane: &dyn Lane, reply: Reply<'_, T>) -> Result<T, StoreError> {
+/// Bounds an answer of a direct connection, as its callers do.
+async fn kept<T>(
+    within: Duration,
+    direct: &dyn DirectConnection,
+    reply: Reply<'_, T>,
+) -> Result<T, StoreError> {
     match tokio::time::timeout(within, reply).await {
         Ok(answer) => answer,
         Err(late) => {
-            lane.give_up();
+            direct.give_up();
             Err(StoreError::Unavailable(late.into()))
         }
     }
 }
 
-impl Store for ByLane {
-    fn lane(&self) -> Option<Arc<dyn Lane>> {
-        self.0.lane()
+impl Store for ByDirect {
+    fn direct(&self) -> Option<Arc<dyn DirectConnection>> {
+        self.0.direct()
     }
 
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         Box::pin(async move {
             self.0.connect(within).await?;
-            let lane = self.lane();
-            kept(within, &*lane, lane.connect()).await
+            let direct = self.direct();
+            kept(within, &*direct, direct.connect()).await
         })
     }
 
@@ -49,8 +53,8 @@ impl Store for ByLane {
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async move {
-            let lane = self.lane();
-            kept(within, &*lane, lane.acquire(asks)).await
+            let direct = self.direct();
+            kept(within, &*direct, direct.acquire(asks)).await
         })
     }
 
@@ -60,8 +64,8 @@ impl Store for ByLane {
         within: Duration,
     ) -> Reply<'a, Vec<Released>> {
         Box::pin(async move {
-            let lane = self.lane();
-            kept(within, &*lane, lane.release(returns)).await
+            let direct = self.direct();
+            kept(within, &*direct, direct.release(returns)).await
         })
     }
 

@@ -1,4 +1,4 @@
-//! The lane: a second connection to the file, used on the threads of callers that block.
+//! The direct connection: a second connection to the file, used on the threads of callers that block.
 //!
 //! Two connections of one process exclude each other as those of two processes do. A call needs
 //! nothing from the runtime: its first poll completes it. It waits for a lock of the file no longer
@@ -10,14 +10,14 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::runtime::fork::PerProcess;
-use crate::store::api::{Lane, Reply, StoreError};
+use crate::store::api::{DirectConnection, Reply, StoreError};
 use crate::store::sqlite::connection::database::{BUSY_TIMEOUT, Database};
 use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::statements::{acquire::acquire, release::release};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
-/// The lane of one store.
-pub(crate) struct BlockingLane {
+/// The direct connection of one store.
+pub(crate) struct SqliteDirect {
     database: Arc<Database>,
     /// A forked child neither uses nor closes the connection of its parent.
     connection: PerProcess<Connection>,
@@ -57,7 +57,7 @@ impl Drop for Use<'_> {
     }
 }
 
-impl BlockingLane {
+impl SqliteDirect {
     pub(crate) fn new(database: Arc<Database>) -> Self {
         Self {
             database,
@@ -94,13 +94,13 @@ impl BlockingLane {
     }
 }
 
-impl fmt::Debug for BlockingLane {
+impl fmt::Debug for SqliteDirect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlockingLane").finish_non_exhaustive()
+        f.debug_struct("SqliteDirect").finish_non_exhaustive()
     }
 }
 
-impl Lane for BlockingLane {
+impl DirectConnection for SqliteDirect {
     fn blocks(&self) -> bool {
         true
     }
@@ -141,7 +141,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(20);
 
-    /// A store in a folder of its own, its lane and its file.
+    /// A store in a folder of its own, its direct connection and its file.
     struct Subject {
         store: Sqlite,
         path: PathBuf,
@@ -159,8 +159,8 @@ mod tests {
             }
         }
 
-        fn lane(&self) -> Arc<dyn Lane> {
-            self.store.lane().unwrap()
+        fn direct(&self) -> Arc<dyn DirectConnection> {
+            self.store.direct().unwrap()
         }
 
         /// Another client, which SQL is run on by hand.
@@ -173,12 +173,15 @@ mod tests {
         }
     }
 
-    fn try_once(lane: &dyn Lane, ask: &AcquireCommand) -> Result<Outcome, StoreError> {
-        block_on(lane.acquire(std::slice::from_ref(ask))).map(|mut outcomes| outcomes.remove(0))
+    fn try_once(
+        direct: &dyn DirectConnection,
+        ask: &AcquireCommand,
+    ) -> Result<Outcome, StoreError> {
+        block_on(direct.acquire(std::slice::from_ref(ask))).map(|mut outcomes| outcomes.remove(0))
     }
 
-    fn granted(lane: &dyn Lane, ask: &AcquireCommand) -> ReleaseCommand {
-        let Outcome::Granted { token, .. } = try_once(lane, ask).unwrap() else {
+    fn granted(direct: &dyn DirectConnection, ask: &AcquireCommand) -> ReleaseCommand {
+        let Outcome::Granted { token, .. } = try_once(direct, ask).unwrap() else {
             panic!("not granted");
         };
         let grant = Grant {
@@ -191,8 +194,11 @@ mod tests {
         ReleaseCommand::of(&grant, Ttl::Finite(ask.length))
     }
 
-    fn release(lane: &dyn Lane, what: &ReleaseCommand) -> Result<Released, StoreError> {
-        block_on(lane.release(std::slice::from_ref(what))).map(|done| done[0])
+    fn release(
+        direct: &dyn DirectConnection,
+        what: &ReleaseCommand,
+    ) -> Result<Released, StoreError> {
+        block_on(direct.release(std::slice::from_ref(what))).map(|done| done[0])
     }
 
     /// For calls of the store, which have deadlines.
@@ -210,21 +216,21 @@ mod tests {
     }
 
     #[test]
-    fn store_and_lane_see_what_the_other_has_done() {
+    fn store_and_direct_connection_see_what_the_other_has_done() {
         let _alone = ALONE.blocking_lock();
         let subject = Subject::new();
-        let (lane, store) = (subject.lane(), &subject.store);
-        assert!(lane.blocks());
+        let (direct, store) = (subject.direct(), &subject.store);
+        assert!(direct.blocks());
         let (first, second) = (ask("job"), ask("job"));
-        let first = granted(&*lane, &first);
+        let first = granted(&*direct, &first);
         let runtime = runtime();
         let asks = [second];
         let answer = runtime.block_on(store.acquire(&asks, SOON)).unwrap();
         assert!(matches!(answer[..], [Outcome::Held(_)]), "{answer:?}");
-        assert_eq!(release(&*lane, &first).unwrap(), Released::Freed);
+        assert_eq!(release(&*direct, &first).unwrap(), Released::Freed);
         let answer = runtime.block_on(store.acquire(&asks, SOON)).unwrap();
         assert!(matches!(answer[..], [Outcome::Granted { .. }]));
-        let third = try_once(&*lane, &ask("job")).unwrap();
+        let third = try_once(&*direct, &ask("job")).unwrap();
         assert!(matches!(third, Outcome::Held(_)), "{third:?}");
     }
 
@@ -232,58 +238,58 @@ mod tests {
     fn a_file_that_another_client_writes_to_is_contention_and_a_held_lock_is_held_all_the_same() {
         let _alone = ALONE.blocking_lock();
         let subject = Subject::new();
-        let lane = subject.lane();
-        let held = granted(&*lane, &ask("held"));
+        let direct = subject.direct();
+        let held = granted(&*direct, &ask("held"));
         let writer = subject.by_hand();
         writer.execute_batch("BEGIN IMMEDIATE").unwrap();
         // Both are answered while the other client goes on writing.
-        let outcome = try_once(&*lane, &ask("job"));
+        let outcome = try_once(&*direct, &ask("job"));
         assert!(
             matches!(outcome, Err(StoreError::Contention(_))),
             "{outcome:?}"
         );
-        let released = release(&*lane, &held);
+        let released = release(&*direct, &held);
         assert!(
             matches!(released, Err(StoreError::Contention(_))),
             "{released:?}"
         );
-        let outcome = try_once(&*lane, &ask("held")).unwrap();
+        let outcome = try_once(&*direct, &ask("held")).unwrap();
         assert!(matches!(outcome, Outcome::Held(_)), "{outcome:?}");
         writer.execute_batch("ROLLBACK").unwrap();
-        granted(&*lane, &ask("job"));
-        assert_eq!(release(&*lane, &held).unwrap(), Released::Freed);
+        granted(&*direct, &ask("job"));
+        assert_eq!(release(&*direct, &held).unwrap(), Released::Freed);
     }
 
     #[test]
-    fn an_open_fence_keeps_the_lock_from_callers_of_the_lane() {
+    fn an_open_fence_keeps_the_lock_from_callers_of_the_direct_connection() {
         let _alone = ALONE.blocking_lock();
         let subject = Subject::new();
-        let lane = subject.lane();
-        let held = granted(&*lane, &ask("job"));
+        let direct = subject.direct();
+        let held = granted(&*direct, &ask("job"));
         let fences = super::super::fence::Fences::beside(
             &subject.store.database.path,
             Table::default().as_str(),
         );
         let fence = fences.open("job").unwrap().unwrap();
-        assert_eq!(release(&*lane, &held).unwrap(), Released::Freed);
-        assert_eq!(try_once(&*lane, &ask("job")).unwrap(), Outcome::Busy);
+        assert_eq!(release(&*direct, &held).unwrap(), Released::Freed);
+        assert_eq!(try_once(&*direct, &ask("job")).unwrap(), Outcome::Busy);
         drop(fence);
-        granted(&*lane, &ask("job"));
+        granted(&*direct, &ask("job"));
     }
 
     #[test]
     fn a_file_that_was_deleted_is_made_anew_for_its_owner_only() {
         let _alone = ALONE.blocking_lock();
         let subject = Subject::new();
-        let lane = subject.lane();
-        let lost = granted(&*lane, &ask("job"));
+        let direct = subject.direct();
+        let lost = granted(&*direct, &ask("job"));
         for end in ["", "-wal", "-shm"] {
             let mut file = subject.path.clone().into_os_string();
             file.push(end);
             fs::remove_file(file).unwrap();
         }
-        assert_eq!(release(&*lane, &lost).unwrap(), Released::NotHeld);
-        granted(&*lane, &ask("job"));
+        assert_eq!(release(&*direct, &lost).unwrap(), Released::NotHeld);
+        granted(&*direct, &ask("job"));
         let rows: i64 = subject
             .by_hand()
             .query_row("SELECT count(*) FROM database_locks_lock", [], |row| {
@@ -296,11 +302,11 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_may_not_be_made_is_not_made_by_the_lane() {
+    fn a_file_that_may_not_be_made_is_not_made_by_the_direct_connection() {
         let _alone = ALONE.blocking_lock();
         let subject = Subject::new();
         let store = Sqlite::new(subject.path.clone(), false, &Table::default());
-        let refused = block_on(store.lane().unwrap().connect());
+        let refused = block_on(store.direct().unwrap().connect());
         assert!(
             matches!(refused, Err(StoreError::Rejected { hint: Some(_), .. })),
             "{refused:?}"
@@ -309,41 +315,41 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_the_store_has_used_may_come_back_for_the_lane_too() {
+    fn a_table_that_the_store_has_used_may_come_back_for_the_direct_connection_too() {
         let _alone = ALONE.blocking_lock();
         let subject = Subject::new();
-        let (store, lane) = (&subject.store, subject.lane());
+        let (store, direct) = (&subject.store, subject.direct());
         let runtime = runtime();
         runtime
             .block_on(store.acquire(&[ask("job")], SOON))
             .unwrap();
         let rename = "ALTER TABLE database_locks_lock RENAME TO away";
         subject.by_hand().execute_batch(rename).unwrap();
-        let lacking = try_once(&*lane, &ask("job"));
+        let lacking = try_once(&*direct, &ask("job"));
         assert!(
             matches!(lacking, Err(StoreError::Unavailable(_))),
             "{lacking:?}"
         );
     }
 
-    /// A disk that hangs, as the lane sees it: a call takes its time.
+    /// A disk that hangs, as the direct connection sees it: a call takes its time.
     #[test]
     fn a_call_that_hangs_keeps_no_other_thread() {
         let _alone = ALONE.blocking_lock();
         let subject = Subject::new();
-        let lane = &subject.store.lane;
+        let direct = &subject.store.direct;
         let (thaw, frozen) = mpsc::channel::<()>();
         let (tell, begun) = mpsc::channel();
         thread::scope(|scope| {
             let hangs = scope.spawn(move || {
-                lane.call(|_| {
+                direct.call(|_| {
                     tell.send(()).unwrap();
                     let _ = frozen.recv();
                     Ok(())
                 })
             });
             begun.recv().unwrap();
-            let outcome = try_once(&**lane, &ask("job"));
+            let outcome = try_once(&**direct, &ask("job"));
             assert!(
                 matches!(outcome, Err(StoreError::Contention(_))),
                 "{outcome:?}"
@@ -351,49 +357,49 @@ mod tests {
             drop(thaw);
             hangs.join().unwrap().unwrap();
         });
-        granted(&**lane, &ask("job"));
+        granted(&**direct, &ask("job"));
     }
 
     #[test]
-    fn a_call_that_panics_leaves_the_lane_usable() {
+    fn a_call_that_panics_leaves_the_direct_connection_usable() {
         let _alone = ALONE.blocking_lock();
         let subject = Subject::new();
-        let lane = &subject.store.lane;
-        let panics = || lane.call(|_| -> Result<(), StoreError> { panic!("of its own") });
+        let direct = &subject.store.direct;
+        let panics = || direct.call(|_| -> Result<(), StoreError> { panic!("of its own") });
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics));
         assert!(caught.is_err());
-        granted(&**lane, &ask("job"));
+        granted(&**direct, &ask("job"));
     }
 
     #[test]
     fn the_last_handle_that_is_dropped_closes_the_file() {
         let _alone = ALONE.blocking_lock();
         let mut subject = Subject::new();
-        let lane = subject.lane();
-        granted(&*lane, &ask("job"));
+        let direct = subject.direct();
+        granted(&*direct, &ask("job"));
         assert_eq!(subject.files(), 3, "the file, its journal and its index");
         let other = subject.path.with_file_name("another");
         subject.store = Sqlite::new(other, false, &Table::default());
-        granted(&*lane, &ask("another job"));
-        drop(lane);
+        granted(&*direct, &ask("another job"));
+        drop(direct);
         within_time(|| subject.files() == 1);
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_lane_by_itself_has_the_file_open_once_and_starts_no_thread() {
+    fn a_direct_connection_by_itself_has_the_file_open_once_and_starts_no_thread() {
         let _alone = ALONE.blocking_lock();
         within_time(|| crate::store::sqlite::connection::thread::tests::threads() == 0);
         let subject = Subject::new();
-        let lane = subject.lane();
+        let direct = subject.direct();
         let open = || {
             let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
             open.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == subject.path))
                 .count()
         };
         assert_eq!(open(), 0);
-        let held = granted(&*lane, &ask("job"));
-        release(&*lane, &held).unwrap();
+        let held = granted(&*direct, &ask("job"));
+        release(&*direct, &held).unwrap();
         assert_eq!(open(), 1);
         assert_eq!(
             crate::store::sqlite::connection::thread::tests::threads(),

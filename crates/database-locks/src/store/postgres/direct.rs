@@ -1,4 +1,4 @@
-//! The lane: acquires and releases locks on a connection of its own, driven by the runtime of the
+//! The direct connection: acquires and releases locks on a connection of its own, driven by the runtime of the
 //! caller.
 
 use std::future::ready;
@@ -9,28 +9,28 @@ use super::connection::session::Session;
 use super::notify::Listener;
 use super::statements::acquire::acquire;
 use super::statements::release::release;
-use crate::store::api::{Lane, Reply};
+use crate::store::api::{DirectConnection, Reply};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 #[derive(Debug)]
-pub(crate) struct DirectLane {
+pub(crate) struct PostgresDirect {
     connection: ConnectionManager,
     /// The connection that listens.
     background: ConnectionManager,
     listener: Listener,
 }
 
-impl DirectLane {
+impl PostgresDirect {
     pub(crate) fn new(background: &ConnectionManager, listener: &Listener) -> Self {
         Self {
-            connection: background.for_lane(),
+            connection: background.for_direct(),
             background: background.clone(),
             listener: listener.clone(),
         }
     }
 }
 
-impl Lane for DirectLane {
+impl DirectConnection for PostgresDirect {
     fn connect(&self) -> Reply<'_, ()> {
         Box::pin(self.connection.run_direct(|_| ready(Ok(()))))
     }
@@ -52,6 +52,6 @@ impl Lane for DirectLane {
     }
 
     fn give_up(&self) {
-        self.connection.retire_lane();
+        self.connection.retire_direct();
     }
 }
