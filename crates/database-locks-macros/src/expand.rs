@@ -366,7 +366,8 @@ impl Expansion<'_> {
     }
 }
 
-/// The body without its braces, of which a lint says that they are too many where others are around.
+/// The body without its braces, of which a lint says that they are too many where others are
+/// around.
 fn unwrapped(body: &TokenStream) -> TokenStream {
     let mut tokens = body.clone().into_iter();
     match (tokens.next(), tokens.next()) {

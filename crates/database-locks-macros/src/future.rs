@@ -10,8 +10,8 @@ pub(crate) enum Shape {
     Blocking,
     /// An `async fn`.
     Async,
-    /// A `fn` that returns a pinned box of a future with this output: by hand, or an `async fn` that
-    /// `#[async_trait]` has rewritten.
+    /// A `fn` that returns a pinned box of a future with this output: by hand, or an `async fn`
+    /// that `#[async_trait]` has rewritten.
     Boxed(Box<Type>),
     /// A `fn` that returns `impl Future` with this output.
     Opaque(Box<Type>),
@@ -42,7 +42,8 @@ fn of_type(ty: &Type) -> Option<Shape> {
     }
 }
 
-/// The output of `Pin<Box<dyn Future<Output = T> + …>>`, or of the name that the crate `futures` has for it.
+/// The output of `Pin<Box<dyn Future<Output = T> + …>>`, or of the name that the crate `futures`
+/// has for it.
 fn boxed(path: &Path) -> Option<&Type> {
     let last = path.segments.last()?;
     match last.ident.to_string().as_str() {

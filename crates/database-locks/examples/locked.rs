@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use database_locks::{Error, Locks, locked};
 
-/// Waits until no other process runs it. Without a `Result` to return it would panic if the database
-/// cannot be reached.
+/// Waits until no other process runs it. Without a `Result` to return it would panic if the
+/// database cannot be reached.
 #[locked("nightly report", ttl = "30s")]
 async fn report() -> Result<(), Error> {
     println!("reporting");
     Ok(())
 }
 
-/// One lock for each invoice; the caller gets an error if another holder has it for longer than a second.
+/// One lock for each invoice; the caller gets an error if another holder has it for longer than a
+/// second.
 #[locked(name = format!("invoice {id}"), wait = "1s")]
 async fn send(id: u32) -> Result<u32, Error> {
     tokio::time::sleep(Duration::from_millis(100)).await;

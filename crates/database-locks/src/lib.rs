@@ -127,8 +127,8 @@ pub mod __python {
         crate::Error::config(setting, got, allowed)
     }
 
-    /// The statement that creates the table of an engine: `postgres`, `mysql` or `sqlite`. `{table}`
-    /// stands for its name, and on MySQL `{collation}` for the collation of names.
+    /// The statement that creates the table of an engine: `postgres`, `mysql` or `sqlite`.
+    /// `{table}` stands for its name, and on MySQL `{collation}` for the collation of names.
     pub fn schema(engine: &str) -> Option<&'static str> {
         match engine {
             "postgres" => Some(include_str!("../schema/postgres.sql")),

@@ -1,4 +1,5 @@
-//! Many tasks at once share statements. One test, since the recorder of metrics is one for the process.
+//! Many tasks at once share statements. One test, since the recorder of metrics is one for the
+//! process.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::future::Future;

@@ -304,7 +304,8 @@ async fn waits_for_a_database_that_is_away_are_told_once() {
     assert_eq!((over.len(), over[0].level), (1, Level::INFO), "{over:#?}");
 }
 
-/// After ten seconds, once for the waiters of a process, with the holder and for how long it has had it.
+/// After ten seconds, once for the waiters of a process, with the holder and for how long it has
+/// had it.
 #[tokio::test]
 async fn a_wait_that_lasts_is_told_with_the_holder() {
     capture();

@@ -238,8 +238,8 @@ async fn a_function_that_hangs_holds_nothing_up(lab: &Lab) {
     promise("P12", lab.engine);
 }
 
-/// A secret that is read from the wrong file. To hash it for a login would take minutes, on the thread that
-/// renews leases.
+/// A secret that is read from the wrong file. To hash it for a login would take minutes, on the
+/// thread that renews leases.
 async fn a_password_longer_than_any_is_refused_and_holds_nothing_up(lab: &Lab) {
     let _alone = PASSWORD.lock().await;
     change_password(lab, "short");

@@ -1,5 +1,5 @@
-//! Waiters whom nobody wakes: one look for all of a process. One test, since the recorder of metrics is
-//! one for the process.
+//! Waiters whom nobody wakes: one look for all of a process. One test, since the recorder of
+//! metrics is one for the process.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
@@ -14,8 +14,8 @@ use requests::{counted, requests};
 /// So many locks, one waiter each.
 const LOCKS: usize = 100;
 
-/// A hundred who poll for themselves would send two thousand statements a second, each of which locks a
-/// row or tries to.
+/// A hundred who poll for themselves would send two thousand statements a second, each of which
+/// locks a row or tries to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_many_locks_looks_at_all_of_them_at_once() {
     let counted = counted();

@@ -230,8 +230,8 @@ async fn read_only(replica: Option<MySqlServer>, primary: Option<&'static MySqlS
     .await;
 }
 
-/// A wait begins before there is a connection, while the server is read-only, and has the lock when it no
-/// longer is; a try-once answers at once.
+/// A wait begins before there is a connection, while the server is read-only, and has the lock when
+/// it no longer is; a try-once answers at once.
 async fn outlasts(url: &str, writable: impl FnOnce()) {
     let locks = Locks::builder(url).connect_lazy().unwrap();
     let tried = locks.lock("job").try_acquire().await.unwrap_err();
@@ -323,7 +323,8 @@ async fn names_and_passwords_may_hold_anything() {
         works(&url.replace("root@", &format!("{login}@"))).await;
         let bad = server.locker_url_with("mysql", "hunter2");
         refused(&bad, &["Access denied", "check user name and password"]).await;
-        // MySQL asks for a login of one kind or another in the name of a user that it does not know.
+        // MySQL asks for a login of one kind or another in the name of a user that it does not
+        // know.
         for user in 0..8 {
             let bad = url.replace("root@", &format!("unknown{user}:hunter2@"));
             let error = Locks::connect(&bad).await.expect_err("no such user");

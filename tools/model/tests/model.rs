@@ -39,8 +39,8 @@ fn with_tickets(protocol: Protocol) -> Protocol {
     }
 }
 
-/// Walk through all of it: nothing that must not be is found, all that must be seen is, and there was
-/// something to walk through.
+/// Walk through all of it: nothing that must not be is found, all that must be seen is, and there
+/// was something to walk through.
 fn holds(protocol: Protocol, least: usize) {
     let what = format!("{protocol:?}");
     let end = protocol.checker().threads(2).spawn_bfs().join();
@@ -117,7 +117,8 @@ fn the_protocol_holds_where_a_lock_is_handed_over_by_a_ticket() {
 #[ignore = "make prove"]
 fn the_protocol_holds_on_a_cluster_whose_clocks_differ() {
     holds(protocol(Kind::Cluster, 2, 2), 1_000_000);
-    // The bound is on how much one clock gains on another: that of the contender may be the wrong one.
+    // The bound is on how much one clock gains on another: that of the contender may be the wrong
+    // one.
     let fast = Protocol {
         slow: Some(0),
         fast: 1,

@@ -48,8 +48,8 @@ pub fn set(clock: &Path, ahead: i64) -> io::Result<()> {
     std::fs::rename(&next, clock)
 }
 
-/// Removes what killed processes left behind in shared memory. It is named by their pid, and `faketime` does not start
-/// under the same pid again: `sem_open: File exists`.
+/// Removes what killed processes left behind in shared memory. It is named by their pid, and
+/// `faketime` does not start under the same pid again: `sem_open: File exists`.
 pub fn remove_leftovers() {
     for entry in std::fs::read_dir("/dev/shm")
         .into_iter()

@@ -413,8 +413,8 @@ fn open(file: &Path) -> rusqlite::Connection {
     file
 }
 
-/// Makes tests of `async fn clause(lab: &Lab)` on an engine:
-/// `lab_tests!(postgres: one_clause, another);`. An attribute before the engine is that of each test.
+/// Makes tests of `async fn clause(lab: &Lab)` on an engine: `lab_tests!(postgres: one_clause,
+/// another);`. An attribute before the engine is that of each test.
 #[macro_export(local_inner_macros)]
 macro_rules! lab_tests {
     ($engine:ident: $($clause:ident),* $(,)?) => {

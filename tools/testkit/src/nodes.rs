@@ -52,8 +52,8 @@ impl<C> Options<C> {
         }
     }
 
-    /// Gives a node a wall clock of its own, so many seconds ahead of the machine's, or behind it if
-    /// that is negative; [`Nodes::set_clock`] changes it. Timeouts of the node are not affected.
+    /// Gives a node a wall clock of its own, so many seconds ahead of the machine's, or behind it
+    /// if that is negative; [`Nodes::set_clock`] changes it. Timeouts of the node are not affected.
     #[must_use]
     pub fn clock(mut self, node: usize, ahead: i64) -> Self {
         self.clocks[node] = Some(ahead);

@@ -1,5 +1,5 @@
-//! The short form of `make torture`: from fixed seeds, each kind of fault once on each engine, and the
-//! controls that need no Python.
+//! The short form of `make torture`: from fixed seeds, each kind of fault once on each engine, and
+//! the controls that need no Python.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -104,8 +104,8 @@ fn control(client: Client, engine: Engine, seed: u64) -> Option<Outcome> {
     })
 }
 
-/// What is wrong with it shows when somebody else wants the lock just then: nearly always, in so short
-/// a run. So it may have another try, and another.
+/// What is wrong with it shows when somebody else wants the lock just then: nearly always, in so
+/// short a run. So it may have another try, and another.
 fn caught(client: Client, engine: Engine) {
     for seed in [14, 24, 34, 44] {
         let Some(outcome) = control(client, engine, seed) else {

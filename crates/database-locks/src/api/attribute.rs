@@ -155,8 +155,8 @@ use crate::error::Error;
 /// - The lock covers the body, not what its value does later: an iterator that is returned, a task
 ///   that was spawned.
 /// - A `fn` that returns `impl Future<Output = …>`, `Pin<Box<dyn Future<Output = …>>>` or a
-///   `BoxFuture` is locked while that future runs, and all of its body runs then, not at the call. A
-///   `fn` that returns another type of future is refused.
+///   `BoxFuture` is locked while that future runs, and all of its body runs then, not at the call.
+///   A `fn` that returns another type of future is refused.
 /// - The attribute goes on the methods under `#[async_trait]`, not on the `impl`. It stands above
 ///   `#[tokio::main]`: below it, it would be on a blocking function.
 /// - Arguments that the body does not use are dropped after the release.

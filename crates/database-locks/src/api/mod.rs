@@ -1,4 +1,5 @@
-//! What users name: [`Locks`](locks::Locks), [`Lock`](lock::Lock), fences, the blocking face and the attribute.
+//! What users name: [`Locks`](locks::Locks), [`Lock`](lock::Lock), fences, the blocking face and
+//! the attribute.
 
 #[cfg(feature = "macros")]
 pub(crate) mod attribute;

@@ -37,10 +37,11 @@ pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Sen
 /// [`StoreError::Unavailable`]. What a call that failed has done is *unknown*: it may have been
 /// carried out, or may yet be. The answers stand in the order of what was asked.
 ///
-/// Dropping a reply leaves it unknown as well, but orderly: calls that are made later are carried out
-/// later, as long as the connection lasts.
+/// Dropping a reply leaves it unknown as well, but orderly: calls that are made later are carried
+/// out later, as long as the connection lasts.
 pub trait Store: Send + Sync + fmt::Debug {
-    /// The direct path to the same database; none where the engine has none. The same one at each call.
+    /// The direct path to the same database; none where the engine has none. The same one at each
+    /// call.
     fn direct(&self) -> Option<Arc<dyn DirectConnection>> {
         None
     }
@@ -69,9 +70,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Read the rows of these names, in the order of their names. Locks nothing.
     fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>>;
 
-    /// Read some of the rows, in the order in which they were made: those behind `after`. Locks nothing.
+    /// Read some of the rows, in the order in which they were made: those behind `after`. Locks
+    /// nothing.
     ///
-    /// A page looks at [`PAGE`] rows at most, whatever matches, so that no renewal waits long behind it.
+    /// A page looks at [`PAGE`] rows at most, whatever matches, so that no renewal waits long
+    /// behind it.
     fn page<'a>(
         &'a self,
         filter: &'a ListFilter,
@@ -79,17 +82,19 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, Page>;
 
-    /// Who has each of these locks; none: nobody does as it seems, so that an acquire is worth a try.
+    /// Who has each of these locks; none: nobody does as it seems, so that an acquire is worth a
+    /// try.
     ///
-    /// Locks nothing and waits for no row. Where there are several servers it shows what the one at hand
-    /// knows: so it decides when to try and nothing else.
+    /// Locks nothing and waits for no row. Where there are several servers it shows what the one at
+    /// hand knows: so it decides when to try and nothing else.
     fn look<'a>(
         &'a self,
         names: &'a [LockName],
         within: Duration,
     ) -> Reply<'a, Vec<Option<Holder>>>;
 
-    /// Put another grant in the place of one that is still held by the same holder, with a new token.
+    /// Put another grant in the place of one that is still held by the same holder, with a new
+    /// token.
     fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome>;
 
     /// Put another grant in the place of one that is still held, with the same token.
@@ -98,8 +103,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Free a lock whoever has it.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
 
-    /// Delete rows of locks that nobody has had for so long, among those behind the id `after`; not more
-    /// than a page of them.
+    /// Delete rows of locks that nobody has had for so long, among those behind the id `after`; not
+    /// more than a page of them.
     ///
     /// Rows that do not say when they were free last, since 0.5 wrote them, only where `unknown`.
     fn prune(
@@ -116,8 +121,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Look for what is wrong, or could be better. Changes nothing, and needs no special rights.
     fn examine(&self, within: Duration) -> Reply<'_, Report>;
 
-    /// Let the lease of a lock end now, for tests; none where nobody can set the engine's clock. Answers
-    /// the grant id of who had it.
+    /// Let the lease of a lock end now, for tests; none where nobody can set the engine's clock.
+    /// Answers the grant id of who had it.
     fn expire(&self, name: &LockName) -> Option<Option<String>> {
         let _ = name;
         None
@@ -134,8 +139,8 @@ pub trait Store: Send + Sync + fmt::Debug {
         true
     }
 
-    /// Keep everybody else from getting the lock until what comes back is dropped, where that does not
-    /// take a statement in somebody's transaction; or say why it is not ours any more.
+    /// Keep everybody else from getting the lock until what comes back is dropped, where that does
+    /// not take a statement in somebody's transaction; or say why it is not ours any more.
     fn open_fence<'a>(
         &'a self,
         grant: &'a Grant,
@@ -145,9 +150,10 @@ pub trait Store: Send + Sync + fmt::Debug {
         Box::pin(std::future::ready(Ok(Ok(Barrier::none()))))
     }
 
-    /// Tell other clients that this process waits for `name`, for at least `pause`, so that a release is notified
-    /// to [`on_notified`](Store::on_notified). Whether it will be, and the lock is not free yet: if not, the caller
-    /// polls. It polls after `pause` in any case, since a notification may be lost.
+    /// Tell other clients that this process waits for `name`, for at least `pause`, so that a
+    /// release is notified to [`on_notified`](Store::on_notified). Whether it will be, and the lock
+    /// is not free yet: if not, the caller polls. It polls after `pause` in any case, since a
+    /// notification may be lost.
     ///
     /// Without `anew`, nothing is asked if an earlier announcement lasts that long.
     fn announce<'a>(
@@ -165,37 +171,43 @@ pub trait Store: Send + Sync + fmt::Debug {
         drop(tell);
     }
 
-    /// What keeps our statements from being carried out just now, where that is known: a session that has
-    /// the table locked.
+    /// What keeps our statements from being carried out just now, where that is known: a session
+    /// that has the table locked.
     fn blocked_by(&self) -> Option<String> {
         None
     }
 
-    /// A renewal is due within seconds: make the connection for it in the background, unless it is there.
+    /// A renewal is due within seconds: make the connection for it in the background, unless it is
+    /// there.
     fn prepare_to_renew(&self) {}
 
     /// Send the next renewal on a new connection. Calls that wait for an answer still get it.
     fn reconnect(&self) {}
 
-    /// Whether waiters of other processes poll, so that a release does not know whether there are any.
+    /// Whether waiters of other processes poll, so that a release does not know whether there are
+    /// any.
     fn waiters_poll(&self) -> bool {
         true
     }
 }
 
-/// The direct path of a caller to the database: a connection of its own, whose I/O the runtime of the caller
-/// drives, so that no thread has to wake another.
+/// The direct path of a caller to the database: a connection of its own, whose I/O the runtime of
+/// the caller drives, so that no thread has to wake another.
 ///
-/// It is used on one runtime at a time, its *home*, within whose context every call is made and polled. It
-/// connects by itself at the first call, and anew when the connection is gone: tasks that it spawns
-/// (`tokio::spawn`) are tasks of the home, wrapped in [`Gated`](crate::runtime::fork::Gated). When the home ends, so do
-/// they, and the next call is made on another runtime.
+/// It is used on one runtime at a time, its *home*, within whose context every call is made and
+/// polled. It connects by itself at the first call, and anew when the connection is gone: tasks
+/// that it spawns (`tokio::spawn`) are tasks of the home, wrapped in
+/// [`Gated`](crate::runtime::fork::Gated). When the home ends, so do they, and the next call is
+/// made on another runtime.
 ///
-/// There is one call at a time, unless calls [block](DirectConnection::blocks). It has no deadline of its own: when it is late the
-/// client calls [`give_up`](DirectConnection::give_up), and drops it as soon as its owner lets it. Otherwise a call that was
-/// polled once is never dropped, unless its runtime ends. What a call that failed or was dropped has done is *unknown*, as for [`Store`].
+/// There is one call at a time, unless calls [block](DirectConnection::blocks). It has no deadline
+/// of its own: when it is late the client calls [`give_up`](DirectConnection::give_up), and drops
+/// it as soon as its owner lets it. Otherwise a call that was polled once is never dropped, unless
+/// its runtime ends. What a call that failed or was dropped has done is *unknown*, as for
+/// [`Store`].
 pub trait DirectConnection: Send + Sync + fmt::Debug {
-    /// Whether a call blocks the thread that polls it. Then it is for callers that block, and for them alone.
+    /// Whether a call blocks the thread that polls it. Then it is for callers that block, and for
+    /// them alone.
     fn blocks(&self) -> bool {
         false
     }
@@ -209,25 +221,27 @@ pub trait DirectConnection: Send + Sync + fmt::Debug {
     /// See [`Store::release`].
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>>;
 
-    /// A call was late, or the direct connection moves to another runtime: the next one is made on a new connection.
+    /// A call was late, or the direct connection moves to another runtime: the next one is made on
+    /// a new connection.
     fn give_up(&self);
 }
 
 /// What a client hears from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice<'a> {
-    /// The lock was released, also by force, or taken over, as the backend of this number says; none where that
-    /// may be one of this process.
+    /// The lock was released, also by force, or taken over, as the backend of this number says;
+    /// none where that may be one of this process.
     Released(&'a LockName, Option<i32>),
-    /// Notifications may have been missed, since the connection that hears them is a new one or none.
+    /// Notifications may have been missed, since the connection that hears them is a new one or
+    /// none.
     Missed,
 }
 
 /// Who is told.
 pub type Tell = Arc<dyn Fn(Notice<'_>) + Send + Sync>;
 
-/// The statements of a fence, the name of the table put in. Their parameters are name, token and grant
-/// id in this order, written `$1`, `$2`, `$3`, or `?` each.
+/// The statements of a fence, the name of the table put in. Their parameters are name, token and
+/// grant id in this order, written `$1`, `$2`, `$3`, or `?` each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FenceText {
     /// To be run before: it finds one row where what the transaction has read is no older than the
@@ -259,8 +273,8 @@ impl fmt::Debug for Barrier {
     }
 }
 
-/// Why a store has no answer. What it was asked to do may have been done all the same, unless it was
-/// rejected or [`is_undone`](Self::is_undone).
+/// Why a store has no answer. What it was asked to do may have been done all the same, unless it
+/// was rejected or [`is_undone`](Self::is_undone).
 #[derive(Debug)]
 pub enum StoreError {
     /// The database ended a conflict in favour of somebody else. Try again soon.

@@ -32,8 +32,8 @@ pub use connect::table::Table;
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for a URL that cannot be understood, or whose engine's feature is off. It never repeats the URL, which may hold a
-/// password.
+/// [`Error::Config`] for a URL that cannot be understood, or whose engine's feature is off. It
+/// never repeats the URL, which may hold a password.
 pub fn open(url: &str, table: &Table) -> Result<Arc<dyn Store>, Error> {
     open_given(&Given::url(url), table).map(|(store, _)| store)
 }

@@ -376,7 +376,8 @@ async fn what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends
     promise("P9", lab.engine);
 }
 
-/// Two of them at once, where that goes; and a release under one frees the lock only for afterwards.
+/// Two of them at once, where that goes; and a release under one frees the lock only for
+/// afterwards.
 async fn fences_of_one_guard_may_overlap(lab: &Lab) {
     let (locks, other) = (lab.locks().await, lab.locks().await);
     let (mut first, mut second) = (User::of(lab).await, User::of(lab).await);

@@ -14,8 +14,8 @@ async fn held(locks: &Locks) -> LockGuard {
     lock.acquire().await.unwrap()
 }
 
-/// Nobody gets the lock before the transaction has ended, and a grant that is gone is refused; all of it
-/// with transactions that `begin!` makes.
+/// Nobody gets the lock before the transaction has ended, and a grant that is gone is refused; all
+/// of it with transactions that `begin!` makes.
 macro_rules! fenced {
     ($lab:expr, $connection:expr) => {{
         let (lab, mut connection): (&Lab, _) = ($lab, $connection);

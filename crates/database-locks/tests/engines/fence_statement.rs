@@ -211,8 +211,8 @@ async fn no_statement_that_changes_a_grant_is_missed(lab: &Lab) {
     promise("P9", lab.engine);
 }
 
-/// The same where the change is made while the transaction of the writer is at its fence: one of them
-/// comes first.
+/// The same where the change is made while the transaction of the writer is at its fence: one of
+/// them comes first.
 async fn a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody(lab: &Lab) {
     let locks = lab.locks().await;
     lab.sql("CREATE TABLE elsewhere (x int)");
@@ -265,8 +265,8 @@ async fn our_own_renewal_does_not_stop_it(lab: &Lab) {
     }
 }
 
-/// Where the server fails whatever writes to a row that its snapshot does not know, a renewal is such a
-/// row: a conflict, no loss. As the first statement it passes.
+/// Where the server fails whatever writes to a row that its snapshot does not know, a renewal is
+/// such a row: a conflict, no loss. As the first statement it passes.
 async fn a_server_that_keeps_snapshots_apart_is_no_loss(lab: &Lab) {
     let locks = lab.locks().await;
     lab.sql("CREATE TABLE elsewhere (x int)");
@@ -300,8 +300,8 @@ async fn a_server_that_keeps_snapshots_apart_is_no_loss(lab: &Lab) {
     promise("P9", lab.engine);
 }
 
-/// A transaction that read before the lock was acquired: where the level keeps to what it has read, the
-/// fence refuses it.
+/// A transaction that read before the lock was acquired: where the level keeps to what it has read,
+/// the fence refuses it.
 async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
     let locks = lab.locks().await;
     lab.sql("CREATE TABLE elsewhere (x int)");

@@ -23,8 +23,8 @@ async fn listens(lab: &Lab, guard: &LockGuard) {
     assert!(guard.is_held());
 }
 
-/// Wait until so many connections listen. LISTEN is the last that such a one was asked for: the next renewal
-/// is due much later.
+/// Wait until so many connections listen. LISTEN is the last that such a one was asked for: the
+/// next renewal is due much later.
 async fn listening(lab: &Lab, connections: &str) {
     let began = now();
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
@@ -84,7 +84,8 @@ async fn what_is_forced_by_its_own_process_is_told_at_once(lab: &Lab) {
     assert_eq!(lost_soon(&guard).await, LostReason::Forced);
 }
 
-/// The connection that listened has gone: the next one listens too, once something is renewed on it.
+/// The connection that listened has gone: the next one listens too, once something is renewed on
+/// it.
 async fn it_is_told_on_the_next_connection_as_well(lab: &Lab) {
     let (locks, other) = (lab.locks().await, lab.bench().ready().await);
     let guard = held(&locks, "job").await;

@@ -1,4 +1,5 @@
-//! Replies that arrive after trust has ended: what an acquire hands out is held, and two bodies never run at once.
+//! Replies that arrive after trust has ended: what an acquire hands out is held, and two bodies
+//! never run at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -12,8 +13,8 @@ use testkit::{Lab, Proxy, lab_tests, promise};
 
 const SOON: Duration = Duration::from_secs(30);
 const TTL: Duration = Duration::from_secs(2);
-/// For how long replies are held back: longer than a lease of `TTL` lasts, and not as long as a request may
-/// take.
+/// For how long replies are held back: longer than a lease of `TTL` lasts, and not as long as a
+/// request may take.
 const DELAY: Duration = Duration::from_millis(2_500);
 
 async fn through(proxy: &Proxy, lab: &Lab) -> Locks {
@@ -51,7 +52,8 @@ async fn body(guard: LockGuard, inside: &AtomicI32) {
     guard.release().await.unwrap();
 }
 
-/// The reply to the first request comes when its lease is over and another client works under the lock.
+/// The reply to the first request comes when its lease is over and another client works under the
+/// lock.
 async fn a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(lab: &Lab) {
     let proxy = Arc::new(Proxy::to_url(&lab.url));
     let (slow, other) = (through(&proxy, lab).await, lab.locks().await);
@@ -125,7 +127,8 @@ async fn a_try_whose_reply_is_late_is_lost_and_leaves_nothing_held(lab: &Lab) {
     promise("P7", lab.engine);
 }
 
-/// The same of a lock that is gone on with by its ticket, and of one that its own holder takes over.
+/// The same of a lock that is gone on with by its ticket, and of one that its own holder takes
+/// over.
 async fn what_is_taken_over_or_up_too_late_is_not_handed_out(lab: &Lab) {
     let proxy = Arc::new(Proxy::to_url(&lab.url));
     let (slow, other) = (through(&proxy, lab).await, lab.locks().await);
@@ -166,7 +169,8 @@ async fn what_is_taken_over_or_up_too_late_is_not_handed_out(lab: &Lab) {
     promise("P4", lab.engine);
 }
 
-/// The grant is there in time, and the caller's own thread is too busy to take it. No renewal keeps it alive.
+/// The grant is there in time, and the caller's own thread is too busy to take it. No renewal keeps
+/// it alive.
 async fn a_caller_that_comes_late_is_handed_nothing_that_is_lost(lab: &Lab) {
     let (locks, other) = (lab.locks().await, lab.locks().await);
     let ttl = Duration::from_millis(300);
@@ -210,8 +214,8 @@ async fn token(locks: &Locks) -> i64 {
     locks.show("late").await.unwrap().unwrap().token.get()
 }
 
-/// Block this thread until the lock is granted, after the grant of that token, and the lease is over; or for two
-/// seconds. Whether it was granted.
+/// Block this thread until the lock is granted, after the grant of that token, and the lease is
+/// over; or for two seconds. Whether it was granted.
 fn busy(lab: &Lab, before: i64, ttl: Duration) -> bool {
     let url = lab.url.clone();
     let work = move || {

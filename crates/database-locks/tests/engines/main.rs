@@ -1,5 +1,5 @@
-//! What holds on every engine: each test is written once and run on each of them. The tests share one server
-//! of each engine.
+//! What holds on every engine: each test is written once and run on each of them. The tests share
+//! one server of each engine.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 mod contract;

@@ -1,5 +1,5 @@
-//! Errors that pass, and tables that are blocked: neither ends a wait or a lease, and each is called what
-//! it is.
+//! Errors that pass, and tables that are blocked: neither ends a wait or a lease, and each is
+//! called what it is.
 
 use std::time::Duration;
 
@@ -82,7 +82,8 @@ macro_rules! on {
 }
 on!(postgres, postgres18);
 
-/// Version 17 ends a session whose transaction takes too long, statements that are blocked among them.
+/// Version 17 ends a session whose transaction takes too long, statements that are blocked among
+/// them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_timeout_of_the_server_does_not_end_a_wait() {
     let Some(lab) = Lab::postgres18() else { return };
@@ -106,7 +107,8 @@ async fn a_transaction_timeout_of_the_server_does_not_end_a_wait() {
     promise("P12", lab.engine);
 }
 
-/// What we add ourselves keeps nobody from a lock; what the caller gives is refused if it cannot be held.
+/// What we add ourselves keeps nobody from a lock; what the caller gives is refused if it cannot be
+/// held.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_of_another_encoding_refuses_names_that_it_cannot_hold_and_nothing_else() {
     let Some(server) = Postgres::shared() else {

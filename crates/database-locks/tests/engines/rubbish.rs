@@ -1,5 +1,5 @@
-//! Rows that hold rubbish: another program's, a dump's, a hand's. Whatever is there, nothing panics, errors
-//! are clear, and never two have the lock.
+//! Rows that hold rubbish: another program's, a dump's, a hand's. Whatever is there, nothing
+//! panics, errors are clear, and never two have the lock.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The shapes of everyday asynchronous code: futures that are selected on, joined and spawned as they are,
-//! without a binding for the lock; and the small conversions that such code needs.
+//! The shapes of everyday asynchronous code: futures that are selected on, joined and spawned as
+//! they are, without a binding for the lock; and the small conversions that such code needs.
 
 use std::collections::HashSet;
 use std::future::Future;

@@ -89,8 +89,8 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
     promise("P15", lab.engine);
 }
 
-/// The same of a crowd that is acquired and released at once: whoever has one of its rows locked keeps
-/// that one lock from being had, or given back, and no other.
+/// The same of a crowd that is acquired and released at once: whoever has one of its rows locked
+/// keeps that one lock from being had, or given back, and no other.
 async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
     let store = lab.bench().ready().await;
     let mut asks: Vec<AcquireCommand> = (0..150)

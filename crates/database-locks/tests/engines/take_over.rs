@@ -116,7 +116,8 @@ async fn a_row_of_the_old_package_is_taken_over(lab: &Lab) {
     promise("P2", lab.engine);
 }
 
-/// A row that is locked, by a fence for one, is not taken over; nobody waits for it in the database.
+/// A row that is locked, by a fence for one, is not taken over; nobody waits for it in the
+/// database.
 async fn a_locked_row_keeps_it_out(lab: &Lab) {
     let store = lab.bench().ready().await;
     let old = held_elsewhere(lab).await;

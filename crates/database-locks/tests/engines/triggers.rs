@@ -11,7 +11,8 @@ fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// On MySQL and MariaDB a trigger that contains a statement makes the answer to ours carry the insert id 0.
+/// On MySQL and MariaDB a trigger that contains a statement makes the answer to ours carry the
+/// insert id 0.
 async fn a_grant_has_its_token_and_lasts_where_a_trigger_audits(lab: &Lab) {
     let locks = lab.locks().await;
     for i in 0..60 {
@@ -71,7 +72,8 @@ async fn a_grant_has_its_token_and_lasts_where_a_trigger_audits(lab: &Lab) {
     promise("P3", lab.engine);
 }
 
-/// Of many tries that share a statement one is refused, by an error that calls itself a lack of room.
+/// Of many tries that share a statement one is refused, by an error that calls itself a lack of
+/// room.
 async fn a_name_that_the_database_refuses_fails_no_other_try(lab: &Lab) {
     let locks = lab.locks().await;
     for i in 0..60 {

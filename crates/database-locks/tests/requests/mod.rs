@@ -1,5 +1,5 @@
-//! How many requests the library makes of the database, by its own metrics. The recorder is one for the
-//! process, and so there is one test that counts in each binary.
+//! How many requests the library makes of the database, by its own metrics. The recorder is one for
+//! the process, and so there is one test that counts in each binary.
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 

@@ -137,8 +137,8 @@ async fn do_not_pile_up(server: &MySqlServer) {
     promise("P4", server.flavor().engine());
 }
 
-/// A backup's lock on all tables: a lock that was never taken is not said to be held, and what is held is
-/// kept.
+/// A backup's lock on all tables: a lock that was never taken is not said to be held, and what is
+/// held is kept.
 async fn a_table_under_a_backup_is_blocked_and_not_held(server: Option<MySqlServer>, engine: &str) {
     let Some(server) = server else { return };
     let url = server.fresh_database();

@@ -1,4 +1,5 @@
-//! The direct connection of MySQL and MariaDB: what happens to its connection, and to the calls on it.
+//! The direct connection of MySQL and MariaDB: what happens to its connection, and to the calls on
+//! it.
 
 use std::future::poll_fn;
 use std::slice::from_ref;
@@ -424,7 +425,8 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
     });
 }
 
-/// The direct connection has the only connection that the server allows, and no thread blocks on its runtime.
+/// The direct connection has the only connection that the server allows, and no thread blocks on
+/// its runtime.
 fn where_there_is_room_for_one_connection_leases_are_renewed(database: &Database) {
     let user = format!("alone_{}", database.name);
     for sql in [

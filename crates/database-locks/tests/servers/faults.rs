@@ -123,9 +123,9 @@ async fn a_lost_reply_to_a_renewal_loses_nothing(lab: &Lab) {
     promise("P6", lab.engine);
 }
 
-/// The rule of the guide: an outage costs the lock soonest when it begins just before a renewal, and then
-/// after `ttl - margin - renew_every`. One that is two seconds shorter, the longest pause between two tries
-/// to connect, costs nothing.
+/// The rule of the guide: an outage costs the lock soonest when it begins just before a renewal,
+/// and then after `ttl - margin - renew_every`. One that is two seconds shorter, the longest pause
+/// between two tries to connect, costs nothing.
 async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(lab: &Lab) {
     let (ttl, margin, renew_every) = (ms(6000), ms(600), ms(2000));
     let survived = ttl - margin - renew_every;
@@ -288,11 +288,13 @@ async fn cut_connections_are_made_anew(lab: &Lab) {
     promise("P12", lab.engine);
 }
 
-/// One round trip for a lock that is free, one for its release; a losing try leaves the row as it is.
+/// One round trip for a lock that is free, one for its release; a losing try leaves the row as it
+/// is.
 async fn an_uncontended_acquire_is_one_round_trip(lab: &Lab) {
     let proxy = Proxy::to_url(&lab.url);
     let locks = lab.locks_at(&proxy.url(&lab.url)).await;
-    // The first time makes the row, the third one the direct connection, and each prepares what it uses.
+    // The first time makes the row, the third one the direct connection, and each prepares what it
+    // uses.
     for _ in 0..3 {
         let guard = locks.lock("job").acquire().await.unwrap();
         guard.release().await.unwrap();

@@ -1,5 +1,5 @@
-//! Troubles of a server of MySQL or MariaDB that must cost no lock: too few connections, no prepared
-//! statements left, a table that is away, a change to read-only, odd defaults.
+//! Troubles of a server of MySQL or MariaDB that must cost no lock: too few connections, no
+//! prepared statements left, a table that is away, a change to read-only, odd defaults.
 
 use std::time::Duration;
 
@@ -219,7 +219,8 @@ async fn a_server_that_shows_few_rows_is_known_for_what_it_is(
     contract::a_batch_of_renewals_is_answered_one_by_one(&Bench::new(engine, url)).await;
 }
 
-/// A privileged user may go on writing there. What is written to a replica is seen by no other client.
+/// A privileged user may go on writing there. What is written to a replica is seen by no other
+/// client.
 async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static str) {
     let url = server.url_of(server.fresh_database().rsplit('/').next().unwrap());
     let locks = connect(&url).await;
@@ -513,7 +514,8 @@ async fn a_table_is_made_whatever_the_defaults_are(server: &Server, engine: &'st
     );
 }
 
-/// An INSERT … SELECT has the counter of the ids locked to its end, and others do not get an id meanwhile.
+/// An INSERT … SELECT has the counter of the ids locked to its end, and others do not get an id
+/// meanwhile.
 async fn a_client_that_makes_many_rows_at_once_is_waited_for(server: &Server, engine: &str) {
     let url = server.fresh_database();
     let locks = connect(&url).await;

@@ -220,7 +220,8 @@ async fn within_one_process_a_release_notifies_nobody_and_no_waiter_asks_in_vain
     assert!((102..=110).contains(&statements), "{statements} statements");
 }
 
-/// A crowd that waits here does not keep out one waiter there: a release that notified lets it try first.
+/// A crowd that waits here does not keep out one waiter there: a release that notified lets it try
+/// first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiter_of_another_process_goes_before_a_crowd_of_this_one() {
     const CROWD: u32 = 200;

@@ -24,7 +24,8 @@ const BLOCKED_AFTER: Duration = Duration::from_secs(1);
 /// The pause between two such tries.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Acquires the lock, or resumes it if its ticket is given. `configure` adds settings of the command.
+/// Acquires the lock, or resumes it if its ticket is given. `configure` adds settings of the
+/// command.
 ///
 /// The wait covers the first connection: while the database is away, it is tried again.
 pub(super) async fn acquire_lock(
@@ -63,7 +64,8 @@ pub(super) fn cannot_listen(error: io::Error) -> Failure {
     Failure::unavailable(format!("cannot listen for signals: {error}"))
 }
 
-/// Acquires, and fails if an outer `dblock run` holds the lock: this one would wait for its own end.
+/// Acquires, and fails if an outer `dblock run` holds the lock: this one would wait for its own
+/// end.
 async fn acquire_unless_nested(
     locks: &Locks,
     lock: &Lock,

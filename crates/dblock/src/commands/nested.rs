@@ -1,8 +1,8 @@
 //! A `dblock run` inside another one.
 //!
-//! A `dblock run` for the lock that its parent holds would wait for its own end. The environment has
-//! the grants of all outer runs. The database says whether one of them holds the lock: the same name
-//! in another database is another lock.
+//! A `dblock run` for the lock that its parent holds would wait for its own end. The environment
+//! has the grants of all outer runs. The database says whether one of them holds the lock: the same
+//! name in another database is another lock.
 
 use std::time::Duration;
 

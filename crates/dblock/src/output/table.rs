@@ -110,7 +110,8 @@ pub(crate) fn lock_details(lock: &LockInfo) -> String {
     aligned(&lines, None, None)
 }
 
-/// The checks, then the findings. A finding that counts has a second line, which says how to fix it.
+/// The checks, then the findings. A finding that counts has a second line, which says how to fix
+/// it.
 pub(crate) fn report_lines(report: &Report, ignored: &[Finding]) -> String {
     let line = |cells: [&str; 3]| cells.map(on_one_line);
     let seen = |check: &Check| if check.seen { "ok" } else { "unseen" };

@@ -150,8 +150,8 @@ impl Child {
         tokio::time::timeout(timeout, ended).await.is_ok()
     }
 
-    /// Ends the process group with TERM, and after the grace with KILL; without a grace with KILL at
-    /// once. Returns the signal that ended the group.
+    /// Ends the process group with TERM, and after the grace with KILL; without a grace with KILL
+    /// at once. Returns the signal that ended the group.
     pub(crate) async fn stop(&mut self, signals: &mut Signals, grace: Option<Duration>) -> Signal {
         if let Some(grace) = grace {
             self.signal(Signal::SIGTERM);

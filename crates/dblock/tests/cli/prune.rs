@@ -3,8 +3,8 @@
 use crate::support::Sandbox;
 use rusqlite::Connection;
 
-/// One row each: held, held without end, expired, just released, released long ago, and a legacy row,
-/// which does not say since when it is free.
+/// One row each: held, held without end, expired, just released, released long ago, and a legacy
+/// row, which does not say since when it is free.
 fn rows_of_all_ages(sandbox: &Sandbox) -> Connection {
     for (name, ttl) in [("held", "1h"), ("endless", "inf"), ("expired", "1h")] {
         assert_eq!(sandbox.run(["acquire", name, "--ttl", ttl]).code(), 0);

@@ -105,8 +105,8 @@ fn show_prints_all_about_a_lock_and_ends_with_1_for_an_unknown_one() {
     assert_eq!(shown["name"], "job");
 }
 
-/// Any client can choose names and metadata: they must neither start a line nor control the terminal
-/// of the user who lists them.
+/// Any client can choose names and metadata: they must neither start a line nor control the
+/// terminal of the user who lists them.
 #[test]
 fn text_from_the_table_is_escaped_and_stays_on_its_line() {
     let sandbox = Sandbox::new();

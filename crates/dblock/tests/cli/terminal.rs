@@ -7,8 +7,9 @@ use crate::support::{DBLOCK, Sandbox};
 /// The prompt of the interactive shell.
 const PROMPT: &str = "prompt> ";
 
-/// Runs a command on a new terminal. The first argument is a JSON array of pairs: a text to wait for
-/// in the output (after the text before), and what to type then. Prints the output and the exit code.
+/// Runs a command on a new terminal. The first argument is a JSON array of pairs: a text to wait
+/// for in the output (after the text before), and what to type then. Prints the output and the exit
+/// code.
 const TYPIST: &str = r#"
 import json, os, pty, select, signal, sys, time
 steps, command = json.loads(sys.argv[1]), sys.argv[2:]

@@ -22,8 +22,8 @@
 //! - `given-up`: nothing is held, but an acquire is given up in the middle;
 //! - `when-told`: says `held`, and `main` ends when it is sent a line;
 //! - `fork`: a forked child ends first, which must not wait for anything of its parent;
-//! - `fork-direct`: such a child drops a direct connection that its parent goes on using, and its runtime, while a
-//!   call is under way.
+//! - `fork-direct`: such a child drops a direct connection that its parent goes on using, and its
+//!   runtime, while a call is under way.
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::cell::RefCell;

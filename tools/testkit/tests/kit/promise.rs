@@ -7,8 +7,8 @@ use testkit::tether::ScratchDir;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/check-promises");
 
-/// Set for the process in which [`keeper`] records something: elsewhere that would count as promises of
-/// the product.
+/// Set for the process in which [`keeper`] records something: elsewhere that would count as
+/// promises of the product.
 const KEEPER: &str = "DBLOCK_TEST_KEEPER";
 
 /// Run by the tests below in a process of its own, which has a file of its own.

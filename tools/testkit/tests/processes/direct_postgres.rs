@@ -1,4 +1,5 @@
-//! The direct connection of PostgreSQL: its runtime may end, its connection may be killed, refused or late.
+//! The direct connection of PostgreSQL: its runtime may end, its connection may be killed, refused
+//! or late.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,8 +32,8 @@ fn threads() -> Runtime {
     builder.worker_threads(2).enable_all().build().unwrap()
 }
 
-/// A store with its direct connection, in a database of its own; the store's own connection lives on a runtime of its own,
-/// as it does in the background.
+/// A store with its direct connection, in a database of its own; the store's own connection lives
+/// on a runtime of its own, as it does in the background.
 struct Client {
     store: Arc<dyn Store>,
     direct: Arc<dyn DirectConnection>,
@@ -168,7 +169,8 @@ fn a_call_whose_runtime_ends_leaves_nothing_that_hangs() {
         blocker.leave();
         let second = home();
         second.block_on(client.cycle());
-        // It may have been carried out, or may yet be: its grant id gives it back, on the other connection.
+        // It may have been carried out, or may yet be: its grant id gives it back, on the other
+        // connection.
         let unknown = [back(&ask, None)];
         let free = time::wait_until(SOON, || {
             let given_back = client.store.release(&unknown, SOON);
@@ -339,7 +341,8 @@ fn where_the_server_allows_no_second_connection_nothing_was_done() {
     promise("P17", "postgres");
 }
 
-/// What the direct connection's connection notifies is heard on the other one, and is no news there.
+/// What the direct connection's connection notifies is heard on the other one, and is no news
+/// there.
 #[test]
 fn a_release_by_the_direct_connection_is_its_own() {
     let Some(server) = Postgres::shared() else {
@@ -374,7 +377,8 @@ fn a_release_by_the_direct_connection_is_its_own() {
     promise("P12", "postgres");
 }
 
-/// The direct connection has the only connection that the server allows: it makes way for the one that renews.
+/// The direct connection has the only connection that the server allows: it makes way for the one
+/// that renews.
 #[test]
 fn where_there_is_room_for_one_connection_it_is_the_one_that_renews() {
     let Some(server) = Postgres::shared() else {

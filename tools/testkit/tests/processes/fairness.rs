@@ -1,4 +1,5 @@
-//! Processes that want one lock again and again share it: none keeps it for itself, and no waiter starves.
+//! Processes that want one lock again and again share it: none keeps it for itself, and no waiter
+//! starves.
 #![allow(
     clippy::print_stderr,
     reason = "the shares are of interest where they are fair, too"
@@ -13,8 +14,8 @@ const TAKER: &str = env!("CARGO_BIN_EXE_lock-taker");
 /// Longer than anything that a test waits for should take.
 const SOON: Duration = Duration::from_secs(60);
 
-/// How many grants each thread of each process has by the time that they have `total` together. There are as
-/// many processes as numbers of threads.
+/// How many grants each thread of each process has by the time that they have `total` together.
+/// There are as many processes as numbers of threads.
 fn grants(lab: &Lab, threads: &[usize], hold_ms: u32, total: u32) -> Vec<Vec<u32>> {
     // A name of their own: those before were killed, and one of them held it.
     let name = format!("wanted by {threads:?} for {hold_ms} ms");
@@ -74,7 +75,8 @@ async fn equal_loops_have_equal_shares(lab: &Lab) {
     lab.locks().await;
     let fair = |loops, hold_ms, total| drop(is_fair(lab, &vec![1; loops], hold_ms, total));
     std::thread::scope(|scope| {
-        // Beside the others, since it takes long: a hold that is longer than the pause between two polls.
+        // Beside the others, since it takes long: a hold that is longer than the pause between two
+        // polls.
         scope.spawn(|| fair(3, 200, 24));
         scope.spawn(|| fair(3, 50, 72));
         fair(3, 5, 300);

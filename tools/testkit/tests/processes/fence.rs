@@ -73,8 +73,8 @@ impl<'a> Data<'a> {
     }
 }
 
-/// It is frozen past its ttl with the lock in its hand, somebody else takes the lock and writes, and it
-/// is thawed: what it says, and whose writing is there.
+/// It is frozen past its ttl with the lock in its hand, somebody else takes the lock and writes,
+/// and it is thawed: what it says, and whose writing is there.
 async fn frozen(lab: &Lab, how: &str) -> (String, bool) {
     let (data, locks) = (Data::new(lab), lab.locks().await);
     let (mut process, old) = data.holder(ms(1000), how);
@@ -110,8 +110,8 @@ async fn without_a_fence_a_frozen_holder_writes(lab: &Lab) {
     assert_eq!(frozen(lab, "unfenced").await, ("wrote".into(), false));
 }
 
-/// Frozen within its transaction, past its ttl: nobody gets the lock, and what it writes is there before
-/// anybody else's turn comes.
+/// Frozen within its transaction, past its ttl: nobody gets the lock, and what it writes is there
+/// before anybody else's turn comes.
 async fn frozen_in_its_transaction_it_is_waited_for(lab: &Lab) {
     let (data, locks) = (Data::new(lab), lab.locks().await);
     let (mut process, old) = data.holder(ms(1000), "open");

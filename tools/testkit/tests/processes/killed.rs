@@ -25,8 +25,8 @@ fn ask(taker: &mut Killable) -> String {
     taker.expect_line(SOON)
 }
 
-/// What is in the file after so many processes have added to it so many times each, where `meanwhile`
-/// happens once they have begun.
+/// What is in the file after so many processes have added to it so many times each, where
+/// `meanwhile` happens once they have begun.
 fn counted(lab: &Lab, processes: usize, rounds: &str, how: &str, meanwhile: impl FnOnce()) -> u32 {
     let folder = ScratchDir::new("count");
     let file = folder.join("number");
@@ -159,8 +159,8 @@ async fn a_leaked_guard_ends_with_its_process(lab: &Lab) {
     promise("P7", lab.engine);
 }
 
-/// A process that comes with the `locked_by` of another one has its lock at once, and the other learns
-/// it; within each of them it would have to wait.
+/// A process that comes with the `locked_by` of another one has its lock at once, and the other
+/// learns it; within each of them it would have to wait.
 async fn the_same_holder_in_another_process_takes_over(lab: &Lab) {
     let locks = lab.locks().await;
     let start = || {

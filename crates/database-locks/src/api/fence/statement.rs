@@ -23,8 +23,8 @@ pub enum ParamStyle {
 ///
 /// 1. Call [`LockGuard::open_fence`], and keep its answer until the transaction has ended.
 /// 2. Run [`before`](Fence::before), if there is one, and then [`sql`](Fence::sql), if there is
-///    one, with the same [`params`](Fence::params). Each must find exactly one row: count the returned
-///    rows if it [`is_query`](Fence::is_query), else the affected ones.
+///    one, with the same [`params`](Fence::params). Each must find exactly one row: count the
+///    returned rows if it [`is_query`](Fence::is_query), else the affected ones.
 /// 3. If one did not, or failed, roll back and ask [`LockGuard::fence_failed`] what that means.
 ///
 /// From then on no other client is granted the lock until the transaction has ended. Do not do this

@@ -1,13 +1,13 @@
 //! The direct path: calls to the database on the caller's own runtime.
 //!
-//! The first try of an acquire, and a release, go out on a separate connection, the *direct connection*, whose
-//! I/O the caller's runtime drives. Neither another thread nor the caller has to be woken. A call
-//! that is not decided at once, such as a wait, continues in the background.
+//! The first try of an acquire, and a release, go out on a separate connection, the *direct
+//! connection*, whose I/O the caller's runtime drives. Neither another thread nor the caller has to
+//! be woken. A call that is not decided at once, such as a wait, continues in the background.
 //!
-//! One runtime at a time owns the direct connection: the first one that calls repeatedly, or the runtime that
-//! blocking threads share. Ownership ends with the runtime, and the next caller's runtime takes
-//! over. Calls from other runtimes go through the background. So do concurrent calls: the direct connection
-//! serves one call at a time, while the background batches requests.
+//! One runtime at a time owns the direct connection: the first one that calls repeatedly, or the
+//! runtime that blocking threads share. Ownership ends with the runtime, and the next caller's
+//! runtime takes over. Calls from other runtimes go through the background. So do concurrent calls:
+//! the direct connection serves one call at a time, while the background batches requests.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -31,17 +31,17 @@ use crate::store::{
 };
 use protocol::{AcquireCommand, BootInstant, Outcome, ReleaseCommand, Released};
 
-/// Timeout of a call on the direct connection. After it the background continues. It is longer than the lock
-/// wait timeout of MySQL's metadata locks, whose minimum is one second.
+/// Timeout of a call on the direct connection. After it the background continues. It is longer than
+/// the lock wait timeout of MySQL's metadata locks, whose minimum is one second.
 pub(crate) const DIRECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Calls in a row after which an async runtime becomes the owner. For fewer calls a connection does
 /// not pay off.
 const CALLS_TO_OWN: u32 = 3;
 /// An owner without a call for this long can be replaced by another runtime.
 const OWNER_IDLE: Duration = Duration::from_secs(10);
-/// How long the direct connection is disabled after a late call or a failed connect. It doubles with each
-/// failure in a row, up to [`LONGEST_BACKOFF`], since a runtime blocked by its tasks usually stays
-/// blocked.
+/// How long the direct connection is disabled after a late call or a failed connect. It doubles
+/// with each failure in a row, up to [`LONGEST_BACKOFF`], since a runtime blocked by its tasks
+/// usually stays blocked.
 const FIRST_BACKOFF: Duration = Duration::from_secs(5);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// Timeout of the first call of blocking threads, which includes connecting.
@@ -151,7 +151,8 @@ impl DirectPath {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Take the direct connection for one call, if the caller's runtime owns it and no other call is under way.
+    /// Take the direct connection for one call, if the caller's runtime owns it and no other call
+    /// is under way.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entry> {
         let (runtime, blocking) = runtime::of_caller()?;
         if self.direct.blocks() && !blocking {
@@ -252,8 +253,8 @@ impl DirectPath {
         }
     }
 
-    /// Connect on the new owner, and watch it until it ends. Until the direct connection is connected its calls
-    /// go through the background.
+    /// Connect on the new owner, and watch it until it ends. Until the direct connection is
+    /// connected its calls go through the background.
     fn connect_owner(
         self: &Arc<Self>,
         runtime: &Handle,
@@ -338,8 +339,8 @@ impl Drop for Entry {
 }
 
 impl Entry {
-    /// Acquire on the direct connection. See [`call`](Self::call). `under_way` is dropped when the request is
-    /// answered or late, or when the runtime ends.
+    /// Acquire on the direct connection. See [`call`](Self::call). `under_way` is dropped when the
+    /// request is answered or late, or when the runtime ends.
     pub(crate) async fn acquire(
         self,
         ask: AcquireCommand,
@@ -405,13 +406,14 @@ impl Entry {
         Wait::Unanswered
     }
 
-    /// Whether the direct connection was given up during the call. Blocking calls are answered in their first
-    /// poll.
+    /// Whether the direct connection was given up during the call. Blocking calls are answered in
+    /// their first poll.
     fn is_late(&self) -> bool {
         !self.path.direct.blocks() && self.path.state().call(self.number).is_none()
     }
 
-    /// End a call that was answered, or that was not sent because the direct connection is not `connected`.
+    /// End a call that was answered, or that was not sent because the direct connection is not
+    /// `connected`.
     fn answered(&self, connected: bool) {
         let mut state = self.path.state();
         let Some(ended) = state.take(self.number) else {

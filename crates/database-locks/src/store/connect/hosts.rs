@@ -85,7 +85,8 @@ fn rounded(time: Duration) -> Duration {
 /// All hosts and why not, as one failure.
 ///
 /// It is final where one of them is: a waiter that waits on a wrong password, since another host is
-/// down, would wait for ever. Standbys alone are not: one of them may be about to become the primary.
+/// down, would wait for ever. Standbys alone are not: one of them may be about to become the
+/// primary.
 fn all<H: Clone>(failures: Vec<Failure<H>>) -> Failure<H> {
     let is = |verdict| move |failure: &&Failure<H>| failure.verdict == verdict;
     let weightiest = failures.iter().find(is(Verdict::Refused));

@@ -179,8 +179,8 @@ impl Source {
         }
     }
 
-    /// Ask on a thread of its own, which may hang. At most one thread asks: other connects meanwhile
-    /// wait for the same answer.
+    /// Ask on a thread of its own, which may hang. At most one thread asks: other connects
+    /// meanwhile wait for the same answer.
     async fn ask_aside(&self) -> Answer {
         let mut answer = {
             let mut under_way = self

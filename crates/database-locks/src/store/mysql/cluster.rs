@@ -21,7 +21,8 @@ pub(crate) enum Cluster {
     Group,
 }
 
-/// A lease that has ended, so that the lock may be granted: by the clock of the one server there is.
+/// A lease that has ended, so that the lock may be granted: by the clock of the one server there
+/// is.
 pub(crate) const ENDED: &str = "expires_at <= UTC_TIMESTAMP(6)";
 /// A lease that has not.
 pub(crate) const LIVE: &str = "expires_at > UTC_TIMESTAMP(6)";

@@ -36,8 +36,8 @@ struct Slot {
     dialled: Arc<AtomicBool>,
 }
 
-/// Both test whether the place is locked by locking it. The slot of the direct connection has to be locked
-/// meanwhile, so that neither takes the other for a call.
+/// Both test whether the place is locked by locking it. The slot of the direct connection has to be
+/// locked meanwhile, so that neither takes the other for a call.
 impl Slot {
     /// Whether a call uses the connection, or is about to.
     fn is_in_use(&self) -> bool {
@@ -106,8 +106,8 @@ impl MysqlDirect {
         Ok(here)
     }
 
-    /// Take the connection out of its place, which stays locked until it is put back. Where there is
-    /// none, one is made; the answer says whether that was so.
+    /// Take the connection out of its place, which stays locked until it is put back. Where there
+    /// is none, one is made; the answer says whether that was so.
     ///
     /// A task makes it, so that it is completed even if the caller gives up earlier. After a
     /// failure none is made for a while, and calls fail with the latest failure.
@@ -202,8 +202,8 @@ impl MysqlDirect {
     }
 }
 
-/// The direct connection has no connection, which says nothing about the server: it may allow only one, and the
-/// background connection reports a wrong password.
+/// The direct connection has no connection, which says nothing about the server: it may allow only
+/// one, and the background connection reports a wrong password.
 fn not_here(failure: &StoreError) -> StoreError {
     StoreError::Unavailable(failure.to_string().into()).undone()
 }

@@ -9,8 +9,8 @@ use crate::store::connect::hosts::{Failure, Verdict};
 
 pub(crate) const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
-/// MySQL asks for a login of another kind in the name of a user that does not exist, so that a client cannot
-/// find out which users do.
+/// MySQL asks for a login of another kind in the name of a user that does not exist, so that a
+/// client cannot find out which users do.
 const LOGIN: &str = "check user name and password first: MySQL answers so for a user that it does not know; else \
                      give this user another login: ALTER USER … IDENTIFIED WITH caching_sha2_password on \
                      MySQL, IDENTIFIED VIA ed25519 or mysql_native_password on MariaDB";
@@ -116,7 +116,8 @@ fn of_server(at: &str, error: &ServerError) -> (StoreError, bool) {
     }
 }
 
-/// Whether no other row has that name, and its id is taken: the last id is handed out again and again.
+/// Whether no other row has that name, and its id is taken: the last id is handed out again and
+/// again.
 fn is_of_primary_key(error: &ServerError) -> bool {
     error.code == 1062 && error.message.trim_end_matches('\'').ends_with("PRIMARY")
 }

@@ -73,8 +73,8 @@ impl Mysql {
         })
     }
 
-    /// Renew on the connection of the background thread or, if there is none in half of the time, on that of
-    /// callers.
+    /// Renew on the connection of the background thread or, if there is none in half of the time,
+    /// on that of callers.
     async fn renew_on_either(
         &self,
         grants: &[(Grant, Ttl)],

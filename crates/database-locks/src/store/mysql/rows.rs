@@ -16,8 +16,8 @@ pub(crate) fn token(id: u64) -> Token {
     Token::from_db(i64::try_from(id).unwrap_or(i64::MAX))
 }
 
-/// A row of the statements that read. What cannot be understood is taken as null: one bad row must not hide
-/// the rest.
+/// A row of the statements that read. What cannot be understood is taken as null: one bad row must
+/// not hide the rest.
 pub(crate) fn seen(mut row: Row, multi_primary: bool) -> LockRow {
     fn value<T: FromValue>(row: &mut Row, column: &str) -> Option<T> {
         match row.take(column)? {

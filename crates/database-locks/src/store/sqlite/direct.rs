@@ -1,4 +1,5 @@
-//! The direct connection: a second connection to the file, used on the threads of callers that block.
+//! The direct connection: a second connection to the file, used on the threads of callers that
+//! block.
 //!
 //! Two connections of one process exclude each other as those of two processes do. A call needs
 //! nothing from the runtime: its first poll completes it. It waits for a lock of the file no longer
@@ -31,8 +32,8 @@ struct Connection {
     worker: Mutex<Worker>,
 }
 
-/// The file is closed on a thread of its own: closing it writes to the disk, and the last handle may be
-/// dropped on the thread that renews the leases.
+/// The file is closed on a thread of its own: closing it writes to the disk, and the last handle
+/// may be dropped on the thread that renews the leases.
 impl Drop for Connection {
     fn drop(&mut self) {
         let worker = self.worker.get_mut();

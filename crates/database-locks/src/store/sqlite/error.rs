@@ -16,7 +16,8 @@ pub(crate) struct Past {
 
 const NOT_WRITABLE: &str = "the file and its folder must be writable by this user";
 
-/// What an error means. A table or column that was there before may come back; so may the right to write.
+/// What an error means. A table or column that was there before may come back; so may the right to
+/// write.
 pub(crate) fn meaning(path: &Path, error: &rusqlite::Error, past: Past) -> StoreError {
     let (message, code) = message_and_code(error);
     let shown = path.display();
@@ -66,9 +67,9 @@ pub(crate) fn meaning(path: &Path, error: &rusqlite::Error, past: Past) -> Store
 
 /// The message of SQLite, and the code of it where the error is one of SQLite.
 ///
-/// For an error at some place of a statement the driver's text is `MESSAGE in STATEMENT at offset N`. The
-/// statement is left out. The variant is not in every version and build of the driver, so it is known by
-/// its source.
+/// For an error at some place of a statement the driver's text is `MESSAGE in STATEMENT at offset
+/// N`. The statement is left out. The variant is not in every version and build of the driver, so
+/// it is known by its source.
 fn message_and_code(error: &rusqlite::Error) -> (String, Option<ErrorCode>) {
     let message = error.to_string();
     if let Some(code) = error.sqlite_error_code() {
@@ -82,8 +83,8 @@ fn message_and_code(error: &rusqlite::Error) -> (String, Option<ErrorCode>) {
     (short.to_owned(), Some(*code))
 }
 
-/// Whether an error of the file system passes, or an administrator can see to it: no space, no quota, too
-/// many open files.
+/// Whether an error of the file system passes, or an administrator can see to it: no space, no
+/// quota, too many open files.
 pub(crate) fn passes(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let passing = [

@@ -104,8 +104,8 @@ impl Fences {
         }
     }
 
-    /// Open a fence of this lock; none where its file is just being removed. With the write lock, and
-    /// with a look at the row before that is given up.
+    /// Open a fence of this lock; none where its file is just being removed. With the write lock,
+    /// and with a look at the row before that is given up.
     pub(crate) fn open(&self, name: &str) -> io::Result<Option<Open>> {
         let path = self.path(name);
         let open = || OpenOptions::new().read(true).write(true).open(&path);

@@ -7,8 +7,8 @@ use rusqlite::Row;
 use crate::store::api::bounded;
 use protocol::{LockRow, Outcome, Token};
 
-/// A length as SQLite's date functions add it. Rounded up: never shorter than the length that the holder
-/// trusts.
+/// A length as SQLite's date functions add it. Rounded up: never shorter than the length that the
+/// holder trusts.
 pub(crate) fn modifier(length: Duration) -> String {
     let ms = length.as_micros().div_ceil(1000);
     format!("+{}.{:03} seconds", ms / 1000, ms % 1000)

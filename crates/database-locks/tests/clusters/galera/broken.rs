@@ -9,8 +9,8 @@ use testkit::{Galera, HaProxy, promise};
 
 use super::{SOON, client, database, held, ms, secs};
 
-/// Twice as long as it takes, on a busy machine, until the others go on without a node and a renewal that
-/// hung was tried again there.
+/// Twice as long as it takes, on a busy machine, until the others go on without a node and a
+/// renewal that hung was tried again there.
 const TTL: Duration = Duration::from_secs(40);
 
 /// Somebody who waits for what `holder` has, and says when it came.
@@ -32,8 +32,8 @@ async fn goes_on(guard: &LockGuard) {
     panic!("the database does not say that it is held");
 }
 
-/// The node of a holder and of a waiter is killed, then the next one frozen: with several hosts in the
-/// URL the holder keeps its lock at another, and the waiter gets it when it is released.
+/// The node of a holder and of a waiter is killed, then the next one frozen: with several hosts in
+/// the URL the holder keeps its lock at another, and the waiter gets it when it is released.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
 async fn with_several_hosts_a_holder_keeps_its_lock_and_a_waiter_goes_on() {
@@ -162,8 +162,8 @@ async fn a_connection_that_a_proxy_moves_loses_nothing() {
     promise("P12", "galera");
 }
 
-/// All nodes stop answering: whoever holds a lock hears that it is lost before its lease has ended, and
-/// is never kept waiting by the question. When they go on so does everybody.
+/// All nodes stop answering: whoever holds a lock hears that it is lost before its lease has ended,
+/// and is never kept waiting by the question. When they go on so does everybody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
 async fn trust_ends_before_the_lease_while_no_node_answers() {

@@ -43,8 +43,8 @@ async fn a_node_whose_clock_is_wrong_gives_a_lock_away_when_its_lease_has_ended_
     }
 }
 
-/// Held and renewed through each node, and wanted at each, for longer than the lease lasts: nobody gets
-/// it, and how long it goes on is told about right.
+/// Held and renewed through each node, and wanted at each, for longer than the lease lasts: nobody
+/// gets it, and how long it goes on is told about right.
 async fn no_clock_gives_a_lock_away_that_is_held(cluster: &Cluster, url: &str) {
     let mut tasks = Vec::new();
     for (by, to) in pairs() {
@@ -87,8 +87,9 @@ async fn no_clock_gives_a_lock_away_that_is_held(cluster: &Cluster, url: &str) {
     }
 }
 
-/// A holder is gone, and renews no more. Whoever tries once every second, each time as another program
-/// would, gets the lock when its lease has ended, and not before; so does who waits for less than that.
+/// A holder is gone, and renews no more. Whoever tries once every second, each time as another
+/// program would, gets the lock when its lease has ended, and not before; so does who waits for
+/// less than that.
 async fn a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(cluster: &Cluster, url: &str) {
     let mut tasks = Vec::new();
     for (by, to) in pairs() {
@@ -115,8 +116,8 @@ async fn a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(cluster: &Cl
                 };
                 let after = began.elapsed();
                 assert!(after > TTL, "{name}: after {after:?}");
-                // Where its clock says that the lease goes on, a node is asked once more after its end,
-                // and only then watches.
+                // Where its clock says that the lease goes on, a node is asked once more after its
+                // end, and only then watches.
                 assert!(after < 2 * TTL + SLACK, "{name}: after {after:?}");
                 assert!(guard.token() > old.token, "{name}");
             }));

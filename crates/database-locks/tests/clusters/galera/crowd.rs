@@ -1,5 +1,5 @@
-//! Many who want the same locks, at every node: transactions that conflict fail at a statement or at
-//! its commit, and nobody hears of it.
+//! Many who want the same locks, at every node: transactions that conflict fail at a statement or
+//! at its commit, and nobody hears of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};

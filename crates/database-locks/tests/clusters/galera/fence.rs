@@ -52,8 +52,8 @@ async fn place(conn: &mut Conn) -> i64 {
     number.parse().unwrap()
 }
 
-/// That it is one order: of writes that came one after another, each at a node that had seen the one
-/// before.
+/// That it is one order: of writes that came one after another, each at a node that had seen the
+/// one before.
 async fn is_one_order(a: &mut Conn, b: &mut Conn) {
     let mut last = 0;
     for n in 0..6 {

@@ -1,4 +1,5 @@
-//! A node of a cluster is looked at for what it is, and no clock of one ends, shortens or deletes a lease.
+//! A node of a cluster is looked at for what it is, and no clock of one ends, shortens or deletes a
+//! lease.
 
 #![allow(
     clippy::await_holding_lock,

@@ -1,5 +1,5 @@
-//! On a group the fence is decided at the commit: of two transactions that write the same row without
-//! having seen each other only the first one commits.
+//! On a group the fence is decided at the commit: of two transactions that write the same row
+//! without having seen each other only the first one commits.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,8 +25,9 @@ struct Tally {
     committed: usize,
 }
 
-/// In each round a fenced transaction at one node, and at another a grant to the same holder, which preempts
-/// itself and so need not wait. In every second round that is asked for once the fence has been passed.
+/// In each round a fenced transaction at one node, and at another a grant to the same holder, which
+/// preempts itself and so need not wait. In every second round that is asked for once the fence has
+/// been passed.
 async fn race(group: &Group, url: &str) -> Tally {
     let conn = async |node| {
         let opts = Opts::from_url(&format!("{}?prefer_socket=false", group.url_at(node, url)));

@@ -8,8 +8,8 @@ use testkit::{Group, promise};
 
 use super::{SOON, client, database, held, ms, secs};
 
-/// Twice as long as it takes, on a busy machine, until the others go on without a node and a renewal that
-/// hung was tried again there.
+/// Twice as long as it takes, on a busy machine, until the others go on without a node and a
+/// renewal that hung was tried again there.
 const TTL: Duration = Duration::from_secs(60);
 
 /// The guard is good, by the database's word, and stays so for longer than it takes to renew it.
@@ -25,7 +25,8 @@ async fn goes_on(guard: &LockGuard) {
     panic!("the database does not say that it is held");
 }
 
-/// Neither a lock that is held elsewhere nor one that is free is to be had there, and it is said why.
+/// Neither a lock that is held elsewhere nor one that is free is to be had there, and it is said
+/// why.
 async fn grants_nothing(there: &Locks, why: &str) {
     for name in ["kept", "never used"] {
         let began = now();
@@ -141,7 +142,8 @@ async fn of_a_single_primary_that_is_killed_nothing_is_lost() {
     }
 }
 
-/// A user without the right to look at the group's members cannot be kept from one that has left it.
+/// A user without the right to look at the group's members cannot be kept from one that has left
+/// it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
 #[allow(

@@ -1,5 +1,5 @@
-//! What is promised on a group of MySQL (Group Replication) of which every node can be written to, and on
-//! one with a single primary: three nodes, and clients spread over them.
+//! What is promised on a group of MySQL (Group Replication) of which every node can be written to,
+//! and on one with a single primary: three nodes, and clients spread over them.
 
 use std::time::Duration;
 
@@ -60,6 +60,6 @@ contract_tests!(
     a_crowd_of_releases_is_answered_one_by_one,
 );
 
-/// Not here: servers of MySQL under faketime take all of a machine's processors, so clocks that differ are
-/// tested on Galera alone.
+/// Not here: servers of MySQL under faketime take all of a machine's processors, so clocks that
+/// differ are tested on Galera alone.
 fn set_clocks_wrong(_: &mut Cluster) {}

@@ -56,7 +56,8 @@ impl Sandbox {
         command
     }
 
-    /// Starts a command. It writes to files, since a process that outlives it would keep a pipe open.
+    /// Starts a command. It writes to files, since a process that outlives it would keep a pipe
+    /// open.
     pub fn start(&self, command: &mut Command) -> Running {
         let made = tempfile::NamedTempFile::new_in(self.0.path()).expect("a file");
         let (_, out) = made.keep().expect("kept");
@@ -135,8 +136,8 @@ impl Finished {
         &self.err
     }
 
-    /// As [`Self::only_line`], but CMD may have written to stderr too, as a shell does whose child was
-    /// terminated.
+    /// As [`Self::only_line`], but CMD may have written to stderr too, as a shell does whose child
+    /// was terminated.
     #[track_caller]
     pub fn dblock_line(&self, code: i32) -> &str {
         assert_eq!(self.status.code(), Some(code), "{self:?}");

@@ -52,8 +52,8 @@ async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Ar
     let locks = client(&url).await;
     while !stop.load(Ordering::Relaxed) {
         for name in ["one", "two", "three"] {
-            // Longer than the outage. But a release may be lost with the primary, and then the lock stays
-            // held for that long.
+            // Longer than the outage. But a release may be lost with the primary, and then the lock
+            // stays held for that long.
             let lock = locks.lock(name).ttl(Duration::from_secs(20));
             let guard = soon(lock.acquire()).await.unwrap();
             record.enter(&guard);
@@ -61,8 +61,8 @@ async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Ar
             record.leave(&guard);
             grants.fetch_add(1, Ordering::Relaxed);
             match soon(guard.release()).await {
-                // In the background, once there is a server again; or it was freed on the one that is
-                // gone, and somebody else has it already.
+                // In the background, once there is a server again; or it was freed on the one that
+                // is gone, and somebody else has it already.
                 Ok(()) | Err(Error::Unavailable { .. } | Error::Lost { .. }) => {}
                 Err(error) => panic!("{}", error.chain()),
             }
@@ -227,8 +227,8 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
     let token = held(&locks, "free").await.token();
 
     meanwhile(|| pair.primary_mut().thaw());
-    // Nothing that is asked of it is ever answered with a grant: its commits wait for a standby that is
-    // none any more. Not even when it is asked again, and has the row.
+    // Nothing that is asked of it is ever answered with a grant: its commits wait for a standby
+    // that is none any more. Not even when it is asked again, and has the row.
     let tries = [&only_old, &idle].map(|locks| locks.lock("also free").wait(ms(8000)));
     let [first, second] = tries.map(|lock| tokio::spawn(async move { lock.acquire().await }));
     for tried in [first, second] {

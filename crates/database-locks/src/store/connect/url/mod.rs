@@ -87,7 +87,8 @@ pub(crate) fn resolve(
             let environment = libpq::environment(&draft, around)?;
             draft.fill(environment);
             let mut server = draft.finish(&POSTGRES)?;
-            // The user of the process, as the driver has it: lines of the file of passwords name users.
+            // The user of the process, as the driver has it: lines of the file of passwords name
+            // users.
             #[cfg(feature = "postgres")]
             if server.user.is_none() {
                 server.user = whoami::username().ok();

@@ -101,8 +101,8 @@ impl Found {
 
     /// Read a file, if it is there and fit to be believed.
     fn read(&mut self, path: &Path, depth: usize) {
-        // As the clients do: one that is not there, or that this user cannot read, says nothing; and
-        // one that every user can write may have been written by any of them.
+        // As the clients do: one that is not there, or that this user cannot read, says nothing;
+        // and one that every user can write may have been written by any of them.
         let read = std::fs::metadata(path).and_then(|found| Ok((found, std::fs::read(path)?)));
         let bytes = match read {
             Ok((found, _)) if found.mode() & 0o002 != 0 => {

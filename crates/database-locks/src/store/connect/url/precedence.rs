@@ -122,7 +122,8 @@ fn postgres_the_url_comes_first_then_the_service_the_environment_and_the_file() 
     let full = Home::new(&files, &PG_ALL);
     for (home, url, expected) in [
         (&full, "postgres://u:p@h:5433/d", "u p h:5433 d"),
-        // To libpq a port of the environment is that of a host without one, whichever source names the host.
+        // To libpq a port of the environment is that of a host without one, whichever source names
+        // the host.
         (&full, "postgres://u:p@h/d", "u p h:7000 d"),
         (&full, "postgres://u@h:5432/d", "u from env h:5432 d"),
         (

@@ -28,8 +28,8 @@ pub(super) enum Parsed {
     Mysql(Draft),
 }
 
-/// White space around a URL is that of the file or secret which it was read from, and no part of it.
-/// Within the URL a line break would name another database or file.
+/// White space around a URL is that of the file or secret which it was read from, and no part of
+/// it. Within the URL a line break would name another database or file.
 pub(super) fn split(url: &str) -> Result<Parsed, Error> {
     let url = url.trim();
     if url.is_empty() {

@@ -53,8 +53,8 @@ impl Server {
         self.password.as_deref().or_else(of_host)
     }
 
-    /// A login may hash the password thousands of times over, on the thread that renews leases: what is
-    /// longer than passwords and tokens are would keep that thread busy for minutes.
+    /// A login may hash the password thousands of times over, on the thread that renews leases:
+    /// what is longer than passwords and tokens are would keep that thread busy for minutes.
     pub(crate) fn check_passwords(&self) -> Result<(), Error> {
         let by_host = self.passwords_by_host.iter().flatten();
         let mut own = self.password.iter().chain(by_host);

@@ -7,8 +7,9 @@ use crate::error::Error;
 /// timeouts of the server; and settings that many programs make for their own statements. A
 /// statement that a timeout ends is tried again.
 ///
-/// Not among them: `client_encoding`, which the driver needs to be UTF-8; `idle_session_timeout`, which
-/// would end the connection that renewals need; `synchronous_commit`, which each statement sees to.
+/// Not among them: `client_encoding`, which the driver needs to be UTF-8; `idle_session_timeout`,
+/// which would end the connection that renewals need; `synchronous_commit`, which each statement
+/// sees to.
 const ALLOWED: [&str; 15] = [
     "search_path",
     "role",
@@ -32,8 +33,8 @@ const ALLOWED: [&str; 15] = [
 pub(crate) struct Settings(Vec<(&'static str, String)>);
 
 impl Settings {
-    /// `-c name=value`, `-cname=value` or `--name=value`, any number of them; a blank or a backslash in
-    /// a value stands behind a backslash.
+    /// `-c name=value`, `-cname=value` or `--name=value`, any number of them; a blank or a
+    /// backslash in a value stands behind a backslash.
     pub(crate) fn options(&mut self, text: &str) -> Result<(), Error> {
         for setting in settings_in(text) {
             let Some((name, value)) = setting else {

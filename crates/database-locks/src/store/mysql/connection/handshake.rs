@@ -73,12 +73,13 @@ impl Session {
              'group_replication_group_name', 'group_replication_single_primary_mode',
              'max_allowed_packet')";
 
-    /// Everything that the statements count on, whatever the server's defaults are. It is set before
-    /// anything is asked: `sql_select_limit`, for one, hides rows of every answer.
+    /// Everything that the statements count on, whatever the server's defaults are. It is set
+    /// before anything is asked: `sql_select_limit`, for one, hides rows of every answer.
     ///
     /// `lock_wait_timeout` bounds the wait for an ALTER TABLE, a year by default. MySQL knows no
-    /// `innodb_lock_wait_timeout` of 0, and waits for a second at least. Without `unique_checks` a name
-    /// might be made twice. READ COMMITTED keeps a statement from locking the gaps between rows.
+    /// `innodb_lock_wait_timeout` of 0, and waits for a second at least. Without `unique_checks` a
+    /// name might be made twice. READ COMMITTED keeps a statement from locking the gaps between
+    /// rows.
     pub(crate) const SETTINGS: &str = "
         SET NAMES utf8mb4, autocommit = 1, lock_wait_timeout = 1,
             innodb_lock_wait_timeout = IF(VERSION() LIKE '%MariaDB%', 0, 1),
@@ -178,8 +179,8 @@ impl Session {
         }
     }
 
-    /// Run what the URL says is to be run on each connection. What it set that the statements count on
-    /// is set anew after it.
+    /// Run what the URL says is to be run on each connection. What it set that the statements count
+    /// on is set anew after it.
     ///
     /// A transaction that it left open would hide every grant from other clients, and a clock that
     /// it has stopped (`SET timestamp`) would never end a lease.
@@ -221,8 +222,8 @@ impl Session {
                   IFNULL(MAX(IF(member_id = @@server_uuid, member_state, NULL)), 'OFFLINE'))
           FROM performance_schema.replication_group_members";
 
-    /// Whether the node can serve. One that is cut off from most of the others, or is being made a copy
-    /// of one of them, cannot just now; another may.
+    /// Whether the node can serve. One that is cut off from most of the others, or is being made a
+    /// copy of one of them, cannot just now; another may.
     pub(crate) async fn is_ready(&mut self, cluster: Cluster) -> Result<(), Failure<String>> {
         let state = match cluster {
             Cluster::Galera => {
@@ -325,8 +326,8 @@ async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<S
     })
 }
 
-/// Let the driver connect. If it panics, as it may where a server asks for a login that it was not built
-/// with, the caller gets an error.
+/// Let the driver connect. If it panics, as it may where a server asks for a login that it was not
+/// built with, the caller gets an error.
 async fn dial(opts: &Opts, at: &str) -> Result<Result<Conn, Error>, StoreError> {
     caught(Conn::new(opts.clone())).await.map_err(|panic| {
         let message = format!("{at}: the MySQL driver panicked at login: {panic}");

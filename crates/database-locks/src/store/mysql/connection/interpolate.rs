@@ -1,7 +1,7 @@
 //! Statements as text, for a server that lets nothing more be prepared (error 1461).
 //!
-//! Parameters are written as numbers or hexadecimal literals. So no quote, backslash, SQL mode or character
-//! set of the session can give a value another meaning.
+//! Parameters are written as numbers or hexadecimal literals. So no quote, backslash, SQL mode or
+//! character set of the session can give a value another meaning.
 
 use mysql_async::{Params, Value};
 

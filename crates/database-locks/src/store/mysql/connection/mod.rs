@@ -1,5 +1,5 @@
-//! The connection of the background: the task that owns it, the queue before it, and when it is made
-//! anew.
+//! The connection of the background: the task that owns it, the queue before it, and when it is
+//! made anew.
 //!
 //! A `Conn` of the driver does one thing at a time, so a task owns it and callers queue.
 
@@ -102,8 +102,8 @@ impl Inbox {
         first.or_else(urgent).or_else(|| self.jobs.try_recv().ok())
     }
 
-    /// Pause before the next attempt to connect. A renewal that comes meanwhile and cannot wait for so long is
-    /// told what was said the last time.
+    /// Pause before the next attempt to connect. A renewal that comes meanwhile and cannot wait for
+    /// so long is told what was said the last time.
     async fn pause(&mut self, pause: Duration, said: Option<&StoreError>) {
         let until = clock::now() + pause;
         let mut over = std::pin::pin!(clock::sleep(pause));
@@ -259,7 +259,8 @@ impl Line {
         })
     }
 
-    /// Start a worker on the runtime that calls, unless one runs: the runtime of the last one may be gone.
+    /// Start a worker on the runtime that calls, unless one runs: the runtime of the last one may
+    /// be gone.
     fn employ(&self) {
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         if worker
@@ -277,8 +278,8 @@ impl Line {
 
     /// Drop the connection, if it has been busy with one thing for most of that time.
     ///
-    /// A caller may also have waited too long because many others came first: then the connection is
-    /// as good as ever, and to drop it would make all of them wait longer.
+    /// A caller may also have waited too long because many others came first: then the connection
+    /// is as good as ever, and to drop it would make all of them wait longer.
     fn give_up(&self, within: Duration) {
         let hangs = |worker: &mut Worker| {
             let since = BootInstant::from_nanos(worker.busy_since.load(Ordering::Acquire));

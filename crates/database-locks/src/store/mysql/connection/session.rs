@@ -63,8 +63,8 @@ impl Session {
         StoreError::cannot_serve(format!("the server at {} is read-only now", self.at))
     }
 
-    /// As text, since it is there already: `information_schema` costs 2 ms on MariaDB, and 46 ms where
-    /// two of its tables are joined.
+    /// As text, since it is there already: `information_schema` costs 2 ms on MariaDB, and 46 ms
+    /// where two of its tables are joined.
     pub(crate) const SHAPE: &str = "SHOW CREATE TABLE {table}";
 
     /// Check the table before it is used for the first time on this connection. Not when
@@ -157,8 +157,8 @@ impl Session {
 
     pub(crate) const INSERTED_ID: &str = "SELECT LAST_INSERT_ID()";
 
-    /// What `LAST_INSERT_ID(…)` set, where the answer to its statement does not say so: a trigger that
-    /// contains a statement makes that answer 0, on both servers.
+    /// What `LAST_INSERT_ID(…)` set, where the answer to its statement does not say so: a trigger
+    /// that contains a statement makes that answer 0, on both servers.
     async fn inserted_id(&mut self) -> Result<u64, StoreError> {
         let id = self.conn.query_first(Self::INSERTED_ID).await;
         match id.map_err(|e| self.failed(&e))? {
@@ -199,13 +199,13 @@ impl Session {
         found.map_err(|e| self.failed_since(began, &e))
     }
 
-    /// Each statement is filled in, read for its parameters and prepared once for each connection: as
-    /// text it would be filled in and read again each time, only to be found among those that the
-    /// driver keeps. Being constants of the program they are few, and stay.
+    /// Each statement is filled in, read for its parameters and prepared once for each connection:
+    /// as text it would be filled in and read again each time, only to be found among those that
+    /// the driver keeps. Being constants of the program they are few, and stay.
     ///
-    /// None: the server has no prepared statements left, and the statement is sent as text. The limit is
-    /// one for all its clients, and a refusal would cost a round trip each time: this connection asks for
-    /// no more of them.
+    /// None: the server has no prepared statements left, and the statement is sent as text. The
+    /// limit is one for all its clients, and a refusal would cost a round trip each time: this
+    /// connection asks for no more of them.
     async fn prepare(&mut self, statement: &'static str) -> Result<Option<Statement>, StoreError> {
         if let Some(prepared) = self.prepared.get(statement) {
             return Ok(Some(prepared.clone()));

@@ -10,8 +10,8 @@ use crate::store::mysql::connection::session::Session;
 
 /// Half of the members that are left when one of so few fails are no majority.
 const FEW: f64 = 3.0;
-/// From here on it is worth to look for the slow node: a renewal that has to wait for so much of the
-/// time may come late.
+/// From here on it is worth to look for the slow node: a renewal that has to wait for so much of
+/// the time may come late.
 const PAUSED: f64 = 0.1;
 
 const GALERA: &str = "

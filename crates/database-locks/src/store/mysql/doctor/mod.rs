@@ -33,8 +33,8 @@ const STATUS: &str = "
     SHOW STATUS WHERE Variable_name IN
         ('Ssl_version', 'Rpl_semi_sync_master_clients', 'Rpl_semi_sync_source_clients')";
 
-/// Replicas that read the binary log; of other users only those with this right see them. The last column
-/// counts all threads: none are shown where the performance schema is off.
+/// Replicas that read the binary log; of other users only those with this right see them. The last
+/// column counts all threads: none are shown where the performance schema is off.
 macro_rules! readers {
     ($processes:literal) => {
         concat!(

@@ -97,8 +97,8 @@ impl Session {
 
     /// Fails at once if another client is creating this row.
     ///
-    /// The INSERT would wait for that client, and MySQL cannot be told to wait for less than a second. On
-    /// MariaDB the INSERT itself fails at once.
+    /// The INSERT would wait for that client, and MySQL cannot be told to wait for less than a
+    /// second. On MariaDB the INSERT itself fails at once.
     pub(crate) const PROBE: &str = "SELECT id FROM {table} WHERE name = :name FOR UPDATE NOWAIT";
 
     /// Insert a row that is granted from the beginning.

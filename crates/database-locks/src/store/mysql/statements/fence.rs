@@ -13,8 +13,9 @@
 /// has changed since.
 ///
 /// Any user may run it. What says directly whether a transaction has begun to read does not help:
-/// `information_schema.innodb_trx` takes the right PROCESS, `@@in_transaction`, which MariaDB alone has,
-/// is 1 from BEGIN on, and an isolation level that was set for the next transaction only is not shown.
+/// `information_schema.innodb_trx` takes the right PROCESS, `@@in_transaction`, which MariaDB alone
+/// has, is 1 from BEGIN on, and an isolation level that was set for the next transaction only is
+/// not shown.
 pub(crate) const BEFORE: &str = "
         SELECT id FROM {table} WHERE name = ? AND token = ? AND grant_id = ?";
 

@@ -1,4 +1,5 @@
-//! Another grant in the place of one that is held: preemption by the same holder, and resumption from a ticket.
+//! Another grant in the place of one that is held: preemption by the same holder, and resumption
+//! from a ticket.
 
 use mysql_async::params;
 

@@ -3,13 +3,13 @@
 //! The statements are such as both servers take: no `RETURNING`, so tokens come back by
 //! `LAST_INSERT_ID(…)`, which the server sends along with the number of rows.
 //!
-//! A statement that writes to an existing row (but for those in `mariadb` and two more for MariaDB) picks
-//! the row in a derived table with `FOR UPDATE SKIP LOCKED` and then updates what it picked:
+//! A statement that writes to an existing row (but for those in `mariadb` and two more for MariaDB)
+//! picks the row in a derived table with `FOR UPDATE SKIP LOCKED` and then updates what it picked:
 //!
-//! - `LIMIT` keeps the server from merging the two, which MySQL refuses (error 1093) and which would
-//!   wait for a row that is locked.
-//! - `STRAIGHT_JOIN` and `FORCE INDEX` keep the server from reading the table the other way round, or as a
-//!   whole, as it does with a small one: that would wait for the rows of other locks.
+//! - `LIMIT` keeps the server from merging the two, which MySQL refuses (error 1093) and which
+//!   would wait for a row that is locked.
+//! - `STRAIGHT_JOIN` and `FORCE INDEX` keep the server from reading the table the other way round,
+//!   or as a whole, as it does with a small one: that would wait for the rows of other locks.
 //!
 //! `UTC_TIMESTAMP` is the time at which the statement began. That is as good as the moment itself,
 //! since no statement waits.

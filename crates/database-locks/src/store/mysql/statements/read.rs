@@ -141,8 +141,8 @@ impl Session {
             .collect())
     }
 
-    /// Give up a connection to a server that has become read-only, as in a failover: for a privileged
-    /// user statements go on working there, on what is a replica by now.
+    /// Give up a connection to a server that has become read-only, as in a failover: for a
+    /// privileged user statements go on working there, on what is a replica by now.
     fn must_be_writable(&mut self, row: Option<&Row>) -> Result<(), StoreError> {
         let writable: Option<i64> = row.and_then(|row| row.get_opt("writable")?.ok());
         match writable {

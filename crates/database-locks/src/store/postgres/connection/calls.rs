@@ -82,8 +82,8 @@ impl ConnectionManager {
         }
     }
 
-    /// Do some work for the direct connection: without a deadline, and without a timer once there is a
-    /// connection.
+    /// Do some work for the direct connection: without a deadline, and without a timer once there
+    /// is a connection.
     pub(crate) async fn run_direct<T, F>(
         &self,
         work: impl FnOnce(Arc<Session>) -> F + Send,

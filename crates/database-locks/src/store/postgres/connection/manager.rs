@@ -1,7 +1,7 @@
 //! A connection that is made when it is needed, shared by all calls, and made anew when it breaks.
 //!
-//! A store has two: the background connection, and that of the direct connection. What they know of the server
-//! they know together, so that neither believes an answer of a server that was replaced.
+//! A store has two: the background connection, and that of the direct connection. What they know of
+//! the server they know together, so that neither believes an answer of a server that was replaced.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -151,9 +151,9 @@ impl ConnectionManager {
         }
     }
 
-    /// Give up the connection of the direct connection, or the attempt to make it: it may belong to a runtime
-    /// that is not the home any more. If a call on it was late, what the server still does for it
-    /// is cancelled when it is dropped.
+    /// Give up the connection of the direct connection, or the attempt to make it: it may belong to
+    /// a runtime that is not the home any more. If a call on it was late, what the server still
+    /// does for it is cancelled when it is dropped.
     pub(crate) fn retire_direct(&self) {
         self.0.clear();
     }
@@ -165,8 +165,8 @@ impl ConnectionManager {
 
     /// The connection, which is made if there is none.
     ///
-    /// The direct connection does not wait after an attempt that failed: the background connection serves
-    /// meanwhile.
+    /// The direct connection does not wait after an attempt that failed: the background connection
+    /// serves meanwhile.
     pub(super) async fn connected(&self) -> Connected {
         let mut attempt = {
             let mut state = self.0.state();
@@ -182,9 +182,9 @@ impl ConnectionManager {
             };
             let of_direct = background_fails.is_some();
             match &state.slot {
-                // An attempt that was stopped, with its runtime, has dropped its sender. The direct connection
-                // may have moved to another runtime, and the one that it has left may not be
-                // driven.
+                // An attempt that was stopped, with its runtime, has dropped its sender. The direct
+                // connection may have moved to another runtime, and the one that it has left may
+                // not be driven.
                 Slot::Connecting(by, attempt)
                     if attempt.has_changed().is_ok() && (!of_direct || by.id() == here.id()) =>
                 {

@@ -98,7 +98,8 @@ impl Database {
 
     pub(super) fn open(&self) -> Result<File, StoreError> {
         // SQLite keeps account of its file locks for the whole process, and a forked child inherits
-        // the account without the locks: https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
+        // the account without the locks:
+        // https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
         static OPENED_IN: OnceLock<u64> = OnceLock::new();
         let generation = fork::generation();
         if *OPENED_IN.get_or_init(|| generation) != generation {
@@ -121,8 +122,8 @@ impl Database {
         }
     }
 
-    /// Make the file unless it is there: for its owner only, whatever the umask, since a user who can write it
-    /// can take every lock.
+    /// Make the file unless it is there: for its owner only, whatever the umask, since a user who
+    /// can write it can take every lock.
     fn make_file(&self) -> Result<(), StoreError> {
         let shown = self.path.display();
         if !self.create && !self.path.exists() {
@@ -130,8 +131,8 @@ impl Database {
             let message = format!("there is no file {shown}");
             return Err(StoreError::rejected(message, Some(hint)));
         }
-        // Closed again before SQLite opens it, and by one thread at a time: closing any descriptor of
-        // a file gives up all locks that this process has on it, SQLite's among them.
+        // Closed again before SQLite opens it, and by one thread at a time: closing any descriptor
+        // of a file gives up all locks that this process has on it, SQLite's among them.
         // https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
         static MAKING: Mutex<()> = Mutex::new(());
         let alone = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,7 +173,8 @@ impl Database {
     }
 }
 
-/// Refuse a library whose `unixepoch` knows no `subsec`: it answers NULL, and no lease would ever end.
+/// Refuse a library whose `unixepoch` knows no `subsec`: it answers NULL, and no lease would ever
+/// end.
 fn new_enough(version: i32, shown: &str) -> Result<(), StoreError> {
     match version >= LEAST_VERSION {
         true => Ok(()),

@@ -22,8 +22,8 @@ impl Worker {
 
     /// The file, opened if it is not yet.
     ///
-    /// A file that was deleted or replaced is given up: its locks would exclude only clients that still have
-    /// it open.
+    /// A file that was deleted or replaced is given up: its locks would exclude only clients that
+    /// still have it open.
     pub(crate) fn connection(&mut self) -> Result<&mut Connection, StoreError> {
         let is_there = |file: &File| identity(&self.database.path) == Some(file.identity);
         let file = match self.file.take() {

@@ -20,8 +20,8 @@ const LEAST_SPACE: u64 = 1 << 20;
 const COLUMNS: &str = "
     SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0 AS unfilled FROM pragma_table_info(?1, ?2)";
 
-/// Indexes, with their columns; whether one keeps names apart (unique, whole, on the name alone); and by
-/// what it compares.
+/// Indexes, with their columns; whether one keeps names apart (unique, whole, on the name alone);
+/// and by what it compares.
 const INDEXES: &str = "
     SELECT i.name AS name, i.origin = 'pk' AS pk,
            i.\"unique\" AND NOT i.partial AND count(*) = 1 AND max(x.name) = 'name' AS keeps_names,
@@ -172,8 +172,8 @@ fn space(path: &Path, left: u64, notes: &mut Notes) {
 
 /// Each connection sets `journal_mode` and `synchronous` itself.
 fn durability(path: &Path, notes: &mut Notes) {
-    // A restart of the machine ends all holders as well, since they run on it; and tokens go on by the
-    // clock.
+    // A restart of the machine ends all holders as well, since they run on it; and tokens go on by
+    // the clock.
     let message = match in_memory(path) {
         Some(system) => format!(
             "the file is kept in memory ({system}): a restart of the machine ends the locks together \

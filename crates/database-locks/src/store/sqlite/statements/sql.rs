@@ -2,8 +2,8 @@
 
 use crate::store::connect::table::Table;
 
-/// A row under the names by which [`rows`](crate::store::sqlite::rows) reads it. `unixepoch` answers NULL for
-/// a text that is no time.
+/// A row under the names by which [`rows`](crate::store::sqlite::rows) reads it. `unixepoch`
+/// answers NULL for a text that is no time.
 macro_rules! seen {
     ($rest:literal) => {
         concat!(
@@ -50,29 +50,31 @@ macro_rules! statements {
 }
 
 statements! {
-    /// Read one row. Takes no lock of the file, so that a losing attempt writes nothing and waits for no writer.
+    /// Read one row. Takes no lock of the file, so that a losing attempt writes nothing and waits
+    /// for no writer.
     Read, "read" = seen!("WHERE name = ?1");
 
     /// The last of the next thousand ids behind `?1`; null where there are no more.
     PageEnd, "find the end of a page" = "
     SELECT max(id) FROM (SELECT id FROM {table} WHERE id > ?1 ORDER BY id LIMIT 1000)";
 
-    /// The rows of such a page, from behind `?1` to `?2`: all or, where `?3`, those that are not free; with
-    /// names that begin with `?4`.
+    /// The rows of such a page, from behind `?1` to `?2`: all or, where `?3`, those that are not
+    /// free; with names that begin with `?4`.
     ReadPage, "read a page" = seen!(
     "WHERE id > ?1 AND id <= ?2 AND NOT (?3 AND expires_at IS NULL)
                 AND substr(name, 1, length(?4)) = ?4
               ORDER BY id"
 );
 
-    /// Whether a lock is held. One row: it is, and an acquire would only wait for the lock on the file.
+    /// Whether a lock is held. One row: it is, and an acquire would only wait for the lock on the
+    /// file.
     IsHeld, "check whether it is held" = "
     SELECT 1 FROM {table} WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
     /// Acquire a lock that is free, or whose lease has run out. One row changed: granted.
     ///
-    /// The token is the greater of the old one + 1 and the clock in milliseconds: so it exceeds those of a
-    /// row that was deleted, and of one that a backup or a copied table has put back.
+    /// The token is the greater of the old one + 1 and the clock in milliseconds: so it exceeds
+    /// those of a row that was deleted, and of one that a backup or a copied table has put back.
     Acquire, "acquire" = "
     UPDATE {table} SET
            locked_by = ?2, grant_id = ?3, metadata = ?4,
@@ -84,8 +86,8 @@ statements! {
      WHERE name = ?1
        AND (expires_at IS NULL OR expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now'))";
 
-    /// The same for a lock that has no row. It comes second: an INSERT writes the row of `sqlite_sequence`
-    /// too, in another page.
+    /// The same for a lock that has no row. It comes second: an INSERT writes the row of
+    /// `sqlite_sequence` too, in another page.
     Insert, "acquire a lock that has no row" = "
     INSERT INTO {table}
            (name, locked_by, grant_id, metadata, token,
@@ -95,8 +97,8 @@ statements! {
             strftime('%Y-%m-%d %H:%M:%f000', 'now'), strftime('%Y-%m-%d %H:%M:%f000', 'now'))
     ON CONFLICT (name) DO NOTHING";
 
-    /// The token of a grant that was just made. `RETURNING` would make a table in memory for its one row,
-    /// which takes longer than the rest of the statement.
+    /// The token of a grant that was just made. `RETURNING` would make a table in memory for its
+    /// one row, which takes longer than the rest of the statement.
     ReadToken, "read the token of a grant" = "SELECT token FROM {table} WHERE name = ?1";
 
     /// Extend one lease, never shorten it. One row changed: renewed.
@@ -111,8 +113,8 @@ statements! {
        AND granted_until = expires_at
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
-    /// Preempt a grant of the same holder: `?6` token and `?7` grant id are those that were read. One row:
-    /// granted.
+    /// Preempt a grant of the same holder: `?6` token and `?7` grant id are those that were read.
+    /// One row: granted.
     Preempt, "preempt" = "
     UPDATE {table} SET
            grant_id = ?3, metadata = ?4,
@@ -125,8 +127,8 @@ statements! {
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
     RETURNING token";
 
-    /// Put another grant in the place of one that is still held. The second may stand there already: the
-    /// request is repeated when its reply was lost.
+    /// Put another grant in the place of one that is still held. The second may stand there
+    /// already: the request is repeated when its reply was lost.
     Resume, "resume" = "
     UPDATE {table} SET
            locked_by = ?5, grant_id = ?4, metadata = ?6,
@@ -137,7 +139,8 @@ statements! {
        AND granted_until = expires_at
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
-    /// Release what is still held by this grant. A token of NULL is one that the client never learnt.
+    /// Release what is still held by this grant. A token of NULL is one that the client never
+    /// learnt.
     Release, "release" = "
     UPDATE {table} SET
            expires_at = NULL, granted_until = NULL, grant_id = NULL,
@@ -145,8 +148,8 @@ statements! {
      WHERE name = ?1 AND token = ifnull(?2, token) AND grant_id = ?3 AND locked_by = ?4
        AND granted_until = expires_at";
 
-    /// Release a lock by force. The token is raised, so that the holder can tell this from a release with
-    /// its own ticket.
+    /// Release a lock by force. The token is raised, so that the holder can tell this from a
+    /// release with its own ticket.
     Force, "release by force" = "
     UPDATE {table} SET
            expires_at = NULL, granted_until = NULL, grant_id = NULL,
@@ -157,8 +160,8 @@ statements! {
 
     /// The locks on a page, from behind `?3` to `?4`, that were not held for the time `?1`.
     ///
-    /// A row whose token is ahead of the clock, after more than a thousand grants a second, stays: the row
-    /// made anew begins at the clock, and its token has to be greater.
+    /// A row whose token is ahead of the clock, after more than a thousand grants a second, stays:
+    /// the row made anew begins at the clock, and its token has to be greater.
     Idle, "find rows to prune" = "
     SELECT id, name FROM {table}
      WHERE id > ?3 AND id <= ?4
