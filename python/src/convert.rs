@@ -34,9 +34,9 @@ pub(crate) fn parse_duration(py: Python<'_>, text: &str) -> PyResult<f64> {
 /// A length of time as text: `30s`, `2m 5s`, `10m`.
 #[pyfunction]
 pub(crate) fn human(py: Python<'_>, seconds: f64) -> PyResult<String> {
-    let said = Ttl::Finite(self::seconds(py, "seconds", seconds)?).to_string();
-    Ok(match said.rsplit_once(" 0") {
+    let message = Ttl::Finite(self::seconds(py, "seconds", seconds)?).to_string();
+    Ok(match message.rsplit_once(" 0") {
         Some((round, "s" | "m" | "h")) => round.to_owned(),
-        _ => said,
+        _ => message,
     })
 }

@@ -17,10 +17,10 @@ type Said = Result<String, BoxError>;
 pub(crate) struct Answer(Mutex<mpsc::Sender<Said>>);
 
 impl Answer {
-    fn tell(&self, said: Said) {
+    fn tell(&self, message: Said) {
         let to = locked(&self.0);
         // The connect may have given up.
-        let _ = to.send(said);
+        let _ = to.send(message);
     }
 }
 
@@ -31,14 +31,14 @@ impl Answer {
     }
 
     /// `final`: another call would fail in the same way.
-    #[pyo3(signature = (said, error, *, r#final))]
-    fn fail(&self, said: String, error: Py<PyAny>, r#final: bool) {
+    #[pyo3(signature = (message, error, *, r#final))]
+    fn fail(&self, message: String, error: Py<PyAny>, r#final: bool) {
         // Dropped after the mutex is unlocked: objects of an exception may run code when they are
         // freed.
-        let _before = latest().replace((said.clone(), error));
+        let _before = latest().replace((message.clone(), error));
         self.tell(Err(match r#final {
-            true => io::Error::new(io::ErrorKind::InvalidInput, said).into(),
-            false => said.into(),
+            true => io::Error::new(io::ErrorKind::InvalidInput, message).into(),
+            false => message.into(),
         }));
     }
 }
@@ -52,8 +52,8 @@ fn latest() -> MutexGuard<'static, Option<(String, Py<PyAny>)>> {
 /// The exception of the function that caused an error with this message.
 pub(crate) fn cause(py: Python<'_>, message: &str) -> Option<Py<PyAny>> {
     let latest = latest();
-    let (said, error) = latest.as_ref()?;
-    message.contains(said).then(|| error.clone_ref(py))
+    let (message, error) = latest.as_ref()?;
+    message.contains(message).then(|| error.clone_ref(py))
 }
 
 /// Calls `ask` with an [`Answer`], and waits for the answer. `ask` starts a thread in Python, which

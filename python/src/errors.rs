@@ -14,7 +14,7 @@ pub(crate) fn raise(py: Python<'_>, error: impl Into<Error>) -> PyErr {
 
 fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
     let words = PyDict::new(py);
-    let (class, said) = match &error {
+    let (class, message) = match &error {
         Error::TimedOut {
             name,
             waited,
@@ -48,10 +48,10 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         _ => ("LockUnavailable", error.chain()),
     };
     let cause = match error {
-        Error::Unavailable { .. } | Error::Rejected { .. } => credentials::cause(py, &said),
+        Error::Unavailable { .. } | Error::Rejected { .. } => credentials::cause(py, &message),
         _ => None,
     };
-    let made = class_of(py, class)?.call((said,), Some(&words))?;
+    let made = class_of(py, class)?.call((message,), Some(&words))?;
     if let Some(cause) = cause {
         made.setattr("__cause__", cause)?;
     }
@@ -60,8 +60,8 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
 
 /// The error of an acquire while the process ends.
 pub(crate) fn ending(py: Python<'_>) -> PyErr {
-    let said = "could not acquire a lock: this process is ending and has released all its locks";
-    let made = class_of(py, "LockUnavailable").and_then(|class| class.call1((said,)));
+    let message = "could not acquire a lock: this process is ending and has released all its locks";
+    let made = class_of(py, "LockUnavailable").and_then(|class| class.call1((message,)));
     made.map_or_else(|failed| failed, PyErr::from_value)
 }
 

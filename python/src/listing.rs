@@ -98,7 +98,7 @@ fn sort(found: &mut [LockInfo], order: Option<&str>) {
 }
 
 fn matches(info: &LockInfo, text: &str) -> bool {
-    let within = |said: &str| said.to_lowercase().contains(text);
+    let within = |message: &str| message.to_lowercase().contains(text);
     text.is_empty() || within(info.name.as_str()) || info.holder.as_deref().is_some_and(within)
 }
 

@@ -395,8 +395,8 @@ mod tests {
         assert_eq!(ttl("ttl = \"100ms\""), Some(Duration::from_millis(100)));
         assert!(ttl("ttl = \"3652.5d\"").is_some());
         for beyond in ["99ms", "0", "3652.6d"] {
-            let said = refused(&format!("ttl = \"{beyond}\""));
-            assert!(said.contains("100ms"), "{said}");
+            let message = refused(&format!("ttl = \"{beyond}\""));
+            assert!(message.contains("100ms"), "{message}");
         }
     }
 
@@ -417,10 +417,10 @@ mod tests {
     #[test]
     fn a_key_that_is_not_known_is_answered_with_those_that_are() {
         assert!(refused("timeout = \"5s\"").contains(KEYS));
-        let said = refused("no_wait");
+        let message = refused("no_wait");
         assert!(
-            said.contains(KEYS) && said.contains("`name = no_wait`"),
-            "{said}"
+            message.contains(KEYS) && message.contains("`name = no_wait`"),
+            "{message}"
         );
         assert!(refused("timeout = \"5s\"").contains("did you mean `wait`?"));
     }

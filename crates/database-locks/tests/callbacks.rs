@@ -140,8 +140,11 @@ fn a_blocking_call_on_the_thread_that_renews_is_an_error_and_a_drop_goes_on_in_t
     let (tell, told) = mpsc::channel();
     *ASKS.lock().unwrap() = Some((locks.clone(), spare, tell));
     locks.force_release("job").unwrap();
-    let said = told.recv_timeout(SOON).unwrap();
-    assert!(said.contains("must be made on another thread"), "{said}");
+    let message = told.recv_timeout(SOON).unwrap();
+    assert!(
+        message.contains("must be made on another thread"),
+        "{message}"
+    );
     drop(guard);
     let freed = locks.lock("spare").wait(SOON).acquire();
     freed

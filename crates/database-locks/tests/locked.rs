@@ -26,7 +26,7 @@ async fn nap() {
 }
 
 /// What a panic said.
-fn said(panicked: Box<dyn std::any::Any + Send>) -> String {
+fn message(panicked: Box<dyn std::any::Any + Send>) -> String {
     *panicked.downcast::<String>().expect("a text")
 }
 
@@ -192,9 +192,9 @@ async fn without_a_result_a_busy_lock_panics_with_the_whole_error() {
         tokio::task::spawn_blocking(move || unfallible_blocking(locks)).await,
     ];
     for call in calls {
-        let said = said(call.expect_err("panics").into_panic());
-        assert!(said.contains("held by somebody"), "{said}");
-        assert!(said.contains("returns no `Result`"), "{said}");
+        let message = message(call.expect_err("panics").into_panic());
+        assert!(message.contains("held by somebody"), "{message}");
+        assert!(message.contains("returns no `Result`"), "{message}");
     }
 }
 

@@ -28,9 +28,9 @@ fn in_child_with(test: &str, url: Option<&str>, set: &[(&str, &str)], body: fn()
     }
     child.envs(set.iter().copied());
     let output = child.output().expect("starts");
-    let said = String::from_utf8_lossy(&output.stdout);
+    let message = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && said.contains("1 passed"),
+        output.status.success() && message.contains("1 passed"),
         "{output:?}"
     );
 }
@@ -76,8 +76,8 @@ fn without_a_database_both_ways_to_give_one_are_named() {
             told(block_on(job()).unwrap_err());
             told(blocking_job().unwrap_err());
             let panicked = std::panic::catch_unwind(unfallible_job).unwrap_err();
-            let said = panicked.downcast::<String>().expect("a text");
-            assert!(said.contains("Locks::set_default"), "{said}");
+            let message = panicked.downcast::<String>().expect("a text");
+            assert!(message.contains("Locks::set_default"), "{message}");
         },
     );
 }
@@ -173,10 +173,10 @@ fn a_url_and_a_file_with_one_are_refused() {
         Some("memory:env"),
         &[(FILE, "/no/such/file")],
         || {
-            let said = blocking_job().unwrap_err().to_string();
+            let message = blocking_job().unwrap_err().to_string();
             assert!(
-                said.starts_with("`DATABASE_LOCKS_URL_FILE` is given although"),
-                "{said}"
+                message.starts_with("`DATABASE_LOCKS_URL_FILE` is given although"),
+                "{message}"
             );
         },
     );
@@ -189,10 +189,10 @@ fn a_file_that_cannot_be_read_is_named() {
         None,
         &[(FILE, "/no/such/file")],
         || {
-            let said = blocking_job().unwrap_err().to_string();
+            let message = blocking_job().unwrap_err().to_string();
             assert!(
-                said.contains("has a file that cannot be read: /no/such/file"),
-                "{said}"
+                message.contains("has a file that cannot be read: /no/such/file"),
+                "{message}"
             );
         },
     );

@@ -156,9 +156,9 @@ async fn a_held_lock_reconnects_with_the_new_password(lab: &Lab) {
         guard.release().await.unwrap();
     }
     let stale = Locks::connect(url(lab, Some("first"))).await;
-    let said = stale.expect_err("an old password");
-    assert!(matches!(said, Error::Rejected { .. }), "{said:?}");
-    assert!(!said.chain().contains("first"), "{said:?}");
+    let message = stale.expect_err("an old password");
+    assert!(matches!(message, Error::Rejected { .. }), "{message:?}");
+    assert!(!message.chain().contains("first"), "{message:?}");
     promise("P6", lab.engine);
     promise("P14", lab.engine);
 }
@@ -183,11 +183,11 @@ async fn a_function_that_fails_is_asked_again_within_the_wait(lab: &Lab) {
         Err(io::Error::other("the token service is down").into())
     };
     let builder = Locks::builder(&lab.url).password(down);
-    let said = builder.clone().connect().await.expect_err("no password");
+    let message = builder.clone().connect().await.expect_err("no password");
     let lock = builder.connect_lazy().unwrap().lock("job").wait(ms(300));
-    for said in [said, lock.acquire().await.expect_err("no password")] {
-        assert!(matches!(said, Error::Unavailable { .. }), "{said:?}");
-        let chain = said.chain();
+    for message in [message, lock.acquire().await.expect_err("no password")] {
+        assert!(matches!(message, Error::Unavailable { .. }), "{message:?}");
+        let chain = message.chain();
         assert!(
             chain.contains("the password could not be had: the token"),
             "{chain}"
@@ -195,8 +195,8 @@ async fn a_function_that_fails_is_asked_again_within_the_wait(lab: &Lab) {
     }
     let of_no_use = Locks::builder(&lab.url)
         .password(|| Err(io::Error::new(io::ErrorKind::InvalidInput, "no such secret").into()));
-    let said = of_no_use.connect().await.expect_err("no password");
-    assert!(matches!(said, Error::Rejected { .. }), "{said:?}");
+    let message = of_no_use.connect().await.expect_err("no password");
+    assert!(matches!(message, Error::Rejected { .. }), "{message:?}");
     promise("P12", lab.engine);
 }
 
@@ -215,9 +215,9 @@ async fn a_function_that_hangs_holds_nothing_up(lab: &Lab) {
     });
     // Not put down to the network.
     let late = locks.clone().connect().await.expect_err("no password");
-    let said = late.chain();
+    let message = late.chain();
     let why = "the function for the password has not returned yet";
-    assert!(said.contains(why), "{said}");
+    assert!(message.contains(why), "{message}");
     assert_eq!(asked.swap(0, Ordering::SeqCst), 1);
     let locks = locks.connect_lazy().unwrap();
     for _ in 0..3 {
@@ -260,9 +260,9 @@ async fn a_password_longer_than_any_is_refused_and_holds_nothing_up(lab: &Lab) {
     for builder in all {
         let refused = tokio::time::timeout(SOON, builder.connect()).await;
         let refused = refused.expect("at once").expect_err("no password");
-        let said = refused.chain();
-        assert!(said.contains("4194304 bytes long"), "{said}");
-        assert!(!said.contains("xxx"), "{said}");
+        let message = refused.chain();
+        assert!(message.contains("4194304 bytes long"), "{message}");
+        assert!(!message.contains("xxx"), "{message}");
     }
     held.check().await.unwrap();
     held.release().await.unwrap();

@@ -163,8 +163,8 @@ proptest! {
             Ok(guard) => {
                 let _guard = guard.expect("free");
                 let row = locks.show(&*name).unwrap().expect("held");
-                let said = row.parsed_metadata();
-                prop_assert_eq!(said["meta"][&key].as_str(), Some(&*value));
+                let message = row.parsed_metadata();
+                prop_assert_eq!(message["meta"][&key].as_str(), Some(&*value));
                 prop_assert_eq!(row.name.as_str(), &name);
                 let _ = row.description();
                 let json: serde_json::Value = serde_json::from_str(&row.to_json()).unwrap();

@@ -55,7 +55,7 @@ async fn works(url: &str) {
 }
 
 async fn refused(url: &str, words: &[&str]) {
-    said(&Locks::connect(url).await.expect_err(url), words);
+    message(&Locks::connect(url).await.expect_err(url), words);
 }
 
 /// The first connection says so at once; a wait would go on, since a failover may be under way.
@@ -65,7 +65,7 @@ async fn cannot_be_written(url: &str, words: &[&str]) {
     contains(&error, words);
 }
 
-fn said(error: &Error, words: &[&str]) {
+fn message(error: &Error, words: &[&str]) {
     assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
     contains(error, words);
 }
@@ -328,7 +328,7 @@ async fn names_and_passwords_may_hold_anything() {
         for user in 0..8 {
             let bad = url.replace("root@", &format!("unknown{user}:hunter2@"));
             let error = Locks::connect(&bad).await.expect_err("no such user");
-            said(&error, &["check user name and password"]);
+            message(&error, &["check user name and password"]);
             assert!(!error.chain().contains(".;"), "{}", error.chain());
         }
     }
@@ -339,11 +339,11 @@ async fn refused_until_mended(lab: &Lab, spoil: &str, words: &[&str]) {
     lab.locks().await;
     lab.sql(spoil);
     let locks = Locks::connect(&lab.url).await.expect("the server is fit");
-    said(
+    message(
         &locks.lock("job").try_acquire().await.expect_err(spoil),
         words,
     );
-    said(&locks.list().await.expect_err(spoil), words);
+    message(&locks.list().await.expect_err(spoil), words);
     locks.migrate().await.expect("mends it");
     let guard = soon(locks.lock("job").acquire())
         .await
@@ -450,13 +450,13 @@ async fn a_table_of_postgres_that_cannot_hold_locks_is_refused() {
             lab.sql(statement);
         }
         let locks = Locks::connect(&lab.url).await.expect("the server is fit");
-        said(
+        message(
             &locks.lock("job").try_acquire().await.expect_err(spoil),
             &words,
         );
         match locks.list().await {
             Ok(rows) => assert!(!spoil.contains("COLLATE"), "{rows:?}"),
-            Err(error) => said(&error, &words),
+            Err(error) => message(&error, &words),
         }
         lab.sql(mend);
         let guard = soon(locks.lock("job").acquire())

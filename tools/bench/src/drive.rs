@@ -79,7 +79,7 @@ pub(crate) fn serve_ready(cycle: impl BlockingCycle) {
     for line in requests() {
         let mut context = Context::from_waker(Waker::noop());
         match pin!(execute(&mut cycle, &line)).poll(&mut context) {
-            Poll::Ready(said) => reply(&said),
+            Poll::Ready(message) => reply(&message),
             Poll::Pending => unreachable!("blocking code leaves nothing pending"),
         }
     }

@@ -154,8 +154,8 @@ impl Nodes {
 
     /// By how many seconds a node's clock is ahead of the machine's; `None` if it does not answer.
     pub fn clock(&self, node: usize) -> Option<i64> {
-        let said = self.query(node, "mysql", "SELECT UNIX_TIMESTAMP()").ok()?;
-        let clock: i64 = said.parse().ok()?;
+        let message = self.query(node, "mysql", "SELECT UNIX_TIMESTAMP()").ok()?;
+        let clock: i64 = message.parse().ok()?;
         let machine = std::time::SystemTime::UNIX_EPOCH.elapsed().ok()?.as_secs();
         Some(clock - i64::try_from(machine).ok()?)
     }

@@ -411,8 +411,8 @@ fn major_version(bin: &Path) -> Option<u32> {
         .arg("--version")
         .output()
         .ok()?;
-    let said = String::from_utf8(output.stdout).ok()?;
-    let version = said.split_once("(PostgreSQL) ")?.1;
+    let message = String::from_utf8(output.stdout).ok()?;
+    let version = message.split_once("(PostgreSQL) ")?.1;
     version
         .split(|c: char| !c.is_ascii_digit())
         .next()?

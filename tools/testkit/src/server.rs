@@ -141,8 +141,8 @@ impl Server {
         let output = self.in_place(&mut command).output();
         match output {
             Ok(output) if output.status.success() => {
-                let said = [output.stdout, output.stderr].concat();
-                String::from_utf8_lossy(&said).into_owned()
+                let message = [output.stdout, output.stderr].concat();
+                String::from_utf8_lossy(&message).into_owned()
             }
             Ok(output) => panic!(
                 "{} failed: {}\n{}{}",

@@ -266,7 +266,7 @@ impl From<Error> for std::io::Error {
 /// The source of an [`Error::Unavailable`] with more facts than its message.
 #[derive(Debug)]
 pub(crate) struct Cause {
-    pub(crate) said: String,
+    pub(crate) message: String,
     /// The database answered, so it can be reached, but cannot do the operation now.
     pub(crate) answered: bool,
     /// The operation was not done and will not be: it was never sent, or was refused.
@@ -275,10 +275,10 @@ pub(crate) struct Cause {
 
 impl Cause {
     /// A cause with this message, and the facts of `source` if it has any.
-    pub(crate) fn of(source: &BoxError, said: String) -> Self {
+    pub(crate) fn of(source: &BoxError, message: String) -> Self {
         let known = source.downcast_ref::<Self>();
         Self {
-            said,
+            message,
             answered: known.is_some_and(|cause| cause.answered),
             undone: known.is_some_and(|cause| cause.undone),
         }
@@ -287,7 +287,7 @@ impl Cause {
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.said)
+        f.write_str(&self.message)
     }
 }
 
@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(
             error(
                 Cause {
-                    said: "its disk is full".into(),
+                    message: "its disk is full".into(),
                     answered: true,
                     undone: false,
                 }

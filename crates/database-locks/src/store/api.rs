@@ -291,17 +291,17 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(crate) fn rejected(said: impl Into<String>, hint: Option<&str>) -> Self {
+    pub(crate) fn rejected(message: impl Into<String>, hint: Option<&str>) -> Self {
         Self::Rejected {
             hint: hint.map(str::to_owned),
-            source: said.into().into(),
+            source: message.into().into(),
         }
     }
 
     /// It answered that it cannot do it just now: that passes, or is seen to.
-    pub(crate) fn cannot_serve(said: impl Into<String>) -> Self {
+    pub(crate) fn cannot_serve(message: impl Into<String>) -> Self {
         let cause = Cause {
-            said: said.into(),
+            message: message.into(),
             answered: true,
             undone: false,
         };
@@ -339,13 +339,14 @@ impl StoreError {
 
     /// The same once more, for another who was to be answered together.
     pub(crate) fn again(&self) -> Self {
-        let said = |source: &BoxError| -> BoxError { Cause::of(source, source.to_string()).into() };
+        let message =
+            |source: &BoxError| -> BoxError { Cause::of(source, source.to_string()).into() };
         match self {
-            Self::Contention(source) => Self::Contention(said(source)),
-            Self::Unavailable(source) => Self::Unavailable(said(source)),
+            Self::Contention(source) => Self::Contention(message(source)),
+            Self::Unavailable(source) => Self::Unavailable(message(source)),
             Self::Rejected { hint, source } => Self::Rejected {
                 hint: hint.clone(),
-                source: said(source),
+                source: message(source),
             },
         }
     }

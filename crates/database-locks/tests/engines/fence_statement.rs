@@ -59,9 +59,12 @@ impl Writer {
     fn statement(&mut self, fence: &Fence) -> Result<(), FenceFailure> {
         let sql = filled(&fence.sql(ParamStyle::Numbered).unwrap(), fence);
         let failed = |error: &dyn std::fmt::Display| {
-            let said = error.to_string();
+            let message = error.to_string();
             let conflict = ["could not serialize", "1020", "1213"];
-            assert!(conflict.iter().any(|word| said.contains(word)), "{said}");
+            assert!(
+                conflict.iter().any(|word| message.contains(word)),
+                "{message}"
+            );
             FenceFailure::Conflict
         };
         let rows = self.session.run(&sql).map_err(|error| failed(&error))?;

@@ -70,8 +70,8 @@ async fn what_is_missing_is_said(lab: Lab) {
 
     let refused = |error: Error, right: &str| {
         assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
-        let said = error.chain();
-        assert!(said.contains(right), "{said}");
+        let message = error.chain();
+        assert!(message.contains(right), "{message}");
     };
     // It deletes nothing, since there is nothing: the right is missing all the same.
     let long = Duration::from_secs(86_400);

@@ -47,17 +47,20 @@ async fn a_blocked_table_is_called_blocked_and_names_who_blocks_it(lab: &Lab) {
             .unwrap();
         let pid = stranger.run("SELECT pg_backend_pid()").unwrap().remove(0);
         let once = locks.lock("never had").try_acquire().await.unwrap_err();
-        let said = once.chain();
-        assert!(matches!(once, Error::Unavailable { .. }), "{mode}: {said}");
+        let message = once.chain();
         assert!(
-            said.contains("the database cannot do it now: blocked for 5s by the session of pid"),
-            "{mode}: {said}"
+            matches!(once, Error::Unavailable { .. }),
+            "{mode}: {message}"
         );
         assert!(
-            said.contains(&format!("pid {pid} (user postgres")),
-            "{said}"
+            message.contains("the database cannot do it now: blocked for 5s by the session of pid"),
+            "{mode}: {message}"
         );
-        assert!(!said.contains("held"), "{mode}: {said}");
+        assert!(
+            message.contains(&format!("pid {pid} (user postgres")),
+            "{message}"
+        );
+        assert!(!message.contains("held"), "{mode}: {message}");
         // Less than a call may take, and more.
         for wait in [3, 6].map(Duration::from_secs) {
             let waiting = locks.lock("never had").wait(wait);
@@ -128,8 +131,11 @@ async fn a_database_of_another_encoding_refuses_names_that_it_cannot_hold_and_no
     guard.release().await.unwrap();
     for lock in [locks.lock("日本"), locks.lock("job").holder("仕事")] {
         let refused = lock.acquire().await.unwrap_err();
-        let said = refused.chain();
-        assert!(matches!(refused, Error::Rejected { .. }), "{said}");
-        assert!(said.contains("LATIN1") && said.contains("UTF8"), "{said}");
+        let message = refused.chain();
+        assert!(matches!(refused, Error::Rejected { .. }), "{message}");
+        assert!(
+            message.contains("LATIN1") && message.contains("UTF8"),
+            "{message}"
+        );
     }
 }

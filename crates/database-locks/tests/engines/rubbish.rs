@@ -155,8 +155,8 @@ async fn the_last_token_is_never_passed(lab: &Lab) {
     for token in [i64::MAX] {
         let refused = |error: Error| {
             assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
-            let said = error.chain();
-            assert!(said.contains("its token is out of range"), "{said}");
+            let message = error.chain();
+            assert!(message.contains("its token is out of range"), "{message}");
         };
         fill(lab, &format!("token = {token}"));
         refused(locks.lock("job").try_acquire().await.unwrap_err());

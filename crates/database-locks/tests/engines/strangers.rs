@@ -331,8 +331,8 @@ async fn a_missing_table_says_what_to_do(lab: &Lab) {
         locks.force_release("job").await.unwrap_err(),
     ] {
         assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
-        let said = error.chain();
-        assert!(said.contains("dblock init"), "{said}");
+        let message = error.chain();
+        assert!(message.contains("dblock init"), "{message}");
     }
 }
 

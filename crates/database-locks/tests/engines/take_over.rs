@@ -102,16 +102,16 @@ async fn a_row_of_the_old_package_is_taken_over(lab: &Lab) {
     lab.sql("UPDATE database_locks_lock SET expires_at = '2999-01-02 00:00:00' WHERE name = 'job'");
     let next = mine(&locks).try_acquire().await.unwrap().expect("from it");
     assert!(next.token() > guard.token());
-    let said = guard.check().await.unwrap_err();
+    let message = guard.check().await.unwrap_err();
     assert!(
         matches!(
-            said,
+            message,
             Error::Lost {
                 reason: LostReason::Preempted,
                 ..
             }
         ),
-        "{said}"
+        "{message}"
     );
     promise("P2", lab.engine);
 }
@@ -154,9 +154,12 @@ async fn a_key_share_keeps_it_out(lab: &Lab) {
 async fn it_takes_a_holder_that_is_given() {
     let lab = Lab::memory().unwrap();
     let locks = lab.locks().await;
-    let said = locks.lock("job").preempt(true).acquire().await.unwrap_err();
-    assert!(matches!(said, Error::Config { .. }), "{said}");
-    assert!(said.to_string().starts_with("`preempt` is on"), "{said}");
+    let message = locks.lock("job").preempt(true).acquire().await.unwrap_err();
+    assert!(matches!(message, Error::Config { .. }), "{message}");
+    assert!(
+        message.to_string().starts_with("`preempt` is on"),
+        "{message}"
+    );
     assert!(
         locks.show("job").await.unwrap().is_none(),
         "nothing was sent"

@@ -30,16 +30,16 @@ async fn a_lease_ends_when_the_test_wants_it(lab: &Lab) {
         let next = soon(waiter).await.unwrap().unwrap();
         assert!(began.elapsed() < AT_ONCE);
         assert!(next.token() > guard.token());
-        let said = guard.release().await.unwrap_err();
+        let message = guard.release().await.unwrap_err();
         assert!(
             matches!(
-                said,
+                message,
                 Error::Lost {
                     reason: LostReason::Expired,
                     ..
                 }
             ),
-            "{said}"
+            "{message}"
         );
         next.check().await.expect("not touched by the late release");
         next.release().await.unwrap();
@@ -70,26 +70,26 @@ async fn work_is_stopped_as_by_a_real_loss(lab: &Lab) {
     };
     begun.await.unwrap();
     assert!(expire(&locks, "job").await.unwrap());
-    let said = soon(work).await.unwrap().unwrap_err();
+    let message = soon(work).await.unwrap().unwrap_err();
     assert!(
         matches!(
-            said,
+            message,
             Error::Lost {
                 reason: LostReason::Expired,
                 ..
             }
         ),
-        "{said}"
+        "{message}"
     );
 }
 
 async fn elsewhere_the_clock_goes_on(lab: &Lab) {
     let locks = lab.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
-    let said = expire(&locks, "job").await.unwrap_err();
+    let message = expire(&locks, "job").await.unwrap_err();
     assert!(
-        matches!(said, Error::Config { setting: "url", .. }),
-        "{said}"
+        matches!(message, Error::Config { setting: "url", .. }),
+        "{message}"
     );
     guard.check().await.expect("nothing happened");
 }

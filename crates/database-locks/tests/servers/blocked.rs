@@ -157,11 +157,14 @@ async fn a_table_under_a_backup_is_blocked_and_not_held(server: Option<MySqlServ
     backup.run("FLUSH TABLES WITH READ LOCK").unwrap();
     for name in ["never had", "free"] {
         let tried = locks.lock(name).try_acquire().await.unwrap_err();
-        let said = tried.chain();
-        assert!(matches!(tried, Error::Unavailable { .. }), "{name}: {said}");
+        let message = tried.chain();
         assert!(
-            said.contains("blocked by another session"),
-            "{name}: {said}"
+            matches!(tried, Error::Unavailable { .. }),
+            "{name}: {message}"
+        );
+        assert!(
+            message.contains("blocked by another session"),
+            "{name}: {message}"
         );
         let waited = locks
             .lock(name)

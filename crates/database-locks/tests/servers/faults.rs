@@ -548,11 +548,11 @@ async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
 
     let locks = database_locks::Locks::builder(&url).connect_lazy().unwrap();
     let (once, began) = (locks.lock("job").try_acquire().await, now());
-    let said = once.unwrap_err();
-    assert!(matches!(said, Error::Unavailable { .. }), "{said}");
+    let message = once.unwrap_err();
+    assert!(matches!(message, Error::Unavailable { .. }), "{message}");
     let bounded = locks.lock("job").wait(ms(700)).acquire().await;
-    let (said, took) = (bounded.unwrap_err(), began.elapsed());
-    assert!(matches!(said, Error::Unavailable { .. }), "{said}");
+    let (message, took) = (bounded.unwrap_err(), began.elapsed());
+    assert!(matches!(message, Error::Unavailable { .. }), "{message}");
     assert!(took >= ms(700) && took < ms(5000), "{took:?}");
     let waiter = locks.lock("job").wait(SOON);
     let waiter = tokio::spawn(async move { waiter.acquire().await });

@@ -87,7 +87,7 @@ fn options([certificate, key]: &[PathBuf; 2]) -> String {
     format!("sslcert={}&sslkey={}", certificate.display(), key.display())
 }
 
-fn said(error: &Error, words: &[&str]) {
+fn message(error: &Error, words: &[&str]) {
     let chain = error.chain();
     for word in words {
         assert!(chain.contains(word), "`{word}` is not in: {chain}");
@@ -108,7 +108,7 @@ async fn config(url: &str, words: &[&str]) {
         matches!(error, Error::Config { setting: "url", .. }),
         "{error:?}"
     );
-    said(&error, words);
+    message(&error, words);
 }
 
 async fn with_a_certificate_of_the_right_ca_it_lets_us_in(lab: &Lab) {
@@ -142,7 +142,7 @@ async fn without_one_it_says_what_is_wanted(lab: &Lab) {
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
-    said(&error, &["localhost:", "certificate", "sslcert"]);
+    message(&error, &["localhost:", "certificate", "sslcert"]);
     promise("P14", lab.engine);
 }
 
@@ -152,7 +152,7 @@ async fn one_of_another_ca_is_refused_by_the_server(lab: &Lab) {
     let url = lab.with(&format!("sslmode=require&{}", options(&files)));
     let error = Locks::connect(url).await.unwrap_err();
     assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
-    said(
+    message(
         &error,
         &["does not accept our client certificate", "sslcert="],
     );

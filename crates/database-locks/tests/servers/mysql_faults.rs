@@ -265,8 +265,8 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
         })
         .collect();
     for answer in together {
-        let said = answer.await.unwrap().unwrap_err().chain();
-        assert!(said.contains("cannot do it now: "), "{said}");
+        let message = answer.await.unwrap().unwrap_err().chain();
+        assert!(message.contains("cannot do it now: "), "{message}");
     }
     let lost = tokio::time::timeout(SOON, kept.lost())
         .await

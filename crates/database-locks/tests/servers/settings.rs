@@ -72,8 +72,8 @@ async fn a_role_may_be_taken(lab: &Lab) {
     let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'database_locks_lock'";
     assert_eq!(lab.sql(owner).trim(), role);
     let nobody = format!("{}?options=-c role=nobody_of_that_name", lab.url);
-    let said = Locks::connect(nobody).await.unwrap_err();
-    assert!(matches!(said, Error::Rejected { .. }), "{said:?}");
+    let message = Locks::connect(nobody).await.unwrap_err();
+    assert!(matches!(message, Error::Rejected { .. }), "{message:?}");
 }
 
 /// Whatever is run first, ours holds afterwards: what others see, whose clock ends a lease, and how
@@ -171,10 +171,10 @@ async fn an_init_command_is_run_on_each_connection(server: &MySqlServer) {
     assert!(count() > before, "on the new connection, too");
 
     for command in ["SELECT 'hunter2' FROM", "SELECT 1 FROM no_such_table"] {
-        let said = Locks::connect(format!("{url}?init_command={command}")).await;
-        let said = said.unwrap_err();
-        assert!(matches!(said, Error::Rejected { .. }), "{said:?}");
-        let chain = said.chain();
+        let message = Locks::connect(format!("{url}?init_command={command}")).await;
+        let message = message.unwrap_err();
+        assert!(matches!(message, Error::Rejected { .. }), "{message:?}");
+        let chain = message.chain();
         assert!(chain.contains("init_command failed"), "{chain}");
         assert!(!chain.contains("hunter2"), "{chain}");
     }
@@ -190,10 +190,10 @@ async fn a_host_is_tried_for_as_long_as_the_url_says(lab: &Lab) {
     for (seconds, least) in [(1, ms(900)), (6, ms(5900))] {
         let began = now();
         let url = format!("{login}@{at}/{database}?connect_timeout={seconds}");
-        let said = Locks::connect(url).await.unwrap_err();
+        let message = Locks::connect(url).await.unwrap_err();
         let took = began.elapsed();
-        assert!(matches!(said, Error::Unavailable { .. }), "{said:?}");
-        let chain = said.chain();
+        assert!(matches!(message, Error::Unavailable { .. }), "{message:?}");
+        let chain = message.chain();
         assert!(
             chain.contains(&format!("did not answer within {seconds}s")),
             "{chain}"

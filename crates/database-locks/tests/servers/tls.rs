@@ -94,11 +94,11 @@ fn authorities() -> (Authority, Authority) {
 async fn refused(url: &str, words: &[&str]) {
     let error = Locks::connect(url).await.expect_err(url);
     assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
-    said(&error, words);
+    message(&error, words);
 }
 
 /// It has all of these words, and not the password.
-fn said(error: &Error, words: &[&str]) {
+fn message(error: &Error, words: &[&str]) {
     let chain = error.chain();
     for word in words {
         assert!(chain.contains(word), "`{word}` is not in: {chain}");
@@ -171,9 +171,9 @@ async fn without_sslrootcert_the_roots_of_this_machine_count(lab: &Lab) {
     ] {
         let error = Locks::connect(lab.with(options)).await.expect_err(options);
         match &error {
-            Error::Rejected { .. } => said(&error, &["unknown CA", "sslrootcert="]),
+            Error::Rejected { .. } => message(&error, &["unknown CA", "sslrootcert="]),
             // A machine that trusts nobody.
-            _ => said(&error, &["no root certificates", "sslrootcert="]),
+            _ => message(&error, &["no root certificates", "sslrootcert="]),
         }
     }
 }
@@ -219,7 +219,7 @@ async fn a_file_without_certificates_is_refused_before_any_server_is_asked(lab: 
             "{error:?}"
         );
         let name = file.file_name().unwrap().to_string_lossy();
-        said(&error, &["sslrootcert", &name, why]);
+        message(&error, &["sslrootcert", &name, why]);
     }
     assert_eq!(proxy.counts().connections, 0);
     promise("P14", lab.engine);

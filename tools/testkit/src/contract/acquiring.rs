@@ -186,9 +186,9 @@ pub async fn a_batch_that_asks_for_a_lock_twice_gets_it_once(bench: &Bench) {
 /// Each row has the values of its own request, whatever characters they contain.
 pub async fn a_batch_writes_for_each_what_it_asked_for(bench: &Bench) {
     let store = bench.ready().await;
-    let said = r#"{"meta":{"why":"\"quoted\", a \\ and an é 🔒"}}"#;
+    let message = r#"{"meta":{"why":"\"quoted\", a \\ and an é 🔒"}}"#;
     let mut asks = ["one", "two"].map(|lock| ask(lock, "me \"\\ é 🔒", LONG));
-    asks[1].metadata = said.into();
+    asks[1].metadata = message.into();
     // As new rows, and as rows that are there.
     for _ in 0..2 {
         let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");

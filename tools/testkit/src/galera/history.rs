@@ -23,8 +23,8 @@ pub(crate) fn recovered(mariadb: &MySqlServer) -> Option<String> {
     }
     let mut args = mariadb.args.clone();
     args.push("--wsrep-recover".into());
-    let said = mariadb.server.prepare(&mariadb.program, &args);
-    let found = said.lines().rev().find_map(|line| {
+    let message = mariadb.server.prepare(&mariadb.program, &args);
+    let found = message.lines().rev().find_map(|line| {
         let (_, position) = line.split_once("WSREP: Recovered position: ")?;
         Some(position.trim().to_owned())
     });

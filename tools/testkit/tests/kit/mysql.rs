@@ -26,10 +26,10 @@ fn login(server: &MySqlServer, over: &[String], password: &str) -> (bool, String
         .arg(name)
         .output()
         .expect("the client is there");
-    let said = [output.stdout, output.stderr].concat();
+    let message = [output.stdout, output.stderr].concat();
     (
         output.status.success(),
-        String::from_utf8_lossy(&said).trim().to_owned(),
+        String::from_utf8_lossy(&message).trim().to_owned(),
     )
 }
 
@@ -54,8 +54,8 @@ fn the_locker_comes_in_by_password_only(server: &MySqlServer) {
         login(server, &socket, right),
         (true, "locker@localhost".into())
     );
-    let (ok, said) = login(server, &socket, "wrong");
-    assert!(!ok && said.contains("Access denied"), "{said}");
+    let (ok, message) = login(server, &socket, "wrong");
+    assert!(!ok && message.contains("Access denied"), "{message}");
     assert_eq!(
         server.locker_url("t_1"),
         format!("mysql://locker:p%40ss%3Aw%2Frd%3F%23%25%20%26%3D%27%C3%A9@127.0.0.1:{port}/t_1")

@@ -20,10 +20,10 @@ fn psql(postgres: &Postgres, url: &str) -> (bool, String) {
         .env("PGCONNECT_TIMEOUT", "10")
         .output()
         .expect("psql is beside the server");
-    let said = [output.stdout, output.stderr].concat();
+    let message = [output.stdout, output.stderr].concat();
     (
         output.status.success(),
-        String::from_utf8_lossy(&said).trim().to_owned(),
+        String::from_utf8_lossy(&message).trim().to_owned(),
     )
 }
 
@@ -44,10 +44,10 @@ fn every_url_leads_to_its_database() {
         psql(postgres, &postgres.locker_url(&url)),
         (true, format!("locker@{name}"))
     );
-    let (ok, said) = psql(postgres, &postgres.locker_url_with(&url, "wrong"));
+    let (ok, message) = psql(postgres, &postgres.locker_url_with(&url, "wrong"));
     assert!(
-        !ok && said.contains("password authentication failed"),
-        "{said}"
+        !ok && message.contains("password authentication failed"),
+        "{message}"
     );
 }
 

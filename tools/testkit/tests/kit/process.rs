@@ -95,11 +95,11 @@ fn nothing_outlives_a_killed_test_process() {
         .args(["process::owner_of_things", "--exact", "--nocapture"])
         .env(OWNER, "1");
     let mut owner = Killable::spawn_command(&command);
-    let said = std::iter::from_fn(|| Some(owner.expect_line(SOON)))
+    let message = std::iter::from_fn(|| Some(owner.expect_line(SOON)))
         .find(|line| line.starts_with('/'))
         .unwrap();
-    let [dir, running, frozen] = said.split(' ').collect::<Vec<_>>()[..] else {
-        panic!("{said}");
+    let [dir, running, frozen] = message.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{message}");
     };
     let alive = |pid: &str| {
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -28,10 +28,10 @@ fn keep_promises(file: &Path) {
         .output()
         .expect("this program runs");
     assert!(kept.status.success());
-    let said = String::from_utf8_lossy(&kept.stdout);
+    let message = String::from_utf8_lossy(&kept.stdout);
     assert!(
-        !said.contains("promise P1"),
-        "libtest no longer swallows it: {said}"
+        !message.contains("promise P1"),
+        "libtest no longer swallows it: {message}"
     );
 }
 
@@ -45,8 +45,8 @@ fn check_without(file: &Path, expected: &Path, absent: &[&str]) -> (Output, Stri
         .args(absent)
         .output()
         .expect("the script can be run");
-    let said = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into();
-    (output, said)
+    let message = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into();
+    (output, message)
 }
 
 #[test]
@@ -57,18 +57,18 @@ fn a_promise_that_was_not_kept_is_named() {
     keep_promises(&file);
 
     std::fs::write(&expected, "# all\nP1 postgres\n\nP2 sqlite\n").expect("it is our directory");
-    let (output, said) = check(&file, &expected);
-    assert!(output.status.success(), "{said}");
+    let (output, message) = check(&file, &expected);
+    assert!(output.status.success(), "{message}");
     assert!(
-        said.contains("P1 postgres 2\n") && said.contains("P2 sqlite 2\n"),
-        "{said}"
+        message.contains("P1 postgres 2\n") && message.contains("P2 sqlite 2\n"),
+        "{message}"
     );
 
     std::fs::write(&expected, "P1 postgres\nP1 sqlite\nP2 sqlite\n").expect("it is our directory");
-    let (output, said) = check(&file, &expected);
-    assert!(!output.status.success(), "{said}");
-    assert!(said.contains("missing: P1 sqlite\n"), "{said}");
-    assert!(!said.contains("missing: P1 postgres"), "{said}");
+    let (output, message) = check(&file, &expected);
+    assert!(!output.status.success(), "{message}");
+    assert!(message.contains("missing: P1 sqlite\n"), "{message}");
+    assert!(!message.contains("missing: P1 postgres"), "{message}");
 }
 
 #[test]
@@ -76,10 +76,10 @@ fn without_a_record_every_promise_is_missing() {
     let dir = ScratchDir::new("promise");
     let expected = dir.join("expected");
     std::fs::write(&expected, "P1 postgres\n").expect("it is our directory");
-    let (output, said) = check(&dir.join("nothing"), &expected);
+    let (output, message) = check(&dir.join("nothing"), &expected);
     assert!(
-        !output.status.success() && said.contains("missing: P1 postgres\n"),
-        "{said}"
+        !output.status.success() && message.contains("missing: P1 postgres\n"),
+        "{message}"
     );
 }
 
@@ -90,13 +90,13 @@ fn an_engine_that_is_left_out_is_not_demanded_and_named_in_the_last_line() {
     keep_promises(&file);
     let pairs = "P1 postgres\nP1 mysql\nP2 mysql\nP1 mysql-group\nP2 sqlite\n";
     std::fs::write(&expected, pairs).expect("it is our directory");
-    let (output, said) = check_without(&file, &expected, &["mysql", "mysql-group"]);
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("promises: 2 of 2 tested\n"), "{said}");
+    let (output, message) = check_without(&file, &expected, &["mysql", "mysql-group"]);
+    assert!(output.status.success(), "{message}");
+    assert!(message.contains("promises: 2 of 2 tested\n"), "{message}");
     let last = "not demanded of mysql mysql-group: 3";
-    assert_eq!(said.lines().last(), Some(last));
+    assert_eq!(message.lines().last(), Some(last));
 
-    let (output, said) = check_without(&file, &expected, &["mysql"]);
-    assert!(!output.status.success(), "{said}");
-    assert!(said.contains("missing: P1 mysql-group\n"), "{said}");
+    let (output, message) = check_without(&file, &expected, &["mysql"]);
+    assert!(!output.status.success(), "{message}");
+    assert!(message.contains("missing: P1 mysql-group\n"), "{message}");
 }

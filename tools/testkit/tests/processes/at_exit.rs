@@ -36,8 +36,8 @@ const OTHER_WAYS: [&str; 16] = [
 fn ended(url: &str, how: &str) -> (Option<i32>, String) {
     let mut command = Command::new(Path::new(ENDER));
     let out = command.args([url, "job", how]).output().expect("runs");
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    (out.status.code(), said)
+    let message = String::from_utf8_lossy(&out.stderr).into_owned();
+    (out.status.code(), message)
 }
 
 async fn is_free(locks: &Locks) -> bool {
@@ -46,15 +46,15 @@ async fn is_free(locks: &Locks) -> bool {
 }
 
 async fn free_after(lab: &Lab, locks: &Locks, how: &str) {
-    let (code, said) = ended(&lab.url, how);
+    let (code, message) = ended(&lab.url, how);
     let expected = match how {
         "question-mark" | "current-thread" => Some(1),
         "exit" | "exit-holding" | "exit-elsewhere" | "exit-beside" => Some(3),
         "panic" => Some(101),
         _ => Some(0),
     };
-    assert_eq!(code, expected, "{how}: {said}");
-    assert!(is_free(locks).await, "{how}: it is still held. {said}");
+    assert_eq!(code, expected, "{how}: {message}");
+    assert!(is_free(locks).await, "{how}: it is still held. {message}");
 }
 
 async fn a_guard_that_the_end_of_main_drops_is_free_when_the_program_has_ended(lab: &Lab) {

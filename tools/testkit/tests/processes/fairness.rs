@@ -38,8 +38,8 @@ fn grants(lab: &Lab, threads: &[usize], hold_ms: u32, total: u32) -> Vec<Vec<u32
         let mut grants = vec![0; threads];
         while all.load(Ordering::Relaxed) < total {
             // None while others have it.
-            if let Some(said) = taker.line(Duration::from_millis(100)) {
-                let thread = said.strip_prefix("grant ").expect("a grant");
+            if let Some(message) = taker.line(Duration::from_millis(100)) {
+                let thread = message.strip_prefix("grant ").expect("a grant");
                 grants[thread.parse::<usize>().expect("a thread")] += 1;
                 all.fetch_add(1, Ordering::Relaxed);
             }

@@ -64,10 +64,10 @@ impl<'a> Data<'a> {
         );
         let args = [&self.lab.url, "job", &ttl, how, file.to_str().unwrap()];
         let process = Killable::spawn(WRITER, args);
-        let said = process.expect_line(SOON);
-        let token = said
+        let message = process.expect_line(SOON);
+        let token = message
             .strip_prefix("held ")
-            .unwrap_or_else(|| panic!("{said}"));
+            .unwrap_or_else(|| panic!("{message}"));
         let token = token.parse().unwrap();
         (process, token)
     }
@@ -86,22 +86,22 @@ async fn frozen(lab: &Lab, how: &str) -> (String, bool) {
     next.release().await.unwrap();
     process.send_line("go").unwrap();
     process.thaw();
-    let said = process.expect_line(SOON);
-    (said, data.writer() == new)
+    let message = process.expect_line(SOON);
+    (message, data.writer() == new)
 }
 
 async fn a_frozen_holder_cannot_write(lab: &Lab) {
-    let (said, kept) = frozen(lab, "fenced").await;
-    assert!(kept, "{said}");
-    assert!(said.starts_with("refused: lock `job` lost"), "{said}");
+    let (message, kept) = frozen(lab, "fenced").await;
+    assert!(kept, "{message}");
+    assert!(message.starts_with("refused: lock `job` lost"), "{message}");
     promise("P9", lab.engine);
 }
 
 /// The database refuses it, whatever the process believes.
 async fn a_frozen_holder_that_trusts_itself_cannot_write(lab: &Lab) {
-    let (said, kept) = frozen(lab, "statement").await;
-    assert!(kept, "{said}");
-    assert!(said.starts_with("refused: lock `job` lost"), "{said}");
+    let (message, kept) = frozen(lab, "statement").await;
+    assert!(kept, "{message}");
+    assert!(message.starts_with("refused: lock `job` lost"), "{message}");
     promise("P9", lab.engine);
 }
 

@@ -15,8 +15,8 @@ const SOON: Duration = Duration::from_secs(60);
 
 fn holder(url: &str, name: &str, ttl: Duration) -> Killable {
     let taker = Killable::spawn(TAKER, ["hold", url, name, &ttl.as_millis().to_string()]);
-    let said = taker.expect_line(SOON);
-    assert!(said.starts_with("held "), "{said}");
+    let message = taker.expect_line(SOON);
+    assert!(message.starts_with("held "), "{message}");
     taker
 }
 
@@ -44,8 +44,8 @@ fn counted(lab: &Lab, processes: usize, rounds: &str, how: &str, meanwhile: impl
     }
     meanwhile();
     for taker in &takers {
-        let said = taker.expect_line(Duration::from_secs(180));
-        assert_eq!(said, "done");
+        let message = taker.expect_line(Duration::from_secs(180));
+        assert_eq!(message, "done");
     }
     fs::read_to_string(&file)
         .expect("readable")
@@ -114,17 +114,17 @@ async fn a_frozen_holder_learns_before_it_does_anything_more(lab: &Lab) {
     taker.send_line("ask").expect("it listens");
     taker.send_line("release").expect("it listens");
     taker.thaw();
-    let mut said: Vec<String> = (0..3).map(|_| taker.expect_line(SOON)).collect();
-    let lost = said
+    let mut message: Vec<String> = (0..3).map(|_| taker.expect_line(SOON)).collect();
+    let lost = message
         .iter()
         .position(|line| line.starts_with("lost "))
         .expect("it is told");
-    said.remove(lost);
-    assert_eq!(said[0], "is_held false");
+    message.remove(lost);
+    assert_eq!(message[0], "is_held false");
     assert!(
-        said[1].starts_with("not released: lock `job` lost"),
+        message[1].starts_with("not released: lock `job` lost"),
         "{}",
-        said[1]
+        message[1]
     );
     taker.close_input();
     assert!(taker.wait(SOON).is_some_and(|status| status.success()));
@@ -165,8 +165,8 @@ async fn the_same_holder_in_another_process_takes_over(lab: &Lab) {
     let locks = lab.locks().await;
     let start = || {
         let taker = Killable::spawn(TAKER, ["hold", &lab.url, "job", "9000", "as", "node 7"]);
-        let said = taker.expect_line(SOON);
-        let token: i64 = said
+        let message = taker.expect_line(SOON);
+        let token: i64 = message
             .strip_prefix("held ")
             .expect("it has it")
             .parse()
@@ -183,8 +183,8 @@ async fn the_same_holder_in_another_process_takes_over(lab: &Lab) {
     assert_eq!(old.expect_line(SOON), "lost Preempted");
     assert_eq!(ask(&mut old), "is_held false");
     old.send_line("release").expect("it listens");
-    let said = old.expect_line(SOON);
-    assert!(said.contains("preempted"), "{said}");
+    let message = old.expect_line(SOON);
+    assert!(message.contains("preempted"), "{message}");
     assert_eq!(ask(&mut new), "is_held true");
     let row = locks.show("job").await.unwrap().expect("a row");
     assert_eq!(
@@ -202,10 +202,13 @@ async fn the_same_holder_in_another_process_takes_over(lab: &Lab) {
 async fn a_forked_child_takes_over_as_another_process(lab: &Lab) {
     lab.locks().await;
     let mut taker = Killable::spawn(TAKER, ["fork-as", &lab.url, "job", "node 7"]);
-    let said: Vec<String> = (0..3).map(|_| taker.expect_line(SOON)).collect();
+    let message: Vec<String> = (0..3).map(|_| taker.expect_line(SOON)).collect();
     assert!(taker.wait(SOON).is_some_and(|status| status.success()));
-    assert_eq!(said[..2], ["parent: excludes true", "child: greater true"]);
-    assert!(said[2].contains("preempted"), "{}", said[2]);
+    assert_eq!(
+        message[..2],
+        ["parent: excludes true", "child: greater true"]
+    );
+    assert!(message[2].contains("preempted"), "{}", message[2]);
     promise("P13", lab.engine);
 }
 
@@ -229,23 +232,23 @@ async fn the_maker_of_a_file_is_not_forgotten_by_others(lab: &Lab) {
 async fn a_forked_child_touches_nothing_of_its_parents(lab: &Lab) {
     lab.locks().await;
     let mut taker = Killable::spawn(TAKER, ["fork", &lab.url, "job"]);
-    let mut said: Vec<String> = (0..6).map(|_| taker.expect_line(SOON)).collect();
+    let mut message: Vec<String> = (0..6).map(|_| taker.expect_line(SOON)).collect();
     assert!(
         taker.wait(SOON).is_some_and(|status| status.success()),
-        "{said:?}"
+        "{message:?}"
     );
     // Where SQLite was open before the fork, it cannot be used after it, and says so.
     if lab.engine == "sqlite" {
-        for line in said.drain(2..4) {
+        for line in message.drain(2..4) {
             assert!(line.contains("when this process was forked"), "{line}");
         }
     } else {
-        let own: Vec<String> = said.drain(2..4).collect();
+        let own: Vec<String> = message.drain(2..4).collect();
         assert_eq!(own, ["child: got it false", "child: held true"]);
     }
     let lost = "child: lock `job` lost: held by the process that forked this one";
     assert_eq!(
-        said,
+        message,
         [
             "child: is_held false",
             lost,
@@ -259,10 +262,10 @@ async fn a_forked_child_touches_nothing_of_its_parents(lab: &Lab) {
 #[test]
 fn a_forked_child_draws_its_own_grant_ids_and_names_its_own_pid() {
     let mut taker = Killable::spawn(TAKER, ["fork-ids"]);
-    let said: Vec<String> = (0..3).map(|_| taker.expect_line(SOON)).collect();
+    let message: Vec<String> = (0..3).map(|_| taker.expect_line(SOON)).collect();
     assert!(taker.wait(SOON).is_some_and(|status| status.success()));
     let (mut ids, mut pids) = (BTreeSet::new(), Vec::new());
-    for line in &said {
+    for line in &message {
         let mut words = line.split(' ');
         let pid = words.next();
         assert_eq!(words.next(), pid, "the pid that its locks name");

@@ -25,11 +25,11 @@ pub(crate) enum Status {
 
 /// Why the latest renewal failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Trouble {
+pub(crate) struct RenewalFailure {
     /// The reason of the loss if trust ends now.
     pub(crate) reason: LostReason,
     /// The database's answer or error.
-    pub(crate) said: Arc<str>,
+    pub(crate) message: Arc<str>,
 }
 
 /// State of one grant: written by the scheduler, read by the guard.
@@ -52,7 +52,7 @@ pub(crate) struct GrantState {
     outlives_trust: AtomicBool,
     /// Whether a renewal is under way.
     unanswered: AtomicBool,
-    trouble: Mutex<Option<Trouble>>,
+    trouble: Mutex<Option<RenewalFailure>>,
     status: watch::Sender<Status>,
     pub(crate) listeners: Listeners,
 }
@@ -164,11 +164,11 @@ impl GrantState {
             };
         }
         // If the database reports the grant gone, that is its answer.
-        let said = trouble.filter(|_| gone.reason.leaves_a_lease());
-        Loss::of_held(gone, said.map(|trouble| trouble.said), self.since, at)
+        let message = trouble.filter(|_| gone.reason.leaves_a_lease());
+        Loss::of_held(gone, message.map(|trouble| trouble.message), self.since, at)
     }
 
-    fn trouble(&self) -> Option<Trouble> {
+    fn trouble(&self) -> Option<RenewalFailure> {
         let trouble = self.trouble.lock();
         trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -179,7 +179,7 @@ impl GrantState {
     }
 
     /// The renewal was answered. `None`: the lease was renewed.
-    pub(crate) fn answered(&self, trouble: Option<Trouble>) {
+    pub(crate) fn answered(&self, trouble: Option<RenewalFailure>) {
         self.unanswered.store(false, Ordering::Relaxed);
         let before = self.trouble.lock();
         *before.unwrap_or_else(PoisonError::into_inner) = trouble;
@@ -338,17 +338,18 @@ impl GrantState {
             false
         });
         if events {
-            Confirmed::LeaseEvents
+            Confirmed::Changed
         } else {
-            Confirmed::AsBefore
+            Confirmed::Unchanged
         }
     }
 }
 
+/// What a confirmation of the lease means for the tasks that wait on the grant.
 pub(crate) enum Confirmed {
-    AsBefore,
+    Unchanged,
     /// Waiting tasks have to be woken.
-    LeaseEvents,
+    Changed,
     /// A caller has already read that the grant is not held.
     TooLate,
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::client::renewal::grant_state::{Confirmed, GrantState, Trouble};
+use crate::client::renewal::grant_state::{Confirmed, GrantState, RenewalFailure};
 use crate::client::renewal::lease_events::LeaseEvents;
 use crate::client::renewal::outage::{Outage, Reconnects};
 use crate::error::Error;
@@ -200,7 +200,7 @@ impl LeaseTable {
         &mut self,
         id: GrantId,
         sent: BootInstant,
-        (answer, trouble): (Answer, Option<Trouble>),
+        (answer, trouble): (Answer, Option<RenewalFailure>),
         events: &mut LeaseEvents,
     ) {
         let now = clock::now();
@@ -233,8 +233,8 @@ impl LeaseTable {
         };
         match entry.held.confirm(&entry.lease) {
             Confirmed::TooLate => return self.lost(id, LostReason::Expired.into(), events),
-            Confirmed::LeaseEvents => events.confirmed.push(Arc::clone(&entry.held)),
-            Confirmed::AsBefore => {}
+            Confirmed::Changed => events.confirmed.push(Arc::clone(&entry.held)),
+            Confirmed::Unchanged => {}
         }
         self.plan(id, now);
     }
@@ -546,9 +546,9 @@ mod tests {
             let id = held.grant.id;
             table.add(lease, Arc::clone(&held), clock::now());
             table.entries.get_mut(&id).unwrap().renewing();
-            let trouble = Trouble {
+            let trouble = RenewalFailure {
                 reason: LostReason::Refused,
-                said: "permission denied".into(),
+                message: "permission denied".into(),
             };
             held.answered(Some(trouble));
             let loss = match asked {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::split::Split;
 use super::{LeaseTable, Round, Scheduler};
-use crate::client::renewal::grant_state::Trouble;
+use crate::client::renewal::grant_state::RenewalFailure;
 use crate::client::renewal::lease_events::{Failing, LeaseEvents};
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
@@ -120,9 +120,9 @@ impl Scheduler {
                     {
                         events.busy.push(Arc::clone(&entry.held));
                     }
-                    let trouble = Trouble {
+                    let trouble = RenewalFailure {
                         reason: LostReason::Expired,
-                        said: ROW_LOCKED.into(),
+                        message: ROW_LOCKED.into(),
                     };
                     table.answered(grant.id, sent, (Answer::Busy, Some(trouble)), &mut events);
                 }
@@ -148,9 +148,9 @@ impl Scheduler {
             StoreError::Unavailable(message) => (Answer::Unknown, message),
             StoreError::Rejected { source, .. } => (Answer::Refused, source),
         };
-        let trouble = Trouble {
+        let trouble = RenewalFailure {
             reason: answer.lost_reason(),
-            said: message.to_string().into(),
+            message: message.to_string().into(),
         };
         let mut events = LeaseEvents::default();
         let mut table = self.table();

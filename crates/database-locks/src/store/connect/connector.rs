@@ -50,9 +50,9 @@ impl<E: Endpoint> Connector<E> {
 
     /// Ask where the server is, and what to log in with.
     pub(crate) async fn ask<H>(&self) -> Result<Arc<E>, Failure<H>> {
-        let failure = |verdict, said| Failure {
+        let failure = |verdict, message| Failure {
             verdict,
-            said,
+            message,
             hint: None,
         };
         let unusable = match self.has_served() {
@@ -60,8 +60,8 @@ impl<E: Endpoint> Connector<E> {
             false => Verdict::Refused,
         };
         let server = self.source.ask().await.map_err(|missing| match missing {
-            Missing::Unusable(said) => failure(unusable, said),
-            Missing::Later(said) => failure(Verdict::Unavailable, said),
+            Missing::Unusable(message) => failure(unusable, message),
+            Missing::Later(message) => failure(Verdict::Unavailable, message),
         })?;
         let before = self.endpoint();
         if server == *before.server() {

@@ -18,7 +18,7 @@ const LEAST: Duration = Duration::from_secs(1);
 pub(crate) struct Failure<H> {
     pub(crate) verdict: Verdict,
     /// With its address.
-    pub(crate) said: String,
+    pub(crate) message: String,
     pub(crate) hint: Option<H>,
 }
 
@@ -26,8 +26,8 @@ impl<H: std::fmt::Display> Failure<H> {
     /// What is said of it, and what to do about it.
     pub(crate) fn with_hint(&self) -> String {
         match &self.hint {
-            Some(hint) => format!("{} ({hint})", self.said),
-            None => self.said.clone(),
+            Some(hint) => format!("{} ({hint})", self.message),
+            None => self.message.clone(),
         }
     }
 }
@@ -69,7 +69,7 @@ where
             Ok(Err(failure)) => failures.push(failure),
             Err(_) => failures.push(Failure {
                 verdict: Verdict::Unavailable,
-                said: format!("{} did not answer within {}", addresses[at], Human(share)),
+                message: format!("{} did not answer within {}", addresses[at], Human(share)),
                 hint: None,
             }),
         }
@@ -92,13 +92,13 @@ fn all<H: Clone>(failures: Vec<Failure<H>>) -> Failure<H> {
     let weightiest = failures.iter().find(is(Verdict::Refused));
     let weightiest = weightiest.or(failures.iter().find(is(Verdict::Unavailable)));
     let weightiest = weightiest.or(failures.first());
-    let said: Vec<_> = failures
+    let message: Vec<_> = failures
         .iter()
-        .map(|failure| failure.said.as_str())
+        .map(|failure| failure.message.as_str())
         .collect();
     Failure {
         verdict: weightiest.map_or(Verdict::Unavailable, |failure| failure.verdict),
-        said: said.join("; "),
+        message: message.join("; "),
         hint: weightiest.and_then(|failure| failure.hint.clone()),
     }
 }
@@ -115,11 +115,11 @@ mod tests {
 
     use super::*;
 
-    fn failure(verdict: Verdict, said: &str) -> Failure<&'static str> {
+    fn failure(verdict: Verdict, message: &str) -> Failure<&'static str> {
         let hint = (verdict != Verdict::Unavailable).then_some("a hint");
         Failure {
             verdict,
-            said: said.into(),
+            message: message.into(),
             hint,
         }
     }
@@ -154,9 +154,12 @@ mod tests {
             }
             Err::<(), _>(failure(Verdict::ReadOnly, "h:1 is a standby"))
         });
-        let said = found.await.unwrap_err();
-        assert_eq!(said.said, "h:0 did not answer within 2s; h:1 is a standby");
-        assert_eq!(said.verdict, Verdict::Unavailable, "a failover, perhaps");
+        let message = found.await.unwrap_err();
+        assert_eq!(
+            message.message,
+            "h:0 did not answer within 2s; h:1 is a standby"
+        );
+        assert_eq!(message.verdict, Verdict::Unavailable, "a failover, perhaps");
     }
 
     #[test]

@@ -155,7 +155,7 @@ impl From<StoreError> for Failure<String> {
         };
         Self {
             verdict,
-            said: source.to_string(),
+            message: source.to_string(),
             hint,
         }
     }
@@ -164,9 +164,9 @@ impl From<StoreError> for Failure<String> {
 impl From<Failure<String>> for StoreError {
     fn from(failure: Failure<String>) -> Self {
         match failure.verdict {
-            Verdict::Unavailable => Self::Unavailable(failure.said.into()),
+            Verdict::Unavailable => Self::Unavailable(failure.message.into()),
             Verdict::ReadOnly => Self::cannot_serve(failure.with_hint()),
-            Verdict::Refused => Self::rejected(failure.said, failure.hint.as_deref()),
+            Verdict::Refused => Self::rejected(failure.message, failure.hint.as_deref()),
         }
     }
 }

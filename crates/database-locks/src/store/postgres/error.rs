@@ -4,7 +4,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::store::api::{NO_ID, NO_TOKEN, StoreError};
 use crate::store::connect::hosts::{Failure, Verdict};
-use crate::store::connect::tls::{Complaint, complaint};
+use crate::store::connect::tls::{TlsFailure, tls_failure};
 
 /// An error, as the callers of this engine need to know it. The driver's own says "db error" and
 /// leaves the rest to its sources.
@@ -163,13 +163,15 @@ impl From<tokio_postgres::Error> for ServerError {
         if error.to_string().starts_with("error performing TLS") {
             let source = error.source().map(ToString::to_string);
             let none = source.as_deref() == Some("server does not support TLS");
-            let about = none.then(Complaint::none_offered);
-            if let Some(Complaint { said, hint, .. }) = about.or_else(|| complaint(&error)) {
-                return Self::rejected(said, Some(hint));
+            let about = none.then(TlsFailure::none_offered);
+            if let Some(TlsFailure { message, hint, .. }) = about.or_else(|| tls_failure(&error)) {
+                return Self::rejected(message, Some(hint));
             }
         }
-        if let Some(Complaint { said, hint, .. }) = complaint(&error).filter(|c| c.of_ours) {
-            return Self::rejected(said, Some(hint));
+        if let Some(TlsFailure { message, hint, .. }) =
+            tls_failure(&error).filter(|c| c.client_certificate)
+        {
+            return Self::rejected(message, Some(hint));
         }
         let broken = error.is_closed()
             || error
@@ -197,7 +199,7 @@ impl From<ServerError> for Failure<&'static str> {
         };
         Self {
             verdict,
-            said: error.message,
+            message: error.message,
             hint,
         }
     }
@@ -206,7 +208,7 @@ impl From<ServerError> for Failure<&'static str> {
 impl From<Failure<&'static str>> for ServerError {
     fn from(failure: Failure<&'static str>) -> Self {
         match failure.verdict {
-            Verdict::Unavailable => Self::unavailable(failure.said),
+            Verdict::Unavailable => Self::unavailable(failure.message),
             // As the server itself would say it: a failover may be under way, which a waiter waits
             // for.
             Verdict::ReadOnly => Self {
@@ -214,7 +216,7 @@ impl From<Failure<&'static str>> for ServerError {
                 message: failure.with_hint(),
                 code: Some(SqlState::READ_ONLY_SQL_TRANSACTION),
             },
-            Verdict::Refused => Self::rejected(failure.said, failure.hint),
+            Verdict::Refused => Self::rejected(failure.message, failure.hint),
         }
     }
 }

@@ -102,7 +102,7 @@ mod tests {
             failure.verdict,
             crate::store::connect::hosts::Verdict::Unavailable
         );
-        let said = "db:5432 is a former primary, of timeline 2, and that of timeline 3 has";
-        assert!(failure.said.starts_with(said), "{}", failure.said);
+        let message = "db:5432 is a former primary, of timeline 2, and that of timeline 3 has";
+        assert!(failure.message.starts_with(message), "{}", failure.message);
     }
 }

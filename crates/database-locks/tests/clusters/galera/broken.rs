@@ -95,8 +95,11 @@ async fn a_node_that_is_cut_off_grants_nothing() {
             let waited = locks.lock(name).wait(ms(300)).acquire().await;
             let waited = waited.expect_err("granted");
             assert!(matches!(waited, Error::Unavailable { .. }), "{waited:?}");
-            let said = format!("{waited} {waited:?} {locks:?}");
-            assert!(!said.contains("p@ss") && !said.contains("p%40ss"), "{said}");
+            let message = format!("{waited} {waited:?} {locks:?}");
+            assert!(
+                !message.contains("p@ss") && !message.contains("p%40ss"),
+                "{message}"
+            );
         }
     }
     let elsewhere = client(&cluster, &[2, 1], &url);

@@ -44,11 +44,11 @@ async fn doctor_says_what_is_wrong_with_a_node() {
     let url = cluster.fresh_database();
     let locks = connected(&url).await;
     let report = locks.doctor().await.unwrap();
-    let said = report.checks.iter().find(|check| check.area == "cluster");
-    let said = &said.expect("it looks at the cluster").message;
+    let message = report.checks.iter().find(|check| check.area == "cluster");
+    let message = &message.expect("it looks at the cluster").message;
     assert!(
-        said.starts_with("Galera: node") && said.ends_with("one of 3, synced"),
-        "{said}"
+        message.starts_with("Galera: node") && message.ends_with("one of 3, synced"),
+        "{message}"
     );
     // The servers of the tests do not wait for their disks.
     assert_eq!(ids(&report), ["cluster-not-flushed"], "{report:#?}");

@@ -111,10 +111,10 @@ fn written(group: &Group, database: &str) -> Vec<Vec<i64>> {
         .output()
         .unwrap();
     assert!(decoded.status.success(), "{decoded:?}");
-    let said = String::from_utf8_lossy(&decoded.stdout);
+    let message = String::from_utf8_lossy(&decoded.stdout);
     let insert = format!("### INSERT INTO `{database}`.`written`");
     let mut rounds = vec![Vec::new(); ROUNDS];
-    for row in said.split(&insert).skip(1) {
+    for row in message.split(&insert).skip(1) {
         let value = |column: &str| -> i64 {
             let (_, rest) = row.split_once(column).unwrap();
             let digits = rest.split(|c: char| !c.is_ascii_digit()).next();

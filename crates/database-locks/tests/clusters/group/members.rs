@@ -34,10 +34,13 @@ async fn grants_nothing(there: &Locks, why: &str) {
         let Err(error @ Error::Unavailable { .. }) = tried else {
             panic!("{name}: {tried:?}")
         };
-        let said = error.chain();
-        assert!(said.contains(why), "{said}");
+        let message = error.chain();
+        assert!(message.contains(why), "{message}");
         assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-        assert!(!said.contains("p@ss") && !said.contains("p%40ss"), "{said}");
+        assert!(
+            !message.contains("p@ss") && !message.contains("p%40ss"),
+            "{message}"
+        );
     }
 }
 

@@ -48,9 +48,9 @@ fn check<'a>(report: &'a Report, area: &str) -> &'a Check {
 
 /// Exactly this is found, and it says this.
 #[track_caller]
-fn only(report: &Report, id: &str, said: &str) {
+fn only(report: &Report, id: &str, message: &str) {
     assert_eq!(ids(report), [id], "{report:#?}");
-    assert!(the(report, id).message.contains(said), "{report:#?}");
+    assert!(the(report, id).message.contains(message), "{report:#?}");
 }
 
 #[test]
@@ -117,9 +117,9 @@ async fn a_table_of_0_5_lacks_columns(lab: &Lab) {
         }
     });
     let report = locks.doctor().await.expect("looks");
-    let said = &the(&report, "columns-missing").message;
+    let message = &the(&report, "columns-missing").message;
     assert!(
-        said.contains("lacks token, grant_id, granted_until"),
+        message.contains("lacks token, grant_id, granted_until"),
         "{report:#?}"
     );
     if lab.is_mysql_like() {
@@ -221,9 +221,9 @@ async fn names_that_nothing_keeps_apart_are_found(lab: &Lab) {
         }
     }
     let report = locks.doctor().await.expect("looks");
-    let said = &the(&report, "name-not-unique").message;
+    let message = &the(&report, "name-not-unique").message;
     assert!(
-        said.contains("no unique index keeps the names"),
+        message.contains("no unique index keeps the names"),
         "{report:#?}"
     );
 }
@@ -269,12 +269,12 @@ async fn locks_that_are_left_behind_are_counted(lab: &Lab) {
         ["leases-expired", "held-without-end", "old-writers"],
         "{report:#?}"
     );
-    for (id, said) in [
+    for (id, message) in [
         ("leases-expired", "1 lock (such as `crashed`)"),
         ("held-without-end", "1 lock (such as `endless`)"),
         ("old-writers", "1 lock (such as `of 0.5`)"),
     ] {
-        assert!(the(&report, id).message.contains(said), "{report:#?}");
+        assert!(the(&report, id).message.contains(message), "{report:#?}");
     }
     assert_eq!(
         check(&report, "locks").message,

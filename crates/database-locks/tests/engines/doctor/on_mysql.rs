@@ -79,7 +79,7 @@ async fn settings_that_do_harm(
     let url = server.fresh_database();
     Locks::connect(&url).await.unwrap().migrate().await.unwrap();
     let report = examine(&url).await;
-    for (id, said) in [
+    for (id, message) in [
         ("not-flushed", "innodb_flush_log_at_trx_commit is 2"),
         ("binlog-not-flushed", "sync_binlog is 0"),
         ("binlog-statement", "binlog_format is STATEMENT"),
@@ -87,7 +87,7 @@ async fn settings_that_do_harm(
         ("idle-timeout", "wait_timeout is 20s"),
         ("statement-timeout", found_longest),
     ] {
-        assert!(the(&report, id).message.contains(said), "{report:#?}");
+        assert!(the(&report, id).message.contains(message), "{report:#?}");
     }
     assert_eq!(report.findings.len(), 6, "{report:#?}");
     assert!(report.checks.iter().all(|check| check.seen), "{report:#?}");
@@ -124,10 +124,12 @@ async fn settings_that_do_harm(
         .query(&url, readers)
         .unwrap()
         == "1"));
-    let said = examine(&url).await;
+    let message = examine(&url).await;
     assert!(
-        the(&said, "standby-async").message.contains("replicas (1)"),
-        "{said:#?}"
+        the(&message, "standby-async")
+            .message
+            .contains("replicas (1)"),
+        "{message:#?}"
     );
 }
 

@@ -19,10 +19,10 @@ async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
     Locks::connect(&url).await.unwrap().migrate().await.unwrap();
     let report = examine(&url).await;
     assert!(report.findings.is_empty(), "{report:#?}");
-    let said = &check(&report, "server").message;
+    let message = &check(&report, "server").message;
     assert!(
-        said.starts_with("PostgreSQL 1") && said.contains("direct connection, no TLS"),
-        "{said}"
+        message.starts_with("PostgreSQL 1") && message.contains("direct connection, no TLS"),
+        "{message}"
     );
     let areas: Vec<_> = report.checks.iter().map(|check| check.area).collect();
     let all = [
@@ -84,7 +84,7 @@ async fn a_clock_that_is_not_right_is_found() {
     // In the place of the server's own.
     set(&lab, "search_path = fake, pg_catalog, public");
     lab.sql("CREATE SCHEMA fake; CREATE SEQUENCE fake.n");
-    for (clock, id, said) in [
+    for (clock, id, message) in [
         (
             "now() + interval '310 seconds'",
             "clock-off",
@@ -110,7 +110,7 @@ async fn a_clock_that_is_not_right_is_found() {
             "CREATE OR REPLACE FUNCTION fake.clock_timestamp() RETURNS timestamptz \
              LANGUAGE sql AS $$ SELECT {clock} $$"
         ));
-        only(&examine(&lab.url).await, id, said);
+        only(&examine(&lab.url).await, id, message);
     }
 }
 
@@ -126,10 +126,10 @@ async fn rights_that_are_missing_are_found() {
 
     let report = examine(&other).await;
     assert_eq!(ids(&report), ["rights-missing", "no-delete"], "{report:#?}");
-    let said = &the(&report, "rights-missing").message;
+    let message = &the(&report, "rights-missing").message;
     assert!(
-        said.contains("the role locker lacks SELECT, INSERT, UPDATE"),
-        "{said}"
+        message.contains("the role locker lacks SELECT, INSERT, UPDATE"),
+        "{message}"
     );
     assert!(!check(&report, "locks").seen, "{report:#?}");
 
@@ -304,10 +304,11 @@ async fn standbys_that_lag_behind_are_found() {
         .unwrap();
     let report = examine(&server.locker_url(&url)).await;
     assert_eq!(ids(&report), ["torn-pages", "standby-async"], "{report:#?}");
-    let said = &the(&report, "standby-async").message;
+    let message = &the(&report, "standby-async").message;
     assert!(
-        said.starts_with("1 standby, or ") && said.contains("synchronous_standby_names is empty"),
-        "{said}"
+        message.starts_with("1 standby, or ")
+            && message.contains("synchronous_standby_names is empty"),
+        "{message}"
     );
 
     server
@@ -349,8 +350,8 @@ async fn that_waiters_poll_through_a_pooler_is_said() {
     lab.locks().await;
     let report = examine(&lab.url).await;
     assert!(ids(&report).is_empty(), "{report:#?}");
-    let said = &check(&report, "server").message;
-    assert!(said.contains("and waiters poll"), "{report:#?}");
+    let message = &check(&report, "server").message;
+    assert!(message.contains("and waiters poll"), "{report:#?}");
 }
 
 /// A table of an earlier version goes on with its integers; one that is made anew has room.

@@ -37,6 +37,6 @@ async fn a_file_in_memory_is_not_said_to_be_on_disk() {
         check(&report, "durability").message.clone()
     };
     let on_tmpfs = tempfile::tempdir_in("/dev/shm").unwrap();
-    let said = durability(on_tmpfs.path()).await;
-    assert!(said.contains("in memory (tmpfs)"), "{said}");
+    let message = durability(on_tmpfs.path()).await;
+    assert!(message.contains("in memory (tmpfs)"), "{message}");
 }

@@ -80,13 +80,13 @@ async fn who_was_forgotten_is_told_so() {
         )
     };
     assert!(failover(&refused), "{}", refused.chain());
-    let said = refused.to_string();
+    let message = refused.to_string();
     let now = format!("(now held by {} for ", second.holder());
     assert!(
-        said.contains("the database forgot the grant (failover)"),
-        "{said}"
+        message.contains("the database forgot the grant (failover)"),
+        "{message}"
     );
-    assert!(said.contains(&now), "{said}");
+    assert!(message.contains(&now), "{message}");
     tx.rollback().await.unwrap();
     let mut tx = session.transaction().await.unwrap();
     let fence = soon(second.fence(&mut tx)).await.unwrap();

@@ -85,7 +85,7 @@ async fn checked(guard: &LockGuard) -> Result<(), Error> {
     loop {
         match guard.check().await {
             Err(Error::Unavailable { .. }) if began.elapsed() < SOON => {}
-            said => return said,
+            message => return message,
         }
     }
 }

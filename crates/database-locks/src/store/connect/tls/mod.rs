@@ -1,13 +1,13 @@
 //! TLS: what a URL asks for, the certificates that are trusted, and what went wrong, in words.
 
 #[cfg(any(feature = "postgres", feature = "mysql"))]
-mod complaint;
+mod failure;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod ready;
 mod wanted;
 
 #[cfg(any(feature = "postgres", feature = "mysql"))]
-pub(crate) use complaint::{Complaint, complaint};
+pub(crate) use failure::{TlsFailure, tls_failure};
 #[cfg(feature = "postgres")]
 pub(crate) use ready::Identity;
 #[cfg(any(feature = "postgres", feature = "mysql"))]

@@ -15,7 +15,7 @@ use super::interpolate;
 use super::session::Session;
 use crate::store::api::StoreError;
 use crate::store::connect::hosts::{Failure, Verdict};
-use crate::store::connect::tls::{Complaint, complaint};
+use crate::store::connect::tls::{TlsFailure, tls_failure};
 use crate::store::connect::url::Address;
 use crate::store::mysql::cluster::Cluster;
 use crate::store::mysql::error::meaning;
@@ -174,7 +174,7 @@ impl Session {
         let greeted = self.server.connector.has_served();
         Failure {
             verdict: Verdict::ReadOnly,
-            said: format!("the server at {} is read-only", self.at),
+            message: format!("the server at {} is read-only", self.at),
             hint: (!greeted).then(|| "locks have to be written: connect to the primary".into()),
         }
     }
@@ -298,9 +298,9 @@ async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<S
     }
     made.map_err(|error| {
         let none = matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer));
-        let about_tls = none.then(Complaint::none_offered);
-        match about_tls.or_else(|| complaint(&error)) {
-            Some(Complaint { said: message, hint, .. }) => {
+        let about_tls = none.then(TlsFailure::none_offered);
+        match about_tls.or_else(|| tls_failure(&error)) {
+            Some(TlsFailure { message: message, hint, .. }) => {
                 StoreError::rejected(format!("{at}: {message}"), Some(hint)).into()
             }
             None => match (&error, &host.address) {

@@ -104,14 +104,14 @@ impl Inbox {
 
     /// Pause before the next attempt to connect. A renewal that comes meanwhile and cannot wait for
     /// so long is told what was said the last time.
-    async fn pause(&mut self, pause: Duration, said: Option<&StoreError>) {
+    async fn pause(&mut self, pause: Duration, message: Option<&StoreError>) {
         let until = clock::now() + pause;
         let mut over = std::pin::pin!(clock::sleep(pause));
         loop {
             tokio::select! {
                 () = &mut over => return,
-                Some(job) = self.urgent.recv() => match said {
-                    Some(said) if until >= job.deadline => (job.work)(Err(said.again())).await,
+                Some(job) = self.urgent.recv() => match message {
+                    Some(message) if until >= job.deadline => (job.work)(Err(message.again())).await,
                     _ => self.first.push_back(job),
                 },
             }
@@ -322,20 +322,20 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
                 let pause = backoff.pause();
                 let made = match failure.take() {
                     // Too early to knock again: what was said the last time still stands.
-                    Some(said) if pause >= job.left() => Err(said),
-                    said => {
-                        inbox.pause(pause, said.as_ref()).await;
+                    Some(message) if pause >= job.left() => Err(message),
+                    message => {
+                        inbox.pause(pause, message.as_ref()).await;
                         connect(&shared.server, &mut backoff).await
                     }
                 };
                 match made {
                     Ok(session) => &mut none.insert((session, Flag::set(&shared.up))).0,
-                    Err(said) => {
-                        (job.work)(Err(said.again())).await;
+                    Err(message) => {
+                        (job.work)(Err(message.again())).await;
                         while let Some(job) = inbox.try_next() {
-                            (job.work)(Err(said.again())).await;
+                            (job.work)(Err(message.again())).await;
                         }
-                        failure = Some(said);
+                        failure = Some(message);
                         continue;
                     }
                 }
@@ -374,15 +374,15 @@ pub(crate) async fn connect(
 
 /// Say which server it was that did not answer.
 pub(crate) fn place(server: &Server, failure: StoreError) -> StoreError {
-    let named = |said: &str| {
+    let named = |message: &str| {
         let endpoint = server.connector.endpoint();
         let mut hosts = endpoint.hosts.iter();
-        hosts.any(|host| said.contains(&host.address.to_string()))
+        hosts.any(|host| message.contains(&host.address.to_string()))
     };
     match failure {
-        StoreError::Unavailable(said) if !named(&said.to_string()) => {
-            let placed = format!("{}: {said}", server.connector.hosts());
-            StoreError::Unavailable(Cause::of(&said, placed).into())
+        StoreError::Unavailable(message) if !named(&message.to_string()) => {
+            let placed = format!("{}: {message}", server.connector.hosts());
+            StoreError::Unavailable(Cause::of(&message, placed).into())
         }
         failure => failure,
     }
@@ -395,7 +395,7 @@ mod tests {
     use crate::store::connect::table::Table;
     use crate::store::connect::url;
 
-    fn said(url: &str) -> url::Server {
+    fn message(url: &str) -> url::Server {
         match url::parse(url) {
             Ok(url::Target::Mysql(server)) => server,
             other => panic!("{other:?}"),
@@ -408,25 +408,26 @@ mod tests {
 
     #[test]
     fn an_answer_stays_one_when_its_server_is_named() {
-        let server = Server::new(said("mysql://u@h:3307/d"), source(), &Table::default()).unwrap();
-        for said in ["it is read-only", "the server at h:3307 is read-only"] {
-            let placed = place(&server, StoreError::cannot_serve(said));
+        let server =
+            Server::new(message("mysql://u@h:3307/d"), source(), &Table::default()).unwrap();
+        for message in ["it is read-only", "the server at h:3307 is read-only"] {
+            let placed = place(&server, StoreError::cannot_serve(message));
             assert!(placed.is_answer(), "{placed}");
             assert!(placed.to_string().contains("h:3307"), "{placed}");
-            let late = place(&server, StoreError::Unavailable(said.into()));
+            let late = place(&server, StoreError::Unavailable(message.into()));
             assert!(!late.is_answer(), "{late}");
-            let undone = place(&server, StoreError::cannot_serve(said).undone()).again();
+            let undone = place(&server, StoreError::cannot_serve(message).undone()).again();
             assert!(undone.is_answer() && undone.is_undone(), "{undone}");
             assert!(!placed.is_undone() && !late.is_undone(), "{placed}");
             let refused = crate::store::connect::hosts::Failure::from(placed);
-            assert!(StoreError::from(refused).is_answer(), "{said}");
+            assert!(StoreError::from(refused).is_answer(), "{message}");
         }
     }
 
     #[test]
     fn the_password_is_not_shown() {
-        let said = said("mysql://u:hunter2@h:3307/d");
-        let store = crate::store::mysql::Mysql::new(said, source(), &Table::default()).unwrap();
+        let message = message("mysql://u:hunter2@h:3307/d");
+        let store = crate::store::mysql::Mysql::new(message, source(), &Table::default()).unwrap();
         let shown = format!("{store:?}");
         assert!(
             shown.contains("h:3307") && !shown.contains("hunter2"),

@@ -129,7 +129,7 @@ impl Handshake {
         match search_path {
             Some(wanted) if wanted != self.search_path => Err(Failure {
                 verdict: Verdict::Refused,
-                said: format!(
+                message: format!(
                     "{address} looks for tables in {}, whatever the URL says",
                     self.search_path
                 ),
@@ -148,18 +148,18 @@ impl Handshake {
         if let Some(name) = product::stranger(&self.product) {
             return Err(Failure {
                 verdict: Verdict::Refused,
-                said: format!("{address} is {name} and not PostgreSQL"),
+                message: format!("{address} is {name} and not PostgreSQL"),
                 hint: Some(product::HINT),
             });
         }
         if self.version < OLDEST {
             return Err(Failure {
                 verdict: Verdict::Refused,
-                said: format!("{address} is PostgreSQL {}", self.version_text),
+                message: format!("{address} is PostgreSQL {}", self.version_text),
                 hint: Some("PostgreSQL 12 or later is needed"),
             });
         }
-        let (said, hint) = if self.standby {
+        let (message, hint) = if self.standby {
             let hint = "locks have to be written: connect to the primary";
             (format!("{address} is a read-only standby"), hint)
         } else if self.read_only {
@@ -175,10 +175,10 @@ impl Handshake {
         // After a server has served, this is no mistake in the URL but a failover under way, which
         // a waiter waits for.
         Err(match served {
-            true => ServerError::unavailable(said).into(),
+            true => ServerError::unavailable(message).into(),
             false => Failure {
                 verdict: Verdict::ReadOnly,
-                said,
+                message,
                 hint: Some(hint),
             },
         })
@@ -187,7 +187,7 @@ impl Handshake {
     /// Why the table cannot hold locks, where no statement would fail of it.
     pub(crate) fn unfit(&self) -> Option<ServerError> {
         let of = self.name.as_ref().and_then(|name| name.first());
-        let (said, hint) = match self.persistence.as_deref() {
+        let (message, hint) = match self.persistence.as_deref() {
             Some("u") => (
                 "the table is UNLOGGED: a crash of the server would forget who holds what",
                 "ALTER TABLE … SET LOGGED",
@@ -206,7 +206,7 @@ impl Handshake {
             ),
             _ => return None,
         };
-        Some(ServerError::rejected(said, Some(hint)))
+        Some(ServerError::rejected(message, Some(hint)))
     }
 }
 
@@ -253,7 +253,7 @@ pub(crate) mod tests {
         let failure = handshake.obeys(&address, Some("app, public")).unwrap_err();
         assert_eq!(failure.verdict, Verdict::Refused);
         assert_eq!(
-            failure.said,
+            failure.message,
             "pooler:6432 looks for tables in public, whatever the URL says"
         );
     }
@@ -266,7 +266,7 @@ pub(crate) mod tests {
         let address = Address::Tcp("db".into(), 5433);
         let failure = other.check(&address, true).unwrap_err();
         assert_eq!(failure.verdict, Verdict::Refused);
-        assert_eq!(failure.said, "db:5433 is YugabyteDB and not PostgreSQL");
+        assert_eq!(failure.message, "db:5433 is YugabyteDB and not PostgreSQL");
     }
 
     #[test]
@@ -277,6 +277,6 @@ pub(crate) mod tests {
             .check(&Address::Tcp("db".into(), 5432), true)
             .unwrap_err();
         assert_eq!(failure.verdict, Verdict::Refused);
-        assert_eq!(failure.said, "db:5432 is PostgreSQL 11.22 (Debian)");
+        assert_eq!(failure.message, "db:5432 is PostgreSQL 11.22 (Debian)");
     }
 }

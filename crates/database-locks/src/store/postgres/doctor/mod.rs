@@ -114,11 +114,11 @@ impl Patient<'_> {
             (false, Some(_)) => format!("{unprepared}; waiters are woken all the same"),
             (false, None) => format!("{unprepared}, and waiters poll"),
         };
-        let said = format!(
+        let message = format!(
             "PostgreSQL {version}, primary, {way}, {}",
             doctor::round_trip(beats)
         );
-        self.notes.fine("server", said);
+        self.notes.fine("server", message);
         Ok(())
     }
 
@@ -149,8 +149,8 @@ impl Patient<'_> {
             }
             _ => {}
         }
-        let said = "a commit is on disk before it is answered, and pages are written whole";
-        self.notes.otherwise_fine("durability", said);
+        let message = "a commit is on disk before it is answered, and pages are written whole";
+        self.notes.otherwise_fine("durability", message);
         if hidden > 0 && !waits {
             let what = format!(
                 "{}, or as many backups that are under way, and synchronous_standby_names is empty: \
@@ -171,7 +171,7 @@ impl Patient<'_> {
             };
             self.notes.found(&doctor::STANDBY_ASYNC, what);
         } else {
-            let said = match (safe, lagging) {
+            let message = match (safe, lagging) {
                 (0, _) => "no standby is connected".into(),
                 (_, 0) => standbys(safe, "synchronous "),
                 _ => format!(
@@ -180,7 +180,7 @@ impl Patient<'_> {
                     standbys(lagging, "asynchronous ")
                 ),
             };
-            self.notes.fine("replicas", said);
+            self.notes.fine("replicas", message);
         }
         Ok(())
     }

@@ -162,8 +162,8 @@ impl Patient<'_> {
         if complete {
             self.ids(&name).await?;
         }
-        let said = format!("{table} has its columns, unique names and no index too many");
-        self.notes.otherwise_fine("table", said);
+        let message = format!("{table} has its columns, unique names and no index too many");
+        self.notes.otherwise_fine("table", message);
         self.replicated(&name).await?;
         Ok(complete)
     }
@@ -181,8 +181,8 @@ impl Patient<'_> {
             self.notes
                 .found(&doctor::NO_DELETE, format!("the role {user} lacks DELETE"));
         }
-        let said = format!("the role {user} has SELECT, INSERT, UPDATE and DELETE on {table}");
-        self.notes.otherwise_fine("rights", said);
+        let message = format!("the role {user} has SELECT, INSERT, UPDATE and DELETE on {table}");
+        self.notes.otherwise_fine("rights", message);
         match row.try_get("persistence")? {
             "u" => self
                 .notes

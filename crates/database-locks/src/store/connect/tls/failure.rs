@@ -6,27 +6,27 @@ use rustls::CertificateError;
 
 /// What is wrong with TLS, and what to do.
 #[derive(Debug)]
-pub(crate) struct Complaint {
+pub(crate) struct TlsFailure {
     /// Goes on after "HOST: ".
-    pub(crate) said: String,
+    pub(crate) message: String,
     pub(crate) hint: &'static str,
     /// The server refuses the client certificate. In TLS 1.3 that comes after the handshake.
-    pub(crate) of_ours: bool,
+    pub(crate) client_certificate: bool,
 }
 
-impl Complaint {
+impl TlsFailure {
     /// The server has no TLS, and it was asked for.
     pub(crate) fn none_offered() -> Self {
         Self {
-            said: "the server offers no TLS".into(),
+            message: "the server offers no TLS".into(),
             hint: "switch TLS on in the server, or do without: sslmode=disable",
-            of_ours: false,
+            client_certificate: false,
         }
     }
 }
 
 /// The TLS error in a driver's, if there is one.
-pub(crate) fn complaint(error: &(dyn std::error::Error + 'static)) -> Option<Complaint> {
+pub(crate) fn tls_failure(error: &(dyn std::error::Error + 'static)) -> Option<TlsFailure> {
     let mut next = Some(error);
     while let Some(error) = next {
         // An I/O error's source is that of what it holds.
@@ -42,11 +42,11 @@ pub(crate) fn complaint(error: &(dyn std::error::Error + 'static)) -> Option<Com
     None
 }
 
-fn explain(error: &rustls::Error) -> Complaint {
+fn explain(error: &rustls::Error) -> TlsFailure {
     use CertificateError as Bad;
     use rustls::AlertDescription as Alert;
     // Alerts of a server that has checked the client certificate, or missed it.
-    let of_ours = match error {
+    let client_certificate = match error {
         rustls::Error::AlertReceived(Alert::CertificateRequired) => "wants a client certificate",
         rustls::Error::AlertReceived(
             Alert::UnknownCA
@@ -59,19 +59,19 @@ fn explain(error: &rustls::Error) -> Complaint {
         ) => "does not accept our client certificate",
         _ => "",
     };
-    let complaint = |said: String, hint| Complaint {
-        said,
+    let tls_failure = |message: String, hint| TlsFailure {
+        message,
         hint,
-        of_ours: !of_ours.is_empty(),
+        client_certificate: !client_certificate.is_empty(),
     };
-    if !of_ours.is_empty() {
+    if !client_certificate.is_empty() {
         let hint = "give one that its CA has issued: sslcert=/path/to/cert.pem and \
                     sslkey=/path/to/key.pem";
-        return complaint(format!("the server {of_ours} ({error})"), hint);
+        return tls_failure(format!("the server {client_certificate} ({error})"), hint);
     }
     let rustls::Error::InvalidCertificate(bad) = error else {
         let hint = "the server has to offer TLS 1.2 or 1.3; sslmode=disable does without";
-        return complaint(format!("TLS failed: {error}"), hint);
+        return tls_failure(format!("TLS failed: {error}"), hint);
     };
     let (message, hint) = match bad {
         Bad::UnknownIssuer => (
@@ -117,7 +117,7 @@ fn explain(error: &rustls::Error) -> Complaint {
             "give the server another one, or check none: sslmode=require without sslrootcert",
         ),
     };
-    complaint(message, hint)
+    tls_failure(message, hint)
 }
 
 /// `DnsName("db.example")` or `IpAddress(127.0.0.1)`, as webpki shows a name, without the rest.
@@ -144,9 +144,9 @@ mod tests {
         });
         let name = name.expect("an error of TLS");
         assert_eq!(
-            name.said,
+            name.message,
             "its TLS certificate is for db.example, 10.0.0.1, not for 127.0.0.1"
         );
-        assert!(complaint(&io::Error::other("no route")).is_none());
+        assert!(tls_failure(&io::Error::other("no route")).is_none());
     }
 }
