@@ -10,17 +10,17 @@ use crate::gil_thread;
 use crate::sync::locked;
 
 /// The result of a function, or why it has none.
-type Said = Result<String, BoxError>;
+type Credentials = Result<String, BoxError>;
 
 /// Receives the result of a function.
 #[pyclass(frozen, module = "database_locks._core")]
-pub(crate) struct Answer(Mutex<mpsc::Sender<Said>>);
+pub(crate) struct Answer(Mutex<mpsc::Sender<Credentials>>);
 
 impl Answer {
-    fn tell(&self, message: Said) {
+    fn tell(&self, credentials: Credentials) {
         let to = locked(&self.0);
         // The connect may have given up.
-        let _ = to.send(message);
+        let _ = to.send(credentials);
     }
 }
 
@@ -31,14 +31,14 @@ impl Answer {
     }
 
     /// `final`: another call would fail in the same way.
-    #[pyo3(signature = (message, error, *, r#final))]
-    fn fail(&self, message: String, error: Py<PyAny>, r#final: bool) {
+    #[pyo3(signature = (credentials, error, *, r#final))]
+    fn fail(&self, credentials: String, error: Py<PyAny>, r#final: bool) {
         // Dropped after the mutex is unlocked: objects of an exception may run code when they are
         // freed.
-        let _before = latest().replace((message.clone(), error));
+        let _before = latest().replace((credentials.clone(), error));
         self.tell(Err(match r#final {
-            true => io::Error::new(io::ErrorKind::InvalidInput, message).into(),
-            false => message.into(),
+            true => io::Error::new(io::ErrorKind::InvalidInput, credentials).into(),
+            false => credentials.into(),
         }));
     }
 }
@@ -52,15 +52,15 @@ fn latest() -> MutexGuard<'static, Option<(String, Py<PyAny>)>> {
 /// The exception of the function that caused an error with this message.
 pub(crate) fn cause(py: Python<'_>, message: &str) -> Option<Py<PyAny>> {
     let latest = latest();
-    let (message, error) = latest.as_ref()?;
-    message.contains(message).then(|| error.clone_ref(py))
+    let (credentials, error) = latest.as_ref()?;
+    message.contains(credentials).then(|| error.clone_ref(py))
 }
 
 /// Calls `ask` with an [`Answer`], and waits for the answer. `ask` starts a thread in Python, which
 /// calls the application's function and may block.
 ///
 /// Not called on the waiting thread: the interpreter stops threads at its end, wherever they are.
-pub(crate) fn asking(ask: Py<PyAny>) -> impl Fn() -> Said + Send + Sync + 'static {
+pub(crate) fn asking(ask: Py<PyAny>) -> impl Fn() -> Credentials + Send + Sync + 'static {
     let ask = Arc::new(ask);
     move || {
         let (to, answer) = mpsc::channel();

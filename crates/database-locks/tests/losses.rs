@@ -26,8 +26,8 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
 }
 
 /// Wait for what a callback says, without blocking the test's runtime.
-async fn heard<T: Send + 'static>(message: mpsc::Receiver<T>) -> T {
-    tokio::task::spawn_blocking(move || message.recv_timeout(SOON).expect("in time"))
+async fn heard<T: Send + 'static>(losses: mpsc::Receiver<T>) -> T {
+    tokio::task::spawn_blocking(move || losses.recv_timeout(SOON).expect("in time"))
         .await
         .unwrap()
 }
@@ -48,7 +48,7 @@ async fn losses_are_still_noticed(locks: &Locks) {
 async fn on_lost_is_called_once_and_in_the_background(lab: &Lab) {
     let locks = lab.locks().await;
     let guard = held(&locks, "job").await;
-    let (tell, message) = mpsc::channel();
+    let (tell, losses) = mpsc::channel();
     for call in 0..3 {
         let tell = tell.clone();
         guard.on_lost(move |loss| {
@@ -58,7 +58,7 @@ async fn on_lost_is_called_once_and_in_the_background(lab: &Lab) {
     }
     drop(tell);
     locks.force_release("job").await.unwrap();
-    let all = tokio::task::spawn_blocking(move || message.iter().collect::<Vec<_>>());
+    let all = tokio::task::spawn_blocking(move || losses.iter().collect::<Vec<_>>());
     let all = soon(all).await.unwrap();
     for (i, (call, reason, thread)) in all.iter().enumerate() {
         assert_eq!((*call, *reason), (i, LostReason::Forced));
@@ -74,27 +74,27 @@ async fn on_lost_is_called_at_once_when_it_is_lost_already(lab: &Lab) {
     let guard = held(&locks, "job").await;
     locks.force_release("job").await.unwrap();
     soon(guard.lost()).await;
-    let (tell, message) = mpsc::channel();
+    let (tell, losses) = mpsc::channel();
     let here = std::thread::current().id();
     guard.on_lost(move |loss| {
         tell.send((loss.reason(), std::thread::current().id()))
             .unwrap();
     });
-    assert_eq!(message.try_recv().unwrap(), (LostReason::Forced, here));
+    assert_eq!(losses.try_recv().unwrap(), (LostReason::Forced, here));
 }
 
 /// A caller that finds out by itself tells it in the background too.
 async fn a_loss_that_check_finds_is_told(lab: &Lab) {
     let locks = lab.locks().await;
     let guard = soon(locks.lock("job").ttl(SOON).acquire()).await.unwrap();
-    let (tell, message) = mpsc::channel();
+    let (tell, losses) = mpsc::channel();
     guard.on_lost(move |loss| {
         let thread = std::thread::current().name().map(str::to_owned);
         tell.send((loss.reason(), thread)).unwrap();
     });
     locks.force_release("job").await.unwrap();
     guard.check().await.unwrap_err();
-    let (reason, thread) = heard(message).await;
+    let (reason, thread) = heard(losses).await;
     assert_eq!(reason, LostReason::Forced);
     assert_eq!(thread.as_deref(), Some("locks-callbacks"));
 }
@@ -108,7 +108,7 @@ async fn a_loss_names_who_has_it_now(lab: &Lab) {
         let lock = locks.lock("job").ttl(ms(300_000));
         let guard = soon(lock.acquire()).await.unwrap();
         assert_eq!(guard.loss(), None);
-        let (tell, message) = mpsc::channel();
+        let (tell, losses) = mpsc::channel();
         if !by_release {
             guard.on_lost(move |loss| tell.send(loss).unwrap());
         }
@@ -120,7 +120,7 @@ async fn a_loss_names_who_has_it_now(lab: &Lab) {
             soon(guard.release()).await.unwrap_err()
         } else {
             let error = soon(guard.check()).await.unwrap_err();
-            assert_eq!(guard.loss(), Some(heard(message).await));
+            assert_eq!(guard.loss(), Some(heard(losses).await));
             error
         };
         let words = error.to_string();
@@ -222,7 +222,7 @@ async fn on_lost_is_dropped_with_a_release(lab: &Lab) {
 async fn whatever_is_called_ends_no_renewal(lab: &Lab) {
     let locks = lab.locks().await;
     let (guard, spare) = (held(&locks, "job").await, held(&locks, "spare").await);
-    let (tell, message) = mpsc::channel();
+    let (tell, losses) = mpsc::channel();
     guard.on_lost(|_| panic!("on purpose"));
     let again = locks.clone();
     guard.on_lost(move |_| {
@@ -242,7 +242,7 @@ async fn whatever_is_called_ends_no_renewal(lab: &Lab) {
     other.on_lost(move |_| drop(kept));
     drop(other);
     soon(locks.force_release("job")).await.unwrap();
-    heard(message).await;
+    heard(losses).await;
     losses_are_still_noticed(&locks).await;
     for name in ["spare", "kept"] {
         let freed = locks.lock(name).wait(SOON).acquire().await;
@@ -257,10 +257,10 @@ async fn the_blocking_face_listens_too(lab: &Lab) {
         let blocking = database_locks::blocking::Locks::connect(&url).unwrap();
         let lock = blocking.lock("job").ttl(SOON).renew_every(ms(50));
         let guard = lock.acquire().unwrap();
-        let (tell, message) = mpsc::channel();
+        let (tell, losses) = mpsc::channel();
         guard.on_lost(move |loss| tell.send(loss.reason()).unwrap());
         blocking.force_release("job").unwrap();
-        assert_eq!(message.recv_timeout(SOON).unwrap(), LostReason::Forced);
+        assert_eq!(losses.recv_timeout(SOON).unwrap(), LostReason::Forced);
     };
     tokio::task::spawn_blocking(work).await.unwrap();
     drop(locks);

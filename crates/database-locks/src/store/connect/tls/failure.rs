@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn an_error_is_told_in_the_users_words() {
-        let bad = |bad| complaint(&io::Error::other(rustls::Error::InvalidCertificate(bad)));
+        let bad = |bad| tls_failure(&io::Error::other(rustls::Error::InvalidCertificate(bad)));
         let unknown = bad(CertificateError::UnknownIssuer).expect("an error of TLS");
         assert!(unknown.hint.contains("sslrootcert="), "{unknown:?}");
         let name = bad(CertificateError::NotValidForNameContext {

@@ -300,7 +300,7 @@ async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<S
         let none = matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer));
         let about_tls = none.then(TlsFailure::none_offered);
         match about_tls.or_else(|| tls_failure(&error)) {
-            Some(TlsFailure { message: message, hint, .. }) => {
+            Some(TlsFailure { message, hint, .. }) => {
                 StoreError::rejected(format!("{at}: {message}"), Some(hint)).into()
             }
             None => match (&error, &host.address) {
