@@ -7,6 +7,7 @@ use crate::metrics::Engine;
 
 pub(crate) mod api;
 pub(crate) mod connect;
+mod doctor;
 pub(crate) mod measured;
 mod memory;
 #[cfg(feature = "mysql")]
@@ -21,6 +22,7 @@ mod postgres;
 ))]
 mod protocol_page;
 pub(crate) mod retry;
+mod schema;
 #[cfg(feature = "sqlite-unbundled")]
 mod sqlite;
 

@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use self::rows::{Ends, Row, Rows, least_token, next_token};
-use crate::doctor::{Counts, Notes, Report};
+use crate::doctor::Report;
 use crate::runtime::clock;
 use crate::runtime::fork::PerProcess;
 use crate::store::api::{Barrier, DirectConnection, Reply, Store};
 use crate::store::connect::table::Table;
+use crate::store::doctor::{Counts, ReportBuilder};
 use protocol::{
     AcquireCommand, BootInstant, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
     LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
@@ -261,17 +262,17 @@ impl Store for Memory {
             rows: rows.len() as i64,
             held: such(&|row| !row.is_free(now)).0,
             expired: such(&|row| matches!(row.expires, Some(Ends::At(end)) if end <= minute_ago)),
-            endless: such(&|row| {
+            infinite: such(&|row| {
                 row.expires == Some(Ends::Never) && row.acquired.is_some_and(|at| at <= day_ago)
             }),
-            old: (0, None),
+            legacy: (0, None),
         };
-        let mut notes = Notes::new("memory");
-        notes.fine(
+        let mut report = ReportBuilder::new("memory");
+        report.fine(
             "server",
-            "the memory of this process: forgotten when it ends, seen by nobody else",
+            "the memory of this process: lost when it ends, invisible to other processes",
         );
-        notes.locks(&counts);
-        ready(notes.into_report())
+        report.locks(&counts);
+        ready(report.into_report())
     }
 }

@@ -52,13 +52,6 @@ async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
 async fn settings_that_do_harm_are_found() {
     let Some(lab) = Lab::postgres() else { return };
     lab.locks().await;
-    set(&lab, "synchronous_commit = off");
-    only(
-        &examine(&lab.url).await,
-        "commits-async",
-        "is off (as set by: database)",
-    );
-    set(&lab, "synchronous_commit = on");
     set(&lab, "idle_session_timeout = '20s'");
     only(
         &examine(&lab.url).await,
@@ -73,8 +66,6 @@ async fn settings_that_do_harm_are_found() {
         "statement_timeout is 1s",
     );
     set(&lab, "statement_timeout = 0");
-    set(&lab, "default_transaction_isolation = serializable");
-    only(&examine(&lab.url).await, "isolation", "serializable");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,9 @@
 use mysql_async::Params;
 
 use super::settings::{Settings, rows};
-use crate::doctor::{self, Notes};
+use crate::doctor;
 use crate::store::api::StoreError;
+use crate::store::doctor::ReportBuilder;
 use crate::store::mysql::cluster::Cluster;
 use crate::store::mysql::connection::session::Session;
 
@@ -29,7 +30,7 @@ const MEMBERS: &str = "
       FROM performance_schema.replication_group_members";
 
 impl Session {
-    pub(crate) async fn cluster(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
+    pub(crate) async fn cluster(&mut self, report: &mut ReportBuilder) -> Result<(), StoreError> {
         let member = self.single_primary.then_some(Cluster::Group);
         match self.cluster.or(member) {
             None => Ok(()),
@@ -39,7 +40,7 @@ impl Session {
                 // MariaDB writes all of a name small.
                 let settings = settings.into_iter();
                 let settings = settings.map(|(name, value)| (name.to_lowercase(), value));
-                galera(&Settings(settings.collect()), notes);
+                galera(&Settings(settings.collect()), report);
                 Ok(())
             }
             Some(Cluster::Group) => {
@@ -50,14 +51,14 @@ impl Session {
                 match self.rows(MEMBERS, Params::Empty).await {
                     Ok(found) => {
                         for (members, online, state) in rows(found) {
-                            group(kind, members, online, state, notes);
+                            group(kind, members, online, state, report);
                         }
                         Ok(())
                     }
                     Err(StoreError::Rejected { source, .. }) => {
                         let what =
                             format!("Group Replication {kind} cannot be looked at: {source}");
-                        notes.found(&doctor::CLUSTER_UNSEEN, what);
+                        report.found(&doctor::CLUSTER_UNSEEN, what);
                         Ok(())
                     }
                     Err(failure) => Err(failure),
@@ -67,13 +68,13 @@ impl Session {
     }
 }
 
-fn galera(settings: &Settings, notes: &mut Notes) {
+fn galera(settings: &Settings, report: &mut ReportBuilder) {
     let (size, state) = (
         settings.number("wsrep_cluster_size").unwrap_or_default(),
         settings.get("wsrep_local_state_comment"),
     );
     let node = settings.get("wsrep_node_name");
-    notes.fine(
+    report.fine(
         "cluster",
         format!(
             "Galera: node {node}, one of {size}, {}",
@@ -81,12 +82,12 @@ fn galera(settings: &Settings, notes: &mut Notes) {
         ),
     );
     if size < FEW {
-        notes.found(&doctor::CLUSTER_SMALL, format!("there are {size} nodes"));
+        report.found(&doctor::CLUSTER_SMALL, format!("there are {size} nodes"));
     }
     // 4 is Synced.
     if settings.is_not("wsrep_local_state", "4") {
         let what = format!("node {node} is {}", state.to_lowercase());
-        notes.found(&doctor::CLUSTER_BEHIND, what);
+        report.found(&doctor::CLUSTER_BEHIND, what);
     }
     let paused = settings.number("wsrep_flow_control_paused");
     if let Some(paused) = paused.filter(|paused| *paused > PAUSED) {
@@ -94,25 +95,25 @@ fn galera(settings: &Settings, notes: &mut Notes) {
             "commits have had to wait for {:.0} % of the time",
             paused * 100.0
         );
-        notes.found(&doctor::CLUSTER_PAUSED, what);
+        report.found(&doctor::CLUSTER_PAUSED, what);
     }
     if settings.is_not("wsrep_osu_method", "TOI") {
-        notes.found(&doctor::CLUSTER_DDL, settings.shown("wsrep_osu_method"));
+        report.found(&doctor::CLUSTER_DDL, settings.shown("wsrep_osu_method"));
     }
 }
 
-fn group(kind: &str, members: i64, online: i64, state: String, notes: &mut Notes) {
+fn group(kind: &str, members: i64, online: i64, state: String, report: &mut ReportBuilder) {
     let state = state.to_lowercase();
-    notes.fine(
+    report.fine(
         "cluster",
         format!("Group Replication {kind}: {online} of {members} are online"),
     );
     if state != "online" {
         let what = format!("this member is {state}");
-        notes.found(&doctor::CLUSTER_BEHIND, what);
+        report.found(&doctor::CLUSTER_BEHIND, what);
     }
     if (members as f64) < FEW {
-        notes.found(
+        report.found(
             &doctor::CLUSTER_SMALL,
             format!("there are {members} members"),
         );
@@ -123,8 +124,8 @@ fn group(kind: &str, members: i64, online: i64, state: String, notes: &mut Notes
 mod tests {
     use super::*;
 
-    fn ids(notes: Notes) -> Vec<&'static str> {
-        let found = notes.into_report().findings.into_iter();
+    fn ids(report: ReportBuilder) -> Vec<&'static str> {
+        let found = report.into_report().findings.into_iter();
         found.map(|found| found.id).collect()
     }
 
@@ -139,9 +140,9 @@ mod tests {
         ];
         let all = fine.iter().chain(changes);
         let all = all.map(|(name, value)| ((*name).into(), (*value).into()));
-        let mut notes = Notes::new("locks");
-        galera(&Settings(all.collect()), &mut notes);
-        ids(notes)
+        let mut report = ReportBuilder::new("locks");
+        galera(&Settings(all.collect()), &mut report);
+        ids(report)
     }
 
     #[test]
@@ -160,9 +161,9 @@ mod tests {
     #[test]
     fn a_member_of_a_group_too() {
         let found = |members, online, state: &str| {
-            let mut notes = Notes::new("locks");
-            group("of a test", members, online, state.into(), &mut notes);
-            ids(notes)
+            let mut report = ReportBuilder::new("locks");
+            group("of a test", members, online, state.into(), &mut report);
+            ids(report)
         };
         assert!(found(3, 3, "ONLINE").is_empty());
         assert_eq!(found(2, 2, "ONLINE"), ["cluster-small"]);

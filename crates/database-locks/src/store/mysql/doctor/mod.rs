@@ -12,13 +12,11 @@ use mysql_async::prelude::FromRow;
 
 use self::settings::{Settings, rows};
 
-use crate::doctor::{self, Beat, Notes, Report};
-use crate::runtime::clock;
+use crate::doctor::{self, Report};
 use crate::store::api::StoreError;
+use crate::store::doctor::{CLOCK_READINGS, ClockReading, Limit, ReportBuilder, round_trip};
 use crate::store::mysql::connection::session::Session;
-
-/// How often the clock is asked: often enough for a median and for a step to be seen.
-const BEATS: usize = 7;
+use protocol::Human;
 
 const CLOCK: &str = "
     SELECT TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))";
@@ -55,13 +53,12 @@ const READERS_OF_MYSQL: &str = readers!("performance_schema.processlist");
 impl Session {
     /// Look at everything.
     pub(crate) async fn examine(&mut self) -> Result<Report, StoreError> {
-        let table = self.server.table.as_str().to_owned();
-        let mut notes = Notes::new(&table);
-        let mut beats = Vec::with_capacity(BEATS);
-        for _ in 0..BEATS {
-            let beat = Beat::begin(clock::now());
-            let told = self.rows(CLOCK, Params::Empty).await?;
-            beats.push(beat.end(rows(told).first().map_or(0, |(told,)| *told), clock::now()));
+        let mut report = ReportBuilder::new(self.server.table.as_str());
+        let mut readings = Vec::with_capacity(CLOCK_READINGS);
+        for _ in 0..CLOCK_READINGS {
+            let reading = ClockReading::begin();
+            let now = self.rows(CLOCK, Params::Empty).await?;
+            readings.push(reading.end(rows(now).first().map_or(0, |(now,)| *now)));
         }
         let mut settings: HashMap<String, String> = HashMap::new();
         for statement in [SETTINGS, STATUS] {
@@ -87,55 +84,59 @@ impl Session {
             (None, true) => "primary of a group",
             (Some(_), _) => "one primary of several",
         };
-        let (tls, trip) = (tls.unwrap_or("no TLS"), doctor::round_trip(&beats));
-        notes.fine(
+        let (tls, trip) = (tls.unwrap_or("no TLS"), round_trip(&readings));
+        report.fine(
             "server",
             format!("{product} {number}, {role}, {tls}, {trip}"),
         );
-        self.cluster(&mut notes).await?;
-        notes.clock(&beats);
-        let usable = self.rights(&table, &mut notes).await? && self.table(&mut notes).await?;
-        durability(&settings, self.cluster.is_some(), &mut notes);
-        self.replicas(&settings, &mut notes).await?;
-        timeouts(&settings, &mut notes);
+        self.cluster(&mut report).await?;
+        report.clock(&readings);
+        let usable = self.rights(&mut report).await? && self.table(&mut report).await?;
+        durability(&settings, self.cluster.is_some(), &mut report);
+        self.replicas(&settings, &mut report).await?;
+        timeouts(&settings, &mut report);
         if usable {
-            self.locks(&mut notes).await?;
+            self.locks(&mut report).await?;
         }
-        Ok(notes.into_report())
+        Ok(report.into_report())
     }
 
-    /// Rows; none where the server refuses to tell, which is noted.
-    async fn ask<T: FromRow>(
+    /// Run a query. If the server refuses it, the area is recorded as unseen and there are no rows.
+    async fn try_query<T: FromRow>(
         &mut self,
         area: &'static str,
         statement: &'static str,
-        notes: &mut Notes,
+        report: &mut ReportBuilder,
     ) -> Result<Vec<T>, StoreError> {
         match self.rows(statement, Params::Empty).await {
             Ok(found) => Ok(rows(found)),
             Err(StoreError::Rejected { source, .. }) => {
-                notes.unseen(area, source);
+                report.unseen(area, source);
                 Ok(Vec::new())
             }
             Err(failure) => Err(failure),
         }
     }
 
-    async fn replicas(&mut self, settings: &Settings, notes: &mut Notes) -> Result<(), StoreError> {
+    async fn replicas(
+        &mut self,
+        settings: &Settings,
+        report: &mut ReportBuilder,
+    ) -> Result<(), StoreError> {
         if !settings.on("log_bin") {
-            notes.fine("replicas", "there is no binary log, and so no replica");
+            report.fine("replicas", "there is no binary log, and so no replica");
             return Ok(());
         }
         let mut found: Vec<(u64, u64, u64)> = Vec::new();
         if !self.mariadb {
             match self.rows(READERS_OF_MYSQL, Params::Empty).await {
-                Ok(told) => found = rows(told),
+                Ok(answer) => found = rows(answer),
                 Err(StoreError::Rejected { .. }) => {}
                 Err(failure) => return Err(failure),
             }
         }
         if found.first().is_none_or(|(.., threads)| *threads == 0) {
-            found = self.ask("replicas", READERS, notes).await?;
+            found = self.try_query("replicas", READERS, report).await?;
         }
         let Some(&(may_look, replicas, _)) = found.first() else {
             return Ok(());
@@ -145,79 +146,57 @@ impl Session {
             .or(settings.number("Rpl_semi_sync_source_clients"))
             .is_some_and(|clients| clients > 0.0);
         if may_look == 0 {
-            notes.unseen(
+            report.unseen(
                 "replicas",
                 "GRANT PROCESS ON *.* to see who reads the binary log",
             );
         } else if replicas > 0 && !waited_for {
             let what =
                 format!("replicas ({replicas}) read the binary log, and no commit waits for one");
-            notes.found(&doctor::STANDBY_ASYNC, what);
+            report.found(&doctor::STANDBY_ASYNC, what);
         } else {
-            notes.fine("replicas", format!("{replicas} are connected"));
+            report.fine("replicas", format!("{replicas} are connected"));
         }
         Ok(())
     }
 }
 
-fn durability(settings: &Settings, cluster: bool, notes: &mut Notes) {
+fn durability(settings: &Settings, cluster: bool, report: &mut ReportBuilder) {
     let flush = "innodb_flush_log_at_trx_commit";
     if settings.is_not(flush, "1") {
         let kind = match cluster {
             false => &doctor::NOT_FLUSHED,
             true => &doctor::CLUSTER_NOT_FLUSHED,
         };
-        notes.found(kind, settings.shown(flush));
+        report.found(kind, settings.shown(flush));
     }
     if matches!(
         settings.get("innodb_doublewrite"),
         "OFF" | "DETECT_ONLY" | "0"
     ) {
-        notes.found(&doctor::TORN_PAGES, settings.shown("innodb_doublewrite"));
+        report.found(&doctor::TORN_PAGES, settings.shown("innodb_doublewrite"));
     }
     if settings.on("log_bin") {
         if settings.is_not("sync_binlog", "1") {
-            notes.found(&doctor::BINLOG_NOT_FLUSHED, settings.shown("sync_binlog"));
+            report.found(&doctor::BINLOG_NOT_FLUSHED, settings.shown("sync_binlog"));
         }
         if settings.get("binlog_format") == "STATEMENT" {
-            notes.found(&doctor::BINLOG_STATEMENT, settings.shown("binlog_format"));
+            report.found(&doctor::BINLOG_STATEMENT, settings.shown("binlog_format"));
         }
     }
-    let message = "a commit is on disk before it is answered, and pages are written whole";
-    notes.otherwise_fine("durability", message);
+    report.durability();
 }
 
-/// In seconds; of MySQL's `max_execution_time`, milliseconds, which holds for SELECT only.
-fn timeouts(settings: &Settings, notes: &mut Notes) {
+/// In seconds; of MySQL's `max_execution_time`, which holds for SELECT only, milliseconds.
+fn timeouts(settings: &Settings, report: &mut ReportBuilder) {
     let limits = [
-        (
-            "wait_timeout",
-            1.0,
-            doctor::LEAST_IDLE,
-            doctor::IDLE_TIMEOUT,
-        ),
-        (
-            "max_statement_time",
-            1.0,
-            doctor::LEAST_STATEMENT,
-            doctor::STATEMENT_TIMEOUT,
-        ),
-        (
-            "max_execution_time",
-            1e-3,
-            doctor::LEAST_STATEMENT,
-            doctor::STATEMENT_TIMEOUT,
-        ),
+        ("wait_timeout", 1.0, Limit::Idle),
+        ("max_statement_time", 1.0, Limit::Statement),
+        ("max_execution_time", 1e-3, Limit::Statement),
     ];
-    for (name, unit, least, kind) in limits {
-        let limit = settings.number(name).filter(|limit| *limit > 0.0);
-        let limit = limit.and_then(|limit| Duration::try_from_secs_f64(limit * unit).ok());
-        if let Some(limit) = limit.filter(|limit| *limit < least) {
-            notes.found(&kind, format!("{name} is {}", doctor::human(limit)));
-        }
-    }
-    notes.otherwise_fine(
-        "timeouts",
-        "the server lets connections be idle and statements take time",
-    );
+    report.limits(limits.into_iter().filter_map(|(name, unit, limit)| {
+        let number = settings.number(name).filter(|number| *number > 0.0)?;
+        let length = Duration::try_from_secs_f64(number * unit).ok()?;
+        Some((limit, length, format!("{name} is {}", Human(length))))
+    }));
 }

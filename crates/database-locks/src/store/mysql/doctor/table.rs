@@ -3,8 +3,9 @@
 use mysql_async::{Params, params};
 
 use super::settings::rows;
-use crate::doctor::{self, Column, Counts, Index, Notes};
+use crate::doctor;
 use crate::store::api::StoreError;
+use crate::store::doctor::{Column, Counts, FoundType, Index, ReportBuilder};
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::connection::table::option;
 
@@ -58,11 +59,7 @@ const COUNTS: &str = "
 
 impl Session {
     /// Answers whether there is a table, and one that can be read.
-    pub(crate) async fn rights(
-        &mut self,
-        table: &str,
-        notes: &mut Notes,
-    ) -> Result<bool, StoreError> {
+    pub(crate) async fn rights(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
         let mut lacking = Vec::new();
         for (right, probe) in PROBES {
             match self.rows(probe, Params::Empty).await {
@@ -71,7 +68,7 @@ impl Session {
                 Err(StoreError::Rejected { source, .. } | StoreError::Unavailable(source))
                     if source.to_string().ends_with("(error 1146)") =>
                 {
-                    notes.found(&doctor::TABLE_MISSING, format!("there is no table {table}"));
+                    report.table_missing("");
                     return Ok(false);
                 }
                 Err(StoreError::Rejected { source, .. }) => {
@@ -80,28 +77,21 @@ impl Session {
                         lacking.push(right);
                     } else if !message.ends_with("(error 1665)") {
                         // That one, of the binary log, has a finding of its own.
-                        notes.unseen("rights", message);
+                        report.unseen("rights", message);
                     }
                 }
                 Err(failure) => return Err(failure),
             }
         }
-        if lacking.contains(&"DELETE") {
-            notes.found(&doctor::NO_DELETE, "this user lacks DELETE");
-        }
         let readable = !lacking.contains(&"SELECT");
+        let may_delete = !lacking.contains(&"DELETE");
         lacking.retain(|right| *right != "DELETE");
-        if !lacking.is_empty() {
-            let what = format!("this user lacks {}", lacking.join(", "));
-            notes.found(&doctor::RIGHTS_MISSING, what);
-        }
-        let message = format!("this user has SELECT, INSERT, UPDATE and DELETE on {table}");
-        notes.otherwise_fine("rights", message);
+        report.rights("this user", &lacking, may_delete);
         Ok(readable)
     }
 
     /// Answers whether the statements can do with it.
-    pub(crate) async fn table(&mut self, notes: &mut Notes) -> Result<bool, StoreError> {
+    pub(crate) async fn table(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
         let table = self.server.table.as_str().to_owned();
         let (schema, name) = match table.split_once('.') {
             Some((schema, name)) => (Some(schema), name),
@@ -110,7 +100,7 @@ impl Session {
         let which = || params! { "schema" => schema, "table" => name };
         let engine = rows::<(String,)>(self.rows(ENGINE, which()).await?);
         if let Some((engine,)) = engine.first().filter(|(engine,)| engine != "InnoDB") {
-            notes.found(
+            report.found(
                 &doctor::NOT_INNODB,
                 format!("the engine of {table} is {engine}"),
             );
@@ -120,7 +110,7 @@ impl Session {
         type Described = (String, String, String, u64, u64, String, String, bool);
         for row in rows::<Described>(self.rows(COLUMNS, which()).await?) {
             let (name, of, shown, length, precision, charset, collation, unfilled) = row;
-            let at = Found {
+            let at = FoundColumn {
                 name,
                 of,
                 shown,
@@ -130,20 +120,20 @@ impl Session {
             };
             if at.name == "id" {
                 let next = option(&made, "AUTO_INCREMENT").and_then(|next| next.parse().ok());
-                notes.ids(next.unwrap_or_default(), at.most());
+                report.ids(next.unwrap_or_default(), at.greatest());
             }
             if at.name == "name" && collation != self.collation() {
                 let what = format!("the collation of the column name is {collation}");
                 let what = format!("{what}, must be {}", self.collation());
-                notes.found(&doctor::NAME_COLLATION, what);
+                report.found(&doctor::NAME_COLLATION, what);
             }
             columns.push(Column {
-                unfit: at.unfit(),
+                mismatch: at.mismatch(),
                 name: at.name,
                 unfilled,
             });
         }
-        let complete = notes.columns(&columns);
+        let complete = report.columns(&columns);
         let mut indexes = Vec::new();
         for (name, columns, keeps_names) in
             rows::<(String, String, bool)>(self.rows(INDEXES, which()).await?)
@@ -157,28 +147,27 @@ impl Session {
                 keeps_names,
             });
         }
-        notes.indexes(&indexes);
+        report.indexes(&indexes);
         let index = indexes.iter().find(|index| index.keeps_names);
         let named = index.is_none_or(|index| index.name == "name");
         if let Some(index) = index.filter(|_| !named) {
             let what = format!("the unique index on name is called {}", index.name);
-            notes.found(&doctor::INDEX_RENAMED, what);
+            report.found(&doctor::INDEX_RENAMED, what);
         }
-        let message = format!("{table} has its columns, unique names and no index too many");
-        notes.otherwise_fine("table", message);
+        report.shape();
         Ok(complete)
     }
 
-    pub(crate) async fn locks(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
-        for found in self.ask("locks", COUNTS, notes).await? {
-            let (rows, held, expired, such, endless, long, old, former) = found;
-            let (expired, endless, old) = ((expired, such), (endless, long), (old, former));
-            notes.locks(&Counts {
+    pub(crate) async fn locks(&mut self, report: &mut ReportBuilder) -> Result<(), StoreError> {
+        for found in self.try_query("locks", COUNTS, report).await? {
+            let (rows, held, expired, which, infinite, which_infinite, legacy, which_legacy) =
+                found;
+            report.locks(&Counts {
                 rows,
                 held,
-                expired,
-                endless,
-                old,
+                expired: (expired, which),
+                infinite: (infinite, which_infinite),
+                legacy: (legacy, which_legacy),
             });
         }
         Ok(())
@@ -186,7 +175,7 @@ impl Session {
 }
 
 /// A column, as the server describes it.
-struct Found {
+struct FoundColumn {
     name: String,
     of: String,
     shown: String,
@@ -195,9 +184,9 @@ struct Found {
     charset: String,
 }
 
-impl Found {
+impl FoundColumn {
     /// The greatest number of such a column.
-    fn most(&self) -> i64 {
+    fn greatest(&self) -> i64 {
         let bits = match &*self.of {
             "tinyint" => 7,
             "smallint" => 15,
@@ -209,30 +198,41 @@ impl Found {
         i64::MAX >> (63 - bits)
     }
 
-    fn unfit(&self) -> Option<String> {
-        let text = |least| {
-            let of = &*self.of;
-            (matches!(of, "varchar" | "char") || of.ends_with("text")) && self.length >= least
+    fn mismatch(&self) -> Option<String> {
+        let (of, unicode) = (&*self.of, self.charset == "utf8mb4");
+        let found = match of {
+            "varchar" | "char" => FoundType::Text(self.length),
+            text if text.ends_with("text") => FoundType::Text(self.length),
+            "bigint" => FoundType::BigInt,
+            "datetime" if self.precision == 6 => FoundType::Time,
+            _ => FoundType::Other,
         };
-        let unicode = self.charset == "utf8mb4";
-        let (fits, must) = match &*self.name {
-            "name" => (text(255) && unicode, "varchar(255) of utf8mb4"),
-            "locked_by" => (text(255) && unicode, "longtext of utf8mb4"),
-            "metadata" => (text(4096) && unicode, "longtext of utf8mb4"),
-            "grant_id" => (text(32), "char(32)"),
-            "token" => (self.of == "bigint", "bigint"),
-            "expires_at" | "granted_until" | "acquired_at" | "renewed_at" | "waiting_until" => {
-                (self.of == "datetime" && self.precision == 6, "datetime(6)")
-            }
-            _ => return None,
+        let found = match self.name == "grant_id" || unicode {
+            false if matches!(found, FoundType::Text(_)) => FoundType::Other,
+            _ => found,
         };
         let charset = match &*self.charset {
             "" => String::new(),
             charset => format!(" of {charset}"),
         };
-        (!fits).then(|| format!("{}{charset}, must be {must}", self.shown))
+        let shown = format!("{}{charset}", self.shown);
+        Column::mismatch(&self.name, found, &shown, &DECLARATIONS)
     }
 }
+
+/// The declarations of a new table.
+const DECLARATIONS: [(&str, &str); 10] = [
+    ("name", "varchar(255) of utf8mb4"),
+    ("locked_by", "longtext of utf8mb4"),
+    ("expires_at", "datetime(6)"),
+    ("token", "bigint"),
+    ("grant_id", "char(32)"),
+    ("granted_until", "datetime(6)"),
+    ("acquired_at", "datetime(6)"),
+    ("renewed_at", "datetime(6)"),
+    ("waiting_until", "datetime(6)"),
+    ("metadata", "longtext of utf8mb4"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -248,7 +248,7 @@ mod tests {
             ("bigint(20)", i64::MAX),
             ("bigint unsigned", i64::MAX),
         ] {
-            let found = Found {
+            let found = FoundColumn {
                 name: "id".into(),
                 of: shown.split([' ', '(']).next().unwrap_or_default().into(),
                 shown: shown.into(),
@@ -256,7 +256,7 @@ mod tests {
                 precision: 0,
                 charset: String::new(),
             };
-            assert_eq!(found.most(), most, "{shown}");
+            assert_eq!(found.greatest(), most, "{shown}");
         }
     }
 }

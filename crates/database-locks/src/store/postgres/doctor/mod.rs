@@ -1,20 +1,18 @@
 //! What may be wrong with a server, a role or the table. Plain reads, which need no special rights.
 
-mod patient;
+mod examination;
 mod table;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use self::patient::Patient;
+use self::examination::Examination;
 use super::connection::session::Session;
-use crate::doctor::{self, Beat, Notes, Report};
-use crate::runtime::clock;
+use crate::doctor::{self, Report};
 use crate::store::connect::table::Table;
+use crate::store::doctor::{CLOCK_READINGS, ClockReading, Limit, ReportBuilder, round_trip};
 use crate::store::postgres::error::ServerError;
-
-/// How often the clock is asked: often enough for a median and for a step to be seen.
-const BEATS: usize = 7;
+use protocol::Human;
 
 const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now";
 
@@ -23,8 +21,7 @@ const SETTINGS: &str = "
 SELECT name, setting, source
   FROM pg_settings
  WHERE name IN ('server_version', 'fsync', 'full_page_writes', 'synchronous_commit',
-                'default_transaction_isolation', 'statement_timeout', 'idle_session_timeout',
-                'idle_in_transaction_session_timeout', 'synchronous_standby_names',
+                'statement_timeout', 'idle_session_timeout', 'synchronous_standby_names',
                 'server_encoding')";
 
 /// Of this connection; behind a pooler it is that of the pooler to the server.
@@ -42,19 +39,16 @@ SELECT count(*) FILTER (WHERE r.sync_state <> 'async') AS safe,
 
 /// Look at everything.
 pub(crate) async fn examine(on: &Session, table: &Table) -> Result<Report, ServerError> {
-    let mut patient = Patient {
+    let mut examination = Examination {
         on,
         table,
-        notes: Notes::new(table.as_str()),
+        report: ReportBuilder::new(table.as_str()),
     };
-    let mut beats = Vec::with_capacity(BEATS);
-    for _ in 0..BEATS {
-        let beat = Beat::begin(clock::now());
+    let mut readings = Vec::with_capacity(CLOCK_READINGS);
+    for _ in 0..CLOCK_READINGS {
+        let reading = ClockReading::begin();
         let rows = on.query(CLOCK, &[]).await?;
-        beats.push(beat.end(
-            rows.first().map_or(Ok(0), |row| row.try_get("now"))?,
-            clock::now(),
-        ));
+        readings.push(reading.end(rows.first().map_or(Ok(0), |row| row.try_get("now"))?));
     }
     let mut settings = HashMap::new();
     for row in on.query(SETTINGS, &[]).await? {
@@ -62,16 +56,16 @@ pub(crate) async fn examine(on: &Session, table: &Table) -> Result<Report, Serve
         settings.insert(row.try_get("name")?, value);
     }
     let settings = Settings(settings);
-    patient.server(&settings, &beats).await?;
-    patient.notes.clock(&beats);
-    let usable = patient.table().await?;
-    patient.durability(&settings).await?;
-    timeouts(&settings, &mut patient.notes);
-    encoding(&settings, &mut patient.notes);
+    examination.server(&settings, &readings).await?;
+    examination.report.clock(&readings);
+    let usable = examination.table().await?;
+    examination.durability(&settings).await?;
+    timeouts(&settings, &mut examination.report);
+    encoding(&settings, &mut examination.report);
     if usable {
-        patient.locks().await?;
+        examination.locks().await?;
     }
-    Ok(patient.notes.into_report())
+    Ok(examination.report.into_report())
 }
 
 /// By name: what it is, and where it was set.
@@ -96,8 +90,12 @@ impl Settings {
     }
 }
 
-impl Patient<'_> {
-    async fn server(&mut self, settings: &Settings, beats: &[Beat]) -> Result<(), ServerError> {
+impl Examination<'_> {
+    async fn server(
+        &mut self,
+        settings: &Settings,
+        readings: &[ClockReading],
+    ) -> Result<(), ServerError> {
         let version = settings
             .get("server_version")
             .split(' ')
@@ -116,9 +114,9 @@ impl Patient<'_> {
         };
         let message = format!(
             "PostgreSQL {version}, primary, {way}, {}",
-            doctor::round_trip(beats)
+            round_trip(readings)
         );
-        self.notes.fine("server", message);
+        self.report.fine("server", message);
         Ok(())
     }
 
@@ -128,10 +126,10 @@ impl Patient<'_> {
             ("full_page_writes", doctor::TORN_PAGES),
         ] {
             if settings.get(name) == "off" {
-                self.notes.found(&kind, settings.shown(name, "off"));
+                self.report.found(&kind, settings.shown(name, "off"));
             }
         }
-        let Some(rows) = self.look("replicas", STANDBYS, &[]).await? else {
+        let Some(rows) = self.try_query("replicas", STANDBYS, &[]).await? else {
             return Ok(());
         };
         let count = |of: &str| rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(of));
@@ -139,37 +137,30 @@ impl Patient<'_> {
         // This much is to be seen by a role that may not look at the standbys, too.
         let waits = !settings.get("synchronous_standby_names").is_empty();
         let commit = "synchronous_commit";
-        match settings.get(commit) {
-            "off" => self
-                .notes
-                .found(&doctor::COMMITS_ASYNC, settings.shown(commit, "off")),
-            "local" if safe > 0 || hidden > 0 && waits => {
-                self.notes
-                    .found(&doctor::COMMITS_LOCAL, settings.shown(commit, "local"));
-            }
-            _ => {}
+        if settings.get(commit) == "local" && (safe > 0 || hidden > 0 && waits) {
+            let what = settings.shown(commit, "local");
+            self.report.found(&doctor::COMMITS_LOCAL, what);
         }
-        let message = "a commit is on disk before it is answered, and pages are written whole";
-        self.notes.otherwise_fine("durability", message);
+        self.report.durability();
         if hidden > 0 && !waits {
             let what = format!(
                 "{}, or as many backups that are under way, and synchronous_standby_names is empty: \
                  all of them are asynchronous",
                 standbys(hidden, "")
             );
-            self.notes.found(&doctor::STANDBY_ASYNC, what);
+            self.report.found(&doctor::STANDBY_ASYNC, what);
         } else if hidden > 0 {
             let right = "GRANT pg_monitor to see whether they are synchronous";
             let are = if hidden == 1 { "is" } else { "are" };
             let there = format!("there {are} {}", standbys(hidden, ""));
             let why = format!("{there}, but this role sees no more: {right}");
-            self.notes.unseen("replicas", why);
+            self.report.unseen("replicas", why);
         } else if lagging > 0 && safe == 0 {
             let what = match lagging {
                 1 => "1 standby, which is asynchronous".into(),
                 _ => format!("{lagging} standbys, and all of them are asynchronous"),
             };
-            self.notes.found(&doctor::STANDBY_ASYNC, what);
+            self.report.found(&doctor::STANDBY_ASYNC, what);
         } else {
             let message = match (safe, lagging) {
                 (0, _) => "no standby is connected".into(),
@@ -180,7 +171,7 @@ impl Patient<'_> {
                     standbys(lagging, "asynchronous ")
                 ),
             };
-            self.notes.fine("replicas", message);
+            self.report.fine("replicas", message);
         }
         Ok(())
     }
@@ -192,41 +183,23 @@ fn standbys(number: i64, of: &str) -> String {
     format!("{number} {of}standby{plural}")
 }
 
-fn encoding(settings: &Settings, notes: &mut Notes) {
+fn encoding(settings: &Settings, report: &mut ReportBuilder) {
     let encoding = settings.get("server_encoding");
-    if !matches!(encoding, "UTF8" | "") {
-        notes.found(
-            &doctor::ENCODING,
-            format!("the encoding of the database is {encoding}"),
-        );
+    let message = format!("the encoding of the database is {encoding}");
+    match encoding {
+        "UTF8" | "" => report.fine("settings", message),
+        _ => report.found(&doctor::ENCODING, message),
     }
 }
 
-fn timeouts(settings: &Settings, notes: &mut Notes) {
+fn timeouts(settings: &Settings, report: &mut ReportBuilder) {
     let limits = [
-        (
-            "idle_session_timeout",
-            doctor::LEAST_IDLE,
-            doctor::IDLE_TIMEOUT,
-        ),
-        (
-            "statement_timeout",
-            doctor::LEAST_STATEMENT,
-            doctor::STATEMENT_TIMEOUT,
-        ),
+        ("idle_session_timeout", Limit::Idle),
+        ("statement_timeout", Limit::Statement),
     ];
-    for (name, least, kind) in limits {
-        if let Some(limit) = settings.limit(name).filter(|limit| *limit < least) {
-            notes.found(&kind, settings.shown(name, &doctor::human(limit)));
-        }
-    }
-    notes.otherwise_fine(
-        "timeouts",
-        "the server lets connections be idle and statements take time",
-    );
-    let name = "default_transaction_isolation";
-    match settings.get(name) {
-        "read committed" => notes.fine("settings", "transactions are read committed"),
-        stricter => notes.found(&doctor::ISOLATION, settings.shown(name, stricter)),
-    }
+    report.limits(limits.into_iter().filter_map(|(name, limit)| {
+        let length = settings.limit(name)?;
+        let shown = settings.shown(name, &Human(length).to_string());
+        Some((limit, length, shown))
+    }));
 }

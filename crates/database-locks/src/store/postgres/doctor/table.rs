@@ -3,8 +3,9 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::patient::Patient;
-use crate::doctor::{self, Column, Counts, Index};
+use super::examination::Examination;
+use crate::doctor;
+use crate::store::doctor::{Column, Counts, FoundType, Index};
 use crate::store::postgres::connection::session::Param;
 use crate::store::postgres::error::{Kind, ServerError};
 
@@ -96,7 +97,7 @@ SELECT EXISTS (SELECT FROM pg_publication_tables p
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid = to_regclass($1)";
 
-impl Patient<'_> {
+impl Examination<'_> {
     /// Answers whether its rows can be read.
     pub(crate) async fn table(&mut self) -> Result<bool, ServerError> {
         let (table, name) = (self.table.as_str(), [self.table.as_str()]);
@@ -108,7 +109,7 @@ impl Patient<'_> {
                 message,
                 ..
             }) => {
-                self.notes.found(&doctor::RIGHTS_MISSING, message);
+                self.report.found(&doctor::RIGHTS_MISSING, message);
                 return Ok(false);
             }
             found => found?,
@@ -117,16 +118,15 @@ impl Patient<'_> {
             let plain = table.rsplit('.').next().unwrap_or(table);
             let rows = self.on.query(ELSEWHERE, &[(&plain, Type::TEXT)]).await?;
             let schemas: &str = rows.first().map_or(Ok(""), |row| row.try_get("schemas"))?;
-            let mut what = format!("there is no table {table}");
-            if !schemas.is_empty() {
-                what.push_str(", though one of that name in schema ");
-                what.push_str(schemas);
-            }
-            self.notes.found(&doctor::TABLE_MISSING, what);
+            let elsewhere = match schemas {
+                "" => String::new(),
+                schemas => format!(", though one of that name in schema {schemas}"),
+            };
+            self.report.table_missing(&elsewhere);
             return Ok(false);
         };
         self.rights(row)?;
-        let Some(rows) = self.look("table", COLUMNS, &name).await? else {
+        let Some(rows) = self.try_query("table", COLUMNS, &name).await? else {
             return Ok(false);
         };
         let mut columns = Vec::with_capacity(rows.len());
@@ -134,17 +134,16 @@ impl Patient<'_> {
             let (name, of): (String, &str) = (row.try_get("name")?, row.try_get("type")?);
             if name == "name" && row.try_get("nondeterministic")? {
                 let what = "the collation of the column name is a nondeterministic one";
-                self.notes.found(&doctor::NAME_COLLATION, what);
+                self.report.found(&doctor::NAME_COLLATION, what);
             }
-            let unfit = must_be(&name, of).map(|must| format!("{of}, must be {must}"));
             columns.push(Column {
+                mismatch: Column::mismatch(&name, found_type(of), of, &DECLARATIONS),
                 name,
-                unfit,
                 unfilled: row.try_get("unfilled")?,
             });
         }
-        let complete = self.notes.columns(&columns);
-        let Some(rows) = self.look("table", INDEXES, &name).await? else {
+        let complete = self.report.columns(&columns);
+        let Some(rows) = self.try_query("table", INDEXES, &name).await? else {
             return Ok(false);
         };
         let mut indexes = Vec::with_capacity(rows.len());
@@ -158,12 +157,11 @@ impl Patient<'_> {
                 keeps_names: row.try_get("keeps_names")?,
             });
         }
-        self.notes.indexes(&indexes);
+        self.report.indexes(&indexes);
         if complete {
             self.ids(&name).await?;
         }
-        let message = format!("{table} has its columns, unique names and no index too many");
-        self.notes.otherwise_fine("table", message);
+        self.report.shape();
         self.replicated(&name).await?;
         Ok(complete)
     }
@@ -173,31 +171,24 @@ impl Patient<'_> {
         let table = self.table.as_str();
         let user: &str = row.try_get("role")?;
         let lacking: Vec<String> = row.try_get("lacking")?;
-        if !lacking.is_empty() {
-            let what = format!("the role {user} lacks {}", lacking.join(", "));
-            self.notes.found(&doctor::RIGHTS_MISSING, what);
-        }
-        if !row.try_get::<_, bool>("may_delete")? {
-            self.notes
-                .found(&doctor::NO_DELETE, format!("the role {user} lacks DELETE"));
-        }
-        let message = format!("the role {user} has SELECT, INSERT, UPDATE and DELETE on {table}");
-        self.notes.otherwise_fine("rights", message);
+        let role = format!("the role {user}");
+        self.report
+            .rights(&role, &lacking, row.try_get("may_delete")?);
         match row.try_get("persistence")? {
             "u" => self
-                .notes
+                .report
                 .found(&doctor::TABLE_FORGETS, format!("{table} is unlogged")),
             "t" => self
-                .notes
+                .report
                 .found(&doctor::TABLE_FORGETS, format!("{table} is temporary")),
             _ => {}
         }
         if row.try_get("row_security")? {
             let what = format!("row-level security of {table} holds for the role {user}");
-            self.notes.found(&doctor::ROW_SECURITY, what);
+            self.report.found(&doctor::ROW_SECURITY, what);
         }
         if !row.try_get::<_, bool>("vacuumed")? {
-            self.notes.found(
+            self.report.found(
                 &doctor::AUTOVACUUM_OFF,
                 format!("{table} is not vacuumed by itself"),
             );
@@ -205,25 +196,28 @@ impl Patient<'_> {
         let (live, dead): (i64, i64) = (row.try_get("live")?, row.try_get("dead")?);
         if dead > 10_000 && dead / 10 > live {
             let what = format!("{table} has {dead} dead rows beside {live} living ones");
-            self.notes.found(&doctor::DEAD_ROWS, what);
+            self.report.found(&doctor::DEAD_ROWS, what);
         }
         Ok(())
     }
 
     async fn ids(&mut self, name: &[(Param<'_>, Type)]) -> Result<(), ServerError> {
         let ids = self.table.fill(IDS);
-        let rows = self.look("table", &ids, name).await?.unwrap_or_default();
+        let rows = self
+            .try_query("table", &ids, name)
+            .await?
+            .unwrap_or_default();
         if let Some(row) = rows.first()
             && let Some(latest) = row.try_get("latest")?
         {
-            self.notes.ids(latest, row.try_get("greatest")?);
+            self.report.ids(latest, row.try_get("greatest")?);
         }
         Ok(())
     }
 
     /// In one direction too: what is brought here overwrites what is granted here.
     async fn replicated(&mut self, name: &[(Param<'_>, Type)]) -> Result<(), ServerError> {
-        let rows = self.look("replicas", REPLICATED, name).await?;
+        let rows = self.try_query("replicas", REPLICATED, name).await?;
         let rows = rows.unwrap_or_default();
         let (goes, comes) = match rows.first() {
             Some(row) => (row.try_get("goes")?, row.try_get::<_, bool>("comes")?),
@@ -239,47 +233,58 @@ impl Patient<'_> {
                 "this database subscribes to changes of {} that are made elsewhere{both}",
                 self.table.as_str()
             );
-            self.notes.found(&doctor::WRITTEN_ELSEWHERE, what);
+            self.report.found(&doctor::WRITTEN_ELSEWHERE, what);
         }
         Ok(())
     }
 
     pub(crate) async fn locks(&mut self) -> Result<(), ServerError> {
-        let Some(rows) = self.look("locks", &self.table.fill(COUNTS), &[]).await? else {
+        let Some(rows) = self
+            .try_query("locks", &self.table.fill(COUNTS), &[])
+            .await?
+        else {
             return Ok(());
         };
         if let Some(row) = rows.first() {
-            self.notes.locks(&Counts {
+            self.report.locks(&Counts {
                 rows: row.try_get("rows")?,
                 held: row.try_get("held")?,
                 expired: (row.try_get("expired")?, row.try_get("first_expired")?),
-                endless: (row.try_get("endless")?, row.try_get("first_endless")?),
-                old: (row.try_get("old")?, row.try_get("first_old")?),
+                infinite: (row.try_get("endless")?, row.try_get("first_endless")?),
+                legacy: (row.try_get("old")?, row.try_get("first_old")?),
             });
         }
         Ok(())
     }
 }
 
-/// What the type of a column must be, where it is another.
-fn must_be(column: &str, of: &str) -> Option<&'static str> {
-    let length = of
+/// The declarations of a new table, as the server shows them.
+const DECLARATIONS: [(&str, &str); 10] = [
+    ("name", "character varying(255)"),
+    ("locked_by", "text"),
+    ("expires_at", TIME),
+    ("token", "bigint"),
+    ("grant_id", "character(32)"),
+    ("granted_until", TIME),
+    ("acquired_at", TIME),
+    ("renewed_at", TIME),
+    ("waiting_until", TIME),
+    ("metadata", "text"),
+];
+const TIME: &str = "timestamp with time zone";
+
+/// The type of a column, from `format_type`.
+fn found_type(shown: &str) -> FoundType {
+    let length = shown
         .strip_prefix("character varying(")
-        .and_then(|rest| rest.strip_suffix(')'));
-    let length: u32 = length
-        .and_then(|length| length.parse().ok())
-        .unwrap_or_default();
-    let text = |least: u32| matches!(of, "text" | "character varying") || length >= least;
-    let (fits, must) = match column {
-        "name" => (text(255), "character varying(255)"),
-        "locked_by" => (text(255), "text"),
-        "metadata" => (text(4096), "text"),
-        "grant_id" => (of == "character(32)" || text(32), "character(32)"),
-        "token" => (of == "bigint", "bigint"),
-        "expires_at" | "granted_until" | "acquired_at" | "renewed_at" | "waiting_until" => {
-            (of == "timestamp with time zone", "timestamp with time zone")
-        }
-        _ => return None,
-    };
-    (!fits).then_some(must)
+        .and_then(|rest| rest.strip_suffix(')')?.parse().ok());
+    match (shown, length) {
+        ("text" | "character varying", _) => FoundType::Text(u64::MAX),
+        (_, Some(length)) => FoundType::Text(length),
+        // Longer ones would pad names.
+        ("character(32)", _) => FoundType::Text(32),
+        ("bigint", _) => FoundType::BigInt,
+        (TIME, _) => FoundType::Time,
+        _ => FoundType::Other,
+    }
 }

@@ -6,13 +6,12 @@ use std::path::Path;
 
 use rusqlite::{Connection, Row};
 
-use crate::doctor::{self, Beat, Column, Counts, Index, Notes, Report};
-use crate::runtime::clock;
+use crate::doctor::{self, Report};
 use crate::store::api::StoreError;
+use crate::store::doctor::{
+    CLOCK_READINGS, ClockReading, Column, Counts, Index, ReportBuilder, round_trip,
+};
 use crate::store::sqlite::connection::worker::Worker;
-
-/// How often a read of the file is timed.
-const BEATS: usize = 7;
 
 /// Less than that is soon used up by the journal alone.
 const LEAST_SPACE: u64 = 1 << 20;
@@ -53,33 +52,30 @@ const COUNTS: &str = "
 /// Look at everything.
 pub(crate) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreError> {
     let path = worker.database.path.clone();
-    let mut notes = Notes::new(table);
+    let mut report = ReportBuilder::new(table);
     worker.with(|session| {
         let connection = session.connection;
-        server(connection, &mut notes)?;
-        file(&path, &mut notes);
-        durability(&path, &mut notes);
-        if self::table(connection, table, &mut notes)? {
-            locks(connection, table, &mut notes)?;
+        server(connection, &mut report)?;
+        file(&path, &mut report);
+        durability(&path, &mut report);
+        if self::table(connection, table, &mut report)? {
+            locks(connection, table, &mut report)?;
         }
         Ok(())
     })?;
-    Ok(notes.into_report())
+    Ok(report.into_report())
 }
 
-fn server(connection: &Connection, notes: &mut Notes) -> rusqlite::Result<()> {
-    let mut beats = Vec::with_capacity(BEATS);
-    for _ in 0..BEATS {
-        let beat = Beat::begin(clock::now());
+fn server(connection: &Connection, report: &mut ReportBuilder) -> rusqlite::Result<()> {
+    let mut readings = Vec::with_capacity(CLOCK_READINGS);
+    for _ in 0..CLOCK_READINGS {
+        let reading = ClockReading::begin();
         let tables = "SELECT count(*) FROM sqlite_schema";
-        beats.push(beat.end(
-            connection.query_row(tables, [], |row| row.get(0))?,
-            clock::now(),
-        ));
+        readings.push(reading.end(connection.query_row(tables, [], |row| row.get(0))?));
     }
-    let (version, trip) = (rusqlite::version(), doctor::round_trip(&beats));
-    notes.fine("server", format!("SQLite {version}, {trip}"));
-    notes.fine("clock", "this machine's own");
+    let (version, trip) = (rusqlite::version(), round_trip(&readings));
+    report.fine("server", format!("SQLite {version}, {trip}"));
+    report.fine("clock", "this machine's own");
     Ok(())
 }
 
@@ -113,19 +109,19 @@ fn in_memory(_: &Path) -> Option<&'static str> {
     None
 }
 
-fn file(path: &Path, notes: &mut Notes) {
+fn file(path: &Path, report: &mut ReportBuilder) {
     let shown = path.display();
     #[cfg(target_os = "linux")]
     match rustix::fs::statfs(path) {
         Ok(at) => {
             if let Some(system) = shared_file_system(at.f_type as u64) {
-                notes.found(&doctor::FILE_SHARED, format!("{shown} lies on {system}"));
+                report.found(&doctor::FILE_SHARED, format!("{shown} lies on {system}"));
             }
         }
-        Err(error) => notes.unseen("file", error),
+        Err(error) => report.unseen("file", error),
     }
     if let Ok(at) = rustix::fs::statvfs(path) {
-        space(path, at.f_bavail.saturating_mul(at.f_frsize), notes);
+        space(path, at.f_bavail.saturating_mul(at.f_frsize), report);
     }
     let folder = path.parent().unwrap_or(path);
     for place in [path, folder] {
@@ -134,12 +130,12 @@ fn file(path: &Path, notes: &mut Notes) {
                 "this user may not write {}: make the file and its folder writable",
                 place.display()
             );
-            notes.found(&doctor::RIGHTS_MISSING, what);
+            report.found(&doctor::RIGHTS_MISSING, what);
         }
     }
     let others = |path: &Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o002 != 0);
     if others(path) {
-        notes.found(
+        report.found(
             &doctor::FILE_OPEN,
             format!("{shown} may be written by everybody"),
         );
@@ -154,24 +150,24 @@ fn file(path: &Path, notes: &mut Notes) {
             "the folder {} may be written by everybody",
             folder.display()
         );
-        notes.found(&doctor::FILE_OPEN, what);
+        report.found(&doctor::FILE_OPEN, what);
     }
-    notes.otherwise_fine(
+    report.otherwise_fine(
         "file",
         format!("{shown}, on this machine, closed to other users"),
     );
 }
 
 /// How many bytes are left beside the file.
-fn space(path: &Path, left: u64, notes: &mut Notes) {
+fn space(path: &Path, left: u64, report: &mut ReportBuilder) {
     if left < LEAST_SPACE {
         let what = format!("{left} bytes are left beside {}", path.display());
-        notes.found(&doctor::DISK_FULL, what);
+        report.found(&doctor::DISK_FULL, what);
     }
 }
 
 /// Each connection sets `journal_mode` and `synchronous` itself.
-fn durability(path: &Path, notes: &mut Notes) {
+fn durability(path: &Path, report: &mut ReportBuilder) {
     // A restart of the machine ends all holders as well, since they run on it; and tokens go on by
     // the clock.
     let message = match in_memory(path) {
@@ -181,16 +177,20 @@ fn durability(path: &Path, notes: &mut Notes) {
         ),
         None => "a commit is on disk before it is answered".to_owned(),
     };
-    notes.fine("durability", message);
+    report.fine("durability", message);
 }
 
-fn table(connection: &Connection, table: &str, notes: &mut Notes) -> rusqlite::Result<bool> {
+fn table(
+    connection: &Connection,
+    table: &str,
+    report: &mut ReportBuilder,
+) -> rusqlite::Result<bool> {
     let (schema, name) = table.split_once('.').unwrap_or(("main", table));
     let which = [name, schema];
     let column = |row: &Row<'_>| {
         Ok(Column {
             name: row.get("name")?,
-            unfit: None,
+            mismatch: None,
             unfilled: row.get("unfilled")?,
         })
     };
@@ -199,10 +199,10 @@ fn table(connection: &Connection, table: &str, notes: &mut Notes) -> rusqlite::R
         .query_map(which, column)?
         .collect::<Result<Vec<_>, _>>()?;
     if columns.is_empty() {
-        notes.found(&doctor::TABLE_MISSING, format!("there is no table {table}"));
+        report.found(&doctor::TABLE_MISSING, format!("there is no table {table}"));
         return Ok(false);
     }
-    let complete = notes.columns(&columns);
+    let complete = report.columns(&columns);
     let mut indexes = Vec::new();
     let mut statement = connection.prepare(INDEXES)?;
     let mut rows = statement.query(which)?;
@@ -218,26 +218,25 @@ fn table(connection: &Connection, table: &str, notes: &mut Notes) -> rusqlite::R
         let collation: String = row.get("collation")?;
         if keeps_names && collation != "BINARY" {
             let what = format!("the collation of the column name is {collation}");
-            notes.found(&doctor::NAME_COLLATION, what);
+            report.found(&doctor::NAME_COLLATION, what);
         }
     }
-    notes.indexes(&indexes);
-    let message = format!("{table} has its columns, unique names and no index too many");
-    notes.otherwise_fine("table", message);
+    report.indexes(&indexes);
+    report.shape();
     Ok(complete)
 }
 
-fn locks(connection: &Connection, table: &str, notes: &mut Notes) -> rusqlite::Result<()> {
+fn locks(connection: &Connection, table: &str, report: &mut ReportBuilder) -> rusqlite::Result<()> {
     let counts = connection.query_row(&COUNTS.replace("{table}", table), [], |row| {
         Ok(Counts {
             rows: row.get(0)?,
             held: row.get(1)?,
             expired: (row.get(2)?, row.get(3)?),
-            endless: (row.get(4)?, row.get(5)?),
-            old: (row.get(6)?, row.get(7)?),
+            infinite: (row.get(4)?, row.get(5)?),
+            legacy: (row.get(6)?, row.get(7)?),
         })
     })?;
-    notes.locks(&counts);
+    report.locks(&counts);
     Ok(())
 }
 
@@ -245,8 +244,8 @@ fn locks(connection: &Connection, table: &str, notes: &mut Notes) -> rusqlite::R
 mod tests {
     use super::*;
 
-    fn ids(notes: Notes) -> Vec<&'static str> {
-        notes
+    fn ids(report: ReportBuilder) -> Vec<&'static str> {
+        report
             .into_report()
             .findings
             .into_iter()
@@ -256,13 +255,13 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_nearly_full_is_found() {
-        let mut notes = Notes::new("t");
+        let mut report = ReportBuilder::new("t");
         let path = Path::new("locks.sqlite3");
-        space(path, LEAST_SPACE, &mut notes);
-        assert_eq!(ids(notes).len(), 0);
-        let mut notes = Notes::new("t");
-        space(path, 4096, &mut notes);
-        assert_eq!(ids(notes), ["disk-full"]);
+        space(path, LEAST_SPACE, &mut report);
+        assert_eq!(ids(report).len(), 0);
+        let mut report = ReportBuilder::new("t");
+        space(path, 4096, &mut report);
+        assert_eq!(ids(report), ["disk-full"]);
     }
 
     /// No such file system can be had in a test.
@@ -280,8 +279,8 @@ mod tests {
         ] {
             assert_eq!(shared_file_system(magic).is_some(), shared, "{magic:x}");
         }
-        let mut notes = Notes::new("t");
-        notes.found(&doctor::FILE_SHARED, "on NFS");
-        assert_eq!(ids(notes), ["file-shared"]);
+        let mut report = ReportBuilder::new("t");
+        report.found(&doctor::FILE_SHARED, "on NFS");
+        assert_eq!(ids(report), ["file-shared"]);
     }
 }

@@ -1,22 +1,23 @@
-//! What the examination works with: the connection, the table and the notes.
+//! An examination under way: the connection, the table, and the report so far.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::doctor::Notes;
 use crate::store::connect::table::Table;
+use crate::store::doctor::ReportBuilder;
 use crate::store::postgres::connection::session::{Param, Session};
 use crate::store::postgres::error::{Kind, ServerError};
 
-pub(crate) struct Patient<'a> {
+pub(crate) struct Examination<'a> {
     pub(crate) on: &'a Session,
     pub(crate) table: &'a Table,
-    pub(crate) notes: Notes,
+    pub(crate) report: ReportBuilder,
 }
 
-impl Patient<'_> {
-    /// Ask about the table; none where the server refuses to tell, which is noted.
-    pub(crate) async fn look(
+impl Examination<'_> {
+    /// Run a query. If the server refuses it, the area is recorded as unseen and the answer is
+    /// `None`.
+    pub(crate) async fn try_query(
         &mut self,
         area: &'static str,
         statement: &str,
@@ -24,13 +25,13 @@ impl Patient<'_> {
     ) -> Result<Option<Vec<Row>>, ServerError> {
         match self.on.query(statement, params).await {
             Ok(rows) => Ok(Some(rows)),
-            // Or it cannot for now: past a statement_timeout for one, which is found all the same.
+            // Unavailable: ended by a statement_timeout for one, which is a finding of its own.
             Err(ServerError {
                 kind: Kind::Rejected(_) | Kind::Missing(_) | Kind::Unavailable,
                 message,
                 ..
             }) => {
-                self.notes.unseen(area, message);
+                self.report.unseen(area, message);
                 Ok(None)
             }
             Err(error) => Err(error),

@@ -1,0 +1,34 @@
+//! The columns of the table of locks.
+
+/// The type that a column must have. Each engine has its own name for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ColumnType {
+    /// Any integer.
+    Id,
+    /// A string of at least so many characters.
+    Text(u64),
+    BigInt,
+    /// A point in time, to the microsecond.
+    Time,
+}
+
+/// All columns that the statements use.
+pub(crate) const COLUMNS: [(&str, ColumnType); 11] = [
+    ("id", ColumnType::Id),
+    ("name", ColumnType::Text(255)),
+    ("locked_by", ColumnType::Text(255)),
+    ("expires_at", ColumnType::Time),
+    ("token", ColumnType::BigInt),
+    ("grant_id", ColumnType::Text(32)),
+    ("granted_until", ColumnType::Time),
+    ("acquired_at", ColumnType::Time),
+    ("renewed_at", ColumnType::Time),
+    ("waiting_until", ColumnType::Time),
+    ("metadata", ColumnType::Text(4096)),
+];
+
+/// The required type of a column; `None` for a column that is not the library's.
+pub(crate) fn column_type(name: &str) -> Option<ColumnType> {
+    let known = COLUMNS.iter().find(|(known, _)| *known == name);
+    known.map(|(_, required)| *required)
+}
