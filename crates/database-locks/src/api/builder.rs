@@ -8,7 +8,7 @@ use crate::api::locks::Locks;
 use crate::client::endpoint::Endpoint;
 use crate::error::{BoxError, Error};
 use crate::runtime;
-use crate::store::connect::source::Given;
+use crate::store::connect::options::ConnectOptions;
 use protocol::REQUEST_TIMEOUT;
 
 /// Settings of a connection; made by [`Locks::builder`].
@@ -26,14 +26,14 @@ use protocol::REQUEST_TIMEOUT;
 #[derive(Clone)]
 #[must_use = "a builder does nothing until it connects"]
 pub struct LocksBuilder {
-    given: Given,
+    given: ConnectOptions,
     table: Option<String>,
 }
 
 impl LocksBuilder {
     pub(crate) fn new(url: &str) -> Self {
         Self {
-            given: Given::url(url),
+            given: ConnectOptions::url(url),
             table: None,
         }
     }

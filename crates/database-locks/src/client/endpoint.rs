@@ -8,14 +8,14 @@ use crate::error::Error;
 use crate::metrics::Engine;
 use crate::runtime::fork::PerProcess;
 use crate::store;
-use crate::store::connect::source::Given;
+use crate::store::connect::options::ConnectOptions;
 use crate::store::connect::table::Table;
 use crate::store::measured::Observed;
 
 /// The database and table of one [`Locks`](crate::Locks), with one client a process.
 pub(crate) struct Endpoint {
     engine: Engine,
-    given: Given,
+    given: ConnectOptions,
     table: Table,
     client: PerProcess<Arc<Client>>,
 }
@@ -32,7 +32,7 @@ impl fmt::Debug for Endpoint {
 
 impl Endpoint {
     /// Checks the URL and the table name. No I/O.
-    pub(crate) fn new(given: Given, table: Option<&str>) -> Result<Self, Error> {
+    pub(crate) fn new(given: ConnectOptions, table: Option<&str>) -> Result<Self, Error> {
         let mut endpoint = Self {
             given,
             engine: "",

@@ -19,13 +19,13 @@ use protocol::{
 
 /// What to do where there is no id left for the row of a new name.
 #[cfg(any(feature = "mysql", feature = "postgres"))]
-pub(crate) const NO_ID: &str = "the ids of its rows are used up: as the owner of the table, let its column id be a \
+pub(crate) const IDS_USED_UP: &str = "the ids of its rows are used up: as the owner of the table, let its column id be a \
                      bigint (PostgreSQL: ALTER TABLE … ALTER COLUMN id TYPE bigint, and ALTER SEQUENCE … AS \
                      bigint for one made by serial; MySQL: ALTER TABLE … MODIFY id bigint AUTO_INCREMENT)";
 
 /// What to do where a token cannot be raised: none is that great unless somebody else wrote it.
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite-unbundled"))]
-pub(crate) const NO_TOKEN: &str =
+pub(crate) const TOKEN_OUT_OF_RANGE: &str =
     "its token is out of range: delete its row once nobody works under the lock";
 
 /// A reply that is under way.
@@ -87,7 +87,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     ///
     /// Locks nothing and waits for no row. Where there are several servers it shows what the one at
     /// hand knows: so it decides when to try and nothing else.
-    fn look<'a>(
+    fn holders<'a>(
         &'a self,
         names: &'a [LockName],
         within: Duration,
@@ -167,7 +167,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     }
 
     /// Whom to tell of notifications. It may be told in vain. Called once, before anything is held.
-    fn on_notified(&self, tell: Tell) {
+    fn on_notified(&self, tell: NoticeHandler) {
         drop(tell);
     }
 
@@ -238,7 +238,7 @@ pub enum Notice<'a> {
 }
 
 /// Who is told.
-pub type Tell = Arc<dyn Fn(Notice<'_>) + Send + Sync>;
+pub type NoticeHandler = Arc<dyn Fn(Notice<'_>) + Send + Sync>;
 
 /// The statements of a fence, the name of the table put in. Their parameters are name, token and
 /// grant id in this order, written `$1`, `$2`, `$3`, or `?` each.
@@ -356,7 +356,7 @@ impl StoreError {
     }
 
     #[cfg(feature = "mysql")]
-    pub(crate) fn late_for(within: Duration, what: &str) -> Self {
+    pub(crate) fn no_connection_within(within: Duration, what: &str) -> Self {
         Self::Unavailable(
             format!("no connection within {}: {what}", protocol::Human(within)).into(),
         )
@@ -383,6 +383,11 @@ impl fmt::Display for StoreError {
     }
 }
 
+/// A length as a statement takes it.
+pub(crate) fn micros(length: Duration) -> i64 {
+    i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
+}
+
 /// A length of the past that every engine can reckon with: nothing is as old as a thousand years.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
 pub(crate) fn bounded(length: Duration) -> Duration {
@@ -391,7 +396,7 @@ pub(crate) fn bounded(length: Duration) -> Duration {
 
 /// Keep a reply to its deadline; `give_up` then drops the connection that owes it.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
-pub(crate) async fn keep_to<T>(
+pub(crate) async fn with_deadline<T>(
     within: Duration,
     reply: impl Future<Output = Result<T, StoreError>>,
     give_up: impl FnOnce(),

@@ -1,4 +1,4 @@
-//! A store whose calls are counted and timed.
+//! A store whose requests are counted and timed.
 
 use std::fmt;
 use std::ops::Deref;
@@ -13,10 +13,10 @@ use protocol::{
     Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
 };
 
-/// The store of one database, as all the loops above use it.
+/// The store of one database, as the client uses it.
 ///
-/// Its own methods go before those of [`Store`] that it derefs to: what stands below is measured,
-/// and the rest passes by.
+/// Its own methods measure a request. The other methods of [`Store`] are reached by deref and are
+/// not measured.
 #[derive(Clone)]
 pub(crate) struct Observed {
     store: Arc<dyn Store>,
@@ -65,20 +65,7 @@ impl Observed {
         answer
     }
 
-    pub(crate) async fn connect(&self, within: Duration) -> Result<(), StoreError> {
-        self.timed("connect", self.store.connect(within)).await
-    }
-
-    pub(crate) async fn acquire(
-        &self,
-        asks: &[AcquireCommand],
-        within: Duration,
-    ) -> Result<Vec<Outcome>, StoreError> {
-        self.timed("acquire", self.store.acquire(asks, within))
-            .await
-    }
-
-    /// The same on a direct connection of the store.
+    /// [`Store::acquire`] on a direct connection of the store.
     pub(crate) async fn acquire_on(
         &self,
         direct: &dyn DirectConnection,
@@ -87,7 +74,7 @@ impl Observed {
         self.timed("acquire", direct.acquire(asks)).await
     }
 
-    /// See [`acquire_on`](Self::acquire_on).
+    /// [`Store::release`] on a direct connection of the store.
     pub(crate) async fn release_on(
         &self,
         direct: &dyn DirectConnection,
@@ -95,96 +82,31 @@ impl Observed {
     ) -> Result<Vec<Released>, StoreError> {
         self.timed("release", direct.release(returns)).await
     }
+}
 
-    pub(crate) async fn renew(
-        &self,
-        grants: &[(Grant, Ttl)],
-        within: Duration,
-    ) -> Result<Vec<Renewal>, StoreError> {
-        self.timed("renew", self.store.renew(grants, within)).await
-    }
+/// The measured requests: method, parameters, answer, and the name of the operation in metrics.
+macro_rules! measured {
+    ($($method:ident($($param:ident: $of:ty),*) -> $answer:ty, $operation:literal;)*) => {
+        impl Observed {
+            $(pub(crate) async fn $method(&self, $($param: $of),*) -> Result<$answer, StoreError> {
+                self.timed($operation, self.store.$method($($param),*)).await
+            })*
+        }
+    };
+}
 
-    pub(crate) async fn release(
-        &self,
-        returns: &[ReleaseCommand],
-        within: Duration,
-    ) -> Result<Vec<Released>, StoreError> {
-        self.timed("release", self.store.release(returns, within))
-            .await
-    }
-
-    pub(crate) async fn read(
-        &self,
-        names: &[LockName],
-        within: Duration,
-    ) -> Result<Vec<LockInfo>, StoreError> {
-        self.timed("read", self.store.read(names, within)).await
-    }
-
-    pub(crate) async fn page(
-        &self,
-        filter: &ListFilter,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Result<Page, StoreError> {
-        self.timed("page", self.store.page(filter, after, within))
-            .await
-    }
-
-    pub(crate) async fn look(
-        &self,
-        names: &[LockName],
-        within: Duration,
-    ) -> Result<Vec<Option<Holder>>, StoreError> {
-        self.timed("look", self.store.look(names, within)).await
-    }
-
-    pub(crate) async fn take_over(
-        &self,
-        what: &TakeOverCommand,
-        within: Duration,
-    ) -> Result<Outcome, StoreError> {
-        self.timed("preempt", self.store.take_over(what, within))
-            .await
-    }
-
-    pub(crate) async fn resume(
-        &self,
-        what: &ResumeCommand,
-        within: Duration,
-    ) -> Result<Renewal, StoreError> {
-        self.timed("resume", self.store.resume(what, within)).await
-    }
-
-    pub(crate) async fn force(
-        &self,
-        name: &LockName,
-        within: Duration,
-    ) -> Result<Force, StoreError> {
-        self.timed("force", self.store.force(name, within)).await
-    }
-
-    pub(crate) async fn prune(
-        &self,
-        idle: Duration,
-        unknown: bool,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Result<Pruned, StoreError> {
-        self.timed("prune", self.store.prune(idle, unknown, after, within))
-            .await
-    }
-
-    pub(crate) async fn open_fence(
-        &self,
-        grant: &Grant,
-        within: Duration,
-    ) -> Result<Result<Barrier, Gone>, StoreError> {
-        self.timed("open_fence", self.store.open_fence(grant, within))
-            .await
-    }
-
-    pub(crate) async fn install(&self, within: Duration) -> Result<(), StoreError> {
-        self.timed("install", self.store.install(within)).await
-    }
+measured! {
+    connect(within: Duration) -> (), "connect";
+    acquire(asks: &[AcquireCommand], within: Duration) -> Vec<Outcome>, "acquire";
+    renew(grants: &[(Grant, Ttl)], within: Duration) -> Vec<Renewal>, "renew";
+    release(returns: &[ReleaseCommand], within: Duration) -> Vec<Released>, "release";
+    read(names: &[LockName], within: Duration) -> Vec<LockInfo>, "read";
+    page(filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";
+    holders(names: &[LockName], within: Duration) -> Vec<Option<Holder>>, "look";
+    take_over(what: &TakeOverCommand, within: Duration) -> Outcome, "preempt";
+    resume(what: &ResumeCommand, within: Duration) -> Renewal, "resume";
+    force(name: &LockName, within: Duration) -> Force, "force";
+    prune(idle: Duration, unknown: bool, after: Option<i64>, within: Duration) -> Pruned, "prune";
+    open_fence(grant: &Grant, within: Duration) -> Result<Barrier, Gone>, "open_fence";
+    install(within: Duration) -> (), "install";
 }

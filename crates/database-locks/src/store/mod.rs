@@ -27,7 +27,7 @@ mod schema;
 mod sqlite;
 
 pub use api::*;
-pub(crate) use connect::source::Given;
+pub(crate) use connect::options::ConnectOptions;
 pub use connect::table::Table;
 
 /// Open the store that a URL names. No I/O: that begins with [`Store::connect`].
@@ -37,20 +37,23 @@ pub use connect::table::Table;
 /// [`Error::Config`] for a URL that cannot be understood, or whose engine's feature is off. It
 /// never repeats the URL, which may hold a password.
 pub fn open(url: &str, table: &Table) -> Result<Arc<dyn Store>, Error> {
-    open_given(&Given::url(url), table).map(|(store, _)| store)
+    open_given(&ConnectOptions::url(url), table).map(|(store, _)| store)
 }
 
 /// The same, and which engine it is.
-pub(crate) fn open_given(given: &Given, table: &Table) -> Result<(Arc<dyn Store>, Engine), Error> {
+pub(crate) fn open_given(
+    options: &ConnectOptions,
+    table: &Table,
+) -> Result<(Arc<dyn Store>, Engine), Error> {
     #[cfg(any(feature = "mysql", feature = "postgres"))]
-    let source = || Arc::new(connect::source::Source::new(given.clone()));
-    Ok(match given.target()? {
+    let source = || Arc::new(connect::provider::ServerProvider::new(options.clone()));
+    Ok(match options.target()? {
         connect::url::Target::Memory(name) => {
             (Arc::new(memory::Memory::named(&name, table)), "memory")
         }
         #[cfg(feature = "sqlite-unbundled")]
         connect::url::Target::Sqlite(path) => {
-            let store = sqlite::Sqlite::new(path, given.create, table);
+            let store = sqlite::Sqlite::new(path, options.create, table);
             (Arc::new(store), "sqlite")
         }
         #[cfg(feature = "postgres")]

@@ -86,12 +86,12 @@ impl Store for ByDirect {
         self.0.page(filter, after, within)
     }
 
-    fn look<'a>(
+    fn holders<'a>(
         &'a self,
         names: &'a [LockName],
         within: Duration,
     ) -> Reply<'a, Vec<Option<Holder>>> {
-        self.0.look(names, within)
+        self.0.holders(names, within)
     }
 
     fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {

@@ -128,7 +128,7 @@ pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(bench: &Bench
         "held",
     ]
     .map(name);
-    let look = async |names| store.look(names, WITHIN).await.expect("an answer");
+    let look = async |names| store.holders(names, WITHIN).await.expect("an answer");
     let seen = look(&asked).await;
     let holders: Vec<Option<&str>> = (seen.iter())
         .map(|by| by.as_ref().and_then(|by| by.holder.as_deref()))

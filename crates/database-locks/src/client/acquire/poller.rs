@@ -132,7 +132,7 @@ impl Shared {
     async fn poll(&self, due: Vec<Slot>) {
         let (names, reply): (Vec<LockName>, Vec<_>) =
             due.into_iter().map(|slot| (slot.name, slot.reply)).unzip();
-        let seen: Vec<LockRow> = match self.store.look(&names, self.within).await {
+        let seen: Vec<LockRow> = match self.store.holders(&names, self.within).await {
             Ok(seen) => seen.into_iter().map(Ok).collect(),
             Err(failure) => names.iter().map(|_| Err(failure.again())).collect(),
         };
@@ -175,7 +175,7 @@ mod tests {
     /// A poller of a table in which the lock `held` is held.
     async fn poller(url: &str, held: &str) -> Arc<Poller> {
         let (store, engine) =
-            store::open_given(&store::Given::url(url), &Table::default()).unwrap();
+            store::open_given(&store::ConnectOptions::url(url), &Table::default()).unwrap();
         let store = Observed::new(store, engine);
         let ask = AcquireCommand {
             name: name(held),

@@ -61,7 +61,7 @@ impl DirectConnection for Server {
 fn served(server: Server) -> (Arc<Server>, Arc<DirectPath>) {
     let server = Arc::new(server);
     let (store, engine) =
-        store::open_given(&store::Given::url("memory:"), &Table::default()).unwrap();
+        store::open_given(&store::ConnectOptions::url("memory:"), &Table::default()).unwrap();
     let direct = Arc::clone(&server) as Arc<dyn DirectConnection>;
     let path = DirectPath::new(&Observed::new(store, engine), direct).unwrap();
     (server, path)

@@ -4,13 +4,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::hosts::{Failure, Verdict, first_of, list};
-use super::source::{Missing, Source};
+use super::hosts::{ConnectFailure, FailureKind, first_of, list};
+use super::provider::{ProviderError, ServerProvider};
 use super::url::{Address, Server};
 use crate::error::Error;
 
 /// What a caller that waits for the connection gets on top of the time that connecting may take.
-const AFTERWARDS: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What an engine makes of the settings of its server: options of its driver, certificates.
 pub(crate) trait Endpoint: Sized {
@@ -26,7 +26,7 @@ pub(crate) trait Endpoint: Sized {
 /// Connects to a server whose settings may change, or to that of several servers which can be
 /// written to. The connections of a store share it.
 pub(crate) struct Connector<E> {
-    source: Arc<Source>,
+    source: Arc<ServerProvider>,
     /// As the source said it last.
     endpoint: Mutex<Arc<E>>,
     /// The host that served last. Once one has, what is wrong with a server may be a failover under
@@ -35,7 +35,7 @@ pub(crate) struct Connector<E> {
 }
 
 impl<E: Endpoint> Connector<E> {
-    pub(crate) fn new(source: Arc<Source>, endpoint: E) -> Self {
+    pub(crate) fn new(source: Arc<ServerProvider>, endpoint: E) -> Self {
         Self {
             source,
             endpoint: Mutex::new(Arc::new(endpoint)),
@@ -49,19 +49,15 @@ impl<E: Endpoint> Connector<E> {
     }
 
     /// Ask where the server is, and what to log in with.
-    pub(crate) async fn ask<H>(&self) -> Result<Arc<E>, Failure<H>> {
-        let failure = |verdict, message| Failure {
-            verdict,
-            message,
-            hint: None,
-        };
+    pub(crate) async fn ask(&self) -> Result<Arc<E>, ConnectFailure> {
+        let failure = |kind, message| ConnectFailure::new(kind, message, None);
         let unusable = match self.has_served() {
-            true => Verdict::Unavailable,
-            false => Verdict::Refused,
+            true => FailureKind::Unavailable,
+            false => FailureKind::Refused,
         };
-        let server = self.source.ask().await.map_err(|missing| match missing {
-            Missing::Unusable(message) => failure(unusable, message),
-            Missing::Later(message) => failure(Verdict::Unavailable, message),
+        let server = self.source.ask().await.map_err(|error| match error {
+            ProviderError::Unusable(message) => failure(unusable, message),
+            ProviderError::Later(message) => failure(FailureKind::Unavailable, message),
         })?;
         let before = self.endpoint();
         if server == *before.server() {
@@ -76,19 +72,19 @@ impl<E: Endpoint> Connector<E> {
 
     /// Connect to the first host that can serve, beginning with the one that served last. Answers
     /// which host it is.
-    pub(crate) async fn connect<T, H: Clone, F>(
+    pub(crate) async fn connect<T, F>(
         &self,
         endpoint: &E,
         dial: impl Fn(usize, Duration) -> F,
-    ) -> Result<(usize, T), Failure<H>>
+    ) -> Result<(usize, T), ConnectFailure>
     where
-        F: Future<Output = Result<T, Failure<H>>>,
+        F: Future<Output = Result<T, ConnectFailure>>,
     {
         let (server, first) = (endpoint.server(), self.first(endpoint));
         first_of(
             &server.addresses,
             first,
-            server.connecting(E::TIMEOUT),
+            server.total_connect_timeout(E::TIMEOUT),
             dial,
         )
         .await
@@ -134,8 +130,8 @@ impl<E: Endpoint> Connector<E> {
     }
 
     /// How long a caller waits that wants to know whether there is a connection.
-    pub(crate) fn patience(&self, within: Duration) -> Duration {
-        within.max(self.endpoint().server().connecting(E::TIMEOUT) + AFTERWARDS)
+    pub(crate) fn connect_deadline(&self, within: Duration) -> Duration {
+        within.max(self.endpoint().server().total_connect_timeout(E::TIMEOUT) + GRACE)
     }
 
     /// All hosts, for messages. The options of drivers show the password.

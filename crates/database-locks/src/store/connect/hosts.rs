@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::url::Address;
 use crate::runtime::clock;
+use crate::store::api::StoreError;
 use protocol::Human;
 
 /// The least time that a server gets, however many there are: a login with TLS over a slow line is
@@ -15,25 +16,64 @@ const LEAST: Duration = Duration::from_secs(1);
 
 /// Why one server will not do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure<H> {
-    pub(crate) verdict: Verdict,
+pub(crate) struct ConnectFailure {
+    pub(crate) kind: FailureKind,
     /// With its address.
     pub(crate) message: String,
-    pub(crate) hint: Option<H>,
+    pub(crate) hint: Option<String>,
 }
 
-impl<H: std::fmt::Display> Failure<H> {
-    /// What is said of it, and what to do about it.
-    pub(crate) fn with_hint(&self) -> String {
-        match &self.hint {
-            Some(hint) => format!("{} ({hint})", self.message),
-            None => self.message.clone(),
+impl ConnectFailure {
+    pub(crate) fn new(kind: FailureKind, message: impl Into<String>, hint: Option<&str>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            hint: hint.map(str::to_owned),
+        }
+    }
+
+    /// The message alone. It includes the hint if the server is read-only, since then the error
+    /// has none.
+    pub(crate) fn into_message(self) -> String {
+        match (self.kind, self.hint) {
+            (FailureKind::ReadOnly, Some(hint)) => format!("{} ({hint})", self.message),
+            _ => self.message,
+        }
+    }
+}
+
+impl From<StoreError> for ConnectFailure {
+    fn from(error: StoreError) -> Self {
+        let answers = error.is_answer();
+        let (kind, source, hint) = match error {
+            StoreError::Unavailable(source) if answers => (FailureKind::ReadOnly, source, None),
+            StoreError::Contention(source) | StoreError::Unavailable(source) => {
+                (FailureKind::Unavailable, source, None)
+            }
+            StoreError::Rejected { hint, source } => (FailureKind::Refused, source, hint),
+        };
+        Self {
+            kind,
+            message: source.to_string(),
+            hint,
+        }
+    }
+}
+
+impl From<ConnectFailure> for StoreError {
+    fn from(failure: ConnectFailure) -> Self {
+        match failure.kind {
+            FailureKind::Unavailable => Self::Unavailable(failure.message.into()),
+            // As the server itself would answer: a failover may be under way, which a waiter waits
+            // for.
+            FailureKind::ReadOnly => Self::cannot_serve(failure.into_message()),
+            FailureKind::Refused => Self::rejected(failure.message, failure.hint.as_deref()),
         }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum FailureKind {
     /// Perhaps later.
     Unavailable,
     /// It answers, and cannot be written to: another one of the list may be the primary.
@@ -47,14 +87,14 @@ pub(crate) enum Verdict {
 /// It begins with the one that served last (`first`), and then keeps to the list. A connection that
 /// broke says nothing against its server; and where a failover is not quite over, an old primary
 /// further up the list may still take writes that nobody will ever see.
-pub(crate) async fn first_of<T, H: Clone, F>(
+pub(crate) async fn first_of<T, F>(
     addresses: &[Address],
     first: usize,
     whole: Duration,
     dial: impl Fn(usize, Duration) -> F,
-) -> Result<(usize, T), Failure<H>>
+) -> Result<(usize, T), ConnectFailure>
 where
-    F: Future<Output = Result<T, Failure<H>>>,
+    F: Future<Output = Result<T, ConnectFailure>>,
 {
     let began = clock::now();
     let order = std::iter::once(first).chain((0..addresses.len()).filter(|at| *at != first));
@@ -67,11 +107,10 @@ where
         match timeout(share, dial(at, share)).await {
             Ok(Ok(connection)) => return Ok((at, connection)),
             Ok(Err(failure)) => failures.push(failure),
-            Err(_) => failures.push(Failure {
-                verdict: Verdict::Unavailable,
-                message: format!("{} did not answer within {}", addresses[at], Human(share)),
-                hint: None,
-            }),
+            Err(_) => {
+                let message = format!("{} did not answer within {}", addresses[at], Human(share));
+                failures.push(ConnectFailure::new(FailureKind::Unavailable, message, None));
+            }
         }
     }
     Err(all(failures))
@@ -87,17 +126,17 @@ fn rounded(time: Duration) -> Duration {
 /// It is final where one of them is: a waiter that waits on a wrong password, since another host is
 /// down, would wait for ever. Standbys alone are not: one of them may be about to become the
 /// primary.
-fn all<H: Clone>(failures: Vec<Failure<H>>) -> Failure<H> {
-    let is = |verdict| move |failure: &&Failure<H>| failure.verdict == verdict;
-    let weightiest = failures.iter().find(is(Verdict::Refused));
-    let weightiest = weightiest.or(failures.iter().find(is(Verdict::Unavailable)));
+fn all(failures: Vec<ConnectFailure>) -> ConnectFailure {
+    let is = |kind| move |failure: &&ConnectFailure| failure.kind == kind;
+    let weightiest = failures.iter().find(is(FailureKind::Refused));
+    let weightiest = weightiest.or(failures.iter().find(is(FailureKind::Unavailable)));
     let weightiest = weightiest.or(failures.first());
     let message: Vec<_> = failures
         .iter()
         .map(|failure| failure.message.as_str())
         .collect();
-    Failure {
-        verdict: weightiest.map_or(Verdict::Unavailable, |failure| failure.verdict),
+    ConnectFailure {
+        kind: weightiest.map_or(FailureKind::Unavailable, |failure| failure.kind),
         message: message.join("; "),
         hint: weightiest.and_then(|failure| failure.hint.clone()),
     }
@@ -115,10 +154,10 @@ mod tests {
 
     use super::*;
 
-    fn failure(verdict: Verdict, message: &str) -> Failure<&'static str> {
-        let hint = (verdict != Verdict::Unavailable).then_some("a hint");
-        Failure {
-            verdict,
+    fn failure(kind: FailureKind, message: &str) -> ConnectFailure {
+        let hint = (kind != FailureKind::Unavailable).then(|| "a hint".to_owned());
+        ConnectFailure {
+            kind,
             message: message.into(),
             hint,
         }
@@ -137,7 +176,7 @@ mod tests {
             async move {
                 match at {
                     1 => Ok("connected"),
-                    _ => Err(failure(Verdict::Unavailable, "down")),
+                    _ => Err(failure(FailureKind::Unavailable, "down")),
                 }
             }
         });
@@ -152,28 +191,32 @@ mod tests {
             if at == 0 {
                 std::future::pending::<()>().await;
             }
-            Err::<(), _>(failure(Verdict::ReadOnly, "h:1 is a standby"))
+            Err::<(), _>(failure(FailureKind::ReadOnly, "h:1 is a standby"))
         });
         let message = found.await.unwrap_err();
         assert_eq!(
             message.message,
             "h:0 did not answer within 2s; h:1 is a standby"
         );
-        assert_eq!(message.verdict, Verdict::Unavailable, "a failover, perhaps");
+        assert_eq!(
+            message.kind,
+            FailureKind::Unavailable,
+            "a failover, perhaps"
+        );
     }
 
     #[test]
     fn what_does_not_pass_by_itself_decides() {
-        use Verdict::{ReadOnly, Refused, Unavailable};
+        use FailureKind::{ReadOnly, Refused, Unavailable};
         for (verdicts, expected) in [
             (vec![Unavailable, Refused], Refused),
             (vec![ReadOnly, Refused, Unavailable], Refused),
             (vec![ReadOnly, Unavailable], Unavailable),
             (vec![ReadOnly, ReadOnly], ReadOnly),
         ] {
-            let failures = verdicts.iter().map(|verdict| failure(*verdict, "x"));
+            let failures = verdicts.iter().map(|kind| failure(*kind, "x"));
             let all = all(failures.collect());
-            assert_eq!(all.verdict, expected, "{verdicts:?}");
+            assert_eq!(all.kind, expected, "{verdicts:?}");
             assert_eq!(all.hint.is_some(), expected != Unavailable);
         }
     }

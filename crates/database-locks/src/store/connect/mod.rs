@@ -5,7 +5,9 @@ pub(crate) mod backoff;
 pub(crate) mod connector;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) mod hosts;
-pub(crate) mod source;
+pub(crate) mod options;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub(crate) mod provider;
 pub(crate) mod table;
 pub(crate) mod tls;
 pub(crate) mod url;

@@ -159,7 +159,7 @@ impl Store for Memory {
         })
     }
 
-    fn look<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<Option<Holder>>> {
+    fn holders<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<Option<Holder>>> {
         let (now, rows) = (clock::now(), self.rows());
         let holder = |name: &LockName| {
             let row = rows.get(name).filter(|row| !row.is_free(now));

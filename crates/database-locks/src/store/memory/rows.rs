@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::runtime::clock;
+use crate::store::api::micros;
 use protocol::{
     AcquireCommand, BootInstant, Grant, LockName, LockRow, Outcome, ReleaseCommand, Released,
     Renewal, ResumeCommand, TakeOverCommand, Token, Ttl, judge, judge_ticket,
@@ -34,10 +35,6 @@ fn ends(now: BootInstant, ttl: Ttl) -> Ends {
         Ttl::Finite(length) => Ends::At(now + length),
         Ttl::Infinite => Ends::Never,
     }
-}
-
-fn micros(d: Duration) -> i64 {
-    i64::try_from(d.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// This engine's clock as microseconds since 1970: the boot-time clock, put in its place once.

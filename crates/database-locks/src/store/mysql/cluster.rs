@@ -80,7 +80,7 @@ impl Cluster {
     }
 
     /// Let them no longer wait.
-    pub(crate) fn go_on(self) -> &'static str {
+    pub(crate) fn stop_catching_up(self) -> &'static str {
         match self {
             Self::Galera => "SET SESSION wsrep_sync_wait = DEFAULT",
             Self::Group => "SET SESSION group_replication_consistency = DEFAULT",

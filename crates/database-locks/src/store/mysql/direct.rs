@@ -10,17 +10,17 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use crate::runtime;
 use crate::runtime::fork::Gated;
-use crate::store::api::{DirectConnection, Reply, StoreError, keep_to};
+use crate::store::api::{DirectConnection, Reply, StoreError, with_deadline};
 use crate::store::connect::backoff::Backoff;
-use crate::store::mysql::connection::caught::{caught, panicked};
 use crate::store::mysql::connection::config::Server;
+use crate::store::mysql::connection::panic::{catch_panic, panic_error};
 use crate::store::mysql::connection::session::Session;
-use crate::store::mysql::connection::{Flag, Promise, connect, place};
+use crate::store::mysql::connection::{BoxFuture, FlagGuard, connect, name_server};
 use protocol::{AcquireCommand, Grant, Outcome, ReleaseCommand, Released, Renewal, Ttl};
 
 /// The connection while no call uses it.
 #[derive(Default)]
-struct Place {
+struct IdleConnection {
     session: Option<Session>,
     backoff: Backoff,
     /// Why the latest attempt to connect failed.
@@ -31,7 +31,7 @@ struct Place {
 struct Slot {
     home: Handle,
     /// Locked by the call that uses the connection, and while one is made.
-    place: Arc<tokio::sync::Mutex<Place>>,
+    idle: Arc<tokio::sync::Mutex<IdleConnection>>,
     /// Whether one is being made.
     dialled: Arc<AtomicBool>,
 }
@@ -41,13 +41,13 @@ struct Slot {
 impl Slot {
     /// Whether a call uses the connection, or is about to.
     fn is_in_use(&self) -> bool {
-        !self.dialled.load(Ordering::Acquire) && self.place.try_lock().is_err()
+        !self.dialled.load(Ordering::Acquire) && self.idle.try_lock().is_err()
     }
 
     /// Whether there is one.
     fn is_up(&self) -> bool {
-        match self.place.try_lock() {
-            Ok(place) => place.session.is_some(),
+        match self.idle.try_lock() {
+            Ok(idle) => idle.session.is_some(),
             Err(_) => self.is_in_use(),
         }
     }
@@ -97,7 +97,7 @@ impl MysqlDirect {
         }
         let here = Arc::new(Slot {
             home,
-            place: Arc::default(),
+            idle: Arc::default(),
             dialled: Arc::default(),
         });
         let other = slot.replace(Arc::clone(&here));
@@ -115,28 +115,28 @@ impl MysqlDirect {
     /// # Errors
     ///
     /// Nothing was sent.
-    async fn take(&self) -> Result<(OwnedMutexGuard<Place>, Session, bool), StoreError> {
+    async fn take(&self) -> Result<(OwnedMutexGuard<IdleConnection>, Session, bool), StoreError> {
         let slot = self.slot_here()?;
-        let mut made = false;
+        let mut is_new = false;
         loop {
-            let mut place = Arc::clone(&slot.place).lock_owned().await;
-            if let Some(session) = place.session.take() {
-                return Ok((place, session, made));
+            let mut idle = Arc::clone(&slot.idle).lock_owned().await;
+            if let Some(session) = idle.session.take() {
+                return Ok((idle, session, is_new));
             }
-            let stands = made || !place.backoff.pause().is_zero();
-            match place.failure.as_ref() {
+            let stands = is_new || !idle.backoff.pause().is_zero();
+            match idle.failure.as_ref() {
                 Some(failure) if stands => return Err(not_here(failure)),
                 // The runtime has ended, and with it the task that was making the connection.
-                None if made => return Err(not_here(&StoreError::cannot_serve("no connection"))),
+                None if is_new => return Err(not_here(&StoreError::cannot_serve("no connection"))),
                 _ => {}
             }
-            made = true;
-            let (server, dialled) = (Arc::clone(&self.server), Flag::set(&slot.dialled));
+            is_new = true;
+            let (server, dialled) = (Arc::clone(&self.server), FlagGuard::set(&slot.dialled));
             slot.home.spawn(Gated::new(async move {
                 let _dialled = dialled;
-                match connect(&server, &mut place.backoff).await {
-                    Ok(session) => (place.session, place.failure) = (Some(session), None),
-                    Err(failure) => place.failure = Some(failure),
+                match connect(&server, &mut idle.backoff).await {
+                    Ok(session) => (idle.session, idle.failure) = (Some(session), None),
+                    Err(failure) => idle.failure = Some(failure),
                 }
             }));
         }
@@ -151,31 +151,31 @@ impl MysqlDirect {
     async fn call<W: Sync + ?Sized, T>(
         &self,
         what: &W,
-        work: for<'s> fn(&'s mut Session, &'s W) -> Promise<'s, Result<T, StoreError>>,
+        work: for<'s> fn(&'s mut Session, &'s W) -> BoxFuture<'s, Result<T, StoreError>>,
         tells: fn(&T) -> bool,
     ) -> Result<T, StoreError> {
         let mut unknown: Option<StoreError> = None;
         let done = loop {
-            let (mut place, mut session, made) = match self.take().await {
+            let (mut idle, mut session, is_new) = match self.take().await {
                 Ok(taken) => taken,
                 Err(refused) => break Err(unknown.unwrap_or(refused)),
             };
-            let done = caught(work(&mut session, what)).await;
-            let done = done.map_err(panicked).flatten();
+            let done = catch_panic(work(&mut session, what)).await;
+            let done = done.map_err(panic_error).flatten();
             // A connection that did not answer is not used again.
             let answered = done.as_ref().err().is_none_or(StoreError::is_answer);
             if answered && !session.is_broken() {
-                place.session = Some(session);
+                idle.session = Some(session);
             }
-            drop(place);
+            drop(idle);
             match (done, unknown) {
-                (Err(failure), None) if !answered && !made => unknown = Some(failure),
+                (Err(failure), None) if !answered && !is_new => unknown = Some(failure),
                 (Ok(answer), Some(_)) if tells(&answer) => break Ok(answer),
                 (_, Some(failure)) => break Err(failure),
                 (done, None) => break done,
             }
         };
-        done.map_err(|failure| place(&self.server, failure))
+        done.map_err(|failure| name_server(&self.server, failure))
     }
 
     /// Renew leases on it, on the runtime that drives it, which may not be running.
@@ -198,7 +198,7 @@ impl MysqlDirect {
         runtime::finish(&home, ended_too);
         let stop = task.abort_handle();
         let answer = async { task.await.unwrap_or_else(|_| Err(ended())) };
-        keep_to(within, answer, || stop.abort()).await
+        with_deadline(within, answer, || stop.abort()).await
     }
 }
 
@@ -211,8 +211,8 @@ fn not_here(failure: &StoreError) -> StoreError {
 impl DirectConnection for MysqlDirect {
     fn connect(&self) -> Reply<'_, ()> {
         Box::pin(async {
-            let (mut place, session, _) = self.take().await?;
-            place.session = Some(session);
+            let (mut idle, session, _) = self.take().await?;
+            idle.session = Some(session);
             Ok(())
         })
     }

@@ -4,14 +4,14 @@ use std::io;
 
 use mysql_async::{DriverError, IoError, ServerError};
 
-use crate::store::api::{NO_ID, NO_TOKEN, StoreError};
-use crate::store::connect::hosts::{Failure, Verdict};
+use crate::store::api::{IDS_USED_UP, StoreError, TOKEN_OUT_OF_RANGE};
 
-pub(crate) const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
-const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
+pub(crate) const INIT_HINT: &str = "make it with `dblock init` or `locks.migrate()`";
+const UPGRADE_HINT: &str =
+    "the table is of an older version: run `dblock init` or `locks.migrate()`";
 /// MySQL asks for a login of another kind in the name of a user that does not exist, so that a
 /// client cannot find out which users do.
-const LOGIN: &str = "check user name and password first: MySQL answers so for a user that it does not know; else \
+const LOGIN_HINT: &str = "check user name and password first: MySQL answers so for a user that it does not know; else \
                      give this user another login: ALTER USER … IDENTIFIED WITH caching_sha2_password on \
                      MySQL, IDENTIFIED VIA ed25519 or mysql_native_password on MariaDB";
 
@@ -20,7 +20,7 @@ fn is_full(error: &ServerError) -> bool {
     let no_space = ["No space left", "quota exceeded", "errno: 28", "error 28"];
     match error.code {
         1021 | 1114 => true,
-        3 | 1026 | 1030 | 1180 => no_space.iter().any(|words| error.message.contains(words)),
+        3 | 1026 | 1030 | 1180 => no_space.iter().any(|text| error.message.contains(text)),
         _ => false,
     }
 }
@@ -28,7 +28,7 @@ fn is_full(error: &ServerError) -> bool {
 /// What an error means, and whether the connection is of no use after it.
 ///
 /// In words of this library: the driver's own errors may hold whole packets.
-pub(crate) fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
+pub(crate) fn classify(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
     use mysql_async::Error::{Driver, Io, Server};
     match error {
         Server(error) => of_server(at, error),
@@ -52,13 +52,13 @@ fn of_driver(at: &str, error: &DriverError) -> StoreError {
     if let DriverError::UnknownAuthPlugin { name } = error {
         let message =
             format!("{at}: the server asks for a login by {name}, which is not supported");
-        return StoreError::rejected(message, Some(LOGIN));
+        return StoreError::rejected(message, Some(LOGIN_HINT));
     }
     let text = error.to_string();
     let message = format!("{at}: {}", text.trim_end_matches('.'));
     match error {
         DriverError::CleartextPluginDisabled | DriverError::MysqlOldPasswordDisabled => {
-            StoreError::rejected(message, Some(LOGIN))
+            StoreError::rejected(message, Some(LOGIN_HINT))
         }
         DriverError::ConnectionClosed => {
             StoreError::Unavailable(format!("{at}: the server closed the connection").into())
@@ -126,10 +126,10 @@ fn is_of_primary_key(error: &ServerError) -> bool {
 fn hint(error: &ServerError) -> Option<&'static str> {
     Some(match error.code {
         // MariaDB, and MySQL, where no id is left for a new row.
-        167 | 1062 | 1467 => NO_ID,
-        1146 | 1932 => INIT,
-        1054 | 1176 => UPGRADE,
-        1264 | 1690 => NO_TOKEN,
+        167 | 1062 | 1467 => IDS_USED_UP,
+        1146 | 1932 => INIT_HINT,
+        1054 | 1176 => UPGRADE_HINT,
+        1264 | 1690 => TOKEN_OUT_OF_RANGE,
         1044 => "check the database's name at the end of the URL, or grant this user rights in it",
         1142 | 1143 | 1227 => {
             "this user needs SELECT, INSERT and UPDATE on the table; DELETE on the table to prune; \
@@ -143,34 +143,6 @@ fn hint(error: &ServerError) -> Option<&'static str> {
     })
 }
 
-impl From<StoreError> for Failure<String> {
-    fn from(error: StoreError) -> Self {
-        let answers = error.is_answer();
-        let (verdict, source, hint) = match error {
-            StoreError::Unavailable(source) if answers => (Verdict::ReadOnly, source, None),
-            StoreError::Contention(source) | StoreError::Unavailable(source) => {
-                (Verdict::Unavailable, source, None)
-            }
-            StoreError::Rejected { hint, source } => (Verdict::Refused, source, hint),
-        };
-        Self {
-            verdict,
-            message: source.to_string(),
-            hint,
-        }
-    }
-}
-
-impl From<Failure<String>> for StoreError {
-    fn from(failure: Failure<String>) -> Self {
-        match failure.verdict {
-            Verdict::Unavailable => Self::Unavailable(failure.message.into()),
-            Verdict::ReadOnly => Self::cannot_serve(failure.with_hint()),
-            Verdict::Refused => Self::rejected(failure.message, failure.hint.as_deref()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use mysql_async::Error;
@@ -178,13 +150,13 @@ mod tests {
     use super::*;
 
     /// What the server says, and whether the connection is given up.
-    fn told(code: u16, message: &str) -> (StoreError, bool) {
+    fn answer(code: u16, message: &str) -> (StoreError, bool) {
         let refused = ServerError {
             code,
             message: message.into(),
             state: "HY000".into(),
         };
-        meaning("h:1", &Error::Server(refused))
+        classify("h:1", &Error::Server(refused))
     }
 
     #[test]
@@ -212,7 +184,7 @@ mod tests {
             (1290, "running with the --read-only option", true),
             (1040, "Too many connections", true),
         ] {
-            let (error, broken) = told(code, message);
+            let (error, broken) = answer(code, message);
             assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
             assert_eq!(broken, gives_up, "{error}");
             // Those that were answered "not now" by a server that goes on.
@@ -231,7 +203,7 @@ mod tests {
             ),
             (1062, "Duplicate entry 'a' for key 't.name'"),
         ] {
-            let (error, broken) = told(code, message);
+            let (error, broken) = answer(code, message);
             assert!(matches!(error, StoreError::Contention(_)), "{error}");
             assert!(!broken, "{error}");
         }
@@ -239,9 +211,9 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_called_so_and_other_write_errors_are_not() {
-        let message = told(1114, "The table 't' is full").0.to_string();
+        let message = answer(1114, "The table 't' is full").0.to_string();
         assert!(message.contains("disk of the database"), "{message}");
-        let other = told(1030, "Got error 168 from storage engine")
+        let other = answer(1030, "Got error 168 from storage engine")
             .0
             .to_string();
         assert!(!other.contains("disk"), "{other}");
@@ -257,7 +229,7 @@ mod tests {
                 "Failed to read auto-increment value from storage engine",
             ),
         ] {
-            let (StoreError::Rejected { hint, .. }, false) = told(code, message) else {
+            let (StoreError::Rejected { hint, .. }, false) = answer(code, message) else {
                 panic!("{message}");
             };
             assert!(hint.unwrap_or_default().contains("bigint"), "{message}");
@@ -272,7 +244,7 @@ mod tests {
             Error::Io(IoError::Io(of_tls)),
             Error::Driver(DriverError::ConnectionClosed),
         ] {
-            let (error, broken) = meaning("h:1", &error);
+            let (error, broken) = classify("h:1", &error);
             assert_eq!(
                 error.to_string(),
                 "unavailable: h:1: the server closed the connection"
@@ -285,7 +257,7 @@ mod tests {
     fn a_login_of_an_unknown_kind_is_put_down_to_name_and_password_first() {
         let name = "sha256_password".to_owned();
         let error = Error::Driver(DriverError::UnknownAuthPlugin { name });
-        let (StoreError::Rejected { hint, source }, true) = meaning("h:1", &error) else {
+        let (StoreError::Rejected { hint, source }, true) = classify("h:1", &error) else {
             panic!("not refused");
         };
         let (message, hint) = (source.to_string(), hint.unwrap_or_default());

@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::runtime::clock;
-use crate::store::api::{DirectConnection, FenceText, Reply, Store, StoreError, keep_to};
-use crate::store::connect::source::Source;
+use crate::store::api::{DirectConnection, FenceText, Reply, Store, StoreError, with_deadline};
+use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::Table;
 use crate::store::connect::url;
 use protocol::{
@@ -27,7 +27,7 @@ mod statements;
 
 use connection::config::Server;
 use connection::session::Session;
-use connection::{Line, place};
+use connection::{Worker, name_server};
 use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;
@@ -36,7 +36,7 @@ pub(crate) use statements::PUBLISHED;
 pub(crate) struct Mysql {
     server: Arc<Server>,
     /// The connection of the background thread.
-    line: Line,
+    worker: Worker,
     /// That of callers. While the other one cannot be had, renewals go over it.
     direct: Arc<MysqlDirect>,
     /// Where there is one server, and on a cluster.
@@ -56,7 +56,7 @@ impl fmt::Debug for Mysql {
 impl Mysql {
     pub(crate) fn new(
         settings: url::Server,
-        source: Arc<Source>,
+        source: Arc<ServerProvider>,
         table: &Table,
     ) -> Result<Self, Error> {
         let server = Arc::new(Server::new(settings, source, table)?);
@@ -66,7 +66,7 @@ impl Mysql {
             may_lag,
         };
         Ok(Self {
-            line: Line::new(Arc::clone(&server)),
+            worker: Worker::new(Arc::clone(&server)),
             direct: Arc::new(MysqlDirect::new(Arc::clone(&server))),
             server,
             fence: [fence(false), fence(true)],
@@ -81,13 +81,13 @@ impl Mysql {
         within: Duration,
     ) -> Result<Vec<Renewal>, StoreError> {
         let until = clock::now() + within;
-        let first = match self.line.is_up() || !self.direct.is_up() {
+        let first = match self.worker.is_up() || !self.direct.is_up() {
             true => within,
             false => within / 2,
         };
         let sent = Arc::new(AtomicBool::new(false));
         let (asked, begun) = (grants.to_vec(), Arc::clone(&sent));
-        let done = self.line.call_first(first, move |session| {
+        let done = self.worker.call_first(first, move |session| {
             begun.store(true, Ordering::Release);
             Box::pin(async move { session.renew(&asked).await })
         });
@@ -109,7 +109,7 @@ impl Mysql {
 /// Have the connection of the background thread do this.
 macro_rules! on_session {
     ($self:ident, $within:ident, |$session:ident| $work:expr) => {
-        Box::pin($self.line.call($within, move |$session| {
+        Box::pin($self.worker.call($within, move |$session| {
             Box::pin(async move { $work.await })
         }))
     };
@@ -121,8 +121,8 @@ impl Store for Mysql {
     }
 
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
-        let within = self.server.connector.patience(within);
-        Box::pin(self.line.call(within, |_| Box::pin(async { Ok(()) })))
+        let within = self.server.connector.connect_deadline(within);
+        Box::pin(self.worker.call(within, |_| Box::pin(async { Ok(()) })))
     }
 
     fn acquire<'a>(
@@ -143,7 +143,7 @@ impl Store for Mysql {
     }
 
     fn prepare_to_renew(&self) {
-        self.line.dial();
+        self.worker.dial();
     }
 
     fn release<'a>(
@@ -170,7 +170,7 @@ impl Store for Mysql {
         on_session!(self, within, |session| session.page(&filter, after))
     }
 
-    fn look<'a>(
+    fn holders<'a>(
         &'a self,
         names: &'a [LockName],
         within: Duration,
@@ -210,7 +210,7 @@ impl Store for Mysql {
     }
 
     fn reconnect(&self) {
-        self.line.reconnect();
+        self.worker.reconnect();
     }
 
     /// It changes the row that the renewal would have to change.
@@ -222,8 +222,8 @@ impl Store for Mysql {
     fn install(&self, within: Duration) -> Reply<'_, ()> {
         let work = async move { Session::open(&self.server).await?.install().await };
         Box::pin(async move {
-            let done = keep_to(within, work, || ()).await;
-            done.map_err(|failure| place(&self.server, failure))
+            let done = with_deadline(within, work, || ()).await;
+            done.map_err(|failure| name_server(&self.server, failure))
         })
     }
 

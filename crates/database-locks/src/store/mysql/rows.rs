@@ -7,10 +7,6 @@ use mysql_async::{Row, Value, from_value_opt};
 
 use protocol::{LockRow, Outcome, Token};
 
-pub(crate) fn micros(length: Duration) -> i64 {
-    i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
-}
-
 /// The token that came back as an insert id.
 pub(crate) fn token(id: u64) -> Token {
     Token::from_db(i64::try_from(id).unwrap_or(i64::MAX))
@@ -18,7 +14,7 @@ pub(crate) fn token(id: u64) -> Token {
 
 /// A row of the statements that read. What cannot be understood is taken as null: one bad row must
 /// not hide the rest.
-pub(crate) fn seen(mut row: Row, multi_primary: bool) -> LockRow {
+pub(crate) fn lock_row(mut row: Row, multi_primary: bool) -> LockRow {
     fn value<T: FromValue>(row: &mut Row, column: &str) -> Option<T> {
         match row.take(column)? {
             Value::NULL => None,
@@ -57,7 +53,7 @@ pub(crate) fn granted(token: Token, length: Duration) -> Outcome {
 /// Split a list into as few JSON arrays as fit into a statement.
 pub(crate) fn packed<T>(
     mut items: &[T],
-    longest: usize,
+    max_parameter_len: usize,
     describe: impl Fn(&T) -> serde_json::Value,
 ) -> Vec<(&[T], String)> {
     let mut packs = Vec::new();
@@ -66,7 +62,7 @@ pub(crate) fn packed<T>(
         for item in items {
             let item = describe(item).to_string();
             if taken > 0 {
-                if text.len() + item.len() + 2 > longest {
+                if text.len() + item.len() + 2 > max_parameter_len {
                     break;
                 }
                 text.push(',');
@@ -91,8 +87,8 @@ mod tests {
     #[test]
     fn a_long_list_is_cut_where_the_packet_ends() {
         let items = ["aa", "bb", "cc"];
-        let texts = |longest| {
-            let packs = packed(&items, longest, |item| json!(item));
+        let texts = |max_parameter_len| {
+            let packs = packed(&items, max_parameter_len, |item| json!(item));
             packs.into_iter().map(|(_, text)| text).collect::<Vec<_>>()
         };
         assert_eq!(texts(1000), [r#"["aa","bb","cc"]"#]);

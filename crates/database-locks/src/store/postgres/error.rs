@@ -2,8 +2,8 @@
 
 use tokio_postgres::error::SqlState;
 
-use crate::store::api::{NO_ID, NO_TOKEN, StoreError};
-use crate::store::connect::hosts::{Failure, Verdict};
+use crate::store::api::{IDS_USED_UP, StoreError, TOKEN_OUT_OF_RANGE};
+use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::connect::tls::{TlsFailure, tls_failure};
 
 /// An error, as the callers of this engine need to know it. The driver's own says "db error" and
@@ -70,23 +70,23 @@ impl ServerError {
 }
 
 /// The hint for a pooler that does not know start-up `options`.
-pub(crate) const POOLER: &str = "a pooler in between does not pass `options` on: name the table as \
+pub(crate) const POOLER_HINT: &str = "a pooler in between does not pass `options` on: name the table as \
                                  SCHEMA.NAME, or set search_path by ALTER ROLE … SET";
 
-const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
-const UPGRADE: &str =
+const INIT_HINT: &str = "make it with `dblock init` or `locks.migrate()`";
+const UPGRADE_HINT: &str =
     "the table lacks what this version needs: `dblock init` or `locks.migrate()` adds it";
-const ENCODING: &str = "the database's encoding lacks a character of the lock's name or holder: give \
+const ENCODING_HINT: &str = "the database's encoding lacks a character of the lock's name or holder: give \
                         others, or use a database of encoding UTF8";
-const RIGHTS: &str = "the role needs USAGE on the schema and SELECT, INSERT and UPDATE on the table (and \
+const RIGHTS_HINT: &str = "the role needs USAGE on the schema and SELECT, INSERT and UPDATE on the table (and \
                       USAGE on the sequence of its id, if it has one); DELETE on the table to prune; to \
                       make the table, CREATE on the schema, and to alter one, to own it";
-const CONNECT: &str = "the role may not connect to this database: as its owner, GRANT CONNECT ON \
+const CONNECT_HINT: &str = "the role may not connect to this database: as its owner, GRANT CONNECT ON \
                        DATABASE … TO the role, or name another database";
-const LOGIN: &str = "the server does not let this user in: check the user name, the client certificate \
+const LOGIN_HINT: &str = "the server does not let this user in: check the user name, the client certificate \
                      if it wants one (sslcert and sslkey), and the server's pg_hba.conf";
 
-const PASSWORD: &str = "the server asks for a password: give it in the URL, by a function, in PGPASSWORD, or \
+const PASSWORD_HINT: &str = "the server asks for a password: give it in the URL, by a function, in PGPASSWORD, or \
                         in ~/.pgpass with mode 0600";
 
 /// What an error of the server calls for, by its code and by the function of the server that raised
@@ -99,20 +99,22 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
         // What was prepared was planned for columns that have changed since.
         "0A000" if routine == Some("RevalidateCachedQuery") => Kind::Gone,
         // A token past the greatest bigint; any other number is the id of a new row.
-        "22003" if matches!(routine, Some("int8pl" | "int84pl")) => Kind::Rejected(Some(NO_TOKEN)),
-        "22003" | "2200H" => Kind::Rejected(Some(NO_ID)),
-        "22021" | "22P05" => Kind::Rejected(Some(ENCODING)),
+        "22003" if matches!(routine, Some("int8pl" | "int84pl")) => {
+            Kind::Rejected(Some(TOKEN_OUT_OF_RANGE))
+        }
+        "22003" | "2200H" => Kind::Rejected(Some(IDS_USED_UP)),
+        "22021" | "22P05" => Kind::Rejected(Some(ENCODING_HINT)),
         "23505" => Kind::Contention,
         "28P01" => Kind::Rejected(Some("check user name and password")),
-        "28000" => Kind::Rejected(Some(LOGIN)),
+        "28000" => Kind::Rejected(Some(LOGIN_HINT)),
         "3D000" => Kind::Missing(Some("check the name of the database, or create it first")),
         // Whether it was carried out is not known.
         "40003" => Kind::Unavailable,
         // The server's check at login.
-        "42501" if routine == Some("CheckMyDatabase") => Kind::Rejected(Some(CONNECT)),
-        "42501" => Kind::Rejected(Some(RIGHTS)),
-        "42P01" => Kind::Missing(Some(INIT)),
-        "42703" | "42P10" => Kind::Missing(Some(UPGRADE)),
+        "42501" if routine == Some("CheckMyDatabase") => Kind::Rejected(Some(CONNECT_HINT)),
+        "42501" => Kind::Rejected(Some(RIGHTS_HINT)),
+        "42P01" => Kind::Missing(Some(INIT_HINT)),
+        "42703" | "42P10" => Kind::Missing(Some(UPGRADE_HINT)),
         // A prepared statement, or what one is run by, is not there, or is there already.
         "26000" | "34000" | "42P05" => Kind::Pooled,
         // The server takes no commits until it is vacuumed. Other limits are those of a statement.
@@ -133,7 +135,7 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
             "25" => Kind::Gone,
             // Serialisation failure, deadlock; a snapshot that is too old.
             "40" | "72" => Kind::Contention,
-            "3F" => Kind::Missing(Some(INIT)),
+            "3F" => Kind::Missing(Some(INIT_HINT)),
             // Out of memory, disk or connections; an I/O error; a file of its settings.
             "53" | "58" | "F0" => Kind::Unavailable,
             _ => Kind::Rejected(None),
@@ -151,7 +153,7 @@ impl From<tokio_postgres::Error> for ServerError {
             let pooler = message.contains("unsupported startup parameter");
             return Self {
                 kind: match pooler {
-                    true => Kind::Rejected(Some(POOLER)),
+                    true => Kind::Rejected(Some(POOLER_HINT)),
                     false => kind_of(db.code(), db.routine()),
                 },
                 message,
@@ -184,40 +186,20 @@ impl From<tokio_postgres::Error> for ServerError {
         let kind = match &*message {
             _ if broken => Kind::Gone,
             // The driver's text if the server asks for a password and the URL has none.
-            text if text.ends_with("password missing") => Kind::Rejected(Some(PASSWORD)),
+            text if text.ends_with("password missing") => Kind::Rejected(Some(PASSWORD_HINT)),
             _ => Kind::Rejected(None),
         };
         Self::new(kind, message)
     }
 }
 
-impl From<ServerError> for Failure<&'static str> {
+impl From<ServerError> for ConnectFailure {
     fn from(error: ServerError) -> Self {
-        let (verdict, hint) = match error.kind {
-            Kind::Rejected(hint) | Kind::Missing(hint) => (Verdict::Refused, hint),
-            _ => (Verdict::Unavailable, None),
+        let (kind, hint) = match error.kind {
+            Kind::Rejected(hint) | Kind::Missing(hint) => (FailureKind::Refused, hint),
+            _ => (FailureKind::Unavailable, None),
         };
-        Self {
-            verdict,
-            message: error.message,
-            hint,
-        }
-    }
-}
-
-impl From<Failure<&'static str>> for ServerError {
-    fn from(failure: Failure<&'static str>) -> Self {
-        match failure.verdict {
-            Verdict::Unavailable => Self::unavailable(failure.message),
-            // As the server itself would say it: a failover may be under way, which a waiter waits
-            // for.
-            Verdict::ReadOnly => Self {
-                kind: Kind::Unavailable,
-                message: failure.with_hint(),
-                code: Some(SqlState::READ_ONLY_SQL_TRANSACTION),
-            },
-            Verdict::Refused => Self::rejected(failure.message, failure.hint),
-        }
+        Self::new(kind, error.message, hint)
     }
 }
 
@@ -261,11 +243,11 @@ mod tests {
         ("20000", Kind::Rejected(None)),
         ("21000", Kind::Rejected(None)),
         ("22000", Kind::Rejected(None)),
-        ("22003", Kind::Rejected(Some(NO_ID))),
-        ("2200H", Kind::Rejected(Some(NO_ID))),
-        ("22021", Kind::Rejected(Some(ENCODING))),
+        ("22003", Kind::Rejected(Some(IDS_USED_UP))),
+        ("2200H", Kind::Rejected(Some(IDS_USED_UP))),
+        ("22021", Kind::Rejected(Some(ENCODING_HINT))),
         ("22P02", Kind::Rejected(None)),
-        ("22P05", Kind::Rejected(Some(ENCODING))),
+        ("22P05", Kind::Rejected(Some(ENCODING_HINT))),
         ("23502", Kind::Rejected(None)),
         ("23505", Kind::Contention),
         ("23514", Kind::Rejected(None)),
@@ -277,7 +259,7 @@ mod tests {
         ("25P04", Kind::Gone),
         ("26000", Kind::Pooled),
         ("27000", Kind::Rejected(None)),
-        ("28000", Kind::Rejected(Some(LOGIN))),
+        ("28000", Kind::Rejected(Some(LOGIN_HINT))),
         ("2B000", Kind::Rejected(None)),
         ("2D000", Kind::Rejected(None)),
         ("2F000", Kind::Rejected(None)),
@@ -285,18 +267,18 @@ mod tests {
         ("38000", Kind::Rejected(None)),
         ("39000", Kind::Rejected(None)),
         ("3B000", Kind::Rejected(None)),
-        ("3F000", Kind::Missing(Some(INIT))),
+        ("3F000", Kind::Missing(Some(INIT_HINT))),
         ("40000", Kind::Contention),
         ("40001", Kind::Contention),
         ("40002", Kind::Contention),
         ("40003", Kind::Unavailable),
         ("40P01", Kind::Contention),
-        ("42501", Kind::Rejected(Some(RIGHTS))),
+        ("42501", Kind::Rejected(Some(RIGHTS_HINT))),
         ("42601", Kind::Rejected(None)),
-        ("42703", Kind::Missing(Some(UPGRADE))),
-        ("42P01", Kind::Missing(Some(INIT))),
+        ("42703", Kind::Missing(Some(UPGRADE_HINT))),
+        ("42P01", Kind::Missing(Some(INIT_HINT))),
         ("42P05", Kind::Pooled),
-        ("42P10", Kind::Missing(Some(UPGRADE))),
+        ("42P10", Kind::Missing(Some(UPGRADE_HINT))),
         ("44000", Kind::Rejected(None)),
         ("53000", Kind::Unavailable),
         ("53100", Kind::Unavailable),
@@ -338,10 +320,13 @@ mod tests {
             assert_eq!(kind_of(&SqlState::from_code(code), None), *kind, "{code}");
         }
         let of = |code, routine| kind_of(&SqlState::from_code(code), Some(routine));
-        assert_eq!(of("22003", "int84pl"), Kind::Rejected(Some(NO_TOKEN)));
-        assert_eq!(of("22003", "int84"), Kind::Rejected(Some(NO_ID)));
+        assert_eq!(
+            of("22003", "int84pl"),
+            Kind::Rejected(Some(TOKEN_OUT_OF_RANGE))
+        );
+        assert_eq!(of("22003", "int84"), Kind::Rejected(Some(IDS_USED_UP)));
         assert_eq!(of("0A000", "RevalidateCachedQuery"), Kind::Gone);
-        let connect = Kind::Rejected(Some(CONNECT));
+        let connect = Kind::Rejected(Some(CONNECT_HINT));
         assert_eq!(of("42501", "CheckMyDatabase"), connect);
     }
 

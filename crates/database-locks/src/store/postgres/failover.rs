@@ -7,7 +7,7 @@
 
 use tokio_postgres::Client;
 
-use crate::store::connect::hosts::Failure;
+use crate::store::connect::hosts::ConnectFailure;
 use crate::store::connect::url::Address;
 use crate::store::postgres::error::ServerError;
 use protocol::Primary;
@@ -50,7 +50,7 @@ pub(crate) fn no_step_back(
     address: &Address,
     found: Option<Primary>,
     latest: Option<Primary>,
-) -> Result<(), Failure<&'static str>> {
+) -> Result<(), ConnectFailure> {
     match (found, latest) {
         (Some(found), Some(latest))
             if found.system == latest.system && found.timeline < latest.timeline =>
@@ -99,8 +99,8 @@ mod tests {
         }
         let failure = step(server(1, 2), server(1, 3)).unwrap_err();
         assert_eq!(
-            failure.verdict,
-            crate::store::connect::hosts::Verdict::Unavailable
+            failure.kind,
+            crate::store::connect::hosts::FailureKind::Unavailable
         );
         let message = "db:5432 is a former primary, of timeline 2, and that of timeline 3 has";
         assert!(failure.message.starts_with(message), "{}", failure.message);

@@ -32,8 +32,8 @@ use self::statements::release::{force, release};
 use self::statements::{acquire::acquire, renew::renew};
 use crate::doctor::Report;
 use crate::error::Error;
-use crate::store::api::{DirectConnection, FenceText, Reply, Store, Tell};
-use crate::store::connect::source::Source;
+use crate::store::api::{DirectConnection, FenceText, NoticeHandler, Reply, Store};
+use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::Table;
 use crate::store::connect::url;
 use protocol::{
@@ -55,7 +55,7 @@ pub(crate) struct Postgres {
 impl Postgres {
     pub(crate) fn new(
         server: url::Server,
-        source: Arc<Source>,
+        source: Arc<ServerProvider>,
         table: &Table,
     ) -> Result<Self, Error> {
         let listener = Listener::new(table);
@@ -82,7 +82,7 @@ impl Store for Postgres {
     }
 
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
-        let within = self.connection.patience(within);
+        let within = self.connection.connect_deadline(within);
         Box::pin(self.connection.run(within, |_| std::future::ready(Ok(()))))
     }
 
@@ -141,7 +141,7 @@ impl Store for Postgres {
         Box::pin(self.connection.run(within, work))
     }
 
-    fn look<'a>(
+    fn holders<'a>(
         &'a self,
         names: &'a [LockName],
         within: Duration,
@@ -223,7 +223,7 @@ impl Store for Postgres {
         Box::pin(self.listener.announce(&self.connection, name, pause, anew))
     }
 
-    fn on_notified(&self, tell: Tell) {
+    fn on_notified(&self, tell: NoticeHandler) {
         self.listener.on_notified(tell);
     }
 

@@ -31,25 +31,25 @@ use super::connection::session::Session;
 use super::statements::wait::wait;
 use crate::runtime;
 use crate::runtime::clock;
-use crate::store::api::{Notice, Tell};
+use crate::store::api::{Notice, NoticeHandler};
 use crate::store::connect::table::Table;
 use crate::store::postgres::error::ServerError;
 use protocol::{AcquireCommand, BootInstant, Grant, GrantId, LockName, Outcome, Renewal, Ttl};
 
 /// For how long a waiter announces that it waits, at least; or for twice the pause until its next
 /// poll. For as long after the last waiter has gone, releases notify in vain.
-const AHEAD: Duration = Duration::from_secs(10);
+const ANNOUNCED_FOR: Duration = Duration::from_secs(10);
 /// The longest pause that counts.
-const LONGEST: Duration = Duration::from_secs(3_600);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 /// How long the announcement may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a LISTEN may take.
-const LISTENING: Duration = Duration::from_secs(12);
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Leases that are longer than this are renewed less often than every 5 s, by default: for such a
 /// one the process listens. The holder of a shorter one learns of a release by force from its next
 /// renewal.
-const RARELY: Duration = Duration::from_secs(15);
+const LONG_LEASE: Duration = Duration::from_secs(15);
 /// A lease that ends sooner is not worth the round trips of a LISTEN.
 const SETTLED: Duration = Duration::from_millis(500);
 /// For how long a lease without end counts as held unless it is renewed or released.
@@ -59,20 +59,20 @@ const DAY: Duration = Duration::from_secs(86_400);
 const TABLE_NUMBER: &str = "SELECT to_regclass('{table}')::oid::bigint AS number";
 
 /// Keys, each of which counts until a time of its own.
-struct Until<K> {
+struct ExpiringMap<K> {
     of: HashMap<K, BootInstant>,
     /// How many were left when those whose time is past were last removed.
     left: usize,
 }
 
-impl<K> Default for Until<K> {
+impl<K> Default for ExpiringMap<K> {
     fn default() -> Self {
         let (of, left) = (HashMap::new(), 0);
         Self { of, left }
     }
 }
 
-impl<K: Eq + Hash> Until<K> {
+impl<K: Eq + Hash> ExpiringMap<K> {
     fn set(&mut self, key: K, until: BootInstant, now: BootInstant) {
         if self.of.len() > 2 * self.left + 64 {
             self.of.retain(|_, until| now < *until);
@@ -101,7 +101,7 @@ struct Shared {
     /// [`TABLE_NUMBER`], with the name of the table put in.
     table_number: String,
     state: Mutex<State>,
-    tell: OnceLock<Tell>,
+    tell: OnceLock<NoticeHandler>,
     /// Whether a lease that is renewed rarely has been held: if not, there is none to forget.
     rare: AtomicBool,
     /// The backends that serve this process alone. The caller of a statement knows what that
@@ -112,9 +112,9 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// The names that clients of this process wait for, and until when the rows say so.
-    announced: Until<LockName>,
+    announced: ExpiringMap<LockName>,
     /// The leases that are renewed rarely, those that were handed over among them until they end.
-    leases: Until<GrantId>,
+    leases: ExpiringMap<GrantId>,
     /// A task is about to listen for them.
     soon: bool,
 }
@@ -139,7 +139,7 @@ impl Shared {
     fn listens(self: &Arc<Self>, on: Arc<Session>) -> bool {
         let listens = on.listens.load(Ordering::Relaxed);
         if on.backend.is_some() && !on.asked_to_listen.swap(true, Ordering::Relaxed) {
-            tokio::spawn(begin_to_listen(Arc::downgrade(self), on));
+            tokio::spawn(start_listening(Arc::downgrade(self), on));
         }
         listens
     }
@@ -159,7 +159,7 @@ impl ConnectionEvents for Shared {
     fn ended(&self) {
         // A server that crashed, or one that another has replaced, may have forgotten the
         // announcements.
-        self.state().announced = Until::default();
+        self.state().announced = ExpiringMap::default();
         self.tell(Notice::Missed);
     }
 
@@ -193,7 +193,7 @@ impl Listener {
     }
 
     /// Set the receiver of notifications. The first call counts.
-    pub(crate) fn on_notified(&self, tell: Tell) {
+    pub(crate) fn on_notified(&self, tell: NoticeHandler) {
         let _ = self.0.tell.set(tell);
     }
 
@@ -209,14 +209,16 @@ impl Listener {
             return false;
         }
         // The pause of a wait that ends before the next poll is without end.
-        let pause = pause.min(LONGEST);
+        let pause = pause.min(LONGEST_PAUSE);
         let now = clock::now();
         let known = self.0.state().announced.of.get(name).copied();
         if !anew && known.is_some_and(|until| until > now + pause) {
             return true;
         }
-        let ahead = AHEAD.max(pause * 2);
-        let announced = background.run(PATIENCE, |on| async move { wait(&on, name, ahead).await });
+        let ahead = ANNOUNCED_FOR.max(pause * 2);
+        let announced = background.run(ANNOUNCE_TIMEOUT, |on| async move {
+            wait(&on, name, ahead).await
+        });
         let announced = announced.await.unwrap_or_else(|error| {
             let name = name.as_str();
             tracing::debug!(
@@ -277,7 +279,7 @@ impl Listener {
         let now = clock::now();
         let mut rare = leases
             .filter_map(|(id, ttl)| match ttl {
-                Ttl::Finite(length) if length <= RARELY => None,
+                Ttl::Finite(length) if length <= LONG_LEASE => None,
                 Ttl::Finite(length) => Some((id, now + length)),
                 Ttl::Infinite => Some((id, now + DAY)),
             })
@@ -337,11 +339,11 @@ async fn listen_soon(shared: Weak<Shared>, on: Weak<Session>) {
 }
 
 /// Listen. If that fails, waiters poll as long as the connection lasts.
-async fn begin_to_listen(shared: Weak<Shared>, on: Arc<Session>) {
+async fn start_listening(shared: Weak<Shared>, on: Arc<Session>) {
     let Some(listener) = shared.upgrade() else {
         return;
     };
-    match tokio::time::timeout(LISTENING, listen(&on, &listener.table_number)).await {
+    match tokio::time::timeout(LISTEN_TIMEOUT, listen(&on, &listener.table_number)).await {
         Ok(Ok(())) => {
             on.listens.store(true, Ordering::Relaxed);
             // What was notified until now was missed.

@@ -1,15 +1,9 @@
 //! What is read of a row, by the names of its columns; and the parts that statements share.
 
-use std::time::Duration;
-
 use tokio_postgres::Row;
 
 use crate::store::postgres::error::ServerError;
 use protocol::LockRow;
-
-pub(crate) fn micros(length: Duration) -> i64 {
-    i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
-}
 
 /// A time, or the length from or to one, in microseconds. NULL for a time outside those of this
 /// protocol, with which the server may be unable to reckon (`infinity`).

@@ -48,9 +48,9 @@ impl Drop for Connection {
 }
 
 /// A use of the connection. Once it is dropped, the connection is free.
-struct Use<'a>(&'a Connection);
+struct InUse<'a>(&'a Connection);
 
-impl Drop for Use<'_> {
+impl Drop for InUse<'_> {
     fn drop(&mut self) {
         let in_use = self.0.in_use.lock();
         *in_use.unwrap_or_else(PoisonError::into_inner) = false;
@@ -89,7 +89,7 @@ impl SqliteDirect {
         }
         *in_use = true;
         drop(in_use);
-        let _use = Use(connection);
+        let _use = InUse(connection);
         let worker = connection.worker.lock();
         work(&mut worker.unwrap_or_else(PoisonError::into_inner))
     }
@@ -267,7 +267,7 @@ mod tests {
         let subject = Subject::new();
         let direct = subject.direct();
         let held = granted(&*direct, &ask("job"));
-        let fences = super::super::fence::Fences::beside(
+        let fences = super::super::fence::Fences::of_database(
             &subject.store.database.path,
             Table::default().as_str(),
         );

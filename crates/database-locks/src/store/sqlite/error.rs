@@ -5,11 +5,11 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 
-use crate::store::api::{NO_TOKEN, StoreError};
+use crate::store::api::{StoreError, TOKEN_OUT_OF_RANGE};
 
 /// What was possible with the file before.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Past {
+pub(crate) struct FileHistory {
     pub(crate) used: bool,
     pub(crate) written: bool,
 }
@@ -18,18 +18,18 @@ const NOT_WRITABLE: &str = "the file and its folder must be writable by this use
 
 /// What an error means. A table or column that was there before may come back; so may the right to
 /// write.
-pub(crate) fn meaning(path: &Path, error: &rusqlite::Error, past: Past) -> StoreError {
+pub(crate) fn classify(path: &Path, error: &rusqlite::Error, history: FileHistory) -> StoreError {
     let (message, code) = message_and_code(error);
     let shown = path.display();
     let message = format!("{shown}: {message}");
     let Some(code) = code else {
         if let rusqlite::Error::ToSqlConversionFailure(source) = error
-            && source.downcast_ref().is_some_and(passes)
+            && source.downcast_ref().is_some_and(is_transient)
         {
             return StoreError::cannot_serve(message);
         }
         let token = message.contains("name: token");
-        return StoreError::rejected(message, token.then_some(NO_TOKEN));
+        return StoreError::rejected(message, token.then_some(TOKEN_OUT_OF_RANGE));
     };
     let missing = message.contains("no such table") || message.contains("no such column");
     let hint = match code {
@@ -47,9 +47,9 @@ pub(crate) fn meaning(path: &Path, error: &rusqlite::Error, past: Past) -> Store
         | ErrorCode::OperationInterrupted
         | ErrorCode::OperationAborted => return StoreError::cannot_serve(message),
         // Too many open files, a disk that is full or mounted read-only for a while.
-        ErrorCode::CannotOpen if past.used => return StoreError::cannot_serve(message),
-        ErrorCode::ReadOnly if past.written => return StoreError::cannot_serve(message),
-        _ if missing && past.used => return StoreError::cannot_serve(message),
+        ErrorCode::CannotOpen if history.used => return StoreError::cannot_serve(message),
+        ErrorCode::ReadOnly if history.written => return StoreError::cannot_serve(message),
+        _ if missing && history.used => return StoreError::cannot_serve(message),
         ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied => {
             Some(NOT_WRITABLE)
         }
@@ -85,7 +85,7 @@ fn message_and_code(error: &rusqlite::Error) -> (String, Option<ErrorCode>) {
 
 /// Whether an error of the file system passes, or an administrator can see to it: no space, no
 /// quota, too many open files.
-pub(crate) fn passes(error: &io::Error) -> bool {
+pub(crate) fn is_transient(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let passing = [
         Errno::NOSPC,
@@ -99,7 +99,7 @@ pub(crate) fn passes(error: &io::Error) -> bool {
 }
 
 /// An error of the files of fences, as one of SQLite.
-pub(crate) fn of_file(error: io::Error) -> rusqlite::Error {
+pub(crate) fn io_error(error: io::Error) -> rusqlite::Error {
     rusqlite::Error::ToSqlConversionFailure(Box::new(error))
 }
 

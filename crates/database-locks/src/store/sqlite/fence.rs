@@ -25,13 +25,13 @@ pub(crate) struct Fences {
 
 /// An open fence; its drop closes it.
 #[derive(Debug)]
-pub(crate) struct Open {
+pub(crate) struct OpenFence {
     file: File,
     path: PathBuf,
 }
 
 /// Whether the path still leads to this file.
-fn is_at(file: &File, path: &Path) -> bool {
+fn is_same_file(file: &File, path: &Path) -> bool {
     let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
     match (file.metadata(), fs::metadata(path)) {
         (Ok(ours), Ok(there)) => identity(ours) == identity(there),
@@ -41,7 +41,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 /// Give a new file or folder the group and the owner of the database, as SQLite does with its own
 /// additional files: root may be the first to open a fence. As far as this process may.
-fn give(path: &Path, database: &fs::Metadata) {
+fn match_owner(path: &Path, database: &fs::Metadata) {
     let _ = chown(path, None, Some(database.gid()));
     let _ = chown(path, Some(database.uid()), None);
 }
@@ -51,13 +51,13 @@ fn give(path: &Path, database: &fs::Metadata) {
 /// Only with an exclusive lock, and only if the path still leads to it: else a lock of another
 /// process would go on in a file that no client finds any more.
 fn remove(file: &File, path: &Path) {
-    if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_at(file, path) {
+    if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_same_file(file, path) {
         // What stays is removed by the next prune.
         let _ = fs::remove_file(path);
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenFence {
     fn drop(&mut self) {
         remove(&self.file, &self.path);
         // A forked child may have a copy of the descriptor, which shares the lock.
@@ -67,7 +67,7 @@ impl Drop for Open {
 
 impl Fences {
     /// Those of the database at `path`.
-    pub(crate) fn beside(path: &Path, table: &str) -> Self {
+    pub(crate) fn of_database(path: &Path, table: &str) -> Self {
         let mut folder = path.as_os_str().to_owned();
         folder.push("-fences");
         Self {
@@ -106,7 +106,7 @@ impl Fences {
 
     /// Open a fence of this lock; none where its file is just being removed. With the write lock,
     /// and with a look at the row before that is given up.
-    pub(crate) fn open(&self, name: &str) -> io::Result<Option<Open>> {
+    pub(crate) fn open(&self, name: &str) -> io::Result<Option<OpenFence>> {
         let path = self.path(name);
         let open = || OpenOptions::new().read(true).write(true).open(&path);
         let file = match open() {
@@ -115,7 +115,7 @@ impl Fences {
         };
         let file = file.map_err(|error| self.about(&error))?;
         match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(is_at(&file, &path).then_some(Open { file, path })),
+            Ok(()) => Ok(is_same_file(&file, &path).then_some(OpenFence { file, path })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -128,7 +128,7 @@ impl Fences {
         let readable = database.mode() & 0o666;
         if !self.folder.exists() {
             fs::create_dir(&self.folder)?;
-            give(&self.folder, &database);
+            match_owner(&self.folder, &database);
             let searchable = readable | (readable & 0o444) >> 2;
             fs::set_permissions(&self.folder, Permissions::from_mode(searchable))?;
         }
@@ -138,7 +138,7 @@ impl Fences {
             .create_new(true)
             .mode(0o600)
             .open(path)?;
-        give(path, &database);
+        match_owner(path, &database);
         file.set_permissions(Permissions::from_mode(readable))?;
         Ok(file)
     }
@@ -177,7 +177,7 @@ mod tests {
         let database = folder.path().join("locks.sqlite3");
         fs::write(&database, "").unwrap();
         fs::set_permissions(&database, Permissions::from_mode(mode)).unwrap();
-        let fences = Fences::beside(&database, "t");
+        let fences = Fences::of_database(&database, "t");
         (folder, fences)
     }
 

@@ -130,13 +130,13 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| read::page(worker, &filter, after)))
     }
 
-    fn look<'a>(
+    fn holders<'a>(
         &'a self,
         names: &'a [LockName],
         within: Duration,
     ) -> Reply<'a, Vec<Option<Holder>>> {
         let names = names.to_vec();
-        Box::pin(self.call(within, move |worker| read::look(worker, &names)))
+        Box::pin(self.call(within, move |worker| read::holders(worker, &names)))
     }
 
     fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {

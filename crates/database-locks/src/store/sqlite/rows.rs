@@ -19,7 +19,7 @@ pub(crate) fn ago(length: Duration) -> String {
     modifier(bounded(length)).replacen('+', "-", 1)
 }
 
-pub(crate) fn seen(row: &Row<'_>) -> rusqlite::Result<LockRow> {
+pub(crate) fn lock_row(row: &Row<'_>) -> rusqlite::Result<LockRow> {
     let micros = |column| -> rusqlite::Result<Option<i64>> {
         let seconds = row.get::<_, Option<f64>>(column)?;
         Ok(seconds.map(|seconds| (seconds * 1e6) as i64))

@@ -1,17 +1,17 @@
 //! TLS: what a URL asks for, the certificates that are trusted, and what went wrong, in words.
 
 #[cfg(any(feature = "postgres", feature = "mysql"))]
-mod failure;
+mod config;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
-mod ready;
-mod wanted;
+mod failure;
+mod options;
 
+#[cfg(feature = "postgres")]
+pub(crate) use config::Identity;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) use config::Tls;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub(crate) use failure::{TlsFailure, tls_failure};
-#[cfg(feature = "postgres")]
-pub(crate) use ready::Identity;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
-pub(crate) use ready::Tls;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-pub(crate) use wanted::{Check, Encrypt};
-pub(crate) use wanted::{Mode, Roots, Wanted, file_of};
+pub(crate) use options::{Check, Encrypt};
+pub(crate) use options::{Mode, Roots, TlsOptions, file_of};

@@ -3,49 +3,49 @@
 use std::path::Path;
 
 use super::dialect::Dialect;
-use super::refusal::{decode, refuse};
+use super::invalid::{decode, invalid};
 use super::server::Address;
 use crate::error::Error;
 
 /// Where to look for servers, as it was written.
 #[derive(Default)]
-pub(super) struct Places {
+pub(super) struct HostList {
     /// A name, address or path each, and its port; empty: not said.
-    pub(super) hosts: Vec<(String, Option<u16>)>,
+    pub(super) entries: Vec<(String, Option<u16>)>,
     /// Of the option: one for all of the hosts, or one for each.
     pub(super) ports: Vec<u16>,
 }
 
-impl Places {
+impl HostList {
     /// `host:port,[::1]:port,%2Frun%2Fsocket`
     pub(super) fn listed(text: &str) -> Result<Self, Error> {
-        let mut hosts = Vec::new();
+        let mut entries = Vec::new();
         for place in text.split(',') {
             let (host, port) = host_and_port(place)?;
-            hosts.push((decode(host, "host")?, port));
+            entries.push((decode(host, "host")?, port));
         }
         let ports = Vec::new();
-        Ok(Self { hosts, ports })
+        Ok(Self { entries, ports })
     }
 
     pub(super) fn socket(&mut self, path: String) -> Result<(), Error> {
         if !path.starts_with('/') {
-            return refuse(
+            return invalid(
                 "has a socket that is no path",
                 "write socket=/absolute/path",
             );
         }
-        if self.hosts.len() > 1 {
+        if self.entries.len() > 1 {
             let hint = "give either; in a list of hosts a socket is written as %2Fpath%2Fto%2Fit";
-            return refuse("has several hosts and a socket", hint);
+            return invalid("has several hosts and a socket", hint);
         }
-        self.hosts = vec![(path, None)];
+        self.entries = vec![(path, None)];
         Ok(())
     }
 
     /// Whether no host was said.
-    pub(super) fn is_open(&self) -> bool {
-        match &*self.hosts {
+    pub(super) fn is_empty(&self) -> bool {
+        match &*self.entries {
             [] => true,
             [(host, _)] => host.is_empty(),
             _ => false,
@@ -53,14 +53,14 @@ impl Places {
     }
 
     pub(super) fn has_port(&self) -> bool {
-        !self.ports.is_empty() || self.hosts.iter().any(|(_, port)| port.is_some())
+        !self.ports.is_empty() || self.entries.iter().any(|(_, port)| port.is_some())
     }
 
     /// Hosts and ports are filled in each for itself, as libpq does it.
     pub(super) fn fill(&mut self, from: Self) {
-        let port = self.hosts.iter().find_map(|(_, port)| *port);
-        if self.is_open() && !from.is_open() {
-            self.hosts = from.hosts;
+        let port = self.entries.iter().find_map(|(_, port)| *port);
+        if self.is_empty() && !from.is_empty() {
+            self.entries = from.entries;
             self.ports = port.map_or_else(|| std::mem::take(&mut self.ports), |port| vec![port]);
         }
         if port.is_none() && self.ports.is_empty() {
@@ -69,13 +69,13 @@ impl Places {
     }
 
     pub(super) fn addresses(self, dialect: &Dialect) -> Result<Vec<Address>, Error> {
-        let (mut hosts, ports) = (self.hosts, &self.ports);
-        if hosts.is_empty() {
-            hosts.push((String::new(), None));
+        let (mut entries, ports) = (self.entries, &self.ports);
+        if entries.is_empty() {
+            entries.push((String::new(), None));
         }
-        let count = hosts.len();
+        let count = entries.len();
         if ports.len() > 1 && ports.len() != count {
-            return refuse(
+            return invalid(
                 format!("has {count} hosts and {} ports", ports.len()),
                 "give one port for all hosts, or one for each",
             );
@@ -89,10 +89,10 @@ impl Places {
                 }
                 host if !host.is_empty() => Address::Tcp(host, port),
                 _ if count == 1 => Address::Tcp("localhost".into(), port),
-                _ => return refuse("has an empty host in its list", "write HOST:PORT,HOST:PORT"),
+                _ => return invalid("has an empty host in its list", "write HOST:PORT,HOST:PORT"),
             })
         };
-        hosts.into_iter().enumerate().map(address).collect()
+        entries.into_iter().enumerate().map(address).collect()
     }
 }
 
@@ -100,7 +100,7 @@ pub(super) fn ports(value: &str) -> Result<Vec<u16>, Error> {
     let port = |text: &str| text.parse().ok().filter(|port| *port > 0);
     match value.split(',').map(port).collect() {
         Some(ports) => Ok(ports),
-        None => refuse("has a port that is no number from 1 to 65535", "correct it"),
+        None => invalid("has a port that is no number from 1 to 65535", "correct it"),
     }
 }
 
@@ -119,7 +119,7 @@ fn host_and_port(place: &str) -> Result<(&str, Option<u16>), Error> {
         None => Ok((host, None)),
         Some(Ok(port)) if port > 0 => Ok((host, Some(port))),
         // Not repeated: in `postgres://user:pass word/db` this is the password.
-        Some(_) => refuse(
+        Some(_) => invalid(
             "has a port that is no number from 1 to 65535",
             "write `@`, `:` and `/` in a user name or password as %40, %3A and %2F",
         ),

@@ -5,9 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::dialect::{Key, POSTGRES};
-use super::draft::Draft;
+use super::environment::{Environment, with_source};
+use super::partial::PartialServer;
 use super::server::{Address, Server};
-use super::surroundings::{Surroundings, about};
 use crate::error::Error;
 
 /// `PGTARGETSESSIONATTRS` is not among them: locks are always written.
@@ -22,27 +22,30 @@ const VARIABLES: [(&str, Key); 12] = [
     ("PGSSLMODE", Key::TlsMode),
     ("PGSSLROOTCERT", Key::Roots),
     ("PGSSLCERT", Key::Certificate),
-    ("PGSSLKEY", Key::Secret),
+    ("PGSSLKEY", Key::ClientKey),
     ("PGPASSFILE", Key::Passfile),
 ];
 
 /// The environment, for what is missing so far.
-pub(crate) fn environment(so_far: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
-    let mut draft = Draft::default();
+pub(crate) fn environment(
+    so_far: &PartialServer,
+    environment: &Environment<'_>,
+) -> Result<PartialServer, Error> {
+    let mut partial = PartialServer::default();
     for (variable, key) in VARIABLES {
-        if let Some(value) = around.variable(variable).filter(|_| !so_far.has(key)) {
-            about(variable, draft.take(key, "value", value))?;
+        if let Some(value) = environment.variable(variable).filter(|_| !so_far.has(key)) {
+            with_source(variable, partial.take(key, "value", value))?;
         }
     }
-    let timeout = around.variable("PGCONNECT_TIMEOUT");
+    let timeout = environment.variable("PGCONNECT_TIMEOUT");
     if let Some(seconds) = timeout.filter(|_| !so_far.has(Key::ConnectTimeout)) {
-        about("PGCONNECT_TIMEOUT", draft.libpq_timeout(&seconds))?;
+        with_source("PGCONNECT_TIMEOUT", partial.libpq_timeout(&seconds))?;
     }
-    if let Some(options) = around.variable("PGOPTIONS") {
+    if let Some(options) = environment.variable("PGOPTIONS") {
         // It may hold more, for other programs.
-        draft.settings.options_that_may_be(&options);
+        partial.settings.allowed_options(&options);
     }
-    Ok(draft)
+    Ok(partial)
 }
 
 const SERVICE: &str = "service";
@@ -67,9 +70,9 @@ const WITHOUT_EFFECT: [&str; 15] = [
 ];
 
 /// What a service of that name says: of the user's file, or else of the system's.
-pub(crate) fn service(name: &str, around: &Surroundings<'_>) -> Result<Draft, Error> {
-    let file = around.variable("PGSERVICEFILE").map(PathBuf::from);
-    let system = around.variable("PGSYSCONFDIR").map(PathBuf::from);
+pub(crate) fn service(name: &str, environment: &Environment<'_>) -> Result<PartialServer, Error> {
+    let file = environment.variable("PGSERVICEFILE").map(PathBuf::from);
+    let system = environment.variable("PGSYSCONFDIR").map(PathBuf::from);
     let system = system.map_or_else(
         || {
             vec![
@@ -79,7 +82,7 @@ pub(crate) fn service(name: &str, around: &Surroundings<'_>) -> Result<Draft, Er
         },
         |folder| vec![folder],
     );
-    let own = file.or_else(|| around.at_home(".pg_service.conf"));
+    let own = file.or_else(|| environment.at_home(".pg_service.conf"));
     let files = system.iter().map(|folder| folder.join("pg_service.conf"));
     let files: Vec<_> = own.into_iter().chain(files).collect();
     for path in &files {
@@ -91,8 +94,8 @@ pub(crate) fn service(name: &str, around: &Surroundings<'_>) -> Result<Draft, Er
                 continue;
             }
         };
-        if let Some(draft) = service_in(&text, name, path)? {
-            return Ok(draft);
+        if let Some(partial) = service_in(&text, name, path)? {
+            return Ok(partial);
         }
     }
     let shown: Vec<_> = files
@@ -105,8 +108,8 @@ pub(crate) fn service(name: &str, around: &Surroundings<'_>) -> Result<Draft, Er
 }
 
 /// As libpq reads it: no blanks around `=`, and of the same option the first one counts.
-fn service_in(text: &str, name: &str, path: &Path) -> Result<Option<Draft>, Error> {
-    let (mut draft, mut within, mut found) = (Draft::default(), false, false);
+fn service_in(text: &str, name: &str, path: &Path) -> Result<Option<PartialServer>, Error> {
+    let (mut partial, mut within, mut found) = (PartialServer::default(), false, false);
     let mut seen = Vec::new();
     for line in text.lines().map(str::trim) {
         if line.is_empty() || line.starts_with('#') {
@@ -130,8 +133,10 @@ fn service_in(text: &str, name: &str, path: &Path) -> Result<Option<Draft>, Erro
         seen.push(option);
         let known = POSTGRES.key(option);
         match known.filter(|key| *key != Key::Service) {
-            Some(_) if option == "connect_timeout" => about(SERVICE, draft.libpq_timeout(value))?,
-            Some(key) => about(SERVICE, draft.take(key, option, value.to_owned()))?,
+            Some(_) if option == "connect_timeout" => {
+                with_source(SERVICE, partial.libpq_timeout(value))?
+            }
+            Some(key) => with_source(SERVICE, partial.take(key, option, value.to_owned()))?,
             None => {
                 let option: String = option.chars().take(40).collect();
                 let got = format!(
@@ -144,33 +149,33 @@ fn service_in(text: &str, name: &str, path: &Path) -> Result<Option<Draft>, Erro
             }
         }
     }
-    Ok(found.then_some(draft))
+    Ok(found.then_some(partial))
 }
 
 /// Look up what is still missing in libpq's file of passwords: for each host by itself.
-pub(crate) fn passwords(server: &mut Server, around: &Surroundings<'_>) {
+pub(crate) fn passwords(server: &mut Server, environment: &Environment<'_>) {
     if server.password.is_some() {
         return;
     }
     let usual = || {
-        around
-            .are_open()
-            .then(|| around.at_home(".pgpass"))
+        environment
+            .is_enabled()
+            .then(|| environment.at_home(".pgpass"))
             .flatten()
     };
     let Some(path) = server.passfile.clone().or_else(usual) else {
         return;
     };
-    let Some(text) = secret_text(&path) else {
+    let Some(text) = read_private_file(&path) else {
         return;
     };
     let user = server.user.clone().unwrap_or_default();
     let database = server.database.clone().unwrap_or_else(|| user.clone());
     let found = server.addresses.iter().map(|address| {
-        let (hosts, port) = names(address);
+        let (hosts, port) = names_in_file(address);
         let mut lines = text.split(|byte| *byte == b'\n');
         let matching = |line| {
-            let password = |host: &String| of_line(line, [host, &port, &database, &user]);
+            let password = |host: &String| password_of_line(line, [host, &port, &database, &user]);
             hosts.iter().find_map(password)
         };
         lines.find_map(matching)
@@ -180,7 +185,7 @@ pub(crate) fn passwords(server: &mut Server, around: &Surroundings<'_>) {
 }
 
 /// A file that others can read holds no secret: libpq passes it over, with a warning.
-fn secret_text(path: &Path) -> Option<Vec<u8>> {
+fn read_private_file(path: &Path) -> Option<Vec<u8>> {
     let found = std::fs::metadata(path).ok()?;
     if !found.is_file() {
         tracing::warn!(
@@ -209,7 +214,7 @@ fn secret_text(path: &Path) -> Option<Vec<u8>> {
 const USUAL_SOCKETS: [&str; 3] = ["/var/run/postgresql", "/run/postgresql", "/tmp"];
 
 /// What a host is called in the file, and its port.
-fn names(address: &Address) -> (Vec<String>, String) {
+fn names_in_file(address: &Address) -> (Vec<String>, String) {
     match address {
         Address::Tcp(host, port) => (vec![host.clone()], port.to_string()),
         Address::Unix(file) => {
@@ -228,13 +233,13 @@ fn names(address: &Address) -> (Vec<String>, String) {
 
 /// The password of a line `host:port:database:user:password` that matches. `*` matches everything,
 /// and `\` takes its meaning from what follows.
-fn of_line(line: &[u8], wanted: [&str; 4]) -> Option<String> {
+fn password_of_line(line: &[u8], options: [&str; 4]) -> Option<String> {
     let line = std::str::from_utf8(line).ok()?.trim_end_matches('\r');
     if line.starts_with('#') {
         return None;
     }
     let mut rest = line.chars();
-    for value in wanted {
+    for value in options {
         let (mut field, mut plain) = (String::new(), true);
         loop {
             match rest.next()? {

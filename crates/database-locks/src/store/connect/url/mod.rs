@@ -6,51 +6,51 @@
 use crate::error::{BoxError, Error};
 
 mod dialect;
-mod draft;
+mod environment;
 mod hosts;
+mod invalid;
 mod libpq;
 mod option_file;
+mod partial;
 #[cfg(test)]
 mod precedence;
-mod refusal;
 mod scheme;
 mod server;
 mod settings;
-mod surroundings;
 
 use dialect::{MYSQL, POSTGRES};
-use draft::Draft;
+pub(crate) use environment::{Environment, process_variable};
+use partial::PartialServer;
 pub(crate) use scheme::Target;
-use scheme::{Parsed, split};
+use scheme::{Parsed, parse_scheme};
 #[cfg(feature = "postgres")]
 pub(crate) use server::Binding;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use server::{Address, Server};
-pub(crate) use surroundings::{Surroundings, of_process};
 
 /// What a URL says, with nothing filled in.
 #[cfg(test)]
 pub(crate) fn parse(url: &str) -> Result<Target, Error> {
-    match split(url)? {
-        Parsed::Here(target) => Ok(target),
-        Parsed::Postgres(draft) => Ok(Target::Postgres(draft.finish(&POSTGRES)?)),
-        Parsed::Mysql(draft) => Ok(Target::Mysql(draft.finish(&MYSQL)?)),
+    match parse_scheme(url)? {
+        Parsed::Local(target) => Ok(target),
+        Parsed::Postgres(partial) => Ok(Target::Postgres(partial.finish(&POSTGRES)?)),
+        Parsed::Mysql(partial) => Ok(Target::Mysql(partial.finish(&MYSQL)?)),
     }
 }
 
 /// A source of the password, for where the URL has none.
-pub(crate) type AskPassword<'a> = &'a dyn Fn() -> Result<String, BoxError>;
+pub(crate) type PasswordFn<'a> = &'a dyn Fn() -> Result<String, BoxError>;
 
 /// Why what a URL leaves out is not known.
 #[derive(Debug)]
-pub(crate) enum Unresolved {
+pub(crate) enum ResolveError {
     /// It cannot be used.
     Config(Error),
     /// The source of the password failed.
     Password(BoxError),
 }
 
-impl From<Error> for Unresolved {
+impl From<Error> for ResolveError {
     fn from(error: Error) -> Self {
         Self::Config(error)
     }
@@ -62,46 +62,46 @@ impl From<Error> for Unresolved {
 /// environment, the file of passwords; MySQL: the option file, then `MYSQL_PWD`.
 pub(crate) fn resolve(
     url: &str,
-    around: &Surroundings<'_>,
-    password: Option<AskPassword<'_>>,
-) -> Result<Target, Unresolved> {
-    let ask = |draft: &mut Draft| {
-        if let (None, Some(ask)) = (&draft.password, password) {
-            draft.password = Some(ask().map_err(Unresolved::Password)?);
+    environment: &Environment<'_>,
+    password: Option<PasswordFn<'_>>,
+) -> Result<Target, ResolveError> {
+    let ask = |partial: &mut PartialServer| {
+        if let (None, Some(ask)) = (&partial.password, password) {
+            partial.password = Some(ask().map_err(ResolveError::Password)?);
         }
-        Ok::<_, Unresolved>(())
+        Ok::<_, ResolveError>(())
     };
-    match split(url)? {
-        Parsed::Here(target) => Ok(target),
-        Parsed::Postgres(mut draft) => {
+    match parse_scheme(url)? {
+        Parsed::Local(target) => Ok(target),
+        Parsed::Postgres(mut partial) => {
             // To libpq an empty one is none.
-            draft.password = draft.password.filter(|password| !password.is_empty());
-            ask(&mut draft)?;
-            let service = draft
+            partial.password = partial.password.filter(|password| !password.is_empty());
+            ask(&mut partial)?;
+            let service = partial
                 .service
                 .take()
-                .or_else(|| around.variable("PGSERVICE"));
+                .or_else(|| environment.variable("PGSERVICE"));
             if let Some(service) = service {
-                draft.fill(libpq::service(&service, around)?.of_file());
+                partial.fill(libpq::service(&service, environment)?.of_file());
             }
-            let environment = libpq::environment(&draft, around)?;
-            draft.fill(environment);
-            let mut server = draft.finish(&POSTGRES)?;
+            let variables = libpq::environment(&partial, environment)?;
+            partial.fill(variables);
+            let mut server = partial.finish(&POSTGRES)?;
             // The user of the process, as the driver has it: lines of the file of passwords name
             // users.
             #[cfg(feature = "postgres")]
             if server.user.is_none() {
                 server.user = whoami::username().ok();
             }
-            libpq::passwords(&mut server, around);
+            libpq::passwords(&mut server, environment);
             server.check_passwords()?;
             Ok(Target::Postgres(server))
         }
-        Parsed::Mysql(mut draft) => {
-            ask(&mut draft)?;
-            let options = option_file::options(&draft, around)?;
-            draft.fill(options);
-            let server = draft.finish(&MYSQL)?;
+        Parsed::Mysql(mut partial) => {
+            ask(&mut partial)?;
+            let options = option_file::options(&partial, environment)?;
+            partial.fill(options);
+            let server = partial.finish(&MYSQL)?;
             server.check_passwords()?;
             Ok(Target::Mysql(server))
         }

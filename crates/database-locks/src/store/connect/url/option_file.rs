@@ -4,8 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::dialect::Key;
-use super::draft::Draft;
-use super::surroundings::{Surroundings, about};
+use super::environment::{Environment, with_source};
+use super::partial::PartialServer;
 use crate::error::Error;
 
 /// What complaints call it.
@@ -18,24 +18,31 @@ const GROUPS: [&str; 2] = ["client", "dblock"];
 const DEPTH: usize = 8;
 
 /// What the file says, and `MYSQL_PWD` where it says no password.
-pub(crate) fn options(so_far: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
-    let mut draft = Draft::default();
-    if !around.are_open() {
-        return Ok(draft);
+pub(crate) fn options(
+    so_far: &PartialServer,
+    environment: &Environment<'_>,
+) -> Result<PartialServer, Error> {
+    let mut partial = PartialServer::default();
+    if !environment.is_enabled() {
+        return Ok(partial);
     }
-    if let Some(path) = around.at_home(".my.cnf") {
-        let mut found = Found::default();
+    if let Some(path) = environment.at_home(".my.cnf") {
+        let mut found = OptionFile::default();
         found.read(&path, DEPTH);
-        about(FILE, take(&mut draft, so_far, &found))?;
-        draft = draft.of_file();
+        with_source(FILE, take(&mut partial, so_far, &found))?;
+        partial = partial.of_file();
     }
-    if draft.password.is_none() {
-        draft.password = around.variable("MYSQL_PWD");
+    if partial.password.is_none() {
+        partial.password = environment.variable("MYSQL_PWD");
     }
-    Ok(draft)
+    Ok(partial)
 }
 
-fn take(draft: &mut Draft, so_far: &Draft, found: &Found) -> Result<(), Error> {
+fn take(
+    partial: &mut PartialServer,
+    so_far: &PartialServer,
+    found: &OptionFile,
+) -> Result<(), Error> {
     let options = [
         ("user", Key::User),
         ("password", Key::Password),
@@ -43,12 +50,12 @@ fn take(draft: &mut Draft, so_far: &Draft, found: &Found) -> Result<(), Error> {
         ("port", Key::Port),
         ("ssl-ca", Key::Roots),
         ("ssl-cert", Key::Certificate),
-        ("ssl-key", Key::Secret),
+        ("ssl-key", Key::ClientKey),
     ];
     for (name, key) in options {
         let value = found.get(name).filter(|value| !value.is_empty());
         if let Some(value) = value.filter(|_| !so_far.has(key)) {
-            draft.take(key, name, value.to_owned())?;
+            partial.take(key, name, value.to_owned())?;
         }
     }
     // To the clients `localhost` is the socket.
@@ -56,9 +63,9 @@ fn take(draft: &mut Draft, so_far: &Draft, found: &Found) -> Result<(), Error> {
     match (host, found.get("socket")) {
         _ if so_far.has(Key::Host) => {}
         (None | Some("localhost"), Some(socket)) if !socket.is_empty() => {
-            draft.take(Key::Socket, "socket", socket.to_owned())?;
+            partial.take(Key::Socket, "socket", socket.to_owned())?;
         }
-        (Some(host), _) => draft.take(Key::Host, "host", host.to_owned())?,
+        (Some(host), _) => partial.take(Key::Host, "host", host.to_owned())?,
         (None, _) => {}
     }
     let mode = match found.get("ssl-mode") {
@@ -69,16 +76,16 @@ fn take(draft: &mut Draft, so_far: &Draft, found: &Found) -> Result<(), Error> {
         None => None,
     };
     if let Some(mode) = mode.filter(|_| !so_far.has(Key::TlsMode)) {
-        draft.take(Key::TlsMode, "ssl-mode", mode.to_owned())?;
+        partial.take(Key::TlsMode, "ssl-mode", mode.to_owned())?;
     }
     Ok(())
 }
 
 /// The options of the groups, later ones in the place of earlier ones.
 #[derive(Default)]
-struct Found([Vec<(String, Option<String>)>; GROUPS.len()]);
+struct OptionFile([Vec<(String, Option<String>)>; GROUPS.len()]);
 
-impl Found {
+impl OptionFile {
     /// An option's value; empty where it stands without one.
     fn get(&self, name: &str) -> Option<&str> {
         let of = |group: &'_ Vec<(String, Option<String>)>| {

@@ -38,14 +38,14 @@ impl Home {
         self
     }
 
-    fn look(&self, url: &str, open: bool, ask: Option<AskPassword<'_>>) -> Result<Target, String> {
+    fn look(&self, url: &str, open: bool, ask: Option<PasswordFn<'_>>) -> Result<Target, String> {
         let variable = |name: &str| {
             let set = self.variables.iter().find(|(known, _)| *known == name);
             set.map(|(_, value)| value.clone())
         };
-        resolve(url, &Surroundings::new(&variable, open), ask).map_err(|why| match why {
-            Unresolved::Config(error) => error.to_string(),
-            Unresolved::Password(why) => why.to_string(),
+        resolve(url, &Environment::new(&variable, open), ask).map_err(|why| match why {
+            ResolveError::Config(error) => error.to_string(),
+            ResolveError::Password(why) => why.to_string(),
         })
     }
 
@@ -55,7 +55,7 @@ impl Home {
             .unwrap_or_else(|message| panic!("{url}: {message}")))
     }
 
-    fn refusal(&self, url: &str) -> String {
+    fn invalid(&self, url: &str) -> String {
         self.look(url, true, None).expect_err(url)
     }
 }
@@ -69,12 +69,12 @@ fn of(target: Target) -> Server {
 
 /// `user password host database`, `-` where there is none.
 fn shown(server: &Server) -> String {
-    let places: Vec<_> = server.addresses.iter().map(Address::to_string).collect();
+    let hosts: Vec<_> = server.addresses.iter().map(Address::to_string).collect();
     let text = |text: Option<&str>| text.unwrap_or("-").to_owned();
     [
         text(server.user.as_deref()),
         text(server.password_at(0)),
-        places.join(","),
+        hosts.join(","),
         text(server.database.as_deref()),
     ]
     .join(" ")
@@ -272,7 +272,7 @@ fn a_complaint_names_the_variable_or_service_and_not_the_url() {
             "`service` has the option `require_auth`, which locks",
         ),
     ] {
-        let message = Home::new(&files, variables).refusal(url);
+        let message = Home::new(&files, variables).invalid(url);
         assert!(message.starts_with(start), "{message}");
         assert!(!message.contains("hunter2"), "{message}");
     }
@@ -293,7 +293,7 @@ fn what_the_url_says_is_right_whatever_stands_elsewhere() {
             shown(&home.server(&format!("{url}?{options}"))),
             "u - h:1 d"
         );
-        assert!(home.refusal(url).contains("has an unknown"), "{url}");
+        assert!(home.invalid(url).contains("has an unknown"), "{url}");
     }
 }
 
@@ -408,7 +408,7 @@ fn an_option_file_is_read_as_the_clients_read_it() {
         assert_eq!(elsewhere.server(url).password_at(0), None);
     }
     let bad = Home::new(&[(".my.cnf", 0o600, "[client]\nssl-mode=hunter2\n")], &[]);
-    let message = bad.refusal("mysql://h/d");
+    let message = bad.invalid("mysql://h/d");
     assert!(
         message.starts_with("`~/.my.cnf` has an unknown `ssl-mode`"),
         "{message}"

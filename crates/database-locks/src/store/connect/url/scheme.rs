@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::dialect::{MYSQL, POSTGRES};
-use super::draft::{Draft, draft};
-use super::refusal::{FORMS, decode, refuse};
+use super::invalid::{FORMS, decode, invalid};
+use super::partial::{PartialServer, partial};
 use super::server::Server;
 use crate::error::Error;
 
@@ -23,35 +23,35 @@ pub(crate) enum Target {
 /// What a URL says.
 pub(super) enum Parsed {
     /// All there is to say of a place on this machine.
-    Here(Target),
-    Postgres(Draft),
-    Mysql(Draft),
+    Local(Target),
+    Postgres(PartialServer),
+    Mysql(PartialServer),
 }
 
 /// White space around a URL is that of the file or secret which it was read from, and no part of
 /// it. Within the URL a line break would name another database or file.
-pub(super) fn split(url: &str) -> Result<Parsed, Error> {
+pub(super) fn parse_scheme(url: &str) -> Result<Parsed, Error> {
     let url = url.trim();
     if url.is_empty() {
-        return refuse("empty", FORMS);
+        return invalid("empty", FORMS);
     }
     if url.contains(char::is_control) {
-        return refuse(
+        return invalid(
             "has a line break, a tab or another control character in it",
             "percent-encode one that is meant",
         );
     }
     let Some((scheme, rest)) = url.split_once(':') else {
-        return refuse("a text without a scheme", FORMS);
+        return invalid("a text without a scheme", FORMS);
     };
     match &*scheme.to_ascii_lowercase() {
         "memory" if rest.starts_with('/') => {
-            refuse("has a `/` behind `memory:`", "write memory: or memory:NAME")
+            invalid("has a `/` behind `memory:`", "write memory: or memory:NAME")
         }
-        "memory" => Ok(Parsed::Here(Target::Memory(decode(rest, "name")?))),
-        "sqlite" => sqlite(rest).map(Parsed::Here),
-        "postgres" | "postgresql" => draft(rest, &POSTGRES).map(Parsed::Postgres),
-        "mysql" | "mariadb" => draft(rest, &MYSQL).map(Parsed::Mysql),
+        "memory" => Ok(Parsed::Local(Target::Memory(decode(rest, "name")?))),
+        "sqlite" => sqlite(rest).map(Parsed::Local),
+        "postgres" | "postgresql" => partial(rest, &POSTGRES).map(Parsed::Postgres),
+        "mysql" | "mariadb" => partial(rest, &MYSQL).map(Parsed::Mysql),
         other => unknown(other, rest),
     }
 }
@@ -71,7 +71,7 @@ fn unknown<T>(scheme: &str, rest: &str) -> Result<T, Error> {
     };
     // Without `//` it may be a password in the wrong place.
     if !place.starts_with("//") || !plain(engine) {
-        return refuse("a text without a scheme", FORMS);
+        return invalid("a text without a scheme", FORMS);
     }
     let shown = match scheme {
         "jdbc" => format!("jdbc:{engine}"),
@@ -87,21 +87,21 @@ fn unknown<T>(scheme: &str, rest: &str) -> Result<T, Error> {
         "mysql" | "mariadb" | "mysql2" => "mysql",
         "sqlite" | "sqlite3" => {
             let hint = "write sqlite:///absolute/path or sqlite:relative/path";
-            return refuse(
+            return invalid(
                 format!("has the scheme `{shown}:` of another program"),
                 hint,
             );
         }
         _ => {
             let hint = format!("write {FORMS}");
-            return refuse(format!("has the unknown scheme `{shown}:`"), &hint);
+            return invalid(format!("has the unknown scheme `{shown}:`"), &hint);
         }
     };
     let jdbc = match scheme {
         "jdbc" => ", and user and password before the host: USER:PASSWORD@",
         _ => "",
     };
-    refuse(
+    invalid(
         format!("has the scheme `{shown}:` of another program"),
         &format!("write {instead}:// in its place{jdbc}"),
     )
@@ -112,7 +112,7 @@ fn sqlite(rest: &str) -> Result<Target, Error> {
     let path = match rest.strip_prefix("//") {
         Some(absolute) if absolute.starts_with('/') => absolute,
         Some(_) => {
-            return refuse(
+            return invalid(
                 "has two slashes before a path that is not absolute",
                 allowed,
             );
@@ -120,17 +120,17 @@ fn sqlite(rest: &str) -> Result<Target, Error> {
         None => rest,
     };
     if path.contains('?') {
-        return refuse(
+        return invalid(
             "has options behind a `?`, which SQLite has none of",
             allowed,
         );
     }
     let path = decode(path, "path")?;
     if path.is_empty() || path.ends_with('/') {
-        return refuse("has no file", allowed);
+        return invalid("has no file", allowed);
     }
     if path == ":memory:" {
-        return refuse(
+        return invalid(
             "for a database that no other process can see",
             "memory: for locks of one process",
         );

@@ -28,7 +28,7 @@ pub(crate) struct Server {
     pub database: Option<String>,
     /// Shown by the server beside the connection.
     pub application: Option<String>,
-    pub tls: tls::Wanted,
+    pub tls: tls::TlsOptions,
     /// Whether the password is only good over this very TLS connection; PostgreSQL.
     pub binding: Binding,
     /// Of the session; PostgreSQL.
@@ -41,7 +41,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// For how long all of its hosts together are tried.
-    pub(crate) fn connecting(&self, by_default: Duration) -> Duration {
+    pub(crate) fn total_connect_timeout(&self, by_default: Duration) -> Duration {
         let hosts = u32::try_from(self.addresses.len()).unwrap_or(u32::MAX);
         self.connect_timeout
             .map_or(by_default, |of_each| of_each.saturating_mul(hosts))

@@ -1,6 +1,6 @@
 //! What a URL may set of a PostgreSQL session: libpq's `options`, and `search_path`.
 
-use super::refusal::refuse;
+use super::invalid::invalid;
 use crate::error::Error;
 
 /// Settings that break nothing the protocol depends on: where the table is found, the role, and
@@ -46,7 +46,7 @@ impl Settings {
     }
 
     /// The same, but what may not be set or is no setting is passed over.
-    pub(crate) fn options_that_may_be(&mut self, text: &str) {
+    pub(crate) fn allowed_options(&mut self, text: &str) {
         for (name, value) in settings_in(text).into_iter().flatten() {
             let _ = self.set(&name, &value);
         }
@@ -133,7 +133,7 @@ fn words(text: &str) -> Vec<String> {
 }
 
 fn malformed<T>() -> Result<T, Error> {
-    refuse(
+    invalid(
         "has `options` of another form than settings",
         "write -c NAME=VALUE or --NAME=VALUE, percent-encoded: options=-c%20search_path%3Dapp",
     )
@@ -150,7 +150,7 @@ fn not_allowed<T>(name: &str) -> Result<T, Error> {
         "it could break what the locks count on, or is of no use to them; {} can be set",
         ALLOWED.join(", ")
     );
-    refuse(format!("has `options` that set {shown}"), &allowed)
+    invalid(format!("has `options` that set {shown}"), &allowed)
 }
 
 #[cfg(test)]

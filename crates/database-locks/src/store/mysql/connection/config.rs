@@ -8,7 +8,7 @@ use mysql_async::{ClientIdentity, Opts, OptsBuilder, SslOpts};
 
 use crate::error::Error;
 use crate::store::connect::connector::{self, Connector};
-use crate::store::connect::source::Source;
+use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::Table;
 use crate::store::connect::tls::{Check, Encrypt, Tls};
 use crate::store::connect::url::{self, Address};
@@ -134,7 +134,7 @@ impl Server {
     /// Reads the files of certificates.
     pub(crate) fn new(
         settings: url::Server,
-        source: Arc<Source>,
+        source: Arc<ServerProvider>,
         table: &Table,
     ) -> Result<Self, Error> {
         Ok(Self {

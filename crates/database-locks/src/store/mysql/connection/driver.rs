@@ -55,8 +55,10 @@ impl Drop for DriverConnection {
         // Sends COM_QUIT if that is possible without waiting. From here on the driver takes the
         // connection as closed, as it does during a statement.
         let _ = catch_unwind(AssertUnwindSafe(|| {
-            let mut told = pin!(conn.disconnect());
-            let _ = told.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            let mut answer = pin!(conn.disconnect());
+            let _ = answer
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()));
         }));
     }
 }

@@ -8,22 +8,22 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, DriverError, Error, Opts};
 use rustls::crypto::{CryptoProvider, ring};
 
-use super::caught::caught;
 use super::config::{Endpoint, Host, Server};
 use super::driver::DriverConnection;
 use super::interpolate;
+use super::panic::catch_panic;
 use super::session::Session;
 use crate::store::api::StoreError;
-use crate::store::connect::hosts::{Failure, Verdict};
+use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::connect::tls::{TlsFailure, tls_failure};
 use crate::store::connect::url::Address;
 use crate::store::mysql::cluster::Cluster;
-use crate::store::mysql::error::meaning;
+use crate::store::mysql::error::classify;
 
 impl Session {
     /// Connect to the first host that can be written to.
     pub(crate) async fn open(server: &Arc<Server>) -> Result<Self, StoreError> {
-        let endpoint = server.connector.ask::<String>().await?;
+        let endpoint = server.connector.ask().await?;
         let hosts = &endpoint.hosts;
         if hosts.iter().any(|host| host.opts.db_name().is_none()) {
             let hint = "end the URL with the database that holds the table: mysql://HOST/DATABASE";
@@ -44,7 +44,7 @@ impl Session {
         server: &Arc<Server>,
         endpoint: &Endpoint,
         at: usize,
-    ) -> Result<Self, Failure<String>> {
+    ) -> Result<Self, ConnectFailure> {
         let host = &endpoint.hosts[at];
         let at = host.address.to_string();
         let mut session = Self {
@@ -55,13 +55,13 @@ impl Session {
             collation: "",
             cluster: None,
             single_primary: false,
-            longest: 0,
+            max_parameter_len: 0,
             mariadb: false,
-            fit: false,
-            unprepared: false,
+            table_checked: false,
+            prepared_refused: false,
             broken: false,
         };
-        session.greet(endpoint.init_command()).await?;
+        session.handshake(endpoint.init_command()).await?;
         Ok(session)
     }
 
@@ -90,7 +90,7 @@ impl Session {
     pub(crate) const ISOLATION: &str =
         "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
 
-    async fn configure(&mut self) -> Result<(), Failure<String>> {
+    async fn configure(&mut self) -> Result<(), ConnectFailure> {
         for settings in [Self::SETTINGS, Self::ISOLATION] {
             let set = self.conn.query_drop(settings).await;
             set.map_err(|e| self.failed(&e))?;
@@ -98,7 +98,7 @@ impl Session {
         Ok(())
     }
 
-    async fn greet(&mut self, init_command: Option<&str>) -> Result<(), Failure<String>> {
+    async fn handshake(&mut self, init_command: Option<&str>) -> Result<(), ConnectFailure> {
         self.configure().await?;
         let found: Vec<(String, String)> = self
             .conn
@@ -128,12 +128,12 @@ impl Session {
             false => (member && !self.single_primary).then_some(Cluster::Group),
         };
         match self.cluster {
-            Some(cluster) => self.is_ready(cluster).await?,
+            Some(cluster) => self.check_ready(cluster).await?,
             // With a single primary, too, a member that has left the group takes writes that no
             // other receives.
-            None if self.single_primary => self.is_ready(Cluster::Group).await?,
+            None if self.single_primary => self.check_ready(Cluster::Group).await?,
             None if !matches!(variable("wsrep_provider"), "" | "none") => {
-                self.is_replicated().await?
+                self.check_replicated().await?
             }
             None => {}
         }
@@ -151,13 +151,13 @@ impl Session {
             "utf8mb4_0900_bin"
         };
         let packet: usize = variable("max_allowed_packet").parse().unwrap_or(1 << 20);
-        self.longest = packet / (interpolate::LONGER + 1);
+        self.max_parameter_len = packet / (interpolate::LITERAL_FACTOR + 1);
         self.mariadb = mariadb;
         let galera = self.cluster == Some(Cluster::Galera);
         if let Some(command) = init_command {
             self.run_init_command(command).await?;
             if galera {
-                self.is_replicated().await?;
+                self.check_replicated().await?;
             }
             self.configure().await?;
         }
@@ -169,14 +169,12 @@ impl Session {
     }
 
     /// The refusal of a server that is read-only.
-    fn read_only(&self) -> Failure<String> {
+    fn read_only(&self) -> ConnectFailure {
         // After a greeting a failover is under way, and the URL is right.
-        let greeted = self.server.connector.has_served();
-        Failure {
-            verdict: Verdict::ReadOnly,
-            message: format!("the server at {} is read-only", self.at),
-            hint: (!greeted).then(|| "locks have to be written: connect to the primary".into()),
-        }
+        let served = self.server.connector.has_served();
+        let message = format!("the server at {} is read-only", self.at);
+        let hint = "locks have to be written: connect to the primary";
+        ConnectFailure::new(FailureKind::ReadOnly, message, (!served).then_some(hint))
     }
 
     /// Run what the URL says is to be run on each connection. What it set that the statements count
@@ -184,9 +182,9 @@ impl Session {
     ///
     /// A transaction that it left open would hide every grant from other clients, and a clock that
     /// it has stopped (`SET timestamp`) would never end a lease.
-    async fn run_init_command(&mut self, command: &str) -> Result<(), Failure<String>> {
-        let told = self.conn.query_drop(command).await;
-        told.map_err(|error| match &error {
+    async fn run_init_command(&mut self, command: &str) -> Result<(), ConnectFailure> {
+        let answer = self.conn.query_drop(command).await;
+        answer.map_err(|error| match &error {
             // The statement is the user's own and may hold a secret; a syntax error repeats some of
             // it.
             Error::Server(refused) => {
@@ -196,7 +194,7 @@ impl Session {
                 };
                 let code = refused.code;
                 let message = format!("{}: init_command failed: {message} (error {code})", self.at);
-                Failure::from(StoreError::rejected(message, Some("correct it in the URL")))
+                ConnectFailure::from(StoreError::rejected(message, Some("correct it in the URL")))
             }
             error => self.failed(error).into(),
         })?;
@@ -224,10 +222,10 @@ impl Session {
 
     /// Whether the node can serve. One that is cut off from most of the others, or is being made a
     /// copy of one of them, cannot just now; another may.
-    pub(crate) async fn is_ready(&mut self, cluster: Cluster) -> Result<(), Failure<String>> {
+    pub(crate) async fn check_ready(&mut self, cluster: Cluster) -> Result<(), ConnectFailure> {
         let state = match cluster {
             Cluster::Galera => {
-                let found = self.pairs(Self::STATE).await?;
+                let found = self.key_values(Self::STATE).await?;
                 let of = |name: &str| {
                     let named = found.iter().find(|(found, _)| found == name);
                     named.map(|(_, value)| value.as_str()).unwrap_or_default()
@@ -241,7 +239,7 @@ impl Session {
                     )
                 })
             }
-            Cluster::Group => match self.words(Self::MEMBER).await {
+            Cluster::Group => match self.strings(Self::MEMBER).await {
                 // A member that was started and has not joined takes writes that no other member
                 // receives.
                 Ok(found) => Some(found.into_iter().next().unwrap_or_else(|| "OFFLINE".into()))
@@ -265,9 +263,9 @@ impl Session {
     pub(crate) const CONNECTED: &str = "SHOW GLOBAL STATUS LIKE 'wsrep_connected'";
 
     /// Refuse a node of Galera that is set not to replicate what is written to it.
-    pub(crate) async fn is_replicated(&mut self) -> Result<(), Failure<String>> {
+    pub(crate) async fn check_replicated(&mut self) -> Result<(), ConnectFailure> {
         for (statement, fine) in [(Self::REPLICATED, "ON"), (Self::CONNECTED, "OFF")] {
-            let found = self.pairs(statement).await?;
+            let found = self.key_values(statement).await?;
             if found.iter().all(|(_, value)| value == fine) {
                 return Ok(());
             }
@@ -282,21 +280,21 @@ impl Session {
 }
 
 /// Connect, with TLS or without.
-async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<String>> {
+async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, ConnectFailure> {
     // The driver takes the process's default provider, and rustls panics where there is none and
     // two were built in. A default that the program has chosen stays.
     if host.opts.ssl_opts().is_some() && CryptoProvider::get_default().is_none() {
         // Another thread may be doing the same.
         let _ = ring::default_provider().install_default();
     }
-    let mut made = dial(&host.opts, at).await?;
+    let mut connected = dial(&host.opts, at).await?;
     // Only the server's own answer makes the connection go without.
     if let (Err(Error::Driver(DriverError::NoClientSslFlagFromServer)), Some(opts)) =
-        (&made, &host.without_tls)
+        (&connected, &host.without_tls)
     {
-        made = dial(opts, at).await?;
+        connected = dial(opts, at).await?;
     }
-    made.map_err(|error| {
+    connected.map_err(|error| {
         let none = matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer));
         let about_tls = none.then(TlsFailure::none_offered);
         match about_tls.or_else(|| tls_failure(&error)) {
@@ -320,7 +318,7 @@ async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<S
                                 (sslmode=require), or a client certificate (sslcert and sslkey)";
                     StoreError::rejected(message, Some(hint)).into()
                 }
-                _ => meaning(at, &error).0.into(),
+                _ => classify(at, &error).0.into(),
             },
         }
     })
@@ -329,7 +327,7 @@ async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<S
 /// Let the driver connect. If it panics, as it may where a server asks for a login that it was not
 /// built with, the caller gets an error.
 async fn dial(opts: &Opts, at: &str) -> Result<Result<Conn, Error>, StoreError> {
-    caught(Conn::new(opts.clone())).await.map_err(|panic| {
+    catch_panic(Conn::new(opts.clone())).await.map_err(|panic| {
         let message = format!("{at}: the MySQL driver panicked at login: {panic}");
         StoreError::rejected(message, None)
     })

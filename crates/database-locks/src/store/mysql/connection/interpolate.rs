@@ -8,7 +8,7 @@ use mysql_async::{Params, Value};
 use crate::store::api::StoreError;
 
 /// How many times longer a string is as a literal.
-pub(crate) const LONGER: usize = 2;
+pub(crate) const LITERAL_FACTOR: usize = 2;
 
 /// Write the parameters into a statement of this library. Its own literals hold neither `?` nor
 /// `:name`.

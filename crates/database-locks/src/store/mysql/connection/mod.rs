@@ -3,11 +3,11 @@
 //!
 //! A `Conn` of the driver does one thing at a time, so a task owns it and callers queue.
 
-pub(crate) mod caught;
 pub(crate) mod config;
 mod driver;
 mod handshake;
 mod interpolate;
+pub(crate) mod panic;
 pub(crate) mod session;
 pub(crate) mod table;
 
@@ -21,12 +21,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use self::caught::{caught, panicked};
 use self::config::Server;
+use self::panic::{catch_panic, panic_error};
 use self::session::Session;
 use crate::error::Cause;
 use crate::runtime::clock;
-use crate::store::api::{StoreError, keep_to};
+use crate::store::api::{StoreError, with_deadline};
 use crate::store::connect::backoff::Backoff;
 use protocol::BootInstant;
 
@@ -34,8 +34,9 @@ use protocol::BootInstant;
 /// firewall: it is asked first, since not every statement may be sent again.
 const IDLE: Duration = Duration::from_millis(100);
 
-pub(crate) type Promise<'s, T> = Pin<Box<dyn Future<Output = T> + Send + 's>>;
-type Work = Box<dyn for<'s> FnOnce(Result<&'s mut Session, StoreError>) -> Promise<'s, ()> + Send>;
+pub(crate) type BoxFuture<'s, T> = Pin<Box<dyn Future<Output = T> + Send + 's>>;
+type Work =
+    Box<dyn for<'s> FnOnce(Result<&'s mut Session, StoreError>) -> BoxFuture<'s, ()> + Send>;
 
 /// What a caller wants done on the connection.
 struct Job {
@@ -50,30 +51,30 @@ impl Job {
 }
 
 /// The task that owns the connection at present.
-struct Worker {
+struct WorkerTask {
     task: AbortHandle,
     /// When it began with what it is doing, in nanoseconds; 0: it does nothing, or connects.
     busy_since: Arc<AtomicU64>,
 }
 
 /// Set as long as this lives.
-pub(crate) struct Flag(Arc<AtomicBool>);
+pub(crate) struct FlagGuard(Arc<AtomicBool>);
 
-impl Flag {
+impl FlagGuard {
     pub(crate) fn set(flag: &Arc<AtomicBool>) -> Self {
         flag.store(true, Ordering::Release);
         Self(Arc::clone(flag))
     }
 }
 
-impl Drop for Flag {
+impl Drop for FlagGuard {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
 }
 
 /// What waits for the connection.
-struct Inbox {
+struct JobQueue {
     /// Renewals that came before a connection was made.
     first: VecDeque<Job>,
     /// Renewals. They go before all the rest: a lease ends while they wait, and behind a crowd of
@@ -82,7 +83,7 @@ struct Inbox {
     jobs: mpsc::UnboundedReceiver<Job>,
 }
 
-impl Inbox {
+impl JobQueue {
     /// None: there will be no more.
     async fn next(&mut self) -> Option<Job> {
         if let Some(job) = self.first.pop_front() {
@@ -119,11 +120,11 @@ impl Inbox {
     }
 }
 
-/// What a [`Line`] and its workers have in common.
+/// What a [`Worker`] and its workers have in common.
 struct Shared {
     server: Arc<Server>,
     /// Outlives a worker, so that what waited behind a call that hung is done on a new connection.
-    inbox: tokio::sync::Mutex<Inbox>,
+    job_queue: tokio::sync::Mutex<JobQueue>,
     /// Whether there is a connection.
     up: Arc<AtomicBool>,
     /// The connection is to be made anew before the next job.
@@ -131,20 +132,20 @@ struct Shared {
 }
 
 /// A queue of jobs and the connection that they are done on, one after another.
-pub(crate) struct Line {
+pub(crate) struct Worker {
     shared: Arc<Shared>,
-    /// Whether one is being made by [`Line::dial`].
+    /// Whether one is being made by [`Worker::dial`].
     dialled: Arc<AtomicBool>,
     urgent: mpsc::UnboundedSender<Job>,
     jobs: mpsc::UnboundedSender<Job>,
-    worker: Mutex<Option<Worker>>,
+    worker: Mutex<Option<WorkerTask>>,
 }
 
-impl Line {
+impl Worker {
     pub(crate) fn new(server: Arc<Server>) -> Self {
         let (urgent, first) = mpsc::unbounded_channel();
         let (jobs, then) = mpsc::unbounded_channel();
-        let inbox = Inbox {
+        let job_queue = JobQueue {
             first: VecDeque::new(),
             urgent: first,
             jobs: then,
@@ -152,7 +153,7 @@ impl Line {
         Self {
             shared: Arc::new(Shared {
                 server,
-                inbox: tokio::sync::Mutex::new(inbox),
+                job_queue: tokio::sync::Mutex::new(job_queue),
                 up: Arc::default(),
                 renew: AtomicBool::new(false),
             }),
@@ -174,15 +175,20 @@ impl Line {
             return;
         }
         if !self.dialled.swap(true, Ordering::AcqRel) {
-            let under_way = Flag::set(&self.dialled);
-            let deadline = clock::now() + self.shared.server.connector.patience(Duration::ZERO);
+            let under_way = FlagGuard::set(&self.dialled);
+            let deadline = clock::now()
+                + self
+                    .shared
+                    .server
+                    .connector
+                    .connect_deadline(Duration::ZERO);
             let work: Work = Box::new(move |_| {
                 drop(under_way);
                 Box::pin(std::future::ready(()))
             });
             let _ = self.jobs.send(Job { deadline, work });
         }
-        self.employ();
+        self.start_task();
     }
 
     /// Do the next job on a new connection.
@@ -194,7 +200,7 @@ impl Line {
     pub(crate) async fn call<T: Send + 'static>(
         &self,
         within: Duration,
-        work: impl for<'s> FnOnce(&'s mut Session) -> Promise<'s, Result<T, StoreError>>
+        work: impl for<'s> FnOnce(&'s mut Session) -> BoxFuture<'s, Result<T, StoreError>>
         + Send
         + 'static,
     ) -> Result<T, StoreError> {
@@ -205,7 +211,7 @@ impl Line {
     pub(crate) async fn call_first<T: Send + 'static>(
         &self,
         within: Duration,
-        work: impl for<'s> FnOnce(&'s mut Session) -> Promise<'s, Result<T, StoreError>>
+        work: impl for<'s> FnOnce(&'s mut Session) -> BoxFuture<'s, Result<T, StoreError>>
         + Send
         + 'static,
     ) -> Result<T, StoreError> {
@@ -216,7 +222,7 @@ impl Line {
         &self,
         queue: &mpsc::UnboundedSender<Job>,
         within: Duration,
-        work: impl for<'s> FnOnce(&'s mut Session) -> Promise<'s, Result<T, StoreError>>
+        work: impl for<'s> FnOnce(&'s mut Session) -> BoxFuture<'s, Result<T, StoreError>>
         + Send
         + 'static,
     ) -> Result<T, StoreError> {
@@ -244,9 +250,9 @@ impl Line {
         };
         // Never closed: the inbox is ours.
         let _ = queue.send(Job { deadline, work });
-        self.employ();
+        self.start_task();
         let mut late = false;
-        let done = keep_to(within, reply, || {
+        let done = with_deadline(within, reply, || {
             late = true;
             self.give_up(within);
         });
@@ -254,14 +260,14 @@ impl Line {
         let function = self.shared.server.connector.waits_for();
         let waited_for = function.filter(|_| late && !self.is_up());
         done.map_err(|failure| match waited_for {
-            Some(function) => StoreError::late_for(within, function),
-            None => place(&self.shared.server, failure),
+            Some(function) => StoreError::no_connection_within(within, function),
+            None => name_server(&self.shared.server, failure),
         })
     }
 
     /// Start a worker on the runtime that calls, unless one runs: the runtime of the last one may
     /// be gone.
-    fn employ(&self) {
+    fn start_task(&self) {
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         if worker
             .as_ref()
@@ -269,7 +275,7 @@ impl Line {
         {
             let busy_since = Arc::new(AtomicU64::new(0));
             let task = tokio::spawn(serve(Arc::clone(&self.shared), Arc::clone(&busy_since)));
-            *worker = Some(Worker {
+            *worker = Some(WorkerTask {
                 task: task.abort_handle(),
                 busy_since,
             });
@@ -281,7 +287,7 @@ impl Line {
     /// A caller may also have waited too long because many others came first: then the connection
     /// is as good as ever, and to drop it would make all of them wait longer.
     fn give_up(&self, within: Duration) {
-        let hangs = |worker: &mut Worker| {
+        let hangs = |worker: &mut WorkerTask| {
             let since = BootInstant::from_nanos(worker.busy_since.load(Ordering::Acquire));
             since > BootInstant::ZERO && clock::now() - since >= within / 2
         };
@@ -291,18 +297,18 @@ impl Line {
             .take_if(hangs);
         if let Some(worker) = given_up {
             worker.task.abort();
-            self.employ();
+            self.start_task();
         }
     }
 }
 
-/// Carry out jobs until the [`Line`] is dropped and none is left.
+/// Carry out jobs until the [`Worker`] is dropped and none is left.
 async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
-    let mut inbox = shared.inbox.lock().await;
+    let mut job_queue = shared.job_queue.lock().await;
     let (mut backoff, mut failure) = (Backoff::default(), None);
-    let mut session: Option<(Session, Flag)> = None;
+    let mut session: Option<(Session, FlagGuard)> = None;
     let mut last_used = clock::now();
-    while let Some(job) = inbox.next().await {
+    while let Some(job) = job_queue.next().await {
         // Nobody waits for it any more.
         if job.left().is_zero() {
             continue;
@@ -320,19 +326,19 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
             Some((session, _)) => session,
             none => {
                 let pause = backoff.pause();
-                let made = match failure.take() {
+                let connected = match failure.take() {
                     // Too early to knock again: what was said the last time still stands.
                     Some(message) if pause >= job.left() => Err(message),
                     message => {
-                        inbox.pause(pause, message.as_ref()).await;
+                        job_queue.pause(pause, message.as_ref()).await;
                         connect(&shared.server, &mut backoff).await
                     }
                 };
-                match made {
-                    Ok(session) => &mut none.insert((session, Flag::set(&shared.up))).0,
+                match connected {
+                    Ok(session) => &mut none.insert((session, FlagGuard::set(&shared.up))).0,
                     Err(message) => {
                         (job.work)(Err(message.again())).await;
-                        while let Some(job) = inbox.try_next() {
+                        while let Some(job) = job_queue.try_next() {
                             (job.work)(Err(message.again())).await;
                         }
                         failure = Some(message);
@@ -347,7 +353,7 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
         }
         busy_since.store(clock::now().as_nanos(), Ordering::Release);
         // A panic of the driver ends this job, and none of those behind it.
-        let done = caught(tokio::time::timeout(left, (job.work)(Ok(ready)))).await;
+        let done = catch_panic(tokio::time::timeout(left, (job.work)(Ok(ready)))).await;
         busy_since.store(0, Ordering::Release);
         if !matches!(done, Ok(Ok(()))) || ready.is_broken() {
             session = None;
@@ -360,20 +366,20 @@ pub(crate) async fn connect(
     server: &Arc<Server>,
     backoff: &mut Backoff,
 ) -> Result<Session, StoreError> {
-    let made = caught(Session::open(server)).await;
-    let made = made.map_err(panicked).flatten();
-    match &made {
+    let connected = catch_panic(Session::open(server)).await;
+    let connected = connected.map_err(panic_error).flatten();
+    match &connected {
         Ok(_) => backoff.succeeded(),
         Err(failure) => {
             tracing::trace!("no connection to {}: {failure}", server.connector.hosts());
             backoff.failed();
         }
     }
-    made
+    connected
 }
 
 /// Say which server it was that did not answer.
-pub(crate) fn place(server: &Server, failure: StoreError) -> StoreError {
+pub(crate) fn name_server(server: &Server, failure: StoreError) -> StoreError {
     let named = |message: &str| {
         let endpoint = server.connector.endpoint();
         let mut hosts = endpoint.hosts.iter();
@@ -391,7 +397,8 @@ pub(crate) fn place(server: &Server, failure: StoreError) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::connect::source::{Given, Source};
+    use crate::store::connect::options::ConnectOptions;
+    use crate::store::connect::provider::ServerProvider;
     use crate::store::connect::table::Table;
     use crate::store::connect::url;
 
@@ -402,8 +409,10 @@ mod tests {
         }
     }
 
-    fn source() -> Arc<Source> {
-        Arc::new(Source::new(Given::url("mysql://u@h:3307/d")))
+    fn source() -> Arc<ServerProvider> {
+        Arc::new(ServerProvider::new(ConnectOptions::url(
+            "mysql://u@h:3307/d",
+        )))
     }
 
     #[test]
@@ -411,15 +420,15 @@ mod tests {
         let server =
             Server::new(message("mysql://u@h:3307/d"), source(), &Table::default()).unwrap();
         for message in ["it is read-only", "the server at h:3307 is read-only"] {
-            let placed = place(&server, StoreError::cannot_serve(message));
+            let placed = name_server(&server, StoreError::cannot_serve(message));
             assert!(placed.is_answer(), "{placed}");
             assert!(placed.to_string().contains("h:3307"), "{placed}");
-            let late = place(&server, StoreError::Unavailable(message.into()));
+            let late = name_server(&server, StoreError::Unavailable(message.into()));
             assert!(!late.is_answer(), "{late}");
-            let undone = place(&server, StoreError::cannot_serve(message).undone()).again();
+            let undone = name_server(&server, StoreError::cannot_serve(message).undone()).again();
             assert!(undone.is_answer() && undone.is_undone(), "{undone}");
             assert!(!placed.is_undone() && !late.is_undone(), "{placed}");
-            let refused = crate::store::connect::hosts::Failure::from(placed);
+            let refused = crate::store::connect::hosts::ConnectFailure::from(placed);
             assert!(StoreError::from(refused).is_answer(), "{message}");
         }
     }

@@ -11,21 +11,21 @@ use mysql_async::{Error, Params, Row, Statement, from_row_opt};
 use super::config::Server;
 use super::driver::DriverConnection;
 use super::interpolate;
-use super::table::unfit;
+use super::table::table_defect;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::mysql::cluster::{self, Cluster};
-use crate::store::mysql::error::{INIT, meaning};
+use crate::store::mysql::error::{INIT_HINT, classify};
 use protocol::BootInstant;
 
-const MEND: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
+const REPAIR_HINT: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
 
 /// A wait of this length was for the table: `lock_wait_timeout` is a second.
 pub(crate) const TABLE_WAIT: Duration = Duration::from_millis(900);
 
 /// The result of a statement that reads nothing.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Done {
+pub(crate) struct QueryResult {
     /// How many rows were found.
     pub(crate) rows: u64,
     /// What `LAST_INSERT_ID(…)` handed back; 0 where no row was found.
@@ -46,13 +46,13 @@ pub(crate) struct Session {
     /// Whether it is a member of a group with a single primary.
     pub(crate) single_primary: bool,
     /// The longest parameter that fits into a statement, even if it is written as text.
-    pub(crate) longest: usize,
+    pub(crate) max_parameter_len: usize,
     /// MariaDB: a statement that finds a row locked fails at once.
     pub(crate) mariadb: bool,
     /// The table was looked at, and can hold locks.
-    pub(super) fit: bool,
+    pub(super) table_checked: bool,
     /// The server lets nothing more be prepared.
-    pub(super) unprepared: bool,
+    pub(super) prepared_refused: bool,
     pub(super) broken: bool,
 }
 
@@ -69,23 +69,23 @@ impl Session {
 
     /// Check the table before it is used for the first time on this connection. Not when
     /// connecting: the caller may be about to make or alter it.
-    pub(super) async fn look(&mut self) -> Result<(), StoreError> {
-        let made = self.made().await?;
-        match unfit(&made, self.collation) {
+    pub(super) async fn check_table(&mut self) -> Result<(), StoreError> {
+        let create_table = self.create_table().await?;
+        match table_defect(&create_table, self.collation) {
             None => {
-                self.fit = true;
+                self.table_checked = true;
                 self.server.found.store(true, Ordering::Relaxed);
                 Ok(())
             }
             Some(why) => {
                 let message = format!("the table {}: {why}", self.server.table.as_str());
-                Err(StoreError::rejected(message, Some(MEND)))
+                Err(StoreError::rejected(message, Some(REPAIR_HINT)))
             }
         }
     }
 
     /// How the table was made, as the server says it.
-    pub(crate) async fn made(&mut self) -> Result<String, StoreError> {
+    pub(crate) async fn create_table(&mut self) -> Result<String, StoreError> {
         let shape = self.server.table.fill(Self::SHAPE);
         let found: Option<Row> = self
             .conn
@@ -129,9 +129,9 @@ impl Session {
         &mut self,
         statement: &'static str,
         params: Params,
-    ) -> Result<Done, StoreError> {
-        if !self.fit {
-            self.look().await?;
+    ) -> Result<QueryResult, StoreError> {
+        if !self.table_checked {
+            self.check_table().await?;
         }
         let began = clock::now();
         let done = match self.prepare(statement).await? {
@@ -152,7 +152,7 @@ impl Session {
             0 if rows > 0 && statement.contains("LAST_INSERT_ID(") => self.inserted_id().await?,
             id => id,
         };
-        Ok(Done { rows, id })
+        Ok(QueryResult { rows, id })
     }
 
     pub(crate) const INSERTED_ID: &str = "SELECT LAST_INSERT_ID()";
@@ -176,8 +176,8 @@ impl Session {
         statement: &'static str,
         params: Params,
     ) -> Result<Vec<Row>, StoreError> {
-        if !self.fit {
-            self.look().await?;
+        if !self.table_checked {
+            self.check_table().await?;
         }
         self.rows(statement, params).await
     }
@@ -210,7 +210,7 @@ impl Session {
         if let Some(prepared) = self.prepared.get(statement) {
             return Ok(Some(prepared.clone()));
         }
-        if self.unprepared {
+        if self.prepared_refused {
             return Ok(None);
         }
         let (text, began) = (self.fill(statement), clock::now());
@@ -221,7 +221,7 @@ impl Session {
             }
             Err(Error::Server(refused)) if refused.code == 1461 => {
                 tracing::debug!("{}: {}", self.at, refused.message);
-                self.unprepared = true;
+                self.prepared_refused = true;
                 Ok(None)
             }
             Err(error) => Err(self.failed_since(began, &error)),
@@ -229,7 +229,7 @@ impl Session {
     }
 
     /// Carry out a statement that cannot be prepared.
-    pub(crate) async fn define(&mut self, statement: String) -> Result<(), StoreError> {
+    pub(crate) async fn execute_unprepared(&mut self, statement: String) -> Result<(), StoreError> {
         self.conn
             .query_drop(statement)
             .await
@@ -260,9 +260,9 @@ impl Session {
     }
 
     pub(super) fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
-        let (meaning, broken) = meaning(&self.at, error);
+        let (classify, broken) = classify(&self.at, error);
         self.broken |= broken;
-        match (meaning, error) {
+        match (classify, error) {
             // The commit was under way when the node lost the others: another node may know.
             (StoreError::Unavailable(message), Error::Server(refused))
                 if self.cluster.is_some() && matches!(refused.code, 1180 | 3100) =>
@@ -281,11 +281,11 @@ impl Session {
                 if self.server.found.load(Ordering::Relaxed)
                     && matches!(refused.code, 1146 | 1932) =>
             {
-                self.fit = false;
-                let message = format!("the table was there before ({INIT}): {source}");
+                self.table_checked = false;
+                let message = format!("the table was there before ({INIT_HINT}): {source}");
                 StoreError::cannot_serve(message)
             }
-            (meaning, _) => meaning,
+            (classify, _) => classify,
         }
     }
 
@@ -304,16 +304,16 @@ impl Session {
     }
 
     /// The state of the cluster, for people; by name.
-    pub(crate) async fn pairs(
+    pub(crate) async fn key_values(
         &mut self,
         statement: &'static str,
     ) -> Result<Vec<(String, String)>, StoreError> {
         let rows = self.rows(statement, Params::Empty).await?;
-        let pairs = rows.into_iter().filter_map(|row| from_row_opt(row).ok());
-        Ok(pairs.collect())
+        let key_values = rows.into_iter().filter_map(|row| from_row_opt(row).ok());
+        Ok(key_values.collect())
     }
 
-    pub(super) async fn words(
+    pub(super) async fn strings(
         &mut self,
         statement: &'static str,
     ) -> Result<Vec<String>, StoreError> {

@@ -1,8 +1,8 @@
 //! Whether the table can hold locks.
 
 /// An option of a table, from its `SHOW CREATE TABLE`.
-pub(crate) fn option<'a>(made: &'a str, name: &str) -> Option<&'a str> {
-    let options = made.lines().rfind(|line| line.starts_with(')'))?;
+pub(crate) fn option<'a>(create_table: &'a str, name: &str) -> Option<&'a str> {
+    let options = create_table.lines().rfind(|line| line.starts_with(')'))?;
     let mut options = options
         .split([' ', ')'])
         .filter_map(|option| option.split_once('='));
@@ -14,16 +14,18 @@ pub(crate) fn option<'a>(made: &'a str, name: &str) -> Option<&'a str> {
 /// Why a table cannot hold locks, from its `SHOW CREATE TABLE`: faults that would go unnoticed,
 /// namely that two names may be one lock, or that two clients may both acquire it. A missing column
 /// is reported by the statements themselves.
-pub(super) fn unfit(made: &str, collation: &str) -> Option<String> {
+pub(super) fn table_defect(create_table: &str, collation: &str) -> Option<String> {
     // Without the quotes, which one can switch off.
-    let made = made.replace('`', "");
-    let option = |name: &str| option(&made, name);
+    let create_table = create_table.replace('`', "");
+    let option = |name: &str| option(&create_table, name);
     let engine = option("ENGINE").unwrap_or("none (is it a view?)");
     if !engine.eq_ignore_ascii_case("InnoDB") {
         let why = "without transactions two could get the same lock";
         return Some(format!("its engine is {engine}, and {why}"));
     }
-    let mut lines = made.lines().map(|line| line.trim().trim_end_matches(','));
+    let mut lines = create_table
+        .lines()
+        .map(|line| line.trim().trim_end_matches(','));
     let name = lines.clone().find_map(|line| line.strip_prefix("name "))?;
     // Named at the column where it differs from that of the table.
     let mut words = name.split(' ').take_while(|word| *word != "COMMENT");
@@ -66,7 +68,7 @@ mod tests {
 ) ENGINE=InnoDB AUTO_INCREMENT=7 DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_general_ci";
         let judged = |from: &str, to: &str| {
             assert!(ours.contains(from), "{from}");
-            unfit(&ours.replace(from, to), "utf8mb4_nopad_bin")
+            table_defect(&ours.replace(from, to), "utf8mb4_nopad_bin")
         };
         assert_eq!(judged("", ""), None);
         assert_eq!(judged("`", ""), None);
@@ -89,6 +91,6 @@ mod tests {
         }
         let by_table = ours.replace(" CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin", "");
         let by_table = by_table.replace("utf8mb4_general_ci", "utf8mb4_nopad_bin");
-        assert_eq!(unfit(&by_table, "utf8mb4_nopad_bin"), None);
+        assert_eq!(table_defect(&by_table, "utf8mb4_nopad_bin"), None);
     }
 }

@@ -10,10 +10,10 @@ use crate::store::mysql::cluster::Cluster;
 use crate::store::mysql::connection::session::Session;
 
 /// Half of the members that are left when one of so few fails are no majority.
-const FEW: f64 = 3.0;
+const MIN_MEMBERS: f64 = 3.0;
 /// From here on it is worth to look for the slow node: a renewal that has to wait for so much of
 /// the time may come late.
-const PAUSED: f64 = 0.1;
+const MAX_PAUSED: f64 = 0.1;
 
 const GALERA: &str = "
     SHOW GLOBAL STATUS WHERE Variable_name IN
@@ -35,8 +35,8 @@ impl Session {
         match self.cluster.or(member) {
             None => Ok(()),
             Some(Cluster::Galera) => {
-                let mut settings = self.pairs(GALERA).await?;
-                settings.extend(self.pairs(VARIABLES).await?);
+                let mut settings = self.key_values(GALERA).await?;
+                settings.extend(self.key_values(VARIABLES).await?);
                 // MariaDB writes all of a name small.
                 let settings = settings.into_iter();
                 let settings = settings.map(|(name, value)| (name.to_lowercase(), value));
@@ -81,7 +81,7 @@ fn galera(settings: &Settings, report: &mut ReportBuilder) {
             state.to_lowercase()
         ),
     );
-    if size < FEW {
+    if size < MIN_MEMBERS {
         report.found(&doctor::CLUSTER_SMALL, format!("there are {size} nodes"));
     }
     // 4 is Synced.
@@ -90,7 +90,7 @@ fn galera(settings: &Settings, report: &mut ReportBuilder) {
         report.found(&doctor::CLUSTER_BEHIND, what);
     }
     let paused = settings.number("wsrep_flow_control_paused");
-    if let Some(paused) = paused.filter(|paused| *paused > PAUSED) {
+    if let Some(paused) = paused.filter(|paused| *paused > MAX_PAUSED) {
         let what = format!(
             "commits have had to wait for {:.0} % of the time",
             paused * 100.0
@@ -112,7 +112,7 @@ fn group(kind: &str, members: i64, online: i64, state: String, report: &mut Repo
         let what = format!("this member is {state}");
         report.found(&doctor::CLUSTER_BEHIND, what);
     }
-    if (members as f64) < FEW {
+    if (members as f64) < MIN_MEMBERS {
         report.found(
             &doctor::CLUSTER_SMALL,
             format!("there are {members} members"),

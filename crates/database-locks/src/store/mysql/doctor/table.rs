@@ -105,7 +105,7 @@ impl Session {
                 format!("the engine of {table} is {engine}"),
             );
         }
-        let made = self.made().await?;
+        let create_table = self.create_table().await?;
         let mut columns = Vec::new();
         type Described = (String, String, String, u64, u64, String, String, bool);
         for row in rows::<Described>(self.rows(COLUMNS, which()).await?) {
@@ -119,7 +119,8 @@ impl Session {
                 charset,
             };
             if at.name == "id" {
-                let next = option(&made, "AUTO_INCREMENT").and_then(|next| next.parse().ok());
+                let next =
+                    option(&create_table, "AUTO_INCREMENT").and_then(|next| next.parse().ok());
                 report.ids(next.unwrap_or_default(), at.greatest());
             }
             if at.name == "name" && collation != self.collation() {

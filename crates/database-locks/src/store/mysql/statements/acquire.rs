@@ -3,10 +3,10 @@
 use mysql_async::{Params, Value, params};
 
 use crate::runtime::clock;
-use crate::store::api::StoreError;
+use crate::store::api::{StoreError, micros};
 use crate::store::mysql::cluster::version;
-use crate::store::mysql::connection::session::{Done, Session, TABLE_WAIT};
-use crate::store::mysql::rows::{granted, micros, token};
+use crate::store::mysql::connection::session::{QueryResult, Session, TABLE_WAIT};
+use crate::store::mysql::rows::{granted, token};
 use protocol::{AcquireCommand, Grant, LockRow, Outcome, Renewal, Token, Ttl};
 
 impl Session {
@@ -60,7 +60,7 @@ impl Session {
         if let Err(failure @ StoreError::Unavailable(_)) = done {
             return self.held_or(failure, ask).await;
         }
-        let Some(Done { rows, id }) = self.none_if_contended(done)? else {
+        let Some(QueryResult { rows, id }) = self.none_if_contended(done)? else {
             return Ok(Outcome::Busy);
         };
         if rows > 0 {

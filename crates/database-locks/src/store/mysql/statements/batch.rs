@@ -7,9 +7,9 @@ use std::collections::{HashMap, HashSet};
 use mysql_async::params;
 use serde_json::json;
 
-use crate::store::api::StoreError;
-use crate::store::mysql::connection::session::{Done, Session};
-use crate::store::mysql::rows::{granted, micros, packed};
+use crate::store::api::{StoreError, micros};
+use crate::store::mysql::connection::session::{QueryResult, Session};
+use crate::store::mysql::rows::{granted, packed};
 use protocol::{AcquireCommand, LockName, LockRow, Outcome, ReleaseCommand, Released, Token};
 
 /// The commands as a table.
@@ -129,7 +129,7 @@ impl Session {
         asks: &[&AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         let mut made = HashSet::new();
-        for (_, text) in packed(asks, self.longest, |ask| described(ask)) {
+        for (_, text) in packed(asks, self.max_parameter_len, |ask| described(ask)) {
             let done = self
                 .execute(Self::ACQUIRE_BATCH, params! { "asks" => text })
                 .await?;
@@ -169,7 +169,7 @@ impl Session {
         asks: &[&AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         let mut outcomes = Vec::with_capacity(asks.len());
-        for (chunk, text) in packed(asks, self.longest, |ask| described(ask)) {
+        for (chunk, text) in packed(asks, self.max_parameter_len, |ask| described(ask)) {
             let names: Vec<&str> = chunk.iter().map(|ask| ask.name.as_str()).collect();
             let names = params! { "names" => json!(names).to_string() };
             let probed = self.query(Self::PROBE_BATCH, names).await;
@@ -219,7 +219,7 @@ impl Session {
             })
         };
         let mut answers = Vec::with_capacity(returns.len());
-        for (chunk, text) in packed(returns, self.longest, describe) {
+        for (chunk, text) in packed(returns, self.max_parameter_len, describe) {
             let done = self
                 .execute(Self::RELEASE_BATCH, params! { "grants" => text })
                 .await?;
@@ -232,7 +232,7 @@ impl Session {
     async fn freed(
         &mut self,
         returns: &[ReleaseCommand],
-        done: Done,
+        done: QueryResult,
     ) -> Result<Vec<Released>, StoreError> {
         if done.rows == returns.len() as u64 {
             return Ok(vec![Released::Freed; returns.len()]);

@@ -3,9 +3,9 @@
 
 use mysql_async::params;
 
-use crate::store::api::StoreError;
-use crate::store::mysql::connection::session::{Done, Session};
-use crate::store::mysql::rows::{granted, micros, token};
+use crate::store::api::{StoreError, micros};
+use crate::store::mysql::connection::session::{QueryResult, Session};
+use crate::store::mysql::rows::{granted, token};
 use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, judge_ticket};
 
 impl Session {
@@ -40,7 +40,7 @@ impl Session {
         let done = self.execute(Self::TAKE_OVER, params).await;
         match self.none_if_contended(done)? {
             None => return Ok(Outcome::Busy),
-            Some(Done { rows, id }) if rows > 0 => {
+            Some(QueryResult { rows, id }) if rows > 0 => {
                 return Ok(granted(token(id), to.length));
             }
             Some(_) => {}

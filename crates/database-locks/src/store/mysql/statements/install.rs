@@ -42,7 +42,7 @@ impl Session {
                 Ok(Some(change)) => change,
                 Err(failure) => return Err(failure),
             };
-            match self.define(change).await {
+            match self.execute_unprepared(change).await {
                 Ok(()) => {}
                 Err(StoreError::Contention(message)) => {
                     tracing::debug!("waiting to install: {message}")

@@ -16,17 +16,17 @@ use std::sync::LazyLock;
 use mysql_async::{Params, Value, from_row_opt, params};
 use serde_json::json;
 
-use crate::store::api::StoreError;
-use crate::store::mysql::connection::session::{Done, Session};
-use crate::store::mysql::rows::{granted, micros, packed, token};
+use crate::store::api::{StoreError, micros};
+use crate::store::mysql::connection::session::{QueryResult, Session};
+use crate::store::mysql::rows::{granted, packed, token};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Token};
 
 /// The numbers of rows for which there is a statement; shorter lists are filled up with their last
 /// row.
-const FEW: usize = 32;
-const MANY: usize = 256;
+const SMALL_LIST: usize = 32;
+const LARGE_LIST: usize = 256;
 /// With fewer rows the statements for any number are as fast.
-const WORTH_IT: usize = 8;
+const MIN_ROWS: usize = 8;
 
 /// A statement with its lists written out.
 fn written_out(statement: &str, rows: usize) -> String {
@@ -93,19 +93,19 @@ impl Session {
         asks: &[AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         static OF_FEW: LazyLock<String> =
-            LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, FEW));
+            LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, SMALL_LIST));
         static OF_MANY: LazyLock<String> =
-            LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, MANY));
+            LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, LARGE_LIST));
         let mut outcomes = vec![None; asks.len()];
-        if !self.mariadb || self.cluster.is_some() || asks.len() < WORTH_IT {
+        if !self.mariadb || self.cluster.is_some() || asks.len() < MIN_ROWS {
             return Ok(outcomes);
         }
         let free = self.free(asks).await?;
-        for free in free.chunks(MANY) {
+        for free in free.chunks(LARGE_LIST) {
             let Some(last) = free.last() else { continue };
-            let (statement, rows) = match free.len() <= FEW {
-                true => (&*OF_FEW, FEW),
-                false => (&*OF_MANY, MANY),
+            let (statement, rows) = match free.len() <= SMALL_LIST {
+                true => (&*OF_FEW, SMALL_LIST),
+                false => (&*OF_MANY, LARGE_LIST),
             };
             let padded = || free.iter().chain(repeat_n(last, rows - free.len()));
             let ids = || padded().map(|free| Value::from(free.id));
@@ -121,7 +121,7 @@ impl Session {
             params.extend(ids());
             let taken = self.execute(statement, Params::Positional(params)).await;
             // With fewer rows another client was first, and a read has to tell for which.
-            let all = |done: &Done| done.rows == free.len() as u64;
+            let all = |done: &QueryResult| done.rows == free.len() as u64;
             let Some(done) = self.none_if_contended(taken)?.filter(all) else {
                 continue;
             };
@@ -145,7 +145,7 @@ impl Session {
         }
         let mut found = Vec::with_capacity(by_name.len());
         let names: Vec<&str> = by_name.keys().copied().collect();
-        for (_, names) in packed(&names, self.longest, |name| json!(name)) {
+        for (_, names) in packed(&names, self.max_parameter_len, |name| json!(name)) {
             let names = params! { "names" => names };
             for row in self.query(Self::FREE_ON_MARIADB, names).await? {
                 let Ok((name, id)) = from_row_opt::<(String, i64)>(row) else {
@@ -163,18 +163,22 @@ impl Session {
     pub(crate) async fn release_on_mariadb(
         &mut self,
         returns: &[ReleaseCommand],
-    ) -> Result<Option<Done>, StoreError> {
+    ) -> Result<Option<QueryResult>, StoreError> {
         static STATEMENT: LazyLock<String> =
-            LazyLock::new(|| written_out(Session::RELEASE_BATCH_ON_MARIADB, FEW));
-        let fits = (WORTH_IT..=FEW).contains(&returns.len());
+            LazyLock::new(|| written_out(Session::RELEASE_BATCH_ON_MARIADB, SMALL_LIST));
+        let fits = (MIN_ROWS..=SMALL_LIST).contains(&returns.len());
         let (Some(last), true) = (returns.last(), fits && self.mariadb) else {
             return Ok(None);
         };
         if returns.iter().any(|what| what.token.is_none()) {
             return Ok(None);
         }
-        let padded = || returns.iter().chain(repeat_n(last, FEW - returns.len()));
-        let mut params: Vec<Value> = Vec::with_capacity(5 * FEW);
+        let padded = || {
+            returns
+                .iter()
+                .chain(repeat_n(last, SMALL_LIST - returns.len()))
+        };
+        let mut params: Vec<Value> = Vec::with_capacity(5 * SMALL_LIST);
         params.extend(padded().map(|what| Value::from(what.name.as_str())));
         params.extend(padded().flat_map(|what| {
             [

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use mysql_async::params;
 
-use crate::store::api::{StoreError, bounded};
+use crate::store::api::{StoreError, bounded, micros};
 use crate::store::mysql::connection::session::Session;
-use crate::store::mysql::rows::micros;
 use protocol::Pruned;
 
 impl Session {

@@ -7,10 +7,10 @@ use serde_json::json;
 
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
-use crate::store::mysql::rows::{packed, seen};
+use crate::store::mysql::rows::{lock_row, packed};
 use protocol::{Holder, ListFilter, LockInfo, LockName, LockRow, Page};
 
-/// What is read of a row, under the names by which [`seen`] takes it.
+/// What is read of a row, under the names by which [`lock_row`] takes it.
 macro_rules! read {
     ($from:literal) => {
         concat!(
@@ -63,7 +63,7 @@ impl Session {
     ) -> Result<Page, StoreError> {
         self.catch_up().await?;
         let page = self.page_here(filter, after.unwrap_or(i64::MIN)).await;
-        self.go_on().await?;
+        self.stop_catching_up().await?;
         page
     }
 
@@ -87,7 +87,7 @@ impl Session {
             "prefix" => &filter.prefix,
         };
         let rows = self.query(Self::READ_PAGE, these).await?;
-        let rows = self.seen(rows)?;
+        let rows = self.lock_rows(rows)?;
         Ok(Page {
             rows: rows.into_iter().map(LockRow::into_info).collect(),
             last,
@@ -102,7 +102,7 @@ impl Session {
             let name = params! { "name" => name.as_str() };
             rows = self.query(Self::READ_ONE, name).await?;
         } else {
-            for (_, text) in packed(&names, self.longest, |name| json!(name.as_str())) {
+            for (_, text) in packed(&names, self.max_parameter_len, |name| json!(name.as_str())) {
                 let text = params! { "names" => text };
                 rows.extend(self.query(Self::READ_BATCH, text).await?);
             }
@@ -110,10 +110,10 @@ impl Session {
         if rows.len() < names.len() {
             // No row tells whether the server can be written to, and the caller may conclude that a
             // grant is gone, or insert a row.
-            let told = self.rows(Self::IS_WRITABLE, Params::Empty).await?;
-            self.must_be_writable(told.first())?;
+            let answer = self.rows(Self::IS_WRITABLE, Params::Empty).await?;
+            self.must_be_writable(answer.first())?;
         }
-        self.seen(rows)
+        self.lock_rows(rows)
     }
 
     /// The rows of these names as callers see them; what is missing is missing on all nodes.
@@ -132,12 +132,12 @@ impl Session {
     }
 
     /// Rows of [`read`], unless the server has become read-only since the session was opened.
-    fn seen(&mut self, rows: Vec<Row>) -> Result<Vec<LockRow>, StoreError> {
+    fn lock_rows(&mut self, rows: Vec<Row>) -> Result<Vec<LockRow>, StoreError> {
         self.must_be_writable(rows.first())?;
         let multi_primary = self.cluster.is_some();
         Ok(rows
             .into_iter()
-            .map(|row| seen(row, multi_primary))
+            .map(|row| lock_row(row, multi_primary))
             .collect())
     }
 
@@ -158,7 +158,7 @@ impl Session {
     ) -> Result<Vec<LockRow>, StoreError> {
         self.catch_up().await?;
         let rows = self.read(names).await;
-        self.go_on().await?;
+        self.stop_catching_up().await?;
         rows
     }
 
@@ -167,7 +167,7 @@ impl Session {
         let Some(cluster) = self.cluster else {
             return Ok(());
         };
-        match self.define(cluster.catch_up().to_owned()).await {
+        match self.execute_unprepared(cluster.catch_up().to_owned()).await {
             // If this user may not set it, the read shows what this node has applied.
             Ok(()) | Err(StoreError::Rejected { .. }) => Ok(()),
             failure => failure,
@@ -175,11 +175,14 @@ impl Session {
     }
 
     /// Let later reads no longer wait for that.
-    pub(crate) async fn go_on(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn stop_catching_up(&mut self) -> Result<(), StoreError> {
         let Some(cluster) = self.cluster else {
             return Ok(());
         };
-        match self.define(cluster.go_on().to_owned()).await {
+        match self
+            .execute_unprepared(cluster.stop_catching_up().to_owned())
+            .await
+        {
             failure @ Err(StoreError::Unavailable(_)) => failure,
             _ => Ok(()),
         }

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use mysql_async::params;
 use serde_json::json;
 
-use crate::store::api::StoreError;
-use crate::store::mysql::connection::session::{Done, Session};
-use crate::store::mysql::rows::{micros, packed};
+use crate::store::api::{StoreError, micros};
+use crate::store::mysql::connection::session::{QueryResult, Session};
+use crate::store::mysql::rows::packed;
 use protocol::{Grant, LockName, LockRow, Renewal, Ttl, judge};
 
 impl Session {
@@ -95,7 +95,7 @@ impl Session {
             None => Self::RENEW,
             Some(_) => Self::RENEW_ON_CLUSTER,
         };
-        for (chunk, text) in packed(grants, self.longest, describe) {
+        for (chunk, text) in packed(grants, self.max_parameter_len, describe) {
             let done = self
                 .execute(statement, params! { "grants" => text })
                 .await?;
@@ -116,7 +116,7 @@ impl Session {
     async fn judge(
         &mut self,
         grants: &[(Grant, Ttl)],
-        done: Done,
+        done: QueryResult,
         answers: &mut Vec<Renewal>,
     ) -> Result<(), StoreError> {
         let names: Vec<LockName> = grants.iter().map(|(grant, _)| grant.name.clone()).collect();
@@ -132,7 +132,7 @@ impl Session {
                 Renewal::Busy if done.rows > 0 && at == Some(done.id) => {
                     Renewal::Renewed { confirmed_by: None }
                 }
-                verdict => verdict,
+                kind => kind,
             });
         }
         Ok(())

@@ -14,15 +14,16 @@ use super::dial::dial;
 use super::server::Server;
 use super::session::Session;
 use crate::runtime::clock;
+use crate::store::api::StoreError;
 use crate::store::postgres::error::ServerError;
 use protocol::{BootInstant, Human};
 
 /// A statement that takes as long may be blocked.
-pub(crate) const LONG: Duration = Duration::from_secs(1);
+pub(crate) const SLOW: Duration = Duration::from_secs(1);
 /// How often it is asked at most. An answer counts for twice as long.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long asking may take, with the connection for it.
-const PATIENCE: Duration = Duration::from_secs(2);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Which session blocks the backend `$1`. What other users do is hidden from a role without
 /// `pg_read_all_stats`, but not who they are.
@@ -68,29 +69,29 @@ impl Blocked {
 /// Find out what blocks a statement on this connection, again and again until it is dropped.
 pub(crate) async fn watch(blocked: &Blocked, server: &Server, on: &Session) -> Infallible {
     loop {
-        look(blocked, server, on).await;
+        update(blocked, server, on).await;
         tokio::time::sleep(INTERVAL / 4).await;
     }
 }
 
-async fn look(blocked: &Blocked, server: &Server, on: &Session) {
+async fn update(blocked: &Blocked, server: &Server, on: &Session) {
     let Some(backend) = on.backend.filter(|_| blocked.may_ask()) else {
         return;
     };
-    let asked = tokio::time::timeout(PATIENCE, ask(server, backend)).await;
+    let asked = tokio::time::timeout(QUERY_TIMEOUT, ask(server, backend)).await;
     match asked {
         Ok(Ok(by)) => blocked.found().by = by.map(|by| (by, clock::now())),
-        Ok(Err(error)) => tracing::debug!("cannot see what blocks a statement: {}", error.message),
+        Ok(Err(error)) => tracing::debug!("cannot see what blocks a statement: {error}"),
         Err(_) => tracing::debug!("cannot see what blocks a statement in time"),
     }
 }
 
-async fn ask(server: &Server, backend: i32) -> Result<Option<String>, ServerError> {
-    let endpoint = server.connector.ask::<&str>().await?;
+async fn ask(server: &Server, backend: i32) -> Result<Option<String>, StoreError> {
+    let endpoint = server.connector.ask().await?;
     let at = server.connector.first(&endpoint);
-    let other = dial(server, None, &endpoint, (at, PATIENCE)).await?;
+    let other = dial(server, None, &endpoint, (at, QUERY_TIMEOUT)).await?;
     let rows = other.query(BLOCKERS, &[(&backend, Type::INT4)]).await?;
-    rows.first().map(described).transpose()
+    Ok(rows.first().map(described).transpose()?)
 }
 
 fn described(row: &Row) -> Result<String, ServerError> {

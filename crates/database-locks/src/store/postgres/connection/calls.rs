@@ -5,15 +5,16 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use super::blocked;
-use super::manager::{ConnectionManager, Use};
+use super::manager::{ConnectionManager, Role};
 use super::session::Session;
-use crate::store::api::{StoreError, keep_to};
+use crate::store::api::{StoreError, with_deadline};
+use crate::store::connect::hosts::ConnectFailure;
 use crate::store::postgres::error::{Kind, ServerError};
 use protocol::Human;
 
 /// How many connections that were given up may still owe answers to others. A table that is locked
 /// as a whole makes one each 100 ms, and waiters inside it are patient.
-const OWING: usize = 4;
+const MAX_ABANDONED: usize = 4;
 
 impl ConnectionManager {
     /// Do some work on the connection, within a time that includes making it.
@@ -50,15 +51,15 @@ impl ConnectionManager {
         let (used, mut late) = (OnceLock::new(), false);
         let reply = async {
             let connected = self.connected().await;
-            let on = connected.map_err(|error| StoreError::from(error).undone())?;
+            let on = connected.map_err(|failure| StoreError::from(failure).undone())?;
             let _ = used.set(Arc::clone(&on));
             let done = work(Arc::clone(&on)).await;
             self.settled(&on, done)
         };
-        let kept = keep_to(within, reply, || late = true);
+        let kept = with_deadline(within, reply, || late = true);
         let watch = async {
-            tokio::time::sleep(blocked::LONG.min(within / 2)).await;
-            if let (Some(on), Use::Background { blocked, .. }) = (used.get(), &self.0.of) {
+            tokio::time::sleep(blocked::SLOW.min(within / 2)).await;
+            if let (Some(on), Role::Background { blocked, .. }) = (used.get(), &self.0.role) {
                 match blocked::watch(blocked, &self.0.server, on).await {}
             }
             std::future::pending().await
@@ -93,8 +94,9 @@ impl ConnectionManager {
     {
         let connected = self.connected().await;
         // Even if the server answered: nothing was sent, and the background may have a connection.
-        let unsent = |error: ServerError| StoreError::Unavailable(error.message.into()).undone();
-        let on = connected.map_err(unsent)?;
+        let unsent =
+            |failure: ConnectFailure| StoreError::Unavailable(failure.into_message().into());
+        let on = connected.map_err(|failure| unsent(failure).undone())?;
         let unanswered = Unanswered(&on);
         let done = work(Arc::clone(&on)).await;
         std::mem::forget(unanswered);
@@ -114,7 +116,7 @@ impl ConnectionManager {
             false => done,
         };
         // The next connection looks at the table anew: it may have been altered.
-        if on.unfit.is_some() {
+        if on.table_error.is_some() {
             self.retire(on);
         }
         done.map_err(|error| {
@@ -144,9 +146,9 @@ impl ConnectionManager {
 
     /// What blocks the statements, if a call that is under way has found that out.
     pub(crate) fn blocked_by(&self) -> Option<String> {
-        match &self.0.of {
-            Use::Background { blocked, .. } => blocked.by(),
-            Use::DirectConnection { .. } => None,
+        match &self.0.role {
+            Role::Background { blocked, .. } => blocked.by(),
+            Role::DirectConnection { .. } => None,
         }
     }
 
@@ -163,7 +165,7 @@ impl ConnectionManager {
             state.given_up.push_back(Arc::downgrade(on));
         }
         state.given_up.retain(|on| on.strong_count() > 0);
-        let abandoned = match state.given_up.len() > OWING {
+        let abandoned = match state.given_up.len() > MAX_ABANDONED {
             true => state.given_up.pop_front().and_then(|on| on.upgrade()),
             false => None,
         };

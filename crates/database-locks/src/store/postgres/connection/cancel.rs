@@ -18,7 +18,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 /// How long a connection that is no longer used may take to send what was left to it.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long a request to cancel may take; it is a connection of its own.
-const PATIENCE: Duration = Duration::from_secs(1);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 /// What is cancelled answers at once. After this time the next statement runs, since more than one
 /// may have been sent ahead.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -71,7 +71,7 @@ impl Cancel {
                 }
             }
         };
-        let _ = timeout(PATIENCE, asked).await;
+        let _ = timeout(CANCEL_TIMEOUT, asked).await;
     }
 }
 

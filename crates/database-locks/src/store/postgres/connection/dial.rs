@@ -22,7 +22,7 @@ use super::handshake::Handshake;
 use super::server::Server;
 use super::session::{InUse, Session};
 use crate::runtime::fork::Gated;
-use crate::store::connect::hosts::Failure;
+use crate::store::connect::hosts::ConnectFailure;
 use crate::store::connect::url::Address;
 use crate::store::postgres::error::{Kind, ServerError};
 use crate::store::postgres::failover;
@@ -41,13 +41,13 @@ pub(crate) async fn dial(
     events: Events,
     endpoint: &Endpoint,
     (at, within): (usize, Duration),
-) -> Result<Arc<Session>, Failure<&'static str>> {
+) -> Result<Arc<Session>, ConnectFailure> {
     let settled = |error: ServerError| match error.kind {
         // What it was logged in with may have been replaced just now.
         Kind::Rejected(_) if error.is_about_login() && server.connector.may_log_in_later() => {
             ServerError::unavailable(error.message).into()
         }
-        _ => Failure::from(error.settled(server.was_used())),
+        _ => ConnectFailure::from(error.settled(server.was_used())),
     };
     let address = &endpoint.addresses()[at];
     let late = Arc::new(AtomicBool::new(false));
@@ -65,7 +65,7 @@ pub(crate) async fn dial(
     );
     let handshake = handshake.map_err(settled)?;
     handshake.check(address, server.connector.has_served())?;
-    handshake.obeys(address, endpoint.search_path())?;
+    handshake.check_search_path(address, endpoint.search_path())?;
     failover::no_step_back(address, primary, server.latest_primary())?;
     let direct = !server.pooled.load(Ordering::Relaxed)
         && ends.is_some_and(|ends| ends.match_server(&handshake));
@@ -78,7 +78,7 @@ pub(crate) async fn dial(
         statements: server.statements(),
         direct,
         used: Arc::clone(&server.used),
-        unfit: handshake.unfit(),
+        table_error: handshake.table_error(),
         backend,
         asked_to_listen: AtomicBool::new(false),
         listens: AtomicBool::new(false),
@@ -109,7 +109,9 @@ impl Login<'_> {
         };
         let ((client, in_use), ends) = match address {
             Address::Tcp(host, port) => {
-                let stream = reach(host, *port, within).await.map_err(unreachable)?;
+                let stream = connect_tcp(host, *port, within)
+                    .await
+                    .map_err(unreachable)?;
                 let ends = SocketEnds::of_tcp(&stream);
                 let tls = self.endpoint.tls.clone();
                 let route = stream.peer_addr().ok().map(|there| Route::Tcp {
@@ -184,16 +186,16 @@ impl Login<'_> {
 ///
 /// Each has its share of the time, so that a first address that never answers does not keep the
 /// second from being tried.
-async fn reach(host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
+async fn connect_tcp(host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
     let addresses: Vec<SocketAddr> = lookup_host((host, port)).await?.collect();
     let share = within / 2 / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for (i, address) in addresses.iter().enumerate() {
-        let patience = match i + 1 == addresses.len() {
+        let limit = match i + 1 == addresses.len() {
             true => within,
             false => share,
         };
-        match timeout(patience, TcpStream::connect(address)).await {
+        match timeout(limit, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 stream.set_nodelay(true)?;
                 keep_alive(&stream)?;

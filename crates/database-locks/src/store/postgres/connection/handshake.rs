@@ -7,9 +7,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use super::product;
-use crate::store::connect::hosts::{Failure, Verdict};
+use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::connect::url::Address;
-use crate::store::postgres::error::{POOLER, ServerError};
+use crate::store::postgres::error::{POOLER_HINT, ServerError};
 
 /// The version below which `MATERIALIZED` is not understood.
 const OLDEST: i32 = 120_000;
@@ -110,7 +110,7 @@ impl Handshake {
     async fn failed(client: &Client, error: ServerError) -> ServerError {
         let version = client.query_typed("SELECT version()", &[]).await;
         let version: Option<String> = version.ok().and_then(|rows| rows.first()?.try_get(0).ok());
-        match version.as_deref().and_then(product::stranger) {
+        match version.as_deref().and_then(product::other_product) {
             Some(name) => ServerError::rejected(
                 format!("the server is {name} and not PostgreSQL"),
                 Some(product::HINT),
@@ -121,43 +121,44 @@ impl Handshake {
 
     /// Refuse a pooler that ignores the search path of the URL: the table might be another one than
     /// that of other clients, and its locks would exclude none of them.
-    pub(crate) fn obeys(
+    pub(crate) fn check_search_path(
         &self,
         address: &Address,
         search_path: Option<&str>,
-    ) -> Result<(), Failure<&'static str>> {
+    ) -> Result<(), ConnectFailure> {
         match search_path {
-            Some(wanted) if wanted != self.search_path => Err(Failure {
-                verdict: Verdict::Refused,
-                message: format!(
-                    "{address} looks for tables in {}, whatever the URL says",
-                    self.search_path
-                ),
-                hint: Some(POOLER),
-            }),
+            Some(wanted) if wanted != self.search_path => {
+                let found = &self.search_path;
+                let message =
+                    format!("{address} looks for tables in {found}, whatever the URL says");
+                Err(ConnectFailure::new(
+                    FailureKind::Refused,
+                    message,
+                    Some(POOLER_HINT),
+                ))
+            }
             _ => Ok(()),
         }
     }
 
     /// Refuse a server that cannot serve.
-    pub(crate) fn check(
-        &self,
-        address: &Address,
-        served: bool,
-    ) -> Result<(), Failure<&'static str>> {
-        if let Some(name) = product::stranger(&self.product) {
-            return Err(Failure {
-                verdict: Verdict::Refused,
-                message: format!("{address} is {name} and not PostgreSQL"),
-                hint: Some(product::HINT),
-            });
+    pub(crate) fn check(&self, address: &Address, served: bool) -> Result<(), ConnectFailure> {
+        if let Some(name) = product::other_product(&self.product) {
+            let message = format!("{address} is {name} and not PostgreSQL");
+            return Err(ConnectFailure::new(
+                FailureKind::Refused,
+                message,
+                Some(product::HINT),
+            ));
         }
         if self.version < OLDEST {
-            return Err(Failure {
-                verdict: Verdict::Refused,
-                message: format!("{address} is PostgreSQL {}", self.version_text),
-                hint: Some("PostgreSQL 12 or later is needed"),
-            });
+            let message = format!("{address} is PostgreSQL {}", self.version_text);
+            let hint = "PostgreSQL 12 or later is needed";
+            return Err(ConnectFailure::new(
+                FailureKind::Refused,
+                message,
+                Some(hint),
+            ));
         }
         let (message, hint) = if self.standby {
             let hint = "locks have to be written: connect to the primary";
@@ -175,17 +176,13 @@ impl Handshake {
         // After a server has served, this is no mistake in the URL but a failover under way, which
         // a waiter waits for.
         Err(match served {
-            true => ServerError::unavailable(message).into(),
-            false => Failure {
-                verdict: Verdict::ReadOnly,
-                message,
-                hint: Some(hint),
-            },
+            true => ConnectFailure::new(FailureKind::Unavailable, message, None),
+            false => ConnectFailure::new(FailureKind::ReadOnly, message, Some(hint)),
         })
     }
 
     /// Why the table cannot hold locks, where no statement would fail of it.
-    pub(crate) fn unfit(&self) -> Option<ServerError> {
+    pub(crate) fn table_error(&self) -> Option<ServerError> {
         let of = self.name.as_ref().and_then(|name| name.first());
         let (message, hint) = match self.persistence.as_deref() {
             Some("u") => (
@@ -239,19 +236,25 @@ pub(crate) mod tests {
         let address = Address::Tcp("db".into(), 5432);
         let mut standby = handshake("", "");
         standby.standby = true;
-        let verdict = |served| standby.check(&address, served).unwrap_err().verdict;
-        assert_eq!(verdict(false), Verdict::ReadOnly);
-        assert_eq!(verdict(true), Verdict::Unavailable);
+        let kind = |served| standby.check(&address, served).unwrap_err().kind;
+        assert_eq!(kind(false), FailureKind::ReadOnly);
+        assert_eq!(kind(true), FailureKind::Unavailable);
     }
 
     #[test]
     fn a_search_path_that_did_not_arrive_is_refused() {
         let address = Address::Tcp("pooler".into(), 6432);
         let handshake = handshake("", "");
-        assert!(handshake.obeys(&address, None).is_ok());
-        assert!(handshake.obeys(&address, Some("public")).is_ok());
-        let failure = handshake.obeys(&address, Some("app, public")).unwrap_err();
-        assert_eq!(failure.verdict, Verdict::Refused);
+        assert!(handshake.check_search_path(&address, None).is_ok());
+        assert!(
+            handshake
+                .check_search_path(&address, Some("public"))
+                .is_ok()
+        );
+        let failure = handshake
+            .check_search_path(&address, Some("app, public"))
+            .unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Refused);
         assert_eq!(
             failure.message,
             "pooler:6432 looks for tables in public, whatever the URL says"
@@ -265,7 +268,7 @@ pub(crate) mod tests {
         other.version = 110_002;
         let address = Address::Tcp("db".into(), 5433);
         let failure = other.check(&address, true).unwrap_err();
-        assert_eq!(failure.verdict, Verdict::Refused);
+        assert_eq!(failure.kind, FailureKind::Refused);
         assert_eq!(failure.message, "db:5433 is YugabyteDB and not PostgreSQL");
     }
 
@@ -276,7 +279,7 @@ pub(crate) mod tests {
         let failure = old
             .check(&Address::Tcp("db".into(), 5432), true)
             .unwrap_err();
-        assert_eq!(failure.verdict, Verdict::Refused);
+        assert_eq!(failure.kind, FailureKind::Refused);
         assert_eq!(failure.message, "db:5432 is PostgreSQL 11.22 (Debian)");
     }
 }

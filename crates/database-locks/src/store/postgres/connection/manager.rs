@@ -19,7 +19,7 @@ use super::session::Session;
 use crate::runtime::clock;
 use crate::runtime::fork::Gated;
 use crate::store::connect::backoff::Backoff;
-use crate::store::postgres::error::ServerError;
+use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::postgres::failover;
 use protocol::Primary;
 
@@ -40,11 +40,11 @@ impl fmt::Debug for ConnectionManager {
 pub(super) struct Inner {
     pub(super) server: Arc<Server>,
     state: Mutex<State>,
-    pub(super) of: Use,
+    pub(super) role: Role,
 }
 
 /// What the connection is for.
-pub(super) enum Use {
+pub(super) enum Role {
     Background {
         blocked: Blocked,
         direct: OnceLock<Weak<Inner>>,
@@ -75,14 +75,14 @@ enum Slot {
     Up(Arc<Session>),
 }
 
-pub(super) type Connected = Result<Arc<Session>, ServerError>;
+pub(super) type Connected = Result<Arc<Session>, ConnectFailure>;
 
 impl Inner {
-    fn new(server: Arc<Server>, of: Use) -> Arc<Self> {
+    fn new(server: Arc<Server>, role: Role) -> Arc<Self> {
         Arc::new(Self {
             server,
             state: Mutex::default(),
-            of,
+            role,
         })
     }
 
@@ -112,33 +112,33 @@ impl Inner {
 
 impl ConnectionManager {
     pub(crate) fn new(server: Server) -> Self {
-        let of = Use::Background {
+        let role = Role::Background {
             blocked: Blocked::default(),
             direct: OnceLock::new(),
             failing: Arc::default(),
         };
-        Self(Inner::new(Arc::new(server), of))
+        Self(Inner::new(Arc::new(server), role))
     }
 
     /// Another connection to the same database, for the direct connection.
     pub(crate) fn for_direct(&self) -> Self {
-        let background_fails = match &self.0.of {
-            Use::Background { failing, .. } => Arc::clone(failing),
-            Use::DirectConnection { background_fails } => Arc::clone(background_fails),
+        let background_fails = match &self.0.role {
+            Role::Background { failing, .. } => Arc::clone(failing),
+            Role::DirectConnection { background_fails } => Arc::clone(background_fails),
         };
-        let of_direct = Inner::new(
+        let is_direct = Inner::new(
             Arc::clone(&self.0.server),
-            Use::DirectConnection { background_fails },
+            Role::DirectConnection { background_fails },
         );
-        if let Use::Background { direct, .. } = &self.0.of {
-            let _ = direct.set(Arc::downgrade(&of_direct));
+        if let Role::Background { direct, .. } = &self.0.role {
+            let _ = direct.set(Arc::downgrade(&is_direct));
         }
-        Self(of_direct)
+        Self(is_direct)
     }
 
     /// How long a caller waits that wants to know whether there is a connection.
-    pub(crate) fn patience(&self, within: Duration) -> Duration {
-        self.0.server.connector.patience(within)
+    pub(crate) fn connect_deadline(&self, within: Duration) -> Duration {
+        self.0.server.connector.connect_deadline(within)
     }
 
     /// Use this connection for no further call. Those that wait for its answers may still get them.
@@ -174,19 +174,19 @@ impl ConnectionManager {
                 return Ok(on);
             }
             let here = runtime::Handle::current();
-            let background_fails = match &self.0.of {
-                Use::Background { .. } => None,
-                Use::DirectConnection { background_fails } => {
+            let background_fails = match &self.0.role {
+                Role::Background { .. } => None,
+                Role::DirectConnection { background_fails } => {
                     Some(background_fails.load(Ordering::Relaxed))
                 }
             };
-            let of_direct = background_fails.is_some();
+            let is_direct = background_fails.is_some();
             match &state.slot {
                 // An attempt that was stopped, with its runtime, has dropped its sender. The direct
                 // connection may have moved to another runtime, and the one that it has left may
                 // not be driven.
                 Slot::Connecting(by, attempt)
-                    if attempt.has_changed().is_ok() && (!of_direct || by.id() == here.id()) =>
+                    if attempt.has_changed().is_ok() && (!is_direct || by.id() == here.id()) =>
                 {
                     attempt.clone()
                 }
@@ -194,7 +194,7 @@ impl ConnectionManager {
                     let pause = state.backoff.pause();
                     if background_fails.is_some_and(|fails| fails || !pause.is_zero()) {
                         let why = state.failure.clone().unwrap_or_default();
-                        return Err(ServerError::unavailable(why));
+                        return Err(ConnectFailure::new(FailureKind::Unavailable, why, None));
                     }
                     let (done, attempt) = watch::channel(None);
                     // In a task of its own: a caller that gives up after 100 ms would otherwise
@@ -208,20 +208,25 @@ impl ConnectionManager {
         };
         match attempt.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(connected)) => connected.clone(),
-            _ => Err(ServerError::unavailable("connecting was stopped")),
+            _ => {
+                let message = "connecting was stopped";
+                Err(ConnectFailure::new(FailureKind::Unavailable, message, None))
+            }
         }
     }
 }
 
 /// Connect; and which server has replaced which, if one has.
-async fn connect(inner: &Inner) -> Result<(Arc<Session>, Option<(Primary, Primary)>), ServerError> {
+async fn connect(
+    inner: &Inner,
+) -> Result<(Arc<Session>, Option<(Primary, Primary)>), ConnectFailure> {
     let server = &inner.server;
-    let endpoint = server.connector.ask::<&str>().await?;
+    let endpoint = server.connector.ask().await?;
     let connected = server.connector.connect(&endpoint, |at, within| {
         // The connection of the direct connection does not listen.
-        let events = match inner.of {
-            Use::Background { .. } => Some(Weak::clone(&server.events)),
-            Use::DirectConnection { .. } => None,
+        let events = match inner.role {
+            Role::Background { .. } => Some(Weak::clone(&server.events)),
+            Role::DirectConnection { .. } => None,
         };
         dial(server, events, &endpoint, (at, within))
     });
@@ -241,11 +246,11 @@ async fn connect_after(
     let Some(inner) = inner.upgrade() else { return };
     let (connected, replaced) = match connect(&inner).await {
         Ok((on, replaced)) => (Ok(on), replaced),
-        Err(error) => (Err(error), None),
+        Err(failure) => (Err(failure), None),
     };
-    if let Use::Background {
+    if let Role::Background {
         direct, failing, ..
-    } = &inner.of
+    } = &inner.role
     {
         failing.store(connected.is_err(), Ordering::Relaxed);
         let direct = direct.get().and_then(Weak::upgrade);
@@ -265,9 +270,9 @@ async fn connect_after(
             state.failure = None;
             state.slot = Slot::Up(Arc::clone(on));
         }
-        Err(error) => {
+        Err(failure) => {
             state.backoff.failed();
-            state.failure = Some(error.message.clone());
+            state.failure = Some(failure.clone().into_message());
             state.slot = Slot::Empty;
         }
     }

@@ -26,7 +26,7 @@ pub(crate) const HINT: &str = "row locks, SKIP LOCKED and the clock are PostgreS
                                PostgreSQL 12 or later, or a service that runs it";
 
 /// The name of a product that is not known to keep the promises of this library.
-pub(crate) fn stranger(version: &str) -> Option<&str> {
+pub(crate) fn other_product(version: &str) -> Option<&str> {
     let lower = version.to_ascii_lowercase();
     let other = OTHERS.iter().find(|(mark, _)| lower.contains(mark));
     match other {
@@ -86,7 +86,7 @@ mod tests {
             ("Redpanda SQL 1.2.0 (abc1234)", "Redpanda SQL"),
             ("SomethingSQL 1.0", "SomethingSQL 1.0"),
         ] {
-            assert_eq!(stranger(version), Some(name), "{version}");
+            assert_eq!(other_product(version), Some(name), "{version}");
         }
     }
 
@@ -103,7 +103,7 @@ mod tests {
             "PostgreSQL 15.4 (EnterpriseDB Advanced Server 15.4.0) on x86_64-pc-linux-gnu, 64-bit",
             "EnterpriseDB 9.5.0.5 on x86_64-pc-linux-gnu, compiled by gcc, 64-bit",
         ] {
-            assert_eq!(stranger(version), None, "{version}");
+            assert_eq!(other_product(version), None, "{version}");
         }
     }
 }

@@ -10,10 +10,10 @@ use super::handshake::HANDSHAKE;
 use super::session::{Prepared, Session, Statement};
 use crate::error::Error;
 use crate::store::connect::connector::Connector;
-use crate::store::connect::source::Source;
+use crate::store::connect::hosts::ConnectFailure;
+use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::Table;
 use crate::store::connect::url;
-use crate::store::postgres::error::ServerError;
 use crate::store::postgres::failover;
 use protocol::Primary;
 
@@ -37,7 +37,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(
         server: url::Server,
-        source: Arc<Source>,
+        source: Arc<ServerProvider>,
         table: &Table,
         statements: &[Statement],
         events: Weak<dyn ConnectionEvents>,
@@ -77,7 +77,10 @@ impl Server {
 
     /// The server of this connection serves from now on. If it has replaced another one: that one,
     /// and it.
-    pub(crate) fn serves(&self, on: &Session) -> Result<Option<(Primary, Primary)>, ServerError> {
+    pub(crate) fn serves(
+        &self,
+        on: &Session,
+    ) -> Result<Option<(Primary, Primary)>, ConnectFailure> {
         let mut primary = self.primary();
         // The other connection of the store may have found a later one since this one was asked.
         failover::no_step_back(&on.address, on.primary, *primary)?;

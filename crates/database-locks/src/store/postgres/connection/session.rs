@@ -67,7 +67,7 @@ pub(crate) struct Session {
     /// Set once the table has been used: see [`Kind::Missing`].
     pub(crate) used: Arc<AtomicBool>,
     /// Why the table cannot hold locks.
-    pub(crate) unfit: Option<ServerError>,
+    pub(crate) table_error: Option<ServerError>,
     /// The backend that runs all that is sent on it; none where a pooler may choose another each
     /// time.
     pub(crate) backend: Option<i32>,
@@ -122,8 +122,8 @@ impl Session {
         locks: usize,
         params: &[Param<'_>],
     ) -> Result<Vec<Row>, ServerError> {
-        match &self.unfit {
-            Some(unfit) => Err(unfit.clone()),
+        match &self.table_error {
+            Some(table_error) => Err(table_error.clone()),
             None => self.run(statement, locks, params).await,
         }
     }
@@ -136,8 +136,8 @@ impl Session {
         params: &[Param<'_>],
     ) -> Result<Vec<Row>, ServerError> {
         let rows = self.run(statement, locks, params).await;
-        rows.map_err(|error| match (error.kind, &self.unfit) {
-            (Kind::Rejected(_), Some(unfit)) => unfit.clone(),
+        rows.map_err(|error| match (error.kind, &self.table_error) {
+            (Kind::Rejected(_), Some(table_error)) => table_error.clone(),
             _ => error,
         })
     }

@@ -90,7 +90,7 @@ impl ServerCertVerifier for Verifier {
             Err(InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.check == Check::Chain => Ok(ServerCertVerified::assertion()),
-            verdict => verdict,
+            kind => kind,
         }
     }
 

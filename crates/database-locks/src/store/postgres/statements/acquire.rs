@@ -5,9 +5,10 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use crate::store::api::micros;
 use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::{Kind, ServerError};
-use crate::store::postgres::rows::{micros, place, state};
+use crate::store::postgres::rows::{place, state};
 use protocol::{AcquireCommand, Outcome, Token};
 
 /// What a grant writes into a row.

@@ -5,9 +5,9 @@ use std::slice;
 use tokio_postgres::types::Type;
 
 use super::read::read;
+use crate::store::api::micros;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::ServerError;
-use crate::store::postgres::rows::micros;
 use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, judge_ticket};
 
 /// Take a lock over from an earlier grant of the same holder: parameters as for

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use crate::store::api::bounded;
+use crate::store::api::{bounded, micros};
 use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::ServerError;
-use crate::store::postgres::rows::micros;
 use protocol::Pruned;
 
 /// Delete rows of locks that have been free for so long, on a page of a thousand rows behind the id

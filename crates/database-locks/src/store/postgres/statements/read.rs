@@ -64,10 +64,10 @@ WITH page AS MATERIALIZED (
 pub(crate) async fn read(on: &Session, names: &[LockName]) -> Result<Vec<LockRow>, ServerError> {
     let texts: Vec<_> = names.iter().map(LockName::as_str).collect();
     let rows = on.read(&READ, names.len(), &[&texts]).await?;
-    rows.iter().map(whole).collect()
+    rows.iter().map(lock_row).collect()
 }
 
-fn whole(row: &Row) -> Result<LockRow, ServerError> {
+fn lock_row(row: &Row) -> Result<LockRow, ServerError> {
     Ok(LockRow {
         name: row.try_get("name")?,
         acquired_at: row.try_get("acquired_at")?,
@@ -90,7 +90,7 @@ pub(crate) async fn page(
     for row in &rows {
         page.last = row.try_get("last")?;
         if row.try_get::<_, Option<&str>>("name")?.is_some() {
-            page.rows.push(whole(row)?.into_info());
+            page.rows.push(lock_row(row)?.into_info());
         }
     }
     Ok(page)

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use tokio_postgres::types::Type;
 
 use super::read::read;
+use crate::store::api::micros;
 use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::{Kind, ServerError};
 use crate::store::postgres::failover;
-use crate::store::postgres::rows::{micros, place};
+use crate::store::postgres::rows::place;
 use protocol::{Grant, LockName, LockRow, Renewal, Ttl, judge, judge_elsewhere};
 
 /// Lengthen what is still held by exactly these grants.
@@ -112,14 +113,14 @@ async fn judge_all(on: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>, Serv
     let names: Vec<LockName> = grants.iter().map(|grant| grant.name.clone()).collect();
     let rows = read(on, &names).await?;
     let rows: HashMap<&str, &LockRow> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
-    let verdict = |grant: &&Grant| {
+    let kind = |grant: &&Grant| {
         let row = rows.get(grant.name.as_str()).copied();
         match (grant.confirmed_by, on.primary) {
             (Some(before), Some(now)) if before != now => judge_elsewhere(grant, row),
             _ => judge(grant, row),
         }
     };
-    let verdicts: Vec<_> = grants.iter().map(verdict).collect();
+    let verdicts: Vec<_> = grants.iter().map(kind).collect();
     let lost = verdicts.iter().any(|it| matches!(it, Renewal::Lost(_)));
     if lost && !on.direct && on.primary.is_some() && failover::ask(&on.client).await != on.primary {
         // The pooler has gone on to another server under a connection that stayed. A new connection

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
+use crate::store::api::micros;
 use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::ServerError;
-use crate::store::postgres::rows::micros;
 use protocol::LockName;
 
 /// Say that clients wait for a lock that is held: `$1` name, `$2` for how long from now, in

@@ -14,7 +14,7 @@ use super::session::Session;
 use crate::runtime::fork;
 use crate::store::api::StoreError;
 use crate::store::connect::table::Table;
-use crate::store::sqlite::error::{Past, meaning, passes};
+use crate::store::sqlite::error::{FileHistory, classify, is_transient};
 use crate::store::sqlite::fence::Fences;
 use crate::store::sqlite::statements::sql::Statements;
 
@@ -57,7 +57,7 @@ impl Database {
     pub(crate) fn new(path: PathBuf, create: bool, table: &Table) -> Self {
         Self {
             create,
-            fences: Fences::beside(&path, table.as_str()),
+            fences: Fences::of_database(&path, table.as_str()),
             statements: Statements::of(table),
             install: table.fill(INSTALL),
             path,
@@ -89,11 +89,11 @@ impl Database {
     }
 
     pub(super) fn explain(&self, error: &rusqlite::Error) -> StoreError {
-        let past = Past {
+        let history = FileHistory {
             used: self.used.load(Ordering::Relaxed),
             written: self.written.load(Ordering::Relaxed),
         };
-        meaning(&self.path, error, past)
+        classify(&self.path, error, history)
     }
 
     pub(super) fn open(&self) -> Result<File, StoreError> {
@@ -147,7 +147,7 @@ impl Database {
         let message = format!("cannot make {shown}: {error}");
         match error.kind() {
             ErrorKind::AlreadyExists => Ok(()),
-            _ if passes(&error) => Err(StoreError::cannot_serve(message)),
+            _ if is_transient(&error) => Err(StoreError::cannot_serve(message)),
             ErrorKind::NotFound => {
                 Err(StoreError::rejected(message, Some("make its folder first")))
             }

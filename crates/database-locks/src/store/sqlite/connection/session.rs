@@ -2,9 +2,9 @@
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension};
 
-use crate::store::sqlite::error::of_file;
+use crate::store::sqlite::error::io_error;
 use crate::store::sqlite::fence::Fences;
-use crate::store::sqlite::rows::seen;
+use crate::store::sqlite::rows::lock_row;
 use crate::store::sqlite::statements::sql::{Sql, Statements};
 use protocol::{LockName, LockRow};
 
@@ -22,7 +22,7 @@ impl Session<'_> {
 
     pub(crate) fn read(&self, name: &LockName) -> rusqlite::Result<Option<LockRow>> {
         let mut read = self.prepare(Sql::Read)?;
-        read.query_row([name.as_str()], seen).optional()
+        read.query_row([name.as_str()], lock_row).optional()
     }
 
     /// Where the page behind the id `after` ends; none: there are no more rows.
@@ -33,6 +33,6 @@ impl Session<'_> {
 
     /// Whether an open fence keeps other grants out. To be asked with the write lock.
     pub(crate) fn is_fenced(&self, name: &str) -> rusqlite::Result<bool> {
-        self.fences.is_open(name).map_err(of_file)
+        self.fences.is_open(name).map_err(io_error)
     }
 }

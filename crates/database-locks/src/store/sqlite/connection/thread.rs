@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::database::Database;
 use super::worker::Worker;
-use crate::store::api::{StoreError, keep_to};
+use crate::store::api::{StoreError, with_deadline};
 
 type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 
@@ -29,7 +29,7 @@ struct Queue {
 
 /// How many calls may wait for a thread that hangs: more would only fill the memory, since their
 /// callers give up long before it goes on.
-const MOST_BEHIND_A_HANG: usize = 64;
+const MAX_BEHIND_A_HANG: usize = 64;
 
 impl Thread {
     pub(crate) fn new(database: Arc<Database>) -> Self {
@@ -41,7 +41,7 @@ impl Thread {
     }
 
     /// Send a job to the thread, which carries jobs out in their order.
-    fn hand(&self, mut job: Job) -> Result<(), StoreError> {
+    fn send(&self, mut job: Job) -> Result<(), StoreError> {
         let mut thread = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = &*thread {
             match sender.send(job) {
@@ -71,14 +71,14 @@ impl Thread {
     ) -> Result<T, StoreError> {
         let queue = Arc::clone(&self.queue);
         if queue.stuck.load(Ordering::Acquire)
-            && queue.waiting.load(Ordering::Acquire) >= MOST_BEHIND_A_HANG
+            && queue.waiting.load(Ordering::Acquire) >= MAX_BEHIND_A_HANG
         {
             let message = format!("{} does not answer", self.database.path.display());
             return Err(StoreError::Unavailable(message.into()));
         }
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting::new(Arc::clone(&queue));
-        self.hand(Box::new(move |worker| {
+        self.send(Box::new(move |worker| {
             drop(waiting);
             if !answer.is_closed() {
                 drop(answer.send(work(worker)));
@@ -93,7 +93,7 @@ impl Thread {
             })
         };
         let give_up = || self.queue.stuck.store(true, Ordering::Release);
-        keep_to(within, reply, give_up).await
+        with_deadline(within, reply, give_up).await
     }
 }
 
@@ -151,7 +151,7 @@ pub(crate) mod tests {
         let late = sqlite.call(short, hang).await;
         assert!(matches!(late, Err(StoreError::Unavailable(_))));
         let done = Arc::new(AtomicUsize::new(0));
-        for _ in 0..MOST_BEHIND_A_HANG + 40 {
+        for _ in 0..MAX_BEHIND_A_HANG + 40 {
             let done = Arc::clone(&done);
             let late = sqlite.call(Duration::from_millis(2), move |_| {
                 done.fetch_add(1, Ordering::SeqCst);
@@ -164,7 +164,7 @@ pub(crate) mod tests {
         }
         assert_eq!(threads(), 1);
         // What was given up is not kept for ever, either.
-        assert_eq!(Arc::strong_count(&done), 1 + MOST_BEHIND_A_HANG);
+        assert_eq!(Arc::strong_count(&done), 1 + MAX_BEHIND_A_HANG);
         drop(thaw);
         let until = crate::runtime::clock::now() + long;
         while sqlite.read(&[], long).await.is_err() {

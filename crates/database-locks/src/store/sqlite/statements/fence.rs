@@ -2,7 +2,7 @@
 
 use crate::store::api::{Barrier, StoreError};
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::error::of_file;
+use crate::store::sqlite::error::io_error;
 use protocol::{Gone, Grant, Renewal, judge};
 
 /// Lock the file of the fence, and then see whether the grant is there.
@@ -12,7 +12,7 @@ pub(crate) fn open_fence(
 ) -> Result<Result<Barrier, Gone>, StoreError> {
     let opened = worker.write(|session| {
         let open = session.fences.open(grant.name.as_str());
-        let Some(open) = open.map_err(of_file)? else {
+        let Some(open) = open.map_err(io_error)? else {
             return Ok(None);
         };
         let row = session.read(&grant.name)?;

@@ -2,7 +2,7 @@
 
 use crate::store::api::StoreError;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::seen;
+use crate::store::sqlite::rows::lock_row;
 use crate::store::sqlite::statements::sql::Sql;
 use protocol::{Holder, ListFilter, LockInfo, LockName, LockRow, Page};
 
@@ -13,7 +13,7 @@ fn rows(worker: &mut Worker, names: &[LockName]) -> Result<Vec<LockRow>, StoreEr
     })
 }
 
-pub(crate) fn look(
+pub(crate) fn holders(
     worker: &mut Worker,
     names: &[LockName],
 ) -> Result<Vec<Option<Holder>>, StoreError> {
@@ -38,7 +38,7 @@ pub(crate) fn page(
             return Ok(Page::default());
         };
         let mut page = session.prepare(Sql::ReadPage)?;
-        let rows = page.query_map((after, last, filter.not_free, &filter.prefix), seen)?;
+        let rows = page.query_map((after, last, filter.not_free, &filter.prefix), lock_row)?;
         let infos = rows.map(|row| row.map(LockRow::into_info));
         Ok(Page {
             rows: infos.collect::<Result<_, _>>()?,

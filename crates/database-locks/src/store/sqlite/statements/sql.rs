@@ -4,7 +4,7 @@ use crate::store::connect::table::Table;
 
 /// A row under the names by which [`rows`](crate::store::sqlite::rows) reads it. `unixepoch`
 /// answers NULL for a text that is no time.
-macro_rules! seen {
+macro_rules! lock_row {
     ($rest:literal) => {
         concat!(
             "SELECT name, locked_by, token, grant_id,
@@ -52,7 +52,7 @@ macro_rules! statements {
 statements! {
     /// Read one row. Takes no lock of the file, so that a losing attempt writes nothing and waits
     /// for no writer.
-    Read, "read" = seen!("WHERE name = ?1");
+    Read, "read" = lock_row!("WHERE name = ?1");
 
     /// The last of the next thousand ids behind `?1`; null where there are no more.
     PageEnd, "find the end of a page" = "
@@ -60,7 +60,7 @@ statements! {
 
     /// The rows of such a page, from behind `?1` to `?2`: all or, where `?3`, those that are not
     /// free; with names that begin with `?4`.
-    ReadPage, "read a page" = seen!(
+    ReadPage, "read a page" = lock_row!(
     "WHERE id > ?1 AND id <= ?2 AND NOT (?3 AND expires_at IS NULL)
                 AND substr(name, 1, length(?4)) = ?4
               ORDER BY id"

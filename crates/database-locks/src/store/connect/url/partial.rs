@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::dialect::{Dialect, Key};
-use super::hosts::{Places, ports};
-use super::refusal::{FORMS, decode, refuse};
+use super::hosts::{HostList, ports};
+use super::invalid::{FORMS, decode, invalid};
 use super::server::{Binding, Server};
 use super::settings::Settings;
 use crate::error::Error;
@@ -14,14 +14,14 @@ use crate::store::connect::tls;
 /// What one source says of a server: the URL, a service, the environment, an option file. What it
 /// leaves out is filled in from the next one.
 #[derive(Default)]
-pub(crate) struct Draft {
+pub(crate) struct PartialServer {
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
     pub(crate) service: Option<String>,
-    places: Places,
+    hosts: HostList,
     database: Option<String>,
     application: Option<String>,
-    tls: tls::Wanted,
+    tls: tls::TlsOptions,
     binding: Option<Binding>,
     pub(crate) settings: Settings,
     init_command: Option<String>,
@@ -31,54 +31,54 @@ pub(crate) struct Draft {
 }
 
 /// What a URL says, and nothing else.
-pub(crate) fn draft(rest: &str, dialect: &Dialect) -> Result<Draft, Error> {
+pub(crate) fn partial(rest: &str, dialect: &Dialect) -> Result<PartialServer, Error> {
     let Some(rest) = rest.strip_prefix("//") else {
-        return refuse("has no `//` behind its scheme", &format!("write {FORMS}"));
+        return invalid("has no `//` behind its scheme", &format!("write {FORMS}"));
     };
     let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
     // Otherwise a part of the password would be taken for an option, and shown as an unknown one.
     if options.contains('@') {
         let hint = "percent-encode: `?` in a user name or password is %3F, and `@` is %40";
-        return refuse("has an `@` behind its `?`", hint);
+        return invalid("has an `@` behind its `?`", hint);
     }
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     // Otherwise a part of the password would be taken for the host, and shown as one that cannot be
     // found.
     if database.contains('@') {
         let hint = "percent-encode: `/` in a user name or password is %2F, and `@` is %40";
-        return refuse("has an `@` behind its `/`", hint);
+        return invalid("has an `@` behind its `/`", hint);
     }
     // The last `@`: a password that was not encoded may hold one as well.
-    let (login, places) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
     let (user, password) = match login.split_once(':') {
         Some((user, password)) => (user, Some(decode(password, "password")?)),
         None => (login, None),
     };
-    let mut draft = Draft {
+    let mut partial = PartialServer {
         user: some(decode(user, "user name")?),
         password,
-        places: Places::listed(places)?,
+        hosts: HostList::listed(hosts)?,
         database: some(decode(database, "database name")?),
-        ..Draft::default()
+        ..PartialServer::default()
     };
     for option in options.split('&').filter(|o| !o.is_empty()) {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         let value = decode(value, "option")?;
         match dialect.key(name) {
-            Some(key) => draft.take(key, name, value)?,
+            Some(key) => partial.take(key, name, value)?,
             None => return unknown(name, dialect),
         }
     }
-    Ok(draft)
+    Ok(partial)
 }
 
-impl Draft {
+impl PartialServer {
     /// Set one option, in the place of an earlier value.
     pub(crate) fn take(&mut self, key: Key, name: &str, value: String) -> Result<(), Error> {
         match key {
-            Key::Host => self.places.hosts = value.split(',').map(|h| (h.into(), None)).collect(),
-            Key::Port => self.places.ports = ports(&value)?,
-            Key::Socket => self.places.socket(value)?,
+            Key::Host => self.hosts.entries = value.split(',').map(|h| (h.into(), None)).collect(),
+            Key::Port => self.hosts.ports = ports(&value)?,
+            Key::Socket => self.hosts.socket(value)?,
             Key::User => self.user = some(value),
             Key::Password => self.password = Some(value),
             Key::Database => self.database = some(value),
@@ -86,13 +86,13 @@ impl Draft {
             Key::TlsMode => self.tls.mode = Some(tls::Mode::of(name, &value)?),
             Key::Roots => self.tls.roots = Some(tls::Roots::of(name, &value)?),
             Key::Certificate => self.tls.certificate = Some(tls::file_of(name, value)?),
-            Key::Secret => self.tls.key = Some(tls::file_of(name, value)?),
+            Key::ClientKey => self.tls.key = Some(tls::file_of(name, value)?),
             Key::TargetSessionAttrs => target_session_attrs(&value)?,
             Key::Binding => self.binding = Some(binding(&value)?),
             Key::Options => self.settings.options(&value)?,
             Key::SearchPath => self.settings.set("search_path", &value)?,
             Key::InitCommand if value.trim().is_empty() => {
-                return refuse(
+                return invalid(
                     "has an empty `init_command`",
                     "give a statement, or leave it out",
                 );
@@ -109,15 +109,15 @@ impl Draft {
     pub(crate) fn has(&self, key: Key) -> bool {
         let no_tls = self.tls.mode == Some(tls::Mode::Disable);
         match key {
-            Key::Host | Key::Socket => !self.places.is_open(),
-            Key::Port => self.places.has_port(),
+            Key::Host | Key::Socket => !self.hosts.is_empty(),
+            Key::Port => self.hosts.has_port(),
             Key::User => self.user.is_some(),
             Key::Password => self.password.is_some(),
             Key::Database => self.database.is_some(),
             Key::Application => self.application.is_some(),
             Key::TlsMode => self.tls.mode.is_some(),
             Key::Roots => no_tls || self.tls.roots.is_some(),
-            Key::Certificate | Key::Secret => {
+            Key::Certificate | Key::ClientKey => {
                 no_tls || self.tls.certificate.is_some() || self.tls.key.is_some()
             }
             Key::Binding => self.binding.is_some(),
@@ -133,7 +133,7 @@ impl Draft {
             self.password = from.password;
             self.password_of_file = from.password_of_file;
         }
-        self.places.fill(from.places);
+        self.hosts.fill(from.hosts);
         self.database = self.database.take().or(from.database);
         self.application = self.application.take().or(from.application);
         self.tls.fill(from.tls);
@@ -171,7 +171,7 @@ impl Draft {
             passwords_by_host: Vec::new(),
             password_of_file: self.password_of_file,
             passfile: self.passfile,
-            addresses: self.places.addresses(dialect)?,
+            addresses: self.hosts.addresses(dialect)?,
             database: self.database,
             application: self.application,
             tls: self.tls,
@@ -189,10 +189,10 @@ fn some(text: String) -> Option<String> {
 
 fn unknown<T>(key: &str, dialect: &Dialect) -> Result<T, Error> {
     let key: String = key.chars().take(40).collect();
-    let names: Vec<_> = dialect.options.iter().map(|(name, _)| *name).collect();
-    refuse(
+    let names_in_file: Vec<_> = dialect.options.iter().map(|(name, _)| *name).collect();
+    invalid(
         format!("has the unknown option `{}`", key.escape_debug()),
-        &format!("the options are {}", names.join(", ")),
+        &format!("the options are {}", names_in_file.join(", ")),
     )
 }
 
@@ -200,7 +200,7 @@ fn unknown<T>(key: &str, dialect: &Dialect) -> Result<T, Error> {
 fn target_session_attrs(value: &str) -> Result<(), Error> {
     match value {
         "any" | "read-write" | "primary" => Ok(()),
-        _ => refuse(
+        _ => invalid(
             "has a target_session_attrs that asks for a server that cannot be written to",
             "locks have to be written: read-write, primary and any all mean a server that can be",
         ),
@@ -210,7 +210,7 @@ fn target_session_attrs(value: &str) -> Result<(), Error> {
 fn seconds(value: &str) -> Result<Duration, Error> {
     match value.parse() {
         Ok(seconds @ 1..=60) => Ok(Duration::from_secs(seconds)),
-        _ => refuse(
+        _ => invalid(
             "has a connect_timeout that is no number from 1 to 60",
             "give whole seconds",
         ),
@@ -222,7 +222,7 @@ fn binding(value: &str) -> Result<Binding, Error> {
         "disable" => Ok(Binding::Disable),
         "prefer" => Ok(Binding::Prefer),
         "require" => Ok(Binding::Require),
-        _ => refuse(
+        _ => invalid(
             "has an unknown channel_binding",
             "it can be disable, prefer or require",
         ),

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 
 /// The environment, in which missing parts of a URL are looked up.
-pub(crate) struct Surroundings<'a> {
+pub(crate) struct Environment<'a> {
     variable: &'a dyn Fn(&str) -> Option<String>,
     /// Whether anything is looked up that the URL does not name.
     open: bool,
 }
 
-impl<'a> Surroundings<'a> {
+impl<'a> Environment<'a> {
     /// Without `open`, nothing is looked up but the files that the URL names.
     pub(crate) fn new(variable: &'a dyn Fn(&str) -> Option<String>, open: bool) -> Self {
         Self { variable, open }
@@ -23,7 +23,7 @@ impl<'a> Surroundings<'a> {
         set.filter(|value| !value.is_empty())
     }
 
-    pub(crate) fn are_open(&self) -> bool {
+    pub(crate) fn is_enabled(&self) -> bool {
         self.open
     }
 
@@ -36,12 +36,12 @@ impl<'a> Surroundings<'a> {
 
 /// A variable of this process. What is not UTF-8 counts as not set: nothing that is looked up here
 /// can be anything else.
-pub(crate) fn of_process(name: &str) -> Option<String> {
+pub(crate) fn process_variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
 /// The same complaint of another source than the URL.
-pub(crate) fn about<T>(source: &'static str, result: Result<T, Error>) -> Result<T, Error> {
+pub(crate) fn with_source<T>(source: &'static str, result: Result<T, Error>) -> Result<T, Error> {
     result.map_err(|error| match error {
         Error::Config { got, allowed, .. } => {
             Error::config(source, got.replace("`value`", "value"), allowed)

@@ -9,7 +9,7 @@ pub(super) const FORMS: &str = "postgres://USER:PASSWORD@HOST:PORT/DATABASE, mys
                      sqlite:///absolute/path, sqlite:relative/path, memory: or memory:NAME";
 
 /// A complaint about the URL, which is not repeated.
-pub(super) fn refuse<T>(got: impl Into<String>, allowed: &str) -> Result<T, Error> {
+pub(super) fn invalid<T>(got: impl Into<String>, allowed: &str) -> Result<T, Error> {
     Err(Error::config("url", got, allowed))
 }
 
@@ -17,7 +17,7 @@ pub(super) fn refuse<T>(got: impl Into<String>, allowed: &str) -> Result<T, Erro
 pub(super) fn decode(text: &str, what: &str) -> Result<String, Error> {
     match percent_decode_str(text).decode_utf8() {
         Ok(text) if !text.contains('\0') => Ok(text.into_owned()),
-        _ => refuse(
+        _ => invalid(
             format!("has a {what} that is not UTF-8 without NUL"),
             "percent-encode it as UTF-8",
         ),

@@ -7,7 +7,7 @@ use std::task::Poll;
 use crate::store::api::StoreError;
 
 /// Carry out what may panic. The message of a panic, if it did.
-pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
+pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, String> {
     let mut work = std::pin::pin!(work);
     std::future::poll_fn(move |context| {
         // After a panic it is not polled again.
@@ -25,7 +25,7 @@ pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String
 }
 
 /// What a panic of the driver comes to.
-pub(crate) fn panicked(panic: String) -> StoreError {
+pub(crate) fn panic_error(panic: String) -> StoreError {
     StoreError::Unavailable(format!("the MySQL driver panicked: {panic}").into())
 }
 
@@ -39,8 +39,8 @@ mod tests {
             tokio::task::yield_now().await;
             assert_eq!(1, 2, "of {}", "the driver");
         };
-        let message = caught(panics).await.expect_err("it panicked");
+        let message = catch_panic(panics).await.expect_err("it panicked");
         assert!(message.contains("of the driver"), "{message}");
-        assert_eq!(caught(async { 7 }).await, Ok(7));
+        assert_eq!(catch_panic(async { 7 }).await, Ok(7));
     }
 }

@@ -66,7 +66,7 @@ impl Roots {
 
 /// What a URL says of TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct TlsOptions {
     pub(crate) mode: Option<Mode>,
     pub(crate) roots: Option<Roots>,
     /// The client certificate and its key, for servers that ask for one.
@@ -101,7 +101,7 @@ pub(crate) enum Check {
     ChainAndName,
 }
 
-impl Wanted {
+impl TlsOptions {
     /// Fill in what was left out. With `sslmode=disable` nothing is filled in; certificate and key
     /// belong together.
     pub(crate) fn fill(&mut self, from: Self) {
@@ -189,12 +189,12 @@ mod tests {
     fn a_root_certificate_that_is_given_is_always_used() {
         let resolved = |mode, roots: Option<&str>| {
             let roots = roots.map(|path| Roots::of("sslrootcert", path).unwrap());
-            let wanted = Wanted {
+            let options = TlsOptions {
                 mode,
                 roots,
-                ..Wanted::default()
+                ..TlsOptions::default()
             };
-            wanted
+            options
                 .resolve()
                 .map(|(encrypt, check, roots)| (encrypt, check, roots.is_some()))
         };

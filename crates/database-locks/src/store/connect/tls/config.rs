@@ -10,7 +10,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-use super::wanted::{Check, Encrypt, Roots, Wanted};
+use super::options::{Check, Encrypt, Roots, TlsOptions};
 use crate::error::Error;
 
 /// TLS, ready to be used.
@@ -38,7 +38,7 @@ impl Identity {
     /// Reads both files, once: what is wrong with them is known before any server is asked. What
     /// stands in them is not repeated.
     fn read(certificate: &Path, key: &Path) -> Result<Self, Error> {
-        let refuse = |option: &str, path: &Path, why: &str, allowed: &str| {
+        let invalid = |option: &str, path: &Path, why: &str, allowed: &str| {
             let got = format!(
                 "has an {option} that cannot be used: {}: {why}",
                 path.display()
@@ -46,7 +46,7 @@ impl Identity {
             Error::config("url", got, allowed)
         };
         let allowed = "name a file with our certificate in PEM, and those up to the CA behind it";
-        let bad = |why: &str| refuse("sslcert", certificate, why, allowed);
+        let bad = |why: &str| invalid("sslcert", certificate, why, allowed);
         let pem = std::fs::read(certificate).map_err(|error| bad(&error.to_string()))?;
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
         let chain = chain.map_err(|_| bad("it is no PEM"))?;
@@ -56,7 +56,7 @@ impl Identity {
 
         let allowed = "name a file with the key to the certificate in PEM, not encrypted, that \
                        no other user can read";
-        let bad = |why: &str| refuse("sslkey", key, why, allowed);
+        let bad = |why: &str| invalid("sslkey", key, why, allowed);
         readable_by_us_alone(key).map_err(|why| bad(&why))?;
         let text = std::fs::read(key).map_err(|error| bad(&error.to_string()))?;
         let parsed = PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
@@ -71,7 +71,7 @@ impl Identity {
         CertifiedKey::from_der(chain.clone(), parsed.clone_key(), &provider).map_err(|error| {
             match error {
                 rustls::Error::InconsistentKeys(_) => bad("it is not the key to that certificate"),
-                rustls::Error::InvalidCertificate(_) => refuse(
+                rustls::Error::InvalidCertificate(_) => invalid(
                     "sslcert",
                     certificate,
                     "it is no certificate that can be understood",
@@ -112,14 +112,14 @@ fn readable_by_us_alone(path: &Path) -> Result<(), String> {
 impl Tls {
     /// Reads the root certificates, once: what is wrong with them is known before any server is
     /// asked.
-    pub(crate) fn new(wanted: &Wanted) -> Result<Self, Error> {
-        let (encrypt, check, roots) = wanted.resolve()?;
+    pub(crate) fn new(options: &TlsOptions) -> Result<Self, Error> {
+        let (encrypt, check, roots) = options.resolve()?;
         let roots = match roots {
             None => Vec::new(),
             Some(Roots::System) => of_this_machine()?,
             Some(Roots::File(path)) => in_file(&path)?,
         };
-        let identity = match (&wanted.certificate, &wanted.key) {
+        let identity = match (&options.certificate, &options.key) {
             (Some(certificate), Some(key)) => Some(Identity::read(certificate, key)?),
             _ => None,
         };
@@ -135,23 +135,23 @@ impl Tls {
 const FILE: &str = "name a file with certificates in PEM (-----BEGIN CERTIFICATE-----), or system";
 
 fn in_file(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let refuse = |why: String| {
+    let invalid = |why: String| {
         let got = format!(
             "has an sslrootcert that cannot be used: {}: {why}",
             path.display()
         );
         Error::config("url", got, FILE)
     };
-    let text = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+    let text = std::fs::read(path).map_err(|error| invalid(error.to_string()))?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    let found = found.map_err(|error| refuse(error.to_string()))?;
+    let found = found.map_err(|error| invalid(error.to_string()))?;
     if found.is_empty() {
-        return Err(refuse("there is no certificate in it".into()));
+        return Err(invalid("there is no certificate in it".into()));
     }
     let mut store = RootCertStore::empty();
     for certificate in &found {
         let added = store.add(certificate.clone());
-        added.map_err(|error| refuse(error.to_string()))?;
+        added.map_err(|error| invalid(error.to_string()))?;
     }
     Ok(found)
 }
