@@ -13,9 +13,11 @@ use crate::runtime::fork::Gated;
 use crate::store::api::{DirectConnection, Reply, StoreError, with_deadline};
 use crate::store::connect::backoff::Backoff;
 use crate::store::mysql::connection::config::Server;
+use crate::store::mysql::connection::open::{connect, name_server};
 use crate::store::mysql::connection::panic::{catch_panic, panic_error};
+use crate::store::mysql::connection::queue::BoxFuture;
 use crate::store::mysql::connection::session::Session;
-use crate::store::mysql::connection::{BoxFuture, FlagGuard, connect, name_server};
+use crate::store::mysql::connection::worker::FlagGuard;
 use protocol::{AcquireCommand, Grant, Outcome, ReleaseCommand, Released, Renewal, Ttl};
 
 /// The connection while no call uses it.

@@ -26,8 +26,9 @@ mod rows;
 mod statements;
 
 use connection::config::Server;
+use connection::open::name_server;
 use connection::session::Session;
-use connection::{Worker, name_server};
+use connection::worker::Worker;
 use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, DriverError, Error, Opts};
+use mysql_async::{Conn, DriverError, Error, Opts, Params};
 use rustls::crypto::{CryptoProvider, ring};
 
 use super::config::{Endpoint, Host, Server};
@@ -225,7 +225,7 @@ impl Session {
     pub(crate) async fn check_ready(&mut self, cluster: Cluster) -> Result<(), ConnectFailure> {
         let state = match cluster {
             Cluster::Galera => {
-                let found = self.key_values(Self::STATE).await?;
+                let found: Vec<(String, String)> = self.rows_as(Self::STATE, Params::Empty).await?;
                 let of = |name: &str| {
                     let named = found.iter().find(|(found, _)| found == name);
                     named.map(|(_, value)| value.as_str()).unwrap_or_default()
@@ -239,7 +239,7 @@ impl Session {
                     )
                 })
             }
-            Cluster::Group => match self.strings(Self::MEMBER).await {
+            Cluster::Group => match self.rows_as::<String>(Self::MEMBER, Params::Empty).await {
                 // A member that was started and has not joined takes writes that no other member
                 // receives.
                 Ok(found) => Some(found.into_iter().next().unwrap_or_else(|| "OFFLINE".into()))
@@ -265,7 +265,7 @@ impl Session {
     /// Refuse a node of Galera that is set not to replicate what is written to it.
     pub(crate) async fn check_replicated(&mut self) -> Result<(), ConnectFailure> {
         for (statement, fine) in [(Self::REPLICATED, "ON"), (Self::CONNECTED, "OFF")] {
-            let found = self.key_values(statement).await?;
+            let found: Vec<(String, String)> = self.rows_as(statement, Params::Empty).await?;
             if found.iter().all(|(_, value)| value == fine) {
                 return Ok(());
             }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mysql_async::prelude::Queryable;
-use mysql_async::{Error, Params, Row, Statement, from_row_opt};
+use mysql_async::prelude::{FromRow, Queryable};
+use mysql_async::{Error, Params, Row, Statement, from_row_opt, params};
 
 use super::config::Server;
 use super::driver::DriverConnection;
@@ -303,24 +303,26 @@ impl Session {
         }
     }
 
-    /// The state of the cluster, for people; by name.
-    pub(crate) async fn key_values(
+    /// The same, converted. A row that cannot be converted is left out.
+    pub(crate) async fn rows_as<T: FromRow>(
         &mut self,
         statement: &'static str,
-    ) -> Result<Vec<(String, String)>, StoreError> {
-        let rows = self.rows(statement, Params::Empty).await?;
-        let key_values = rows.into_iter().filter_map(|row| from_row_opt(row).ok());
-        Ok(key_values.collect())
-    }
-
-    pub(super) async fn strings(
-        &mut self,
-        statement: &'static str,
-    ) -> Result<Vec<String>, StoreError> {
-        let rows = self.rows(statement, Params::Empty).await?;
+        params: Params,
+    ) -> Result<Vec<T>, StoreError> {
+        let rows = self.rows(statement, params).await?;
         Ok(rows
             .into_iter()
-            .filter_map(|mut row| row.take_opt(0)?.ok())
+            .filter_map(|row| from_row_opt(row).ok())
             .collect())
+    }
+
+    /// The parameters `schema` and `table` of queries of the catalog.
+    pub(crate) fn table_params(&self) -> Params {
+        let table = self.server.table.as_str();
+        let (schema, name) = match table.split_once('.') {
+            Some((schema, name)) => (Some(schema), name),
+            None => (None, table),
+        };
+        params! { "schema" => schema, "table" => name }
     }
 }

@@ -2,7 +2,7 @@
 
 use mysql_async::Params;
 
-use super::settings::{Settings, rows};
+use super::settings::Settings;
 use crate::doctor;
 use crate::store::api::StoreError;
 use crate::store::doctor::ReportBuilder;
@@ -35,8 +35,9 @@ impl Session {
         match self.cluster.or(member) {
             None => Ok(()),
             Some(Cluster::Galera) => {
-                let mut settings = self.key_values(GALERA).await?;
-                settings.extend(self.key_values(VARIABLES).await?);
+                let mut settings: Vec<(String, String)> =
+                    self.rows_as(GALERA, Params::Empty).await?;
+                settings.extend(self.rows_as(VARIABLES, Params::Empty).await?);
                 // MariaDB writes all of a name small.
                 let settings = settings.into_iter();
                 let settings = settings.map(|(name, value)| (name.to_lowercase(), value));
@@ -48,9 +49,9 @@ impl Session {
                     true => "with a single primary",
                     false => "without a single primary",
                 };
-                match self.rows(MEMBERS, Params::Empty).await {
+                match self.rows_as(MEMBERS, Params::Empty).await {
                     Ok(found) => {
-                        for (members, online, state) in rows(found) {
+                        for (members, online, state) in found {
                             group(kind, members, online, state, report);
                         }
                         Ok(())

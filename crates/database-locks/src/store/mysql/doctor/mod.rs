@@ -10,7 +10,7 @@ use std::time::Duration;
 use mysql_async::Params;
 use mysql_async::prelude::FromRow;
 
-use self::settings::{Settings, rows};
+use self::settings::Settings;
 
 use crate::doctor::{self, Report};
 use crate::store::api::StoreError;
@@ -57,14 +57,15 @@ impl Session {
         let mut readings = Vec::with_capacity(CLOCK_READINGS);
         for _ in 0..CLOCK_READINGS {
             let reading = ClockReading::begin();
-            let now = self.rows(CLOCK, Params::Empty).await?;
-            readings.push(reading.end(rows(now).first().map_or(0, |(now,)| *now)));
+            let now = self.rows_as(CLOCK, Params::Empty).await?;
+            readings.push(reading.end(now.first().copied().unwrap_or_default()));
         }
         let mut settings: HashMap<String, String> = HashMap::new();
         for statement in [SETTINGS, STATUS] {
-            settings.extend(rows::<(String, String)>(
-                self.rows(statement, Params::Empty).await?,
-            ));
+            settings.extend(
+                self.rows_as::<(String, String)>(statement, Params::Empty)
+                    .await?,
+            );
         }
         let settings = Settings(settings);
         let version = settings.get("version");
@@ -108,8 +109,8 @@ impl Session {
         statement: &'static str,
         report: &mut ReportBuilder,
     ) -> Result<Vec<T>, StoreError> {
-        match self.rows(statement, Params::Empty).await {
-            Ok(found) => Ok(rows(found)),
+        match self.rows_as(statement, Params::Empty).await {
+            Ok(rows) => Ok(rows),
             Err(StoreError::Rejected { source, .. }) => {
                 report.unseen(area, source);
                 Ok(Vec::new())
@@ -129,8 +130,8 @@ impl Session {
         }
         let mut found: Vec<(u64, u64, u64)> = Vec::new();
         if !self.mariadb {
-            match self.rows(READERS_OF_MYSQL, Params::Empty).await {
-                Ok(answer) => found = rows(answer),
+            match self.rows_as(READERS_OF_MYSQL, Params::Empty).await {
+                Ok(rows) => found = rows,
                 Err(StoreError::Rejected { .. }) => {}
                 Err(failure) => return Err(failure),
             }

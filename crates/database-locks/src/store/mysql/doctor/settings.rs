@@ -2,17 +2,6 @@
 
 use std::collections::HashMap;
 
-use mysql_async::prelude::FromRow;
-use mysql_async::{Row, from_row_opt};
-
-/// Rows as they are wanted; one that cannot be understood is left out.
-pub(crate) fn rows<T: FromRow>(found: Vec<Row>) -> Vec<T> {
-    found
-        .into_iter()
-        .filter_map(|row| from_row_opt(row).ok())
-        .collect()
-}
-
 /// By name. Names that a server does not know are missing.
 pub(crate) struct Settings(pub(crate) HashMap<String, String>);
 

@@ -1,8 +1,7 @@
 //! The table: what this user may do with it, how it is made, what is in it.
 
-use mysql_async::{Params, params};
+use mysql_async::Params;
 
-use super::settings::rows;
 use crate::doctor;
 use crate::store::api::StoreError;
 use crate::store::doctor::{Column, Counts, FoundType, Index, ReportBuilder};
@@ -93,13 +92,8 @@ impl Session {
     /// Answers whether the statements can do with it.
     pub(crate) async fn table(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
         let table = self.server.table.as_str().to_owned();
-        let (schema, name) = match table.split_once('.') {
-            Some((schema, name)) => (Some(schema), name),
-            None => (None, table.as_str()),
-        };
-        let which = || params! { "schema" => schema, "table" => name };
-        let engine = rows::<(String,)>(self.rows(ENGINE, which()).await?);
-        if let Some((engine,)) = engine.first().filter(|(engine,)| engine != "InnoDB") {
+        let engine: Vec<String> = self.rows_as(ENGINE, self.table_params()).await?;
+        if let Some(engine) = engine.first().filter(|engine| *engine != "InnoDB") {
             report.found(
                 &doctor::NOT_INNODB,
                 format!("the engine of {table} is {engine}"),
@@ -108,7 +102,10 @@ impl Session {
         let create_table = self.create_table().await?;
         let mut columns = Vec::new();
         type Described = (String, String, String, u64, u64, String, String, bool);
-        for row in rows::<Described>(self.rows(COLUMNS, which()).await?) {
+        for row in self
+            .rows_as::<Described>(COLUMNS, self.table_params())
+            .await?
+        {
             let (name, of, shown, length, precision, charset, collation, unfilled) = row;
             let at = FoundColumn {
                 name,
@@ -136,9 +133,8 @@ impl Session {
         }
         let complete = report.columns(&columns);
         let mut indexes = Vec::new();
-        for (name, columns, keeps_names) in
-            rows::<(String, String, bool)>(self.rows(INDEXES, which()).await?)
-        {
+        let found: Vec<(String, String, bool)> = self.rows_as(INDEXES, self.table_params()).await?;
+        for (name, columns, keeps_names) in found {
             let primary = name == "PRIMARY";
             let columns = columns.split(',').map(str::to_owned).collect();
             indexes.push(Index {

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use mysql_async::{from_row_opt, params};
-
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 
@@ -37,10 +35,8 @@ impl Session {
     pub(crate) async fn install(&mut self) -> Result<(), StoreError> {
         // The caller's deadline ends it.
         loop {
-            let change = match self.lacking().await {
-                Ok(None) => return Ok(()),
-                Ok(Some(change)) => change,
-                Err(failure) => return Err(failure),
+            let Some(change) = self.lacking().await? else {
+                return Ok(());
             };
             match self.execute_unprepared(change).await {
                 Ok(()) => {}
@@ -82,30 +78,13 @@ impl Session {
     ///
     /// MySQL has no `ADD COLUMN IF NOT EXISTS`, so what is there is asked for first.
     async fn lacking(&mut self) -> Result<Option<String>, StoreError> {
-        let table = self.server.table.as_str().to_owned();
-        let (schema, name) = match table.split_once('.') {
-            Some((schema, name)) => (Some(schema), name),
-            None => (None, table.as_str()),
-        };
-        let which = || params! { "schema" => schema, "table" => name };
-        let engine = self.rows(Self::ENGINE, which()).await?;
-        let Some(engine) = engine.into_iter().next() else {
+        let engine: Vec<(String, String)> = self.rows_as(Self::ENGINE, self.table_params()).await?;
+        let Some((engine, format)) = engine.into_iter().next() else {
             return Ok(Some(self.fill(SCHEMA)));
         };
-        let (engine, format): (String, String) = from_row_opt(engine).unwrap_or_default();
-        let columns: Vec<(String, String, String)> = self
-            .rows(Self::COLUMNS, which())
-            .await?
-            .into_iter()
-            .filter_map(|row| from_row_opt(row).ok())
-            .collect();
-        let keys: Vec<String> = self
-            .rows(Self::KEYS, which())
-            .await?
-            .into_iter()
-            .filter_map(|row| from_row_opt::<(String,)>(row).ok())
-            .map(|(key,)| key)
-            .collect();
+        let columns: Vec<(String, String, String)> =
+            self.rows_as(Self::COLUMNS, self.table_params()).await?;
+        let keys: Vec<String> = self.rows_as(Self::KEYS, self.table_params()).await?;
         let column = |name: &str| columns.iter().find(|(found, ..)| found == name);
         let mut changes = Vec::new();
         for name in NEW.into_iter().filter(|name| column(name).is_none()) {
