@@ -11,22 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::doctor::Report;
-use crate::error::{BoxError, Cause, Error};
+pub use crate::store::error::StoreError;
 use protocol::{
     AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
     Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
 };
-
-/// What to do where there is no id left for the row of a new name.
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-pub(crate) const IDS_USED_UP: &str = "the ids of its rows are used up: as the owner of the table, let its column id be a \
-                     bigint (PostgreSQL: ALTER TABLE … ALTER COLUMN id TYPE bigint, and ALTER SEQUENCE … AS \
-                     bigint for one made by serial; MySQL: ALTER TABLE … MODIFY id bigint AUTO_INCREMENT)";
-
-/// What to do where a token cannot be raised: none is that great unless somebody else wrote it.
-#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite-unbundled"))]
-pub(crate) const TOKEN_OUT_OF_RANGE: &str =
-    "its token is out of range: delete its row once nobody works under the lock";
 
 /// A reply that is under way.
 pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -270,116 +259,6 @@ impl Barrier {
 impl fmt::Debug for Barrier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Barrier").field(&self.0.is_some()).finish()
-    }
-}
-
-/// Why a store has no answer. What it was asked to do may have been done all the same, unless it
-/// was rejected or [`is_undone`](Self::is_undone).
-#[derive(Debug)]
-pub enum StoreError {
-    /// The database ended a conflict in favour of somebody else. Try again soon.
-    Contention(BoxError),
-    /// It did not answer, or not in time, or cannot serve just now.
-    Unavailable(BoxError),
-    /// It answered no. Trying again will not help.
-    Rejected {
-        /// What to do about it, where that is known.
-        hint: Option<String>,
-        /// What it said.
-        source: BoxError,
-    },
-}
-
-impl StoreError {
-    pub(crate) fn rejected(message: impl Into<String>, hint: Option<&str>) -> Self {
-        Self::Rejected {
-            hint: hint.map(str::to_owned),
-            source: message.into().into(),
-        }
-    }
-
-    /// It answered that it cannot do it just now: that passes, or is seen to.
-    pub(crate) fn cannot_serve(message: impl Into<String>) -> Self {
-        let cause = Cause {
-            message: message.into(),
-            answered: true,
-            undone: false,
-        };
-        Self::Unavailable(cause.into())
-    }
-
-    /// The same, and nothing was done: there was no connection to send it on, or it was refused.
-    pub(crate) fn undone(self) -> Self {
-        match self {
-            Self::Unavailable(source) => {
-                let cause = Cause::of(&source, source.to_string());
-                let undone = true;
-                Self::Unavailable(Cause { undone, ..cause }.into())
-            }
-            other => other,
-        }
-    }
-
-    /// Whether it is known that nothing was done, and that nothing will be.
-    pub fn is_undone(&self) -> bool {
-        match self {
-            Self::Unavailable(source) => Cause::of(source, String::new()).undone,
-            Self::Rejected { .. } => true,
-            Self::Contention(_) => false,
-        }
-    }
-
-    /// The database answered, and that it cannot serve just now is its answer.
-    pub(crate) fn is_answer(&self) -> bool {
-        match self {
-            Self::Unavailable(source) => Cause::of(source, String::new()).answered,
-            Self::Contention(_) | Self::Rejected { .. } => true,
-        }
-    }
-
-    /// The same once more, for another who was to be answered together.
-    pub(crate) fn again(&self) -> Self {
-        let message =
-            |source: &BoxError| -> BoxError { Cause::of(source, source.to_string()).into() };
-        match self {
-            Self::Contention(source) => Self::Contention(message(source)),
-            Self::Unavailable(source) => Self::Unavailable(message(source)),
-            Self::Rejected { hint, source } => Self::Rejected {
-                hint: hint.clone(),
-                source: message(source),
-            },
-        }
-    }
-
-    pub(crate) fn late(within: Duration) -> Self {
-        Self::Unavailable(format!("no answer within {}", protocol::Human(within)).into())
-    }
-
-    #[cfg(feature = "mysql")]
-    pub(crate) fn no_connection_within(within: Duration, what: &str) -> Self {
-        Self::Unavailable(
-            format!("no connection within {}: {what}", protocol::Human(within)).into(),
-        )
-    }
-
-    /// The same in the words of the public API.
-    pub fn into_error(self, op: impl Into<String>) -> Error {
-        let op = op.into();
-        match self {
-            Self::Contention(source) => Error::Conflict { op, source },
-            Self::Unavailable(source) => Error::Unavailable { op, source },
-            Self::Rejected { hint, source } => Error::rejected(op, hint, source),
-        }
-    }
-}
-
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Contention(source) => write!(f, "contention: {source}"),
-            Self::Unavailable(source) => write!(f, "unavailable: {source}"),
-            Self::Rejected { source, .. } => write!(f, "rejected: {source}"),
-        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::metrics::Engine;
 pub(crate) mod api;
 pub(crate) mod connect;
 mod doctor;
+mod error;
 pub(crate) mod measured;
 mod memory;
 #[cfg(feature = "mysql")]

@@ -4,7 +4,7 @@ use std::io;
 
 use mysql_async::{DriverError, IoError, ServerError};
 
-use crate::store::api::{IDS_USED_UP, StoreError, TOKEN_OUT_OF_RANGE};
+use crate::store::error::{IDS_USED_UP, StoreError, TOKEN_OUT_OF_RANGE};
 
 pub(crate) const INIT_HINT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE_HINT: &str =

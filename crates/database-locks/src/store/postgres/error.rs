@@ -2,9 +2,9 @@
 
 use tokio_postgres::error::SqlState;
 
-use crate::store::api::{IDS_USED_UP, StoreError, TOKEN_OUT_OF_RANGE};
 use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::connect::tls::{TlsFailure, tls_failure};
+use crate::store::error::{IDS_USED_UP, StoreError, TOKEN_OUT_OF_RANGE};
 
 /// An error, as the callers of this engine need to know it. The driver's own says "db error" and
 /// leaves the rest to its sources.

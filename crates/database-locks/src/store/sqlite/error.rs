@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 
-use crate::store::api::{StoreError, TOKEN_OUT_OF_RANGE};
+use crate::store::error::{StoreError, TOKEN_OUT_OF_RANGE};
 
 /// What was possible with the file before.
 #[derive(Clone, Copy, Debug)]
