@@ -1,8 +1,8 @@
-//! The seam between the library and the engines, and what every engine shares.
+//! The interface between the client and the engines.
 //!
-//! A store takes slices, since one statement for a thousand locks is what makes a thousand locks
-//! cheap; one lock is the common case. It takes durations and gives durations, never a point in
-//! time: so nobody above can compare two clocks by accident.
+//! Requests take slices, since one statement for many locks is much cheaper than many statements.
+//! One lock is the common case. Times go in and out as durations, never as points in time, so that
+//! the client cannot compare two clocks by mistake.
 
 use std::fmt;
 use std::future::Future;
@@ -17,53 +17,52 @@ use protocol::{
     Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
 };
 
-/// A reply that is under way.
+/// A pending answer.
 pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// One engine's table of locks.
 ///
-/// Every call has a deadline, `within`: past it the connection is given up and the answer is
-/// [`StoreError::Unavailable`]. What a call that failed has done is *unknown*: it may have been
-/// carried out, or may yet be. The answers stand in the order of what was asked.
+/// Every request has a deadline, `within`. When it passes, the engine gives up the connection and
+/// answers [`StoreError::Unavailable`]. The effect of a failed request is *unknown*: the database
+/// may have carried it out, or may still do so. Answers are in the order of the commands.
 ///
-/// Dropping a reply leaves it unknown as well, but orderly: calls that are made later are carried
-/// out later, as long as the connection lasts.
+/// Dropping a reply leaves the effect unknown, too. As long as the connection lasts, later requests
+/// are carried out after it.
 pub trait Store: Send + Sync + fmt::Debug {
-    /// The direct path to the same database; none where the engine has none. The same one at each
-    /// call.
+    /// The direct connection to the same database, if the engine has one. Every call returns the
+    /// same one.
     fn direct(&self) -> Option<Arc<dyn DirectConnection>> {
         None
     }
 
-    /// Connect if need be, and refuse a server that cannot serve: too old, read-only.
+    /// Connect unless connected, and reject a server that cannot serve: too old, read-only.
     fn connect(&self, within: Duration) -> Reply<'_, ()>;
 
-    /// Grant what is free. Never waits for a row; a losing try writes nothing.
+    /// Grant the locks that are free. Never waits for a row. A lock that is held is not written to.
     fn acquire<'a>(
         &'a self,
         asks: &'a [AcquireCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>>;
 
-    /// Lengthen what is still held by exactly these grants.
+    /// Extend the leases of these grants, if they still hold their locks.
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], within: Duration)
     -> Reply<'a, Vec<Renewal>>;
 
-    /// Free what is still held by exactly these grants.
+    /// Free the locks of these grants, if they still hold them.
     fn release<'a>(
         &'a self,
         returns: &'a [ReleaseCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Released>>;
 
-    /// Read the rows of these names, in the order of their names. Locks nothing.
+    /// Read the rows of these names, ordered by name. Takes no lock.
     fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>>;
 
-    /// Read some of the rows, in the order in which they were made: those behind `after`. Locks
-    /// nothing.
+    /// Read a page of rows with ids greater than `after`, ordered by id. Takes no lock.
     ///
-    /// A page looks at [`PAGE`] rows at most, whatever matches, so that no renewal waits long
-    /// behind it.
+    /// A page covers at most [`PAGE`] rows, whether they match the filter or not, so that renewals
+    /// behind it do not wait long.
     fn page<'a>(
         &'a self,
         filter: &'a ListFilter,
@@ -71,31 +70,31 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, Page>;
 
-    /// Who has each of these locks; none: nobody does as it seems, so that an acquire is worth a
-    /// try.
+    /// The holder of each of these locks. `None`: the lock looks free, so an acquire may succeed.
     ///
-    /// Locks nothing and waits for no row. Where there are several servers it shows what the one at
-    /// hand knows: so it decides when to try and nothing else.
+    /// Takes no lock and waits for no row. On a cluster the answer is what the connected node has
+    /// applied, so it only decides when to try.
     fn holders<'a>(
         &'a self,
         names: &'a [LockName],
         within: Duration,
     ) -> Reply<'a, Vec<Option<Holder>>>;
 
-    /// Put another grant in the place of one that is still held by the same holder, with a new
-    /// token.
+    /// Replace a grant by another one of the same holder, with a new token, if it still holds the
+    /// lock.
     fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome>;
 
-    /// Put another grant in the place of one that is still held, with the same token.
+    /// Replace a grant by another one with the same token, if it still holds the lock.
     fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal>;
 
-    /// Free a lock whoever has it.
+    /// Free a lock, whichever grant holds it.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
 
-    /// Delete rows of locks that nobody has had for so long, among those behind the id `after`; not
-    /// more than a page of them.
+    /// Delete rows of locks that have been free for `idle`, among one page of rows with ids greater
+    /// than `after`.
     ///
-    /// Rows that do not say when they were free last, since 0.5 wrote them, only where `unknown`.
+    /// A row that legacy (django-database-locks 0.5) wrote does not tell when it was released. It is
+    /// deleted only if `unknown` is set.
     fn prune(
         &self,
         idle: Duration,
@@ -104,32 +103,33 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'_, Pruned>;
 
-    /// Make the table, or add what it lacks. A second run changes nothing.
+    /// Create the table, or add missing columns to it. A second run changes nothing.
     fn install(&self, within: Duration) -> Reply<'_, ()>;
 
-    /// Look for what is wrong, or could be better. Changes nothing, and needs no special rights.
+    /// Examine the server, the table and the user's rights. Changes nothing, and needs no special
+    /// rights.
     fn examine(&self, within: Duration) -> Reply<'_, Report>;
 
-    /// Let the lease of a lock end now, for tests; none where nobody can set the engine's clock.
-    /// Answers the grant id of who had it.
+    /// For tests: let the lease of a lock end now. Answers the grant id that held it. `None` if the
+    /// engine cannot do that.
     fn expire(&self, name: &LockName) -> Option<Option<String>> {
         let _ = name;
         None
     }
 
-    /// What a transaction runs to commit only while this grant is there; none where
-    /// [`open_fence`](Store::open_fence) is all that it takes.
+    /// The statements by which a transaction commits only while its grant holds the lock. `None` if
+    /// the engine fences by [`open_fence`](Store::open_fence) alone.
     fn fence(&self) -> Option<&FenceText> {
         None
     }
 
-    /// Whether a renewal gets through while such a transaction is open.
+    /// Whether a lease can be renewed while a fenced transaction is open.
     fn renews_under_fence(&self) -> bool {
         true
     }
 
-    /// Keep everybody else from getting the lock until what comes back is dropped, where that does
-    /// not take a statement in somebody's transaction; or say why it is not ours any more.
+    /// Keep other clients from acquiring the lock until the [`Barrier`] is dropped, if the engine
+    /// fences without a statement. Answers why the grant is gone if it no longer holds the lock.
     fn open_fence<'a>(
         &'a self,
         grant: &'a Grant,
@@ -139,12 +139,13 @@ pub trait Store: Send + Sync + fmt::Debug {
         Box::pin(std::future::ready(Ok(Ok(Barrier::none()))))
     }
 
-    /// Tell other clients that this process waits for `name`, for at least `pause`, so that a
-    /// release is notified to [`on_notified`](Store::on_notified). Whether it will be, and the lock
-    /// is not free yet: if not, the caller polls. It polls after `pause` in any case, since a
-    /// notification may be lost.
+    /// Announce to other clients that this process waits for `name`, for at least `pause`, so that
+    /// its release is notified to the handler of [`on_notified`](Store::on_notified).
     ///
-    /// Without `anew`, nothing is asked if an earlier announcement lasts that long.
+    /// `false`: no notification will come, or the lock is free already, and the caller polls. It
+    /// also polls after `pause`, since a notification may be lost.
+    ///
+    /// Without `anew`, no request is sent if an earlier announcement lasts that long.
     fn announce<'a>(
         &'a self,
         name: &'a LockName,
@@ -155,48 +156,45 @@ pub trait Store: Send + Sync + fmt::Debug {
         Box::pin(std::future::ready(false))
     }
 
-    /// Whom to tell of notifications. It may be told in vain. Called once, before anything is held.
-    fn on_notified(&self, tell: NoticeHandler) {
-        drop(tell);
+    /// Set the handler of notifications, which must tolerate spurious ones. Called once, before the
+    /// first acquire.
+    fn on_notified(&self, handler: NoticeHandler) {
+        drop(handler);
     }
 
-    /// What keeps our statements from being carried out just now, where that is known: a session
-    /// that has the table locked.
+    /// The session that blocks the statements of this store at present, if it is known: one that
+    /// has locked the table.
     fn blocked_by(&self) -> Option<String> {
         None
     }
 
-    /// A renewal is due within seconds: make the connection for it in the background, unless it is
-    /// there.
+    /// Connect in the background unless connected: a renewal is due within seconds.
     fn prepare_to_renew(&self) {}
 
-    /// Send the next renewal on a new connection. Calls that wait for an answer still get it.
+    /// Send the next renewal on a new connection. Pending requests still get their answers.
     fn reconnect(&self) {}
 
-    /// Whether waiters of other processes poll, so that a release does not know whether there are
-    /// any.
+    /// Whether waiters of other processes poll. If so, a release cannot tell whether there are any.
     fn waiters_poll(&self) -> bool {
         true
     }
 }
 
-/// The direct path of a caller to the database: a connection of its own, whose I/O the runtime of
-/// the caller drives, so that no thread has to wake another.
+/// A second connection of the process, whose I/O is driven by the runtime of the caller, so that no
+/// thread has to wake another.
 ///
-/// It is used on one runtime at a time, its *home*, within whose context every call is made and
-/// polled. It connects by itself at the first call, and anew when the connection is gone: tasks
-/// that it spawns (`tokio::spawn`) are tasks of the home, wrapped in
-/// [`Gated`](crate::runtime::fork::Gated). When the home ends, so do they, and the next call is
-/// made on another runtime.
+/// It is used on one runtime at a time, its *home*: every request is made and polled there. It
+/// connects at the first request, and again after the connection has broken. Tasks that it spawns
+/// (`tokio::spawn`) run on the home, wrapped in [`Gated`](crate::runtime::fork::Gated). When the
+/// home ends, they end, and the next request is made on another runtime.
 ///
-/// There is one call at a time, unless calls [block](DirectConnection::blocks). It has no deadline
-/// of its own: when it is late the client calls [`give_up`](DirectConnection::give_up), and drops
-/// it as soon as its owner lets it. Otherwise a call that was polled once is never dropped, unless
-/// its runtime ends. What a call that failed or was dropped has done is *unknown*, as for
-/// [`Store`].
+/// The client makes one request at a time, unless requests [block](DirectConnection::blocks). A
+/// request has no deadline of its own. If it is late, the client calls
+/// [`give_up`](DirectConnection::give_up), and drops the reply as soon as its owner allows. Other
+/// replies that were polled once are dropped only if their runtime ends. The effect of a failed or
+/// dropped request is *unknown*, as for [`Store`].
 pub trait DirectConnection: Send + Sync + fmt::Debug {
-    /// Whether a call blocks the thread that polls it. Then it is for callers that block, and for
-    /// them alone.
+    /// Whether a request blocks the thread that polls it. If so, only blocking callers use it.
     fn blocks(&self) -> bool {
         false
     }
@@ -210,43 +208,41 @@ pub trait DirectConnection: Send + Sync + fmt::Debug {
     /// See [`Store::release`].
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>>;
 
-    /// A call was late, or the direct connection moves to another runtime: the next one is made on
-    /// a new connection.
+    /// Make the next request on a new connection: a request was late, or the direct connection moves
+    /// to another runtime.
     fn give_up(&self);
 }
 
-/// What a client hears from others.
+/// A notification from another client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice<'a> {
-    /// The lock was released, also by force, or taken over, as the backend of this number says;
-    /// none where that may be one of this process.
+    /// The lock was released, released by force, or taken over. With the number of the backend that
+    /// notified; `None` if that may be a backend of this process.
     Released(&'a LockName, Option<i32>),
-    /// Notifications may have been missed, since the connection that hears them is a new one or
-    /// none.
+    /// Notifications may have been missed: the connection that listens has ended or is a new one.
     Missed,
 }
 
-/// Who is told.
+/// Receives notifications.
 pub type NoticeHandler = Arc<dyn Fn(Notice<'_>) + Send + Sync>;
 
-/// The statements of a fence, the name of the table put in. Their parameters are name, token and
+/// The statements of a fence, with the name of the table. Their parameters are name, token and
 /// grant id in this order, written `$1`, `$2`, `$3`, or `?` each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FenceText {
-    /// To be run before: it finds one row where what the transaction has read is no older than the
-    /// grant.
+    /// Runs before the fence. One row: the snapshot of the transaction is not older than the grant.
     pub before: Option<String>,
-    /// Finds one row, or changes one, where the grant is there.
+    /// The fence. One row found or changed: the grant holds the lock.
     pub fence: String,
-    /// The transaction may be on a server that has not heard of the grant yet.
+    /// The transaction may run on a node that has not applied the grant yet.
     pub may_lag: bool,
 }
 
-/// Keeps everybody else from getting a lock, until it is dropped.
+/// Keeps other clients from acquiring a lock until it is dropped.
 pub struct Barrier(Option<Box<dyn std::any::Any + Send + Sync>>);
 
 impl Barrier {
-    /// One that keeps nobody out: a statement does.
+    /// A barrier without effect, for engines that fence by a statement.
     pub fn none() -> Self {
         Self(None)
     }
@@ -262,18 +258,18 @@ impl fmt::Debug for Barrier {
     }
 }
 
-/// A length as a statement takes it.
+/// A duration in microseconds, as statements take it.
 pub(crate) fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// A length of the past that every engine can reckon with: nothing is as old as a thousand years.
+/// A duration that every engine can subtract from its clock: at most a thousand years.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
 pub(crate) fn bounded(length: Duration) -> Duration {
     length.min(Duration::from_secs(1_000 * 31_557_600))
 }
 
-/// Keep a reply to its deadline; `give_up` then drops the connection that owes it.
+/// Await a reply until its deadline. When it passes, `give_up` drops the connection.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
 pub(crate) async fn with_deadline<T>(
     within: Duration,

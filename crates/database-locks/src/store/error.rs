@@ -16,19 +16,19 @@ pub(crate) const IDS_USED_UP: &str = "the ids of its rows are used up: as the ow
 pub(crate) const TOKEN_OUT_OF_RANGE: &str =
     "its token is out of range: delete its row once no program works under the lock";
 
-/// Why a store has no answer. What it was asked to do may have been done all the same, unless it
-/// was rejected or [`is_undone`](Self::is_undone).
+/// Why a store has no answer. The request may have been carried out all the same, unless it was
+/// rejected or [`is_undone`](Self::is_undone).
 #[derive(Debug)]
 pub enum StoreError {
-    /// The database ended a conflict in favour of somebody else. Try again soon.
+    /// A conflicting transaction was in the way. Try again soon.
     Contention(BoxError),
-    /// It did not answer, or not in time, or cannot serve just now.
+    /// The database did not answer in time, or cannot serve at present.
     Unavailable(BoxError),
-    /// It answered no. Trying again will not help.
+    /// The database refused the request. Trying again will not help.
     Rejected {
-        /// What to do about it, where that is known.
+        /// What to do about it, if it is known.
         hint: Option<String>,
-        /// What it said.
+        /// The message of the database.
         source: BoxError,
     },
 }
@@ -41,7 +41,7 @@ impl StoreError {
         }
     }
 
-    /// It answered that it cannot do it just now: that passes, or is seen to.
+    /// The database answered that it cannot serve at present.
     pub(crate) fn cannot_serve(message: impl Into<String>) -> Self {
         let cause = Cause {
             message: message.into(),
@@ -51,7 +51,7 @@ impl StoreError {
         Self::Unavailable(cause.into())
     }
 
-    /// The same, and nothing was done: there was no connection to send it on, or it was refused.
+    /// Mark that the request was not carried out: it was not sent, or the database refused it.
     pub(crate) fn undone(self) -> Self {
         match self {
             Self::Unavailable(source) => {
@@ -63,7 +63,7 @@ impl StoreError {
         }
     }
 
-    /// Whether it is known that nothing was done, and that nothing will be.
+    /// Whether the request was not carried out, and will not be.
     pub fn is_undone(&self) -> bool {
         match self {
             Self::Unavailable(source) => Cause::of(source, String::new()).undone,
@@ -72,7 +72,7 @@ impl StoreError {
         }
     }
 
-    /// The database answered, and that it cannot serve just now is its answer.
+    /// Whether the error is an answer of the database.
     pub(crate) fn is_answer(&self) -> bool {
         match self {
             Self::Unavailable(source) => Cause::of(source, String::new()).answered,
@@ -80,7 +80,7 @@ impl StoreError {
         }
     }
 
-    /// The same once more, for another who was to be answered together.
+    /// A copy, for another request that failed for the same reason.
     pub(crate) fn again(&self) -> Self {
         let message =
             |source: &BoxError| -> BoxError { Cause::of(source, source.to_string()).into() };
@@ -105,7 +105,7 @@ impl StoreError {
         )
     }
 
-    /// The same in the words of the public API.
+    /// The error of the public API.
     pub fn into_error(self, op: impl Into<String>) -> Error {
         let op = op.into();
         match self {

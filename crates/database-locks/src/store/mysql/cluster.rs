@@ -1,50 +1,50 @@
 //! Clusters of servers that can all be written to, each with a clock of its own: Galera, Percona
 //! XtraDB Cluster, and Group Replication without a single primary.
 //!
-//! A commit goes to all of them in one order, and each lets a transaction pass only if no earlier
-//! one, which it had not seen, has written the same row. So the conditions of a statement still
-//! hold at its commit, or the statement fails (error 1213 or 3101) and is tried again. A node that
-//! lags therefore does no harm to a statement that writes: it cannot grant what another node has
-//! granted, nor renew or release what is gone. Only the *conclusion* from a plain read that a grant
-//! is gone needs a recent row: before such a read the node is told to catch up.
+//! All nodes receive the commits in one order. A node certifies a transaction only if no earlier
+//! transaction that it had not seen has written the same row. So either the conditions of a
+//! statement still hold at its commit, or the statement fails (error 1213 or 3101) and is tried
+//! again. A node that lags does no harm to a statement that writes: it cannot grant a lock that
+//! another node has granted, nor renew or release a grant that is gone. Only a plain read from
+//! which the client *concludes* that a grant is gone needs a recent row. Before such a read the
+//! session is set to wait until the node has caught up.
 //!
-//! The clock of a node is not compared with what another has written: see [`Version`].
+//! The clock of a node is not compared with times that another node has written: see [`Version`].
 
 use mysql_async::Value;
 
 use protocol::Version;
 
-/// How the servers of a cluster agree.
+/// The kind of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cluster {
     Galera,
     Group,
 }
 
-/// A lease that has ended, so that the lock may be granted: by the clock of the one server there
-/// is.
+/// The condition that a lease has ended, by the clock of a single server.
 pub(crate) const ENDED: &str = "expires_at <= UTC_TIMESTAMP(6)";
-/// A lease that has not.
+/// The condition that a lease has not ended.
 pub(crate) const LIVE: &str = "expires_at > UTC_TIMESTAMP(6)";
 
-/// The same on a cluster: it is the lease that this client has watched for its whole length. Null
-/// for each: it has watched none.
+/// [`ENDED`] on a cluster: the lease is the one that this client has observed for its full length.
+/// All parameters are null if it has observed none.
 pub(crate) const ENDED_ON_CLUSTER: &str = "
                token = :seen_token
                AND expires_at = TIMESTAMP'1970-01-01 00:00:00'
                    + INTERVAL :seen_expires_at MICROSECOND
                AND renewed_at <=> TIMESTAMP'1970-01-01 00:00:00'
                    + INTERVAL :seen_renewed_at MICROSECOND";
-/// On a cluster a lease lives until another client acquires the lock.
+/// [`LIVE`] on a cluster, where a lease lives until another client acquires the lock.
 pub(crate) const LIVE_ON_CLUSTER: &str = "expires_at IS NOT NULL";
 
-/// Whether the server takes writes of all users. A privileged user may write in spite of
-/// `read_only`, and what is written to a replica is lost at the failover. MariaDB says OFF, MySQL
-/// 0; some versions know more values.
+/// The condition that the server accepts writes of all users. A privileged user may write in spite
+/// of `read_only`, and writes to a replica are lost at a failover. `read_only` is OFF on MariaDB
+/// and 0 on MySQL; some versions have further values.
 pub(crate) const WRITABLE: &str = "CONCAT(@@global.read_only) IN ('0', 'OFF')";
 
-/// Fill in the conditions on a lease. In a statement about many locks, the watched version stands
-/// beside each.
+/// Put the conditions on a lease into a statement. A statement about many locks has the observed
+/// version of each in its list.
 pub(crate) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
     let (ended, live, grace) = match cluster {
         None => (ENDED, LIVE, "1 MINUTE"),
@@ -71,7 +71,7 @@ pub(crate) fn version(expired_version: Option<&Version>) -> [(String, Value); 3]
 }
 
 impl Cluster {
-    /// Let the next statements wait until this node has caught up with the others.
+    /// Makes the next statements wait until this node has caught up with the others.
     pub(crate) fn catch_up(self) -> &'static str {
         match self {
             Self::Galera => "SET SESSION wsrep_sync_wait = 1",
@@ -79,7 +79,7 @@ impl Cluster {
         }
     }
 
-    /// Let them no longer wait.
+    /// Ends that.
     pub(crate) fn stop_catching_up(self) -> &'static str {
         match self {
             Self::Galera => "SET SESSION wsrep_sync_wait = DEFAULT",

@@ -83,7 +83,7 @@ impl MysqlDirect {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is a connection, as far as is known.
+    /// Whether there is a connection, as far as known.
     pub(crate) fn is_up(&self) -> bool {
         self.slot().as_ref().is_some_and(|slot| slot.is_up())
     }
@@ -148,13 +148,13 @@ impl MysqlDirect {
     ///
     /// A call notices only by sending that the server has closed the connection. A ping before each
     /// call would cost a second round trip, and the connection could still be closed after it. So
-    /// the work is repeated once, on a new connection. `tells`: whether the second answer shows
+    /// the work is repeated once, on a new connection. `is_conclusive`: whether the second answer shows
     /// what became of the first.
     async fn call<W: Sync + ?Sized, T>(
         &self,
         what: &W,
         work: for<'s> fn(&'s mut Session, &'s W) -> BoxFuture<'s, Result<T, StoreError>>,
-        tells: fn(&T) -> bool,
+        is_conclusive: fn(&T) -> bool,
     ) -> Result<T, StoreError> {
         let mut unknown: Option<StoreError> = None;
         let done = loop {
@@ -172,7 +172,7 @@ impl MysqlDirect {
             drop(idle);
             match (done, unknown) {
                 (Err(failure), None) if !answered && !is_new => unknown = Some(failure),
-                (Ok(answer), Some(_)) if tells(&answer) => break Ok(answer),
+                (Ok(answer), Some(_)) if is_conclusive(&answer) => break Ok(answer),
                 (_, Some(failure)) => break Err(failure),
                 (done, None) => break done,
             }
@@ -222,14 +222,14 @@ impl DirectConnection for MysqlDirect {
     fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         // A grant that is there already is recognised by its id. The row may be locked by the first
         // request.
-        let tells = |outcomes: &Vec<_>| !outcomes.contains(&Outcome::Busy);
-        Box::pin(self.call(asks, |on, all| Box::pin(on.acquire(all)), tells))
+        let is_conclusive = |outcomes: &Vec<_>| !outcomes.contains(&Outcome::Busy);
+        Box::pin(self.call(asks, |on, all| Box::pin(on.acquire(all)), is_conclusive))
     }
 
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         // After a release the row looks as after a loss.
-        let tells = |done: &Vec<_>| !done.contains(&Released::NotHeld);
-        Box::pin(self.call(returns, |on, all| Box::pin(on.release(all)), tells))
+        let is_conclusive = |done: &Vec<_>| !done.contains(&Released::NotHeld);
+        Box::pin(self.call(returns, |on, all| Box::pin(on.release(all)), is_conclusive))
     }
 
     /// A late call keeps its connection until it is dropped, which may be never: its owner may not

@@ -223,8 +223,8 @@ impl Store for Postgres {
         Box::pin(self.listener.announce(&self.connection, name, pause, anew))
     }
 
-    fn on_notified(&self, tell: NoticeHandler) {
-        self.listener.on_notified(tell);
+    fn on_notified(&self, notify: NoticeHandler) {
+        self.listener.on_notified(notify);
     }
 
     fn blocked_by(&self) -> Option<String> {

@@ -101,7 +101,7 @@ struct Shared {
     /// [`TABLE_NUMBER`], with the name of the table put in.
     table_number: String,
     state: Mutex<State>,
-    tell: OnceLock<NoticeHandler>,
+    notify: OnceLock<NoticeHandler>,
     /// Whether a lease that is renewed rarely has been held: if not, there is none to forget.
     rare: AtomicBool,
     /// The backends that serve this process alone. The caller of a statement knows what that
@@ -128,9 +128,9 @@ impl Shared {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, notice: Notice<'_>) {
-        if let Some(tell) = self.tell.get() {
-            tell(notice);
+    fn notify(&self, notice: Notice<'_>) {
+        if let Some(notify) = self.notify.get() {
+            notify(notice);
         }
     }
 
@@ -152,7 +152,7 @@ impl ConnectionEvents for Shared {
             return;
         }
         if let Ok(name) = LockName::new(notification.payload()) {
-            self.tell(Notice::Released(&name, Some(pid)));
+            self.notify(Notice::Released(&name, Some(pid)));
         }
     }
 
@@ -160,7 +160,7 @@ impl ConnectionEvents for Shared {
         // A server that crashed, or one that another has replaced, may have forgotten the
         // announcements.
         self.state().announced = ExpiringMap::default();
-        self.tell(Notice::Missed);
+        self.notify(Notice::Missed);
     }
 
     fn backend_began(&self, pid: i32) {
@@ -180,7 +180,7 @@ impl Listener {
         Self(Arc::new(Shared {
             table_number: table.fill(TABLE_NUMBER),
             state: Mutex::default(),
-            tell: OnceLock::new(),
+            notify: OnceLock::new(),
             rare: AtomicBool::new(false),
             own: Mutex::default(),
         }))
@@ -193,8 +193,8 @@ impl Listener {
     }
 
     /// Set the receiver of notifications. The first call counts.
-    pub(crate) fn on_notified(&self, tell: NoticeHandler) {
-        let _ = self.0.tell.set(tell);
+    pub(crate) fn on_notified(&self, notify: NoticeHandler) {
+        let _ = self.0.notify.set(notify);
     }
 
     /// See [`Store::announce`](crate::store::Store::announce).
@@ -236,7 +236,7 @@ impl Listener {
 
     /// This store has just taken the lock from its holder, which may be of this process.
     pub(crate) fn released(&self, name: &LockName) {
-        self.0.tell(Notice::Released(name, None));
+        self.0.notify(Notice::Released(name, None));
     }
 
     /// These were granted.
@@ -347,7 +347,7 @@ async fn start_listening(shared: Weak<Shared>, on: Arc<Session>) {
         Ok(Ok(())) => {
             on.listens.store(true, Ordering::Relaxed);
             // What was notified until now was missed.
-            listener.tell(Notice::Missed);
+            listener.notify(Notice::Missed);
         }
         Ok(Err(error)) => {
             tracing::debug!("waiters are not notified but poll: {}", error.message);

@@ -1,4 +1,4 @@
-//! Where the server is, what a connection to it is made with, and what was found out about it.
+//! The server: where it is, how to connect to it, and what is known about it.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,37 +13,37 @@ use crate::store::connect::table::Table;
 use crate::store::connect::tls::{Check, Encrypt, Tls};
 use crate::store::connect::url::{self, Address};
 
-/// So that a firewall does not forget an idle connection in the first place.
+/// Often enough that a firewall does not drop an idle connection.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// The server, or the several of which one can be written to, and what was found out about it.
+/// One server, or several of which one is writable, and what is known about it.
 pub(crate) struct Server {
     pub(crate) connector: Connector<Endpoint>,
     pub(crate) table: Table,
-    /// Whether it was one of a cluster.
+    /// Whether it is a node of a cluster.
     pub(crate) clustered: AtomicBool,
-    /// Whether the table was once found fit: if it is missing after that, it may come back.
+    /// Whether the table was usable once. If it is missing after that, it may come back.
     pub(crate) found: AtomicBool,
 }
 
-/// Where the server is and how to talk to it.
+/// The addresses of the server, and the options of the driver for each.
 pub(crate) struct Endpoint {
-    /// From the URL and the environment.
+    /// From the URL, the environment and files.
     settings: url::Server,
     tls: Tls,
     pub(crate) hosts: Vec<Host>,
 }
 
-/// One way to connect.
+/// One address, with the options of the driver.
 pub(crate) struct Host {
     pub(crate) address: Address,
     pub(crate) opts: Opts,
-    /// Used if the server answers that it has no TLS.
+    /// The options to use if the server offers no TLS.
     pub(crate) without_tls: Option<Opts>,
 }
 
 impl Host {
-    /// Whether it has no TLS, or no client certificate.
+    /// Whether it logs in without a client certificate.
     pub(crate) fn is_anonymous(&self) -> bool {
         let tls = self.opts.ssl_opts();
         tls.is_none_or(|tls| tls.client_identity().is_none())
@@ -51,11 +51,11 @@ impl Host {
 }
 
 impl connector::Endpoint for Endpoint {
-    /// Longer than the patience of a short lease on purpose: where the way to the server is slow,
-    /// attempts that are cut off at 100 ms would never get through.
+    /// Longer than the deadlines of a short lease: on a slow network, attempts that end after 100
+    /// ms would never succeed.
     const TIMEOUT: Duration = Duration::from_secs(3);
 
-    /// If no more than a password has changed, files of certificates are not read again.
+    /// Certificate files are read again only if the TLS settings have changed.
     fn with(&self, settings: url::Server) -> Result<Self, Error> {
         match settings.tls == self.settings.tls {
             true => Ok(Self::with_tls(settings, self.tls.clone())),
@@ -85,7 +85,7 @@ impl Endpoint {
         }
     }
 
-    /// The statement to run on each new connection.
+    /// The statement that the URL runs on each new connection.
     pub(crate) fn init_command(&self) -> Option<&str> {
         self.settings.init_command.as_deref()
     }
@@ -97,16 +97,14 @@ impl Host {
             .user(settings.user.clone())
             .pass(settings.password_at(at))
             .db_name(settings.database.clone())
-            // By default the driver asks a server on loopback for its socket and goes there
-            // instead.
+            // By default the driver asks a server on loopback for its socket and connects to that.
             .prefer_socket(false)
             .tcp_keepalive(Some(KEEPALIVE))
-            // "Affected" rows are those that were found, even if no value of theirs has changed.
+            // The number of affected rows then counts the rows found, changed or not.
             .client_found_rows(true)
-            // Known, so that the driver does not ask for them at each connect.
+            // Set, so that the driver does not query them at each connect.
             .max_allowed_packet(Some(1 << 26))
-            // The session keeps what it has prepared, and one that the driver closes meanwhile
-            // would be of no use.
+            // The session keeps its prepared statements, and the driver must not close them.
             .stmt_cache_size(0)
             .wait_timeout(Some(0));
         let (plain, encrypt) = match address {
@@ -114,7 +112,7 @@ impl Host {
                 let plain = common.ip_or_hostname(host.clone()).tcp_port(*port);
                 (plain, tls.encrypt)
             }
-            // The driver would ask for TLS there, and then not begin with it.
+            // The driver would ask for TLS on a socket and then not start it.
             Address::Unix(path) => (common.socket(Some(path.to_string_lossy())), Encrypt::Never),
         };
         let (opts, without_tls) = match encrypt {
@@ -146,7 +144,7 @@ impl Server {
     }
 }
 
-/// What the driver needs to talk TLS.
+/// The TLS options of the driver.
 fn secured(tls: &Tls) -> SslOpts {
     let roots = || tls.roots.iter().map(|root| root.to_vec().into()).collect();
     let checked = || {
@@ -154,11 +152,11 @@ fn secured(tls: &Tls) -> SslOpts {
         opts.with_root_certs(roots())
     };
     let opts = match tls.check {
-        // Signatures are checked all the same.
+        // Signatures are checked in any case.
         Check::Nothing => SslOpts::default().with_danger_accept_invalid_certs(true),
-        // The driver knows that only the name was wrong by looking for this word in the text of the
-        // error, where it no longer stands (https://github.com/blackbeam/mysql_async/issues/404).
-        // But the name that was asked for does, and the name is looked at last of all.
+        // The driver recognises a wrong name by this word in the text of the error, which no longer
+        // contains it (https://github.com/blackbeam/mysql_async/issues/404). The text does contain
+        // the requested name, and the name is checked last.
         Check::Chain => checked()
             .with_danger_skip_domain_validation(true)
             .with_danger_tls_hostname_override(Some("NotValidForName")),

@@ -1,4 +1,4 @@
-//! The driver's connection, and how it is dropped.
+//! The connection of the driver, and its drop.
 
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,14 +9,14 @@ use mysql_async::Conn;
 
 use crate::runtime::fork::Here;
 
-/// A connection that is closed at once when it is dropped, in the midst of a statement too, and on
-/// whatever thread that happens.
+/// A connection that is closed at once when it is dropped, on any thread, and during a statement
+/// too.
 ///
-/// The driver leaves that to a task, which it spawns on the current runtime, and which reads the
-/// rest of an answer first. That task of the application's runtime would own a socket of this
-/// library, which a forked child drops. In a child the connection is leaked.
+/// The driver closes a connection in a task that it spawns on the current runtime, and reads the
+/// rest of an answer first. That task would belong to the application's runtime and own a socket of
+/// this library, which a forked child would drop. In a forked child the connection is leaked.
 pub(crate) struct DriverConnection {
-    /// There until this is dropped.
+    /// `Some` until the drop.
     conn: Option<Conn>,
     process: Here<()>,
 }
@@ -52,8 +52,8 @@ impl Drop for DriverConnection {
         if !self.process.is_here() {
             return std::mem::forget(conn);
         }
-        // Sends COM_QUIT if that is possible without waiting. From here on the driver takes the
-        // connection as closed, as it does during a statement.
+        // Sends COM_QUIT if that is possible without waiting. After this the driver treats the
+        // connection as closed.
         let _ = catch_unwind(AssertUnwindSafe(|| {
             let mut answer = pin!(conn.disconnect());
             let _ = answer

@@ -1,4 +1,4 @@
-//! Making a connection: TLS, login, and whether the server is fit.
+//! Making a connection: TLS, login, and the checks of the server.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Connect, look at the server, and set the session up.
+    /// Connect, check the server, and set up the session.
     async fn open_at(
         server: &Arc<Server>,
         endpoint: &Endpoint,
@@ -65,7 +65,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Not `@@name`: a variable that one of the servers does not know would be an error.
+    /// Not `@@name`, which fails for a variable that one of the servers does not have.
     pub(crate) const VARIABLES: &str = "
         SHOW VARIABLES WHERE Variable_name IN
             ('version', 'read_only', 'super_read_only', 'innodb_read_only', 'wsrep_on',
@@ -73,19 +73,19 @@ impl Session {
              'group_replication_group_name', 'group_replication_single_primary_mode',
              'max_allowed_packet')";
 
-    /// Everything that the statements count on, whatever the server's defaults are. It is set
-    /// before anything is asked: `sql_select_limit`, for one, hides rows of every answer.
+    /// The settings that the statements rely on, whatever the server's defaults are. They are set
+    /// before the first query, since a `sql_select_limit`, for one, hides rows of every answer.
     ///
-    /// `lock_wait_timeout` bounds the wait for an ALTER TABLE, a year by default. MySQL knows no
-    /// `innodb_lock_wait_timeout` of 0, and waits for a second at least. Without `unique_checks` a
-    /// name might be made twice. READ COMMITTED keeps a statement from locking the gaps between
-    /// rows.
+    /// `lock_wait_timeout` limits the wait for an ALTER TABLE, which is a year by default. MySQL
+    /// has no `innodb_lock_wait_timeout` of 0 and waits for at least a second. Without
+    /// `unique_checks` a name could be inserted twice. READ COMMITTED keeps a statement from
+    /// locking the gaps between rows.
     pub(crate) const SETTINGS: &str = "
         SET NAMES utf8mb4, autocommit = 1, lock_wait_timeout = 1,
             innodb_lock_wait_timeout = IF(VERSION() LIKE '%MariaDB%', 0, 1),
             sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION',
             sql_safe_updates = 0, sql_select_limit = 18446744073709551615, unique_checks = 1";
-    /// A node of Galera that is cut off from the others must say so, and not what it knew before.
+    /// A node of Galera that is cut off from the others must fail and not answer with stale rows.
     pub(crate) const CURRENT: &str = "SET SESSION wsrep_dirty_reads = 0";
     pub(crate) const ISOLATION: &str =
         "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
@@ -129,16 +129,16 @@ impl Session {
         };
         match self.cluster {
             Some(cluster) => self.check_ready(cluster).await?,
-            // With a single primary, too, a member that has left the group takes writes that no
-            // other receives.
+            // With a single primary, too, a member that has left the group accepts writes that no
+            // other member receives.
             None if self.single_primary => self.check_ready(Cluster::Group).await?,
             None if !matches!(variable("wsrep_provider"), "" | "none") => {
                 self.check_replicated().await?
             }
             None => {}
         }
-        // A privileged user may write in spite of `read_only`: on a replica that is lost at the
-        // failover.
+        // A privileged user may write in spite of `read_only`. On a replica such writes are lost at
+        // a failover.
         if ["read_only", "super_read_only", "innodb_read_only"]
             .into_iter()
             .any(on)
@@ -168,25 +168,24 @@ impl Session {
         Ok(())
     }
 
-    /// The refusal of a server that is read-only.
+    /// The error for a read-only server.
     fn read_only(&self) -> ConnectFailure {
-        // After a greeting a failover is under way, and the URL is right.
+        // If a server has served before, this is a failover, and the URL is right.
         let served = self.server.connector.has_served();
         let message = format!("the server at {} is read-only", self.at);
         let hint = "locks have to be written: connect to the primary";
         ConnectFailure::new(FailureKind::ReadOnly, message, (!served).then_some(hint))
     }
 
-    /// Run what the URL says is to be run on each connection. What it set that the statements count
-    /// on is set anew after it.
+    /// Run the `init_command` of the URL. The settings that the statements rely on are set again
+    /// after it.
     ///
-    /// A transaction that it left open would hide every grant from other clients, and a clock that
-    /// it has stopped (`SET timestamp`) would never end a lease.
+    /// A transaction that it left open would hide every grant from other clients, and with a
+    /// stopped clock (`SET timestamp`) no lease would ever end.
     async fn run_init_command(&mut self, command: &str) -> Result<(), ConnectFailure> {
         let answer = self.conn.query_drop(command).await;
         answer.map_err(|error| match &error {
-            // The statement is the user's own and may hold a secret; a syntax error repeats some of
-            // it.
+            // The statement may contain a secret, and a syntax error repeats a part of it.
             Error::Server(refused) => {
                 let message = match refused.code {
                     1064 => "it is not understood".to_owned(),
@@ -200,7 +199,7 @@ impl Session {
         })?;
         for after in ["COMMIT AND NO CHAIN NO RELEASE", "SET timestamp = DEFAULT"] {
             match self.conn.query_drop(after).await {
-                // A server on which it may not be set.
+                // The server does not allow setting it.
                 Err(Error::Server(refused)) if refused.code == 1290 => {}
                 done => done.map_err(|error| self.failed(&error))?,
             }
@@ -212,16 +211,17 @@ impl Session {
     pub(crate) const STATE: &str = "
         SHOW STATUS WHERE Variable_name IN
             ('wsrep_ready', 'wsrep_cluster_status', 'wsrep_local_state_comment')";
-    /// The same of Group Replication. It takes the right to read that table. A member that is cut
-    /// off from most of the others calls itself online, and writes to it wait for ever.
+    /// The state of a member of Group Replication. The user needs the right to read that table. A
+    /// member that is cut off from most of the others still calls itself online, and writes to it
+    /// wait for ever.
     pub(crate) const MEMBER: &str = "
         SELECT IF(COUNT(IF(member_state = 'UNREACHABLE', 1, NULL)) * 2 >= COUNT(*),
                   'CUT OFF FROM MOST OF THE OTHERS',
                   IFNULL(MAX(IF(member_id = @@server_uuid, member_state, NULL)), 'OFFLINE'))
           FROM performance_schema.replication_group_members";
 
-    /// Whether the node can serve. One that is cut off from most of the others, or is being made a
-    /// copy of one of them, cannot just now; another may.
+    /// Refuse a node that cannot serve at present: it is cut off from most of the others, or is
+    /// receiving a state transfer. Another node may serve.
     pub(crate) async fn check_ready(&mut self, cluster: Cluster) -> Result<(), ConnectFailure> {
         let state = match cluster {
             Cluster::Galera => {
@@ -240,12 +240,12 @@ impl Session {
                 })
             }
             Cluster::Group => match self.rows_as::<String>(Self::MEMBER, Params::Empty).await {
-                // A member that was started and has not joined takes writes that no other member
+                // A member that was started and has not joined accepts writes that no other member
                 // receives.
                 Ok(found) => Some(found.into_iter().next().unwrap_or_else(|| "OFFLINE".into()))
                     .filter(|state| state != "ONLINE")
                     .map(|state| state.to_lowercase()),
-                // `doctor` says that it cannot be seen, and which right it takes.
+                // `doctor` reports the missing right.
                 Err(StoreError::Rejected { .. }) => None,
                 Err(failure) => return Err(failure.into()),
             },
@@ -281,14 +281,14 @@ impl Session {
 
 /// Connect, with TLS or without.
 async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, ConnectFailure> {
-    // The driver takes the process's default provider, and rustls panics where there is none and
-    // two were built in. A default that the program has chosen stays.
+    // The driver uses the default provider of the process, and rustls panics if there is none and
+    // two are built in. A default that the program has chosen stays.
     if host.opts.ssl_opts().is_some() && CryptoProvider::get_default().is_none() {
         // Another thread may be doing the same.
         let _ = ring::default_provider().install_default();
     }
     let mut connected = dial(&host.opts, at).await?;
-    // Only the server's own answer makes the connection go without.
+    // TLS is left out only if the server itself answered that it has none.
     if let (Err(Error::Driver(DriverError::NoClientSslFlagFromServer)), Some(opts)) =
         (&connected, &host.without_tls)
     {
@@ -302,14 +302,14 @@ async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, ConnectFa
                 StoreError::rejected(format!("{at}: {message}"), Some(hint)).into()
             }
             None => match (&error, &host.address) {
-                // The password may just have been replaced by another one.
+                // The password may have been changed since it was read.
                 (Error::Server(refused), _)
                     if refused.code == 1045 && server.connector.may_log_in_later() =>
                 {
                     let message = format!("{at}: {} (error 1045)", refused.message);
                     StoreError::Unavailable(message.into()).into()
                 }
-                // All that MariaDB says where TLS is required.
+                // MariaDB answers no more than this if TLS is required.
                 (Error::Server(refused), Address::Tcp(..))
                     if refused.code == 1045 && host.is_anonymous() =>
                 {
@@ -324,8 +324,8 @@ async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, ConnectFa
     })
 }
 
-/// Let the driver connect. If it panics, as it may where a server asks for a login that it was not
-/// built with, the caller gets an error.
+/// Let the driver connect. It may panic if the server asks for an authentication plugin that is not
+/// built in.
 async fn dial(opts: &Opts, at: &str) -> Result<Result<Conn, Error>, StoreError> {
     catch_panic(Conn::new(opts.clone())).await.map_err(|panic| {
         let message = format!("{at}: the MySQL driver panicked at login: {panic}");
@@ -333,7 +333,8 @@ async fn dial(opts: &Opts, at: &str) -> Result<Result<Conn, Error>, StoreError> 
     })
 }
 
-/// `10.11.19-MariaDB-…` and `8.0.36-log`; MariaDB used to put `5.5.5-` before its own.
+/// The numbers of a version, such as `10.11.19-MariaDB-…`, `8.0.36-log`, or MariaDB's former
+/// `5.5.5-10.6.1-…`.
 fn numbers(version: &str) -> [u32; 3] {
     let version = version.strip_prefix("5.5.5-").unwrap_or(version);
     let mut parts = version

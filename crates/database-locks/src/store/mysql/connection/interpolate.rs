@@ -1,17 +1,17 @@
-//! Statements as text, for a server that lets nothing more be prepared (error 1461).
+//! Statements as text, for a server that has reached its limit of prepared statements (error 1461).
 //!
-//! Parameters are written as numbers or hexadecimal literals. So no quote, backslash, SQL mode or
-//! character set of the session can give a value another meaning.
+//! Parameters are written as numbers or hexadecimal literals, so that no quote, backslash, SQL mode
+//! or character set of the session can change the meaning of a value.
 
 use mysql_async::{Params, Value};
 
 use crate::store::api::StoreError;
 
-/// How many times longer a string is as a literal.
+/// The factor by which a literal is longer than its string.
 pub(crate) const LITERAL_FACTOR: usize = 2;
 
-/// Write the parameters into a statement of this library. Its own literals hold neither `?` nor
-/// `:name`.
+/// Write the parameters into a statement of this library, whose own literals contain neither `?`
+/// nor `:name`.
 pub(crate) fn interpolate(statement: &str, params: &Params) -> Result<String, StoreError> {
     let mut text = String::with_capacity(statement.len() * 2);
     let (mut rest, mut place) = (statement, 0);

@@ -25,7 +25,7 @@ pub(crate) async fn connect(
     connected
 }
 
-/// Say which server it was that did not answer.
+/// Name the server in an error that does not.
 pub(crate) fn name_server(server: &Server, failure: StoreError) -> StoreError {
     let named = |message: &str| {
         let endpoint = server.connector.endpoint();

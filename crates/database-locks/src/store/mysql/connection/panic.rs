@@ -6,11 +6,11 @@ use std::task::Poll;
 
 use crate::store::api::StoreError;
 
-/// Carry out what may panic. The message of a panic, if it did.
+/// Run a future that may panic. The error is the message of the panic.
 pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, String> {
     let mut work = std::pin::pin!(work);
     std::future::poll_fn(move |context| {
-        // After a panic it is not polled again.
+        // It is not polled again after a panic.
         let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
         match polled {
             Ok(polled) => polled.map(Ok),
@@ -24,7 +24,7 @@ pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, S
     .await
 }
 
-/// What a panic of the driver comes to.
+/// The error for a panic of the driver.
 pub(crate) fn panic_error(panic: String) -> StoreError {
     StoreError::Unavailable(format!("the MySQL driver panicked: {panic}").into())
 }

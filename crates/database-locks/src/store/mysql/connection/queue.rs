@@ -1,4 +1,4 @@
-//! The jobs that wait for the connection.
+//! The queue of jobs that wait for the connection.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -16,7 +16,7 @@ pub(crate) type BoxFuture<'s, T> = Pin<Box<dyn Future<Output = T> + Send + 's>>;
 pub(super) type Work =
     Box<dyn for<'s> FnOnce(Result<&'s mut Session, StoreError>) -> BoxFuture<'s, ()> + Send>;
 
-/// What a caller wants done on the connection.
+/// A request of a caller.
 pub(super) struct Job {
     pub(super) deadline: BootInstant,
     pub(super) work: Work,
@@ -28,12 +28,12 @@ impl Job {
     }
 }
 
-/// What waits for the connection.
+/// The jobs that wait for the connection.
 pub(super) struct JobQueue {
-    /// Renewals that came before a connection was made.
+    /// Renewals that came while there was no connection.
     deferred: VecDeque<Job>,
-    /// Renewals. They go before all the rest: a lease ends while they wait, and behind a crowd of
-    /// acquires there is always one statement more.
+    /// Renewals, which go before other jobs: their leases run out while they wait, and under load
+    /// other jobs always queue.
     urgent: mpsc::UnboundedReceiver<Job>,
     jobs: mpsc::UnboundedReceiver<Job>,
 }
@@ -51,7 +51,7 @@ impl JobQueue {
         (queue, send_urgent, send)
     }
 
-    /// None: there will be no more.
+    /// The next job; `None` after the last one.
     pub(super) async fn next(&mut self) -> Option<Job> {
         if let Some(job) = self.deferred.pop_front() {
             return Some(job);
@@ -63,15 +63,15 @@ impl JobQueue {
         }
     }
 
-    /// One that is there already.
+    /// A job that is already in the queue.
     pub(super) fn try_next(&mut self) -> Option<Job> {
         let first = self.deferred.pop_front();
         let urgent = || self.urgent.try_recv().ok();
         first.or_else(urgent).or_else(|| self.jobs.try_recv().ok())
     }
 
-    /// Pause before the next attempt to connect. A renewal that comes meanwhile and cannot wait for
-    /// so long is told what was said the last time.
+    /// Pause before the next attempt to connect. A renewal that comes meanwhile, and whose deadline
+    /// ends first, fails with the last error.
     pub(super) async fn pause(&mut self, pause: Duration, message: Option<&StoreError>) {
         let until = clock::now() + pause;
         let mut over = std::pin::pin!(clock::sleep(pause));

@@ -1,4 +1,4 @@
-//! A connection to a server that was found fit.
+//! A connection to a usable server, and how statements run on it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,55 +20,55 @@ use protocol::BootInstant;
 
 const REPAIR_HINT: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
 
-/// A wait of this length was for the table: `lock_wait_timeout` is a second.
+/// A statement that waited this long waited for the table, since `lock_wait_timeout` is a second.
 pub(crate) const TABLE_WAIT: Duration = Duration::from_millis(900);
 
-/// The result of a statement that reads nothing.
+/// The result of a statement that returns no rows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QueryResult {
-    /// How many rows were found.
+    /// The number of rows found.
     pub(crate) rows: u64,
-    /// What `LAST_INSERT_ID(…)` handed back; 0 where no row was found.
+    /// The value of `LAST_INSERT_ID(…)`; 0 if no row was found.
     pub(crate) id: u64,
 }
 
-/// A connection, set up, to a server that was found fit.
+/// A connection to a usable server, with its session set up.
 pub(crate) struct Session {
     pub(super) conn: DriverConnection,
-    /// What has been prepared on it, by the text before the table and the like are put into it.
+    /// The prepared statements, by their text before the table and conditions are put in.
     pub(super) prepared: HashMap<&'static str, Statement>,
     pub(crate) server: Arc<Server>,
-    /// Which of the hosts it is connected to, for messages.
+    /// The connected host, for messages.
     pub(super) at: String,
     pub(super) collation: &'static str,
-    /// Whether it is one of several that can be written to.
+    /// The kind of cluster, if several nodes are writable.
     pub(crate) cluster: Option<Cluster>,
     /// Whether it is a member of a group with a single primary.
     pub(crate) single_primary: bool,
-    /// The longest parameter that fits into a statement, even if it is written as text.
+    /// The longest parameter that fits into a statement, written as text too.
     pub(crate) max_parameter_len: usize,
-    /// MariaDB: a statement that finds a row locked fails at once.
+    /// Whether it is MariaDB, where a statement that finds a row locked fails at once.
     pub(crate) mariadb: bool,
-    /// The table was looked at, and can hold locks.
+    /// Whether the table was checked and can hold locks.
     pub(super) table_checked: bool,
-    /// The server lets nothing more be prepared.
+    /// Whether the server has refused to prepare more statements.
     pub(super) prepared_refused: bool,
     pub(super) broken: bool,
 }
 
 impl Session {
-    /// The server was found fit, and is read-only now.
+    /// The error for a server that has become read-only.
     pub(crate) fn became_read_only(&mut self) -> StoreError {
         self.broken = true;
         StoreError::cannot_serve(format!("the server at {} is read-only now", self.at))
     }
 
-    /// As text, since it is there already: `information_schema` costs 2 ms on MariaDB, and 46 ms
-    /// where two of its tables are joined.
+    /// Its text has all that is checked. `information_schema` costs 2 ms on MariaDB, and 46 ms if
+    /// two of its tables are joined.
     pub(crate) const SHAPE: &str = "SHOW CREATE TABLE {table}";
 
-    /// Check the table before it is used for the first time on this connection. Not when
-    /// connecting: the caller may be about to make or alter it.
+    /// Check the table before its first use on this connection. Not when connecting, since the
+    /// caller may be about to create or alter it.
     pub(super) async fn check_table(&mut self) -> Result<(), StoreError> {
         let create_table = self.create_table().await?;
         match table_defect(&create_table, self.collation) {
@@ -84,7 +84,7 @@ impl Session {
         }
     }
 
-    /// How the table was made, as the server says it.
+    /// The answer of SHOW CREATE TABLE.
     pub(crate) async fn create_table(&mut self) -> Result<String, StoreError> {
         let shape = self.server.table.fill(Self::SHAPE);
         let found: Option<Row> = self
@@ -96,7 +96,7 @@ impl Session {
         Ok(text.unwrap_or_default())
     }
 
-    /// Whether the connection is still there.
+    /// Whether the server answers a ping.
     pub(crate) async fn answers(&mut self, within: Duration) -> bool {
         matches!(
             tokio::time::timeout(within, self.conn.ping()).await,
@@ -108,14 +108,14 @@ impl Session {
         self.broken || self.conn.is_disconnected()
     }
 
-    /// Put the table, the collation and what ends a lease into a statement.
+    /// Put the table, the collation and the conditions on leases into a statement.
     pub(crate) fn fill(&self, statement: &str) -> String {
         let text = self.server.table.fill(statement);
         let text = text.replace("{collation}", self.collation);
         cluster::fill(&text, self.cluster)
     }
 
-    /// Which of the hosts it is connected to, for messages.
+    /// The connected host, for messages.
     pub(crate) fn at(&self) -> &str {
         &self.at
     }
@@ -124,7 +124,7 @@ impl Session {
         self.collation
     }
 
-    /// Carry out a statement that reads nothing.
+    /// Run a statement that returns no rows.
     pub(crate) async fn execute(
         &mut self,
         statement: &'static str,
@@ -157,8 +157,8 @@ impl Session {
 
     pub(crate) const INSERTED_ID: &str = "SELECT LAST_INSERT_ID()";
 
-    /// What `LAST_INSERT_ID(…)` set, where the answer to its statement does not say so: a trigger
-    /// that contains a statement makes that answer 0, on both servers.
+    /// The value of `LAST_INSERT_ID(…)`, if the answer to its statement has 0: both servers answer
+    /// 0 if a trigger of the table contains a statement.
     async fn inserted_id(&mut self) -> Result<u64, StoreError> {
         let id = self.conn.query_first(Self::INSERTED_ID).await;
         match id.map_err(|e| self.failed(&e))? {
@@ -170,7 +170,7 @@ impl Session {
         }
     }
 
-    /// Carry out a statement that reads rows.
+    /// Run a statement that returns rows.
     pub(crate) async fn query(
         &mut self,
         statement: &'static str,
@@ -182,7 +182,7 @@ impl Session {
         self.rows(statement, params).await
     }
 
-    /// The same of a table that may not be fit, or of none.
+    /// [`query`](Self::query) without a check of the table.
     pub(crate) async fn rows(
         &mut self,
         statement: &'static str,
@@ -199,13 +199,12 @@ impl Session {
         found.map_err(|e| self.failed_since(began, &e))
     }
 
-    /// Each statement is filled in, read for its parameters and prepared once for each connection:
-    /// as text it would be filled in and read again each time, only to be found among those that
-    /// the driver keeps. Being constants of the program they are few, and stay.
+    /// Each statement is prepared once for each connection. The statements are constants, so they
+    /// are few and stay prepared.
     ///
-    /// None: the server has no prepared statements left, and the statement is sent as text. The
-    /// limit is one for all its clients, and a refusal would cost a round trip each time: this
-    /// connection asks for no more of them.
+    /// `None`: the server has reached its limit of prepared statements, which all its clients
+    /// share, and the statement is sent as text. This connection does not try to prepare again,
+    /// since each refusal costs a round trip.
     async fn prepare(&mut self, statement: &'static str) -> Result<Option<Statement>, StoreError> {
         if let Some(prepared) = self.prepared.get(statement) {
             return Ok(Some(prepared.clone()));
@@ -228,7 +227,7 @@ impl Session {
         }
     }
 
-    /// Carry out a statement that cannot be prepared.
+    /// Run a statement that cannot be prepared.
     pub(crate) async fn execute_unprepared(&mut self, statement: String) -> Result<(), StoreError> {
         self.conn
             .query_drop(statement)
@@ -236,9 +235,9 @@ impl Session {
             .map_err(|e| self.failed(&e))
     }
 
-    /// The failure of a statement that waits for no row: if it timed out, it waited for the table.
+    /// The error of a statement that waits for no row. If it timed out, it waited for the table.
     ///
-    /// Both servers answer 1205 for either. A row that is locked fails a statement at once.
+    /// Both servers answer 1205 in either case, but a locked row fails a statement at once.
     fn failed_since(&mut self, began: BootInstant, error: &mysql_async::Error) -> StoreError {
         match error {
             Error::Server(refused)
@@ -250,8 +249,8 @@ impl Session {
         }
     }
 
-    /// The table, or the whole server, is closed to writes: that passes, and says nothing about the
-    /// holder of a lock.
+    /// The error if another session blocks writes to the table or the server. It passes, and says
+    /// nothing about the holder of a lock.
     pub(crate) fn blocked(&self) -> StoreError {
         StoreError::cannot_serve(format!(
             "{}: the table is blocked by another session (a backup, LOCK TABLES or ALTER TABLE)",
@@ -263,20 +262,20 @@ impl Session {
         let (classify, broken) = classify(&self.at, error);
         self.broken |= broken;
         match (classify, error) {
-            // The commit was under way when the node lost the others: another node may know.
+            // The node lost the others during the commit, so another node may have it.
             (StoreError::Unavailable(message), Error::Server(refused))
                 if self.cluster.is_some() && matches!(refused.code, 1180 | 3100) =>
             {
                 StoreError::Contention(message)
             }
-            // On MariaDB, which is told not to wait, another client is inserting rows. There, ids
-            // that are used up are error 167.
+            // On MariaDB, which does not wait here, another client is inserting rows. If no id is
+            // left, MariaDB answers 167.
             (StoreError::Rejected { source, .. }, Error::Server(refused))
                 if self.mariadb && refused.code == 1467 =>
             {
                 StoreError::Contention(source)
             }
-            // A table that was there may be missing for a moment, while it is copied or restored.
+            // A table that existed may be missing for a moment, while it is copied or restored.
             (StoreError::Rejected { source, .. }, Error::Server(refused))
                 if self.server.found.load(Ordering::Relaxed)
                     && matches!(refused.code, 1146 | 1932) =>
@@ -289,9 +288,9 @@ impl Session {
         }
     }
 
-    /// None, where another transaction was in the way and so nothing was done.
+    /// `None` if a conflicting transaction kept the statement from being carried out.
     ///
-    /// Contention after which the connection is of no use leaves it unknown.
+    /// If contention has also broken the connection, the effect is unknown, and it stays an error.
     pub(crate) fn none_if_contended<T>(
         &self,
         done: Result<T, StoreError>,
@@ -303,7 +302,7 @@ impl Session {
         }
     }
 
-    /// The same, converted. A row that cannot be converted is left out.
+    /// [`rows`](Self::rows), converted. A row that cannot be converted is left out.
     pub(crate) async fn rows_as<T: FromRow>(
         &mut self,
         statement: &'static str,

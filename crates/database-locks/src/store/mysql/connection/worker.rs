@@ -1,6 +1,6 @@
-//! The connection of the background: the task that owns it, and when it is made anew.
+//! The background connection: the task that owns it, and when it reconnects.
 //!
-//! A `Conn` of the driver does one thing at a time, so a task owns it and callers queue.
+//! A connection of the driver runs one statement at a time, so a task owns it and callers queue.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,18 +19,18 @@ use crate::store::api::{StoreError, with_deadline};
 use crate::store::connect::backoff::Backoff;
 use protocol::BootInstant;
 
-/// A connection that was idle for this long may have been closed by the server, or forgotten by a
-/// firewall: it is asked first, since not every statement may be sent again.
+/// A connection that was idle for this long may have been closed by the server or dropped by a
+/// firewall. It is pinged first, since not every statement may be sent twice.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// The task that owns the connection at present.
+/// The running task of a [`Worker`].
 struct WorkerTask {
     task: AbortHandle,
-    /// When it began with what it is doing, in nanoseconds; 0: it does nothing, or connects.
+    /// When the current job began, in nanoseconds; 0 while it is idle or connects.
     busy_since: Arc<AtomicU64>,
 }
 
-/// Set as long as this lives.
+/// Keeps a flag set until it is dropped.
 pub(crate) struct FlagGuard(Arc<AtomicBool>);
 
 impl FlagGuard {
@@ -46,21 +46,21 @@ impl Drop for FlagGuard {
     }
 }
 
-/// What a [`Worker`] and its workers have in common.
+/// State shared by a [`Worker`] and its tasks.
 struct Shared {
     server: Arc<Server>,
-    /// Outlives a worker, so that what waited behind a call that hung is done on a new connection.
+    /// Outlives a task, so that the jobs behind one that hung run on a new connection.
     job_queue: tokio::sync::Mutex<JobQueue>,
     /// Whether there is a connection.
     up: Arc<AtomicBool>,
-    /// The connection is to be made anew before the next job.
+    /// Whether to reconnect before the next job.
     renew: AtomicBool,
 }
 
-/// A queue of jobs and the connection that they are done on, one after another.
+/// A queue of jobs and the connection that runs them one after another.
 pub(crate) struct Worker {
     shared: Arc<Shared>,
-    /// Whether one is being made by [`Worker::dial`].
+    /// Whether [`Worker::dial`] is connecting.
     dialled: Arc<AtomicBool>,
     urgent: mpsc::UnboundedSender<Job>,
     jobs: mpsc::UnboundedSender<Job>,
@@ -84,12 +84,12 @@ impl Worker {
         }
     }
 
-    /// Whether there is a connection, as far as is known.
+    /// Whether there is a connection, as far as known.
     pub(crate) fn is_up(&self) -> bool {
         self.shared.up.load(Ordering::Acquire)
     }
 
-    /// Connect in the background, unless that is done or under way.
+    /// Connect in the background, unless connected or connecting.
     pub(crate) fn dial(&self) {
         if self.is_up() {
             return;
@@ -111,12 +111,12 @@ impl Worker {
         self.start_task();
     }
 
-    /// Do the next job on a new connection.
+    /// Run the next job on a new connection.
     pub(crate) fn reconnect(&self) {
         self.shared.renew.store(true, Ordering::Release);
     }
 
-    /// Do this in its turn. Once begun it is carried through, even if the caller has gone away.
+    /// Run a job in its turn. Once begun it is completed even if the caller has gone.
     pub(crate) async fn call<T: Send + 'static>(
         &self,
         within: Duration,
@@ -127,7 +127,7 @@ impl Worker {
         self.ask(&self.jobs, within, work).await
     }
 
-    /// The same before all that waits.
+    /// Run a job before all others.
     pub(crate) async fn call_first<T: Send + 'static>(
         &self,
         within: Duration,
@@ -168,7 +168,7 @@ impl Worker {
                 ))
             })
         };
-        // Never closed: the inbox is ours.
+        // The receiver lives as long as `self`.
         let _ = queue.send(Job { deadline, work });
         self.start_task();
         let mut late = false;
@@ -185,8 +185,8 @@ impl Worker {
         })
     }
 
-    /// Start a worker on the runtime that calls, unless one runs: the runtime of the last one may
-    /// be gone.
+    /// Start a task on the current runtime unless one runs. The runtime of the last task may have
+    /// ended.
     fn start_task(&self) {
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         if worker
@@ -202,10 +202,10 @@ impl Worker {
         }
     }
 
-    /// Drop the connection, if it has been busy with one thing for most of that time.
+    /// Drop the connection if one job has taken most of that time.
     ///
-    /// A caller may also have waited too long because many others came first: then the connection
-    /// is as good as ever, and to drop it would make all of them wait longer.
+    /// If the caller waited too long because many others came first, the connection is fine, and
+    /// dropping it would make all of them wait longer.
     fn give_up(&self, within: Duration) {
         let hangs = |worker: &mut WorkerTask| {
             let since = BootInstant::from_nanos(worker.busy_since.load(Ordering::Acquire));
@@ -222,14 +222,14 @@ impl Worker {
     }
 }
 
-/// Carry out jobs until the [`Worker`] is dropped and none is left.
+/// Run jobs until the [`Worker`] is dropped and the queue is empty.
 async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
     let mut job_queue = shared.job_queue.lock().await;
     let (mut backoff, mut failure) = (Backoff::default(), None);
     let mut session: Option<(Session, FlagGuard)> = None;
     let mut last_used = clock::now();
     while let Some(job) = job_queue.next().await {
-        // Nobody waits for it any more.
+        // Its caller has given up.
         if job.left().is_zero() {
             continue;
         }
@@ -247,7 +247,7 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
             none => {
                 let pause = backoff.pause();
                 let connected = match failure.take() {
-                    // Too early to knock again: what was said the last time still stands.
+                    // Too early for another attempt, so the last error stands.
                     Some(message) if pause >= job.left() => Err(message),
                     message => {
                         job_queue.pause(pause, message.as_ref()).await;
@@ -272,7 +272,7 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
             continue;
         }
         busy_since.store(clock::now().as_nanos(), Ordering::Release);
-        // A panic of the driver ends this job, and none of those behind it.
+        // A panic of the driver fails this job only.
         let done = catch_panic(tokio::time::timeout(left, (job.work)(Ok(ready)))).await;
         busy_since.store(0, Ordering::Release);
         if !matches!(done, Ok(Ok(()))) || ready.is_broken() {

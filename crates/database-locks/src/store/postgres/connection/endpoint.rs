@@ -25,7 +25,7 @@ impl connector::Endpoint for Endpoint {
     /// error then names the host that did not answer.
     const TIMEOUT: Duration = Duration::from_secs(4);
 
-    /// If no more than a password has changed, files of certificates are not read again.
+    /// Certificate files are read again only if the TLS settings have changed.
     fn with(&self, server: Server) -> Result<Self, Error> {
         if server.without_passwords() != self.server.without_passwords() {
             return Self::new(server);

@@ -1,4 +1,4 @@
-//! What the driver needs to talk TLS.
+//! The TLS options of the driver.
 
 use std::sync::Arc;
 
