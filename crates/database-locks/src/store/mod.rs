@@ -41,7 +41,7 @@ pub fn open(url: &str, table: &Table) -> Result<Arc<dyn Store>, Error> {
     open_given(&ConnectOptions::url(url), table).map(|(store, _)| store)
 }
 
-/// The same, and which engine it is.
+/// [`open`] with all options. Also answers which engine it is.
 pub(crate) fn open_given(
     options: &ConnectOptions,
     table: &Table,
@@ -76,7 +76,7 @@ pub(crate) fn open_given(
     })
 }
 
-/// The URL is right, and its engine's feature is off.
+/// The error for a URL whose engine's feature is off.
 #[cfg(not(all(feature = "sqlite-unbundled", feature = "postgres", feature = "mysql")))]
 fn left_out(engine: &str, feature: &str) -> Error {
     Error::config(

@@ -1,4 +1,4 @@
-//! `docs/protocol.md` says what the code does: every statement stands there as it is sent.
+//! Compares the statements in `docs/protocol.md` with those that are sent.
 
 use crate::store::connect::table::Table;
 use crate::store::{mysql, postgres, sqlite};

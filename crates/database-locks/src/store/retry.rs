@@ -1,11 +1,11 @@
-//! Trying again after contention.
+//! Repeating a request after contention.
 
 use std::time::Duration;
 
 use crate::runtime::clock;
 use crate::store::api::StoreError;
 
-/// Try again while it is only contention that stands in the way, for so long at most.
+/// Repeat the work after contention, until `limit` has passed.
 pub(crate) async fn while_contended<T, F: Future<Output = Result<T, StoreError>>>(
     limit: Duration,
     work: impl Fn() -> F,

@@ -1,16 +1,16 @@
-//! How long to wait before connecting again.
+//! The pauses between attempts to connect.
 
 use std::time::Duration;
 
 use crate::runtime::clock;
 use protocol::BootInstant;
 
-/// A restarted server is back within a second or two; a thousand clients that all knock every
-/// 10 ms would keep it from getting up.
+/// A restarted server is back within a second or two. A thousand clients that connect every 10 ms
+/// would slow its start.
 const SHORTEST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// Doubles with each failure, with jitter so that clients do not knock in step.
+/// Doubles the pause with each failure, with jitter so that clients do not connect in step.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
@@ -18,7 +18,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// How long to wait from now.
+    /// The rest of the pause.
     pub(crate) fn pause(&self) -> Duration {
         self.not_before
             .map_or(Duration::ZERO, |at| at - clock::now())

@@ -1,5 +1,4 @@
-//! Where the server is, as the latest answer says, and the way to the first of its hosts that can
-//! serve.
+//! Connects to the first usable host of a server whose settings may change.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,28 +8,27 @@ use super::provider::{ProviderError, ServerProvider};
 use super::url::{Address, Server};
 use crate::error::Error;
 
-/// What a caller that waits for the connection gets on top of the time that connecting may take.
+/// The time that a caller waits for a connection on top of the connect timeout.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What an engine makes of the settings of its server: options of its driver, certificates.
+/// An engine's view of the settings of its server: options of its driver, certificates.
 pub(crate) trait Endpoint: Sized {
-    /// How long connecting may take, all hosts of the list included, unless the URL says it.
+    /// The default connect timeout, for all hosts of the list together.
     const TIMEOUT: Duration;
 
-    /// The same for other settings. May read the files of certificates.
+    /// The endpoint for other settings. May read certificate files.
     fn with(&self, server: Server) -> Result<Self, Error>;
 
     fn server(&self) -> &Server;
 }
 
-/// Connects to a server whose settings may change, or to that of several servers which can be
-/// written to. The connections of a store share it.
+/// Connects to a server whose settings may change, or to the writable one of several servers. The
+/// connections of a store share it.
 pub(crate) struct Connector<E> {
     source: Arc<ServerProvider>,
-    /// As the source said it last.
+    /// By the latest answer of the provider.
     endpoint: Mutex<Arc<E>>,
-    /// The host that served last. Once one has, what is wrong with a server may be a failover under
-    /// way.
+    /// The host that served last. Once there is one, a failure may be part of a failover.
     latest: Mutex<Option<Address>>,
 }
 
@@ -48,7 +46,7 @@ impl<E: Endpoint> Connector<E> {
         Arc::clone(&endpoint.unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Ask where the server is, and what to log in with.
+    /// Ask the provider for the server and the credentials.
     pub(crate) async fn ask(&self) -> Result<Arc<E>, ConnectFailure> {
         let failure = |kind, message| ConnectFailure::new(kind, message, None);
         let unusable = match self.has_served() {
@@ -70,8 +68,8 @@ impl<E: Endpoint> Connector<E> {
         Ok(endpoint)
     }
 
-    /// Connect to the first host that can serve, beginning with the one that served last. Answers
-    /// which host it is.
+    /// Connect to the first usable host, beginning with the one that served last. Answers which
+    /// host it is.
     pub(crate) async fn connect<T, F>(
         &self,
         endpoint: &E,
@@ -90,24 +88,24 @@ impl<E: Endpoint> Connector<E> {
         .await
     }
 
-    /// Which of the hosts to try first: the one that served last, if it is still in the list.
+    /// The index of the host to try first: the one that served last, if it is still in the list.
     pub(crate) fn first(&self, endpoint: &E) -> usize {
         let latest = self.latest();
         let place = |at: &Address| endpoint.server().addresses.iter().position(|it| it == at);
         latest.as_ref().and_then(place).unwrap_or(0)
     }
 
-    /// A server was found fit.
+    /// Record that this host serves.
     pub(crate) fn serves(&self, at: &Address) {
         *self.latest() = Some(at.clone());
     }
 
-    /// Whether a server was found fit before.
+    /// Whether any host has served before.
     pub(crate) fn has_served(&self) -> bool {
         self.latest().is_some()
     }
 
-    /// Whether another host has served since this one did.
+    /// Whether another host has served since.
     pub(crate) fn has_moved_from(&self, at: &Address) -> bool {
         self.latest().as_ref().is_some_and(|latest| latest != at)
     }
@@ -116,25 +114,24 @@ impl<E: Endpoint> Connector<E> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a login that is refused may be let in later: one was let in before, and its password
+    /// Whether a refused login may succeed later: an earlier one has succeeded, and the password
     /// may change.
     pub(crate) fn may_log_in_later(&self) -> bool {
         let may_change = self.source.may_change() || self.endpoint().server().password_of_file;
         may_change && self.has_served()
     }
 
-    /// The function of the application that is asked for the settings just now and has not
-    /// answered.
+    /// The function of the program that has been called for the settings and has not returned.
     pub(crate) fn waits_for(&self) -> Option<&'static str> {
         self.source.waits_for()
     }
 
-    /// How long a caller waits that wants to know whether there is a connection.
+    /// How long a caller waits to learn whether there is a connection.
     pub(crate) fn connect_deadline(&self, within: Duration) -> Duration {
         within.max(self.endpoint().server().total_connect_timeout(E::TIMEOUT) + GRACE)
     }
 
-    /// All hosts, for messages. The options of drivers show the password.
+    /// All hosts, for messages.
     pub(crate) fn hosts(&self) -> String {
         list(&self.endpoint().server().addresses)
     }

@@ -1,5 +1,5 @@
-//! Several servers, of which one can be written to: in which order they are tried, for how long
-//! each, and what is said when none will do.
+//! Several hosts, of which one is writable: the order of attempts, the time for each, and the error
+//! if all fail.
 
 use std::time::Duration;
 
@@ -10,15 +10,14 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::Human;
 
-/// The least time that a server gets, however many there are: a login with TLS over a slow line is
-/// some ten trips there and back.
+/// The least time for a host, however many there are: a login with TLS takes some ten round trips.
 const LEAST: Duration = Duration::from_secs(1);
 
-/// Why one server will not do.
+/// Why an attempt to connect failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectFailure {
     pub(crate) kind: FailureKind,
-    /// With its address.
+    /// Contains the address.
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
 }
@@ -74,19 +73,19 @@ impl From<ConnectFailure> for StoreError {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FailureKind {
-    /// Perhaps later.
+    /// It may succeed later.
     Unavailable,
-    /// It answers, and cannot be written to: another one of the list may be the primary.
+    /// The host is read-only. Another one of the list may be the primary.
     ReadOnly,
-    /// A wrong password, an unknown CA: that does not pass by itself.
+    /// A wrong password, an unknown CA: the failure does not pass by itself.
     Refused,
 }
 
-/// Connect to the first one that will do, and say which it was.
+/// Connect to the first usable host. Answers its index.
 ///
-/// It begins with the one that served last (`first`), and then keeps to the list. A connection that
-/// broke says nothing against its server; and where a failover is not quite over, an old primary
-/// further up the list may still take writes that nobody will ever see.
+/// The host that served last (`first`) comes first, then the others in order. A broken connection
+/// says nothing against its host. And during a failover a former primary further up the list may
+/// still accept writes, which are lost.
 pub(crate) async fn first_of<T, F>(
     addresses: &[Address],
     first: usize,
@@ -101,7 +100,7 @@ where
     let mut failures = Vec::new();
     for at in order {
         let rest = u32::try_from(addresses.len() - failures.len()).unwrap_or(u32::MAX);
-        // One that accepts and never answers must not use up the time of those behind it.
+        // A host that accepts and never answers must not use up the time of the others.
         let left = whole.saturating_sub(clock::now() - began);
         let share = rounded(left / rest).max(LEAST.min(whole));
         match timeout(share, dial(at, share)).await {
@@ -116,16 +115,16 @@ where
     Err(all(failures))
 }
 
-/// So that people are told of 2 s, and not of 1.9998 s.
+/// So that messages have 2 s, and not 1.9998 s.
 fn rounded(time: Duration) -> Duration {
     Duration::from_secs_f64((time.as_secs_f64() * 100.0).round() / 100.0)
 }
 
-/// All hosts and why not, as one failure.
+/// The failures of all hosts as one.
 ///
-/// It is final where one of them is: a waiter that waits on a wrong password, since another host is
-/// down, would wait for ever. Standbys alone are not: one of them may be about to become the
-/// primary.
+/// It is final if one of them is: otherwise a waiter would wait for ever on a wrong password if
+/// another host is down. Read-only hosts alone are not final: one of them may be about to become
+/// the primary.
 fn all(failures: Vec<ConnectFailure>) -> ConnectFailure {
     let is = |kind| move |failure: &&ConnectFailure| failure.kind == kind;
     let weightiest = failures.iter().find(is(FailureKind::Refused));
@@ -142,7 +141,7 @@ fn all(failures: Vec<ConnectFailure>) -> ConnectFailure {
     }
 }
 
-/// All of them, for messages.
+/// All addresses, for messages.
 pub(crate) fn list(addresses: &[Address]) -> String {
     let shown: Vec<_> = addresses.iter().map(Address::to_string).collect();
     shown.join(", ")

@@ -1,4 +1,4 @@
-//! From a URL to a connection: what the URL means, where it leads, and with what to log in.
+//! From a URL to a connection: parsing, credentials, the order of hosts, TLS.
 
 pub(crate) mod backoff;
 #[cfg(any(feature = "mysql", feature = "postgres"))]

@@ -1,4 +1,4 @@
-//! What a program says of its database.
+//! The options by which a program names its database.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,25 +6,25 @@ use std::sync::Arc;
 use super::url::{Environment, ResolveError, Target, process_variable, resolve};
 use crate::error::{BoxError, Error};
 
-/// A function of the program's that returns a secret. It may block.
+/// A function of the program that returns a secret. It may block.
 pub(crate) type SecretSource = Arc<dyn Fn() -> Result<String, BoxError> + Send + Sync>;
 
-/// What a program says of its database.
+/// The options by which a program names its database.
 #[derive(Clone)]
 pub(crate) struct ConnectOptions {
-    /// May hold a password.
+    /// May contain a password.
     pub(crate) url: String,
-    /// Asked for the URL in the place of that one.
+    /// Called for the URL, instead of `url`.
     pub(crate) ask_url: Option<SecretSource>,
-    /// Asked for the password where the URL has none.
+    /// Called for the password if the URL has none.
     pub(crate) ask_password: Option<SecretSource>,
-    /// Whether what the URL leaves out is looked up in the environment and the home folder.
+    /// Whether missing parts of the URL are looked up in the environment and the home folder.
     pub(crate) environment: bool,
-    /// Whether a file that is not there is made; SQLite.
+    /// SQLite: whether a missing file is created.
     pub(crate) create: bool,
 }
 
-/// Without the URL.
+/// Leaves out the URL, which may contain a password.
 impl fmt::Debug for ConnectOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectOptions")
@@ -45,7 +45,7 @@ impl ConnectOptions {
         }
     }
 
-    /// Where the database is. No function of the program's is called.
+    /// The engine and its server or file. No function of the program is called.
     pub(crate) fn target(&self) -> Result<Target, Error> {
         match resolve(&self.url, &self.environment_of_process(), None) {
             Ok(target) => Ok(target),

@@ -4,8 +4,8 @@ use crate::error::Error;
 
 /// The name of the table, `name` or `schema.name`.
 ///
-/// It is the only thing that is put into the text of a statement, so it may hold nothing but ASCII
-/// letters, digits and `_`, and does not begin with a digit.
+/// It is the only value that is put into the text of a statement, so it consists of ASCII letters,
+/// digits and `_`, and does not begin with a digit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table(String);
 
@@ -38,7 +38,7 @@ impl Table {
         Err(Error::config("table", got, allowed))
     }
 
-    /// As it goes into a statement.
+    /// The name as it stands in statements.
     pub fn as_str(&self) -> &str {
         &self.0
     }

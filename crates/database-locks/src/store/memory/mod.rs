@@ -1,6 +1,6 @@
 //! Locks within one process, for tests and for programs that have no database.
 //!
-//! The whole table is one mutex; the boot-time clock is its clock, and so "the database's clock".
+//! The whole table is one mutex. The boot-time clock takes the place of the database's clock.
 
 mod rows;
 
@@ -55,7 +55,7 @@ impl Drop for Fence {
 pub(crate) struct Memory(Arc<Shared>);
 
 impl Memory {
-    /// The table of that name in this process; it lasts as long as a handle to it.
+    /// The table of that name in this process. It lasts as long as a handle to it.
     pub(crate) fn named(name: &str, table: &Table) -> Self {
         static ALL: PerProcess<Mutex<HashMap<String, Weak<Shared>>>> = PerProcess::new();
         let Ok(all) = ALL.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
@@ -76,7 +76,7 @@ fn ready<'a, T: Send + 'a>(answer: T) -> Reply<'a, T> {
     Box::pin(std::future::ready(Ok(answer)))
 }
 
-/// There is nothing to connect to, and each call is answered at once.
+/// There is nothing to connect to, and each request is answered at once.
 impl DirectConnection for Shared {
     fn connect(&self) -> Reply<'_, ()> {
         ready(())
@@ -145,7 +145,7 @@ impl Store for Memory {
         )
     }
 
-    /// All on one page: there is nothing to be waited for.
+    /// All rows are on one page, since no renewal waits behind it.
     fn page<'a>(&'a self, filter: &'a ListFilter, _: Option<i64>, _: Duration) -> Reply<'a, Page> {
         let (now, rows) = (clock::now(), self.rows());
         let matching = rows

@@ -1,4 +1,4 @@
-//! The rows, and what each request does to them.
+//! The rows, and the effect of each request on them.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -20,7 +20,7 @@ pub(super) struct Row {
     pub(super) acquired: Option<BootInstant>,
     pub(super) renewed: Option<BootInstant>,
     pub(super) metadata: Option<String>,
-    /// How many fences are open.
+    /// The number of open fences.
     pub(super) fences: u32,
 }
 
@@ -37,7 +37,7 @@ fn ends(now: BootInstant, ttl: Ttl) -> Ends {
     }
 }
 
-/// This engine's clock as microseconds since 1970: the boot-time clock, put in its place once.
+/// This engine's clock in microseconds since 1970: the boot-time clock plus a constant.
 #[allow(
     clippy::disallowed_methods,
     reason = "here it plays the database's clock, for display"
@@ -53,12 +53,12 @@ fn stamp(at: BootInstant) -> i64 {
     boot.saturating_add(micros(at.since_boot()))
 }
 
-/// This engine's clock in milliseconds since 1970, below which no token is made.
+/// This engine's clock in milliseconds since 1970, the least new token.
 pub(super) fn least_token(now: BootInstant) -> i64 {
     stamp(now) / 1000
 }
 
-/// The token of the next grant: greater than all before, those of a deleted row too.
+/// The token of the next grant: greater than all earlier ones, including those of a deleted row.
 pub(super) fn next_token(token: i64, now: BootInstant) -> i64 {
     token.saturating_add(1).max(least_token(now))
 }

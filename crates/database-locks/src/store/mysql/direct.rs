@@ -1,4 +1,4 @@
-//! The direct path of callers: a connection whose I/O the caller's own runtime drives.
+//! The direct connection: its I/O is driven by the runtime of the caller.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::connection::worker::FlagGuard;
 use protocol::{AcquireCommand, Grant, Outcome, ReleaseCommand, Released, Renewal, Ttl};
 
-/// The connection while no call uses it.
+/// The connection while no request uses it.
 #[derive(Default)]
 struct IdleConnection {
     session: Option<Session>,
@@ -32,21 +32,21 @@ struct IdleConnection {
 /// The connection of one runtime.
 struct Slot {
     home: Handle,
-    /// Locked by the call that uses the connection, and while one is made.
+    /// Locked by the request that uses the connection, and while connecting.
     idle: Arc<tokio::sync::Mutex<IdleConnection>>,
-    /// Whether one is being made.
+    /// Whether a task is connecting.
     dialled: Arc<AtomicBool>,
 }
 
-/// Both test whether the place is locked by locking it. The slot of the direct connection has to be
-/// locked meanwhile, so that neither takes the other for a call.
+/// Both find out whether the mutex is locked by trying to lock it. The caller holds the mutex of
+/// the slot, so that neither mistakes the other for a request.
 impl Slot {
-    /// Whether a call uses the connection, or is about to.
+    /// Whether a request uses the connection, or is about to.
     fn is_in_use(&self) -> bool {
         !self.dialled.load(Ordering::Acquire) && self.idle.try_lock().is_err()
     }
 
-    /// Whether there is one.
+    /// Whether there is a connection.
     fn is_up(&self) -> bool {
         match self.idle.try_lock() {
             Ok(idle) => idle.session.is_some(),
@@ -57,9 +57,9 @@ impl Slot {
 
 /// The direct connection of MySQL and MariaDB.
 ///
-/// A call takes the connection out, runs its statements within the caller's future and puts it
-/// back. If that future is dropped meanwhile, since the call was late or its runtime ended, the
-/// connection is dropped with it.
+/// A request takes the connection out, runs its statements within the caller's future and puts it
+/// back. If that future is dropped meanwhile, because the request was late or its runtime ended,
+/// the connection is dropped with it.
 pub(crate) struct MysqlDirect {
     server: Arc<Server>,
     slot: Mutex<Option<Arc<Slot>>>,
@@ -88,8 +88,8 @@ impl MysqlDirect {
         self.slot().as_ref().is_some_and(|slot| slot.is_up())
     }
 
-    /// The slot of the current runtime. The connection of another runtime, which has ended or is
-    /// not driven, would never answer: it is dropped as it is.
+    /// The slot of the current runtime. The connection of another runtime is dropped: if that
+    /// runtime has ended or is not driven, it would never answer.
     fn slot_here(&self) -> Result<Arc<Slot>, StoreError> {
         let home = Handle::try_current()
             .map_err(|error| StoreError::Unavailable(error.into()).undone())?;
@@ -108,15 +108,15 @@ impl MysqlDirect {
         Ok(here)
     }
 
-    /// Take the connection out of its place, which stays locked until it is put back. Where there
-    /// is none, one is made; the answer says whether that was so.
+    /// Take the connection, connecting if there is none. Its mutex stays locked until it is put
+    /// back. Also answers whether it is a new connection.
     ///
-    /// A task makes it, so that it is completed even if the caller gives up earlier. After a
-    /// failure none is made for a while, and calls fail with the latest failure.
+    /// A task connects, so that connecting goes on if the caller gives up earlier. After a failure,
+    /// requests fail with its error until the pause has passed.
     ///
     /// # Errors
     ///
-    /// Nothing was sent.
+    /// No request was sent.
     async fn take(&self) -> Result<(OwnedMutexGuard<IdleConnection>, Session, bool), StoreError> {
         let slot = self.slot_here()?;
         let mut is_new = false;
@@ -128,7 +128,7 @@ impl MysqlDirect {
             let stands = is_new || !idle.backoff.pause().is_zero();
             match idle.failure.as_ref() {
                 Some(failure) if stands => return Err(not_here(failure)),
-                // The runtime has ended, and with it the task that was making the connection.
+                // The runtime has ended, and with it the task that was connecting.
                 None if is_new => return Err(not_here(&StoreError::cannot_serve("no connection"))),
                 _ => {}
             }
@@ -144,12 +144,12 @@ impl MysqlDirect {
         }
     }
 
-    /// Carry out `work` with `what`, which changes nothing if it was carried out before.
+    /// Run `work` on `what`. Running it twice has the effect of running it once.
     ///
     /// A call notices only by sending that the server has closed the connection. A ping before each
     /// call would cost a second round trip, and the connection could still be closed after it. So
-    /// the work is repeated once, on a new connection. `is_conclusive`: whether the second answer shows
-    /// what became of the first.
+    /// the work is repeated once, on a new connection. `is_conclusive`: whether the second answer
+    /// shows the effect of the first.
     async fn call<W: Sync + ?Sized, T>(
         &self,
         what: &W,
@@ -164,7 +164,7 @@ impl MysqlDirect {
             };
             let done = catch_panic(work(&mut session, what)).await;
             let done = done.map_err(panic_error).flatten();
-            // A connection that did not answer is not used again.
+            // A connection that has not answered is not used again.
             let answered = done.as_ref().err().is_none_or(StoreError::is_answer);
             if answered && !session.is_broken() {
                 idle.session = Some(session);
@@ -180,7 +180,7 @@ impl MysqlDirect {
         done.map_err(|failure| name_server(&self.server, failure))
     }
 
-    /// Renew leases on it, on the runtime that drives it, which may not be running.
+    /// Renew leases on this connection, on the runtime that drives it, which may not be running.
     pub(crate) async fn renew(
         self: &Arc<Self>,
         grants: Vec<(Grant, Ttl)>,
@@ -196,7 +196,7 @@ impl MysqlDirect {
             let done = direct.call(&*grants, |on, all| Box::pin(on.renew(all)), |_| true);
             done.await
         }));
-        // No thread drives the runtime of blocking callers while none of them blocks.
+        // No thread drives the runtime of blocking callers while none of them is blocked.
         runtime::finish(&home, ended_too);
         let stop = task.abort_handle();
         let answer = async { task.await.unwrap_or_else(|_| Err(ended())) };
@@ -204,8 +204,8 @@ impl MysqlDirect {
     }
 }
 
-/// The direct connection has no connection, which says nothing about the server: it may allow only
-/// one, and the background connection reports a wrong password.
+/// The error if the direct connection cannot connect. It is not taken as an answer of the server,
+/// which may allow one connection only; the background connection reports a wrong password.
 fn not_here(failure: &StoreError) -> StoreError {
     StoreError::Unavailable(failure.to_string().into()).undone()
 }
@@ -220,21 +220,21 @@ impl DirectConnection for MysqlDirect {
     }
 
     fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
-        // A grant that is there already is recognised by its id. The row may be locked by the first
-        // request.
+        // The grant of the first request is recognised by its id. Its row may still be locked by
+        // that request.
         let is_conclusive = |outcomes: &Vec<_>| !outcomes.contains(&Outcome::Busy);
         Box::pin(self.call(asks, |on, all| Box::pin(on.acquire(all)), is_conclusive))
     }
 
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
-        // After a release the row looks as after a loss.
+        // After a release the row looks like after a loss.
         let is_conclusive = |done: &Vec<_>| !done.contains(&Released::NotHeld);
         Box::pin(self.call(returns, |on, all| Box::pin(on.release(all)), is_conclusive))
     }
 
-    /// A late call keeps its connection until it is dropped, which may be never: its owner may not
-    /// poll it any more. Later calls make another connection. One that is being made stays for the
-    /// next call.
+    /// A late request keeps its connection until it is dropped, which may never happen: its owner
+    /// may not poll it again. Later requests use another connection. A connect under way goes on
+    /// for the next request.
     fn give_up(&self) {
         let hangs = self.slot().take_if(|slot| slot.is_in_use());
         drop(hangs);

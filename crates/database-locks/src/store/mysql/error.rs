@@ -1,4 +1,4 @@
-//! What an error of the server, or of the driver, means to the library.
+//! Errors of the server and of the driver as errors of the store.
 
 use std::io;
 
@@ -9,13 +9,13 @@ use crate::store::error::{IDS_USED_UP, StoreError, TOKEN_OUT_OF_RANGE};
 pub(crate) const INIT_HINT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE_HINT: &str =
     "the table is of an older version: run `dblock init` or `locks.migrate()`";
-/// MySQL asks for a login of another kind in the name of a user that does not exist, so that a
-/// client cannot find out which users do.
+/// For a user that does not exist MySQL asks for another authentication plugin, so that clients
+/// cannot find out which users exist.
 const LOGIN_HINT: &str = "check user name and password first: MySQL answers so for a user that it does not know; else \
                      give this user another login: ALTER USER … IDENTIFIED WITH caching_sha2_password on \
                      MySQL, IDENTIFIED VIA ed25519 or mysql_native_password on MariaDB";
 
-/// Whether there is no space left. Then nothing was done, and it passes when there is space.
+/// Whether there is no space left. The statement was then not carried out.
 fn is_full(error: &ServerError) -> bool {
     let no_space = ["No space left", "quota exceeded", "errno: 28", "error 28"];
     match error.code {
@@ -25,9 +25,9 @@ fn is_full(error: &ServerError) -> bool {
     }
 }
 
-/// What an error means, and whether the connection is of no use after it.
+/// The error of the store, and whether the connection is broken.
 ///
-/// In words of this library: the driver's own errors may hold whole packets.
+/// The text is this library's own, since errors of the driver may contain whole packets.
 pub(crate) fn classify(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
     use mysql_async::Error::{Driver, Io, Server};
     match error {
@@ -74,7 +74,7 @@ fn of_server(at: &str, error: &ServerError) -> (StoreError, bool) {
         return (StoreError::cannot_serve(message), false);
     }
     match error.code {
-        // Rolled back by the group, in the words of the storage engine.
+        // Rolled back by the group, as the storage engine reports it.
         1180 if error.message.contains("149") => (StoreError::Contention(message.into()), false),
         1062 if is_of_primary_key(error) => (StoreError::rejected(message, hint(error)), false),
         // Lock wait, deadlock, duplicate key, NOWAIT, changed since the snapshot, rolled back by
@@ -116,13 +116,13 @@ fn of_server(at: &str, error: &ServerError) -> (StoreError, bool) {
     }
 }
 
-/// Whether no other row has that name, and its id is taken: the last id is handed out again and
-/// again.
+/// Whether the duplicate is the id and not the name: when the ids are used up, the last id is
+/// handed out again.
 fn is_of_primary_key(error: &ServerError) -> bool {
     error.code == 1062 && error.message.trim_end_matches('\'').ends_with("PRIMARY")
 }
 
-/// What to do about what does not pass by itself.
+/// The hint for an error that does not pass by itself.
 fn hint(error: &ServerError) -> Option<&'static str> {
     Some(match error.code {
         // MariaDB, and MySQL, where no id is left for a new row.
@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
 
-    /// What the server says, and whether the connection is given up.
+    /// The classification of an error of the server.
     fn answer(code: u16, message: &str) -> (StoreError, bool) {
         let refused = ServerError {
             code,
@@ -187,7 +187,7 @@ mod tests {
             let (error, broken) = answer(code, message);
             assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
             assert_eq!(broken, gives_up, "{error}");
-            // Those that were answered "not now" by a server that goes on.
+            // These come from a server that goes on serving others.
             let serves = !matches!(code, 3032 | 3798);
             assert_eq!(error.is_answer(), serves, "{error}");
         }

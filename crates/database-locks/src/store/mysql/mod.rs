@@ -1,4 +1,4 @@
-//! Locks in MySQL and MariaDB.
+//! The engine of MySQL and MariaDB.
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,15 +36,15 @@ pub(crate) use statements::PUBLISHED;
 /// The engine `mysql://` and `mariadb://`.
 pub(crate) struct Mysql {
     server: Arc<Server>,
-    /// The connection of the background thread.
+    /// The background connection.
     worker: Worker,
-    /// That of callers. While the other one cannot be had, renewals go over it.
+    /// Renewals use it while there is no background connection.
     direct: Arc<MysqlDirect>,
-    /// Where there is one server, and on a cluster.
+    /// On a single server, and on a cluster.
     fence: [FenceText; 2],
 }
 
-/// Without the options of the driver, which hold the password.
+/// Leaves out the options of the driver, which contain the password.
 impl fmt::Debug for Mysql {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mysql")
@@ -74,8 +74,8 @@ impl Mysql {
         })
     }
 
-    /// Renew on the connection of the background thread or, if there is none in half of the time,
-    /// on that of callers.
+    /// Renew on the background connection or, if there is none within half of the time, on the
+    /// direct connection.
     async fn renew_on_either(
         &self,
         grants: &[(Grant, Ttl)],
@@ -100,14 +100,14 @@ impl Mysql {
             done => return done,
         };
         match self.direct.renew(grants.to_vec(), left).await {
-            // It has none either: the first failure stands.
+            // It has no connection either, so the first error stands.
             Err(other) if other.is_undone() => Err(failure),
             done => done,
         }
     }
 }
 
-/// Have the connection of the background thread do this.
+/// Run this on the background connection.
 macro_rules! on_session {
     ($self:ident, $within:ident, |$session:ident| $work:expr) => {
         Box::pin($self.worker.call($within, move |$session| {
@@ -214,12 +214,12 @@ impl Store for Mysql {
         self.worker.reconnect();
     }
 
-    /// It changes the row that the renewal would have to change.
+    /// The fence changes the row that a renewal has to change.
     fn renews_under_fence(&self) -> bool {
         false
     }
 
-    /// On a connection of its own: DDL may take long, and waits.
+    /// On another connection, since DDL may take long and waits.
     fn install(&self, within: Duration) -> Reply<'_, ()> {
         let work = async move { Session::open(&self.server).await?.install().await };
         Box::pin(async move {

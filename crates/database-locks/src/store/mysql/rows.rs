@@ -1,4 +1,4 @@
-//! A row as it is read, lists of parameters as JSON, and numbers.
+//! Conversion of rows, and lists of parameters as JSON.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use mysql_async::{Row, Value, from_value_opt};
 
 use protocol::{LockRow, Outcome, Token};
 
-/// The token that came back as an insert id.
+/// The token in an insert id.
 pub(crate) fn token(id: u64) -> Token {
     Token::from_db(i64::try_from(id).unwrap_or(i64::MAX))
 }
 
-/// A row of the statements that read. What cannot be understood is taken as null: one bad row must
-/// not hide the rest.
+/// A row of the reading statements. A value that cannot be converted counts as null, since one bad
+/// row must not hide the others.
 pub(crate) fn lock_row(mut row: Row, multi_primary: bool) -> LockRow {
     fn value<T: FromValue>(row: &mut Row, column: &str) -> Option<T> {
         match row.take(column)? {
@@ -50,7 +50,7 @@ pub(crate) fn granted(token: Token, length: Duration) -> Outcome {
     }
 }
 
-/// Split a list into as few JSON arrays as fit into a statement.
+/// Split a list into the fewest JSON arrays that fit into a statement.
 pub(crate) fn packed<T>(
     mut items: &[T],
     max_parameter_len: usize,
@@ -93,7 +93,7 @@ mod tests {
         };
         assert_eq!(texts(1000), [r#"["aa","bb","cc"]"#]);
         assert_eq!(texts(11), [r#"["aa","bb"]"#, r#"["cc"]"#]);
-        // One that is too long by itself is left to the server to refuse.
+        // An item that is too long by itself is left to the server to refuse.
         assert_eq!(texts(1).len(), 3);
     }
 }

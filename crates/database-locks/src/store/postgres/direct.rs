@@ -1,5 +1,4 @@
-//! The direct connection: acquires and releases locks on a connection of its own, driven by the
-//! runtime of the caller.
+//! The direct connection: its I/O is driven by the runtime of the caller.
 
 use std::future::ready;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What an error of the server or the driver means: the table of SQLSTATEs.
+//! Errors of the server and of the driver as errors of the store: the table of SQLSTATEs.
 
 use tokio_postgres::error::SqlState;
 
@@ -6,36 +6,36 @@ use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::connect::tls::{TlsFailure, tls_failure};
 use crate::store::error::{IDS_USED_UP, StoreError, TOKEN_OUT_OF_RANGE};
 
-/// An error, as the callers of this engine need to know it. The driver's own says "db error" and
-/// leaves the rest to its sources.
+/// An error of the server or the driver, classified. The driver's own is "db error", with the
+/// details in its sources.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServerError {
     pub(crate) kind: Kind,
-    /// Without anything secret.
+    /// Contains no secret.
     pub(crate) message: String,
     pub(crate) code: Option<SqlState>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A conflicting transaction was first. Try again soon.
+    /// A conflicting transaction was in the way. Try again soon.
     Contention,
-    /// The server cannot serve just now; another connection would not help.
+    /// The server cannot serve at present, on any connection.
     Unavailable,
-    /// Another connection may be better.
+    /// The connection is broken. Another one may work.
     Gone,
-    /// A pooler mixed up the prepared statements of several clients.
+    /// A pooler has mixed up prepared statements of several clients.
     Pooled,
-    /// Something is not there. If it was there before, it may come back: a table that is renamed or
-    /// restored, a database that is closed for a while. Else it is [`Rejected`](Self::Rejected),
-    /// with the hint.
+    /// The table or database is missing. If it existed before, it may come back: a table that is
+    /// being renamed or restored, a database that is closed for a while. Otherwise it is
+    /// [`Rejected`](Self::Rejected), with the hint.
     Missing(Option<&'static str>),
-    /// Trying again will not help; the hint says what may.
+    /// Trying again will not help. With a hint.
     Rejected(Option<&'static str>),
 }
 
 impl ServerError {
-    /// Decide what is [`Missing`](Kind::Missing), by whether the table has been used before.
+    /// Resolve [`Missing`](Kind::Missing), by whether the table has been used before.
     pub(crate) fn settled(mut self, was_there: bool) -> Self {
         if let Kind::Missing(hint) = self.kind {
             self.kind = match was_there {
@@ -69,7 +69,7 @@ impl ServerError {
     }
 }
 
-/// The hint for a pooler that does not know start-up `options`.
+/// The hint for a pooler that does not support start-up `options`.
 pub(crate) const POOLER_HINT: &str = "a pooler in between does not pass `options` on: name the table as \
                                  SCHEMA.NAME, or set search_path by ALTER ROLE … SET";
 
@@ -89,16 +89,16 @@ const LOGIN_HINT: &str = "the server does not let this user in: check the user n
 const PASSWORD_HINT: &str = "the server asks for a password: give it in the URL, by a function, in PGPASSWORD, or \
                         in ~/.pgpass with mode 0600";
 
-/// What an error of the server calls for, by its code and by the function of the server that raised
-/// it: messages are translated.
+/// The kind of an error, by its code and by the function of the server that raised it. Messages are
+/// translated, so they are not used.
 ///
 /// Every class of <https://www.postgresql.org/docs/current/errcodes-appendix.html> is decided here;
 /// see the table among the tests.
 fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
     match code.code() {
-        // What was prepared was planned for columns that have changed since.
+        // A prepared statement was planned for columns that have changed since.
         "0A000" if routine == Some("RevalidateCachedQuery") => Kind::Gone,
-        // A token past the greatest bigint; any other number is the id of a new row.
+        // A token greater than any bigint. Otherwise it is the id of a new row.
         "22003" if matches!(routine, Some("int8pl" | "int84pl")) => {
             Kind::Rejected(Some(TOKEN_OUT_OF_RANGE))
         }
@@ -108,30 +108,30 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
         "28P01" => Kind::Rejected(Some("check user name and password")),
         "28000" => Kind::Rejected(Some(LOGIN_HINT)),
         "3D000" => Kind::Missing(Some("check the name of the database, or create it first")),
-        // Whether it was carried out is not known.
+        // The effect is unknown.
         "40003" => Kind::Unavailable,
         // The server's check at login.
         "42501" if routine == Some("CheckMyDatabase") => Kind::Rejected(Some(CONNECT_HINT)),
         "42501" => Kind::Rejected(Some(RIGHTS_HINT)),
         "42P01" => Kind::Missing(Some(INIT_HINT)),
         "42703" | "42P10" => Kind::Missing(Some(UPGRADE_HINT)),
-        // A prepared statement, or what one is run by, is not there, or is there already.
+        // A prepared statement or portal does not exist, or exists already.
         "26000" | "34000" | "42P05" => Kind::Pooled,
-        // The server takes no commits until it is vacuumed. Other limits are those of a statement.
+        // The server accepts no commits until it is vacuumed. Other limits concern the statement.
         "54000" => Kind::Unavailable,
         "55P03" | "55006" => Kind::Contention,
-        // The database accepts no connections for now.
+        // The database accepts no connections at present.
         "55000" => Kind::Missing(None),
         // Cancelled, or past the role's statement_timeout.
         "57000" | "57014" => Kind::Unavailable,
-        // Also of a table or database that is dropped or replaced just now; and poolers use it.
+        // Also used for a table or database that is being dropped or replaced, and by poolers.
         "XX000" => Kind::Missing(None),
         code => match code.get(..2).unwrap_or_default() {
-            // The connection; or its server, session or database was shut down, restarted, dropped.
+            // The connection has failed, or its server, session or database was shut down,
+            // restarted or dropped.
             "08" | "57" => Kind::Gone,
-            // The state of the session: it is read-only, since a standby has taken the place of the
-            // primary, was ended for its transaction_timeout, or has a transaction open that is not
-            // ours.
+            // The state of the session: it is read-only after a failover, was ended by
+            // transaction_timeout, or has a transaction open that another client left.
             "25" => Kind::Gone,
             // Serialisation failure, deadlock; a snapshot that is too old.
             "40" | "72" => Kind::Contention,
@@ -149,7 +149,7 @@ impl From<tokio_postgres::Error> for ServerError {
 
         if let Some(db) = error.as_db_error() {
             let message = format!("{} (SQLSTATE {})", db.message(), db.code().code());
-            // PgBouncer's words, under the code for a broken protocol.
+            // PgBouncer's text, with the code for a protocol violation.
             let pooler = message.contains("unsupported startup parameter");
             return Self {
                 kind: match pooler {
@@ -160,8 +160,8 @@ impl From<tokio_postgres::Error> for ServerError {
                 code: Some(db.code().clone()),
             };
         }
-        // By the driver's text, which is all that it tells. On a connection that was made before,
-        // an error of TLS means that it broke.
+        // By the driver's text, since it has nothing else. On an established connection, an error
+        // of TLS means that it broke.
         if error.to_string().starts_with("error performing TLS") {
             let source = error.source().map(ToString::to_string);
             let none = source.as_deref() == Some("server does not support TLS");
@@ -185,7 +185,7 @@ impl From<tokio_postgres::Error> for ServerError {
         };
         let kind = match &*message {
             _ if broken => Kind::Gone,
-            // The driver's text if the server asks for a password and the URL has none.
+            // The driver's text if the server requires a password and the URL has none.
             text if text.ends_with("password missing") => Kind::Rejected(Some(PASSWORD_HINT)),
             _ => Kind::Rejected(None),
         };
@@ -205,9 +205,9 @@ impl From<ServerError> for ConnectFailure {
 
 impl From<ServerError> for StoreError {
     fn from(error: ServerError) -> Self {
-        // An answer of a server that shuts down or starts counts as none.
+        // An answer of a server that shuts down or starts does not count as an answer.
         let code = error.code.as_ref().map(SqlState::code);
-        // 57014: cancelled, or past a limit of the role's own.
+        // 57014: cancelled, or ended by a limit of the role.
         let serves = code.is_some_and(|code| {
             code == "57014" || !(code.starts_with("08") || code.starts_with("57"))
         });

@@ -1,4 +1,4 @@
-//! Which server answers: after a failover it is another one than the one that granted.
+//! The identity of the server, by which a failover is noticed.
 //!
 //! A cluster has a *system identifier* from when it was made, which its standbys share, and a
 //! *timeline*, which goes up with each promotion. Both may be read by every role:
@@ -12,16 +12,16 @@ use crate::store::connect::url::Address;
 use crate::store::postgres::error::ServerError;
 use protocol::Primary;
 
-/// The timeline is the first eight digits of the name of the file that is being written. Not that
-/// of `pg_control_checkpoint()`, which for minutes after a promotion is still the old one.
+/// The timeline is the first eight digits of the name of the WAL file that is being written.
+/// `pg_control_checkpoint()` shows the former timeline for minutes after a promotion.
 const IDENTITY: &str = "
     SELECT system_identifier AS system,
            CASE WHEN NOT pg_is_in_recovery()
                 THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END AS timeline
       FROM pg_control_system()";
 
-/// Ask which server it is; none if it does not say: a service that is not quite PostgreSQL may lack
-/// these functions, and a standby writes no timeline.
+/// Query the identity of the server. `None` if it is unknown: services that differ from PostgreSQL
+/// may lack these functions, and a standby has no timeline of its own.
 pub(crate) async fn ask(client: &Client) -> Option<Primary> {
     let rows = match client.query_typed(IDENTITY, &[]).await {
         Ok(rows) => rows,
@@ -41,11 +41,10 @@ pub(crate) async fn ask(client: &Client) -> Option<Primary> {
     })
 }
 
-/// Refuse a primary that another one has replaced, which does not know of its grants.
+/// Refuse a former primary, which does not have the grants of the primary that replaced it.
 ///
-/// If an operator brings an old primary back, beside the new one or after it, the programs that
-/// were served by the new one have to be restarted. Otherwise a process might go from one to the
-/// other and back.
+/// If an operator brings a former primary back, the programs that the new one has served have to be
+/// restarted. Otherwise a process might alternate between the two.
 pub(crate) fn no_step_back(
     address: &Address,
     found: Option<Primary>,
@@ -66,7 +65,7 @@ pub(crate) fn no_step_back(
     }
 }
 
-/// Log that another server has replaced the one that served before.
+/// Log that another server has replaced the former one.
 pub(crate) fn log(before: Primary, now: Primary) {
     let which = match before.system == now.system {
         true => format!("timeline {} after {}", now.timeline, before.timeline),
@@ -92,7 +91,7 @@ mod tests {
             (None, server(1, 2)),
             (server(1, 2), server(1, 2)),
             (server(1, 3), server(1, 2)),
-            // Another cluster counts its own.
+            // Another cluster has other timelines.
             (server(7, 1), server(1, 2)),
         ] {
             assert!(step(found, latest).is_ok(), "{found:?} after {latest:?}");

@@ -237,7 +237,7 @@ impl Store for Postgres {
         }
     }
 
-    /// Behind a pooler, where no process can listen.
+    /// Without a connection, or behind a pooler, no process can listen.
     fn waiters_poll(&self) -> bool {
         let current = self.connection.current();
         current.is_none_or(|on| on.backend.is_none())

@@ -1,20 +1,19 @@
 //! Notifications: LISTEN and NOTIFY, which wake a waiter when a lock is released.
 //!
-//! A waiter listens, and writes into the row until when clients wait. The client that frees the row
+//! A waiter listens, and writes into the row until when it waits. The client that frees the row
 //! sees that in the row it has just changed, and notifies: `NOTIFY` on the one channel of the
-//! table, with the name as its payload. Without waiters there is no NOTIFY, since the server
-//! carries out one commit that notifies at a time.
+//! table, with the name as its payload. Without waiters there is no NOTIFY, since the server runs
+//! notifying commits one at a time.
 //!
-//! A release by force notifies as well, and a take-over: for the holder that loses the lock. So a
-//! process also listens while it holds a lease that is renewed rarely. The scheduler is told, and
-//! its renewal decides; see [`Store::on_notified`](crate::store::Store::on_notified).
+//! A release by force and a take-over notify as well, for the holder that loses the lock. So a
+//! process also listens while it holds a lease that is renewed rarely. Its scheduler then renews,
+//! and the answer decides; see [`Store::on_notified`](crate::store::Store::on_notified).
 //!
-//! A notification may be lost, so each waiter polls slowly all the same.
+//! A notification may be lost, so each waiter also polls, slowly.
 //!
-//! A pooler that hands out its connections by transaction takes a LISTEN as any other statement: it
-//! stays behind on some connection of the pooler's, and notifications go to the client that has
-//! that one next. So LISTEN is sent only on a connection that is known to lead to one backend; else
-//! waiters poll.
+//! A pooler in transaction mode runs LISTEN like any other statement, on one of its connections,
+//! and notifications go to the client that uses that connection next. So LISTEN is sent only on a
+//! connection that is known to lead to one backend. Otherwise waiters poll.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -36,32 +35,31 @@ use crate::store::connect::table::Table;
 use crate::store::postgres::error::ServerError;
 use protocol::{AcquireCommand, BootInstant, Grant, GrantId, LockName, Outcome, Renewal, Ttl};
 
-/// For how long a waiter announces that it waits, at least; or for twice the pause until its next
-/// poll. For as long after the last waiter has gone, releases notify in vain.
+/// The least time for which a waiter announces itself; or twice the pause until its next poll. For
+/// this time after the last waiter has gone, releases notify in vain.
 const ANNOUNCED_FOR: Duration = Duration::from_secs(10);
-/// The longest pause that counts.
+/// The longest pause that is announced.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
-/// How long the announcement may take.
+/// The deadline of an announcement.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a LISTEN may take.
+/// The deadline of a LISTEN.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// Leases that are longer than this are renewed less often than every 5 s, by default: for such a
-/// one the process listens. The holder of a shorter one learns of a release by force from its next
-/// renewal.
+/// A lease that is longer than this is by default renewed less often than every 5 s, so the process
+/// listens. The holder of a shorter one learns of a release by force from its next renewal.
 const LONG_LEASE: Duration = Duration::from_secs(15);
-/// A lease that ends sooner is not worth the round trips of a LISTEN.
+/// A lease that ends sooner does not justify the round trips of a LISTEN.
 const SETTLED: Duration = Duration::from_millis(500);
-/// For how long a lease without end counts as held unless it is renewed or released.
+/// For how long an infinite lease counts as held unless it is renewed or released.
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// The number of the table, for the name of the channel.
 const TABLE_NUMBER: &str = "SELECT to_regclass('{table}')::oid::bigint AS number";
 
-/// Keys, each of which counts until a time of its own.
+/// Keys that expire, each at its own time.
 struct ExpiringMap<K> {
     of: HashMap<K, BootInstant>,
-    /// How many were left when those whose time is past were last removed.
+    /// The number of keys left when expired ones were last removed.
     left: usize,
 }
 
@@ -96,26 +94,26 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// What waiters and the tasks that drive connections share.
+/// State shared by waiters and the tasks that drive connections.
 struct Shared {
-    /// [`TABLE_NUMBER`], with the name of the table put in.
+    /// [`TABLE_NUMBER`], with the name of the table.
     table_number: String,
     state: Mutex<State>,
     notify: OnceLock<NoticeHandler>,
-    /// Whether a lease that is renewed rarely has been held: if not, there is none to forget.
+    /// Whether a long lease has ever been held. If not, there is none to remove.
     rare: AtomicBool,
-    /// The backends that serve this process alone. The caller of a statement knows what that
-    /// notifies.
+    /// The backends that serve this process alone. Their notifications are ignored, since the
+    /// caller of the statement knows the event.
     own: Mutex<Vec<i32>>,
 }
 
 #[derive(Default)]
 struct State {
-    /// The names that clients of this process wait for, and until when the rows say so.
+    /// The names that this process waits for, and until when they are announced.
     announced: ExpiringMap<LockName>,
-    /// The leases that are renewed rarely, those that were handed over among them until they end.
+    /// The long leases, including those that were handed over, until they end.
     leases: ExpiringMap<GrantId>,
-    /// A task is about to listen for them.
+    /// Whether a task is about to listen for them.
     soon: bool,
 }
 
@@ -134,7 +132,7 @@ impl Shared {
         }
     }
 
-    /// Whether the process listens on this connection. If it can and does not yet, a task sends
+    /// Whether the process listens on this connection. If it can but does not yet, a task sends
     /// LISTEN, once.
     fn listens(self: &Arc<Self>, on: Arc<Session>) -> bool {
         let listens = on.listens.load(Ordering::Relaxed);
@@ -157,8 +155,7 @@ impl ConnectionEvents for Shared {
     }
 
     fn ended(&self) {
-        // A server that crashed, or one that another has replaced, may have forgotten the
-        // announcements.
+        // A server that crashed or was replaced may have lost the announcements.
         self.state().announced = ExpiringMap::default();
         self.notify(Notice::Missed);
     }
@@ -208,7 +205,7 @@ impl Listener {
         if !background.current().is_some_and(|on| self.0.listens(on)) {
             return false;
         }
-        // The pause of a wait that ends before the next poll is without end.
+        // The pause of a wait that ends before the next poll is unlimited.
         let pause = pause.min(LONGEST_PAUSE);
         let now = clock::now();
         let known = self.0.state().announced.of.get(name).copied();
@@ -234,12 +231,12 @@ impl Listener {
         announced
     }
 
-    /// This store has just taken the lock from its holder, which may be of this process.
+    /// This store has just taken the lock from its holder, which may be in this process.
     pub(crate) fn released(&self, name: &LockName) {
         self.0.notify(Notice::Released(name, None));
     }
 
-    /// These were granted.
+    /// Record these grants.
     pub(crate) fn granted(
         &self,
         background: &ConnectionManager,
@@ -254,7 +251,7 @@ impl Listener {
         self.holds(background, granted);
     }
 
-    /// These were renewed, or lost.
+    /// Record renewals and losses.
     pub(crate) fn renewed(
         &self,
         background: &ConnectionManager,
@@ -270,7 +267,7 @@ impl Listener {
         self.holds_no_more(gone.iter().map(|((grant, _), _)| &grant.id));
     }
 
-    /// These were granted or renewed: listen for those that are renewed rarely.
+    /// Record leases that were granted or renewed, and listen if there are long ones.
     pub(crate) fn holds(
         &self,
         background: &ConnectionManager,
@@ -297,12 +294,12 @@ impl Listener {
         if let Some(on) = background.current().filter(could_listen)
             && !std::mem::replace(&mut state.soon, true)
         {
-            // Not on the runtime of a caller: the background connection listens.
+            // Not on the runtime of a caller, since the background connection listens.
             let _ = runtime::spawn(listen_soon(Arc::downgrade(&self.0), Arc::downgrade(&on)));
         }
     }
 
-    /// These are no longer held.
+    /// Record that these grants are no longer held.
     pub(crate) fn holds_no_more<'a>(&self, grants: impl Iterator<Item = &'a GrantId>) {
         if self.0.rare.load(Ordering::Relaxed) {
             let leases = &mut self.0.state().leases.of;
@@ -324,7 +321,7 @@ async fn listen_soon(shared: Weak<Shared>, on: Weak<Session>) {
             if ended || settled {
                 state.soon = false;
                 drop(state);
-                // If the connection has gone, the next renewal, on another one, does the same.
+                // If the connection has ended, the next renewal, on another one, listens.
                 if let Some(on) = on.upgrade().filter(|on| !ended && !on.is_closed()) {
                     listener.listens(on);
                 }
@@ -346,7 +343,7 @@ async fn start_listening(shared: Weak<Shared>, on: Arc<Session>) {
     match tokio::time::timeout(LISTEN_TIMEOUT, listen(&on, &listener.table_number)).await {
         Ok(Ok(())) => {
             on.listens.store(true, Ordering::Relaxed);
-            // What was notified until now was missed.
+            // Earlier notifications were missed.
             listener.notify(Notice::Missed);
         }
         Ok(Err(error)) => {

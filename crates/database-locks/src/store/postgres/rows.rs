@@ -1,12 +1,12 @@
-//! What is read of a row, by the names of its columns; and the parts that statements share.
+//! Conversion of rows by the names of their columns, and the parts that statements share.
 
 use tokio_postgres::Row;
 
 use crate::store::postgres::error::ServerError;
 use protocol::LockRow;
 
-/// A time, or the length from or to one, in microseconds. NULL for a time outside those of this
-/// protocol, with which the server may be unable to reckon (`infinity`).
+/// A time, or the length from or to one, in microseconds. NULL for a time outside the range of this
+/// protocol, from which the server may be unable to subtract (`infinity`).
 macro_rules! micros {
     ($time:literal, $what:literal) => {
         concat!(
@@ -37,15 +37,15 @@ macro_rules! state {
     };
 }
 
-/// The database's clock in milliseconds, below which no token is made.
+/// The database's clock in milliseconds, the least new token.
 macro_rules! clock_ms {
     () => {
         "(extract(epoch FROM statement_timestamp()) * 1000)::bigint"
     };
 }
 
-/// Let the transaction that writes this row survive a crash, even if the role's setting would not.
-/// A stricter setting (`remote_apply`) stays.
+/// Make the transaction that writes this row durable, even if the role's setting is `off`. A
+/// stricter setting (`remote_apply`) stays.
 macro_rules! synchronous_commit {
     () => {
         "CASE current_setting('synchronous_commit')
@@ -53,8 +53,9 @@ macro_rules! synchronous_commit {
     };
 }
 
-/// Notify of a row of `f` that was freed or taken, on a condition. The channel bears the number of
-/// the table, so that clients which call the table by different names use the same one.
+/// Notify of a row of `f` that was freed or taken over, on a condition. The name of the channel
+/// contains the number of the table, so that clients which refer to the table by different names
+/// use the same channel.
 macro_rules! notify {
     ($when:literal) => {
         concat!(
@@ -86,7 +87,7 @@ pub(crate) fn state(row: &Row) -> Result<LockRow, ServerError> {
     })
 }
 
-/// Which item of a request a row of the answer is about: `WITH ORDINALITY` counts from 1.
+/// The index of the command that a row of the answer belongs to: `WITH ORDINALITY` counts from 1.
 pub(crate) fn place(row: &Row, asked: usize) -> Result<usize, ServerError> {
     let place = row.try_get::<_, i64>("place")?.checked_sub(1);
     let place = place.and_then(|n| usize::try_from(n).ok());

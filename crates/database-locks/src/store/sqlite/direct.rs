@@ -17,7 +17,7 @@ use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::statements::{acquire::acquire, release::release};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
-/// The direct connection of one store.
+/// The direct connection of a store.
 pub(crate) struct SqliteDirect {
     database: Arc<Database>,
     /// A forked child neither uses nor closes the connection of its parent.
@@ -28,18 +28,18 @@ pub(crate) struct SqliteDirect {
 struct Connection {
     in_use: Mutex<bool>,
     returned: Condvar,
-    /// Locked by the thread that has set `in_use`. A wait for a mutex alone would have no bound.
+    /// Locked by the thread that has set `in_use`, since waiting for a mutex has no time limit.
     worker: Mutex<Worker>,
 }
 
-/// The file is closed on a thread of its own: closing it writes to the disk, and the last handle
-/// may be dropped on the thread that renews the leases.
+/// The file is closed on another thread: closing writes to the disk, and the last handle may be
+/// dropped on the thread that renews leases.
 impl Drop for Connection {
     fn drop(&mut self) {
         let worker = self.worker.get_mut();
         let file = worker.unwrap_or_else(PoisonError::into_inner).file.take();
         if file.is_some() {
-            // Without a thread it is closed here.
+            // If no thread can be spawned, it is closed here.
             let _ = std::thread::Builder::new()
                 .name("database-locks-sqlite".into())
                 .spawn(move || drop(file));
@@ -47,7 +47,7 @@ impl Drop for Connection {
     }
 }
 
-/// A use of the connection. Once it is dropped, the connection is free.
+/// A use of the connection, which ends when it is dropped.
 struct InUse<'a>(&'a Connection);
 
 impl Drop for InUse<'_> {
@@ -66,7 +66,7 @@ impl SqliteDirect {
         }
     }
 
-    /// Carry out `work` on this thread, once no other thread uses the connection.
+    /// Run `work` on this thread, once no other thread uses the connection.
     fn call<T>(
         &self,
         work: impl FnOnce(&mut Worker) -> Result<T, StoreError>,
@@ -118,7 +118,7 @@ impl DirectConnection for SqliteDirect {
         Box::pin(async { self.call(|worker| release(worker, returns)) })
     }
 
-    /// A slow file stays usable; one that failed is opened anew in any case.
+    /// A slow file stays usable, and one that failed is opened again in any case.
     fn give_up(&self) {}
 }
 

@@ -1,4 +1,4 @@
-//! What an error of SQLite means to the library.
+//! Errors of SQLite as errors of the store.
 
 use std::io;
 use std::path::Path;
@@ -7,7 +7,7 @@ use rusqlite::ErrorCode;
 
 use crate::store::error::{StoreError, TOKEN_OUT_OF_RANGE};
 
-/// What was possible with the file before.
+/// The earlier uses of the file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FileHistory {
     pub(crate) used: bool,
@@ -16,7 +16,7 @@ pub(crate) struct FileHistory {
 
 const NOT_WRITABLE: &str = "the file and its folder must be writable by this user";
 
-/// What an error means. A table or column that was there before may come back; so may the right to
+/// The error of the store. A table or column that existed before may come back; so may the right to
 /// write.
 pub(crate) fn classify(path: &Path, error: &rusqlite::Error, history: FileHistory) -> StoreError {
     let (message, code) = message_and_code(error);
@@ -38,15 +38,15 @@ pub(crate) fn classify(path: &Path, error: &rusqlite::Error, history: FileHistor
         | ErrorCode::FileLockingProtocolFailed
         | ErrorCode::SchemaChanged => return StoreError::Contention(message.into()),
         ErrorCode::DiskFull => {
-            // And the transaction is rolled back.
+            // The transaction was rolled back.
             return StoreError::cannot_serve(format!("{shown}: the disk is full")).undone();
         }
-        // A disk that fails, memory that is short, a statement that was interrupted.
+        // A failing disk, too little memory, an interrupted statement.
         ErrorCode::SystemIoFailure
         | ErrorCode::OutOfMemory
         | ErrorCode::OperationInterrupted
         | ErrorCode::OperationAborted => return StoreError::cannot_serve(message),
-        // Too many open files, a disk that is full or mounted read-only for a while.
+        // Too many open files, or a disk that is full or mounted read-only for a while.
         ErrorCode::CannotOpen if history.used => return StoreError::cannot_serve(message),
         ErrorCode::ReadOnly if history.written => return StoreError::cannot_serve(message),
         _ if missing && history.used => return StoreError::cannot_serve(message),

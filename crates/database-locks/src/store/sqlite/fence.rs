@@ -1,12 +1,12 @@
-//! Lock files of open fences, since SQLite has no lock of one row.
+//! Lock files of open fences, since SQLite has no row locks.
 //!
 //! A fence has a shared `flock` on the file of its lock. A client that would grant the lock tries
 //! an exclusive one first, without waiting, and skips the lock if that fails. The kernel unlocks it
 //! when the process ends, however that happens.
 //!
-//! Both check and lock while they have the write lock of the database: so either the fence sees the
-//! grant, or the grant sees the fence. A file exists only while its fence is open; prune removes
-//! what a killed process left behind.
+//! Both check and lock while they have the write lock of the database, so either the fence sees the
+//! grant, or the grant sees the fence. A file exists only while its fence is open. Prune removes
+//! the files that a killed process left.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-/// The folder of these files, beside the database.
+/// The folder of lock files, beside the database.
 #[derive(Debug)]
 pub(crate) struct Fences {
     database: PathBuf,
@@ -23,7 +23,7 @@ pub(crate) struct Fences {
     table: String,
 }
 
-/// An open fence; its drop closes it.
+/// An open fence. Its drop closes it.
 #[derive(Debug)]
 pub(crate) struct OpenFence {
     file: File,
@@ -39,20 +39,20 @@ fn is_same_file(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Give a new file or folder the group and the owner of the database, as SQLite does with its own
-/// additional files: root may be the first to open a fence. As far as this process may.
+/// Give a new file or folder the group and the owner of the database, as far as this process may.
+/// SQLite does so with its own additional files, since root may be the first to open a fence.
 fn match_owner(path: &Path, database: &fs::Metadata) {
     let _ = chown(path, None, Some(database.gid()));
     let _ = chown(path, Some(database.uid()), None);
 }
 
-/// Remove a file that no other fence has locked.
+/// Remove the file of a fence that no other process has locked.
 ///
-/// Only with an exclusive lock, and only if the path still leads to it: else a lock of another
-/// process would go on in a file that no client finds any more.
+/// Only with an exclusive lock, and only if the path still leads to it. Otherwise another process
+/// would keep its lock on a file that no client can find.
 fn remove(file: &File, path: &Path) {
     if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_same_file(file, path) {
-        // What stays is removed by the next prune.
+        // A file that stays is removed by the next prune.
         let _ = fs::remove_file(path);
     }
 }
@@ -66,7 +66,7 @@ impl Drop for OpenFence {
 }
 
 impl Fences {
-    /// Those of the database at `path`.
+    /// The fences of the database at `path`.
     pub(crate) fn of_database(path: &Path, table: &str) -> Self {
         let mut folder = path.as_os_str().to_owned();
         folder.push("-fences");
@@ -77,8 +77,8 @@ impl Fences {
         }
     }
 
-    /// The file of a lock: a hash (FNV-1a), since names may be longer than those of files. Two
-    /// locks of one hash would only wait for each other's fences.
+    /// The file of a lock, by a hash (FNV-1a), since names of locks may be longer than those of
+    /// files. Two locks with one hash would only wait for each other's fences.
     fn path(&self, name: &str) -> PathBuf {
         let bytes = self.table.bytes().chain([0]).chain(name.bytes());
         let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -87,7 +87,7 @@ impl Fences {
         self.folder.join(format!("{hash:016x}"))
     }
 
-    /// Whether a fence of this lock is open. To be asked with the write lock.
+    /// Whether a fence of this lock is open. Needs the write lock.
     pub(crate) fn is_open(&self, name: &str) -> io::Result<bool> {
         match OpenOptions::new()
             .read(true)
@@ -104,8 +104,8 @@ impl Fences {
         }
     }
 
-    /// Open a fence of this lock; none where its file is just being removed. With the write lock,
-    /// and with a look at the row before that is given up.
+    /// Open a fence of this lock; `None` if its file is being removed. Needs the write lock, which
+    /// the caller keeps until it has read the row.
     pub(crate) fn open(&self, name: &str) -> io::Result<Option<OpenFence>> {
         let path = self.path(name);
         let open = || OpenOptions::new().read(true).write(true).open(&path);
@@ -121,8 +121,7 @@ impl Fences {
         }
     }
 
-    /// Make such a file, and the folder if need be: usable by the users who may use the database,
-    /// and by no others.
+    /// Create the file, and the folder if it is missing, with the permissions of the database.
     fn make(&self, path: &Path) -> io::Result<File> {
         let database = fs::metadata(&self.database)?;
         let readable = database.mode() & 0o666;
@@ -143,7 +142,7 @@ impl Fences {
         Ok(file)
     }
 
-    /// Remove what no process has locked. With the write lock.
+    /// Remove the files that no process has locked. Needs the write lock.
     pub(crate) fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.folder) else {
             return;

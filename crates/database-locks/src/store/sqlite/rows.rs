@@ -1,4 +1,4 @@
-//! Reading rows, and lengths of time as SQLite adds them.
+//! Conversion of rows, and durations as modifiers of SQLite's date functions.
 
 use std::time::Duration;
 
@@ -7,14 +7,13 @@ use rusqlite::Row;
 use crate::store::api::bounded;
 use protocol::{LockRow, Outcome, Token};
 
-/// A length as SQLite's date functions add it. Rounded up: never shorter than the length that the
-/// holder trusts.
+/// A duration as a modifier. Rounded up, so that it is never shorter than the trust of the holder.
 pub(crate) fn modifier(length: Duration) -> String {
     let ms = length.as_micros().div_ceil(1000);
     format!("+{}.{:03} seconds", ms / 1000, ms % 1000)
 }
 
-/// The same backwards.
+/// A duration as a modifier into the past.
 pub(crate) fn ago(length: Duration) -> String {
     modifier(bounded(length)).replacen('+', "-", 1)
 }
@@ -43,7 +42,7 @@ pub(crate) fn lock_row(row: &Row<'_>) -> rusqlite::Result<LockRow> {
     })
 }
 
-/// A grant with the token that the database holds.
+/// The outcome of a grant with this token.
 pub(crate) fn granted(token: i64, length: Duration) -> Outcome {
     let token = Token::from_db(token);
     Outcome::Granted {

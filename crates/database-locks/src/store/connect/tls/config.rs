@@ -1,4 +1,4 @@
-//! The certificates of a connection, read and checked.
+//! The TLS configuration of a connection: its certificates, read and checked.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -13,19 +13,19 @@ use rustls::sign::CertifiedKey;
 use super::options::{Check, Encrypt, Roots, TlsOptions};
 use crate::error::Error;
 
-/// TLS, ready to be used.
+/// The TLS configuration of a connection.
 #[derive(Clone)]
 pub(crate) struct Tls {
     pub(crate) encrypt: Encrypt,
     pub(crate) check: Check,
-    /// Empty where nothing is checked.
+    /// Empty if the certificate of the server is not checked.
     pub(crate) roots: Vec<CertificateDer<'static>>,
     /// The client certificate, if the URL names one.
     pub(crate) identity: Option<Identity>,
 }
 
-/// A client certificate with its intermediate ones, and its key. Without `Debug`, since the key is
-/// secret.
+/// A client certificate with its intermediate certificates and its key. Has no `Debug`, since the
+/// key is secret.
 #[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
@@ -35,8 +35,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Reads both files, once: what is wrong with them is known before any server is asked. What
-    /// stands in them is not repeated.
+    /// Read both files, before connecting. Errors do not contain their contents.
     fn read(certificate: &Path, key: &Path) -> Result<Self, Error> {
         let invalid = |option: &str, path: &Path, why: &str, allowed: &str| {
             let got = format!(
@@ -88,8 +87,8 @@ impl Identity {
     }
 }
 
-/// As libpq has it: a key that others can read is no secret. One that root owns may be readable by
-/// a group: the system's way to share one between services.
+/// As with libpq, a key must not be readable by others. A key that root owns may be readable by a
+/// group, by which services share one.
 fn readable_by_us_alone(path: &Path) -> Result<(), String> {
     let found = std::fs::metadata(path).map_err(|error| error.to_string())?;
     let (forbidden, most) = match found.uid() {
@@ -110,8 +109,7 @@ fn readable_by_us_alone(path: &Path) -> Result<(), String> {
 }
 
 impl Tls {
-    /// Reads the root certificates, once: what is wrong with them is known before any server is
-    /// asked.
+    /// Read the certificates, before connecting.
     pub(crate) fn new(options: &TlsOptions) -> Result<Self, Error> {
         let (encrypt, check, roots) = options.resolve()?;
         let roots = match roots {
@@ -156,8 +154,8 @@ fn in_file(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, Error
     Ok(found)
 }
 
-/// Not a list that is built in (`webpki-roots`): a database's CA is often a company's own, which
-/// its machines know.
+/// Not the built-in list (`webpki-roots`): the CA of a database is often a company's own, which is
+/// installed on its machines.
 fn of_this_machine() -> Result<Vec<CertificateDer<'static>>, Error> {
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
@@ -165,7 +163,7 @@ fn of_this_machine() -> Result<Vec<CertificateDer<'static>>, Error> {
     }
     let mut store = RootCertStore::empty();
     let mut usable = found.certs;
-    // Single certificates that cannot be parsed, such as old ones, are left out.
+    // Certificates that cannot be parsed are left out.
     usable.retain(|certificate| store.add(certificate.clone()).is_ok());
     if usable.is_empty() {
         let got = "has TLS to be checked on a machine without root certificates";

@@ -1,21 +1,22 @@
-//! What is wrong with TLS, in words.
+//! Errors of TLS in plain words.
 
 use std::io;
 
 use rustls::CertificateError;
 
-/// What is wrong with TLS, and what to do.
+/// An error of TLS, with a hint.
 #[derive(Debug)]
 pub(crate) struct TlsFailure {
-    /// Goes on after "HOST: ".
+    /// The text after "HOST: ".
     pub(crate) message: String,
     pub(crate) hint: &'static str,
-    /// The server refuses the client certificate. In TLS 1.3 that comes after the handshake.
+    /// Whether the server refused the client certificate. In TLS 1.3 it does so after the
+    /// handshake.
     pub(crate) client_certificate: bool,
 }
 
 impl TlsFailure {
-    /// The server has no TLS, and it was asked for.
+    /// The server offers no TLS, and it is required.
     pub(crate) fn none_offered() -> Self {
         Self {
             message: "the server offers no TLS".into(),
@@ -25,11 +26,11 @@ impl TlsFailure {
     }
 }
 
-/// The TLS error in a driver's, if there is one.
+/// The TLS error within an error of a driver, if there is one.
 pub(crate) fn tls_failure(error: &(dyn std::error::Error + 'static)) -> Option<TlsFailure> {
     let mut next = Some(error);
     while let Some(error) = next {
-        // An I/O error's source is that of what it holds.
+        // The source of an I/O error is the source of the error that it wraps.
         let held = error
             .downcast_ref::<io::Error>()
             .and_then(|error| error.get_ref())
@@ -45,7 +46,7 @@ pub(crate) fn tls_failure(error: &(dyn std::error::Error + 'static)) -> Option<T
 fn explain(error: &rustls::Error) -> TlsFailure {
     use CertificateError as Bad;
     use rustls::AlertDescription as Alert;
-    // Alerts of a server that has checked the client certificate, or missed it.
+    // Alerts of a server that has rejected the client certificate, or that requires one.
     let client_certificate = match error {
         rustls::Error::AlertReceived(Alert::CertificateRequired) => "wants a client certificate",
         rustls::Error::AlertReceived(
@@ -103,7 +104,7 @@ fn explain(error: &rustls::Error) -> TlsFailure {
             "its TLS certificate is not valid yet".into(),
             "set this machine's clock right, or the server's before a certificate is made",
         ),
-        // By the debug text: the types of webpki are no part of rustls's interface.
+        // By the debug text, since rustls does not export the types of webpki.
         other if format!("{other:?}").contains("CaUsedAsEndEntity") => (
             "its TLS certificate is that of a CA and not of a server".into(),
             "give the server one that the CA has issued, and sslrootcert= that of the CA",

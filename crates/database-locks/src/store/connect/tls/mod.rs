@@ -1,4 +1,4 @@
-//! TLS: what a URL asks for, the certificates that are trusted, and what went wrong, in words.
+//! TLS: the options of a URL, the certificates, and errors in plain words.
 
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod config;

@@ -1,14 +1,14 @@
-//! What a URL asks of TLS.
+//! The TLS options of a URL.
 
 use std::path::PathBuf;
 
 use crate::error::Error;
 
-/// How much a connection is protected, in libpq's words and MySQL's.
+/// The protection of a connection, with the names of libpq and of MySQL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Disable,
-    /// Where the server offers it. `allow` is taken for the same: it would begin without.
+    /// TLS if the server offers it. `allow` has the same effect, since it would begin without TLS.
     Prefer,
     Require,
     VerifyCa,
@@ -16,7 +16,7 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    /// The value is not repeated where it is none of these: it may be anything.
+    /// The error does not contain the value, which may be a secret.
     pub(crate) fn of(option: &str, value: &str) -> Result<Self, Error> {
         Ok(match &*value.to_ascii_lowercase().replace('_', "-") {
             "disable" | "disabled" => Self::Disable,
@@ -41,7 +41,7 @@ impl Mode {
 /// The trusted certificate authorities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Roots {
-    /// Those of this machine.
+    /// The roots of this machine.
     System,
     /// A file in PEM.
     File(PathBuf),
@@ -64,17 +64,17 @@ impl Roots {
     }
 }
 
-/// What a URL says of TLS.
+/// The TLS options of a URL.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TlsOptions {
     pub(crate) mode: Option<Mode>,
     pub(crate) roots: Option<Roots>,
-    /// The client certificate and its key, for servers that ask for one.
+    /// The client certificate and its key, for servers that require one.
     pub(crate) certificate: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
 }
 
-/// The file that an option names.
+/// The file in an option.
 pub(crate) fn file_of(option: &str, value: String) -> Result<PathBuf, Error> {
     if value.is_empty() {
         let got = format!("has an empty `{option}`");
@@ -83,7 +83,7 @@ pub(crate) fn file_of(option: &str, value: String) -> Result<PathBuf, Error> {
     Ok(value.into())
 }
 
-/// Whether there is TLS.
+/// Whether to use TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Encrypt {
     Never,
@@ -91,19 +91,19 @@ pub(crate) enum Encrypt {
     Always,
 }
 
-/// What of the server's certificate has to be right.
+/// The required check of the server's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Check {
     Nothing,
-    /// Issued by one of the roots.
+    /// It is issued by one of the roots.
     Chain,
-    /// … for the host that was asked for.
+    /// It is also issued for the requested host.
     ChainAndName,
 }
 
 impl TlsOptions {
-    /// Fill in what was left out. With `sslmode=disable` nothing is filled in; certificate and key
-    /// belong together.
+    /// Fill in missing options. With `sslmode=disable` none is filled in. Certificate and key are
+    /// filled in together.
     pub(crate) fn fill(&mut self, from: Self) {
         if self.mode == Some(Mode::Disable) {
             return;
@@ -118,7 +118,7 @@ impl TlsOptions {
         }
     }
 
-    /// What the options are together.
+    /// Check that the options fit together.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let (got, allowed) = match (&self.certificate, &self.key) {
             (None, None) => return Ok(()),
@@ -130,7 +130,7 @@ impl TlsOptions {
                 "has an sslkey and no sslcert",
                 "give sslcert=/path/to/cert.pem as well",
             ),
-            // It would not be sent to the server, although the URL asks for that.
+            // The certificate would not be sent.
             _ if self.mode == Some(Mode::Disable) => (
                 "has a client certificate and sslmode=disable",
                 "give either; sslmode=verify-full, require or prefer go with a certificate",
@@ -140,11 +140,11 @@ impl TlsOptions {
         Err(Error::config("url", got, allowed))
     }
 
-    /// What it comes to, and which roots are needed.
+    /// The effective settings, and the roots that are needed.
     ///
-    /// As with libpq, a root certificate that is given is used in every mode, though `prefer` and
-    /// `require` alone check nothing. Given without a mode it means `verify-ca`, as with MySQL's
-    /// `--ssl-ca`, and `system` means `verify-full`, as with libpq.
+    /// As with libpq, a given root certificate is used in every mode, though `prefer` and `require`
+    /// alone check nothing. Without a mode it means `verify-ca`, as with MySQL's `--ssl-ca`, and
+    /// `system` means `verify-full`, as with libpq.
     pub(super) fn resolve(&self) -> Result<(Encrypt, Check, Option<Roots>), Error> {
         let roots = self.roots.clone();
         let checked = || {
@@ -156,8 +156,8 @@ impl TlsOptions {
         };
         let weak = matches!(self.mode, Some(Mode::Prefer | Mode::Require));
         if weak && roots == Some(Roots::System) {
-            // Public CAs issue certificates to anyone: if the name is not checked, this is a
-            // mistake. libpq refuses it, too.
+            // Public CAs issue certificates to anyone, so a check without the name is a mistake.
+            // libpq refuses it, too.
             let allowed = "beside sslrootcert=system it has to be verify-full (or verify-ca)";
             return Err(Error::config(
                 "url",

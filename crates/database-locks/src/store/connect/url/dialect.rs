@@ -1,8 +1,8 @@
-//! What the URLs of PostgreSQL and MySQL differ in, and the names of their options.
+//! The differences between the URLs of PostgreSQL and MySQL, and the names of their options.
 
 use std::path::{Path, PathBuf};
 
-/// What an option is about.
+/// The subject of an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Key {
     Host,
@@ -26,10 +26,10 @@ pub(crate) enum Key {
     Passfile,
 }
 
-/// What the servers' URLs differ in.
+/// The differences between the URLs of the servers.
 pub(crate) struct Dialect {
     pub(crate) port: u16,
-    /// The file of a socket, given what stands in the place of a host and its port.
+    /// The file of a socket, from the path in the place of the host, and the port.
     pub(crate) socket: fn(&Path, u16) -> PathBuf,
     pub(crate) options: &'static [(&'static str, Key)],
 }

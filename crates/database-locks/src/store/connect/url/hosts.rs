@@ -1,4 +1,4 @@
-//! Hosts, ports and sockets, as they are written.
+//! Parsing hosts, ports and sockets.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use super::invalid::{decode, invalid};
 use super::server::Address;
 use crate::error::Error;
 
-/// Where to look for servers, as it was written.
+/// The hosts and ports as they are written.
 #[derive(Default)]
 pub(super) struct HostList {
-    /// A name, address or path each, and its port; empty: not said.
+    /// A name, address or path each, and its port; empty if there is no host.
     pub(super) entries: Vec<(String, Option<u16>)>,
-    /// Of the option: one for all of the hosts, or one for each.
+    /// The ports of the option: one for all hosts, or one for each.
     pub(super) ports: Vec<u16>,
 }
 
@@ -43,7 +43,7 @@ impl HostList {
         Ok(())
     }
 
-    /// Whether no host was said.
+    /// Whether there is no host.
     pub(super) fn is_empty(&self) -> bool {
         match &*self.entries {
             [] => true,
@@ -56,7 +56,7 @@ impl HostList {
         !self.ports.is_empty() || self.entries.iter().any(|(_, port)| port.is_some())
     }
 
-    /// Hosts and ports are filled in each for itself, as libpq does it.
+    /// Hosts and ports are filled in separately, as in libpq.
     pub(super) fn fill(&mut self, from: Self) {
         let port = self.entries.iter().find_map(|(_, port)| *port);
         if self.is_empty() && !from.is_empty() {
@@ -118,7 +118,7 @@ fn host_and_port(place: &str) -> Result<(&str, Option<u16>), Error> {
     match port.filter(|p| !p.is_empty()).map(str::parse::<u16>) {
         None => Ok((host, None)),
         Some(Ok(port)) if port > 0 => Ok((host, Some(port))),
-        // Not repeated: in `postgres://user:pass word/db` this is the password.
+        // Not shown: in `postgres://user:pass word/db` this is the password.
         Some(_) => invalid(
             "has a port that is no number from 1 to 65535",
             "write `@`, `:` and `/` in a user name or password as %40, %3A and %2F",

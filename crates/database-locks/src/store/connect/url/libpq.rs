@@ -1,5 +1,5 @@
-//! What libpq looks up where a connection string leaves something out: services, environment
-//! variables, and the file of passwords.
+//! The sources of libpq for missing parts of a URL: services, environment variables, and the
+//! password file.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::partial::PartialServer;
 use super::server::{Address, Server};
 use crate::error::Error;
 
-/// `PGTARGETSESSIONATTRS` is not among them: locks are always written.
+/// Without `PGTARGETSESSIONATTRS`, since locks are always written.
 const VARIABLES: [(&str, Key); 12] = [
     ("PGHOST", Key::Host),
     ("PGPORT", Key::Port),
@@ -26,7 +26,7 @@ const VARIABLES: [(&str, Key); 12] = [
     ("PGPASSFILE", Key::Passfile),
 ];
 
-/// The environment, for what is missing so far.
+/// The environment, for the missing settings.
 pub(crate) fn environment(
     so_far: &PartialServer,
     environment: &Environment<'_>,
@@ -42,7 +42,7 @@ pub(crate) fn environment(
         with_source("PGCONNECT_TIMEOUT", partial.libpq_timeout(&seconds))?;
     }
     if let Some(options) = environment.variable("PGOPTIONS") {
-        // It may hold more, for other programs.
+        // It may contain other options, for other programs.
         partial.settings.allowed_options(&options);
     }
     Ok(partial)
@@ -50,7 +50,7 @@ pub(crate) fn environment(
 
 const SERVICE: &str = "service";
 
-/// Options of a service that change nothing about locks, or that each call's own deadline replaces.
+/// Options of a service that do not affect locks, or that the deadline of each request replaces.
 const WITHOUT_EFFECT: [&str; 15] = [
     "client_encoding",
     "fallback_application_name",
@@ -69,7 +69,7 @@ const WITHOUT_EFFECT: [&str; 15] = [
     "target_session_attrs",
 ];
 
-/// What a service of that name says: of the user's file, or else of the system's.
+/// The settings of a service, from the user's file, or else from the system's.
 pub(crate) fn service(name: &str, environment: &Environment<'_>) -> Result<PartialServer, Error> {
     let file = environment.variable("PGSERVICEFILE").map(PathBuf::from);
     let system = environment.variable("PGSYSCONFDIR").map(PathBuf::from);
@@ -88,7 +88,7 @@ pub(crate) fn service(name: &str, environment: &Environment<'_>) -> Result<Parti
     for path in &files {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            // libpq looks into the next one.
+            // As libpq, go on with the next one.
             Err(error) => {
                 tracing::debug!("service file {} is passed over: {error}", path.display());
                 continue;
@@ -107,7 +107,7 @@ pub(crate) fn service(name: &str, environment: &Environment<'_>) -> Result<Parti
     Err(Error::config(SERVICE, got, hint))
 }
 
-/// As libpq reads it: no blanks around `=`, and of the same option the first one counts.
+/// As in libpq, there are no blanks around `=`, and the first value of an option counts.
 fn service_in(text: &str, name: &str, path: &Path) -> Result<Option<PartialServer>, Error> {
     let (mut partial, mut within, mut found) = (PartialServer::default(), false, false);
     let mut seen = Vec::new();
@@ -152,7 +152,7 @@ fn service_in(text: &str, name: &str, path: &Path) -> Result<Option<PartialServe
     Ok(found.then_some(partial))
 }
 
-/// Look up what is still missing in libpq's file of passwords: for each host by itself.
+/// Look up missing passwords in libpq's password file, for each host.
 pub(crate) fn passwords(server: &mut Server, environment: &Environment<'_>) {
     if server.password.is_some() {
         return;
@@ -184,7 +184,7 @@ pub(crate) fn passwords(server: &mut Server, environment: &Environment<'_>) {
     server.password_of_file = server.passwords_by_host.iter().any(Option::is_some);
 }
 
-/// A file that others can read holds no secret: libpq passes it over, with a warning.
+/// Read a private file. As in libpq, one that others can read is skipped with a warning.
 fn read_private_file(path: &Path) -> Option<Vec<u8>> {
     let found = std::fs::metadata(path).ok()?;
     if !found.is_file() {
@@ -210,10 +210,10 @@ fn read_private_file(path: &Path) -> Option<Vec<u8>> {
     }
 }
 
-/// Where libpq's packages put the sockets: there the file says `localhost`.
+/// The default folders of sockets, for which the file has `localhost`.
 const USUAL_SOCKETS: [&str; 3] = ["/var/run/postgresql", "/run/postgresql", "/tmp"];
 
-/// What a host is called in the file, and its port.
+/// The names of a host in the file, and its port.
 fn names_in_file(address: &Address) -> (Vec<String>, String) {
     match address {
         Address::Tcp(host, port) => (vec![host.clone()], port.to_string()),
@@ -231,8 +231,8 @@ fn names_in_file(address: &Address) -> (Vec<String>, String) {
     }
 }
 
-/// The password of a line `host:port:database:user:password` that matches. `*` matches everything,
-/// and `\` takes its meaning from what follows.
+/// The password of a matching line `host:port:database:user:password`. `*` matches everything, and
+/// `\` escapes the next character.
 fn password_of_line(line: &[u8], options: [&str; 4]) -> Option<String> {
     let line = std::str::from_utf8(line).ok()?.trim_end_matches('\r');
     if line.starts_with('#') {

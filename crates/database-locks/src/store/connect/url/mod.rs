@@ -1,7 +1,7 @@
 //! From a URL to an engine.
 //!
-//! Parsed here rather than by the drivers: each of them knows other options, and their messages
-//! repeat what they could not read, a password included.
+//! Parsed here and not by the drivers: they support different options, and their messages repeat
+//! what they could not parse, which may be a password.
 
 use crate::error::{BoxError, Error};
 
@@ -28,7 +28,7 @@ pub(crate) use server::Binding;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use server::{Address, Server};
 
-/// What a URL says, with nothing filled in.
+/// The target of a URL, with nothing filled in.
 #[cfg(test)]
 pub(crate) fn parse(url: &str) -> Result<Target, Error> {
     match parse_scheme(url)? {
@@ -38,15 +38,15 @@ pub(crate) fn parse(url: &str) -> Result<Target, Error> {
     }
 }
 
-/// A source of the password, for where the URL has none.
+/// A function for the password, called if the URL has none.
 pub(crate) type PasswordFn<'a> = &'a dyn Fn() -> Result<String, BoxError>;
 
-/// Why what a URL leaves out is not known.
+/// Why missing parts of a URL could not be filled in.
 #[derive(Debug)]
 pub(crate) enum ResolveError {
-    /// It cannot be used.
+    /// An option cannot be used.
     Config(Error),
-    /// The source of the password failed.
+    /// The function for the password failed.
     Password(BoxError),
 }
 
@@ -56,10 +56,10 @@ impl From<Error> for ResolveError {
     }
 }
 
-/// What a URL says, and what it leaves out as the drivers of that server look it up.
+/// The target of a URL. Missing parts are looked up as the clients of that server do.
 ///
-/// First comes the URL, for the password then the function; PostgreSQL: the service, the
-/// environment, the file of passwords; MySQL: the option file, then `MYSQL_PWD`.
+/// The URL comes first, then, for the password, the function. Then for PostgreSQL the service, the
+/// environment and the password file; for MySQL the option file and `MYSQL_PWD`.
 pub(crate) fn resolve(
     url: &str,
     environment: &Environment<'_>,
@@ -74,7 +74,7 @@ pub(crate) fn resolve(
     match parse_scheme(url)? {
         Parsed::Local(target) => Ok(target),
         Parsed::Postgres(mut partial) => {
-            // To libpq an empty one is none.
+            // As with libpq, an empty one counts as none.
             partial.password = partial.password.filter(|password| !password.is_empty());
             ask(&mut partial)?;
             let service = partial
@@ -87,8 +87,7 @@ pub(crate) fn resolve(
             let variables = libpq::environment(&partial, environment)?;
             partial.fill(variables);
             let mut server = partial.finish(&POSTGRES)?;
-            // The user of the process, as the driver has it: lines of the file of passwords name
-            // users.
+            // The user of the process, as in the driver: lines of the password file contain users.
             #[cfg(feature = "postgres")]
             if server.user.is_none() {
                 server.user = whoami::username().ok();

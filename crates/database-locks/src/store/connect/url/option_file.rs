@@ -8,16 +8,16 @@ use super::environment::{Environment, with_source};
 use super::partial::PartialServer;
 use crate::error::Error;
 
-/// What complaints call it.
+/// Its name in errors.
 const FILE: &str = "~/.my.cnf";
 
-/// Those behind count more.
+/// Later groups take precedence.
 const GROUPS: [&str; 2] = ["client", "dblock"];
 
-/// Files that include each other end here.
+/// The limit for files that include each other.
 const DEPTH: usize = 8;
 
-/// What the file says, and `MYSQL_PWD` where it says no password.
+/// The settings of the file, and `MYSQL_PWD` if it has no password.
 pub(crate) fn options(
     so_far: &PartialServer,
     environment: &Environment<'_>,
@@ -58,7 +58,7 @@ fn take(
             partial.take(key, name, value.to_owned())?;
         }
     }
-    // To the clients `localhost` is the socket.
+    // For the clients `localhost` means the socket.
     let host = found.get("host").filter(|host| !host.is_empty());
     match (host, found.get("socket")) {
         _ if so_far.has(Key::Host) => {}
@@ -81,12 +81,12 @@ fn take(
     Ok(())
 }
 
-/// The options of the groups, later ones in the place of earlier ones.
+/// The options of each group. Later ones replace earlier ones.
 #[derive(Default)]
 struct OptionFile([Vec<(String, Option<String>)>; GROUPS.len()]);
 
 impl OptionFile {
-    /// An option's value; empty where it stands without one.
+    /// The value of an option; empty if it has none.
     fn get(&self, name: &str) -> Option<&str> {
         let of = |group: &'_ Vec<(String, Option<String>)>| {
             group.iter().rposition(|(known, _)| known == name)
@@ -95,7 +95,7 @@ impl OptionFile {
         Some(group[of(group)?].1.as_deref().unwrap_or_default())
     }
 
-    /// An option that stands without a value is on.
+    /// Whether an option is on. One without a value is on.
     fn is_on(&self, name: &str) -> bool {
         self.get(name).is_some() && !self.is_off(name)
     }
@@ -106,10 +106,10 @@ impl OptionFile {
             .is_some_and(|value| off.contains(&&*value.to_ascii_lowercase()))
     }
 
-    /// Read a file, if it is there and fit to be believed.
+    /// Read a file, if it exists and is trustworthy.
     fn read(&mut self, path: &Path, depth: usize) {
-        // As the clients do: one that is not there, or that this user cannot read, says nothing;
-        // and one that every user can write may have been written by any of them.
+        // As the clients do, a file that does not exist or cannot be read is skipped, and so is one
+        // that every user can write.
         let read = std::fs::metadata(path).and_then(|found| Ok((found, std::fs::read(path)?)));
         let bytes = match read {
             Ok((found, _)) if found.mode() & 0o002 != 0 => {
@@ -128,7 +128,7 @@ impl OptionFile {
         let folder = path.parent().unwrap_or(Path::new("/"));
         let mut group = None;
         for line in bytes.split(|byte| *byte == b'\n') {
-            // One that is not UTF-8 is of a group of other programs, or unknown.
+            // A line that is not UTF-8 belongs to other programs or is unknown.
             let Ok(line) = std::str::from_utf8(line) else {
                 continue;
             };

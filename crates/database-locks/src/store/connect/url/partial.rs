@@ -1,4 +1,4 @@
-//! What one source says of a server: the URL, a service, the environment, an option file.
+//! The settings of a server from one source, and filling in the missing ones.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use super::settings::Settings;
 use crate::error::Error;
 use crate::store::connect::tls;
 
-/// What one source says of a server: the URL, a service, the environment, an option file. What it
-/// leaves out is filled in from the next one.
+/// The settings of a server from one source: the URL, a service, the environment, an option file.
+/// Missing settings are filled in from the next source.
 #[derive(Default)]
 pub(crate) struct PartialServer {
     pub(crate) user: Option<String>,
@@ -30,25 +30,25 @@ pub(crate) struct PartialServer {
     password_of_file: bool,
 }
 
-/// What a URL says, and nothing else.
+/// Parse a URL, with nothing filled in.
 pub(crate) fn partial(rest: &str, dialect: &Dialect) -> Result<PartialServer, Error> {
     let Some(rest) = rest.strip_prefix("//") else {
         return invalid("has no `//` behind its scheme", &format!("write {FORMS}"));
     };
     let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
-    // Otherwise a part of the password would be taken for an option, and shown as an unknown one.
+    // Otherwise a part of the password would count as an option, and be shown as an unknown one.
     if options.contains('@') {
         let hint = "percent-encode: `?` in a user name or password is %3F, and `@` is %40";
         return invalid("has an `@` behind its `?`", hint);
     }
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-    // Otherwise a part of the password would be taken for the host, and shown as one that cannot be
+    // Otherwise a part of the password would count as the host, and be shown as one that cannot be
     // found.
     if database.contains('@') {
         let hint = "percent-encode: `/` in a user name or password is %2F, and `@` is %40";
         return invalid("has an `@` behind its `/`", hint);
     }
-    // The last `@`: a password that was not encoded may hold one as well.
+    // The last `@`, since a password that was not encoded may contain one as well.
     let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
     let (user, password) = match login.split_once(':') {
         Some((user, password)) => (user, Some(decode(password, "password")?)),
@@ -73,7 +73,7 @@ pub(crate) fn partial(rest: &str, dialect: &Dialect) -> Result<PartialServer, Er
 }
 
 impl PartialServer {
-    /// Set one option, in the place of an earlier value.
+    /// Set an option. A later value replaces an earlier one.
     pub(crate) fn take(&mut self, key: Key, name: &str, value: String) -> Result<(), Error> {
         match key {
             Key::Host => self.hosts.entries = value.split(',').map(|h| (h.into(), None)).collect(),
@@ -105,7 +105,7 @@ impl PartialServer {
         Ok(())
     }
 
-    /// Whether the value of another source would be ignored.
+    /// Whether the value of another source is ignored.
     pub(crate) fn has(&self, key: Key) -> bool {
         let no_tls = self.tls.mode == Some(tls::Mode::Disable);
         match key {
@@ -126,7 +126,7 @@ impl PartialServer {
         }
     }
 
-    /// Fill in what is missing from the next source.
+    /// Fill in missing settings from the next source.
     pub(crate) fn fill(&mut self, from: Self) {
         self.user = self.user.take().or(from.user);
         if self.password.is_none() {
@@ -143,14 +143,14 @@ impl PartialServer {
         self.passfile = self.passfile.take().or(from.passfile);
     }
 
-    /// All values so far are those of a file.
+    /// Mark that the settings so far come from a file.
     pub(crate) fn of_file(mut self) -> Self {
         self.password_of_file = self.password.is_some();
         self
     }
 
-    /// How long to connect for, as libpq has it: what is not positive means no limit, and here the
-    /// usual one.
+    /// Parse a connect timeout as libpq does: a number that is not positive means no limit, and
+    /// here the default.
     pub(crate) fn libpq_timeout(&mut self, text: &str) -> Result<(), Error> {
         match text.trim().parse::<i64>() {
             Ok(seconds) if seconds > 0 => {
@@ -196,7 +196,7 @@ fn unknown<T>(key: &str, dialect: &Dialect) -> Result<T, Error> {
     )
 }
 
-/// Locks have to be written, so every value has to allow a server that can be written to.
+/// Locks have to be written, so every value has to allow a writable server.
 fn target_session_attrs(value: &str) -> Result<(), Error> {
     match value {
         "any" | "read-write" | "primary" => Ok(()),

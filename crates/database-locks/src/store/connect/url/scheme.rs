@@ -1,4 +1,4 @@
-//! From the scheme of a URL to an engine.
+//! The scheme of a URL, and its engine.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use super::partial::{PartialServer, partial};
 use super::server::Server;
 use crate::error::Error;
 
-/// What a URL names.
+/// The database that a URL names.
 #[derive(Debug)]
 pub(crate) enum Target {
     Memory(String),
@@ -20,16 +20,16 @@ pub(crate) enum Target {
     Mysql(Server),
 }
 
-/// What a URL says.
+/// A parsed URL.
 pub(super) enum Parsed {
-    /// All there is to say of a place on this machine.
+    /// A database on this machine, which needs no further settings.
     Local(Target),
     Postgres(PartialServer),
     Mysql(PartialServer),
 }
 
-/// White space around a URL is that of the file or secret which it was read from, and no part of
-/// it. Within the URL a line break would name another database or file.
+/// White space around a URL comes from the file or secret that it was read from, and is removed. A
+/// control character within the URL is refused, since it would name another database or file.
 pub(super) fn parse_scheme(url: &str) -> Result<Parsed, Error> {
     let url = url.trim();
     if url.is_empty() {
@@ -56,7 +56,7 @@ pub(super) fn parse_scheme(url: &str) -> Result<Parsed, Error> {
     }
 }
 
-/// Refuse a scheme of other programs with what to write instead.
+/// The error for a scheme of other programs, with the one to use instead.
 fn unknown<T>(scheme: &str, rest: &str) -> Result<T, Error> {
     let plain = |word: &str| {
         !word.is_empty()
@@ -69,7 +69,7 @@ fn unknown<T>(scheme: &str, rest: &str) -> Result<T, Error> {
         "jdbc" => rest.split_once(':').unwrap_or((rest, "")),
         _ => (scheme, rest),
     };
-    // Without `//` it may be a password in the wrong place.
+    // Without `//` it may be a misplaced password.
     if !place.starts_with("//") || !plain(engine) {
         return invalid("a text without a scheme", FORMS);
     }

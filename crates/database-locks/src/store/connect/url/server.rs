@@ -1,4 +1,4 @@
-//! What is known of a server, once all sources are read.
+//! The settings of a server from all sources.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,53 +8,53 @@ use super::settings::Settings;
 use crate::error::Error;
 use crate::store::connect::tls;
 
-/// In bytes. A cloud's tokens have some KiB.
+/// In bytes. Tokens of cloud services have some KiB.
 const LONGEST_PASSWORD: usize = 16 << 10;
 
-/// One server, or several of which the first that can be written to is the one; and who wants to
-/// talk to it.
+/// The settings of one server, or of several hosts of which the first writable one is used.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Server {
     pub user: Option<String>,
     pub password: Option<String>,
-    /// Where there is no password: the one of libpq's file for each of the addresses.
+    /// If there is no password: the one of libpq's file for each address.
     pub passwords_by_host: Vec<Option<String>>,
-    /// The password is a file's, which may have another one the next time.
+    /// Whether the password comes from a file, so that it may change.
     pub password_of_file: bool,
-    /// libpq's file of passwords, where it is not the usual one.
+    /// libpq's password file, if it is not the default one.
     pub passfile: Option<PathBuf>,
-    /// In the order in which they are tried; never empty.
+    /// In the order of attempts; never empty.
     pub addresses: Vec<Address>,
     pub database: Option<String>,
-    /// Shown by the server beside the connection.
+    /// The application name, which the server shows.
     pub application: Option<String>,
     pub tls: tls::TlsOptions,
-    /// Whether the password is only good over this very TLS connection; PostgreSQL.
+    /// PostgreSQL: whether the login is bound to the TLS connection.
     pub binding: Binding,
-    /// Of the session; PostgreSQL.
+    /// PostgreSQL: settings of the session.
     pub settings: Settings,
-    /// What is run on each new connection; MySQL.
+    /// MySQL: the statement that is run on each new connection.
     pub init_command: Option<String>,
-    /// For how long a host is tried; none: as long as the engine thinks fit.
+    /// The time for each host; `None`: the default of the engine.
     pub connect_timeout: Option<Duration>,
 }
 
 impl Server {
-    /// For how long all of its hosts together are tried.
+    /// The time for all hosts together.
     pub(crate) fn total_connect_timeout(&self, by_default: Duration) -> Duration {
         let hosts = u32::try_from(self.addresses.len()).unwrap_or(u32::MAX);
         self.connect_timeout
             .map_or(by_default, |of_each| of_each.saturating_mul(hosts))
     }
 
-    /// What to log in with at one of the addresses.
+    /// The password for one of the addresses.
     pub(crate) fn password_at(&self, at: usize) -> Option<&str> {
         let of_host = || self.passwords_by_host.get(at)?.as_deref();
         self.password.as_deref().or_else(of_host)
     }
 
-    /// A login may hash the password thousands of times over, on the thread that renews leases:
-    /// what is longer than passwords and tokens are would keep that thread busy for minutes.
+    /// Refuse passwords that are longer than any token. A login may hash the password thousands of
+    /// times on the thread that renews leases, and a huge one would keep that thread busy for
+    /// minutes.
     pub(crate) fn check_passwords(&self) -> Result<(), Error> {
         let by_host = self.passwords_by_host.iter().flatten();
         let mut own = self.password.iter().chain(by_host);
@@ -66,8 +66,7 @@ impl Server {
         Ok(())
     }
 
-    /// The same without what a login alone needs. Two that are equal so differ in nothing that a
-    /// connection is prepared with.
+    /// The settings without passwords. If two are equal, certificate files need not be read again.
     pub(crate) fn without_passwords(&self) -> Self {
         Self {
             password: None,
@@ -77,7 +76,7 @@ impl Server {
     }
 }
 
-/// Without the password, nor what might hold one.
+/// Leaves out the password and what may contain one.
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
@@ -88,7 +87,7 @@ impl fmt::Debug for Server {
     }
 }
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Address {
     Tcp(String, u16),
@@ -106,7 +105,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// SCRAM channel binding, in libpq's words.
+/// SCRAM channel binding, with libpq's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Binding {
     Disable,

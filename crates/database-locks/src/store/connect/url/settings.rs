@@ -1,15 +1,16 @@
-//! What a URL may set of a PostgreSQL session: libpq's `options`, and `search_path`.
+//! The settings of a PostgreSQL session that a URL may contain: libpq's `options`, and
+//! `search_path`.
 
 use super::invalid::invalid;
 use crate::error::Error;
 
-/// Settings that break nothing the protocol depends on: where the table is found, the role, and
-/// timeouts of the server; and settings that many programs make for their own statements. A
-/// statement that a timeout ends is tried again.
+/// Settings that the protocol does not depend on: the search path, the role, timeouts of the
+/// server, and settings that many programs make for their own statements. A statement that a
+/// timeout ends is tried again.
 ///
-/// Not among them: `client_encoding`, which the driver needs to be UTF-8; `idle_session_timeout`,
-/// which would end the connection that renewals need; `synchronous_commit`, which each statement
-/// sees to.
+/// Not allowed are `client_encoding`, which the driver needs to be UTF-8; `idle_session_timeout`,
+/// which would end the connection that renewals need; and `synchronous_commit`, which the
+/// statements set.
 const ALLOWED: [&str; 15] = [
     "search_path",
     "role",
@@ -45,14 +46,14 @@ impl Settings {
         Ok(())
     }
 
-    /// The same, but what may not be set or is no setting is passed over.
+    /// [`options`](Self::options), but words that are not allowed settings are skipped.
     pub(crate) fn allowed_options(&mut self, text: &str) {
         for (name, value) in settings_in(text).into_iter().flatten() {
             let _ = self.set(&name, &value);
         }
     }
 
-    /// Set what is not set yet.
+    /// Set the settings that are not set yet.
     pub(crate) fn fill(&mut self, from: Self) {
         for (name, value) in from.0 {
             if self.0.iter().all(|(set, _)| *set != name) {
@@ -61,7 +62,7 @@ impl Settings {
         }
     }
 
-    /// The latest counts, as with the server.
+    /// The last value counts, as on the server.
     pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<(), Error> {
         let known = ALLOWED
             .iter()
@@ -74,14 +75,14 @@ impl Settings {
         Ok(())
     }
 
-    /// One that was set.
+    /// The value of a setting.
     #[cfg(feature = "postgres")]
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         let set = self.0.iter().find(|(set, _)| *set == name);
         set.map(|(_, value)| value.as_str())
     }
 
-    /// As the server's start-up parameter; none where nothing is set.
+    /// The server's start-up parameter; `None` if nothing is set.
     #[cfg(feature = "postgres")]
     pub(crate) fn start_up(&self) -> Option<String> {
         let quoted = |value: &str| {
@@ -101,7 +102,7 @@ impl Settings {
     }
 }
 
-/// Name and value of each setting; none for a word that is no setting.
+/// Name and value of each setting; `None` for a word that is not a setting.
 fn settings_in(text: &str) -> Vec<Option<(String, String)>> {
     let (mut settings, mut words) = (Vec::new(), words(text).into_iter());
     while let Some(word) = words.next() {
@@ -109,7 +110,7 @@ fn settings_in(text: &str) -> Vec<Option<(String, String)>> {
             (None, Some("")) => words.next(),
             (long, short) => long.or(short).map(str::to_owned),
         };
-        // A long option's name, as the server reads it.
+        // The name of a long option, as the server reads it.
         settings.push(pair.and_then(|pair| {
             let (name, value) = pair.split_once('=')?;
             Some((name.trim().replace('-', "_"), value.to_owned()))
@@ -118,7 +119,7 @@ fn settings_in(text: &str) -> Vec<Option<(String, String)>> {
     settings
 }
 
-/// As the server splits them.
+/// Split into words as the server does.
 fn words(text: &str) -> Vec<String> {
     let (mut words, mut word, mut chars) = (Vec::new(), None::<String>, text.chars());
     while let Some(c) = chars.next() {

@@ -11,11 +11,11 @@ pub(crate) fn option<'a>(create_table: &'a str, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value)
 }
 
-/// Why a table cannot hold locks, from its `SHOW CREATE TABLE`: faults that would go unnoticed,
-/// namely that two names may be one lock, or that two clients may both acquire it. A missing column
-/// is reported by the statements themselves.
+/// Why a table cannot hold locks, from its `SHOW CREATE TABLE`. It finds defects that would go
+/// unnoticed: two names may be one lock, or two clients may both acquire a lock. The statements
+/// themselves report a missing column.
 pub(super) fn table_defect(create_table: &str, collation: &str) -> Option<String> {
-    // Without the quotes, which one can switch off.
+    // Without the quotes, which can be switched off.
     let create_table = create_table.replace('`', "");
     let option = |name: &str| option(&create_table, name);
     let engine = option("ENGINE").unwrap_or("none (is it a view?)");
@@ -27,11 +27,11 @@ pub(super) fn table_defect(create_table: &str, collation: &str) -> Option<String
         .lines()
         .map(|line| line.trim().trim_end_matches(','));
     let name = lines.clone().find_map(|line| line.strip_prefix("name "))?;
-    // Named at the column where it differs from that of the table.
+    // The column has one if it differs from that of the table.
     let mut words = name.split(' ').take_while(|word| *word != "COMMENT");
     let of_column = match words.clone().any(|word| word == "COLLATE") {
         true => words.skip_while(|word| *word != "COLLATE").nth(1),
-        // Then it is the usual one of that character set.
+        // Then it is the default of that character set.
         false => words
             .any(|word| word == "CHARACTER")
             .then_some("its character set"),

@@ -1,4 +1,4 @@
-//! The cluster, where the server is a node of one.
+//! The cluster, if the server is a node of one.
 
 use mysql_async::Params;
 
@@ -9,10 +9,9 @@ use crate::store::doctor::ReportBuilder;
 use crate::store::mysql::cluster::Cluster;
 use crate::store::mysql::connection::session::Session;
 
-/// Half of the members that are left when one of so few fails are no majority.
+/// With fewer members, those left after one fails are no majority.
 const MIN_MEMBERS: f64 = 3.0;
-/// From here on it is worth to look for the slow node: a renewal that has to wait for so much of
-/// the time may come late.
+/// The share of the time that commits may wait for a slow node. Above it renewals may come late.
 const MAX_PAUSED: f64 = 0.1;
 
 const GALERA: &str = "
@@ -23,7 +22,7 @@ const GALERA: &str = "
 const VARIABLES: &str = "
     SHOW VARIABLES WHERE Variable_name IN ('wsrep_node_name', 'wsrep_OSU_method')";
 
-/// It takes the right to read that table.
+/// The user needs the right to read that table.
 const MEMBERS: &str = "
     SELECT COUNT(*), COUNT(IF(member_state = 'ONLINE', 1, NULL)),
            IFNULL(MAX(IF(member_id = @@server_uuid, member_state, NULL)), 'OFFLINE')
@@ -38,7 +37,7 @@ impl Session {
                 let mut settings: Vec<(String, String)> =
                     self.rows_as(GALERA, Params::Empty).await?;
                 settings.extend(self.rows_as(VARIABLES, Params::Empty).await?);
-                // MariaDB writes all of a name small.
+                // MariaDB has all names in lower case.
                 let settings = settings.into_iter();
                 let settings = settings.map(|(name, value)| (name.to_lowercase(), value));
                 galera(&Settings(settings.collect()), report);

@@ -1,4 +1,5 @@
-//! What may be wrong with a server, a user or the table. Plain reads, which need no special rights.
+//! The examination of the server, the user and the table. Plain reads, which need no special
+//! rights.
 
 mod cluster;
 mod settings;
@@ -31,8 +32,8 @@ const STATUS: &str = "
     SHOW STATUS WHERE Variable_name IN
         ('Ssl_version', 'Rpl_semi_sync_master_clients', 'Rpl_semi_sync_source_clients')";
 
-/// Replicas that read the binary log; of other users only those with this right see them. The last
-/// column counts all threads: none are shown where the performance schema is off.
+/// The replicas that read the binary log. Threads of other users are visible only with the right
+/// PROCESS. The last column counts all threads: none are shown if the performance schema is off.
 macro_rules! readers {
     ($processes:literal) => {
         concat!(
@@ -47,11 +48,11 @@ macro_rules! readers {
 }
 
 const READERS: &str = readers!("information_schema.processlist");
-/// On MySQL, which calls the other deprecated; from 8.0.22 on.
+/// On MySQL from 8.0.22 on, where the other one is deprecated.
 const READERS_OF_MYSQL: &str = readers!("performance_schema.processlist");
 
 impl Session {
-    /// Look at everything.
+    /// Examine everything.
     pub(crate) async fn examine(&mut self) -> Result<Report, StoreError> {
         let mut report = ReportBuilder::new(self.server.table.as_str());
         let mut readings = Vec::with_capacity(CLOCK_READINGS);

@@ -1,8 +1,8 @@
-//! What a server says of itself, by name.
+//! Variables and status values of the server, by name.
 
 use std::collections::HashMap;
 
-/// By name. Names that a server does not know are missing.
+/// Values by name. Variables that a server does not have are missing.
 pub(crate) struct Settings(pub(crate) HashMap<String, String>);
 
 impl Settings {
@@ -18,7 +18,7 @@ impl Settings {
         self.get(name).parse().ok()
     }
 
-    /// It is there, and something else.
+    /// Whether it exists and has another value.
     pub(crate) fn is_not(&self, name: &str, right: &str) -> bool {
         !self.get(name).is_empty() && self.get(name) != right
     }

@@ -1,4 +1,4 @@
-//! The table: what this user may do with it, how it is made, what is in it.
+//! The table: the user's rights, its definition, its rows.
 
 use mysql_async::Params;
 
@@ -8,10 +8,10 @@ use crate::store::doctor::{Column, Counts, FoundType, Index, ReportBuilder};
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::connection::table::option;
 
-/// What an error says where a right is missing: to the table, to a column, to the database.
+/// How an error ends if a right on the table, a column or the database is missing.
 const DENIED: [&str; 3] = ["(error 1142)", "(error 1143)", "(error 1044)"];
 
-/// Not carried out, but refused where the right to carry them out is missing.
+/// They are not carried out, but refused if the right is missing.
 const PROBES: [(&str, &str); 4] = [
     ("SELECT", "EXPLAIN SELECT name FROM {table}"),
     ("INSERT", "EXPLAIN INSERT INTO {table} (name) VALUES ('')"),
@@ -32,7 +32,7 @@ const COLUMNS: &str = "
      WHERE table_schema = IFNULL(:schema, DATABASE()) AND table_name = :table
      ORDER BY ordinal_position";
 
-/// One that cuts the name off (`sub_part`) makes different names collide: not one of names.
+/// An index that cuts names off (`sub_part`) makes different names collide, so it does not count.
 const INDEXES: &str = "
     SELECT index_name, GROUP_CONCAT(IFNULL(column_name, '')),
            MAX(non_unique) = 0 AND COUNT(*) = 1 AND MAX(column_name) = 'name'
@@ -57,13 +57,13 @@ const COUNTS: &str = "
       FROM {table}";
 
 impl Session {
-    /// Answers whether there is a table, and one that can be read.
+    /// Answers whether there is a table that can be read.
     pub(crate) async fn rights(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
         let mut lacking = Vec::new();
         for (right, probe) in PROBES {
             match self.rows(probe, Params::Empty).await {
                 Ok(_) => {}
-                // It may be said to be away for a moment, where it was there before.
+                // Unavailable: it existed before, so its absence may be temporary.
                 Err(StoreError::Rejected { source, .. } | StoreError::Unavailable(source))
                     if source.to_string().ends_with("(error 1146)") =>
                 {
@@ -75,7 +75,7 @@ impl Session {
                     if DENIED.iter().any(|denied| message.ends_with(denied)) {
                         lacking.push(right);
                     } else if !message.ends_with("(error 1665)") {
-                        // That one, of the binary log, has a finding of its own.
+                        // Error 1665, of the binary log, has a finding of its own.
                         report.unseen("rights", message);
                     }
                 }
@@ -89,7 +89,7 @@ impl Session {
         Ok(readable)
     }
 
-    /// Answers whether the statements can do with it.
+    /// Answers whether the statements can use it.
     pub(crate) async fn table(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
         let table = self.server.table.as_str().to_owned();
         let engine: Vec<String> = self.rows_as(ENGINE, self.table_params()).await?;

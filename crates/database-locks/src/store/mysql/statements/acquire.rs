@@ -12,9 +12,9 @@ use protocol::{AcquireCommand, Grant, LockRow, Outcome, Renewal, Token, Ttl};
 impl Session {
     /// Acquire a lock that is free or whose lease has run out.
     ///
-    /// One row: granted, and the token comes back as the insert id. No row: the lock is held, its
-    /// row is locked, or there is no row. The token of a row that was never granted begins at the
-    /// time in ms.
+    /// One row: granted, and the insert id is the token. No row: the lock is held, its row is
+    /// locked, or there is no row. The token of a row that was never granted starts at the time in
+    /// ms.
     pub(crate) const ACQUIRE: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND (expires_at IS NULL OR {ended}) AND {writable}
@@ -29,12 +29,12 @@ impl Session {
                l.acquired_at = UTC_TIMESTAMP(6), l.renewed_at = UTC_TIMESTAMP(6),
                l.metadata = :metadata";
 
-    /// The same for MariaDB, which can be told not to wait at all: a row that is locked fails it at
-    /// once (error 1205), as if it were skipped.
+    /// [`ACQUIRE`](Self::ACQUIRE) on MariaDB, which can be set not to wait at all: a locked row
+    /// fails the statement at once (error 1205), as if it were skipped.
     ///
-    /// What a join sets goes through a temporary table, and since `locked_by` and `metadata` are
-    /// longtext, MariaDB makes that one on disk: 0.2 ms, as much as all the rest and the commit.
-    /// Not `WHERE id = (SELECT … SKIP LOCKED)`, which reads the whole table.
+    /// The values that a join sets go through a temporary table. Since `locked_by` and `metadata`
+    /// are longtext, MariaDB writes it to disk: 0.2 ms, as much as the rest of the statement and
+    /// its commit. `WHERE id = (SELECT … SKIP LOCKED)` would read the whole table.
     pub(crate) const ACQUIRE_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
            SET token = LAST_INSERT_ID(GREATEST(token + 1,
@@ -124,7 +124,8 @@ impl Session {
         let began = clock::now();
         let made = self.execute(Self::CREATE, params_of(ask)).await;
         if self.none_if_contended(made)?.is_none() {
-            // On MySQL it may have waited for a row that was made after the look, or for the table.
+            // On MySQL it may have waited for a row that was inserted after the probe, or for the
+            // table.
             let name = params! { "name" => ask.name.as_str() };
             let waited = clock::now() - began >= TABLE_WAIT;
             let blocked = waited && {
@@ -160,8 +161,8 @@ impl Session {
                 Outcome::Held(of) => of.observed_expiry.as_ref().map(|expiry| &expiry.version),
                 _ => None,
             };
-            // The row is as it was when it was watched: a transaction has it locked, or this node
-            // has not applied another node's change yet.
+            // The row is as it was observed: a transaction has it locked, or this node has not
+            // applied another node's change yet.
             return Ok(
                 match seen.is_some() && seen == ask.expired_version.as_ref() {
                     true => Outcome::Busy,
@@ -169,9 +170,8 @@ impl Session {
                 },
             );
         }
-        // The reply to an earlier request of the same grant was lost. The clock of this node does
-        // not tell how much of its lease is left, so the lease is renewed to the length that was
-        // asked for.
+        // The reply to an earlier request of this grant was lost. The clock of this node cannot
+        // tell how much of its lease is left, so the lease is renewed to the requested length.
         let token = Token::from_db(row.token);
         let grant = Grant {
             name: ask.name.clone(),
@@ -188,7 +188,7 @@ impl Session {
     }
 }
 
-/// The parameters of an acquire. The driver leaves out those that a statement does not name.
+/// The parameters of an acquire. The driver leaves out parameters that a statement does not name.
 fn params_of(ask: &AcquireCommand) -> Params {
     let named = [
         ("name".into(), ask.name.as_str().into()),

@@ -1,6 +1,6 @@
 //! Acquiring and releasing many locks at once: one statement and one commit for all of them.
 //!
-//! The server only counts the rows. What became of each is read afterwards, by grant id.
+//! The server only counts the rows. The outcome of each is read afterwards, by grant id.
 
 use std::collections::{HashMap, HashSet};
 
@@ -123,7 +123,7 @@ impl Session {
         Ok(outcomes.into_iter().map(busy).collect())
     }
 
-    /// None: there is no row.
+    /// `None`: there is no row.
     async fn acquire_batch(
         &mut self,
         asks: &[&AcquireCommand],
@@ -141,7 +141,7 @@ impl Session {
         self.found(asks, made_now).await
     }
 
-    /// The outcome of each, from a read; none: there is no row. `made_now` tells whether this
+    /// The outcome of each, from a read; `None` if there is no row. `made_now`: whether this
     /// request has just written the row.
     async fn found(
         &mut self,
@@ -174,7 +174,7 @@ impl Session {
             let names = params! { "names" => json!(names).to_string() };
             let probed = self.query(Self::PROBE_BATCH, names).await;
             let made = match self.none_if_contended(probed)? {
-                // One of them has been made since.
+                // One of the rows has been inserted since.
                 Some(rows) if !rows.is_empty() => None,
                 None => None,
                 Some(_) => {
@@ -187,8 +187,8 @@ impl Session {
                 outcomes.extend(self.found(chunk, |_| true).await?);
                 continue;
             }
-            // A row that another client holds back, or that is asked for twice, keeps no other from
-            // being made.
+            // A row that another client is inserting, or that is requested twice, must not keep the
+            // others from being inserted.
             for ask in chunk {
                 outcomes.push(Some(self.create(ask).await?));
             }
@@ -201,7 +201,7 @@ impl Session {
         returns: &[ReleaseCommand],
     ) -> Result<Vec<Released>, StoreError> {
         let names = || -> HashSet<&LockName> { returns.iter().map(|what| &what.name).collect() };
-        // Of two grants of one lock the row does not tell afterwards which one ended.
+        // Afterwards a row does not tell which of two grants of one lock has ended.
         if returns.len() == 1 || names().len() < returns.len() {
             let mut answers = Vec::with_capacity(returns.len());
             for what in returns {
@@ -250,15 +250,15 @@ impl Session {
                     Some(row) if row.grant.is_none() && done.rows > 0 && at == Some(done.id) => {
                         Some(Released::Freed)
                     }
-                    // Another client has acquired it since; or it was lost before.
+                    // Another client has acquired the lock since, or it was lost before.
                     _ => None,
                 }
             })
             .collect();
         let freed = |answer: &&Option<_>| **answer == Some(Released::Freed);
         let known = answers.iter().filter(freed).count() as u64;
-        // A lock that another client acquired in this moment cannot be told from one that was lost
-        // before; of such a loss the guard knows.
+        // A lock that another client has just acquired cannot be told from one that was lost
+        // before. The guard knows of such a loss.
         let unclear = match known == done.rows {
             true => Released::NotHeld,
             false => Released::Freed,
@@ -278,7 +278,7 @@ fn without_outcome<'a>(
         .collect()
 }
 
-/// Put in the outcomes of those.
+/// Fill in the missing outcomes.
 fn fill_in(outcomes: &mut [Option<Outcome>], of_those: Vec<Option<Outcome>>) {
     let empty = outcomes.iter_mut().filter(|outcome| outcome.is_none());
     for (outcome, known) in empty.zip(of_those) {

@@ -1,5 +1,4 @@
-//! Another grant in the place of one that is held: preemption by the same holder, and resumption
-//! from a ticket.
+//! Replacing a grant: preemption by the same holder, and resumption from a ticket.
 
 use mysql_async::params;
 
@@ -55,8 +54,8 @@ impl Session {
         })
     }
 
-    /// Put another grant in the place of one that is still held. The second may stand there
-    /// already: the request is repeated when its reply was lost.
+    /// Replace a grant that still holds the lock. The second may stand there already: the request
+    /// is repeated when its reply was lost.
     pub(crate) const RESUME: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)

@@ -1,14 +1,13 @@
-//! Making the table, or adding to one of an older version what it lacks.
+//! Creating the table, or adding missing columns to it.
 
 use std::time::Duration;
 
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 
-/// What a DBA reads is what runs.
+/// The published schema is the statement that runs.
 const SCHEMA: &str = include_str!("../../../../schema/mysql.sql");
-/// The pause before another attempt, where another client was doing the same or had the table
-/// locked.
+/// The pause before another attempt, after another client was altering or had locked the table.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The line of the schema that defines this column.
@@ -31,7 +30,7 @@ const NEW: [&str; 7] = [
 ];
 
 impl Session {
-    /// Make the table, or add what it lacks. Where nothing is lacking this only reads.
+    /// Create the table, or add missing columns. If nothing is missing this only reads.
     pub(crate) async fn install(&mut self) -> Result<(), StoreError> {
         // The caller's deadline ends it.
         loop {
@@ -43,7 +42,8 @@ impl Session {
                 Err(StoreError::Contention(message)) => {
                     tracing::debug!("waiting to install: {message}")
                 }
-                // Another client has just added the table, column or key, or renamed the key.
+                // Another client has just created the table, added the column or key, or renamed
+                // the key.
                 Err(StoreError::Rejected { source, .. })
                     if [
                         "(error 1050)",
@@ -74,9 +74,9 @@ impl Session {
         HAVING MAX(non_unique) = 0 AND COUNT(*) = 1
            AND MAX(column_name) = 'name' AND MAX(sub_part) IS NULL";
 
-    /// The one statement that makes or alters the table; none: nothing is lacking.
+    /// The one statement that creates or alters the table; `None` if nothing is missing.
     ///
-    /// MySQL has no `ADD COLUMN IF NOT EXISTS`, so what is there is asked for first.
+    /// MySQL has no `ADD COLUMN IF NOT EXISTS`, so the columns are queried first.
     async fn lacking(&mut self) -> Result<Option<String>, StoreError> {
         let engine: Vec<(String, String)> = self.rows_as(Self::ENGINE, self.table_params()).await?;
         let Some((engine, format)) = engine.into_iter().next() else {

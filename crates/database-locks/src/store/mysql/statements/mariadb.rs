@@ -1,13 +1,13 @@
-//! Acquiring and releasing many locks at once on MariaDB, which can be told not to wait. These
-//! statements update one table, and go through no temporary table.
+//! Acquiring and releasing many locks at once on MariaDB, which can be set not to wait. These
+//! statements update a single table and need no temporary table.
 //!
 //! Those of [`batch`](crate::store::mysql::statements::batch) join the table with the commands, and
-//! MariaDB puts all that a join sets into a temporary table first, on disk since there is longtext
-//! in it: for a thousand locks that takes longer than all the rest. Here the position of a row in a
-//! list selects what is written to it.
+//! MariaDB puts the values that a join sets into a temporary table first, on disk since there is a
+//! longtext among them. For a thousand locks that takes longer than everything else. Here the
+//! position of a row in a list selects its values.
 //!
-//! A locked row fails the whole statement at once. It has then done nothing, and its locks are left
-//! to the statements that skip such rows.
+//! A locked row fails the whole statement at once. It has then changed nothing, and its locks are
+//! left to the statements that skip locked rows.
 
 use std::collections::HashMap;
 use std::iter::repeat_n;
@@ -21,11 +21,11 @@ use crate::store::mysql::connection::session::{QueryResult, Session};
 use crate::store::mysql::rows::{granted, packed, token};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Token};
 
-/// The numbers of rows for which there is a statement; shorter lists are filled up with their last
+/// The numbers of rows for which there is a statement. Shorter lists are filled up with their last
 /// row.
 const SMALL_LIST: usize = 32;
 const LARGE_LIST: usize = 256;
-/// With fewer rows the statements for any number are as fast.
+/// With fewer rows the statements of `batch` are as fast.
 const MIN_ROWS: usize = 8;
 
 /// A statement with its lists written out.
@@ -55,9 +55,9 @@ impl Session {
     /// Acquire those that are still free. The ids are sorted, so that `INTERVAL` finds the position
     /// of each by bisection.
     ///
-    /// All get the same token, the time in ms, which comes back as the insert id: nothing has to be
-    /// read afterwards. A row whose token is not below that is left to the statement that counts on
-    /// from it.
+    /// All get the same token, the time in ms, which is also the insert id, so no read has to
+    /// follow. A row whose token is not below it is left to the statement that increments the
+    /// token.
     pub(crate) const ACQUIRE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (PRIMARY)
            SET token = LAST_INSERT_ID(
@@ -86,8 +86,8 @@ impl Session {
            AND (name, grant_id, token, locked_by COLLATE {collation}) IN ({grants})
            AND granted_until = expires_at AND {writable}";
 
-    /// Acquire what these statements can; none: left to the other statements. On a cluster they can
-    /// do nothing, since no clock tells there which leases have ended.
+    /// Acquire with these statements what they can acquire. `None`: left to the other statements.
+    /// On a cluster they do not apply, since no clock tells which leases have ended.
     pub(crate) async fn acquire_on_mariadb(
         &mut self,
         asks: &[AcquireCommand],
@@ -120,7 +120,7 @@ impl Session {
             params.extend([length(), length()]);
             params.extend(ids());
             let taken = self.execute(statement, Params::Positional(params)).await;
-            // With fewer rows another client was first, and a read has to tell for which.
+            // With fewer rows another client was first with some, and a read has to tell which.
             let all = |done: &QueryResult| done.rows == free.len() as u64;
             let Some(done) = self.none_if_contended(taken)?.filter(all) else {
                 continue;
@@ -134,8 +134,8 @@ impl Session {
         Ok(outcomes)
     }
 
-    /// Which are free, by id. Only those of the same length as the first, since a statement has one
-    /// length.
+    /// The free locks, ordered by id. Only those with the length of the first, since a statement
+    /// has one length.
     async fn free<'a>(&mut self, asks: &'a [AcquireCommand]) -> Result<Vec<Free<'a>>, StoreError> {
         let mut by_name = HashMap::with_capacity(asks.len());
         for (at, ask) in asks.iter().enumerate() {
@@ -158,8 +158,8 @@ impl Session {
         Ok(found)
     }
 
-    /// Release them; none: nothing was done, and the other statements have to, which for many take
-    /// no longer and one commit. No name may be there twice.
+    /// Release them. `None`: nothing was changed, and the other statements have to release them,
+    /// which for many locks are as fast. No name may occur twice.
     pub(crate) async fn release_on_mariadb(
         &mut self,
         returns: &[ReleaseCommand],

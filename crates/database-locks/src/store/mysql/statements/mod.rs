@@ -1,6 +1,6 @@
 //! The SQL of MySQL and MariaDB, and the calls that send it.
 //!
-//! The statements are such as both servers take: no `RETURNING`, so tokens come back by
+//! Both servers accept the statements: there is no `RETURNING`, and tokens come back by
 //! `LAST_INSERT_ID(…)`, which the server sends along with the number of rows.
 //!
 //! A statement that writes to an existing row (but for those in `mariadb` and two more for MariaDB)

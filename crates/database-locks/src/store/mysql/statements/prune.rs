@@ -1,4 +1,4 @@
-//! Deleting the rows of locks that are not used any more.
+//! Deleting the rows of locks that are no longer used.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ impl Session {
         if end.is_none() && !first {
             return Ok(Pruned::default());
         }
-        // An empty table is pruned as well: a right that is missing shows there too.
+        // An empty table is pruned as well, so that a missing right is reported.
         let last = end.unwrap_or(after);
         let params = params! {
             "idle" => micros(bounded(idle)), "unknown" => unknown, "after" => after, "last" => last,

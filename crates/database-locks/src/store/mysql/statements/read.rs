@@ -10,7 +10,7 @@ use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::rows::{lock_row, packed};
 use protocol::{Holder, ListFilter, LockInfo, LockName, LockRow, Page};
 
-/// What is read of a row, under the names by which [`lock_row`] takes it.
+/// The columns of a row, under the names that [`lock_row`] uses.
 macro_rules! read {
     ($from:literal) => {
         concat!(
@@ -34,13 +34,13 @@ macro_rules! read {
 }
 
 impl Session {
-    /// The same where there is no row that would tell it.
+    /// Whether the server is writable, for a read that found no row.
     pub(crate) const IS_WRITABLE: &str = "SELECT {writable} AS writable";
 
-    /// The last of the next thousand ids; null where there are no more.
+    /// The last of the next thousand ids; null if there are no more.
     pub(crate) const PAGE_END: &str = "
         SELECT MAX(p.id) FROM (SELECT id FROM {table} WHERE id > :after ORDER BY id LIMIT 1000) p";
-    /// The rows of such a page: all, or those that are not free; with names that begin so.
+    /// The rows of such a page: all, or those that are not free; with names that have the prefix.
     pub(crate) const READ_PAGE: &str = read!(
         "{table} l
          WHERE l.id > :after AND l.id <= :last AND (:all OR l.expires_at IS NOT NULL)
@@ -67,7 +67,7 @@ impl Session {
         page
     }
 
-    /// Where the page behind the id `after` ends; none: there are no more rows.
+    /// The last id of the page after the id `after`; `None` if there are no more rows.
     pub(crate) async fn page_end(&mut self, after: i64) -> Result<Option<i64>, StoreError> {
         let mut end = self
             .query(Self::PAGE_END, params! { "after" => after })
@@ -78,7 +78,8 @@ impl Session {
 
     async fn page_here(&mut self, filter: &ListFilter, after: i64) -> Result<Page, StoreError> {
         let last = self.page_end(after).await?;
-        // An empty table is read as well: one that lacks a column is an error, and no empty list.
+        // An empty table is read as well, so that a missing column is an error and not an empty
+        // list.
         if last.is_none() && after > i64::MIN {
             return Ok(Page::default());
         }
@@ -108,15 +109,15 @@ impl Session {
             }
         }
         if rows.len() < names.len() {
-            // No row tells whether the server can be written to, and the caller may conclude that a
-            // grant is gone, or insert a row.
+            // No row tells whether the server is writable, and the caller may conclude that a grant
+            // is gone, or insert a row.
             let answer = self.rows(Self::IS_WRITABLE, Params::Empty).await?;
             self.must_be_writable(answer.first())?;
         }
         self.lock_rows(rows)
     }
 
-    /// The rows of these names as callers see them; what is missing is missing on all nodes.
+    /// The rows of these names as callers see them. A missing row is missing on all nodes.
     pub(crate) async fn infos(&mut self, names: &[LockName]) -> Result<Vec<LockInfo>, StoreError> {
         let rows = self.read_latest(names).await?;
         Ok(rows.into_iter().map(LockRow::into_info).collect())
@@ -141,8 +142,8 @@ impl Session {
             .collect())
     }
 
-    /// Give up a connection to a server that has become read-only, as in a failover: for a
-    /// privileged user statements go on working there, on what is a replica by now.
+    /// Give up the connection if the server has become read-only, as in a failover. For a
+    /// privileged user, statements would go on working on what is now a replica.
     fn must_be_writable(&mut self, row: Option<&Row>) -> Result<(), StoreError> {
         let writable: Option<i64> = row.and_then(|row| row.get_opt("writable")?.ok());
         match writable {
@@ -151,7 +152,8 @@ impl Session {
         }
     }
 
-    /// Read what any node of the cluster has committed: only that may show that a grant is gone.
+    /// Read rows that are as recent as the commits of all nodes. Only they may show that a grant is
+    /// gone.
     pub(crate) async fn read_latest(
         &mut self,
         names: &[LockName],
@@ -162,7 +164,7 @@ impl Session {
         rows
     }
 
-    /// On a cluster: let the next read see what other nodes have committed before it.
+    /// On a cluster: make the next reads wait for the earlier commits of other nodes.
     pub(crate) async fn catch_up(&mut self) -> Result<(), StoreError> {
         let Some(cluster) = self.cluster else {
             return Ok(());
@@ -174,7 +176,7 @@ impl Session {
         }
     }
 
-    /// Let later reads no longer wait for that.
+    /// End that.
     pub(crate) async fn stop_catching_up(&mut self) -> Result<(), StoreError> {
         let Some(cluster) = self.cluster else {
             return Ok(());

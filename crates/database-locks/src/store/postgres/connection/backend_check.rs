@@ -1,4 +1,4 @@
-//! Whether a connection leads to the server itself or to a pooler.
+//! Detects whether a connection leads to the server itself or to a pooler.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +12,7 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use super::handshake::Handshake;
 
-/// What the local socket says of the two ends of the connection.
+/// The two ends of the connection, as the local socket has them.
 pub(crate) enum SocketEnds {
     Tcp {
         ours: SocketAddr,
@@ -30,7 +30,7 @@ impl SocketEnds {
         })
     }
 
-    /// None if the peer is in another pid namespace.
+    /// `None` if the peer is in another pid namespace.
     pub(crate) fn of_unix(stream: &UnixStream) -> Option<Self> {
         stream
             .peer_cred()
@@ -40,12 +40,12 @@ impl SocketEnds {
             .map(Self::Unix)
     }
 
-    /// Whether the server sees the same connection, so that no pooler is in between.
+    /// Whether the server sees the same two ends, so that there is no pooler in between.
     pub(crate) fn match_server(&self, handshake: &Handshake) -> bool {
         match *self {
             // A pooler on this host may by chance use the same local port towards another server,
-            // so there the other end has to be the same too. Elsewhere address translation may
-            // change it (a service in Kubernetes).
+            // so on this host both ends have to match. Elsewhere address translation may change the
+            // other end (a service in Kubernetes).
             Self::Tcp { ours, theirs } => {
                 let same = |a: SocketAddr, b: Option<(IpAddr, u16)>| {
                     b == Some((a.ip().to_canonical(), a.port()))
@@ -53,23 +53,23 @@ impl SocketEnds {
                 same(ours, handshake.client)
                     && (ours.ip() != theirs.ip() || same(theirs, handshake.server))
             }
-            // Every backend is a child of the process that listens.
+            // Every backend is a child of the listening process.
             Self::Unix(listener) => parent_of(handshake.backend) == Some(listener),
         }
     }
 }
 
-/// The parent of a process, as Linux tells it.
+/// The parent of a process, on Linux.
 fn parent_of(pid: i32) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // `PID (NAME) STATE PARENT …`, and the name may hold anything.
+    // `PID (NAME) STATE PARENT …`, where the name may contain any character.
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
-/// The backend that the login named. The driver keeps that to itself, but writes it into a request
-/// to cancel.
+/// The backend that the server named at the login. The driver has no method for it, but writes it
+/// into a request to cancel.
 ///
-/// A pooler names a number of its own.
+/// A pooler names another number.
 pub(crate) async fn backend_of_login(token: CancelToken) -> Option<i32> {
     let (theirs, mut ours) = tokio::io::duplex(64);
     let asked = token.cancel_query_raw(theirs, Plain);
@@ -78,7 +78,7 @@ pub(crate) async fn backend_of_login(token: CancelToken) -> Option<i32> {
             let length = ours.read_u32().await.ok()?;
             let code = ours.read_u32().await.ok()?;
             match (length, code) {
-                // It asks for TLS.
+                // A request for TLS.
                 (8, 80_877_103) => ours.write_all(b"S").await.ok()?,
                 (16, 80_877_102) => return ours.read_i32().await.ok(),
                 _ => return None,
@@ -89,7 +89,7 @@ pub(crate) async fn backend_of_login(token: CancelToken) -> Option<i32> {
     pid
 }
 
-/// In place of TLS, since nothing leaves this process.
+/// A stand-in for TLS, since the bytes do not leave this process.
 struct Plain;
 
 struct Unprotected(DuplexStream);

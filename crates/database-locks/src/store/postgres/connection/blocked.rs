@@ -1,7 +1,7 @@
-//! What blocks a statement that does not return: a session that has the table locked.
+//! Finds the session that blocks a statement by a lock on the table.
 //!
-//! It is asked on a connection of its own, since the statement's waits. Behind a pooler the backend
-//! of a statement is not known, and nothing is asked.
+//! It needs another connection, since that of the statement waits. Behind a pooler the backend of a
+//! statement is not known, and no query is sent.
 
 use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,15 +18,15 @@ use crate::store::api::StoreError;
 use crate::store::postgres::error::ServerError;
 use protocol::{BootInstant, Human};
 
-/// A statement that takes as long may be blocked.
+/// A statement that takes this long may be blocked.
 pub(crate) const SLOW: Duration = Duration::from_secs(1);
-/// How often it is asked at most. An answer counts for twice as long.
+/// The least time between two queries. An answer is valid for twice as long.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long asking may take, with the connection for it.
+/// The deadline of the query, including its connection.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Which session blocks the backend `$1`. What other users do is hidden from a role without
-/// `pg_read_all_stats`, but not who they are.
+/// The session that blocks the backend `$1`. A role without `pg_read_all_stats` sees the user and
+/// the program of other sessions, but not their statements.
 const BLOCKERS: &str = "
 SELECT by.pid, a.usename::text AS role, a.application_name AS program,
        (extract(epoch FROM clock_timestamp() - a.xact_start) * 1000)::bigint AS open
@@ -35,7 +35,7 @@ SELECT by.pid, a.usename::text AS role, a.application_name AS program,
  ORDER BY a.xact_start
  LIMIT 1";
 
-/// What was last found out.
+/// The latest answer.
 #[derive(Default)]
 pub(crate) struct Blocked(Mutex<Found>);
 
@@ -50,7 +50,7 @@ impl Blocked {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What blocks the statements of this store, if that has just been found out.
+    /// The session that blocks the statements of this store, if the latest answer is still valid.
     pub(crate) fn by(&self) -> Option<String> {
         let (by, at) = self.found().by.clone()?;
         (clock::now() <= at + 2 * INTERVAL).then_some(by)
@@ -66,7 +66,7 @@ impl Blocked {
     }
 }
 
-/// Find out what blocks a statement on this connection, again and again until it is dropped.
+/// Query which session blocks this connection, repeatedly, until the future is dropped.
 pub(crate) async fn watch(blocked: &Blocked, server: &Server, on: &Session) -> Infallible {
     loop {
         update(blocked, server, on).await;
@@ -113,7 +113,7 @@ fn described(row: &Row) -> Result<String, ServerError> {
         true => String::new(),
         false => format!(" ({})", about.join(", ")),
     };
-    // 0 stands for a transaction that was prepared for a commit in two phases.
+    // 0 stands for a transaction that was prepared for two-phase commit.
     Ok(match pid {
         0 => "a prepared transaction (pg_prepared_xacts)".to_owned(),
         pid => format!("the session of pid {pid}{about}"),

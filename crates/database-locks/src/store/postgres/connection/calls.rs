@@ -1,4 +1,4 @@
-//! Calls on a connection: their deadlines, and what their answers mean for it.
+//! Requests on a connection: their deadlines, and the effect of their answers on the connection.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
@@ -12,12 +12,12 @@ use crate::store::connect::hosts::ConnectFailure;
 use crate::store::postgres::error::{Kind, ServerError};
 use protocol::Human;
 
-/// How many connections that were given up may still owe answers to others. A table that is locked
-/// as a whole makes one each 100 ms, and waiters inside it are patient.
+/// The number of given-up connections whose answers other requests may still await. While the whole
+/// table is locked, a connection is given up each 100 ms.
 const MAX_ABANDONED: usize = 4;
 
 impl ConnectionManager {
-    /// Do some work on the connection, within a time that includes making it.
+    /// Run work on the connection. The deadline includes connecting.
     pub(crate) async fn run<T, F>(
         &self,
         within: Duration,
@@ -39,7 +39,8 @@ impl ConnectionManager {
         self.run_long(within, work).await
     }
 
-    /// The same for work that may take long, even if other calls on the connection hang.
+    /// [`run`](Self::run) for work that may take long, which goes on if other requests on the
+    /// connection hang.
     pub(crate) async fn run_long<T, F>(
         &self,
         within: Duration,
@@ -83,8 +84,8 @@ impl ConnectionManager {
         }
     }
 
-    /// Do some work for the direct connection: without a deadline, and without a timer once there
-    /// is a connection.
+    /// Run work on the direct connection: without a deadline, and without a timer once it is
+    /// connected.
     pub(crate) async fn run_direct<T, F>(
         &self,
         work: impl FnOnce(Arc<Session>) -> F + Send,
@@ -93,7 +94,8 @@ impl ConnectionManager {
         F: Future<Output = Result<T, ServerError>> + Send,
     {
         let connected = self.connected().await;
-        // Even if the server answered: nothing was sent, and the background may have a connection.
+        // Not an answer, even if the server answered: no request was sent, and the background
+        // connection may serve.
         let unsent =
             |failure: ConnectFailure| StoreError::Unavailable(failure.into_message().into());
         let on = connected.map_err(|failure| unsent(failure).undone())?;
@@ -103,11 +105,11 @@ impl ConnectionManager {
         self.settled(&on, done)
     }
 
-    /// What an answer means, and what it means for the connection that it came on.
+    /// Convert an answer, and retire its connection if it shows that it is broken.
     fn settled<T>(&self, on: &Arc<Session>, done: Result<T, ServerError>) -> Result<T, StoreError> {
         let server = &self.0.server;
-        // An old primary that answers after another has replaced it confirms nothing: the new one
-        // may have given the lock to another client.
+        // An answer of a former primary confirms nothing: the new primary may have granted the lock
+        // to another client.
         let done = match server.has_replaced(on) {
             true => Err(ServerError::new(
                 Kind::Gone,
@@ -115,7 +117,7 @@ impl ConnectionManager {
             )),
             false => done,
         };
-        // The next connection looks at the table anew: it may have been altered.
+        // The next connection checks the table again, which may have been altered.
         if on.table_error.is_some() {
             self.retire(on);
         }
@@ -130,7 +132,7 @@ impl ConnectionManager {
         })
     }
 
-    /// No connection was made in time.
+    /// The error if there was no connection in time.
     fn unconnected(&self, within: Duration) -> StoreError {
         let connector = &self.0.server.connector;
         let failure = self.0.state().failure.take();
@@ -144,7 +146,7 @@ impl ConnectionManager {
         StoreError::Unavailable(message.into()).undone()
     }
 
-    /// What blocks the statements, if a call that is under way has found that out.
+    /// The session that blocks the statements, if a pending request has found it.
     pub(crate) fn blocked_by(&self) -> Option<String> {
         match &self.0.role {
             Role::Background { blocked, .. } => blocked.by(),
@@ -152,10 +154,11 @@ impl ConnectionManager {
         }
     }
 
-    /// An answer did not come in time.
+    /// Give up a connection whose answer is late.
     ///
-    /// What hangs is cancelled when no caller waits for an answer any more. Other callers may,
-    /// whose statements were sent before it, so only so many connections may be waited for.
+    /// Its statement is cancelled when no caller awaits an answer of the connection. Other callers
+    /// may still do so, whose statements were sent before, but only on a limited number of
+    /// connections.
     fn give_up(&self, on: &Arc<Session>) {
         on.late.store(true, Ordering::Relaxed);
         self.retire(on);
@@ -176,7 +179,7 @@ impl ConnectionManager {
     }
 }
 
-/// A call that its connection has not answered yet. Dropped, it makes the connection count as late.
+/// A request without an answer yet. If it is dropped, the connection counts as late.
 struct Unanswered<'a>(&'a Session);
 
 impl Drop for Unanswered<'_> {

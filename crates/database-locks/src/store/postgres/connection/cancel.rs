@@ -1,8 +1,8 @@
-//! Ending what still runs on a connection that is no longer used.
+//! Cancelling the statements of a connection that is no longer used.
 //!
 //! While a statement waits for a lock, the server does not notice that its client has gone. Behind
-//! a long ALTER TABLE each connection that is given up would leave a process waiting, until the
-//! server accepts no more clients.
+//! a long ALTER TABLE each given-up connection would leave a waiting backend, until the server
+//! accepts no more clients.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,22 +15,23 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{CancelToken, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// How long a connection that is no longer used may take to send what was left to it.
+/// The time for an unused connection to receive its remaining answers.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long a request to cancel may take; it is a connection of its own.
+/// The deadline of a request to cancel, which needs another connection.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
-/// What is cancelled answers at once. After this time the next statement runs, since more than one
-/// may have been sent ahead.
+/// A cancelled statement answers at once. After this time the next one runs, since several may have
+/// been sent.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How often, and for how long in all, before the connection is closed whatever the server does.
+/// The number of requests to cancel, and their time in all, before the connection is closed in any
+/// case.
 const TRIES: u32 = 20;
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Where a request to cancel goes: the same server, or the same pooler, as the connection.
+/// The address for requests to cancel: the server or pooler of the connection.
 pub(crate) enum Route {
     Tcp {
         there: SocketAddr,
-        /// With the name that the certificate is checked for.
+        /// With the host name that the certificate is checked for.
         tls: Option<(MakeRustlsConnect, String)>,
     },
     Unix(PathBuf),
@@ -46,8 +47,7 @@ impl Cancel {
         Self { token, route }
     }
 
-    /// Ask the server to cancel what the connection runs just now. It does not answer whether it
-    /// did.
+    /// Ask the server to cancel the running statement. The server does not answer whether it did.
     async fn ask(&self) {
         let asked = async {
             match &self.route {
@@ -75,10 +75,11 @@ impl Cancel {
     }
 }
 
-/// Drive a connection that is no longer used to its end.
+/// Drive an unused connection to its end.
 ///
-/// It ends by itself once every answer has come. If one was `late` already, or does not come, what
-/// runs is cancelled, again and again until nothing is left. No caller waits for any of it.
+/// The connection ends by itself once every answer has come. If an answer was `late` already, or
+/// does not come, the running statement is cancelled, and then the next one, until none is left. No
+/// caller waits for any of them.
 pub(crate) async fn wind_up<E>(
     mut connection: Pin<&mut impl Future<Output = Result<(), E>>>,
     cancel: Option<Cancel>,

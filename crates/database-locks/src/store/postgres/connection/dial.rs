@@ -1,4 +1,4 @@
-//! Making a connection: reach the server, log in, and check whether it is fit to serve.
+//! Making a connection: reach the server, log in, and check it.
 
 use std::future::poll_fn;
 use std::io;
@@ -27,15 +27,15 @@ use crate::store::connect::url::Address;
 use crate::store::postgres::error::{Kind, ServerError};
 use crate::store::postgres::failover;
 
-/// So that a firewall or NAT keeps an idle connection, and a server that lost its power is noticed
-/// before it is needed: after 30 s + 3 × 10 s.
+/// TCP keepalive: a firewall or NAT keeps an idle connection, and a dead server is noticed after 30
+/// s + 3 × 10 s.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_COUNT: u32 = 3;
 
 type Events = Option<Weak<dyn ConnectionEvents>>;
 
-/// Connect to one of the hosts. Without `events` what the connection hears is not reported.
+/// Connect to one of the hosts. Without `events` notifications are not reported.
 pub(crate) async fn dial(
     server: &Server,
     events: Events,
@@ -43,7 +43,7 @@ pub(crate) async fn dial(
     (at, within): (usize, Duration),
 ) -> Result<Arc<Session>, ConnectFailure> {
     let settled = |error: ServerError| match error.kind {
-        // What it was logged in with may have been replaced just now.
+        // The password may have been changed since it was read.
         Kind::Rejected(_) if error.is_about_login() && server.connector.may_log_in_later() => {
             ServerError::unavailable(error.message).into()
         }
@@ -58,7 +58,7 @@ pub(crate) async fn dial(
         late: Arc::clone(&late),
     };
     let (client, in_use, ends) = login.log_in(within).await.map_err(settled)?;
-    // Both in one round trip.
+    // Both queries take one round trip.
     let (handshake, primary) = tokio::join!(
         Handshake::ask(&client, &server.handshake),
         failover::ask(&client)
@@ -69,7 +69,7 @@ pub(crate) async fn dial(
     failover::no_step_back(address, primary, server.latest_primary())?;
     let direct = !server.pooled.load(Ordering::Relaxed)
         && ends.is_some_and(|ends| ends.match_server(&handshake));
-    // A proxy that passes the whole session on passes the login on as well.
+    // A proxy that forwards the whole session forwards the login as well.
     let known = direct || backend_of_login(client.cancel_token()).await == Some(handshake.backend);
     let backend = known.then_some(handshake.backend);
     Ok(Arc::new(Session {
@@ -90,7 +90,7 @@ pub(crate) async fn dial(
     }))
 }
 
-/// What it takes to log in at one of the hosts.
+/// A login to one of the hosts.
 struct Login<'a> {
     endpoint: &'a Endpoint,
     at: usize,
@@ -137,7 +137,7 @@ impl Login<'_> {
         Ok((client, in_use, ends))
     }
 
-    /// Log in over this stream, and start the task that drives the connection.
+    /// Log in over this stream, and spawn the task that drives the connection.
     async fn begin<S, T>(
         &self,
         stream: S,
@@ -184,8 +184,8 @@ impl Login<'_> {
 
 /// Connect to the first address of a host that answers.
 ///
-/// Each has its share of the time, so that a first address that never answers does not keep the
-/// second from being tried.
+/// Each address has a share of the time, so that one that never answers does not keep the next from
+/// being tried.
 async fn connect_tcp(host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
     let addresses: Vec<SocketAddr> = lookup_host((host, port)).await?.collect();
     let share = within / 2 / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
@@ -217,7 +217,7 @@ fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Send and receive until the connection ends, and report notifications.
+/// Drive the connection until it ends, and report notifications.
 async fn drive<S, T>(
     mut connection: tokio_postgres::Connection<S, T>,
     events: impl Fn() -> Option<Arc<dyn ConnectionEvents>>,

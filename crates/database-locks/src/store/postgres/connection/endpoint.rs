@@ -1,4 +1,4 @@
-//! Where the server is and how to log in: the options of the driver for each host.
+//! The addresses of the server, and the options of the driver for each.
 
 use std::time::Duration;
 
@@ -12,17 +12,17 @@ use crate::store::connect::connector;
 use crate::store::connect::tls::{Encrypt, Tls};
 use crate::store::connect::url::{Address, Binding, Server};
 
-/// Where the server is, or the several of which one can be written to, and how to log in.
+/// The addresses of one server, or of several of which one is writable, and how to log in.
 pub(crate) struct Endpoint {
     server: Server,
     encrypt: Encrypt,
-    /// None where there shall be no TLS.
+    /// `None` without TLS.
     pub(crate) tls: Option<MakeRustlsConnect>,
 }
 
 impl connector::Endpoint for Endpoint {
-    /// Name resolution and password check included. Less than the patience of an acquire, whose
-    /// error then names the host that did not answer.
+    /// Includes name resolution and password check. Shorter than the deadline of an acquire, so
+    /// that its error names the host that did not answer.
     const TIMEOUT: Duration = Duration::from_secs(4);
 
     /// Certificate files are read again only if the TLS settings have changed.
@@ -67,7 +67,7 @@ impl Endpoint {
         self.server.settings.get("search_path")
     }
 
-    /// What the driver needs to log in at one of the addresses.
+    /// The options of the driver for one of the addresses.
     pub(crate) fn config(&self, at: usize) -> Config {
         let (server, mut config) = (&self.server, Config::new());
         if let Some(user) = &server.user {
@@ -79,8 +79,8 @@ impl Endpoint {
         if let Some(database) = &server.database {
             config.dbname(database);
         }
-        // Nothing is set but what the URL says, here or later. Poolers refuse other start-up
-        // `options`, and a SET would reach some connection of the pooler and stay there.
+        // Only settings of the URL are set, here or later. Poolers refuse other start-up `options`,
+        // and a SET would change some connection of the pooler for good.
         if let Some(options) = server.settings.start_up() {
             config.options(options);
         }
@@ -90,8 +90,8 @@ impl Endpoint {
             Binding::Prefer => ChannelBinding::Prefer,
             Binding::Require => ChannelBinding::Require,
         });
-        // With "prefer" the driver does without TLS only if the server answers that it has none; a
-        // wrong certificate ends the attempt. On a socket there is no TLS.
+        // With "prefer" the driver goes without TLS only if the server answers that it has none; a
+        // wrong certificate ends the attempt. A Unix socket has no TLS.
         config.ssl_mode(match (&server.addresses[at], self.encrypt) {
             (Address::Unix(_), _) | (_, Encrypt::Never) => SslMode::Disable,
             (_, Encrypt::IfOffered) => SslMode::Prefer,

@@ -1,25 +1,25 @@
-//! What the tasks that drive connections report.
+//! Events that the tasks which drive connections report.
 
 use std::sync::Weak;
 
 use tokio_postgres::Notification;
 
-/// Receives what happens to the connections of a store.
+/// Receives the events of the connections of a store.
 pub(crate) trait ConnectionEvents: Send + Sync {
-    /// The server has sent a notification.
+    /// The server sent a notification.
     fn notified(&self, notification: &Notification);
 
-    /// A connection that may have listened has ended, or another server has replaced its own.
+    /// A connection that may have listened has ended, or its server was replaced.
     fn ended(&self);
 
-    /// From now on a backend serves this process alone.
+    /// A backend now serves this process alone.
     fn backend_began(&self, pid: i32);
 
-    /// Its connection has ended.
+    /// The connection of that backend has ended.
     fn backend_ended(&self, pid: i32);
 }
 
-/// The backend of a connection of this process, as long as the connection lasts.
+/// A backend that serves this process alone, as long as its connection lasts.
 pub(crate) struct OwnBackend {
     events: Weak<dyn ConnectionEvents>,
     pid: i32,

@@ -1,4 +1,4 @@
-//! The first query on a new connection: what the server is, and whether it is fit to serve.
+//! The first query on a new connection, and the checks of the server.
 
 use std::net::IpAddr;
 
@@ -14,9 +14,9 @@ use crate::store::postgres::error::{POOLER_HINT, ServerError};
 /// The version below which `MATERIALIZED` is not understood.
 const OLDEST: i32 = 120_000;
 
-/// What a server says of itself, and of the table if there is one.
+/// The properties of the server, and of the table if there is one.
 pub(crate) struct Handshake {
-    /// `version()`, which tells products apart.
+    /// `version()`, which identifies the product.
     product: String,
     version: i32,
     version_text: String,
@@ -28,13 +28,13 @@ pub(crate) struct Handshake {
     persistence: Option<String>,
     /// Type and collation of the column `name`.
     name: Option<Vec<i64>>,
-    /// Whether that collation tells all names apart.
+    /// Whether that collation distinguishes all names.
     exact: bool,
     search_path: String,
 }
 
-/// One query, since each is a round trip. Of the table only what two plain look-ups tell: on a new
-/// connection the server has to read its catalogue for everything else, at up to 1 ms each.
+/// One query, since each costs a round trip. Of the table only what two plain look-ups find: on a
+/// new connection, everything else makes the server read its catalogue, at up to 1 ms each.
 pub(crate) const HANDSHAKE: &str = "
     SELECT current_setting('server_version_num')::integer AS version,
            current_setting('server_version') AS version_text, version() AS product,
@@ -51,10 +51,10 @@ pub(crate) const HANDSHAKE: &str = "
 
 /// The types `text` and `varchar`. `char` pads, and `citext` and others fold case.
 const TEXTS: [i64; 2] = [25, 1043];
-/// The collations of the database, `C` and `POSIX`, which tell all names apart. Others may not.
+/// The collations that distinguish all names: that of the database, `C` and `POSIX`. Others may
+/// not.
 const EXACT: [i64; 3] = [100, 950, 951];
-/// By way of JSON, since versions before 12, which are to be refused as too old, have no such
-/// column.
+/// By JSON, since versions before 12, which are refused as too old, do not have the column.
 const DETERMINISTIC: &str = "
     SELECT coalesce((to_jsonb(c) ->> 'collisdeterministic')::boolean, true)
       FROM pg_collation c WHERE oid = $1::bigint::oid";
@@ -62,7 +62,7 @@ const DETERMINISTIC: &str = "
 impl Handshake {
     pub(crate) async fn ask(client: &Client, text: &str) -> Result<Self, ServerError> {
         let rows = match client.query_typed(text, &[]).await {
-            // No right on the schema: the statements say so, and the doctor. The server itself can
+            // No right on the schema: the statements and `doctor` report it. The server itself can
             // still be checked.
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
                 let without = HANDSHAKE.replace("{table}", "pg_catalog.no_table_of_locks");
@@ -106,7 +106,7 @@ impl Handshake {
         })
     }
 
-    /// Why the handshake failed: another product may not know all of it.
+    /// The error of a failed handshake, which other products may not support.
     async fn failed(client: &Client, error: ServerError) -> ServerError {
         let version = client.query_typed("SELECT version()", &[]).await;
         let version: Option<String> = version.ok().and_then(|rows| rows.first()?.try_get(0).ok());
@@ -119,8 +119,8 @@ impl Handshake {
         }
     }
 
-    /// Refuse a pooler that ignores the search path of the URL: the table might be another one than
-    /// that of other clients, and its locks would exclude none of them.
+    /// Refuse a pooler that ignores the search path of the URL. Otherwise this client might use
+    /// another table than other clients, and exclude none of them.
     pub(crate) fn check_search_path(
         &self,
         address: &Address,
@@ -173,15 +173,15 @@ impl Handshake {
         } else {
             return Ok(());
         };
-        // After a server has served, this is no mistake in the URL but a failover under way, which
-        // a waiter waits for.
+        // If a server has served before, this is a failover, which a waiter waits for, and not a
+        // mistake in the URL.
         Err(match served {
             true => ConnectFailure::new(FailureKind::Unavailable, message, None),
             false => ConnectFailure::new(FailureKind::ReadOnly, message, Some(hint)),
         })
     }
 
-    /// Why the table cannot hold locks, where no statement would fail of it.
+    /// Why the table cannot hold locks, for defects that let no statement fail.
     pub(crate) fn table_error(&self) -> Option<ServerError> {
         let of = self.name.as_ref().and_then(|name| name.first());
         let (message, hint) = match self.persistence.as_deref() {

@@ -1,7 +1,7 @@
-//! A connection that is made when it is needed, shared by all calls, and made anew when it breaks.
+//! A connection that is made on demand, shared by all requests, and made again after it has broken.
 //!
-//! A store has two: the background connection, and that of the direct connection. What they know of
-//! the server they know together, so that neither believes an answer of a server that was replaced.
+//! A store has two: the background connection and the direct connection. They share what is known
+//! about the server, so that neither trusts an answer of a server that was replaced.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,12 +23,12 @@ use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::postgres::failover;
 use protocol::Primary;
 
-/// The connection to one server, or to that of several which can be written to: at most one at a
-/// time, and at most one attempt to make it.
+/// The connection to one server, or to the writable one of several: at most one at a time, and at
+/// most one attempt to make it.
 #[derive(Clone)]
 pub(crate) struct ConnectionManager(pub(super) Arc<Inner>);
 
-/// Without the settings, which hold the password.
+/// Leaves out the settings, which contain the password.
 impl fmt::Debug for ConnectionManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("ConnectionManager")
@@ -43,13 +43,13 @@ pub(super) struct Inner {
     pub(super) role: Role,
 }
 
-/// What the connection is for.
+/// The use of the connection.
 pub(super) enum Role {
     Background {
         blocked: Blocked,
         direct: OnceLock<Weak<Inner>>,
-        /// The latest attempt to connect failed. If the server has room for one connection alone,
-        /// that is the one that renews, so the direct connection has none meanwhile.
+        /// Whether the latest attempt to connect failed. If the server allows only one connection,
+        /// it must be the one that renews, so there is no direct connection meanwhile.
         failing: Arc<AtomicBool>,
     },
     /// See [`DirectConnection`](crate::store::api::DirectConnection).
@@ -60,7 +60,7 @@ pub(super) enum Role {
 pub(super) struct State {
     slot: Slot,
     backoff: Backoff,
-    /// Those that were given up, the oldest first.
+    /// The connections that were given up, the oldest first.
     pub(super) given_up: VecDeque<Weak<Session>>,
     /// Why the latest attempt to connect failed.
     pub(super) failure: Option<String>,
@@ -70,7 +70,7 @@ pub(super) struct State {
 enum Slot {
     #[default]
     Empty,
-    /// By a task of that runtime.
+    /// With the runtime of the task that connects.
     Connecting(runtime::Handle, watch::Receiver<Option<Connected>>),
     Up(Arc<Session>),
 }
@@ -90,7 +90,7 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection, if it can be used.
+    /// The connection, if it is usable.
     fn up(&self, state: &State) -> Option<Arc<Session>> {
         match &state.slot {
             Slot::Up(on) if !on.is_closed() && !self.server.has_replaced(on) => {
@@ -100,7 +100,7 @@ impl Inner {
         }
     }
 
-    /// Give up the connection, or the attempt to make it.
+    /// Give up the connection or the attempt to connect.
     fn clear(&self) {
         let before = std::mem::take(&mut self.state().slot);
         if let Slot::Connecting(by, mut attempt) = before {
@@ -120,7 +120,7 @@ impl ConnectionManager {
         Self(Inner::new(Arc::new(server), role))
     }
 
-    /// Another connection to the same database, for the direct connection.
+    /// The direct connection to the same database.
     pub(crate) fn for_direct(&self) -> Self {
         let background_fails = match &self.0.role {
             Role::Background { failing, .. } => Arc::clone(failing),
@@ -136,12 +136,12 @@ impl ConnectionManager {
         Self(is_direct)
     }
 
-    /// How long a caller waits that wants to know whether there is a connection.
+    /// How long a caller waits to learn whether there is a connection.
     pub(crate) fn connect_deadline(&self, within: Duration) -> Duration {
         self.0.server.connector.connect_deadline(within)
     }
 
-    /// Use this connection for no further call. Those that wait for its answers may still get them.
+    /// Use this connection for no further request. Pending requests may still get their answers.
     pub(crate) fn retire(&self, on: &Arc<Session>) {
         let mut state = self.0.state();
         if let Slot::Up(current) = &state.slot
@@ -151,22 +151,22 @@ impl ConnectionManager {
         }
     }
 
-    /// Give up the connection of the direct connection, or the attempt to make it: it may belong to
-    /// a runtime that is not the home any more. If a call on it was late, what the server still
-    /// does for it is cancelled when it is dropped.
+    /// Give up the direct connection, or the attempt to connect: it may belong to a runtime that is
+    /// no longer the home. If a request on it was late, its statement is cancelled when the
+    /// connection is dropped.
     pub(crate) fn retire_direct(&self) {
         self.0.clear();
     }
 
-    /// The connection, if there is one just now.
+    /// The connection, if there is one.
     pub(crate) fn current(&self) -> Option<Arc<Session>> {
         self.0.up(&self.0.state())
     }
 
-    /// The connection, which is made if there is none.
+    /// The connection. Connects if there is none.
     ///
-    /// The direct connection does not wait after an attempt that failed: the background connection
-    /// serves meanwhile.
+    /// The direct connection does not wait after a failed attempt: the background connection serves
+    /// meanwhile.
     pub(super) async fn connected(&self) -> Connected {
         let mut attempt = {
             let mut state = self.0.state();
@@ -182,9 +182,8 @@ impl ConnectionManager {
             };
             let is_direct = background_fails.is_some();
             match &state.slot {
-                // An attempt that was stopped, with its runtime, has dropped its sender. The direct
-                // connection may have moved to another runtime, and the one that it has left may
-                // not be driven.
+                // An attempt whose runtime has ended has dropped its sender. The direct connection
+                // may have moved to another runtime, and its former runtime may not be driven.
                 Slot::Connecting(by, attempt)
                     if attempt.has_changed().is_ok() && (!is_direct || by.id() == here.id()) =>
                 {
@@ -197,8 +196,8 @@ impl ConnectionManager {
                         return Err(ConnectFailure::new(FailureKind::Unavailable, why, None));
                     }
                     let (done, attempt) = watch::channel(None);
-                    // In a task of its own: a caller that gives up after 100 ms would otherwise
-                    // never get through to a server that takes 200 ms to answer.
+                    // In a task of its own. Otherwise a caller that gives up after 100 ms would
+                    // never connect to a server that takes 200 ms to answer.
                     let inner = Arc::downgrade(&self.0);
                     tokio::spawn(Gated::new(connect_after(pause, inner, done)));
                     state.slot = Slot::Connecting(here, attempt.clone());
@@ -216,14 +215,14 @@ impl ConnectionManager {
     }
 }
 
-/// Connect; and which server has replaced which, if one has.
+/// Connect. Also answers which server has replaced which, if one has.
 async fn connect(
     inner: &Inner,
 ) -> Result<(Arc<Session>, Option<(Primary, Primary)>), ConnectFailure> {
     let server = &inner.server;
     let endpoint = server.connector.ask().await?;
     let connected = server.connector.connect(&endpoint, |at, within| {
-        // The connection of the direct connection does not listen.
+        // The direct connection does not listen.
         let events = match inner.role {
             Role::Background { .. } => Some(Weak::clone(&server.events)),
             Role::DirectConnection { .. } => None,
@@ -280,7 +279,7 @@ async fn connect_after(
     done.send_replace(Some(connected));
     if let Some((before, now)) = replaced {
         failover::log(before, now);
-        // Waiters may be listening to the server that was replaced.
+        // Waiters may be listening to the replaced server.
         if let Some(events) = inner.server.events.upgrade() {
             events.ended();
         }

@@ -1,4 +1,4 @@
-//! Connections: how one is made, what a statement runs on, and when it is made anew.
+//! Connections: how one is made, how a statement runs on it, and when it is replaced.
 
 pub(crate) mod backend_check;
 pub(crate) mod blocked;

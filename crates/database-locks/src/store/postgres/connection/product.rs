@@ -1,6 +1,7 @@
-//! Products that speak the protocol of PostgreSQL and are not PostgreSQL.
+//! Detects products that speak the protocol of PostgreSQL but are not PostgreSQL.
 
-/// Products by what their `version()` contains, in lower case. Some call themselves PostgreSQL too.
+/// Parts of `version()`, in lower case, and the products that they show. Some of them call
+/// themselves PostgreSQL.
 const OTHERS: &[(&str, &str)] = &[
     ("cockroach", "CockroachDB"),
     ("-yb-", "YugabyteDB"),
@@ -16,16 +17,16 @@ const OTHERS: &[(&str, &str)] = &[
     ("redpanda", "Redpanda SQL"),
 ];
 
-/// How PostgreSQL and its distributions begin their `version()`; old versions of EDB's with the
-/// second one. Aurora, AlloyDB, Neon, Cloud SQL, RDS, Supabase and Percona answer as PostgreSQL
-/// does.
+/// The beginnings of `version()` of PostgreSQL and its distributions; the second one is of old
+/// versions of EDB's. Aurora, AlloyDB, Neon, Cloud SQL, RDS, Supabase and Percona answer as
+/// PostgreSQL does.
 const KNOWN: [&str; 2] = ["PostgreSQL ", "EnterpriseDB "];
 
 /// The hint for a server that is refused.
 pub(crate) const HINT: &str = "row locks, SKIP LOCKED and the clock are PostgreSQL's own here: use \
                                PostgreSQL 12 or later, or a service that runs it";
 
-/// The name of a product that is not known to keep the promises of this library.
+/// The name of the product, if it is not known to keep the promises of this library.
 pub(crate) fn other_product(version: &str) -> Option<&str> {
     let lower = version.to_ascii_lowercase();
     let other = OTHERS.iter().find(|(mark, _)| lower.contains(mark));

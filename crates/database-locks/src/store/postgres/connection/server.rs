@@ -1,4 +1,4 @@
-//! What the connections of a store to the same database have in common.
+//! The state that the connections of a store share.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,20 +17,20 @@ use crate::store::connect::url;
 use crate::store::postgres::failover;
 use protocol::Primary;
 
-/// The database, and what is known of the server that serves it.
+/// The database, and what is known about its server.
 pub(crate) struct Server {
     pub(crate) connector: Connector<Endpoint>,
-    /// [`HANDSHAKE`], with the name of the table put in.
+    /// [`HANDSHAKE`], with the name of the table.
     pub(crate) handshake: String,
-    /// The statements by name, with the name of the table put in.
+    /// The statements by name, with the name of the table.
     texts: HashMap<&'static str, Arc<str>>,
     pub(crate) events: Weak<dyn ConnectionEvents>,
-    /// The table has been used.
+    /// Whether the table has been used.
     pub(crate) used: Arc<AtomicBool>,
-    /// A pooler has given our prepared statements to other clients, so nothing is prepared any
-    /// more.
+    /// Whether a pooler has mixed up prepared statements of several clients, so that no statement
+    /// is prepared any more.
     pub(crate) pooled: AtomicBool,
-    /// Which server served last, if that is known.
+    /// The identity of the server that served last, if it is known.
     primary: Mutex<Option<Primary>>,
 }
 
@@ -66,7 +66,7 @@ impl Server {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Which server served last, if that is known.
+    /// The identity of the server that served last, if it is known.
     pub(crate) fn latest_primary(&self) -> Option<Primary> {
         *self.primary()
     }
@@ -75,14 +75,14 @@ impl Server {
         self.primary.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The server of this connection serves from now on. If it has replaced another one: that one,
-    /// and it.
+    /// Record that the server of this connection serves from now on. If it has replaced another
+    /// one, answers the identities of both.
     pub(crate) fn serves(
         &self,
         on: &Session,
     ) -> Result<Option<(Primary, Primary)>, ConnectFailure> {
         let mut primary = self.primary();
-        // The other connection of the store may have found a later one since this one was asked.
+        // The other connection of the store may have found a later primary meanwhile.
         failover::no_step_back(&on.address, on.primary, *primary)?;
         self.connector.serves(&on.address);
         let before = *primary;
@@ -90,8 +90,8 @@ impl Server {
         Ok(before.zip(on.primary).filter(|(before, now)| before != now))
     }
 
-    /// Whether another server has served since that of this connection. If servers do not say which
-    /// they are, whether one at another address has.
+    /// Whether another server has served since that of this connection. If the servers have no
+    /// known identity, their addresses are compared.
     pub(crate) fn has_replaced(&self, on: &Session) -> bool {
         let primary = self.primary();
         match (on.primary, *primary) {

@@ -1,4 +1,4 @@
-//! One connection that has been found fit to serve, and how a statement runs on it.
+//! A connection to a usable server, and how statements run on it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,21 +20,21 @@ use protocol::Primary;
 /// A parameter of a [`Statement`].
 pub(crate) type Param<'a> = &'a (dyn ToSql + Sync);
 
-/// From this number of locks on a statement is planned at each execution, for its size. The plan of
-/// a prepared statement may have been made for a handful, with loops within loops.
+/// From this number of locks on, a statement is planned at each execution. The plan of a prepared
+/// statement may have been made for a few, with nested loops.
 const LARGE: usize = 64;
 
-/// A statement of the protocol. It may be prepared.
+/// A statement of the protocol, which may be prepared.
 pub(crate) struct Statement {
-    /// What `docs/protocol.md` calls it.
+    /// Its name in `docs/protocol.md`.
     pub(crate) name: &'static str,
-    /// With `{table}` in place of the name of the table.
+    /// `{table}` stands for the name of the table.
     pub(crate) text: &'static str,
-    /// The types of the parameters. To ask the server for them would cost a round trip.
+    /// The types of the parameters. Asking the server for them would cost a round trip.
     pub(crate) types: &'static [Type],
 }
 
-/// A [`Statement`] as one connection runs it.
+/// A [`Statement`] on one connection.
 pub(crate) struct Prepared {
     text: Arc<str>,
     used: AtomicBool,
@@ -51,44 +51,44 @@ impl Prepared {
     }
 }
 
-/// One connection that has been found fit to serve.
+/// A connection to a usable server.
 pub(crate) struct Session {
     pub(crate) client: Client,
     pub(crate) address: Address,
     /// By name.
     pub(crate) statements: HashMap<&'static str, Prepared>,
-    /// Whether it leads to the server itself. Else a pooler may be in between, and nothing is
-    /// prepared.
+    /// Whether it leads to the server itself. Otherwise there may be a pooler in between, and no
+    /// statement is prepared.
     ///
-    /// The driver's statements are called s0, s1, … in each process. Behind a pooler that hands out
-    /// its connections by transaction, those of several processes meet on one connection
+    /// The driver calls its statements s0, s1, … in each process. Behind a pooler in transaction
+    /// mode, those of several processes meet on one connection
     /// (<https://github.com/rust-postgres/rust-postgres/issues/959>): at best that is an error.
     pub(crate) direct: bool,
-    /// Set once the table has been used: see [`Kind::Missing`].
+    /// Set after the first use of the table: see [`Kind::Missing`].
     pub(crate) used: Arc<AtomicBool>,
     /// Why the table cannot hold locks.
     pub(crate) table_error: Option<ServerError>,
-    /// The backend that runs all that is sent on it; none where a pooler may choose another each
-    /// time.
+    /// The backend that runs all statements of this connection; `None` if a pooler may choose
+    /// another one each time.
     pub(crate) backend: Option<i32>,
-    /// LISTEN has been sent on it, or is about to be.
+    /// Whether LISTEN was sent, or is about to be.
     pub(crate) asked_to_listen: AtomicBool,
-    /// LISTEN has been carried out on it.
+    /// Whether LISTEN has succeeded.
     pub(crate) listens: AtomicBool,
-    /// Which server it leads to, if that is known. Behind a pooler, which one it was at first.
+    /// The identity of the server, if it is known. Behind a pooler, that of the first server.
     pub(crate) primary: Option<Primary>,
-    /// An answer did not come in time. After the last caller has gone, what still runs is
-    /// cancelled.
+    /// Whether an answer was late. If so, the running statement is cancelled after the last caller
+    /// has gone.
     pub(crate) late: Arc<AtomicBool>,
-    /// Set when no caller shall wait for it any longer.
+    /// Set when no caller may wait for answers any longer.
     pub(crate) abandoned: watch::Sender<bool>,
-    /// Dropped with the last user.
+    /// Dropped with the last use.
     pub(crate) _in_use: InUse,
     pub(crate) _own_backend: Option<OwnBackend>,
 }
 
-/// Tells the task that drives a connection, when it is dropped, that it is no longer used, and sees
-/// to it that the connection is closed.
+/// Represents the use of a connection. Its drop ends the task that drives the connection, so that
+/// the connection is closed.
 pub(crate) struct InUse {
     tell: Option<oneshot::Sender<()>>,
     home: Handle,
@@ -115,7 +115,7 @@ impl Drop for InUse {
 }
 
 impl Session {
-    /// Run a statement about that many locks.
+    /// Run a statement about so many locks.
     pub(crate) async fn write(
         &self,
         statement: &Statement,
@@ -128,7 +128,7 @@ impl Session {
         }
     }
 
-    /// Run a statement that only reads. Some of the tables that cannot hold locks can be read.
+    /// Run a statement that only reads. Some tables that cannot hold locks can still be read.
     pub(crate) async fn read(
         &self,
         statement: &Statement,
@@ -165,8 +165,8 @@ impl Session {
         Ok(rows)
     }
 
-    /// From the second use on: preparing costs a round trip, which a program that acquires and
-    /// releases once would pay in vain.
+    /// A statement is prepared at its second use: preparing costs a round trip, which does not pay
+    /// in a program that acquires and releases once.
     async fn prepare<'a>(
         &self,
         known: &'a Prepared,
@@ -182,7 +182,7 @@ impl Session {
         Ok(Some(known.statement.get_or_try_init(prepare).await?))
     }
 
-    /// Run a query that is no statement of the protocol.
+    /// Run a query that is not a statement of the protocol.
     pub(crate) async fn query(
         &self,
         text: &str,
@@ -195,7 +195,7 @@ impl Session {
         self.client.is_closed()
     }
 
-    /// Run a script of several statements, as one transaction. The table need not be fit.
+    /// Run a script of several statements, as one transaction. The table is not checked.
     pub(crate) async fn script(&self, script: &str) -> Result<(), ServerError> {
         Ok(self.client.batch_execute(script).await?)
     }

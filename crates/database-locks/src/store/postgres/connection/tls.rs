@@ -16,8 +16,8 @@ use crate::store::connect::tls::{Check, Identity, Tls};
 
 /// The connector of the driver for these settings.
 pub(crate) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
-    // Not the default of the process: the program may have chosen none and built in two, and then
-    // rustls panics.
+    // Not the default of the process: rustls panics if the program has built in two and chosen
+    // none.
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier::new(tls, &provider)?;
     let config = ClientConfig::builder_with_provider(provider)
@@ -42,12 +42,11 @@ fn unusable(error: impl std::fmt::Display) -> Error {
     Error::config("url", got, "give other ones with sslrootcert=")
 }
 
-/// Checks of a server's certificate what the settings ask for, and always that the server has its
-/// key.
+/// Checks a server's certificate as the settings require, and always that the server has its key.
 #[derive(Debug)]
 struct Verifier {
     check: Check,
-    /// None if nothing is checked.
+    /// `None` if the certificate is not checked.
     webpki: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
 }
@@ -86,7 +85,7 @@ impl ServerCertVerifier for Verifier {
             return Ok(ServerCertVerified::assertion());
         };
         match webpki.verify_server_cert(certificate, intermediates, name, ocsp, now) {
-            // The name is the last thing that it looks at.
+            // The name is checked last.
             Err(InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.check == Check::Chain => Ok(ServerCertVerified::assertion()),

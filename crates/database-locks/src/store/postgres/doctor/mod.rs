@@ -1,4 +1,5 @@
-//! What may be wrong with a server, a role or the table. Plain reads, which need no special rights.
+//! The examination of the server, the role and the table. Plain reads, which need no special
+//! rights.
 
 mod examination;
 mod table;
@@ -16,7 +17,7 @@ use protocol::Human;
 
 const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now";
 
-/// The settings, in the units that PostgreSQL counts in: milliseconds for all times here.
+/// The settings, in PostgreSQL's own units: milliseconds for all times here.
 const SETTINGS: &str = "
 SELECT name, setting, source
   FROM pg_settings
@@ -24,12 +25,12 @@ SELECT name, setting, source
                 'statement_timeout', 'idle_session_timeout', 'synchronous_standby_names',
                 'server_encoding')";
 
-/// Of this connection; behind a pooler it is that of the pooler to the server.
+/// TLS of this connection; behind a pooler, of the pooler's connection to the server.
 const TLS: &str =
     "SELECT coalesce(version, 'no TLS') AS tls FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
 
-/// Standbys: synchronous, asynchronous, and such as this role may not look at. Not the subscribers
-/// of logical replication, nor a backup that is under way.
+/// Standbys: synchronous, asynchronous, and hidden from this role. Without subscribers of logical
+/// replication and running backups.
 const STANDBYS: &str = "
 SELECT count(*) FILTER (WHERE r.sync_state <> 'async') AS safe,
        count(*) FILTER (WHERE r.sync_state = 'async') AS lagging,
@@ -37,7 +38,7 @@ SELECT count(*) FILTER (WHERE r.sync_state <> 'async') AS safe,
   FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
  WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.state IS DISTINCT FROM 'backup'";
 
-/// Look at everything.
+/// Examine everything.
 pub(crate) async fn examine(on: &Session, table: &Table) -> Result<Report, ServerError> {
     let mut examination = Examination {
         on,
@@ -68,22 +69,22 @@ pub(crate) async fn examine(on: &Session, table: &Table) -> Result<Report, Serve
     Ok(examination.report.into_report())
 }
 
-/// By name: what it is, and where it was set.
+/// Values by name, with their sources.
 struct Settings(HashMap<String, (String, String)>);
 
 impl Settings {
-    /// Empty where this version has none of that name.
+    /// Empty if this version does not have the setting.
     fn get(&self, name: &str) -> &str {
         self.0.get(name).map_or("", |(value, _)| value)
     }
 
-    /// Both, for people.
+    /// Name, value and source, for people.
     fn shown(&self, name: &str, value: &str) -> String {
         let source = self.0.get(name).map_or("", |(_, source)| source);
         format!("{name} is {value} (as set by: {source})")
     }
 
-    /// A limit; none: there is no such limit.
+    /// A time limit; `None` if it is off.
     fn limit(&self, name: &str) -> Option<Duration> {
         let millis = self.get(name).parse().ok().filter(|millis| *millis > 0);
         millis.map(Duration::from_millis)
@@ -134,7 +135,7 @@ impl Examination<'_> {
         };
         let count = |of: &str| rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(of));
         let (safe, lagging, hidden) = (count("safe")?, count("lagging")?, count("hidden")?);
-        // This much is to be seen by a role that may not look at the standbys, too.
+        // Visible also to a role that may not see the standbys.
         let waits = !settings.get("synchronous_standby_names").is_empty();
         let commit = "synchronous_commit";
         if settings.get(commit) == "local" && (safe > 0 || hidden > 0 && waits) {

@@ -1,4 +1,4 @@
-//! The table: what this role may do with it, how it is made, what is in it.
+//! The table: the role's rights, its definition, its rows.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -9,17 +9,17 @@ use crate::store::doctor::{Column, Counts, FoundType, Index};
 use crate::store::postgres::connection::session::Param;
 use crate::store::postgres::error::{Kind, ServerError};
 
-/// Where else there is a table of that name: `$1`.
+/// The other schemas with a table of the name `$1`.
 const ELSEWHERE: &str = "
 SELECT coalesce(string_agg(n.nspname::text, ', '), '') AS schemas
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relname = lower($1) AND c.relkind IN ('r', 'p')";
 
-/// The table `$1`, and what this role may do with it: no row where there is none.
+/// The table `$1`, and the role's rights on it. No row: there is no table.
 ///
-/// A column made by `serial` has a sequence that an insert needs a right on; one made by
-/// `GENERATED … AS IDENTITY` has not (`deptype` is `i` then). CASE, since conditions are tried in
-/// any order, and that one fails on an index, which may depend on the table just so.
+/// An insert into a column made by `serial` needs a right on its sequence; one made by `GENERATED …
+/// AS IDENTITY` does not (its `deptype` is `i`). CASE fixes the order: `has_sequence_privilege`
+/// fails on an index, which may depend on the table in the same way.
 const TABLE: &str = "
 SELECT current_user::text AS role, array_remove(ARRAY[
            CASE WHEN NOT has_table_privilege(c.oid, 'SELECT') THEN 'SELECT' END,
@@ -48,7 +48,7 @@ SELECT a.attname::text AS name, format_type(a.atttypid, a.atttypmod) AS type,
  WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attnum";
 
-/// Indexes, with what stands after USING in their definition.
+/// Indexes, with the part of their definition after USING.
 const INDEXES: &str = "
 SELECT c.relname::text AS name, i.indisprimary AS primary,
        i.indisunique AND i.indisvalid AND i.indimmediate AND i.indnkeyatts = 1
@@ -75,8 +75,8 @@ SELECT count(*) AS rows, count(*) FILTER (WHERE expires_at > clock_timestamp()) 
                            AND granted_until IS DISTINCT FROM expires_at)::text AS first_old
   FROM {table}";
 
-/// The latest id, as the rows and the sequence tell it, and the greatest that the column and the
-/// sequence can hold: `$1` the table.
+/// The latest id, by the rows and the sequence, and the greatest id of the column and the sequence:
+/// `$1` the table.
 const IDS: &str = "
 SELECT GREATEST((SELECT max(id)::bigint FROM {table}),
                 CASE WHEN has_sequence_privilege(s.seqrelid, 'SELECT, USAGE')
@@ -88,8 +88,8 @@ SELECT GREATEST((SELECT max(id)::bigint FROM {table}),
        LEFT JOIN pg_sequence s ON s.seqrelid = pg_get_serial_sequence($1, 'id')::regclass
  WHERE a.attrelid = to_regclass($1) AND a.attname = 'id' AND NOT a.attisdropped";
 
-/// Whether logical replication takes the rows of the table `$1` elsewhere, and brings rows from
-/// there.
+/// Whether logical replication publishes the rows of the table `$1`, and whether it subscribes to
+/// them.
 const REPLICATED: &str = "
 SELECT EXISTS (SELECT FROM pg_publication_tables p
                 WHERE p.schemaname = n.nspname AND p.tablename = c.relname) AS goes,
@@ -98,12 +98,12 @@ SELECT EXISTS (SELECT FROM pg_publication_tables p
  WHERE c.oid = to_regclass($1)";
 
 impl Examination<'_> {
-    /// Answers whether its rows can be read.
+    /// Answers whether the rows can be read.
     pub(crate) async fn table(&mut self) -> Result<bool, ServerError> {
         let (table, name) = (self.table.as_str(), [self.table.as_str()]);
         let name: [(Param<'_>, Type); 1] = [(&name[0], Type::TEXT)];
         let found = match self.on.query(TABLE, &name).await {
-            // The role has no right on its schema.
+            // The role has no right on the schema.
             Err(ServerError {
                 kind: Kind::Rejected(_),
                 message,
@@ -166,7 +166,7 @@ impl Examination<'_> {
         Ok(complete)
     }
 
-    /// What the role may do with the table, and how the server keeps it.
+    /// The rights of the role, and how the server stores the table.
     fn rights(&mut self, row: &Row) -> Result<(), ServerError> {
         let table = self.table.as_str();
         let user: &str = row.try_get("role")?;
@@ -215,7 +215,7 @@ impl Examination<'_> {
         Ok(())
     }
 
-    /// In one direction too: what is brought here overwrites what is granted here.
+    /// One direction suffices: replicated rows overwrite the grants made here.
     async fn replicated(&mut self, name: &[(Param<'_>, Type)]) -> Result<(), ServerError> {
         let rows = self.try_query("replicas", REPLICATED, name).await?;
         let rows = rows.unwrap_or_default();

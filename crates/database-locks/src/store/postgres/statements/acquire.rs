@@ -1,4 +1,4 @@
-//! Taking locks: those whose rows are there, and those that have none yet.
+//! Acquiring locks that have a row, and inserting the rows of new ones.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::store::postgres::error::{Kind, ServerError};
 use crate::store::postgres::rows::{place, state};
 use protocol::{AcquireCommand, Outcome, Token};
 
-/// What a grant writes into a row.
+/// The columns that a grant sets.
 macro_rules! grant {
     ($holder:literal, $grant:literal, $metadata:literal, $length:literal) => {
         concat!(
@@ -46,20 +46,20 @@ const MANY: &[Type] = &[
     Type::TEXT_ARRAY,
 ];
 
-/// Take one lock that is free or whose lease has run out.
+/// Acquire one lock that is free or whose lease has ended.
 ///
 /// `$1` name, `$2` grant id, `$3` holder, `$4` length in microseconds, `$5` metadata. One row:
-/// granted; its place in the request, and the token. No row: not granted, and [`MAKE_ONE`] tells
-/// why.
+/// granted; its place in the request, and the token. No row: not granted, and [`MAKE_ONE`] finds
+/// out why.
 ///
 /// The sub-select is run once and first, since it stands behind a plain `=`. It picks the newest
-/// version of the row. A lock that is held is not picked, so a try in vain writes nothing, not even
+/// version of the row. A lock that is held is not picked, so a losing try writes nothing, not even
 /// a transaction id.
 ///
 /// A grant must survive a crash, or a second one could be made.
 ///
 /// The token is the greater of the old one + 1 and the database's clock in milliseconds. So it
-/// exceeds those of a row that was deleted, and of one that a backup or a copied table has brought
+/// exceeds the tokens of a deleted row, and of one that a backup or a copied table has brought
 /// back.
 pub(crate) const ACQUIRE_ONE: Statement = Statement {
     name: "acquire one",
@@ -78,9 +78,9 @@ RETURNING 1::bigint AS place, token,
     types: ONE,
 };
 
-/// The same for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata.
+/// [`ACQUIRE_ONE`] for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata.
 ///
-/// A lock that is asked for twice is granted once, since an UPDATE writes a row only once. Each row
+/// A lock that is requested twice is granted once, since an UPDATE writes a row only once. Each row
 /// is looked up by its name: see [`RENEW`](super::renew::RENEW).
 pub(crate) const ACQUIRE: Statement = Statement {
     name: "acquire many",
@@ -107,13 +107,13 @@ RETURNING p.place, l.token,
     types: MANY,
 };
 
-/// Read the row of a lock that an acquire did not get; if there is none, make one, granted.
+/// Read the row of a lock that was not acquired; if there is none, insert one that is granted.
 /// Parameters as for [`ACQUIRE_ONE`]. One row: its place, whether it is granted, and either the
-/// token or the state of the lock. No row: another client makes the row just now.
+/// token or the state of the lock. No row: another client is inserting it.
 ///
-/// This is the one statement that may have to wait: for a client that has just inserted the same
-/// name and not yet committed. It gives up after 50 ms, since the renewals on this connection wait
-/// behind it. The lease counts from before the wait, as the trust in it does.
+/// This is the one statement that may wait: for a client that has inserted the same name and not
+/// yet committed. It gives up after 50 ms, since the renewals on this connection wait behind it.
+/// The lease counts from before the wait, as trust does.
 pub(crate) const MAKE_ONE: Statement = Statement {
     name: "read or make one",
     text: concat!(
@@ -147,7 +147,7 @@ SELECT 1::bigint, false, ",
     types: ONE,
 };
 
-/// The same for many; parameters as for [`ACQUIRE`].
+/// [`MAKE_ONE`] for many; parameters as for [`ACQUIRE`].
 pub(crate) const MAKE: Statement = Statement {
     name: "read or make many",
     text: concat!(
@@ -246,13 +246,12 @@ async fn with_asks(
     }
 }
 
-/// What became of those that were not granted. A row that another client is making just now is
+/// The outcomes of the commands that were not granted. A row that another client is inserting is
 /// busy.
 async fn read_or_make(on: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, ServerError> {
     match made(on, asks).await {
-        // One name whose row another client is making must not keep a thousand others from being
-        // made: each alone, beginning anywhere, until it is clear that there is more than one such
-        // name.
+        // One name whose row another client is inserting must not keep a thousand others from being
+        // inserted. So each is tried alone, from a random start, until a second one fails.
         Err(error) if error.kind == Kind::Contention => {
             let mut outcomes = vec![Outcome::Busy; asks.len()];
             if asks.len() == 1 {

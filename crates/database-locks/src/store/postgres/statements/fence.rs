@@ -1,4 +1,4 @@
-//! Letting a transaction commit only while its grant is there.
+//! The fence: a transaction commits only while its grant holds the lock.
 
 /// The first statement of an application's own transaction: `$1` name, `$2` token, `$3` grant id.
 /// One row: the transaction may go on. No row, or a serialisation failure (40001): the grant is
@@ -9,8 +9,8 @@
 /// ended. If the snapshot is old, it follows the row to its latest version, and fails if a `FOR
 /// UPDATE` is under way.
 ///
-/// It does not ask whether the lease has ended. An old snapshot does not see the renewals, and
-/// until another client is granted the lock no harm is done.
+/// It does not check whether the lease has ended: an old snapshot does not see the renewals, and no
+/// harm is done until another client acquires the lock.
 pub(crate) const FENCE: &str = "
 SELECT id
   FROM {table}

@@ -1,4 +1,4 @@
-//! Putting another grant in the place of one that is held: for the same holder, or by a ticket.
+//! Replacing a grant: preemption by the same holder, and resumption from a ticket.
 
 use std::slice;
 
@@ -80,12 +80,12 @@ pub(crate) async fn take_over(
     Ok(outcome.confirmed_by(on.primary))
 }
 
-/// Put another grant in the place of one that is still held.
+/// Replace a grant that still holds the lock.
 ///
 /// `$1` name, `$2` token, `$3` the grant that ends, `$4` the one that begins, `$5` its holder, `$6`
 /// its metadata, `$7` length in microseconds. One row: resumed. No row: a read tells why.
 ///
-/// `$4` may be there already, by an earlier request whose reply was lost.
+/// The row may already have `$4`, from an earlier request whose reply was lost.
 pub(crate) const RESUME: Statement = Statement {
     name: "resume",
     text: concat!(

@@ -1,9 +1,9 @@
 //! The statements, a file for each kind of request.
 //!
-//! Each request is one statement, and so one transaction and one round trip. Only a request that
-//! was not fulfilled costs a second one, which tells why: "read or make" of an acquire, which also
-//! makes the row of a new name, and a plain read of the others. Clients in other languages have to
-//! keep the rules of the statements too:
+//! Each request is one statement, and so one transaction and one round trip. Only an unsuccessful
+//! request costs a second one, which finds the reason: "read or make" for an acquire, which also
+//! inserts the row of a new name, and a plain read for the others. Clients in other languages have
+//! to keep the rules of the statements too:
 //!
 //! - The time is `statement_timestamp()`, when the server began to execute the message that carries
 //!   the statement. It is one value throughout a statement, to the microsecond. It is never later

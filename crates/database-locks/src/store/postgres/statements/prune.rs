@@ -9,14 +9,14 @@ use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::ServerError;
 use protocol::Pruned;
 
-/// Delete rows of locks that have been free for so long, on a page of a thousand rows behind the id
-/// `$3`: `$1` microseconds, `$2` whether rows that do not say so too. One row: the last id of the
-/// page, null where there are no more, and how many were deleted.
+/// Delete rows of locks that have been free for `$1` microseconds, on a page of a thousand rows
+/// after the id `$3`; `$2`: also rows that do not tell. One row: the last id of the page, null if
+/// there are no more, and the number of deleted rows.
 ///
-/// A row whose `granted_until` is set while `expires_at` is null was freed by django-database-locks
-/// 0.5, at a time that it does not tell. One whose token is ahead of the clock, after more than a
-/// thousand grants a second, stays: the token of a row that is made anew begins at the clock, and
-/// has to be greater.
+/// A row whose `granted_until` is set while `expires_at` is null was released by legacy
+/// (django-database-locks 0.5), which does not record when. A row whose token is ahead of the
+/// clock, after more than a thousand grants a second, stays: the token of a new row starts at the
+/// clock, and has to be greater.
 pub(crate) const PRUNE: Statement = Statement {
     name: "prune",
     text: "

@@ -1,4 +1,4 @@
-//! Reading rows. Locks nothing.
+//! Reading rows, without a lock.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -8,7 +8,7 @@ use crate::store::postgres::error::ServerError;
 use crate::store::postgres::rows::state;
 use protocol::{ListFilter, LockName, LockRow, Page};
 
-/// All columns, and what `$rest` says.
+/// All columns, and `$rest`.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
@@ -41,9 +41,9 @@ pub(crate) const READ: Statement = Statement {
     types: &[Type::TEXT_ARRAY],
 };
 
-/// Read a page of rows: the next thousand behind the id `$1`, all or, where `$2`, those that are
-/// not free; with names that begin with `$3`. Each row bears the last id of the page, and if none
-/// matches, one row has nothing else; null: there are no more.
+/// Read a page of rows: the next thousand after the id `$1`, all or, if `$2`, those that are not
+/// free; with names that begin with `$3`. Each row has the last id of the page. If no row matches,
+/// one row has only that id; it is null if there are no more rows.
 pub(crate) const READ_PAGE: Statement = Statement {
     name: "read a page",
     text: concat!(

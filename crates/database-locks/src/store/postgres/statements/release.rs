@@ -1,4 +1,4 @@
-//! Freeing a lock, by its grant or by force, and notifying the clients that wait for it.
+//! Releasing a lock, by its grant or by force, and notifying its waiters.
 
 use tokio_postgres::types::Type;
 
@@ -16,15 +16,15 @@ macro_rules! synchronous_commit_if_asked {
     };
 }
 
-/// Free one lock that is still held by exactly this grant.
+/// Release one lock if this grant still holds it.
 ///
 /// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash.
-/// One row: it is free now; its place in the request, and whether clients wait for it, which are
-/// notified. No row: another grant has it, or its row is locked, which a read tells.
+/// One row: released; its place in the request, and whether it has waiters, which are notified. No
+/// row: another grant has it, or its row is locked, which a read finds out.
 ///
 /// The holder and the times stay, for people to read, and the token, since that of the next grant
-/// has to be greater. A crash that forgets a release costs the waiters one ttl. Not waiting for the
-/// disk halves the price of a release.
+/// has to be greater. A release that a crash has undone costs the waiters one ttl. Not waiting for
+/// the disk halves the cost of a release.
 pub(crate) const RELEASE_ONE: Statement = Statement {
     name: "release one",
     text: concat!(
@@ -45,8 +45,8 @@ RETURNING 1::bigint AS place, waiting_until > statement_timestamp() AS awaited,
     types: &[Type::TEXT, Type::INT8, Type::TEXT, Type::TEXT, Type::BOOL],
 };
 
-/// The same for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether they must
-/// survive a crash, for each.
+/// [`RELEASE_ONE`] for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether
+/// they must survive a crash.
 pub(crate) const RELEASE: Statement = Statement {
     name: "release many",
     text: concat!(
@@ -134,7 +134,7 @@ pub(crate) async fn release(
         .collect())
 }
 
-/// Free a lock of any holder. `$1` name. A row: whether it was freed, and who had it.
+/// Release a lock by force. `$1` name. One row: whether it was released, and the holder.
 ///
 /// The holder stays in the row and the token goes up, which tells the holder that the lock was
 /// freed by force and not taken over. The holder is notified, whether there are waiters or not: a

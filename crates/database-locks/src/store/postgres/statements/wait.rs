@@ -1,4 +1,4 @@
-//! Announcing that clients wait for a lock.
+//! Announcing waiters of a lock.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::ServerError;
 use protocol::LockName;
 
-/// Say that clients wait for a lock that is held: `$1` name, `$2` for how long from now, in
-/// microseconds. One row: it is said. No row: the lock is free, or its row is locked by another
+/// Announce that a client waits for a held lock: `$1` name, `$2` for how long from now, in
+/// microseconds. One row: announced. No row: the lock is free, or its row is locked by another
 /// transaction.
 ///
 /// The time is never shortened, since other clients may wait for longer, and no statement clears
-/// it, which would be a write more for each grant. It need not survive a crash: waiters say it
-/// again on a new connection.
+/// it, which would cost each grant another write. It need not survive a crash: waiters announce
+/// themselves again on a new connection.
 pub(crate) const WAIT: Statement = Statement {
     name: "wait",
     text: "
@@ -28,7 +28,7 @@ RETURNING set_config('synchronous_commit', 'off', true)",
     types: &[Type::TEXT, Type::INT8],
 };
 
-/// Whether it is said.
+/// Answers whether it is announced.
 pub(crate) async fn wait(
     on: &Session,
     name: &LockName,

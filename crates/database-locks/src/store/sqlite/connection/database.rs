@@ -47,7 +47,7 @@ pub(crate) struct Database {
     fences: Fences,
     statements: Statements,
     install: String,
-    /// The table has been used.
+    /// Whether the table has been used.
     used: AtomicBool,
     /// It has been written to.
     written: AtomicBool,
@@ -97,8 +97,8 @@ impl Database {
     }
 
     pub(super) fn open(&self) -> Result<File, StoreError> {
-        // SQLite keeps account of its file locks for the whole process, and a forked child inherits
-        // the account without the locks:
+        // SQLite records its file locks for the whole process, and a forked child inherits the
+        // record without the locks:
         // https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
         static OPENED_IN: OnceLock<u64> = OnceLock::new();
         let generation = fork::generation();
@@ -122,8 +122,8 @@ impl Database {
         }
     }
 
-    /// Make the file unless it is there: for its owner only, whatever the umask, since a user who
-    /// can write it can take every lock.
+    /// Create the file if it is missing: for its owner only, whatever the umask, since every user
+    /// who can write it can take every lock.
     fn make_file(&self) -> Result<(), StoreError> {
         let shown = self.path.display();
         if !self.create && !self.path.exists() {
@@ -131,8 +131,8 @@ impl Database {
             let message = format!("there is no file {shown}");
             return Err(StoreError::rejected(message, Some(hint)));
         }
-        // Closed again before SQLite opens it, and by one thread at a time: closing any descriptor
-        // of a file gives up all locks that this process has on it, SQLite's among them.
+        // It is closed before SQLite opens it, and by one thread at a time: closing any descriptor
+        // of a file releases all locks that this process has on it, including SQLite's.
         // https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
         static MAKING: Mutex<()> = Mutex::new(());
         let alone = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -161,9 +161,9 @@ impl Database {
     fn connect(&self) -> rusqlite::Result<Connection> {
         let connection = Connection::open(&self.path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        // Then readers of a lock that is held neither wait for a writer nor stop one.
+        // With WAL, readers neither wait for a writer nor block one.
         connection.pragma_update(None, "journal_mode", "wal")?;
-        // A commit that a power cut forgets would let a token come twice.
+        // A commit that is lost in a power cut would let a token be granted twice.
         connection.pragma_update(None, "synchronous", "full")?;
         let tables = "SELECT count(*) FROM sqlite_schema";
         if connection.query_row(tables, [], |row| row.get::<_, i64>(0))? == 0 {
@@ -173,8 +173,7 @@ impl Database {
     }
 }
 
-/// Refuse a library whose `unixepoch` knows no `subsec`: it answers NULL, and no lease would ever
-/// end.
+/// Refuse a library whose `unixepoch` lacks `subsec`: it answers NULL, and no lease would ever end.
 fn new_enough(version: i32, shown: &str) -> Result<(), StoreError> {
     match version >= LEAST_VERSION {
         true => Ok(()),

@@ -1,4 +1,4 @@
-//! The connection to the file, the thread that owns it, and how calls reach it.
+//! Connections to the file, and the thread that owns one.
 
 pub(crate) mod database;
 pub(crate) mod session;

@@ -1,4 +1,4 @@
-//! The open file, as the statements use it.
+//! The open file and the statements.
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension};
 
@@ -25,13 +25,13 @@ impl Session<'_> {
         read.query_row([name.as_str()], lock_row).optional()
     }
 
-    /// Where the page behind the id `after` ends; none: there are no more rows.
+    /// The last id of the page after the id `after`; `None` if there are no more rows.
     pub(crate) fn page_end(&self, after: i64) -> rusqlite::Result<Option<i64>> {
         let mut end = self.prepare(Sql::PageEnd)?;
         end.query_row([after], |row| row.get(0))
     }
 
-    /// Whether an open fence keeps other grants out. To be asked with the write lock.
+    /// Whether an open fence keeps other grants out. Needs the write lock.
     pub(crate) fn is_fenced(&self, name: &str) -> rusqlite::Result<bool> {
         self.fences.is_open(name).map_err(io_error)
     }

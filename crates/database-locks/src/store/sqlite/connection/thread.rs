@@ -1,4 +1,4 @@
-//! The thread that has the file open.
+//! The thread that owns the background connection.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -14,21 +14,21 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 
 pub(crate) struct Thread {
     database: Arc<Database>,
-    /// What the thread takes its jobs from; none: not started, or it has ended.
+    /// The queue of the thread; `None` before it has started.
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
     queue: Arc<Queue>,
 }
 
-/// How much the thread has to do.
+/// The load of the thread.
 #[derive(Debug, Default)]
 struct Queue {
     waiting: AtomicUsize,
-    /// An answer did not come in time, and the thread has finished nothing since.
+    /// Whether an answer was late and the thread has finished no job since.
     stuck: AtomicBool,
 }
 
-/// How many calls may wait for a thread that hangs: more would only fill the memory, since their
-/// callers give up long before it goes on.
+/// The number of requests that may wait for a thread that hangs. More would only fill the memory,
+/// since their callers give up long before.
 const MAX_BEHIND_A_HANG: usize = 64;
 
 impl Thread {
@@ -40,7 +40,7 @@ impl Thread {
         }
     }
 
-    /// Send a job to the thread, which carries jobs out in their order.
+    /// Send a job to the thread, which runs jobs in order.
     fn send(&self, mut job: Job) -> Result<(), StoreError> {
         let mut thread = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = &*thread {
@@ -60,10 +60,10 @@ impl Thread {
         Ok(())
     }
 
-    /// Have the thread do this in its turn, unless the caller has given up by then.
+    /// Run this on the thread in its turn, unless the caller has given up by then.
     ///
-    /// A thread that hangs, since the disk does, stays the only one: a second one would hang in the
-    /// same disk, and a third.
+    /// A thread that hangs because of the disk stays the only one, since another one would hang as
+    /// well.
     pub(crate) async fn call<T: Send + 'static>(
         &self,
         within: Duration,
@@ -97,7 +97,7 @@ impl Thread {
     }
 }
 
-/// Counts a call as waiting for as long as it lives.
+/// Counts a request as waiting until it is dropped.
 struct Waiting(Arc<Queue>);
 
 impl Waiting {

@@ -1,4 +1,4 @@
-//! One connection to the file, used by one thread at a time.
+//! A connection to the file, used by one thread at a time.
 
 use std::sync::Arc;
 
@@ -20,9 +20,9 @@ impl Worker {
         Self { database, file }
     }
 
-    /// The file, opened if it is not yet.
+    /// The connection. Opens the file if it is not open.
     ///
-    /// A file that was deleted or replaced is given up: its locks would exclude only clients that
+    /// A file that was deleted or replaced is given up: locks in it would exclude only clients that
     /// still have it open.
     pub(crate) fn connection(&mut self) -> Result<&mut Connection, StoreError> {
         let is_there = |file: &File| identity(&self.database.path) == Some(file.identity);
@@ -48,7 +48,7 @@ impl Worker {
         })
     }
 
-    /// Carry out `work` on the open file.
+    /// Run `work` on the open file.
     pub(crate) fn with<T>(
         &mut self,
         work: impl FnOnce(&Session<'_>) -> rusqlite::Result<T>,
@@ -56,7 +56,7 @@ impl Worker {
         self.run(|connection, database| work(&database.session(connection)))
     }
 
-    /// The same with the write lock, committed at the end.
+    /// Run `work` with the write lock, and commit.
     pub(crate) fn write<T>(
         &mut self,
         work: impl FnOnce(&Session<'_>) -> rusqlite::Result<T>,

@@ -1,4 +1,4 @@
-//! Findings about a file and its place.
+//! The examination of the file and its place.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,14 +13,14 @@ use crate::store::doctor::{
 };
 use crate::store::sqlite::connection::worker::Worker;
 
-/// Less than that is soon used up by the journal alone.
+/// Less free space than this is soon used up by the journal alone.
 const LEAST_SPACE: u64 = 1 << 20;
 
 const COLUMNS: &str = "
     SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0 AS unfilled FROM pragma_table_info(?1, ?2)";
 
-/// Indexes, with their columns; whether one keeps names apart (unique, whole, on the name alone);
-/// and by what it compares.
+/// Indexes, with their columns; whether one makes names unique (unique, not partial, on the name
+/// alone); and its collation.
 const INDEXES: &str = "
     SELECT i.name AS name, i.origin = 'pk' AS pk,
            i.\"unique\" AND NOT i.partial AND count(*) = 1 AND max(x.name) = 'name' AS keeps_names,
@@ -49,7 +49,7 @@ const COUNTS: &str = "
                                AND granted_until IS NOT expires_at)
       FROM {table}";
 
-/// Look at everything.
+/// Examine everything.
 pub(crate) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreError> {
     let path = worker.database.path.clone();
     let mut report = ReportBuilder::new(table);
@@ -79,7 +79,7 @@ fn server(connection: &Connection, report: &mut ReportBuilder) -> rusqlite::Resu
     Ok(())
 }
 
-/// File systems shared with other machines or programs, by the number of `statfs`.
+/// File systems that are shared with other machines or programs, by their type in `statfs`.
 fn shared_file_system(magic: u64) -> Option<&'static str> {
     Some(match magic & 0xffff_ffff {
         0x6969 => "NFS",
@@ -94,7 +94,7 @@ fn shared_file_system(magic: u64) -> Option<&'static str> {
     })
 }
 
-/// The name of a file system that is kept in memory alone.
+/// The name of a file system in memory.
 #[cfg(target_os = "linux")]
 fn in_memory(path: &Path) -> Option<&'static str> {
     match rustix::fs::statfs(path).ok()?.f_type as u64 & 0xffff_ffff {
@@ -158,7 +158,7 @@ fn file(path: &Path, report: &mut ReportBuilder) {
     );
 }
 
-/// How many bytes are left beside the file.
+/// Record too little free space beside the file.
 fn space(path: &Path, left: u64, report: &mut ReportBuilder) {
     if left < LEAST_SPACE {
         let what = format!("{left} bytes are left beside {}", path.display());
@@ -168,7 +168,7 @@ fn space(path: &Path, left: u64, report: &mut ReportBuilder) {
 
 /// Each connection sets `journal_mode` and `synchronous` itself.
 fn durability(path: &Path, report: &mut ReportBuilder) {
-    // A restart of the machine ends all holders as well, since they run on it; and tokens go on by
+    // A restart of the machine also ends all holders, since they run on it, and tokens continue by
     // the clock.
     let message = match in_memory(path) {
         Some(system) => format!(

@@ -7,7 +7,7 @@ use crate::store::sqlite::rows::{granted, modifier};
 use crate::store::sqlite::statements::sql::Sql;
 use protocol::{AcquireCommand, Outcome};
 
-/// Locks that are held are refused without a write; only the others take the write lock.
+/// Held locks are refused without the write lock. Only the others take it.
 pub(crate) fn acquire(
     worker: &mut Worker,
     asks: &[AcquireCommand],
@@ -35,7 +35,7 @@ pub(crate) fn acquire(
     Ok(outcomes)
 }
 
-/// Grant it, with the write lock, unless it is held.
+/// Grant a lock unless it is held. Needs the write lock.
 fn grant(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let name = ask.name.as_str();
     let writes_row = |sql| {
@@ -57,7 +57,7 @@ fn grant(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcom
     Ok(granted(token, ask.length))
 }
 
-/// Which grant the lock is held by, which may be the one that was asked for.
+/// The outcome of a refused acquire. The lock may be held by the requested grant.
 fn refusal(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let row = session.read(&ask.name)?;
     Ok(row.map_or(Outcome::Busy, |row| row.refusal(ask.grant.as_str())))

@@ -5,7 +5,7 @@ use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::error::io_error;
 use protocol::{Gone, Grant, Renewal, judge};
 
-/// Lock the file of the fence, and then see whether the grant is there.
+/// Lock the file of the fence, then check that the grant holds the lock.
 pub(crate) fn open_fence(
     worker: &mut Worker,
     grant: &Grant,

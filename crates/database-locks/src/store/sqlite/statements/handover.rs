@@ -1,5 +1,4 @@
-//! Another grant in the place of one that is held: preemption by the same holder, and resumption
-//! from a ticket.
+//! Replacing a grant: preemption by the same holder, and resumption from a ticket.
 
 use rusqlite::OptionalExtension;
 

@@ -1,4 +1,4 @@
-//! Deleting the rows of locks that are not used any more.
+//! Deleting the rows of locks that are no longer used.
 
 use std::time::Duration;
 

@@ -33,8 +33,8 @@ pub(crate) fn force(worker: &mut Worker, name: &LockName) -> Result<Force, Store
             return Ok(Force::Busy);
         }
         let mut force = session.prepare(Sql::Force)?;
-        // Past the greatest integer the token would be a float, which no client could read any
-        // more: then this fails.
+        // Beyond the greatest integer the token would be a float, which no client could read. Then
+        // this fails.
         let freed = force.query_row([name.as_str()], |row| row.get::<_, i64>("token"));
         let freed = freed.optional()?;
         Ok(match row {

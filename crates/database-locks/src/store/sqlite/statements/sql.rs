@@ -1,9 +1,9 @@
-//! The statements, each with the table's name put in.
+//! The statements, with the name of the table.
 
 use crate::store::connect::table::Table;
 
-/// A row under the names by which [`rows`](crate::store::sqlite::rows) reads it. `unixepoch`
-/// answers NULL for a text that is no time.
+/// The columns of a row, under the names that [`rows`](crate::store::sqlite::rows) uses.
+/// `unixepoch` answers NULL for a text that is not a time.
 macro_rules! lock_row {
     ($rest:literal) => {
         concat!(
@@ -22,7 +22,7 @@ macro_rules! lock_row {
     };
 }
 
-/// Each statement: its name, the heading under which `docs/protocol.md` publishes it, and its text.
+/// Each statement: its name, its heading in `docs/protocol.md`, and its text.
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident, $heading:literal = $text:expr;)+) => {
         #[derive(Clone, Copy, Debug)]
@@ -54,27 +54,27 @@ statements! {
     /// for no writer.
     Read, "read" = lock_row!("WHERE name = ?1");
 
-    /// The last of the next thousand ids behind `?1`; null where there are no more.
+    /// The last of the next thousand ids after `?1`; null if there are no more.
     PageEnd, "find the end of a page" = "
     SELECT max(id) FROM (SELECT id FROM {table} WHERE id > ?1 ORDER BY id LIMIT 1000)";
 
-    /// The rows of such a page, from behind `?1` to `?2`: all or, where `?3`, those that are not
-    /// free; with names that begin with `?4`.
+    /// The rows of such a page, after `?1` up to `?2`: all or, if `?3`, those that are not free;
+    /// with names that begin with `?4`.
     ReadPage, "read a page" = lock_row!(
     "WHERE id > ?1 AND id <= ?2 AND NOT (?3 AND expires_at IS NULL)
                 AND substr(name, 1, length(?4)) = ?4
               ORDER BY id"
 );
 
-    /// Whether a lock is held. One row: it is, and an acquire would only wait for the lock on the
+    /// Whether a lock is held. One row: it is, and an acquire need not wait for the lock on the
     /// file.
     IsHeld, "check whether it is held" = "
     SELECT 1 FROM {table} WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
     /// Acquire a lock that is free, or whose lease has run out. One row changed: granted.
     ///
-    /// The token is the greater of the old one + 1 and the clock in milliseconds: so it exceeds
-    /// those of a row that was deleted, and of one that a backup or a copied table has put back.
+    /// The token is the greater of the old one + 1 and the clock in milliseconds: so it exceeds the
+    /// tokens of a deleted row, and of one that a backup or a copied table has brought back.
     Acquire, "acquire" = "
     UPDATE {table} SET
            locked_by = ?2, grant_id = ?3, metadata = ?4,
@@ -86,8 +86,8 @@ statements! {
      WHERE name = ?1
        AND (expires_at IS NULL OR expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now'))";
 
-    /// The same for a lock that has no row. It comes second: an INSERT writes the row of
-    /// `sqlite_sequence` too, in another page.
+    /// Acquire a lock that has no row. It comes second, since an INSERT also writes the row of
+    /// `sqlite_sequence`, in another page.
     Insert, "acquire a lock that has no row" = "
     INSERT INTO {table}
            (name, locked_by, grant_id, metadata, token,
@@ -127,8 +127,8 @@ statements! {
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
     RETURNING token";
 
-    /// Put another grant in the place of one that is still held. The second may stand there
-    /// already: the request is repeated when its reply was lost.
+    /// Replace a grant that still holds the lock. The second may stand there already: the request
+    /// is repeated when its reply was lost.
     Resume, "resume" = "
     UPDATE {table} SET
            locked_by = ?5, grant_id = ?4, metadata = ?6,

@@ -150,7 +150,7 @@ fn postgres_the_url_comes_first_then_the_service_the_environment_and_the_file() 
             "of_env x last.example:7000 env_db",
         ),
         (&bare, "postgres://u@h/d", "u from:file\\ h:5432 d"),
-        // To libpq an empty one is none.
+        // As with libpq, an empty one counts as none.
         (&bare, "postgres://u:@h/d", "u from:file\\ h:5432 d"),
         (&bare, "postgres://u@h/e", "u - h:5432 e"),
         (&bare, "postgres://u@h:5433/d", "u - h:5433 d"),
