@@ -204,7 +204,7 @@ fn a_password_file_that_is_ignored_is_reported_once() {
     };
     assert_eq!(done.code(), 69, "{done:?}");
     assert!(
-        warning.contains(&format!("password file {place} is passed over")),
+        warning.contains(&format!("password file {place} is skipped")),
         "{done:?}"
     );
     assert!(refusal.contains("password"), "{done:?}");

@@ -90,7 +90,7 @@ pub(crate) fn service(name: &str, environment: &Environment<'_>) -> Result<Parti
             Ok(text) => text,
             // As libpq, go on with the next one.
             Err(error) => {
-                tracing::debug!("service file {} is passed over: {error}", path.display());
+                tracing::debug!("service file {} is skipped: {error}", path.display());
                 continue;
             }
         };
@@ -189,14 +189,14 @@ fn read_private_file(path: &Path) -> Option<Vec<u8>> {
     let found = std::fs::metadata(path).ok()?;
     if !found.is_file() {
         tracing::warn!(
-            "password file {} is passed over: it is no plain file",
+            "password file {} is skipped: it is no plain file",
             path.display()
         );
         return None;
     }
     if found.mode() & 0o077 != 0 {
         tracing::warn!(
-            "password file {} is passed over: group or others can use it; chmod 600",
+            "password file {} is skipped: group or others can use it; chmod 600",
             path.display()
         );
         return None;

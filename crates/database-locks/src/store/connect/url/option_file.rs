@@ -114,14 +114,14 @@ impl OptionFile {
         let bytes = match read {
             Ok((found, _)) if found.mode() & 0o002 != 0 => {
                 tracing::warn!(
-                    "option file {} is passed over: every user can write it; chmod 600",
+                    "option file {} is skipped: every user can write it; chmod 600",
                     path.display()
                 );
                 return;
             }
             Ok((_, bytes)) => bytes,
             Err(error) => {
-                tracing::debug!("option file {} is passed over: {error}", path.display());
+                tracing::debug!("option file {} is skipped: {error}", path.display());
                 return;
             }
         };

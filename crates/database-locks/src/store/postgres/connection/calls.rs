@@ -32,7 +32,7 @@ impl ConnectionManager {
                 biased;
                 done = work(on) => done,
                 Ok(_) = abandoned.wait_for(|abandoned| *abandoned) => {
-                    Err(ServerError::unavailable("the connection was given up, and others after it"))
+                    Err(ServerError::unavailable("the connection was given up, and later ones as well"))
                 }
             }
         };
@@ -113,7 +113,7 @@ impl ConnectionManager {
         let done = match server.has_replaced(on) {
             true => Err(ServerError::new(
                 Kind::Gone,
-                "it was answered by a server that another one has replaced since",
+                "the answer is of a server that has been replaced since",
             )),
             false => done,
         };

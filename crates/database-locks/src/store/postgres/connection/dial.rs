@@ -235,7 +235,7 @@ where
             }
             AsyncMessage::Notice(notice) => {
                 tracing::debug!(
-                    "the server says: {}: {}",
+                    "notice of the server: {}: {}",
                     notice.severity(),
                     notice.message()
                 );
