@@ -12,7 +12,8 @@ pub(crate) enum ColumnType {
     Time,
 }
 
-/// All columns that the statements use.
+/// All columns that the statements use. The first four are those of a legacy table
+/// (django-database-locks 0.5).
 pub(crate) const COLUMNS: [(&str, ColumnType); 11] = [
     ("id", ColumnType::Id),
     ("name", ColumnType::Text(255)),
@@ -26,6 +27,12 @@ pub(crate) const COLUMNS: [(&str, ColumnType); 11] = [
     ("waiting_until", ColumnType::Time),
     ("metadata", ColumnType::Text(4096)),
 ];
+
+/// The columns that a legacy table lacks.
+#[cfg(feature = "mysql")]
+pub(crate) fn new_columns() -> impl Iterator<Item = &'static str> {
+    COLUMNS.iter().skip(4).map(|(name, _)| *name)
+}
 
 /// The required type of a column; `None` for a column that is not the library's.
 pub(crate) fn column_type(name: &str) -> Option<ColumnType> {

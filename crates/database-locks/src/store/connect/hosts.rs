@@ -84,7 +84,7 @@ pub(crate) enum FailureKind {
 /// Connect to the first usable host. Answers its index.
 ///
 /// The host that served last (`first`) comes first, then the others in order. A broken connection
-/// says nothing against its host. And during a failover a former primary further up the list may
+/// says nothing about its host. And during a failover a former primary further up the list may
 /// still accept writes, which are lost.
 pub(crate) async fn first_of<T, F>(
     addresses: &[Address],

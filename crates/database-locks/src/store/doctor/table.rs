@@ -36,12 +36,12 @@ pub(crate) enum FoundType {
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 impl Column {
     /// Compare the type of a column with the required one. `shown` is its declaration,
-    /// `declarations` are those of a new table.
+    /// `declaration` names the declaration of a column in a new table.
     pub(crate) fn mismatch(
         name: &str,
         found: FoundType,
         shown: &str,
-        declarations: &[(&str, &str)],
+        declaration: fn(&str, ColumnType) -> &'static str,
     ) -> Option<String> {
         let required = column_type(name)?;
         let fits = match (required, found) {
@@ -51,9 +51,7 @@ impl Column {
             (ColumnType::Text(least), FoundType::Text(length)) => length >= least,
             _ => false,
         };
-        let declared = declarations.iter().find(|(known, _)| *known == name);
-        let (_, declared) = declared.filter(|_| !fits)?;
-        Some(format!("{shown}, must be {declared}"))
+        (!fits).then(|| format!("{shown}, must be {}", declaration(name, required)))
     }
 }
 

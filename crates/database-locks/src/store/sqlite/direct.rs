@@ -1,10 +1,10 @@
 //! The direct connection: a second connection to the file, used on the threads of callers that
 //! block.
 //!
-//! Two connections of one process exclude each other as those of two processes do. A call needs
+//! Two connections of one process exclude each other as those of two processes do. A request needs
 //! nothing from the runtime: its first poll completes it. It waits for a lock of the file no longer
 //! than the thread of the store does, and as long for another thread of this process. Only a disk
-//! that hangs holds up a call, and calls behind it fail with contention.
+//! that hangs delays a request, and requests behind it fail with contention.
 
 use std::convert::Infallible;
 use std::fmt;

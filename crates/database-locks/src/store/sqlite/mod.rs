@@ -212,7 +212,7 @@ mod tests {
         }
     }
 
-    /// A file that may not grow stands for a disk that is full: SQLite says the same of both.
+    /// A file that may not grow stands for a full disk: SQLite reports the same error for both.
     #[tokio::test]
     async fn a_full_disk_is_called_so_and_passes() {
         let _alone = ALONE.lock().await;

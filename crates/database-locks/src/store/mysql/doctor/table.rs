@@ -7,6 +7,7 @@ use crate::store::api::StoreError;
 use crate::store::doctor::{Column, Counts, FoundType, Index, ReportBuilder};
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::connection::table::option;
+use crate::store::schema::ColumnType;
 
 /// How an error ends if a right on the table, a column or the database is missing.
 const DENIED: [&str; 3] = ["(error 1142)", "(error 1143)", "(error 1044)"];
@@ -213,23 +214,20 @@ impl FoundColumn {
             charset => format!(" of {charset}"),
         };
         let shown = format!("{}{charset}", self.shown);
-        Column::mismatch(&self.name, found, &shown, &DECLARATIONS)
+        Column::mismatch(&self.name, found, &shown, declaration)
     }
 }
 
-/// The declarations of a new table.
-const DECLARATIONS: [(&str, &str); 10] = [
-    ("name", "varchar(255) of utf8mb4"),
-    ("locked_by", "longtext of utf8mb4"),
-    ("expires_at", "datetime(6)"),
-    ("token", "bigint"),
-    ("grant_id", "char(32)"),
-    ("granted_until", "datetime(6)"),
-    ("acquired_at", "datetime(6)"),
-    ("renewed_at", "datetime(6)"),
-    ("waiting_until", "datetime(6)"),
-    ("metadata", "longtext of utf8mb4"),
-];
+/// The declaration of a column in a new table.
+fn declaration(name: &str, required: ColumnType) -> &'static str {
+    match (name, required) {
+        ("name", _) => "varchar(255) of utf8mb4",
+        ("grant_id", _) => "char(32)",
+        (_, ColumnType::Text(_)) => "longtext of utf8mb4",
+        (_, ColumnType::Id | ColumnType::BigInt) => "bigint",
+        (_, ColumnType::Time) => "datetime(6)",
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@ use crate::store::mysql::rows::{granted, token};
 use protocol::{AcquireCommand, Grant, LockRow, Outcome, Renewal, Token, Ttl};
 
 impl Session {
-    /// Acquire a lock that is free or whose lease has run out.
+    /// Acquire a lock that is free or whose lease has ended.
     ///
     /// One row: granted, and the insert id is the token. No row: the lock is held, its row is
     /// locked, or there is no row. The token of a row that was never granted starts at the time in

@@ -28,12 +28,12 @@ macro_rules! asked {
 }
 
 impl Session {
-    /// Acquire those of many locks that are free or whose leases have run out. A read tells which
+    /// Acquire those of many locks that are free or whose leases have ended. A read finds out which
     /// were granted, and their tokens, by their grant ids.
     ///
-    /// The insert id is what became `renewed_at`, in microseconds since 1970. It tells the grants
-    /// of this statement from those of an earlier request whose reply was lost, and of whose leases
-    /// less is left.
+    /// The insert id is the new `renewed_at`, in microseconds since 1970. It distinguishes the
+    /// grants of this statement from those of an earlier request whose reply was lost, and whose
+    /// leases end earlier.
     pub(crate) const ACQUIRE_BATCH: &str = concat!(
         "
         UPDATE (SELECT l.id, g.grant_id, g.locked_by, g.length, g.metadata

@@ -1,10 +1,10 @@
-//! The statements with which a caller's transaction commits only while a grant is there.
+//! The fence: a caller's transaction commits only while its grant holds the lock.
 //!
-//! Their parameters are name, token and grant id. The session is the caller's: nothing here depends
+//! The parameters of both statements are name, token and grant id. The session is the caller's: nothing here depends
 //! on its time zone, its SQL mode, its isolation level or how it counts rows.
 
-/// Whether this transaction reads from a snapshot that is older than the grant; sent before the
-/// fence. One row: no. No row: yes, or the grant is gone.
+/// Sent before the fence. One row: the snapshot of the transaction is not older than the grant. No
+/// row: it is older, or the grant is gone.
 ///
 /// In REPEATABLE READ the first read fixes what all later ones see, while the fence reads the row
 /// as it is now. It would pass, and the transaction would write from what it read before the
@@ -12,25 +12,25 @@
 /// first, it fixes the snapshot now; what was read earlier, but after the grant, no other holder
 /// has changed since.
 ///
-/// Any user may run it. What says directly whether a transaction has begun to read does not help:
+/// Any user may run it. Ways to see directly whether a transaction has begun to read do not help:
 /// `information_schema.innodb_trx` takes the right PROCESS, `@@in_transaction`, which MariaDB alone
 /// has, is 1 from BEGIN on, and an isolation level that was set for the next transaction only is
 /// not shown.
 pub(crate) const BEFORE: &str = "
         SELECT id FROM {table} WHERE name = ? AND token = ? AND grant_id = ?";
 
-/// The fence. One row affected: it passes. None: the grant is gone.
+/// The fence. One row affected: the grant holds the lock. No row: the grant is gone.
 ///
 /// It locks the row until the transaction ends, and acquires of other clients skip a locked row or
 /// fail at once. The row is always *changed*: so one row is affected however the session counts,
 /// and a cluster takes it into the set by which it certifies the transaction. The fence sets what a
 /// renewal sets, to the same length as the latest one, since waiters on a cluster watch the length.
 ///
-/// No clock is asked. If the lease has ended and no other client has acquired the lock, none can
-/// before the commit; and on a cluster the clock of this node decides nothing.
+/// It does not check the clock. If the lease has ended and no other client has acquired the lock,
+/// none can do so before the commit; and on a cluster the clock of this node decides nothing.
 ///
-/// The others are computed from `renewed_at`, so it is set last, and each of them from its own old
-/// value: in whatever order the server assigns, they come out the same.
+/// The other columns are computed from `renewed_at`, so it is set last, and each from its own old
+/// value. The result does not depend on the order of assignments.
 pub(crate) const FENCE: &str = "
         UPDATE {table} FORCE INDEX (name)
            SET expires_at = IF(expires_at = TIMESTAMP'9999-12-31 00:00:00', expires_at,

@@ -69,7 +69,7 @@ impl Session {
                    UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND),
                l.renewed_at = UTC_TIMESTAMP(6)";
 
-    /// The same as `RESUME`, on a cluster.
+    /// [`RESUME`](Self::RESUME) on a cluster.
     pub(crate) const RESUME_ON_CLUSTER: &str = "
         UPDATE (SELECT id,
                        IF(expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
+use crate::store::schema::new_columns;
 
 /// The published schema is the statement that runs.
 const SCHEMA: &str = include_str!("../../../../schema/mysql.sql");
@@ -17,17 +18,6 @@ fn definition(column: &str) -> Option<&'static str> {
         .map(|line| line.trim().trim_end_matches(','))
         .find(|line| line.split(' ').next() == Some(column))
 }
-
-/// The columns that legacy (django-database-locks 0.5) did not have.
-const NEW: [&str; 7] = [
-    "token",
-    "grant_id",
-    "granted_until",
-    "acquired_at",
-    "renewed_at",
-    "waiting_until",
-    "metadata",
-];
 
 impl Session {
     /// Create the table, or add missing columns. If nothing is missing this only reads.
@@ -87,7 +77,7 @@ impl Session {
         let keys: Vec<String> = self.rows_as(Self::KEYS, self.table_params()).await?;
         let column = |name: &str| columns.iter().find(|(found, ..)| found == name);
         let mut changes = Vec::new();
-        for name in NEW.into_iter().filter(|name| column(name).is_none()) {
+        for name in new_columns().filter(|name| column(name).is_none()) {
             changes.extend(definition(name).map(|definition| format!("ADD COLUMN {definition}")));
         }
         if column("name").is_some_and(|(_, _, collation)| collation != self.collation()) {
@@ -122,7 +112,7 @@ mod tests {
 
     #[test]
     fn every_column_that_is_added_stands_in_the_schema() {
-        for column in NEW.into_iter().chain(["name", "locked_by"]) {
+        for column in new_columns().chain(["name", "locked_by"]) {
             let line = definition(column).unwrap();
             assert!(
                 line.ends_with("NULL") || line.ends_with("DEFAULT 0"),

@@ -74,8 +74,7 @@ impl Session {
                    DIV 1000
            AND {writable}";
 
-    /// Release what is still held by exactly these grants. The insert id is what became
-    /// `renewed_at`.
+    /// Release what is still held by exactly these grants. The insert id is the new `renewed_at`.
     pub(crate) const RELEASE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
            SET expires_at = NULL, granted_until = NULL, grant_id = NULL,

@@ -29,12 +29,12 @@ impl Session {
                         LIMIT 1000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
 
-    /// The same on a cluster.
+    /// [`PRUNE`](Self::PRUNE) on a cluster.
     ///
-    /// Only rows that were released: no clock says when an abandoned lease ended. A row deleted too
-    /// early, by a clock that is ahead, does no harm. But a row that is made anew begins at the
-    /// clock of the node that makes it, and its token has to be greater although that clock may be
-    /// behind: by less than a day.
+    /// Only rows that were released, since no clock tells when an abandoned lease ended. A row
+    /// deleted too early, by a clock that is ahead, does no harm. But the token of a new row starts
+    /// at the clock of the node that inserts it, and it has to be greater although that clock may
+    /// be behind, by less than a day.
     pub(crate) const PRUNE_ON_CLUSTER: &str = "
         DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
                         WHERE id > :after AND id <= :last AND expires_at IS NULL

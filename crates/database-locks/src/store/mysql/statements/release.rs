@@ -18,7 +18,7 @@ impl Session {
            SET l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
                l.renewed_at = UTC_TIMESTAMP(6)";
 
-    /// The same for MariaDB, as with `ACQUIRE_ON_MARIADB`.
+    /// [`RELEASE`](Self::RELEASE) on MariaDB; see [`ACQUIRE_ON_MARIADB`](Self::ACQUIRE_ON_MARIADB).
     pub(crate) const RELEASE_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
            SET expires_at = NULL, granted_until = NULL, grant_id = NULL,

@@ -14,8 +14,9 @@ impl Session {
     /// Extend what is still held by exactly these grants; `length` is null for a lease without end.
     ///
     /// `expires_at` and `granted_until` come out the same whichever is set first. The insert id is
-    /// what became `renewed_at`, in microseconds since 1970: it tells the rows that this statement
-    /// has renewed from others, should there be any. No longtext in the list: see above.
+    /// the new `renewed_at`, in microseconds since 1970. It distinguishes the rows that this
+    /// statement has renewed from any others. The list has no longtext: see
+    /// [`ACQUIRE_ON_MARIADB`](Self::ACQUIRE_ON_MARIADB).
     pub(crate) const RENEW: &str = "
         UPDATE (SELECT l.id, g.length
                   FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
@@ -42,8 +43,8 @@ impl Session {
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                ) MICROSECOND";
 
-    /// The same as `RENEW`, on a cluster: the lease becomes no shorter in length than it was
-    /// before, and clients that watch it start to watch anew.
+    /// [`RENEW`](Self::RENEW) on a cluster: the lease becomes no shorter in length than before, and
+    /// clients that observe it start again.
     ///
     /// No clock tells how much of the lease is left: the clock of this node may be five minutes
     /// ahead of that of another node, which has granted the lease for ten minutes. Nor may the

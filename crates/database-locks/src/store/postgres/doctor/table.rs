@@ -8,6 +8,7 @@ use crate::doctor;
 use crate::store::doctor::{Column, Counts, FoundType, Index};
 use crate::store::postgres::connection::session::Param;
 use crate::store::postgres::error::{Kind, ServerError};
+use crate::store::schema::ColumnType;
 
 /// The other schemas with a table of the name `$1`.
 const ELSEWHERE: &str = "
@@ -137,7 +138,7 @@ impl Examination<'_> {
                 self.report.found(&doctor::NAME_COLLATION, what);
             }
             columns.push(Column {
-                mismatch: Column::mismatch(&name, found_type(of), of, &DECLARATIONS),
+                mismatch: Column::mismatch(&name, found_type(of), of, declaration),
                 name,
                 unfilled: row.try_get("unfilled")?,
             });
@@ -258,19 +259,17 @@ impl Examination<'_> {
     }
 }
 
-/// The declarations of a new table, as the server shows them.
-const DECLARATIONS: [(&str, &str); 10] = [
-    ("name", "character varying(255)"),
-    ("locked_by", "text"),
-    ("expires_at", TIME),
-    ("token", "bigint"),
-    ("grant_id", "character(32)"),
-    ("granted_until", TIME),
-    ("acquired_at", TIME),
-    ("renewed_at", TIME),
-    ("waiting_until", TIME),
-    ("metadata", "text"),
-];
+/// The declaration of a column in a new table, as the server shows it.
+fn declaration(name: &str, required: ColumnType) -> &'static str {
+    match (name, required) {
+        ("name", _) => "character varying(255)",
+        ("grant_id", _) => "character(32)",
+        (_, ColumnType::Text(_)) => "text",
+        (_, ColumnType::Id | ColumnType::BigInt) => "bigint",
+        (_, ColumnType::Time) => TIME,
+    }
+}
+
 const TIME: &str = "timestamp with time zone";
 
 /// The type of a column, from `format_type`.

@@ -12,7 +12,7 @@ use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, judge_ti
 
 /// Take a lock over from an earlier grant of the same holder: parameters as for
 /// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the token and `$7` the grant id that
-/// were read. One row: granted, with its token. No row: a read tells why.
+/// were read. One row: granted, with its token. No row: a read finds out why.
 ///
 /// The holder of the grant that ends is notified, as by a release by force.
 ///
@@ -83,7 +83,7 @@ pub(crate) async fn take_over(
 /// Replace a grant that still holds the lock.
 ///
 /// `$1` name, `$2` token, `$3` the grant that ends, `$4` the one that begins, `$5` its holder, `$6`
-/// its metadata, `$7` length in microseconds. One row: resumed. No row: a read tells why.
+/// its metadata, `$7` length in microseconds. One row: resumed. No row: a read finds out why.
 ///
 /// The row may already have `$4`, from an earlier request whose reply was lost.
 pub(crate) const RESUME: Statement = Statement {

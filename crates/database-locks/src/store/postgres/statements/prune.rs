@@ -10,8 +10,8 @@ use crate::store::postgres::error::ServerError;
 use protocol::Pruned;
 
 /// Delete rows of locks that have been free for `$1` microseconds, on a page of a thousand rows
-/// after the id `$3`; `$2`: also rows that do not tell. One row: the last id of the page, null if
-/// there are no more, and the number of deleted rows.
+/// after the id `$3`; `$2`: also rows whose time of release is unknown. One row: the last id of the
+/// page, null if there are no more, and the number of deleted rows.
 ///
 /// A row whose `granted_until` is set while `expires_at` is null was released by legacy
 /// (django-database-locks 0.5), which does not record when. A row whose token is ahead of the

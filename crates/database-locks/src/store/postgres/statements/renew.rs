@@ -1,4 +1,4 @@
-//! Renewing leases, and what became of those that were not renewed.
+//! Renewing leases, and judging those that were not renewed.
 
 use std::collections::HashMap;
 
@@ -12,20 +12,20 @@ use crate::store::postgres::failover;
 use crate::store::postgres::rows::place;
 use protocol::{Grant, LockName, LockRow, Renewal, Ttl, judge, judge_elsewhere};
 
-/// Lengthen what is still held by exactly these grants.
+/// Extend the leases of these grants, if they still hold their locks.
 ///
 /// `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` lengths in microseconds, NULL for a
-/// lease without end. A row for each that was renewed: its place in the request. Of the others a
-/// read tells whether they are gone, or their rows were locked.
+/// lease without end. One row for each renewed lease: its place in the request. A read finds out
+/// whether the others are gone, or their rows were locked.
 ///
-/// A lease that has run out is not revived, one that django-database-locks 0.5 wrote
-/// (`granted_until` differs) is another grant, and none is ever shortened. A renewal is as durable
-/// as the grant: after a crash that forgot it the lock would be granted to another client while its
-/// holder trusts it.
+/// An expired lease is not revived, a lease that legacy (django-database-locks 0.5) wrote
+/// (`granted_until` differs) is another grant, and no lease is shortened. A renewal is as durable
+/// as the grant: if a crash undid it, the lock would be granted to another client while its holder
+/// trusts it.
 ///
-/// Each row is looked up by its name. As a plain join this lost 98,788 of 100,000 leases: once the
-/// statistics are older than a ttl, every lease that they know of has expired, so the server
-/// expects one row, and compares each with each.
+/// Each row is looked up by its name. A plain join lost 98,788 of 100,000 leases: once the
+/// statistics are older than a ttl, every lease in them has expired, so the server expects one row
+/// and chooses nested loops over all rows.
 pub(crate) const RENEW: Statement = Statement {
     name: "renew",
     text: concat!(
@@ -102,7 +102,7 @@ pub(crate) async fn renew(
         .collect())
 }
 
-/// What a plain read says of each grant that was not renewed.
+/// Judge each grant that was not renewed, by a plain read.
 ///
 /// If another server than the one that confirmed the grant last says that it is gone, all that is
 /// known is that the grant was forgotten.

@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(ids(report), ["disk-full"]);
     }
 
-    /// No such file system can be had in a test.
+    /// A test cannot mount such file systems.
     #[test]
     fn a_file_system_of_the_network_is_known_by_its_number() {
         for (magic, shared) in [

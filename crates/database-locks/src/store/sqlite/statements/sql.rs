@@ -71,7 +71,7 @@ statements! {
     IsHeld, "check whether it is held" = "
     SELECT 1 FROM {table} WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
-    /// Acquire a lock that is free, or whose lease has run out. One row changed: granted.
+    /// Acquire a lock that is free, or whose lease has ended. One row changed: granted.
     ///
     /// The token is the greater of the old one + 1 and the clock in milliseconds: so it exceeds the
     /// tokens of a deleted row, and of one that a backup or a copied table has brought back.
