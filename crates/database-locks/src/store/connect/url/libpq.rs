@@ -22,7 +22,7 @@ const VARIABLES: [(&str, Key); 12] = [
     ("PGSSLMODE", Key::TlsMode),
     ("PGSSLROOTCERT", Key::Roots),
     ("PGSSLCERT", Key::Certificate),
-    ("PGSSLKEY", Key::ClientKey),
+    ("PGSSLKEY", Key::PrivateKeyFile),
     ("PGPASSFILE", Key::Passfile),
 ];
 

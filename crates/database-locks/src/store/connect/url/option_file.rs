@@ -50,7 +50,7 @@ fn take(
         ("port", Key::Port),
         ("ssl-ca", Key::Roots),
         ("ssl-cert", Key::Certificate),
-        ("ssl-key", Key::ClientKey),
+        ("ssl-key", Key::PrivateKeyFile),
     ];
     for (name, key) in options {
         let value = found.get(name).filter(|value| !value.is_empty());

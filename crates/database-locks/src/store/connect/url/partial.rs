@@ -86,7 +86,7 @@ impl PartialServer {
             Key::TlsMode => self.tls.mode = Some(tls::Mode::of(name, &value)?),
             Key::Roots => self.tls.roots = Some(tls::Roots::of(name, &value)?),
             Key::Certificate => self.tls.certificate = Some(tls::file_of(name, value)?),
-            Key::ClientKey => self.tls.key = Some(tls::file_of(name, value)?),
+            Key::PrivateKeyFile => self.tls.key = Some(tls::file_of(name, value)?),
             Key::TargetSessionAttrs => target_session_attrs(&value)?,
             Key::Binding => self.binding = Some(binding(&value)?),
             Key::Options => self.settings.options(&value)?,
@@ -117,7 +117,7 @@ impl PartialServer {
             Key::Application => self.application.is_some(),
             Key::TlsMode => self.tls.mode.is_some(),
             Key::Roots => no_tls || self.tls.roots.is_some(),
-            Key::Certificate | Key::ClientKey => {
+            Key::Certificate | Key::PrivateKeyFile => {
                 no_tls || self.tls.certificate.is_some() || self.tls.key.is_some()
             }
             Key::Binding => self.binding.is_some(),
