@@ -35,7 +35,7 @@ struct Slot {
     /// Locked by the request that uses the connection, and while connecting.
     idle: Arc<tokio::sync::Mutex<IdleConnection>>,
     /// Whether a task is connecting.
-    dialled: Arc<AtomicBool>,
+    connecting: Arc<AtomicBool>,
 }
 
 /// Both find out whether the mutex is locked by trying to lock it. The caller holds the mutex of
@@ -43,7 +43,7 @@ struct Slot {
 impl Slot {
     /// Whether a request uses the connection, or is about to.
     fn is_in_use(&self) -> bool {
-        !self.dialled.load(Ordering::Acquire) && self.idle.try_lock().is_err()
+        !self.connecting.load(Ordering::Acquire) && self.idle.try_lock().is_err()
     }
 
     /// Whether there is a connection.
@@ -67,7 +67,7 @@ pub(crate) struct MysqlDirect {
 
 impl fmt::Debug for MysqlDirect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DirectPath")
+        f.debug_struct("MysqlDirect")
             .field("at", &self.server.connector.hosts())
             .finish_non_exhaustive()
     }
@@ -90,7 +90,7 @@ impl MysqlDirect {
 
     /// The slot of the current runtime. The connection of another runtime is dropped: if that
     /// runtime has ended or is not driven, it would never answer.
-    fn slot_here(&self) -> Result<Arc<Slot>, StoreError> {
+    fn current_slot(&self) -> Result<Arc<Slot>, StoreError> {
         let home = Handle::try_current()
             .map_err(|error| StoreError::Unavailable(error.into()).undone())?;
         let mut slot = self.slot();
@@ -100,7 +100,7 @@ impl MysqlDirect {
         let here = Arc::new(Slot {
             home,
             idle: Arc::default(),
-            dialled: Arc::default(),
+            connecting: Arc::default(),
         });
         let other = slot.replace(Arc::clone(&here));
         drop(slot);
@@ -118,7 +118,7 @@ impl MysqlDirect {
     ///
     /// No request was sent.
     async fn take(&self) -> Result<(OwnedMutexGuard<IdleConnection>, Session, bool), StoreError> {
-        let slot = self.slot_here()?;
+        let slot = self.current_slot()?;
         let mut is_new = false;
         loop {
             let mut idle = Arc::clone(&slot.idle).lock_owned().await;
@@ -127,15 +127,17 @@ impl MysqlDirect {
             }
             let stands = is_new || !idle.backoff.pause().is_zero();
             match idle.failure.as_ref() {
-                Some(failure) if stands => return Err(not_here(failure)),
+                Some(failure) if stands => return Err(not_connected(failure)),
                 // The runtime has ended, and with it the task that was connecting.
-                None if is_new => return Err(not_here(&StoreError::cannot_serve("no connection"))),
+                None if is_new => {
+                    return Err(not_connected(&StoreError::cannot_serve("no connection")));
+                }
                 _ => {}
             }
             is_new = true;
-            let (server, dialled) = (Arc::clone(&self.server), FlagGuard::set(&slot.dialled));
+            let (server, connecting) = (Arc::clone(&self.server), FlagGuard::set(&slot.connecting));
             slot.home.spawn(Gated::new(async move {
-                let _dialled = dialled;
+                let _connecting = connecting;
                 match connect(&server, &mut idle.backoff).await {
                     Ok(session) => (idle.session, idle.failure) = (Some(session), None),
                     Err(failure) => idle.failure = Some(failure),
@@ -206,7 +208,7 @@ impl MysqlDirect {
 
 /// The error if the direct connection cannot connect. It is not taken as an answer of the server,
 /// which may allow one connection only; the background connection reports a wrong password.
-fn not_here(failure: &StoreError) -> StoreError {
+fn not_connected(failure: &StoreError) -> StoreError {
     StoreError::Unavailable(failure.to_string().into()).undone()
 }
 

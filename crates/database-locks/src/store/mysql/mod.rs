@@ -144,7 +144,7 @@ impl Store for Mysql {
     }
 
     fn prepare_to_renew(&self) {
-        self.worker.dial();
+        self.worker.connect_in_background();
     }
 
     fn release<'a>(

@@ -36,7 +36,7 @@ impl DirectConnection for PostgresDirect {
 
     fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async move {
-            let work = |on: Arc<Session>| async move { acquire(&on, asks).await };
+            let work = |session: Arc<Session>| async move { acquire(&session, asks).await };
             let outcomes = self.connection.run_direct(work).await?;
             self.listener.granted(&self.background, asks, &outcomes);
             Ok(outcomes)
@@ -46,7 +46,7 @@ impl DirectConnection for PostgresDirect {
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         self.listener
             .holds_no_more(returns.iter().map(|what| &what.grant));
-        let work = move |on: Arc<Session>| async move { release(&on, returns).await };
+        let work = move |session: Arc<Session>| async move { release(&session, returns).await };
         Box::pin(self.connection.run_direct(work))
     }
 

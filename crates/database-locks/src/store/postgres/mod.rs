@@ -92,7 +92,7 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async move {
-            let work = |on: Arc<Session>| async move { acquire(&on, asks).await };
+            let work = |session: Arc<Session>| async move { acquire(&session, asks).await };
             let outcomes = self.connection.run(within, work).await?;
             self.listener.granted(&self.connection, asks, &outcomes);
             Ok(outcomes)
@@ -105,7 +105,7 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Vec<Renewal>> {
         Box::pin(async move {
-            let work = |on: Arc<Session>| async move { renew(&on, grants).await };
+            let work = |session: Arc<Session>| async move { renew(&session, grants).await };
             let renewals = self.connection.run(within, work).await?;
             self.listener.renewed(&self.connection, grants, &renewals);
             Ok(renewals)
@@ -119,13 +119,13 @@ impl Store for Postgres {
     ) -> Reply<'a, Vec<Released>> {
         self.listener
             .holds_no_more(returns.iter().map(|what| &what.grant));
-        let work = move |on: Arc<Session>| async move { release(&on, returns).await };
+        let work = move |session: Arc<Session>| async move { release(&session, returns).await };
         Box::pin(self.connection.run(within, work))
     }
 
     fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
-        let work = move |on: Arc<Session>| async move {
-            let rows = read(&on, names).await?;
+        let work = move |session: Arc<Session>| async move {
+            let rows = read(&session, names).await?;
             Ok(rows.into_iter().map(LockRow::into_info).collect())
         };
         Box::pin(self.connection.run(within, work))
@@ -137,7 +137,7 @@ impl Store for Postgres {
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'a, Page> {
-        let work = move |on: Arc<Session>| async move { page(&on, filter, after).await };
+        let work = move |session: Arc<Session>| async move { page(&session, filter, after).await };
         Box::pin(self.connection.run(within, work))
     }
 
@@ -146,8 +146,8 @@ impl Store for Postgres {
         names: &'a [LockName],
         within: Duration,
     ) -> Reply<'a, Vec<Option<Holder>>> {
-        let work = move |on: Arc<Session>| async move {
-            let rows = read(&on, names).await?;
+        let work = move |session: Arc<Session>| async move {
+            let rows = read(&session, names).await?;
             Ok(LockRow::holders(names, &rows))
         };
         Box::pin(self.connection.run(within, work))
@@ -155,7 +155,7 @@ impl Store for Postgres {
 
     fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
         Box::pin(async move {
-            let work = |on: Arc<Session>| async move { take_over(&on, what).await };
+            let work = |session: Arc<Session>| async move { take_over(&session, what).await };
             let outcome = self.connection.run(within, work).await?;
             if let Outcome::Granted { length, .. } = outcome {
                 self.listener.released(&what.to.name);
@@ -168,7 +168,7 @@ impl Store for Postgres {
 
     fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
         Box::pin(async move {
-            let work = |on: Arc<Session>| async move { resume(&on, what).await };
+            let work = |session: Arc<Session>| async move { resume(&session, what).await };
             let resumed = self.connection.run(within, work).await?;
             if resumed.is_renewed() {
                 let held = std::iter::once((what.to.grant, Ttl::Finite(what.to.length)));
@@ -180,7 +180,7 @@ impl Store for Postgres {
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
         Box::pin(async move {
-            let work = |on: Arc<Session>| async move { force(&on, name).await };
+            let work = |session: Arc<Session>| async move { force(&session, name).await };
             let forced = self.connection.run(within, work).await?;
             if let Force::Freed(_) = forced {
                 self.listener.released(name);
@@ -196,17 +196,21 @@ impl Store for Postgres {
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
-        let work = move |on: Arc<Session>| async move { prune(&on, idle, unknown, after).await };
+        let work =
+            move |session: Arc<Session>| async move { prune(&session, idle, unknown, after).await };
         Box::pin(self.connection.run_long(within, work))
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {
-        let work = move |on: Arc<Session>| async move { install(&on, &self.install).await };
+        let work =
+            move |session: Arc<Session>| async move { install(&session, &self.install).await };
         Box::pin(self.connection.run_long(within, work))
     }
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
-        let work = move |on: Arc<Session>| async move { doctor::examine(&on, &self.table).await };
+        let work = move |session: Arc<Session>| async move {
+            doctor::examine(&session, &self.table).await
+        };
         Box::pin(self.connection.run_long(within, work))
     }
 
@@ -240,6 +244,6 @@ impl Store for Postgres {
     /// Without a connection, or behind a pooler, no process can listen.
     fn waiters_poll(&self) -> bool {
         let current = self.connection.current();
-        current.is_none_or(|on| on.backend.is_none())
+        current.is_none_or(|session| session.backend.is_none())
     }
 }

@@ -134,10 +134,10 @@ impl Shared {
 
     /// Whether the process listens on this connection. If it can but does not yet, a task sends
     /// LISTEN, once.
-    fn listens(self: &Arc<Self>, on: Arc<Session>) -> bool {
-        let listens = on.listens.load(Ordering::Relaxed);
-        if on.backend.is_some() && !on.asked_to_listen.swap(true, Ordering::Relaxed) {
-            tokio::spawn(start_listening(Arc::downgrade(self), on));
+    fn listens(self: &Arc<Self>, session: Arc<Session>) -> bool {
+        let listens = session.listens.load(Ordering::Relaxed);
+        if session.backend.is_some() && !session.asked_to_listen.swap(true, Ordering::Relaxed) {
+            tokio::spawn(start_listening(Arc::downgrade(self), session));
         }
         listens
     }
@@ -202,7 +202,10 @@ impl Listener {
         pause: Duration,
         anew: bool,
     ) -> bool {
-        if !background.current().is_some_and(|on| self.0.listens(on)) {
+        if !background
+            .current()
+            .is_some_and(|session| self.0.listens(session))
+        {
             return false;
         }
         // The pause of a wait that ends before the next poll is unlimited.
@@ -213,8 +216,8 @@ impl Listener {
             return true;
         }
         let ahead = ANNOUNCED_FOR.max(pause * 2);
-        let announced = background.run(ANNOUNCE_TIMEOUT, |on| async move {
-            wait(&on, name, ahead).await
+        let announced = background.run(ANNOUNCE_TIMEOUT, |session| async move {
+            wait(&session, name, ahead).await
         });
         let announced = announced.await.unwrap_or_else(|error| {
             let name = name.as_str();
@@ -289,13 +292,17 @@ impl Listener {
         for (id, until) in rare {
             state.leases.set(id, until, now);
         }
-        let could_listen =
-            |on: &Arc<Session>| on.backend.is_some() && !on.asked_to_listen.load(Ordering::Relaxed);
-        if let Some(on) = background.current().filter(could_listen)
+        let could_listen = |session: &Arc<Session>| {
+            session.backend.is_some() && !session.asked_to_listen.load(Ordering::Relaxed)
+        };
+        if let Some(session) = background.current().filter(could_listen)
             && !std::mem::replace(&mut state.soon, true)
         {
             // Not on the runtime of a caller, since the background connection listens.
-            let _ = runtime::spawn(listen_soon(Arc::downgrade(&self.0), Arc::downgrade(&on)));
+            let _ = runtime::spawn(listen_soon(
+                Arc::downgrade(&self.0),
+                Arc::downgrade(&session),
+            ));
         }
     }
 
@@ -311,7 +318,7 @@ impl Listener {
 }
 
 /// Listen once one of the leases has been held for a while, unless all have ended before.
-async fn listen_soon(shared: Weak<Shared>, on: Weak<Session>) {
+async fn listen_soon(shared: Weak<Shared>, session: Weak<Session>) {
     let mut before: Vec<GrantId> = Vec::new();
     loop {
         if let Some(listener) = shared.upgrade() {
@@ -322,8 +329,11 @@ async fn listen_soon(shared: Weak<Shared>, on: Weak<Session>) {
                 state.soon = false;
                 drop(state);
                 // If the connection has ended, the next renewal, on another one, listens.
-                if let Some(on) = on.upgrade().filter(|on| !ended && !on.is_closed()) {
-                    listener.listens(on);
+                if let Some(session) = session
+                    .upgrade()
+                    .filter(|session| !ended && !session.is_closed())
+                {
+                    listener.listens(session);
                 }
                 return;
             }
@@ -336,13 +346,13 @@ async fn listen_soon(shared: Weak<Shared>, on: Weak<Session>) {
 }
 
 /// Listen. If that fails, waiters poll as long as the connection lasts.
-async fn start_listening(shared: Weak<Shared>, on: Arc<Session>) {
+async fn start_listening(shared: Weak<Shared>, session: Arc<Session>) {
     let Some(listener) = shared.upgrade() else {
         return;
     };
-    match tokio::time::timeout(LISTEN_TIMEOUT, listen(&on, &listener.table_number)).await {
+    match tokio::time::timeout(LISTEN_TIMEOUT, listen(&session, &listener.table_number)).await {
         Ok(Ok(())) => {
-            on.listens.store(true, Ordering::Relaxed);
+            session.listens.store(true, Ordering::Relaxed);
             // Earlier notifications were missed.
             listener.notify(Notice::Missed);
         }
@@ -353,9 +363,11 @@ async fn start_listening(shared: Weak<Shared>, on: Arc<Session>) {
     }
 }
 
-async fn listen(on: &Session, table_number: &str) -> Result<(), ServerError> {
-    let rows = on.query(table_number, &[]).await?;
+async fn listen(session: &Session, table_number: &str) -> Result<(), ServerError> {
+    let rows = session.query(table_number, &[]).await?;
     let number: Option<i64> = rows.first().map_or(Ok(None), |row| row.try_get("number"))?;
     let number = number.ok_or_else(|| ServerError::unavailable("there is no such table"))?;
-    on.script(&format!("LISTEN database_locks_{number}")).await
+    session
+        .script(&format!("LISTEN database_locks_{number}"))
+        .await
 }

@@ -60,8 +60,8 @@ struct Shared {
 /// A queue of jobs and the connection that runs them one after another.
 pub(crate) struct Worker {
     shared: Arc<Shared>,
-    /// Whether [`Worker::dial`] is connecting.
-    dialled: Arc<AtomicBool>,
+    /// Whether [`Worker::connect_in_background`] is connecting.
+    connecting: Arc<AtomicBool>,
     urgent: mpsc::UnboundedSender<Job>,
     jobs: mpsc::UnboundedSender<Job>,
     worker: Mutex<Option<WorkerTask>>,
@@ -77,7 +77,7 @@ impl Worker {
                 up: Arc::default(),
                 renew: AtomicBool::new(false),
             }),
-            dialled: Arc::default(),
+            connecting: Arc::default(),
             urgent,
             jobs,
             worker: Mutex::default(),
@@ -90,12 +90,12 @@ impl Worker {
     }
 
     /// Connect in the background, unless connected or connecting.
-    pub(crate) fn dial(&self) {
+    pub(crate) fn connect_in_background(&self) {
         if self.is_up() {
             return;
         }
-        if !self.dialled.swap(true, Ordering::AcqRel) {
-            let under_way = FlagGuard::set(&self.dialled);
+        if !self.connecting.swap(true, Ordering::AcqRel) {
+            let under_way = FlagGuard::set(&self.connecting);
             let deadline = clock::now()
                 + self
                     .shared

@@ -67,15 +67,15 @@ impl Blocked {
 }
 
 /// Query which session blocks this connection, repeatedly, until the future is dropped.
-pub(crate) async fn watch(blocked: &Blocked, server: &Server, on: &Session) -> Infallible {
+pub(crate) async fn watch(blocked: &Blocked, server: &Server, session: &Session) -> Infallible {
     loop {
-        update(blocked, server, on).await;
+        update(blocked, server, session).await;
         tokio::time::sleep(INTERVAL / 4).await;
     }
 }
 
-async fn update(blocked: &Blocked, server: &Server, on: &Session) {
-    let Some(backend) = on.backend.filter(|_| blocked.may_ask()) else {
+async fn update(blocked: &Blocked, server: &Server, session: &Session) {
+    let Some(backend) = session.backend.filter(|_| blocked.may_ask()) else {
         return;
     };
     let asked = tokio::time::timeout(QUERY_TIMEOUT, ask(server, backend)).await;

@@ -26,11 +26,11 @@ impl ConnectionManager {
     where
         F: Future<Output = Result<T, ServerError>> + Send,
     {
-        let work = |on: Arc<Session>| async move {
-            let mut abandoned = on.abandoned.subscribe();
+        let work = |session: Arc<Session>| async move {
+            let mut abandoned = session.abandoned.subscribe();
             tokio::select! {
                 biased;
-                done = work(on) => done,
+                done = work(session) => done,
                 Ok(_) = abandoned.wait_for(|abandoned| *abandoned) => {
                     Err(ServerError::unavailable("the connection was given up, and later ones as well"))
                 }
@@ -52,16 +52,16 @@ impl ConnectionManager {
         let (used, mut late) = (OnceLock::new(), false);
         let reply = async {
             let connected = self.connected().await;
-            let on = connected.map_err(|failure| StoreError::from(failure).undone())?;
-            let _ = used.set(Arc::clone(&on));
-            let done = work(Arc::clone(&on)).await;
-            self.settled(&on, done)
+            let session = connected.map_err(|failure| StoreError::from(failure).undone())?;
+            let _ = used.set(Arc::clone(&session));
+            let done = work(Arc::clone(&session)).await;
+            self.settled(&session, done)
         };
         let kept = with_deadline(within, reply, || late = true);
         let watch = async {
             tokio::time::sleep(blocked::SLOW.min(within / 2)).await;
-            if let (Some(on), Role::Background { blocked, .. }) = (used.get(), &self.0.role) {
-                match blocked::watch(blocked, &self.0.server, on).await {}
+            if let (Some(session), Role::Background { blocked, .. }) = (used.get(), &self.0.role) {
+                match blocked::watch(blocked, &self.0.server, session).await {}
             }
             std::future::pending().await
         };
@@ -73,10 +73,10 @@ impl ConnectionManager {
         if !late {
             return answer;
         }
-        let Some(on) = used.get() else {
+        let Some(session) = used.get() else {
             return Err(self.unconnected(within));
         };
-        self.give_up(on);
+        self.give_up(session);
         let blocked = |by| format!("blocked for {} by {by}", Human(within));
         match self.blocked_by() {
             Some(by) => Err(StoreError::cannot_serve(blocked(by))),
@@ -98,19 +98,23 @@ impl ConnectionManager {
         // connection may serve.
         let unsent =
             |failure: ConnectFailure| StoreError::Unavailable(failure.into_message().into());
-        let on = connected.map_err(|failure| unsent(failure).undone())?;
-        let unanswered = Unanswered(&on);
-        let done = work(Arc::clone(&on)).await;
+        let session = connected.map_err(|failure| unsent(failure).undone())?;
+        let unanswered = Unanswered(&session);
+        let done = work(Arc::clone(&session)).await;
         std::mem::forget(unanswered);
-        self.settled(&on, done)
+        self.settled(&session, done)
     }
 
     /// Convert an answer, and retire its connection if it shows that it is broken.
-    fn settled<T>(&self, on: &Arc<Session>, done: Result<T, ServerError>) -> Result<T, StoreError> {
+    fn settled<T>(
+        &self,
+        session: &Arc<Session>,
+        done: Result<T, ServerError>,
+    ) -> Result<T, StoreError> {
         let server = &self.0.server;
         // An answer of a former primary confirms nothing: the new primary may have granted the lock
         // to another client.
-        let done = match server.has_replaced(on) {
+        let done = match server.has_replaced(session) {
             true => Err(ServerError::new(
                 Kind::Gone,
                 "the answer is of a server that has been replaced since",
@@ -118,12 +122,12 @@ impl ConnectionManager {
             false => done,
         };
         // The next connection checks the table again, which may have been altered.
-        if on.table_error.is_some() {
-            self.retire(on);
+        if session.table_error.is_some() {
+            self.retire(session);
         }
         done.map_err(|error| {
             if matches!(error.kind, Kind::Gone | Kind::Pooled) {
-                self.retire(on);
+                self.retire(session);
             }
             if error.kind == Kind::Pooled {
                 server.pooled.store(true, Ordering::Relaxed);
@@ -159,17 +163,20 @@ impl ConnectionManager {
     /// Its statement is cancelled when no caller awaits an answer of the connection. Other callers
     /// may still do so, whose statements were sent before, but only on a limited number of
     /// connections.
-    fn give_up(&self, on: &Arc<Session>) {
-        on.late.store(true, Ordering::Relaxed);
-        self.retire(on);
+    fn give_up(&self, session: &Arc<Session>) {
+        session.late.store(true, Ordering::Relaxed);
+        self.retire(session);
         let mut state = self.0.state();
-        let known = |known: &Weak<_>| known.as_ptr() == Arc::as_ptr(on);
+        let known = |known: &Weak<_>| known.as_ptr() == Arc::as_ptr(session);
         if !state.given_up.iter().any(known) {
-            state.given_up.push_back(Arc::downgrade(on));
+            state.given_up.push_back(Arc::downgrade(session));
         }
-        state.given_up.retain(|on| on.strong_count() > 0);
+        state.given_up.retain(|session| session.strong_count() > 0);
         let abandoned = match state.given_up.len() > MAX_ABANDONED {
-            true => state.given_up.pop_front().and_then(|on| on.upgrade()),
+            true => state
+                .given_up
+                .pop_front()
+                .and_then(|session| session.upgrade()),
             false => None,
         };
         drop(state);

@@ -93,8 +93,8 @@ impl Inner {
     /// The connection, if it is usable.
     fn up(&self, state: &State) -> Option<Arc<Session>> {
         match &state.slot {
-            Slot::Up(on) if !on.is_closed() && !self.server.has_replaced(on) => {
-                Some(Arc::clone(on))
+            Slot::Up(session) if !session.is_closed() && !self.server.has_replaced(session) => {
+                Some(Arc::clone(session))
             }
             _ => None,
         }
@@ -142,10 +142,10 @@ impl ConnectionManager {
     }
 
     /// Use this connection for no further request. Pending requests may still get their answers.
-    pub(crate) fn retire(&self, on: &Arc<Session>) {
+    pub(crate) fn retire(&self, session: &Arc<Session>) {
         let mut state = self.0.state();
         if let Slot::Up(current) = &state.slot
-            && Arc::ptr_eq(current, on)
+            && Arc::ptr_eq(current, session)
         {
             state.slot = Slot::Empty;
         }
@@ -170,8 +170,8 @@ impl ConnectionManager {
     pub(super) async fn connected(&self) -> Connected {
         let mut attempt = {
             let mut state = self.0.state();
-            if let Some(on) = self.0.up(&state) {
-                return Ok(on);
+            if let Some(session) = self.0.up(&state) {
+                return Ok(session);
             }
             let here = runtime::Handle::current();
             let background_fails = match &self.0.role {
@@ -229,10 +229,10 @@ async fn connect(
         };
         dial(server, events, &endpoint, (at, within))
     });
-    let (_, on) = connected.await?;
-    let replaced = server.serves(&on)?;
-    tracing::debug!(direct = on.direct, "connected to {}", on.address);
-    Ok((on, replaced))
+    let (_, session) = connected.await?;
+    let replaced = server.serves(&session)?;
+    tracing::debug!(direct = session.direct, "connected to {}", session.address);
+    Ok((session, replaced))
 }
 
 async fn connect_after(
@@ -244,7 +244,7 @@ async fn connect_after(
     // The store may have been dropped.
     let Some(inner) = inner.upgrade() else { return };
     let (connected, replaced) = match connect(&inner).await {
-        Ok((on, replaced)) => (Ok(on), replaced),
+        Ok((session, replaced)) => (Ok(session), replaced),
         Err(failure) => (Err(failure), None),
     };
     if let Role::Background {
@@ -264,10 +264,10 @@ async fn connect_after(
     };
     match &connected {
         _ if !waited_for => {}
-        Ok(on) => {
+        Ok(session) => {
             state.backoff.succeeded();
             state.failure = None;
-            state.slot = Slot::Up(Arc::clone(on));
+            state.slot = Slot::Up(Arc::clone(session));
         }
         Err(failure) => {
             state.backoff.failed();

@@ -79,24 +79,26 @@ impl Server {
     /// one, answers the identities of both.
     pub(crate) fn serves(
         &self,
-        on: &Session,
+        session: &Session,
     ) -> Result<Option<(Primary, Primary)>, ConnectFailure> {
         let mut primary = self.primary();
         // The other connection of the store may have found a later primary meanwhile.
-        failover::no_step_back(&on.address, on.primary, *primary)?;
-        self.connector.serves(&on.address);
+        failover::no_step_back(&session.address, session.primary, *primary)?;
+        self.connector.serves(&session.address);
         let before = *primary;
-        *primary = on.primary.or(before);
-        Ok(before.zip(on.primary).filter(|(before, now)| before != now))
+        *primary = session.primary.or(before);
+        Ok(before
+            .zip(session.primary)
+            .filter(|(before, now)| before != now))
     }
 
     /// Whether another server has served since that of this connection. If the servers have no
     /// known identity, their addresses are compared.
-    pub(crate) fn has_replaced(&self, on: &Session) -> bool {
+    pub(crate) fn has_replaced(&self, session: &Session) -> bool {
         let primary = self.primary();
-        match (on.primary, *primary) {
+        match (session.primary, *primary) {
             (Some(then), Some(now)) => then != now,
-            _ => self.connector.has_moved_from(&on.address),
+            _ => self.connector.has_moved_from(&session.address),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::store::postgres::connection::session::{Param, Session};
 use crate::store::postgres::error::{Kind, ServerError};
 
 pub(crate) struct Examination<'a> {
-    pub(crate) on: &'a Session,
+    pub(crate) session: &'a Session,
     pub(crate) table: &'a Table,
     pub(crate) report: ReportBuilder,
 }
@@ -23,7 +23,7 @@ impl Examination<'_> {
         statement: &str,
         params: &[(Param<'_>, Type)],
     ) -> Result<Option<Vec<Row>>, ServerError> {
-        match self.on.query(statement, params).await {
+        match self.session.query(statement, params).await {
             Ok(rows) => Ok(Some(rows)),
             // Unavailable: ended by a statement_timeout for one, which is a finding of its own.
             Err(ServerError {

@@ -39,20 +39,20 @@ SELECT count(*) FILTER (WHERE r.sync_state <> 'async') AS safe,
  WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.state IS DISTINCT FROM 'backup'";
 
 /// Examine everything.
-pub(crate) async fn examine(on: &Session, table: &Table) -> Result<Report, ServerError> {
+pub(crate) async fn examine(session: &Session, table: &Table) -> Result<Report, ServerError> {
     let mut examination = Examination {
-        on,
+        session,
         table,
         report: ReportBuilder::new(table.as_str()),
     };
     let mut readings = Vec::with_capacity(CLOCK_READINGS);
     for _ in 0..CLOCK_READINGS {
         let reading = ClockReading::begin();
-        let rows = on.query(CLOCK, &[]).await?;
+        let rows = session.query(CLOCK, &[]).await?;
         readings.push(reading.end(rows.first().map_or(Ok(0), |row| row.try_get("now"))?));
     }
     let mut settings = HashMap::new();
-    for row in on.query(SETTINGS, &[]).await? {
+    for row in session.query(SETTINGS, &[]).await? {
         let value = (row.try_get("setting")?, row.try_get("source")?);
         settings.insert(row.try_get("name")?, value);
     }
@@ -102,13 +102,13 @@ impl Examination<'_> {
             .split(' ')
             .next()
             .unwrap_or_default();
-        let tls: String = match self.on.query(TLS, &[]).await?.first() {
+        let tls: String = match self.session.query(TLS, &[]).await?.first() {
             Some(row) => row.try_get("tls")?,
             None => "no TLS".into(),
         };
         let unprepared = "not directly but through a pooler, a proxy or a translated address, so no \
                           statement is prepared";
-        let way = match (self.on.direct, self.on.backend) {
+        let way = match (self.session.direct, self.session.backend) {
             (true, _) => format!("direct connection, {tls}"),
             (false, Some(_)) => format!("{unprepared}; waiters are woken all the same"),
             (false, None) => format!("{unprepared}, and waiters poll"),

@@ -103,7 +103,7 @@ impl Examination<'_> {
     pub(crate) async fn table(&mut self) -> Result<bool, ServerError> {
         let (table, name) = (self.table.as_str(), [self.table.as_str()]);
         let name: [(Param<'_>, Type); 1] = [(&name[0], Type::TEXT)];
-        let found = match self.on.query(TABLE, &name).await {
+        let found = match self.session.query(TABLE, &name).await {
             // The role has no right on the schema.
             Err(ServerError {
                 kind: Kind::Rejected(_),
@@ -117,7 +117,10 @@ impl Examination<'_> {
         };
         let Some(row) = found.first() else {
             let plain = table.rsplit('.').next().unwrap_or(table);
-            let rows = self.on.query(ELSEWHERE, &[(&plain, Type::TEXT)]).await?;
+            let rows = self
+                .session
+                .query(ELSEWHERE, &[(&plain, Type::TEXT)])
+                .await?;
             let schemas: &str = rows.first().map_or(Ok(""), |row| row.try_get("schemas"))?;
             let elsewhere = match schemas {
                 "" => String::new(),

@@ -187,35 +187,38 @@ SELECT a.place, false, ",
 };
 
 pub(crate) async fn acquire(
-    on: &Session,
+    session: &Session,
     asks: &[AcquireCommand],
 ) -> Result<Vec<Outcome>, ServerError> {
     let all: Vec<&AcquireCommand> = asks.iter().collect();
-    let rows = with_asks(on, [&ACQUIRE_ONE, &ACQUIRE], &all).await?;
+    let rows = with_asks(session, [&ACQUIRE_ONE, &ACQUIRE], &all).await?;
     let mut outcomes = vec![None; asks.len()];
     for row in &rows {
         let at = place(row, asks.len())?;
-        outcomes[at] = Some(granted(on, asks[at].length, row)?);
+        outcomes[at] = Some(granted(session, asks[at].length, row)?);
     }
     let unknown = (asks.iter().zip(0..)).filter(|(_, at)| outcomes[*at].is_none());
     let (not_granted, at): (Vec<&AcquireCommand>, Vec<usize>) = unknown.unzip();
-    for (at, outcome) in at.into_iter().zip(read_or_make(on, &not_granted).await?) {
+    for (at, outcome) in at
+        .into_iter()
+        .zip(read_or_make(session, &not_granted).await?)
+    {
         outcomes[at] = Some(outcome);
     }
     Ok(outcomes.into_iter().flatten().collect())
 }
 
-fn granted(on: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {
+fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {
     Ok(Outcome::Granted {
         token: Token::from_db(row.try_get("token")?),
         length,
-        confirmed_by: on.primary,
+        confirmed_by: session.primary,
     })
 }
 
 /// Run the statement for one, or the one for many.
 async fn with_asks(
-    on: &Session,
+    session: &Session,
     [one, many]: [&Statement; 2],
     asks: &[&AcquireCommand],
 ) -> Result<Vec<Row>, ServerError> {
@@ -223,12 +226,13 @@ async fn with_asks(
         [] => Ok(Vec::new()),
         [ask] => {
             let (name, grant, length) = (ask.name.as_str(), ask.grant.as_str(), micros(ask.length));
-            on.write(
-                one,
-                1,
-                &[&name, &grant, &&*ask.holder, &length, &&*ask.metadata],
-            )
-            .await
+            session
+                .write(
+                    one,
+                    1,
+                    &[&name, &grant, &&*ask.holder, &length, &&*ask.metadata],
+                )
+                .await
         }
         asks => {
             let names: Vec<_> = asks.iter().map(|ask| ask.name.as_str()).collect();
@@ -236,20 +240,24 @@ async fn with_asks(
             let holders: Vec<_> = asks.iter().map(|ask| &*ask.holder).collect();
             let lengths: Vec<_> = asks.iter().map(|ask| micros(ask.length)).collect();
             let metadata: Vec<_> = asks.iter().map(|ask| &*ask.metadata).collect();
-            on.write(
-                many,
-                asks.len(),
-                &[&names, &grants, &holders, &lengths, &metadata],
-            )
-            .await
+            session
+                .write(
+                    many,
+                    asks.len(),
+                    &[&names, &grants, &holders, &lengths, &metadata],
+                )
+                .await
         }
     }
 }
 
 /// The outcomes of the commands that were not granted. A row that another client is inserting is
 /// busy.
-async fn read_or_make(on: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, ServerError> {
-    match made(on, asks).await {
+async fn read_or_make(
+    session: &Session,
+    asks: &[&AcquireCommand],
+) -> Result<Vec<Outcome>, ServerError> {
+    match made(session, asks).await {
         // One name whose row another client is inserting must not keep a thousand others from being
         // inserted. So each is tried alone, from a random start, until a second one fails.
         Err(error) if error.kind == Kind::Contention => {
@@ -259,7 +267,7 @@ async fn read_or_make(on: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outc
             }
             let (start, mut failures) = (fastrand::usize(..asks.len()), 0);
             for at in (start..asks.len()).chain(0..start) {
-                match made(on, &asks[at..=at]).await {
+                match made(session, &asks[at..=at]).await {
                     Err(error) if error.kind == Kind::Contention => failures += 1,
                     done => outcomes[at] = done?.remove(0),
                 }
@@ -273,16 +281,16 @@ async fn read_or_make(on: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outc
     }
 }
 
-async fn made(on: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, ServerError> {
-    let rows = with_asks(on, [&MAKE_ONE, &MAKE], asks).await?;
+async fn made(session: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, ServerError> {
+    let rows = with_asks(session, [&MAKE_ONE, &MAKE], asks).await?;
     let mut outcomes = vec![Outcome::Busy; asks.len()];
     for row in &rows {
         let at = place(row, asks.len())?;
         outcomes[at] = match row.try_get("granted")? {
-            true => granted(on, asks[at].length, row)?,
+            true => granted(session, asks[at].length, row)?,
             false => {
                 let outcome = state(row)?.refusal(asks[at].grant.as_str());
-                outcome.confirmed_by(on.primary)
+                outcome.confirmed_by(session.primary)
             }
         };
     }

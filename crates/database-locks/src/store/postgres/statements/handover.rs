@@ -52,7 +52,7 @@ RETURNING token,
 };
 
 pub(crate) async fn take_over(
-    on: &Session,
+    session: &Session,
     what: &TakeOverCommand,
 ) -> Result<Outcome, ServerError> {
     let to = &what.to;
@@ -65,19 +65,19 @@ pub(crate) async fn take_over(
         &what.token.get(),
         &what.grant.as_deref(),
     ];
-    let rows = on.write(&TAKE_OVER, 1, &params).await?;
+    let rows = session.write(&TAKE_OVER, 1, &params).await?;
     if let Some(row) = rows.first() {
         return Ok(Outcome::Granted {
             token: Token::from_db(row.try_get("token")?),
             length: to.length,
-            confirmed_by: on.primary,
+            confirmed_by: session.primary,
         });
     }
-    let rows = read(on, slice::from_ref(&to.name)).await?;
+    let rows = read(session, slice::from_ref(&to.name)).await?;
     let outcome = rows
         .first()
         .map_or(Outcome::Busy, |row| row.not_taken_over(what));
-    Ok(outcome.confirmed_by(on.primary))
+    Ok(outcome.confirmed_by(session.primary))
 }
 
 /// Replace a grant that still holds the lock.
@@ -112,7 +112,10 @@ RETURNING ",
     ],
 };
 
-pub(crate) async fn resume(on: &Session, what: &ResumeCommand) -> Result<Renewal, ServerError> {
+pub(crate) async fn resume(
+    session: &Session,
+    what: &ResumeCommand,
+) -> Result<Renewal, ServerError> {
     let to = &what.to;
     let params: [Param<'_>; 7] = [
         &to.name.as_str(),
@@ -123,11 +126,11 @@ pub(crate) async fn resume(on: &Session, what: &ResumeCommand) -> Result<Renewal
         &&*to.metadata,
         &micros(to.length),
     ];
-    if on.write(&RESUME, 1, &params).await?.is_empty() {
-        let rows = read(on, slice::from_ref(&to.name)).await?;
+    if session.write(&RESUME, 1, &params).await?.is_empty() {
+        let rows = read(session, slice::from_ref(&to.name)).await?;
         return Ok(judge_ticket(what, rows.first()));
     }
     Ok(Renewal::Renewed {
-        confirmed_by: on.primary,
+        confirmed_by: session.primary,
     })
 }

@@ -6,15 +6,18 @@ use crate::store::postgres::error::{Kind, ServerError};
 /// Creates the table, or adds missing columns.
 pub(crate) const INSTALL: &str = include_str!("../../../../schema/postgres.sql");
 
-pub(crate) async fn install(on: &Session, script: &str) -> Result<(), ServerError> {
+pub(crate) async fn install(session: &Session, script: &str) -> Result<(), ServerError> {
     // If two clients create the table at once, the second gets one of these errors. Some have no
     // code of their own ("tuple concurrently updated", XX000).
     let raced = ["42P07", "42701", "42710", "XX000"];
-    on.script(script).await.map_err(|error| match &error.code {
-        Some(code) if raced.contains(&code.code()) => ServerError {
-            kind: Kind::Contention,
-            ..error
-        },
-        _ => error,
-    })
+    session
+        .script(script)
+        .await
+        .map_err(|error| match &error.code {
+            Some(code) if raced.contains(&code.code()) => ServerError {
+                kind: Kind::Contention,
+                ..error
+            },
+            _ => error,
+        })
 }

@@ -40,13 +40,13 @@ SELECT (SELECT max(id)::bigint FROM page) AS last, (SELECT count(*) FROM deleted
 };
 
 pub(crate) async fn prune(
-    on: &Session,
+    session: &Session,
     idle: Duration,
     unknown: bool,
     after: Option<i64>,
 ) -> Result<Pruned, ServerError> {
     let (idle, after) = (micros(bounded(idle)), after.unwrap_or(i64::MIN));
-    let rows = on.write(&PRUNE, 1, &[&idle, &unknown, &after]).await?;
+    let rows = session.write(&PRUNE, 1, &[&idle, &unknown, &after]).await?;
     let Some(row) = rows.first() else {
         return Ok(Pruned::default());
     };

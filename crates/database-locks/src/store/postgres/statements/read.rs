@@ -61,9 +61,12 @@ WITH page AS MATERIALIZED (
     types: &[Type::INT8, Type::BOOL, Type::TEXT],
 };
 
-pub(crate) async fn read(on: &Session, names: &[LockName]) -> Result<Vec<LockRow>, ServerError> {
+pub(crate) async fn read(
+    session: &Session,
+    names: &[LockName],
+) -> Result<Vec<LockRow>, ServerError> {
     let texts: Vec<_> = names.iter().map(LockName::as_str).collect();
-    let rows = on.read(&READ, names.len(), &[&texts]).await?;
+    let rows = session.read(&READ, names.len(), &[&texts]).await?;
     rows.iter().map(lock_row).collect()
 }
 
@@ -79,13 +82,13 @@ fn lock_row(row: &Row) -> Result<LockRow, ServerError> {
 }
 
 pub(crate) async fn page(
-    on: &Session,
+    session: &Session,
     filter: &ListFilter,
     after: Option<i64>,
 ) -> Result<Page, ServerError> {
     let after = after.unwrap_or(i64::MIN);
     let params: [Param<'_>; 3] = [&after, &filter.not_free, &filter.prefix];
-    let rows = on.read(&READ_PAGE, 1, &params).await?;
+    let rows = session.read(&READ_PAGE, 1, &params).await?;
     let mut page = Page::default();
     for row in &rows {
         page.last = row.try_get("last")?;

@@ -81,7 +81,7 @@ RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
 };
 
 pub(crate) async fn release(
-    on: &Session,
+    session: &Session,
     returns: &[ReleaseCommand],
 ) -> Result<Vec<Released>, ServerError> {
     let durable = returns.iter().any(|what| what.durable);
@@ -90,24 +90,26 @@ pub(crate) async fn release(
         [] => return Ok(Vec::new()),
         [what] => {
             let (name, token, grant) = (what.name.as_str(), token(what), what.grant.as_str());
-            on.write(
-                &RELEASE_ONE,
-                1,
-                &[&name, &token, &grant, &&*what.holder, &durable],
-            )
-            .await?
+            session
+                .write(
+                    &RELEASE_ONE,
+                    1,
+                    &[&name, &token, &grant, &&*what.holder, &durable],
+                )
+                .await?
         }
         many => {
             let names: Vec<_> = many.iter().map(|what| what.name.as_str()).collect();
             let tokens: Vec<_> = many.iter().map(token).collect();
             let grants: Vec<_> = many.iter().map(|what| what.grant.as_str()).collect();
             let holders: Vec<_> = many.iter().map(|what| &*what.holder).collect();
-            on.write(
-                &RELEASE,
-                many.len(),
-                &[&names, &tokens, &grants, &holders, &durable],
-            )
-            .await?
+            session
+                .write(
+                    &RELEASE,
+                    many.len(),
+                    &[&names, &tokens, &grants, &holders, &durable],
+                )
+                .await?
         }
     };
     let mut released = vec![None; returns.len()];
@@ -122,7 +124,7 @@ pub(crate) async fn release(
     let names: Vec<LockName> = unknown.map(|(what, _)| what.name.clone()).collect();
     let rows = match names.is_empty() {
         true => Vec::new(),
-        false => read(on, &names).await?,
+        false => read(session, &names).await?,
     };
     let unreleased = |what| match rows.iter().any(|row| row.is_of(what)) {
         true => Released::Busy,
@@ -177,8 +179,8 @@ SELECT freed, ",
     types: &[Type::TEXT],
 };
 
-pub(crate) async fn force(on: &Session, name: &LockName) -> Result<Force, ServerError> {
-    let rows = on.write(&FORCE, 1, &[&name.as_str()]).await?;
+pub(crate) async fn force(session: &Session, name: &LockName) -> Result<Force, ServerError> {
+    let rows = session.write(&FORCE, 1, &[&name.as_str()]).await?;
     Ok(match rows.first() {
         None => Force::WasFree,
         Some(row) if row.try_get("freed")? => Force::Freed(state(row)?.holder()),

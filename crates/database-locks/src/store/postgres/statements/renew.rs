@@ -62,7 +62,7 @@ RETURNING p.place,
 };
 
 pub(crate) async fn renew(
-    on: &Session,
+    session: &Session,
     grants: &[(Grant, Ttl)],
 ) -> Result<Vec<Renewal>, ServerError> {
     if grants.is_empty() {
@@ -78,7 +78,7 @@ pub(crate) async fn renew(
         Ttl::Infinite => None,
     };
     let lengths: Vec<_> = grants.iter().map(|(_, ttl)| length(ttl)).collect();
-    let rows = on
+    let rows = session
         .write(
             &RENEW,
             grants.len(),
@@ -88,14 +88,14 @@ pub(crate) async fn renew(
     let mut renewals = vec![None; grants.len()];
     for row in &rows {
         renewals[place(row, grants.len())?] = Some(Renewal::Renewed {
-            confirmed_by: on.primary,
+            confirmed_by: session.primary,
         });
     }
     let unrenewed: Vec<&Grant> = (of().zip(&renewals))
         .filter(|(_, done)| done.is_none())
         .map(|(grant, _)| grant)
         .collect();
-    let mut verdicts = judge_all(on, &unrenewed).await?.into_iter();
+    let mut verdicts = judge_all(session, &unrenewed).await?.into_iter();
     Ok(renewals
         .into_iter()
         .map(|done| done.or_else(|| verdicts.next()).unwrap_or(Renewal::Busy))
@@ -106,23 +106,27 @@ pub(crate) async fn renew(
 ///
 /// If another server than the one that confirmed the grant last says that it is gone, all that is
 /// known is that the grant was forgotten.
-async fn judge_all(on: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>, ServerError> {
+async fn judge_all(session: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>, ServerError> {
     if grants.is_empty() {
         return Ok(Vec::new());
     }
     let names: Vec<LockName> = grants.iter().map(|grant| grant.name.clone()).collect();
-    let rows = read(on, &names).await?;
+    let rows = read(session, &names).await?;
     let rows: HashMap<&str, &LockRow> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
     let kind = |grant: &&Grant| {
         let row = rows.get(grant.name.as_str()).copied();
-        match (grant.confirmed_by, on.primary) {
+        match (grant.confirmed_by, session.primary) {
             (Some(before), Some(now)) if before != now => judge_elsewhere(grant, row),
             _ => judge(grant, row),
         }
     };
     let verdicts: Vec<_> = grants.iter().map(kind).collect();
     let lost = verdicts.iter().any(|it| matches!(it, Renewal::Lost(_)));
-    if lost && !on.direct && on.primary.is_some() && failover::ask(&on.client).await != on.primary {
+    if lost
+        && !session.direct
+        && session.primary.is_some()
+        && failover::ask(&session.client).await != session.primary
+    {
         // The pooler has gone on to another server under a connection that stayed. A new connection
         // knows which server it is, and asks again.
         let message = "the pooler leads to another server than before";

@@ -30,11 +30,11 @@ RETURNING set_config('synchronous_commit', 'off', true)",
 
 /// Answers whether it is announced.
 pub(crate) async fn wait(
-    on: &Session,
+    session: &Session,
     name: &LockName,
     ahead: Duration,
 ) -> Result<bool, ServerError> {
-    let rows = on
+    let rows = session
         .write(&WAIT, 1, &[&name.as_str(), &micros(ahead)])
         .await?;
     Ok(!rows.is_empty())
