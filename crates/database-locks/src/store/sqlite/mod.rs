@@ -1,12 +1,12 @@
 //! SQLite: one file for all processes of one machine.
 //!
-//! SQLite blocks, so the connection has a thread of its own: a disk that hangs must not delay the
-//! scheduler. Each call has its deadline, after which only that thread still hangs. Callers that
-//! block anyway have a second connection, on their own threads: [`direct`].
+//! SQLite blocks, so the connection has its own thread: a disk that hangs must not delay the
+//! scheduler. Each request has a deadline, after which only that thread still hangs. Blocking
+//! callers have a second connection, on their own threads: [`direct`].
 //!
 //! The clock is the machine's, read by SQLite while it has the write lock. Every write begins with
-//! that lock (`BEGIN IMMEDIATE`), in the place of `FOR UPDATE SKIP LOCKED` elsewhere. A file that
-//! is busy is contention, and tried again.
+//! that lock (`BEGIN IMMEDIATE`), which replaces `FOR UPDATE SKIP LOCKED`. A busy file is
+//! contention, and tried again.
 
 use std::fmt;
 use std::path::PathBuf;

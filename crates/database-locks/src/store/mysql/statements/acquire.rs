@@ -72,7 +72,7 @@ impl Session {
         }
     }
 
-    /// The outcome of an attempt that could not write: the lock is held, or the failure.
+    /// The outcome of an attempt that could not write: the lock is held, or the error.
     async fn held_or(
         &mut self,
         failure: StoreError,
@@ -97,7 +97,7 @@ impl Session {
 
     /// Fails at once if another client is creating this row.
     ///
-    /// The INSERT would wait for that client, and MySQL cannot be told to wait for less than a
+    /// The INSERT would wait for that client, and MySQL cannot be set to wait for less than a
     /// second. On MariaDB the INSERT itself fails at once.
     pub(crate) const PROBE: &str = "SELECT id FROM {table} WHERE name = :name FOR UPDATE NOWAIT";
 

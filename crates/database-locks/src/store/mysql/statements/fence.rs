@@ -6,11 +6,11 @@
 /// Sent before the fence. One row: the snapshot of the transaction is not older than the grant. No
 /// row: it is older, or the grant is gone.
 ///
-/// In REPEATABLE READ the first read fixes what all later ones see, while the fence reads the row
-/// as it is now. It would pass, and the transaction would write from what it read before the
-/// previous holder wrote. A plain read of the row sees what all plain reads see. If it is the
-/// first, it fixes the snapshot now; what was read earlier, but after the grant, no other holder
-/// has changed since.
+/// In REPEATABLE READ the first read fixes the snapshot of all later ones, while the fence reads
+/// the current row. The fence would pass, and the transaction would write from values that it read
+/// before the previous holder wrote. A plain read of the row uses the snapshot. If it is the first
+/// read, it fixes the snapshot now; values that were read earlier, but after the grant, have not
+/// been changed by another holder since.
 ///
 /// Any user may run it. Ways to see directly whether a transaction has begun to read do not help:
 /// `information_schema.innodb_trx` takes the right PROCESS, `@@in_transaction`, which MariaDB alone

@@ -54,8 +54,8 @@ impl Session {
         })
     }
 
-    /// Replace a grant that still holds the lock. The second may stand there already: the request
-    /// is repeated when its reply was lost.
+    /// Replace a grant that still holds the lock. The row may have the new grant already, since the
+    /// request is repeated when its reply was lost.
     pub(crate) const RESUME: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)

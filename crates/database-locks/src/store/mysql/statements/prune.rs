@@ -13,8 +13,8 @@ impl Session {
     ///
     /// A row whose `granted_until` is set while `expires_at` is null was released by legacy
     /// (django-database-locks 0.5), which does not record when. A row whose token is ahead of the
-    /// clock, after more than a thousand grants a second, stays: the row made anew begins at the
-    /// clock, and its token has to be greater.
+    /// clock, after more than a thousand grants a second, stays: the token of a new row starts at
+    /// the clock, and has to be greater.
     pub(crate) const PRUNE: &str = "
         DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
                         WHERE id > :after AND id <= :last

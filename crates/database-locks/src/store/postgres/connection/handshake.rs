@@ -181,7 +181,7 @@ impl Handshake {
         })
     }
 
-    /// Why the table cannot hold locks, for defects that let no statement fail.
+    /// Why the table cannot hold locks. It finds defects at which no statement fails.
     pub(crate) fn table_error(&self) -> Option<ServerError> {
         let of = self.name.as_ref().and_then(|name| name.first());
         let (message, hint) = match self.persistence.as_deref() {

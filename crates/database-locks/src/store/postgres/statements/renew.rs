@@ -104,8 +104,8 @@ pub(crate) async fn renew(
 
 /// Judge each grant that was not renewed, by a plain read.
 ///
-/// If another server than the one that confirmed the grant last says that it is gone, all that is
-/// known is that the grant was forgotten.
+/// If the read is answered by another server than the one that confirmed the grant last, a missing
+/// grant only means that this server does not have it.
 async fn judge_all(session: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>, ServerError> {
     if grants.is_empty() {
         return Ok(Vec::new());
@@ -127,8 +127,8 @@ async fn judge_all(session: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>,
         && session.primary.is_some()
         && failover::ask(&session.client).await != session.primary
     {
-        // The pooler has gone on to another server under a connection that stayed. A new connection
-        // knows which server it is, and asks again.
+        // The pooler has moved to another server while this connection stayed open. A new
+        // connection finds out which server it is, and reads again.
         let message = "the pooler leads to another server than before";
         return Err(ServerError::new(Kind::Gone, message));
     }

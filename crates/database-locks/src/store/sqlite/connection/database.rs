@@ -1,4 +1,4 @@
-//! The file of locks: making it, opening it, and what its errors mean.
+//! The file of locks: creating it, opening it, and its errors.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -18,11 +18,11 @@ use crate::store::sqlite::error::{FileHistory, classify, is_transient};
 use crate::store::sqlite::fence::Fences;
 use crate::store::sqlite::statements::sql::Statements;
 
-/// The script that makes the table.
+/// The script that creates the table.
 const INSTALL: &str = include_str!("../../../../schema/sqlite.sql");
 
-/// How long SQLite itself tries where the file is busy, before the caller may do something else:
-/// enough for other processes' writes, short enough that a renewal does not queue long behind it.
+/// How long SQLite itself waits for a busy file: long enough for the writes of other processes,
+/// short enough that a renewal does not queue long behind it.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// SQLite 3.42, as `sqlite3_libversion_number` has it. Only a library of the system can be older.
@@ -42,14 +42,14 @@ pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
 /// A file of locks, shared by all connections of one store.
 pub(crate) struct Database {
     pub(crate) path: PathBuf,
-    /// Whether the file is made where it is missing.
+    /// Whether a missing file is created.
     create: bool,
     fences: Fences,
     statements: Statements,
     install: String,
     /// Whether the table has been used.
     used: AtomicBool,
-    /// It has been written to.
+    /// Whether it has been written to.
     written: AtomicBool,
 }
 
@@ -83,7 +83,7 @@ impl Database {
         self.written.store(true, Ordering::Relaxed);
     }
 
-    /// Make the table, or add what it lacks.
+    /// Create the table, or add missing columns.
     pub(crate) fn install(&self, connection: &Connection) -> rusqlite::Result<()> {
         connection.execute_batch(&self.install)
     }

@@ -127,8 +127,8 @@ statements! {
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
     RETURNING token";
 
-    /// Replace a grant that still holds the lock. The second may stand there already: the request
-    /// is repeated when its reply was lost.
+    /// Replace a grant that still holds the lock. The row may have the new grant already, since the
+    /// request is repeated when its reply was lost.
     Resume, "resume" = "
     UPDATE {table} SET
            locked_by = ?5, grant_id = ?4, metadata = ?6,
@@ -139,8 +139,8 @@ statements! {
        AND granted_until = expires_at
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
-    /// Release what is still held by this grant. A token of NULL is one that the client never
-    /// learnt.
+    /// Release the lock if this grant still holds it. A token of NULL matches any token: the client
+    /// never received it.
     Release, "release" = "
     UPDATE {table} SET
            expires_at = NULL, granted_until = NULL, grant_id = NULL,
@@ -158,10 +158,10 @@ statements! {
      WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
     RETURNING token";
 
-    /// The locks on a page, from behind `?3` to `?4`, that were not held for the time `?1`.
+    /// The locks on a page, after `?3` up to `?4`, that were not held for the time `?1`.
     ///
     /// A row whose token is ahead of the clock, after more than a thousand grants a second, stays:
-    /// the row made anew begins at the clock, and its token has to be greater.
+    /// the token of a new row starts at the clock, and has to be greater.
     Idle, "find rows to prune" = "
     SELECT id, name FROM {table}
      WHERE id > ?3 AND id <= ?4
