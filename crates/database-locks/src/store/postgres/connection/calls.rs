@@ -117,7 +117,7 @@ impl ConnectionManager {
         let done = match server.has_replaced(session) {
             true => Err(ServerError::new(
                 Kind::Gone,
-                "the answer is of a server that has been replaced since",
+                "the answer is of a server that another one has replaced",
             )),
             false => done,
         };
