@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from database_locks import LockLost, Locks, LockTimeout, connect
-from support import Lab, Program, eventually, in_thread
+from support import Program, Servers, eventually, in_thread
 
 PROMPT = 5.0
 """Seconds; each handler here blocks for longer."""
@@ -104,7 +104,7 @@ def test_a_task_does_not_wait_for_a_log_handler(here: Locks, blocked: Blocking) 
 
 
 def test_the_loss_to_a_frozen_database_is_in_time_beside_a_frozen_log_handler(
-    lab: Lab, postgres_url: str
+    servers: Servers, postgres_url: str
 ) -> None:
     """The record that says that renewals fail comes first, and its handler blocks."""
     handler = Blocking()
@@ -112,14 +112,14 @@ def test_the_loss_to_a_frozen_database_is_in_time_beside_a_frozen_log_handler(
         try:
             with pytest.raises(LockLost) as caught:
                 with connect(postgres_url).lock("job", lock_ttl=3):
-                    lab.postgres.freeze()
+                    servers.postgres.freeze()
                     began = time.monotonic()
                     time.sleep(40)
             took = time.monotonic() - began
             assert handler.entered.is_set()
         finally:
             handler.opened.set()
-            lab.postgres.thaw()
+            servers.postgres.thaw()
     assert caught.value.reason == "unreachable"
     assert took < 3 + PROMPT
 

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from support import Holder, Lab, OldHolder, Program, connect_and_migrate, eventually, sql, tool
+from support import Holder, OldHolder, Program, Servers, connect_and_migrate, eventually, sql, tool
 
 OURS = ["ours", "dblock", "rust"]
 Hold = Callable[[str, str], Holder]
 
 
 @pytest.fixture(scope="module", params=["postgres", "mariadb", "mysql"])
-def old_and_url(request: pytest.FixtureRequest, shared_lab: Lab) -> Iterator[tuple[OldHolder, str]]:
+def old_and_url(
+    request: pytest.FixtureRequest, shared_servers: Servers
+) -> Iterator[tuple[OldHolder, str]]:
     """0.5 on the table that its own migration made, and that ours has upgraded since."""
-    url = getattr(shared_lab, request.param).database()
+    url = getattr(shared_servers, request.param).database()
     old = OldHolder(url)
     old.migrate()
     connect_and_migrate(url)
@@ -140,7 +142,7 @@ def test_many_processes_of_both_versions_exclude_each_other(
     number.write_text("0")
     rounds = 25
     crowd = [hold(kind, url) for kind in ("old", "old", "ours", "ours")]
-    rust = Program([tool("lock-taker"), "count", url, "job", str(rounds), str(number), "locked"])
+    rust = Program([tool("test-holder"), "count", url, "job", str(rounds), str(number), "locked"])
     try:
         rust.expect("ready")
         rust.tell("go")

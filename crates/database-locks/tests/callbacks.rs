@@ -11,7 +11,7 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -23,7 +23,7 @@ fn locks(name: &str) -> blocking::Locks {
 
 /// Renewed often, so that a release by force is noticed soon.
 fn held(locks: &blocking::Locks, name: &str) -> blocking::LockGuard {
-    let lock = locks.lock(name).ttl(SOON).renew_every(ms(50));
+    let lock = locks.lock(name).ttl(TIMEOUT).renew_every(ms(50));
     lock.acquire().unwrap()
 }
 
@@ -37,7 +37,7 @@ fn a_blocking_guard_may_be_dropped_in_a_callback() {
         tell.send(()).unwrap();
     });
     locks.force_release("job").unwrap();
-    told.recv_timeout(SOON).unwrap();
+    told.recv_timeout(TIMEOUT).unwrap();
     let freed = locks.lock("spare").try_acquire().unwrap();
     assert!(freed.is_some(), "the drop waits for the release");
     promise("P17", "memory");
@@ -50,12 +50,12 @@ fn a_callback_may_acquire_and_wait() {
     let (tell, told) = mpsc::channel();
     let again = locks.clone();
     guard.on_lost(move |_| {
-        let next = again.lock("job").wait(SOON).acquire().unwrap();
+        let next = again.lock("job").wait(TIMEOUT).acquire().unwrap();
         tell.send(next.token()).unwrap();
         next.release().unwrap();
     });
     locks.force_release("job").unwrap();
-    assert!(told.recv_timeout(SOON).unwrap() > guard.token());
+    assert!(told.recv_timeout(TIMEOUT).unwrap() > guard.token());
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_callback_that_takes_its_time_costs_no_other_lease() {
         finished.recv().unwrap();
     });
     locks.force_release("job").unwrap();
-    told.recv_timeout(SOON).unwrap();
+    told.recv_timeout(TIMEOUT).unwrap();
     let began = now();
     while began.elapsed() < ttl + ms(2000) {
         assert!(short.is_held(), "lost after {:?}", began.elapsed());
@@ -103,12 +103,12 @@ fn a_callback_that_never_returns_keeps_no_other_from_running() {
         .collect();
     for guard in &stuck {
         locks.force_release(guard.name().as_str()).unwrap();
-        told.recv_timeout(SOON).unwrap();
+        told.recv_timeout(TIMEOUT).unwrap();
     }
     let guard = held(&locks, "job");
     guard.on_lost(move |_| tell.send(()).unwrap());
     locks.force_release("job").unwrap();
-    told.recv_timeout(SOON).unwrap();
+    told.recv_timeout(TIMEOUT).unwrap();
 }
 
 /// A subscriber that makes blocking calls on whichever thread logs a loss.
@@ -140,13 +140,13 @@ fn a_blocking_call_on_the_thread_that_renews_is_an_error_and_a_drop_goes_on_in_t
     let (tell, told) = mpsc::channel();
     *ASKS.lock().unwrap() = Some((locks.clone(), spare, tell));
     locks.force_release("job").unwrap();
-    let message = told.recv_timeout(SOON).unwrap();
+    let message = told.recv_timeout(TIMEOUT).unwrap();
     assert!(
         message.contains("must be made on another thread"),
         "{message}"
     );
     drop(guard);
-    let freed = locks.lock("spare").wait(SOON).acquire();
+    let freed = locks.lock("spare").wait(TIMEOUT).acquire();
     freed
         .expect("released in the background")
         .release()

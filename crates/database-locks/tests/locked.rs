@@ -301,17 +301,17 @@ fn panicking_blocking(locks: Locks) {
 #[tokio::test]
 async fn a_panic_in_the_body_frees_the_lock() {
     let locks = locks("memory:locked-freed").await;
-    let soon = locks.lock("job").wait(Duration::from_secs(10));
+    let in_time = locks.lock("job").wait(Duration::from_secs(10));
     assert!(
         tokio::spawn(panicking(locks.clone()))
             .await
             .unwrap_err()
             .is_panic()
     );
-    soon.acquire().await.unwrap().release().await.unwrap();
+    in_time.acquire().await.unwrap().release().await.unwrap();
     let call = tokio::task::spawn_blocking(move || panicking_blocking(locks));
     assert!(call.await.unwrap_err().is_panic());
-    soon.acquire().await.unwrap().release().await.unwrap();
+    in_time.acquire().await.unwrap().release().await.unwrap();
 }
 
 #[tokio::test]
@@ -323,8 +323,8 @@ async fn a_future_that_is_dropped_frees_the_lock() {
         let until = tokio::time::timeout(Duration::from_millis(100), &mut call);
         assert!(until.await.is_err() && started.load(Ordering::SeqCst));
     }
-    let soon = locks.lock("job").wait(Duration::from_secs(10));
-    soon.acquire().await.unwrap().release().await.unwrap();
+    let in_time = locks.lock("job").wait(Duration::from_secs(10));
+    in_time.acquire().await.unwrap().release().await.unwrap();
 }
 
 // --- they stay the functions that they were

@@ -268,12 +268,12 @@ async fn an_outage_is_two_lines() {
 /// Twenty waits for a database that is away are one warning, and the end of the outage is one line.
 #[tokio::test]
 async fn waits_for_a_database_that_is_away_are_told_once() {
-    let Some(lab) = testkit::Lab::postgres() else {
+    let Some(db) = testkit::TestDb::postgres() else {
         return;
     };
     capture();
-    let proxy = testkit::Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+    let proxy = testkit::Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
     proxy.refuse(true);
     proxy.cut();
     let waits: Vec<_> = (0..20)

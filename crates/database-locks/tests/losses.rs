@@ -9,25 +9,25 @@ use std::time::Duration;
 
 use database_locks::{Error, LockGuard, Locks, LostReason};
 use testkit::time::now;
-use testkit::{Lab, lab_tests, promise};
+use testkit::{TestDb, db_tests, promise};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
 /// Wait for what a callback says, without blocking the test's runtime.
 async fn heard<T: Send + 'static>(losses: mpsc::Receiver<T>) -> T {
-    tokio::task::spawn_blocking(move || losses.recv_timeout(SOON).expect("in time"))
+    tokio::task::spawn_blocking(move || losses.recv_timeout(TIMEOUT).expect("in time"))
         .await
         .unwrap()
 }
@@ -35,18 +35,18 @@ async fn heard<T: Send + 'static>(losses: mpsc::Receiver<T>) -> T {
 /// Renewed often, so that a release by force is noticed soon.
 async fn held(locks: &Locks, name: &str) -> LockGuard {
     let lock = locks.lock(name).ttl(Duration::from_secs(20));
-    soon(lock.renew_every(ms(50)).acquire()).await.unwrap()
+    in_time(lock.renew_every(ms(50)).acquire()).await.unwrap()
 }
 
 /// The scheduler is there, and does its work: a loss is noticed.
 async fn losses_are_still_noticed(locks: &Locks) {
     let guard = held(locks, "another").await;
-    soon(locks.force_release("another")).await.unwrap();
-    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Forced);
+    in_time(locks.force_release("another")).await.unwrap();
+    assert_eq!(in_time(guard.lost()).await.reason(), LostReason::Forced);
 }
 
-async fn on_lost_is_called_once_and_in_the_background(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn on_lost_is_called_once_and_in_the_background(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = held(&locks, "job").await;
     let (tell, losses) = mpsc::channel();
     for call in 0..3 {
@@ -59,21 +59,21 @@ async fn on_lost_is_called_once_and_in_the_background(lab: &Lab) {
     drop(tell);
     locks.force_release("job").await.unwrap();
     let all = tokio::task::spawn_blocking(move || losses.iter().collect::<Vec<_>>());
-    let all = soon(all).await.unwrap();
+    let all = in_time(all).await.unwrap();
     for (i, (call, reason, thread)) in all.iter().enumerate() {
         assert_eq!((*call, *reason), (i, LostReason::Forced));
         assert_eq!(thread.as_deref(), Some("locks-callbacks"));
     }
     assert_eq!(all.len(), 3);
     assert!(!guard.is_held());
-    promise("P4", lab.engine);
+    promise("P4", db.engine);
 }
 
-async fn on_lost_is_called_at_once_when_it_is_lost_already(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn on_lost_is_called_at_once_when_it_is_lost_already(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = held(&locks, "job").await;
     locks.force_release("job").await.unwrap();
-    soon(guard.lost()).await;
+    in_time(guard.lost()).await;
     let (tell, losses) = mpsc::channel();
     let here = std::thread::current().id();
     guard.on_lost(move |loss| {
@@ -84,9 +84,11 @@ async fn on_lost_is_called_at_once_when_it_is_lost_already(lab: &Lab) {
 }
 
 /// A caller that finds out by itself tells it in the background too.
-async fn a_loss_that_check_finds_is_told(lab: &Lab) {
-    let locks = lab.locks().await;
-    let guard = soon(locks.lock("job").ttl(SOON).acquire()).await.unwrap();
+async fn a_loss_that_check_finds_is_told(db: &TestDb) {
+    let locks = db.locks().await;
+    let guard = in_time(locks.lock("job").ttl(TIMEOUT).acquire())
+        .await
+        .unwrap();
     let (tell, losses) = mpsc::channel();
     guard.on_lost(move |loss| {
         let thread = std::thread::current().name().map(str::to_owned);
@@ -100,26 +102,26 @@ async fn a_loss_that_check_finds_is_told(lab: &Lab) {
 }
 
 /// Whoever is told, told the same: why, since when, and who has it now.
-async fn a_loss_names_who_has_it_now(lab: &Lab) {
-    let (locks, others) = (lab.locks().await, lab.locks().await);
+async fn a_loss_names_who_has_it_now(db: &TestDb) {
+    let (locks, others) = (db.locks().await, db.locks().await);
     for by_release in [false, true] {
         let began = now();
         // Renewed so late that it is we who find it out.
         let lock = locks.lock("job").ttl(ms(300_000));
-        let guard = soon(lock.acquire()).await.unwrap();
+        let guard = in_time(lock.acquire()).await.unwrap();
         assert_eq!(guard.loss(), None);
         let (tell, losses) = mpsc::channel();
         if !by_release {
             guard.on_lost(move |loss| tell.send(loss).unwrap());
         }
-        soon(others.force_release("job")).await.unwrap();
+        in_time(others.force_release("job")).await.unwrap();
         let lock = others.lock("job").holder("the successor");
-        let next = soon(lock.acquire()).await.unwrap();
+        let next = in_time(lock.acquire()).await.unwrap();
 
         let error = if by_release {
-            soon(guard.release()).await.unwrap_err()
+            in_time(guard.release()).await.unwrap_err()
         } else {
-            let error = soon(guard.check()).await.unwrap_err();
+            let error = in_time(guard.check()).await.unwrap_err();
             assert_eq!(guard.loss(), Some(heard(losses).await));
             error
         };
@@ -133,7 +135,7 @@ async fn a_loss_names_who_has_it_now(lab: &Lab) {
         let by = loss.now_held_by().unwrap();
         assert_eq!(by.holder.as_deref(), Some("the successor"));
         assert_eq!(by.token, Some(next.token()));
-        assert!(by.held_for.is_some_and(|age| age < SOON), "{by}");
+        assert!(by.held_for.is_some_and(|age| age < TIMEOUT), "{by}");
         for part in [
             "lock `job` lost ",
             " after ",
@@ -142,16 +144,16 @@ async fn a_loss_names_who_has_it_now(lab: &Lab) {
         ] {
             assert!(words.contains(part), "{part:?} in {words}");
         }
-        soon(next.release()).await.unwrap();
+        in_time(next.release()).await.unwrap();
     }
-    promise("P6", lab.engine);
+    promise("P6", db.engine);
 }
 
-async fn a_release_by_force_names_nobody(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_release_by_force_names_nobody(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = held(&locks, "job").await;
     locks.force_release("job").await.unwrap();
-    soon(guard.lost()).await;
+    in_time(guard.lost()).await;
     let loss = guard.loss().unwrap();
     assert_eq!(
         (loss.reason(), loss.now_held_by()),
@@ -161,12 +163,12 @@ async fn a_release_by_force_names_nobody(lab: &Lab) {
 }
 
 /// The answer to nothing: when trust ends nobody has said who has it.
-async fn a_loss_that_nobody_answered_tells_since_when(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_loss_that_nobody_answered_tells_since_when(db: &TestDb) {
+    let locks = db.locks().await;
     let lock = locks.lock("job").ttl(ms(1000)).auto_renew(false);
-    let guard = soon(lock.acquire()).await.unwrap();
-    soon(guard.lost()).await;
-    let next = soon(locks.lock("job").acquire()).await.unwrap();
+    let guard = in_time(lock.acquire()).await.unwrap();
+    in_time(guard.lost()).await;
+    let next = in_time(locks.lock("job").acquire()).await.unwrap();
     tokio::time::sleep(ms(1100)).await;
     let loss = guard.loss().unwrap();
     assert_eq!(
@@ -183,8 +185,8 @@ async fn a_loss_that_nobody_answered_tells_since_when(lab: &Lab) {
     next.release().await.unwrap();
 }
 
-async fn on_lost_is_dropped_with_a_release(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn on_lost_is_dropped_with_a_release(db: &TestDb) {
+    let locks = db.locks().await;
     let called = Arc::new(AtomicUsize::new(0));
     let listen = |guard: &LockGuard| {
         let called = Arc::clone(&called);
@@ -201,7 +203,7 @@ async fn on_lost_is_dropped_with_a_release(lab: &Lab) {
     listen(&guard);
     let ticket = guard.into_ticket().unwrap();
     assert_eq!(Arc::strong_count(&called), 1);
-    soon(locks.release(&ticket)).await.unwrap();
+    in_time(locks.release(&ticket)).await.unwrap();
 
     let guard = held(&locks, "dropped").await;
     listen(&guard);
@@ -209,18 +211,20 @@ async fn on_lost_is_dropped_with_a_release(lab: &Lab) {
     assert_eq!(Arc::strong_count(&called), 1);
 
     // A loss that the release is the first to find: its error says so.
-    let guard = soon(locks.lock("gone").ttl(SOON).acquire()).await.unwrap();
+    let guard = in_time(locks.lock("gone").ttl(TIMEOUT).acquire())
+        .await
+        .unwrap();
     listen(&guard);
     locks.force_release("gone").await.unwrap();
     guard.release().await.unwrap_err();
-    soon(locks.drain()).await;
+    in_time(locks.drain()).await;
     assert_eq!(called.load(Ordering::SeqCst), 0);
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
 /// What is called may use the library, drop guards, and panic.
-async fn whatever_is_called_ends_no_renewal(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn whatever_is_called_ends_no_renewal(db: &TestDb) {
+    let locks = db.locks().await;
     let (guard, spare) = (held(&locks, "job").await, held(&locks, "spare").await);
     let (tell, losses) = mpsc::channel();
     guard.on_lost(|_| panic!("on purpose"));
@@ -241,26 +245,26 @@ async fn whatever_is_called_ends_no_renewal(lab: &Lab) {
     let other = held(&locks, "other").await;
     other.on_lost(move |_| drop(kept));
     drop(other);
-    soon(locks.force_release("job")).await.unwrap();
+    in_time(locks.force_release("job")).await.unwrap();
     heard(losses).await;
     losses_are_still_noticed(&locks).await;
     for name in ["spare", "kept"] {
-        let freed = locks.lock(name).wait(SOON).acquire().await;
+        let freed = locks.lock(name).wait(TIMEOUT).acquire().await;
         freed.expect("freed").release().await.unwrap();
     }
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
-async fn the_blocking_face_listens_too(lab: &Lab) {
-    let (url, locks) = (lab.url.clone(), lab.locks().await);
+async fn the_blocking_face_listens_too(db: &TestDb) {
+    let (url, locks) = (db.url.clone(), db.locks().await);
     let work = move || {
         let blocking = database_locks::blocking::Locks::connect(&url).unwrap();
-        let lock = blocking.lock("job").ttl(SOON).renew_every(ms(50));
+        let lock = blocking.lock("job").ttl(TIMEOUT).renew_every(ms(50));
         let guard = lock.acquire().unwrap();
         let (tell, losses) = mpsc::channel();
         guard.on_lost(move |loss| tell.send(loss.reason()).unwrap());
         blocking.force_release("job").unwrap();
-        assert_eq!(losses.recv_timeout(SOON).unwrap(), LostReason::Forced);
+        assert_eq!(losses.recv_timeout(TIMEOUT).unwrap(), LostReason::Forced);
     };
     tokio::task::spawn_blocking(work).await.unwrap();
     drop(locks);
@@ -268,7 +272,7 @@ async fn the_blocking_face_listens_too(lab: &Lab) {
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
+        db_tests!($engine:
             on_lost_is_called_once_and_in_the_background,
             on_lost_is_called_at_once_when_it_is_lost_already,
             a_loss_that_check_finds_is_told,
@@ -319,7 +323,7 @@ async fn told(what: &str) {
         let waiting = WAITS_FOR.lock().unwrap();
         waiting.iter().any(|(waits_for, _)| *waits_for == what)
     };
-    soon(async {
+    in_time(async {
         while waits() {
             tokio::time::sleep(ms(10)).await;
         }
@@ -340,14 +344,14 @@ async fn meddle_when(locks: &Locks, what: &'static str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_may_drop_guards_and_panic() {
-    let lab = Lab::sqlite().unwrap();
+    let db = TestDb::sqlite().unwrap();
     meddle();
-    let locks = lab.locks().await;
+    let locks = db.locks().await;
     // Lost because its trust ended.
     let lock = locks.lock("short").ttl(ms(2000)).auto_renew(false);
-    let short = soon(lock.acquire()).await.unwrap();
+    let short = in_time(lock.acquire()).await.unwrap();
     meddle_when(&locks, "lock lost").await;
-    soon(short.lost()).await;
+    in_time(short.lost()).await;
     told("lock lost").await;
     losses_are_still_noticed(&locks).await;
 
@@ -355,7 +359,7 @@ async fn a_subscriber_may_drop_guards_and_panic() {
     let forced = held(&locks, "forced").await;
     meddle_when(&locks, "lock lost").await;
     locks.force_release("forced").await.unwrap();
-    soon(forced.lost()).await;
+    in_time(forced.lost()).await;
     told("lock lost").await;
     losses_are_still_noticed(&locks).await;
 
@@ -363,9 +367,9 @@ async fn a_subscriber_may_drop_guards_and_panic() {
     let guard = held(&locks, "job").await;
     meddle_when(&locks, "renewals fail").await;
     meddle_when(&locks, "renewals get through again").await;
-    let file = lab.hold("");
+    let file = db.begin_with("");
     told("renewals fail").await;
-    file.leave();
+    file.rollback();
     told("renewals get through again").await;
     losses_are_still_noticed(&locks).await;
     assert!(guard.is_held());
@@ -373,14 +377,14 @@ async fn a_subscriber_may_drop_guards_and_panic() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_may_drop_a_guard_when_a_row_is_busy() {
-    let Some(lab) = Lab::postgres() else { return };
+    let Some(db) = TestDb::postgres() else { return };
     meddle();
-    let locks = lab.locks().await;
+    let locks = db.locks().await;
     let guard = held(&locks, "busy").await;
     meddle_when(&locks, "another transaction has its row locked").await;
-    let row = lab.hold_row("busy");
+    let row = db.lock_row("busy");
     told("another transaction has its row locked").await;
-    row.leave();
+    row.rollback();
     losses_are_still_noticed(&locks).await;
     assert!(guard.is_held());
 }

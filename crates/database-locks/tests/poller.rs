@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use database_locks::LockGuard;
-use testkit::{Lab, Proxy, promise, time};
+use testkit::{Proxy, TestDb, promise, time};
 
 mod requests;
 
@@ -19,21 +19,18 @@ const LOCKS: usize = 100;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_many_locks_looks_at_all_of_them_at_once() {
     let counted = counted();
-    for lab in [
-        Lab::mariadb(),
-        Lab::mysql(),
-        Lab::sqlite(),
-        Lab::pgbouncer(),
+    for db in [
+        TestDb::mariadb(),
+        TestDb::mysql(),
+        TestDb::sqlite(),
+        TestDb::pgbouncer(),
     ] {
-        let Some(lab) = lab else { continue };
-        let (engine, proxy) = (
-            lab.engine,
-            lab.has_server().then(|| Proxy::to_url(&lab.url)),
-        );
+        let Some(db) = db else { continue };
+        let (engine, proxy) = (db.engine, db.has_server().then(|| Proxy::to_url(&db.url)));
         let url = proxy
             .as_ref()
-            .map_or(lab.url.clone(), |proxy| proxy.url(&lab.url));
-        let (holder, locks) = (lab.locks().await, lab.locks_at(&url).await);
+            .map_or(db.url.clone(), |proxy| proxy.url(&db.url));
+        let (holder, locks) = (db.locks().await, db.locks_at(&url).await);
         let (mut held, mut waiting) = (Vec::new(), Vec::new());
         for i in 0..LOCKS {
             let lock = holder

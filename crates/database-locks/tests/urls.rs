@@ -10,16 +10,16 @@ use std::time::Duration;
 use database_locks::{Error, Locks};
 use testkit::sql::LOCKER_PASSWORD;
 use testkit::time::now;
-use testkit::{Lab, MariaDb, MySql, MySqlServer, Postgres, Proxy, lab_tests, promise};
+use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy, TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
 /// The URL with these in the place of its host.
@@ -77,19 +77,19 @@ fn contains(error: &Error, words: &[&str]) {
     }
 }
 
-async fn a_dead_host_and_a_silent_one_are_passed_over(lab: &Lab) {
+async fn a_dead_host_and_a_silent_one_are_passed_over(db: &TestDb) {
     let (_listener, silent) = silent();
-    let hosts = [dead(), silent, host_of(&lab.url)];
+    let hosts = [dead(), silent, host_of(&db.url)];
     let began = now();
-    works(&at(&lab.url, &hosts)).await;
+    works(&at(&db.url, &hosts)).await;
     assert!(began.elapsed() < ms(5000), "{:?}", began.elapsed());
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
-async fn when_no_host_will_do_each_is_named_with_its_reason(lab: &Lab) {
+async fn when_no_host_will_do_each_is_named_with_its_reason(db: &TestDb) {
     let (_listener, silent) = silent();
     let hosts = [dead(), silent];
-    let url = at(&lab.url, &hosts).replacen('@', ":hunter2@", 1);
+    let url = at(&db.url, &hosts).replacen('@', ":hunter2@", 1);
     let error = Locks::connect(&url).await.expect_err("nobody there");
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     let chain = error.chain();
@@ -97,15 +97,15 @@ async fn when_no_host_will_do_each_is_named_with_its_reason(lab: &Lab) {
         assert!(chain.contains(word), "`{word}` is not in: {chain}");
     }
     assert!(!format!("{chain} {error:?}").contains("hunter2"), "{chain}");
-    promise("P14", lab.engine);
+    promise("P14", db.engine);
 }
 
 /// Its hosts are cut off one after the other: the holder keeps its lock, the waiter its place.
-async fn holders_and_waiters_move_to_another_host(lab: &Lab) {
-    let (first, second) = (Proxy::to_url(&lab.url), Proxy::to_url(&lab.url));
+async fn holders_and_waiters_move_to_another_host(db: &TestDb) {
+    let (first, second) = (Proxy::to_url(&db.url), Proxy::to_url(&db.url));
     let hosts = [&first, &second].map(|proxy| format!("127.0.0.1:{}", proxy.port()));
-    let (url, other) = (at(&lab.url, &hosts), lab.locks().await);
-    let locks = lab.locks_at(&url).await;
+    let (url, other) = (at(&db.url, &hosts), db.locks().await);
+    let locks = db.locks_at(&url).await;
     let held = locks.lock("held").ttl(ms(6000)).renew_every(ms(500));
     let guard = held.acquire().await.unwrap();
     let blocker = other.lock("waited for").acquire().await.unwrap();
@@ -122,37 +122,37 @@ async fn holders_and_waiters_move_to_another_host(lab: &Lab) {
         gone.cut();
         tokio::time::sleep(ms(3000)).await;
         assert!(guard.is_held() && next.counts().connections > 0);
-        soon(guard.check())
+        in_time(guard.check())
             .await
             .expect("renewed over the other host");
         assert!(!waiter.is_finished());
     }
     blocker.release().await.unwrap();
-    let waited = soon(waiter).await.unwrap().unwrap();
+    let waited = in_time(waiter).await.unwrap().unwrap();
     waited.release().await.unwrap();
     guard.release().await.unwrap();
-    promise("P6", lab.engine);
-    promise("P12", lab.engine);
+    promise("P6", db.engine);
+    promise("P12", db.engine);
 }
 
 /// A host that served is stayed with, though one before it is back.
-async fn a_connection_that_broke_is_made_anew_where_it_was(lab: &Lab) {
-    let (first, second) = (Proxy::to_url(&lab.url), Proxy::to_url(&lab.url));
+async fn a_connection_that_broke_is_made_anew_where_it_was(db: &TestDb) {
+    let (first, second) = (Proxy::to_url(&db.url), Proxy::to_url(&db.url));
     let hosts = [&first, &second].map(|proxy| format!("127.0.0.1:{}", proxy.port()));
     first.refuse(true);
-    let locks = lab.locks_at(&at(&lab.url, &hosts)).await;
+    let locks = db.locks_at(&at(&db.url, &hosts)).await;
     first.refuse(false);
     second.cut();
-    let guard = soon(locks.lock("job").acquire()).await.unwrap();
+    let guard = in_time(locks.lock("job").acquire()).await.unwrap();
     guard.release().await.unwrap();
     assert_eq!(first.counts().connections, 0);
     assert!(second.counts().connections >= 2);
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
+        db_tests!($engine:
             a_dead_host_and_a_silent_one_are_passed_over,
             when_no_host_will_do_each_is_named_with_its_reason,
             holders_and_waiters_move_to_another_host,
@@ -241,7 +241,7 @@ async fn outlasts(url: &str, writable: impl FnOnce()) {
     tokio::time::sleep(ms(700)).await;
     assert!(!waiting.is_finished(), "it gave up");
     writable();
-    let guard = soon(waiting).await.unwrap().unwrap();
+    let guard = in_time(waiting).await.unwrap().unwrap();
     guard.release().await.unwrap();
 }
 
@@ -335,17 +335,17 @@ async fn names_and_passwords_may_hold_anything() {
 }
 
 /// The table is refused when it is used, and not when connecting: `migrate` puts it right.
-async fn refused_until_mended(lab: &Lab, spoil: &str, words: &[&str]) {
-    lab.locks().await;
-    lab.sql(spoil);
-    let locks = Locks::connect(&lab.url).await.expect("the server is fit");
+async fn refused_until_mended(db: &TestDb, spoil: &str, words: &[&str]) {
+    db.locks().await;
+    db.sql(spoil);
+    let locks = Locks::connect(&db.url).await.expect("the server is fit");
     message(
         &locks.lock("job").try_acquire().await.expect_err(spoil),
         words,
     );
     message(&locks.list().await.expect_err(spoil), words);
     locks.migrate().await.expect("mends it");
-    let guard = soon(locks.lock("job").acquire())
+    let guard = in_time(locks.lock("job").acquire())
         .await
         .expect("it is fit now");
     guard.release().await.unwrap();
@@ -353,16 +353,16 @@ async fn refused_until_mended(lab: &Lab, spoil: &str, words: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_of_mariadb_that_cannot_hold_locks_is_refused() {
-    cannot_hold_locks(Lab::mariadb).await;
+    cannot_hold_locks(TestDb::mariadb).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_of_mysql_that_cannot_hold_locks_is_refused() {
-    cannot_hold_locks(Lab::mysql).await;
+    cannot_hold_locks(TestDb::mysql).await;
 }
 
-async fn cannot_hold_locks(lab: fn() -> Option<Lab>) {
-    let Some(engine) = lab().map(|lab| lab.engine) else {
+async fn cannot_hold_locks(db: fn() -> Option<TestDb>) {
+    let Some(engine) = db().map(|db| db.engine) else {
         return;
     };
     let table = "ALTER TABLE database_locks_lock";
@@ -400,17 +400,17 @@ async fn cannot_hold_locks(lab: fn() -> Option<Lab>) {
             ["grant_id", "older version", "dblock init"],
         ),
     ] {
-        let Some(lab) = lab() else { return };
-        refused_until_mended(&lab, &format!("{table} {spoil}"), &words).await;
+        let Some(db) = db() else { return };
+        refused_until_mended(&db, &format!("{table} {spoil}"), &words).await;
     }
     promise("P10", engine);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_of_postgres_that_cannot_hold_locks_is_refused() {
-    let Some(lab) = Lab::postgres() else { return };
+    let Some(db) = TestDb::postgres() else { return };
     let dropped = "ALTER TABLE database_locks_lock DROP COLUMN grant_id";
-    refused_until_mended(&lab, dropped, &["grant_id", "dblock init"]).await;
+    refused_until_mended(&db, dropped, &["grant_id", "dblock init"]).await;
 
     let blind = "CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2',
                                          deterministic = false);
@@ -445,11 +445,11 @@ async fn a_table_of_postgres_that_cannot_hold_locks_is_refused() {
         ),
         (&unlogged, ["UNLOGGED", "a crash", "SET LOGGED"], &*logged),
     ] {
-        lab.locks().await;
+        db.locks().await;
         for statement in spoil.split(';') {
-            lab.sql(statement);
+            db.sql(statement);
         }
-        let locks = Locks::connect(&lab.url).await.expect("the server is fit");
+        let locks = Locks::connect(&db.url).await.expect("the server is fit");
         message(
             &locks.lock("job").try_acquire().await.expect_err(spoil),
             &words,
@@ -458,8 +458,8 @@ async fn a_table_of_postgres_that_cannot_hold_locks_is_refused() {
             Ok(rows) => assert!(!spoil.contains("COLLATE"), "{rows:?}"),
             Err(error) => message(&error, &words),
         }
-        lab.sql(mend);
-        let guard = soon(locks.lock("job").acquire())
+        db.sql(mend);
+        let guard = in_time(locks.lock("job").acquire())
             .await
             .expect("it is fit now");
         guard.release().await.unwrap();

@@ -1,6 +1,5 @@
 """Test support: real servers, and child processes that can be frozen and killed."""
 
-from .lab import Lab, Proxy, Server
 from .process import (
     ROOT,
     Child,
@@ -16,6 +15,7 @@ from .process import (
     tool,
 )
 from .rotating import Rotating
+from .servers import Proxy, Server, Servers
 from .sql import connect_and_migrate, django_database, sql
 from .waiting import SOON, eventually, in_thread
 
@@ -24,12 +24,12 @@ __all__ = [
     "SOON",
     "Child",
     "Holder",
-    "Lab",
     "OldHolder",
     "Program",
     "Proxy",
     "Rotating",
     "Server",
+    "Servers",
     "connect_and_migrate",
     "dblock",
     "django_database",

@@ -22,7 +22,7 @@ ROOT = HERE.parents[2]
 
 
 def tool(name: str) -> str:
-    """A program that this repository builds: ``dblock``, ``lab``, ``lock-taker``.
+    """A program that this repository builds: ``dblock``, ``test-servers``, ``test-holder``.
 
     ``DBLOCK_BIN`` is the first, ``DBLOCK_TESTKIT`` the directory of the others.
     """
@@ -306,10 +306,10 @@ class DblockHolder(_OneLock):
 
 
 class RustHolder(_OneLock):
-    """The crate ``database-locks``, in the test kit's lock-taker."""
+    """The crate ``database-locks``, in the test kit's test-holder."""
 
     def begin(self, name: str, ttl: float = 10, **_: Any) -> None:
-        self._start([tool("lock-taker"), "hold", self._url, name, str(int(ttl * 1000))])
+        self._start([tool("test-holder"), "hold", self._url, name, str(int(ttl * 1000))])
 
 
 def holder(kind: str, url: str) -> Holder:

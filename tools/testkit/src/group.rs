@@ -202,7 +202,7 @@ impl Group {
     }
 
     fn try_join(&self, node: usize) -> Result<(), SqlError> {
-        let mut session = self.stranger(node, "mysql");
+        let mut session = self.sql_session(node, "mysql");
         for statement in [
             "STOP GROUP_REPLICATION",
             // An expelled member is in offline mode.
@@ -215,7 +215,7 @@ impl Group {
         session.send("START GROUP_REPLICATION");
         let joined = session.answer(JOINED_WITHIN);
         joined.unwrap_or_else(|| panic!("node {node} does not join in {JOINED_WITHIN:?}"))?;
-        session.leave();
+        session.close();
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::programs::{find_binary, require};
 use crate::server::{Server, User, on_a_free_port, succeeds};
-use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::sql::{LOCKER_PASSWORD, SqlError, SqlSession, database_of, percent_encode};
 use crate::template;
 
 mod options;
@@ -278,7 +278,7 @@ impl MySqlServer {
     /// Make `locker`, and have `root` come in over TCP, on a new server.
     fn make_users(&self) {
         // A user without a name at one host would take precedence over `locker` at any host.
-        let mut admin = self.stranger("mysql");
+        let mut admin = self.sql_session("mysql");
         let anonymous = admin
             .run("SELECT Host FROM user WHERE User = ''")
             .expect("the table is there");
@@ -301,7 +301,7 @@ impl MySqlServer {
                 .and_then(|_| admin.run(&format!("GRANT ALL ON `t\\_%`.* TO locker@'{host}'")))
                 .expect("a new server has no user of that name");
         }
-        admin.leave();
+        admin.close();
     }
 
     /// MariaDB or MySQL.
@@ -399,12 +399,12 @@ impl MySqlServer {
     ///
     /// What the server answered instead.
     pub fn query(&self, database: &str, sql: &str) -> Result<String, SqlError> {
-        self.stranger(database).run_once(sql)
+        self.sql_session(database).run_once(sql)
     }
 
     /// Open a session on a database, given by name or URL, as the superuser.
-    pub fn stranger(&self, database: &str) -> Stranger {
-        Stranger::mariadb(self.client().arg(database_of(database)))
+    pub fn sql_session(&self, database: &str) -> SqlSession {
+        SqlSession::mariadb(self.client().arg(database_of(database)))
     }
 
     /// Stop the server: its clients are told that it ends.

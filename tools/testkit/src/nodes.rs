@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::faketime;
 use crate::mysql::{self, MySqlServer};
-use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::sql::{LOCKER_PASSWORD, SqlError, SqlSession, database_of, percent_encode};
 use crate::time;
 
 /// The number of nodes: a majority remains without one of them.
@@ -144,8 +144,8 @@ impl Nodes {
     }
 
     /// Open a session on a database, given by name or URL, at one node as the superuser.
-    pub fn stranger(&self, node: usize, database: &str) -> Stranger {
-        self.servers[node].stranger(database)
+    pub fn sql_session(&self, node: usize, database: &str) -> SqlSession {
+        self.servers[node].sql_session(database)
     }
 
     pub(crate) fn runs(&self, node: usize) -> bool {

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::programs::{find_binary, require};
 use crate::server::{Server, User, on_a_free_port, succeeds};
-use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::sql::{LOCKER_PASSWORD, SqlError, SqlSession, database_of, percent_encode};
 use crate::tls::Certificate;
 
 /// The signal that the kernel sends the server when the test process ends: an immediate shutdown.
@@ -299,13 +299,13 @@ impl Postgres {
     ///
     /// What the server answered instead.
     pub fn query(&self, database: &str, sql: &str) -> Result<String, SqlError> {
-        self.stranger(database).run_once(sql)
+        self.sql_session(database).run_once(sql)
     }
 
     /// Open a session on a database, given by name or URL, as the superuser.
-    pub fn stranger(&self, database: &str) -> Stranger {
+    pub fn sql_session(&self, database: &str) -> SqlSession {
         let mut psql = client(&self.bin, "psql");
-        Stranger::psql(&mut psql, &self.socket_url(database))
+        SqlSession::psql(&mut psql, &self.socket_url(database))
     }
 
     /// Stop the server: its clients are told that it ends.

@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{tether, time};
+use crate::{cleanup, time};
 
 /// A child process. Killed and reaped on drop, and by the kernel when the test
 /// process ends.
 #[derive(Debug)]
-pub struct Killable {
+pub struct ChildProcess {
     child: Child,
     lines: Mutex<mpsc::Receiver<String>>,
 }
 
-impl Killable {
+impl ChildProcess {
     /// Start `program` with `args`, its output to be read by [`line`](Self::line).
     ///
     /// # Panics
@@ -49,7 +49,7 @@ impl Killable {
     }
 
     fn start(wanted: &Command, merged: bool) -> Self {
-        let mut command = tether::command(wanted.get_program(), "KILL");
+        let mut command = cleanup::command(wanted.get_program(), "KILL");
         command.args(wanted.get_args());
         for (name, value) in wanted.get_envs() {
             match value {
@@ -65,7 +65,7 @@ impl Killable {
             command.stderr(for_child.try_clone().expect("a pipe can be shared"));
         }
         command.stdin(Stdio::piped()).stdout(for_child);
-        let child = tether::spawn(command)
+        let child = cleanup::spawn(command)
             .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", wanted.get_program()));
 
         let (sender, lines) = mpsc::channel();
@@ -177,7 +177,7 @@ impl Killable {
     }
 }
 
-impl Drop for Killable {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         self.kill9();
     }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cleanup::{self, ScratchDir};
 use crate::process::{children_of, state_of};
-use crate::tether::{self, ScratchDir};
 use crate::time;
 
 /// How long a server may take to start: a hundred times as long as on an idle machine.
@@ -175,7 +175,7 @@ impl Server {
             .open(self.dir.join("log"))
             .and_then(|log| Ok((log.try_clone()?, log)))
             .expect("the log can be written");
-        let mut command = tether::command(program, deathsig);
+        let mut command = cleanup::command(program, deathsig);
         // Its own process group: Ctrl-C ends the tests, which end the server.
         command
             .args(args)
@@ -185,7 +185,7 @@ impl Server {
             .stderr(log.1)
             .process_group(0);
         self.in_place(&mut command);
-        let child = tether::spawn(command)
+        let child = cleanup::spawn(command)
             .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
         self.process.child = Some(child);
 

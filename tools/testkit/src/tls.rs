@@ -4,7 +4,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use std::path::{Path, PathBuf};
 
-use crate::tether::ScratchDir;
+use crate::cleanup::ScratchDir;
 
 /// A private CA in a directory of its own.
 #[derive(Debug)]

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use testkit::cleanup::ScratchDir;
 use testkit::galera::{Galera, NODES};
-use testkit::tether::ScratchDir;
 use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy};
 
 use crate::network::Network;

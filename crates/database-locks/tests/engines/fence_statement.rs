@@ -7,9 +7,9 @@ use database_locks::seam::{Outcome, TakeOverCommand};
 use database_locks::{Error, Fence, FenceFailure, LockGuard, Locks, LostReason, ParamStyle, Prune};
 use testkit::contract::{ask, take_over};
 use testkit::time::now;
-use testkit::{Lab, Stranger, lab_tests, promise};
+use testkit::{SqlSession, TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -25,15 +25,15 @@ fn filled(sql: &str, fence: &Fence) -> String {
 
 /// A transaction of somebody who writes only under the fence.
 struct Writer {
-    session: Stranger,
+    session: SqlSession,
     mysql_like: bool,
 }
 
 impl Writer {
-    fn new(lab: &Lab) -> Self {
+    fn new(db: &TestDb) -> Self {
         Self {
-            session: lab.stranger(),
-            mysql_like: lab.is_mysql_like(),
+            session: db.sql_session(),
+            mysql_like: db.is_mysql_like(),
         }
     }
 
@@ -90,8 +90,8 @@ impl Writer {
     }
 }
 
-fn levels(lab: &Lab) -> &'static [&'static str] {
-    match lab.engine {
+fn levels(db: &TestDb) -> &'static [&'static str] {
+    match db.engine {
         "mariadb" | "mysql" => &[
             "READ UNCOMMITTED",
             "READ COMMITTED",
@@ -127,7 +127,7 @@ const CHANGES: [Change; 8] = [
 ];
 
 async fn acquired(locks: &Locks, name: &str) -> LockGuard {
-    locks.lock(name).wait(SOON).acquire().await.unwrap()
+    locks.lock(name).wait(TIMEOUT).acquire().await.unwrap()
 }
 
 impl Change {
@@ -137,14 +137,14 @@ impl Change {
             self,
             Self::Preempted | Self::RenewedAndPreempted | Self::Pruned | Self::PrunedAndMadeAnew
         );
-        let ttl = if expires { ms(400) } else { SOON };
+        let ttl = if expires { ms(400) } else { TIMEOUT };
         let lock = locks.lock(name).ttl(ttl).auto_renew(false);
         let guard = lock.acquire().await.unwrap();
         let fence = guard.fence_statement().unwrap();
         (guard, fence)
     }
 
-    async fn happens(self, lab: &Lab, guard: LockGuard, other: &Locks) -> Option<LockGuard> {
+    async fn happens(self, db: &TestDb, guard: LockGuard, other: &Locks) -> Option<LockGuard> {
         let (name, ticket) = (guard.name().to_string(), guard.ticket());
         match self {
             Self::Preempted => return Some(acquired(other, &name).await),
@@ -161,11 +161,11 @@ impl Change {
             }
             Self::BySameHolder => {
                 let again = TakeOverCommand {
-                    to: ask(&name, guard.holder(), SOON),
+                    to: ask(&name, guard.holder(), TIMEOUT),
                     token: guard.token(),
                     grant: Some(guard.grant_id().to_owned()),
                 };
-                let store = lab.bench().ready().await;
+                let store = db.fixture().ready().await;
                 let over = take_over(&*store, &again).await;
                 assert!(matches!(over, Outcome::Granted { .. }), "{over:?}");
             }
@@ -179,7 +179,7 @@ impl Change {
                     .unwrap()
                     == 0
                 {
-                    assert!(began.elapsed() < SOON, "not pruned");
+                    assert!(began.elapsed() < TIMEOUT, "not pruned");
                 }
                 if matches!(self, Self::PrunedAndMadeAnew) {
                     return Some(acquired(other, &name).await);
@@ -191,16 +191,16 @@ impl Change {
 }
 
 /// P9: whatever made the grant another's, the fence does not pass, however old the snapshot.
-async fn no_statement_that_changes_a_grant_is_missed(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
-    lab.sql("CREATE TABLE elsewhere (x int)");
-    for level in levels(lab) {
+async fn no_statement_that_changes_a_grant_is_missed(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
+    db.sql("CREATE TABLE elsewhere (x int)");
+    for level in levels(db) {
         for change in CHANGES {
             let (guard, fence) = change.prepare(&locks, "job").await;
-            let mut writer = Writer::new(lab);
+            let mut writer = Writer::new(db);
             writer.begin(level);
             writer.look();
-            let next = change.happens(lab, guard, &other).await;
+            let next = change.happens(db, guard, &other).await;
             let passed = writer.fence(&fence);
             assert!(passed.is_err(), "{level}: passed although {change:?}");
             writer.run("ROLLBACK");
@@ -211,18 +211,18 @@ async fn no_statement_that_changes_a_grant_is_missed(lab: &Lab) {
             let _ = other.force_release("job").await.unwrap();
         }
     }
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// The same where the change is made while the transaction of the writer is at its fence: one of
 /// them comes first.
-async fn a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("CREATE TABLE elsewhere (x int)");
-    for level in levels(lab) {
+async fn a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("CREATE TABLE elsewhere (x int)");
+    for level in levels(db) {
         let guard = acquired(&locks, "job").await;
         let fence = guard.fence_statement().unwrap();
-        let mut taker = lab.stranger();
+        let mut taker = db.sql_session();
         taker.run("BEGIN").unwrap();
         taker
             .run("SELECT id FROM database_locks_lock WHERE name = 'job' FOR UPDATE")
@@ -230,7 +230,7 @@ async fn a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody(lab: &L
         taker
             .run("UPDATE database_locks_lock SET token = token + 1, grant_id = 'x' WHERE name = 'job'")
             .unwrap();
-        let mut writer = Writer::new(lab);
+        let mut writer = Writer::new(db);
         writer.begin(level);
         writer.look();
         let fencing = std::thread::spawn(move || {
@@ -242,23 +242,23 @@ async fn a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody(lab: &L
         taker.run("COMMIT").unwrap();
         assert!(fencing.join().unwrap().is_err(), "{level}");
         drop(guard);
-        lab.sql("DELETE FROM database_locks_lock");
+        db.sql("DELETE FROM database_locks_lock");
     }
 }
 
 /// A renewal that the snapshot has not seen is no take-over.
-async fn our_own_renewal_does_not_stop_it(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("CREATE TABLE elsewhere (x int)");
-    for level in levels(lab) {
+async fn our_own_renewal_does_not_stop_it(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("CREATE TABLE elsewhere (x int)");
+    for level in levels(db) {
         for rounds in [1, 3] {
             let guard = acquired(&locks, "job").await;
             let fence = guard.fence_statement().unwrap();
-            let mut writer = Writer::new(lab);
+            let mut writer = Writer::new(db);
             writer.begin(level);
             writer.look();
             for _ in 0..rounds {
-                locks.renew(&guard.ticket(), SOON).await.unwrap();
+                locks.renew(&guard.ticket(), TIMEOUT).await.unwrap();
             }
             assert_eq!(writer.fence(&fence), Ok(()), "{level}");
             writer.run("COMMIT");
@@ -270,10 +270,10 @@ async fn our_own_renewal_does_not_stop_it(lab: &Lab) {
 
 /// Where the server fails whatever writes to a row that its snapshot does not know, a renewal is
 /// such a row: a conflict, no loss. As the first statement it passes.
-async fn a_server_that_keeps_snapshots_apart_is_no_loss(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("CREATE TABLE elsewhere (x int)");
-    if lab
+async fn a_server_that_keeps_snapshots_apart_is_no_loss(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("CREATE TABLE elsewhere (x int)");
+    if db
         .sql("SHOW VARIABLES LIKE 'innodb_snapshot_isolation'")
         .is_empty()
     {
@@ -281,11 +281,11 @@ async fn a_server_that_keeps_snapshots_apart_is_no_loss(lab: &Lab) {
     }
     let guard = acquired(&locks, "job").await;
     let fence = guard.fence_statement().unwrap();
-    let mut writer = Writer::new(lab);
+    let mut writer = Writer::new(db);
     writer.run("SET SESSION innodb_snapshot_isolation = ON");
     writer.begin("REPEATABLE READ");
     writer.look();
-    locks.renew(&guard.ticket(), SOON).await.unwrap();
+    locks.renew(&guard.ticket(), TIMEOUT).await.unwrap();
     assert_eq!(writer.fence(&fence), Err(FenceFailure::Conflict));
     writer.run("ROLLBACK");
     let error = guard.fence_failed(FenceFailure::Conflict).await;
@@ -300,22 +300,22 @@ async fn a_server_that_keeps_snapshots_apart_is_no_loss(lab: &Lab) {
     writer.run("ROLLBACK");
     let error = guard.fence_failed(FenceFailure::Conflict).await;
     assert!(matches!(error, Error::Lost { .. }), "{}", error.chain());
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// A transaction that read before the lock was acquired: where the level keeps to what it has read,
 /// the fence refuses it.
-async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("CREATE TABLE elsewhere (x int)");
+async fn a_snapshot_that_is_older_than_the_grant_is_refused(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("CREATE TABLE elsewhere (x int)");
     acquired(&locks, "job").await.release().await.unwrap();
-    for level in levels(lab) {
-        let mut writer = Writer::new(lab);
+    for level in levels(db) {
+        let mut writer = Writer::new(db);
         writer.begin(level);
         writer.look();
         let guard = acquired(&locks, "job").await;
         let fence = guard.fence_statement().unwrap();
-        let keeps = match lab.engine {
+        let keeps = match db.engine {
             // Its plain reads lock what they read, so nobody can have changed that since.
             "mariadb" | "mysql" => *level == "REPEATABLE READ",
             _ => *level != "READ COMMITTED",
@@ -328,7 +328,7 @@ async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
                     Error::Config { .. } | Error::Conflict { .. } => {}
                     error => panic!("{}", error.chain()),
                 }
-                if lab.is_mysql_like() {
+                if db.is_mysql_like() {
                     assert_eq!(writer.statement(&fence), Ok(()), "what the look is for");
                 }
             }
@@ -339,19 +339,19 @@ async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
 }
 
 /// While the fence is open nobody gets the lock, nobody waits for that, and the other locks go on.
-async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
-    let store = lab.bench().ready().await;
+async fn nobody_gets_the_lock_under_an_open_fence(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
+    let store = db.fixture().ready().await;
     let mut nineteen = Vec::new();
     for n in 0..19 {
         let name = format!("other {n}");
         nineteen.push(testkit::contract::granted(&*store, &name, "me", ms(5000)).await);
     }
-    for level in levels(lab) {
+    for level in levels(db) {
         let lock = locks.lock("job").ttl(ms(1000)).auto_renew(false);
         let guard = lock.acquire().await.unwrap();
         let (fence, ticket) = (guard.fence_statement().unwrap(), guard.ticket());
-        let mut writer = Writer::new(lab);
+        let mut writer = Writer::new(db);
         writer.begin(level);
         assert_eq!(writer.fence(&fence), Ok(()), "{level}");
 
@@ -379,7 +379,7 @@ async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
                 .iter()
                 .map(|grant| (grant.clone(), ms(5000).into()))
                 .collect();
-            let answers = store.renew(&all, SOON).await.unwrap();
+            let answers = store.renew(&all, TIMEOUT).await.unwrap();
             assert_eq!(answers.len(), 19);
             for answer in answers {
                 assert!(answer.is_renewed());
@@ -395,19 +395,19 @@ async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
         assert!(passed.is_err());
         next.release().await.unwrap();
     }
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
-lab_tests!(#[ignore = "make prove"] postgres18: no_statement_that_changes_a_grant_is_missed);
-lab_tests!(postgres: no_statement_that_changes_a_grant_is_missed,
+db_tests!(#[ignore = "make prove"] postgres18: no_statement_that_changes_a_grant_is_missed);
+db_tests!(postgres: no_statement_that_changes_a_grant_is_missed,
     a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
     our_own_renewal_does_not_stop_it, a_snapshot_that_is_older_than_the_grant_is_refused,
     nobody_gets_the_lock_under_an_open_fence);
-lab_tests!(mariadb: no_statement_that_changes_a_grant_is_missed,
+db_tests!(mariadb: no_statement_that_changes_a_grant_is_missed,
     a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
     our_own_renewal_does_not_stop_it, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
     nobody_gets_the_lock_under_an_open_fence);
-lab_tests!(mysql: no_statement_that_changes_a_grant_is_missed,
+db_tests!(mysql: no_statement_that_changes_a_grant_is_missed,
     a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
     our_own_renewal_does_not_stop_it, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
     nobody_gets_the_lock_under_an_open_fence);

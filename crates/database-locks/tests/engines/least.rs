@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use database_locks::{Error, Locks, Prune};
-use testkit::{Lab, contract_tests};
+use testkit::{TestDb, contract_tests};
 
 macro_rules! all_but_pruning {
-    ($engine:ident, $lab:expr) => {
+    ($engine:ident, $db:expr) => {
         contract_tests!(
             $engine,
-            $lab,
+            $db,
             a_held_lock_names_its_holder,
             expired_is_free,
             released_is_free,
@@ -45,20 +45,20 @@ macro_rules! all_but_pruning {
     };
 }
 
-all_but_pruning!(postgres, Lab::postgres_least().await);
-all_but_pruning!(mariadb, Lab::mariadb_least().await);
-all_but_pruning!(mysql, Lab::mysql_least().await);
+all_but_pruning!(postgres, TestDb::postgres_least().await);
+all_but_pruning!(mariadb, TestDb::mariadb_least().await);
+all_but_pruning!(mysql, TestDb::mysql_least().await);
 contract_tests!(
     postgres_with_a_sequence,
-    Lab::postgres_serial().await,
+    TestDb::postgres_serial().await,
     expired_is_free,
     first_use_by_twenty_at_once_has_one_winner,
     a_batch_of_acquires_is_answered_one_by_one,
 );
 
 /// What is missing is said with what for: nothing else, and not before it is needed.
-async fn what_is_missing_is_said(lab: Lab) {
-    let locks = Locks::connect(&lab.url).await.unwrap();
+async fn what_is_missing_is_said(db: TestDb) {
+    let locks = Locks::connect(&db.url).await.unwrap();
     let report = locks.doctor().await.unwrap();
     let rights = report
         .findings
@@ -77,7 +77,7 @@ async fn what_is_missing_is_said(lab: Lab) {
     let long = Duration::from_secs(86_400);
     let error = locks.prune(Prune::older_than(long)).await.unwrap_err();
     refused(error, "DELETE on the table to prune");
-    let other = Locks::builder(&lab.url)
+    let other = Locks::builder(&db.url)
         .table("another_table")
         .connect()
         .await
@@ -87,21 +87,21 @@ async fn what_is_missing_is_said(lab: Lab) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_missing_is_said_on_postgres() {
-    if let Some(lab) = Lab::postgres_least().await {
-        what_is_missing_is_said(lab).await;
+    if let Some(db) = TestDb::postgres_least().await {
+        what_is_missing_is_said(db).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_missing_is_said_on_mariadb() {
-    if let Some(lab) = Lab::mariadb_least().await {
-        what_is_missing_is_said(lab).await;
+    if let Some(db) = TestDb::mariadb_least().await {
+        what_is_missing_is_said(db).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_missing_is_said_on_mysql() {
-    if let Some(lab) = Lab::mysql_least().await {
-        what_is_missing_is_said(lab).await;
+    if let Some(db) = TestDb::mysql_least().await {
+        what_is_missing_is_said(db).await;
     }
 }

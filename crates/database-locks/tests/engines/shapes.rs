@@ -6,11 +6,11 @@ use std::future::Future;
 use std::time::Duration;
 
 use database_locks::{Error, LockName, Locks, LostReason, Prune, Token, blocking};
-use testkit::{Lab, lab_tests};
+use testkit::{TestDb, db_tests};
 use tokio::task::JoinSet;
 
 /// Longer than anything that a test waits for should take.
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn memory(name: &str) -> Locks {
     Locks::connect(format!("memory:shapes-{name}"))
@@ -32,7 +32,7 @@ async fn an_acquire_is_selected_on_joined_and_timed_without_a_binding() {
     let locks = memory("select").await;
     let guard = tokio::select! {
         guard = locks.lock("a").acquire() => guard.unwrap(),
-        () = tokio::time::sleep(SOON) => panic!("not in time"),
+        () = tokio::time::sleep(TIMEOUT) => panic!("not in time"),
     };
     let (b, c) = tokio::join!(locks.lock("b").acquire(), locks.lock("c").try_acquire());
     assert!(b.unwrap().is_held() && c.unwrap().unwrap().is_held());
@@ -40,7 +40,7 @@ async fn an_acquire_is_selected_on_joined_and_timed_without_a_binding() {
     let late = tokio::time::timeout(Duration::from_millis(50), locks.lock("a").acquire());
     assert!(late.await.is_err(), "it is held");
     drop((guard, d, e));
-    let again = tokio::time::timeout(SOON, locks.lock("a").acquire());
+    let again = tokio::time::timeout(TIMEOUT, locks.lock("a").acquire());
     again.await.unwrap().unwrap().release().await.unwrap();
 }
 
@@ -191,16 +191,16 @@ async fn names_and_tokens_convert_to_what_programs_store() {
 }
 
 /// One line, without a password, a statement, a row or the id of a grant.
-async fn debug_output_is_short_and_shows_no_secret(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn debug_output_is_short_and_shows_no_secret(db: &TestDb) {
+    let locks = db.locks().await;
     let lock = locks
         .lock("🔒\n".repeat(127))
         .holder("h".repeat(255))
-        .wait(SOON)
+        .wait(TIMEOUT)
         .metadata("note", "n".repeat(2000));
     let guard = lock.acquire().await.unwrap();
     let ticket = guard.ticket();
-    let builder = Locks::builder(&lab.url).table("database_locks_lock");
+    let builder = Locks::builder(&db.url).table("database_locks_lock");
     let shown = [
         format!("{builder:?}"),
         format!("{locks:?}"),
@@ -222,7 +222,7 @@ async fn debug_output_is_short_and_shows_no_secret(lab: &Lab) {
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine: debug_output_is_short_and_shows_no_secret);
+        db_tests!($engine: debug_output_is_short_and_shows_no_secret);
     )* };
 }
 on!(memory, sqlite, postgres, mariadb, mysql);

@@ -18,7 +18,7 @@ use testkit::time::wait_until;
 use testkit::{MariaDb, MySql, MySqlServer as Server, Proxy};
 use tokio::runtime::{Builder, Runtime};
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(25);
 
 macro_rules! on_servers {
@@ -70,11 +70,11 @@ impl Database {
         let this = Self { server, name };
         let made = this.store();
         runtime().block_on(async {
-            made.connect(SOON).await.unwrap();
-            made.install(SOON).await.unwrap();
+            made.connect(TIMEOUT).await.unwrap();
+            made.install(TIMEOUT).await.unwrap();
         });
         drop(made);
-        assert!(wait_until(SOON, || this.connections().is_empty()));
+        assert!(wait_until(TIMEOUT, || this.connections().is_empty()));
         this
     }
 
@@ -107,12 +107,12 @@ impl Database {
     }
 
     /// Close the table to all statements until that is dropped.
-    fn close(&self) -> testkit::Stranger {
-        let mut stranger = self.server.stranger(&self.name);
-        stranger
+    fn close(&self) -> testkit::SqlSession {
+        let mut session = self.server.sql_session(&self.name);
+        session
             .run("LOCK TABLES database_locks_lock WRITE")
             .unwrap();
-        stranger
+        session
     }
 
     /// Until a statement waits for the table.
@@ -122,7 +122,7 @@ impl Database {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        soon(waits).await;
+        in_time(waits).await;
     }
 }
 
@@ -139,13 +139,13 @@ fn want(lock: &str) -> AcquireCommand {
     ask(lock, "me", LONG)
 }
 
-async fn soon<T>(answer: impl Future<Output = T>) -> T {
-    let answer = tokio::time::timeout(SOON, answer).await;
+async fn in_time<T>(answer: impl Future<Output = T>) -> T {
+    let answer = tokio::time::timeout(TIMEOUT, answer).await;
     answer.expect("no answer")
 }
 
 async fn acquired(direct: &dyn DirectConnection, ask: &AcquireCommand) -> Grant {
-    match soon(direct.acquire(from_ref(ask))).await.as_deref() {
+    match in_time(direct.acquire(from_ref(ask))).await.as_deref() {
         Ok([Outcome::Granted { token, .. }]) => Grant {
             name: ask.name.clone(),
             token: *token,
@@ -159,7 +159,7 @@ async fn acquired(direct: &dyn DirectConnection, ask: &AcquireCommand) -> Grant 
 
 async fn release(direct: &dyn DirectConnection, grant: &Grant) -> Result<Released, StoreError> {
     let what = ReleaseCommand::of(grant, Ttl::from(LONG));
-    Ok(soon(direct.release(&[what])).await?.remove(0))
+    Ok(in_time(direct.release(&[what])).await?.remove(0))
 }
 
 fn a_lock_is_taken_and_released_on_one_connection(database: &Database) {
@@ -174,7 +174,7 @@ fn a_lock_is_taken_and_released_on_one_connection(database: &Database) {
     });
     drop(direct);
     let closed = || database.connections().is_empty();
-    assert!(wait_until(SOON, closed), "the connection stays open");
+    assert!(wait_until(TIMEOUT, closed), "the connection stays open");
 }
 
 fn a_runtime_that_has_ended_leaves_the_direct_connection_to_the_next(database: &Database) {
@@ -186,7 +186,7 @@ fn a_runtime_that_has_ended_leaves_the_direct_connection_to_the_next(database: &
         assert_eq!(released.unwrap(), Released::Freed);
     }
     let one = || database.connections().len() == 1;
-    assert!(wait_until(SOON, one), "{:?}", database.connections());
+    assert!(wait_until(TIMEOUT, one), "{:?}", database.connections());
 }
 
 fn a_runtime_that_ends_during_a_call_leaves_the_direct_connection_to_the_next(database: &Database) {
@@ -199,7 +199,7 @@ fn a_runtime_that_ends_during_a_call_leaves_the_direct_connection_to_the_next(da
         let call = first.spawn(async move { calling.acquire(&[asked]).await.map(drop) });
         first.block_on(database.is_waited_for());
         drop(first);
-        closed.leave();
+        closed.close();
         let next = runtime();
         assert!(next.block_on(call).unwrap_err().is_cancelled());
         // It may have been carried out.
@@ -221,7 +221,7 @@ fn kill(database: &Database) {
         let left = database.connections();
         connections.iter().all(|id| !left.contains(id))
     };
-    assert!(wait_until(SOON, gone), "still there");
+    assert!(wait_until(TIMEOUT, gone), "still there");
 }
 
 fn a_connection_that_was_killed_between_two_calls_costs_no_call(database: &Database) {
@@ -248,7 +248,7 @@ fn a_connection_that_is_killed_during_a_call_costs_no_call(database: &Database) 
     let call = runtime.spawn(async move { acquired(&*calling, &asked).await });
     runtime.block_on(database.is_waited_for());
     kill(database);
-    closed.leave();
+    closed.close();
     let grant = runtime.block_on(call).unwrap();
 
     let closed = database.close();
@@ -256,7 +256,7 @@ fn a_connection_that_is_killed_during_a_call_costs_no_call(database: &Database) 
     let call = runtime.spawn(async move { release(&*calling, &held).await });
     runtime.block_on(database.is_waited_for());
     kill(database);
-    closed.leave();
+    closed.close();
     // Where the first had been carried out, the second cannot tell.
     let released = runtime.block_on(call).unwrap();
     assert!(
@@ -281,13 +281,13 @@ fn a_call_that_was_late_takes_its_connection_with_it(database: &Database) {
         let late = tokio::time::timeout(Duration::from_millis(200), direct.acquire(from_ref(&ask)));
         assert!(late.await.is_err(), "the table was locked");
         direct.give_up();
-        closed.leave();
+        closed.close();
         let grant = acquired(&*direct, &ask).await;
         let gone = || {
             let now = database.connections();
             now.len() == 1 && now != before
         };
-        assert!(wait_until(SOON, gone), "{:?}", database.connections());
+        assert!(wait_until(TIMEOUT, gone), "{:?}", database.connections());
         assert_eq!(release(&*direct, &grant).await.unwrap(), Released::Freed);
     });
 }
@@ -313,7 +313,7 @@ fn a_future_that_is_not_polled_any_more_keeps_no_call_from_the_direct_connection
         assert!(matches!(first[0], Outcome::Granted { .. }), "{first:?}");
     });
     let one = || database.connections().len() == 1;
-    assert!(wait_until(SOON, one), "{:?}", database.connections());
+    assert!(wait_until(TIMEOUT, one), "{:?}", database.connections());
 }
 
 fn callers_that_do_not_wait_for_the_connection_come_to_have_it(database: &Database) {
@@ -328,7 +328,7 @@ fn callers_that_do_not_wait_for_the_connection_come_to_have_it(database: &Databa
             direct.give_up();
         }
         proxy.resume();
-        soon(direct.connect()).await.unwrap();
+        in_time(direct.connect()).await.unwrap();
         assert_eq!(proxy.counts().connections, 1, "each caller made one");
     });
 }
@@ -351,7 +351,7 @@ fn a_connection_that_is_refused_is_asked_for_again(database: &Database) {
             }
             acquired(&*direct, &want("job")).await
         };
-        soon(granted).await;
+        in_time(granted).await;
     });
 }
 
@@ -365,7 +365,7 @@ fn renewals_go_over_the_direct_connection_while_the_background_has_no_connection
     let grant = home.block_on(acquired(&*direct, &want("job")));
     let renews = || {
         let grants = [(grant.clone(), Ttl::from(LONG))];
-        let renewal = runtime().block_on(store.renew(&grants, SOON));
+        let renewal = runtime().block_on(store.renew(&grants, TIMEOUT));
         renewal.map(|renewals| renewals[0].clone())
     };
     proxy.refuse(true);
@@ -375,7 +375,7 @@ fn renewals_go_over_the_direct_connection_while_the_background_has_no_connection
     renews().expect_err("no runtime drives the connection");
     proxy.refuse(false);
     let again = || renews().is_ok_and(|renewal| renewal.is_renewed());
-    assert!(wait_until(SOON, again));
+    assert!(wait_until(TIMEOUT, again));
 }
 
 fn the_background_connects_once_a_renewal_is_due_soon(database: &Database) {
@@ -387,7 +387,7 @@ fn the_background_connects_once_a_renewal_is_due_soon(database: &Database) {
     for _ in 0..3 {
         background.block_on(async { store.prepare_to_renew() });
         let two = || database.connections().len() == 2;
-        assert!(wait_until(SOON, two), "{:?}", database.connections());
+        assert!(wait_until(TIMEOUT, two), "{:?}", database.connections());
     }
 }
 
@@ -404,18 +404,18 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
                 let (store, done) = (Arc::clone(&store), Arc::clone(&done));
                 tokio::spawn(async move {
                     let asks = [want(&format!("lock {i}"))];
-                    let _ = store.acquire(&asks, SOON).await;
+                    let _ = store.acquire(&asks, TIMEOUT).await;
                     done.fetch_add(1, Ordering::SeqCst);
                 })
             })
             .collect();
         database.is_waited_for().await;
         let grants = [(grant, Ttl::from(LONG))];
-        let mut renewal = store.renew(&grants, SOON);
+        let mut renewal = store.renew(&grants, TIMEOUT);
         // It is queued once it is polled.
         let queued = tokio::time::timeout(Duration::from_millis(50), &mut renewal).await;
         assert!(queued.is_err(), "{queued:?}");
-        closed.leave();
+        closed.close();
         assert!(renewal.await.unwrap()[0].is_renewed());
         let before = done.load(Ordering::SeqCst);
         assert!(before < CROWD / 2, "behind {before} acquires");

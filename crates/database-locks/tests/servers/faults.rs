@@ -7,23 +7,23 @@ use std::time::Duration;
 use database_locks::{Error, LockState, LostReason, Ttl};
 use testkit::contract;
 use testkit::time::now;
-use testkit::{Lab, Proxy, lab_tests, promise};
+use testkit::{Proxy, TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
 /// The call hangs; the loss is told when trust ends all the same, and asking never waits.
-async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
-    let other = lab.locks().await;
+async fn a_database_that_never_answers_delays_no_loss(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
+    let other = db.locks().await;
     let guard = locks
         .lock("job")
         .ttl(ms(3000))
@@ -43,7 +43,10 @@ async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
         assert!(began.elapsed() < trusted + ms(500), "trusted for too long");
         tokio::time::sleep(ms(10)).await;
     }
-    assert_eq!(soon(lost).await.unwrap().reason(), LostReason::Unreachable);
+    assert_eq!(
+        in_time(lost).await.unwrap().reason(),
+        LostReason::Unreachable
+    );
     let loss = guard.loss().expect("it is lost");
     assert_eq!(loss.now_held_by(), None, "nobody has answered");
     assert!(
@@ -53,7 +56,7 @@ async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
     // Trust ended first: in the database it is still ours.
     let row = other.show("job").await.unwrap().expect("a row");
     assert!(matches!(row.state, LockState::Held { .. }), "{row:?}");
-    let next = soon(other.lock("job").acquire()).await.unwrap();
+    let next = in_time(other.lock("job").acquire()).await.unwrap();
 
     let release = guard.release().await.unwrap_err();
     assert!(
@@ -71,17 +74,17 @@ async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
         "nothing hung"
     );
     proxy.resume();
-    soon(locks.drain()).await;
+    in_time(locks.drain()).await;
     next.check().await.expect("what came late touched nothing");
     for id in ["P3", "P4", "P6", "P8"] {
-        promise(id, lab.engine);
+        promise(id, db.engine);
     }
 }
 
 /// A wait has its own limit, whatever the database does.
-async fn a_wait_ends_in_time_although_nobody_answers(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+async fn a_wait_ends_in_time_although_nobody_answers(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
     proxy.stall();
     let began = now();
     let error = locks.lock("job").wait(ms(700)).acquire().await.unwrap_err();
@@ -94,22 +97,22 @@ async fn a_wait_ends_in_time_although_nobody_answers(lab: &Lab) {
     );
     assert!(proxy.faults_hit() > 0);
     proxy.resume();
-    soon(locks.lock("job").acquire())
+    in_time(locks.lock("job").acquire())
         .await
         .unwrap()
         .release()
         .await
         .unwrap();
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
 /// The database renewed it, and its answer was lost: that harms nothing.
-async fn a_lost_reply_to_a_renewal_loses_nothing(lab: &Lab) {
+async fn a_lost_reply_to_a_renewal_loses_nothing(db: &TestDb) {
     for ttl in [Ttl::from(ms(2400)), Ttl::Infinite] {
-        let proxy = Proxy::to_url(&lab.url);
-        let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+        let proxy = Proxy::to_url(&db.url);
+        let locks = db.locks_at(&proxy.url(&db.url)).await;
         let lock = locks.lock("job").ttl(ttl).renew_every(ms(500));
-        let guard = soon(lock.acquire()).await.unwrap();
+        let guard = in_time(lock.acquire()).await.unwrap();
         proxy.lose_next_reply(guard.grant_id());
         let began = now();
         while began.elapsed() < ms(4000) {
@@ -117,21 +120,21 @@ async fn a_lost_reply_to_a_renewal_loses_nothing(lab: &Lab) {
             tokio::time::sleep(ms(20)).await;
         }
         assert_eq!(proxy.faults_hit(), 1, "{ttl}");
-        soon(guard.release()).await.unwrap();
+        in_time(guard.release()).await.unwrap();
     }
-    promise("P3", lab.engine);
-    promise("P6", lab.engine);
+    promise("P3", db.engine);
+    promise("P6", db.engine);
 }
 
 /// The rule of the guide: an outage costs the lock soonest when it begins just before a renewal,
 /// and then after `ttl - margin - renew_every`. One that is two seconds shorter, the longest pause
 /// between two tries to connect, costs nothing.
-async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(lab: &Lab) {
+async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(db: &TestDb) {
     let (ttl, margin, renew_every) = (ms(6000), ms(600), ms(2000));
     let survived = ttl - margin - renew_every;
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
-    let guard = soon(locks.lock("job").ttl(ttl).acquire()).await.unwrap();
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
+    let guard = in_time(locks.lock("job").ttl(ttl).acquire()).await.unwrap();
     proxy.watch_for(guard.grant_id());
     let renewals = || proxy.count(guard.grant_id());
     let cut_off = async || {
@@ -152,29 +155,32 @@ async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(la
             proxy.refuse(false);
         }
     };
-    let began = soon(cut_off()).await;
+    let began = in_time(cut_off()).await;
     let shorter = survived - Duration::from_secs(2);
     tokio::time::sleep(shorter.saturating_sub(began.elapsed())).await;
     proxy.refuse(false);
-    let began = soon(cut_off()).await;
-    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Unreachable);
+    let began = in_time(cut_off()).await;
+    assert_eq!(
+        in_time(guard.lost()).await.reason(),
+        LostReason::Unreachable
+    );
     let took = began.elapsed();
     assert!(took >= survived, "after {took:?}");
     assert!(took < survived + Duration::from_secs(2), "after {took:?}");
-    promise("P4", lab.engine);
-    promise("P6", lab.engine);
+    promise("P4", db.engine);
+    promise("P6", db.engine);
 }
 
 /// What a slow answer takes is not trusted on top: the lease began before it came.
-async fn a_slow_answer_to_an_acquire_lengthens_no_trust(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+async fn a_slow_answer_to_an_acquire_lengthens_no_trust(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
     proxy.stall_replies();
     let lock = locks.lock("job").ttl(Duration::from_secs(20));
     let acquire = tokio::spawn(async move { lock.acquire().await });
     tokio::time::sleep(ms(1500)).await;
     proxy.resume();
-    let guard = soon(acquire).await.unwrap().unwrap();
+    let guard = in_time(acquire).await.unwrap().unwrap();
     assert!(proxy.faults_hit() > 0);
     // 20 s, less the margin of 2 s, less what the answer took.
     assert!(
@@ -183,19 +189,19 @@ async fn a_slow_answer_to_an_acquire_lengthens_no_trust(lab: &Lab) {
         guard.trusted_for()
     );
     guard.release().await.unwrap();
-    promise("P4", lab.engine);
+    promise("P4", db.engine);
 }
 
 /// The database granted it, and its answer was lost: a waiter asks again and gets that very grant;
 /// a try-once gives it back; nothing is held for longer than 30 s.
-async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
-    let other = lab.locks().await;
+async fn a_lost_reply_to_an_acquire_leaves_nothing_held(db: &TestDb) {
+    let other = db.locks().await;
     for (i, ttl) in [Ttl::from(Duration::from_secs(20)), Ttl::Infinite]
         .into_iter()
         .enumerate()
     {
-        let proxy = Proxy::to_url(&lab.url);
-        let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+        let proxy = Proxy::to_url(&db.url);
+        let locks = db.locks_at(&proxy.url(&db.url)).await;
         let name = format!("waited for {i}");
         // The row is there, so that the request that is lost is the grant.
         other
@@ -209,7 +215,7 @@ async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
 
         proxy.lose_next_reply(&name);
         let began = now();
-        let guard = soon(locks.lock(&name).ttl(ttl).acquire()).await.unwrap();
+        let guard = in_time(locks.lock(&name).ttl(ttl).acquire()).await.unwrap();
         assert_eq!(proxy.faults_hit(), 1);
         // Another would have had to wait for the end of the first one.
         assert!(began.elapsed() < ms(15_000), "the same grant, not another");
@@ -231,7 +237,7 @@ async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
         let began = now();
         other
             .lock(&name)
-            .wait(SOON)
+            .wait(TIMEOUT)
             .acquire()
             .await
             .expect("given back")
@@ -243,26 +249,26 @@ async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
             "given back, not outwaited"
         );
     }
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
 /// The database freed it, and its answer was lost: that is a release all the same.
-async fn a_lost_reply_to_a_release_is_a_release(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+async fn a_lost_reply_to_a_release_is_a_release(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
     let guard = locks.lock("job").acquire().await.unwrap();
     proxy.lose_next_reply(guard.grant_id());
-    soon(guard.release()).await.expect("released");
+    in_time(guard.release()).await.expect("released");
     assert_eq!(proxy.faults_hit(), 1);
     let next = locks.lock("job").try_acquire().await.unwrap();
     next.expect("free").release().await.unwrap();
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
 /// Connections that are cut are made anew, under a holder and under a waiter.
-async fn cut_connections_are_made_anew(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let (locks, other) = (lab.locks_at(&proxy.url(&lab.url)).await, lab.locks().await);
+async fn cut_connections_are_made_anew(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let (locks, other) = (db.locks_at(&proxy.url(&db.url)).await, db.locks().await);
     let guard = locks.lock("held").ttl(ms(2400)).acquire().await.unwrap();
     let blocker = other.lock("waited for").acquire().await.unwrap();
     let waiter = {
@@ -276,7 +282,7 @@ async fn cut_connections_are_made_anew(lab: &Lab) {
     }
     assert!(proxy.counts().connections >= 4, "{:?}", proxy.counts());
     blocker.release().await.unwrap();
-    soon(waiter)
+    in_time(waiter)
         .await
         .unwrap()
         .unwrap()
@@ -284,15 +290,15 @@ async fn cut_connections_are_made_anew(lab: &Lab) {
         .await
         .unwrap();
     guard.release().await.unwrap();
-    promise("P6", lab.engine);
-    promise("P12", lab.engine);
+    promise("P6", db.engine);
+    promise("P12", db.engine);
 }
 
 /// One round trip for a lock that is free, one for its release; a losing try leaves the row as it
 /// is.
-async fn an_uncontended_acquire_is_one_round_trip(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+async fn an_uncontended_acquire_is_one_round_trip(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
     // The first time makes the row, the third one the direct connection, and each prepares what it
     // uses.
     for _ in 0..3 {
@@ -310,7 +316,7 @@ async fn an_uncontended_acquire_is_one_round_trip(lab: &Lab) {
             before = counts;
         }
     };
-    soon(quiet).await;
+    in_time(quiet).await;
     // A connection that was idle for so long is asked first whether it is still there.
     let guard = locks.lock("job").acquire().await.unwrap();
     guard.release().await.unwrap();
@@ -324,19 +330,19 @@ async fn an_uncontended_acquire_is_one_round_trip(lab: &Lab) {
     assert_eq!(proxy.counts().chunks_up, 1, "to acquire");
     guard.release().await.unwrap();
     assert_eq!(proxy.counts().chunks_up, 2, "to acquire and release");
-    promise("P1", lab.engine);
+    promise("P1", db.engine);
 }
 
 /// `poll` is the longest pause between the looks at a lock that somebody else has.
-async fn a_waiter_looks_as_often_as_it_was_told(lab: &Lab) {
+async fn a_waiter_looks_as_often_as_it_was_told(db: &TestDb) {
     // Where it is woken it hardly looks at all.
-    let pooled = match lab.engine {
-        "postgres" => Lab::pgbouncer(),
+    let pooled = match db.engine {
+        "postgres" => TestDb::pgbouncer(),
         _ => None,
     };
-    let lab = pooled.as_ref().unwrap_or(lab);
-    let proxy = Proxy::to_url(&lab.url);
-    let (locks, other) = (lab.locks_at(&proxy.url(&lab.url)).await, lab.locks().await);
+    let db = pooled.as_ref().unwrap_or(db);
+    let proxy = Proxy::to_url(&db.url);
+    let (locks, other) = (db.locks_at(&proxy.url(&db.url)).await, db.locks().await);
     let held = other.lock("job").acquire().await.unwrap();
     let mut looks = Vec::new();
     for longest in [ms(5), ms(250)] {
@@ -348,15 +354,15 @@ async fn a_waiter_looks_as_often_as_it_was_told(lab: &Lab) {
     // 5 ms at most, against 30 to 50 by default.
     assert!(looks[0] > 2 * looks[1] && looks[1] > 4, "{looks:?}");
     held.release().await.unwrap();
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
 /// Nothing secret is shown, whatever goes wrong.
-async fn a_password_is_never_shown(lab: &Lab) {
+async fn a_password_is_never_shown(db: &TestDb) {
     let secret = "hunter2-s3cret";
-    let proxy = Proxy::to_url(&lab.url);
-    let rest = lab.url.split_once('@').map_or("", |(_, rest)| rest);
-    let scheme = lab.url.split_once(':').map_or("", |(scheme, _)| scheme);
+    let proxy = Proxy::to_url(&db.url);
+    let rest = db.url.split_once('@').map_or("", |(_, rest)| rest);
+    let scheme = db.url.split_once(':').map_or("", |(scheme, _)| scheme);
     let good_host = format!("{scheme}://locker:{secret}@{rest}");
     let refused = database_locks::Locks::connect(&good_host)
         .await
@@ -384,7 +390,7 @@ async fn a_password_is_never_shown(lab: &Lab) {
             assert!(!shown.contains("hunter2"), "{shown}");
         }
     }
-    let locks = lab.locks().await;
+    let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
     let metadata = locks
         .show("job")
@@ -399,12 +405,12 @@ async fn a_password_is_never_shown(lab: &Lab) {
     );
     let shown = format!("{locks:?} {guard:?} {:?}", locks.lock("job"));
     assert!(!shown.contains("://") && !shown.contains(secret), "{shown}");
-    promise("P14", lab.engine);
+    promise("P14", db.engine);
 }
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
+        db_tests!($engine:
             a_database_that_never_answers_delays_no_loss,
             a_wait_ends_in_time_although_nobody_answers,
             a_slow_answer_to_an_acquire_lengthens_no_trust,
@@ -499,17 +505,19 @@ async fn restarted<S: Restart + Send + 'static>(server: Option<S>) {
     tokio::time::sleep(ms(3000)).await;
     for guard in &guards {
         assert!(guard.is_held(), "{guard:?}");
-        soon(guard.check()).await.expect("held in the database too");
+        in_time(guard.check())
+            .await
+            .expect("held in the database too");
     }
     assert!(
         waiters.iter().all(|waiter| !waiter.is_finished()),
         "nobody gets it early"
     );
     for guard in guards {
-        soon(guard.release()).await.unwrap();
+        in_time(guard.release()).await.unwrap();
     }
     for waiter in waiters {
-        soon(waiter)
+        in_time(waiter)
             .await
             .unwrap()
             .unwrap()
@@ -554,7 +562,7 @@ async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
     let (message, took) = (bounded.unwrap_err(), began.elapsed());
     assert!(matches!(message, Error::Unavailable { .. }), "{message}");
     assert!(took >= ms(700) && took < ms(5000), "{took:?}");
-    let waiter = locks.lock("job").wait(SOON);
+    let waiter = locks.lock("job").wait(TIMEOUT);
     let waiter = tokio::spawn(async move { waiter.acquire().await });
     tokio::time::sleep(ms(1500)).await;
     assert!(!waiter.is_finished(), "nobody can have answered");
@@ -563,8 +571,8 @@ async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
         server
     });
     let _server = server.await.unwrap();
-    let guard = soon(waiter).await.unwrap().unwrap();
-    soon(guard.release()).await.unwrap();
+    let guard = in_time(waiter).await.unwrap().unwrap();
+    in_time(guard.release()).await.unwrap();
     promise("P12", engine);
 }
 
@@ -602,13 +610,13 @@ fn opening_looks_at_url_and_table_and_at_nothing_else() {
 
 /// The server's own time zone, and its sessions', change nothing.
 async fn odd_zone(engine: &'static str, url: String) {
-    let bench = || contract::Bench::new(engine, url.clone());
-    contract::the_first_token_is_the_clock(&bench()).await;
+    let fixture = || contract::StoreFixture::new(engine, url.clone());
+    contract::the_first_token_is_the_clock(&fixture()).await;
     let locks = database_locks::Locks::connect(&url).await.unwrap();
     locks.force_release("job").await.unwrap();
-    contract::expired_is_free(&bench()).await;
+    contract::expired_is_free(&fixture()).await;
     locks.force_release("job").await.unwrap();
-    contract::a_held_lock_names_its_holder(&bench()).await;
+    contract::a_held_lock_names_its_holder(&fixture()).await;
     let row = locks.show("job").await.unwrap().expect("a row");
     #[allow(clippy::disallowed_methods, reason = "the zone is what is tested")]
     let wall = std::time::SystemTime::now();

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use database_locks::{Error, LockState, Locks, LostReason};
-use testkit::contract::{self, Bench};
+use testkit::contract::{self, StoreFixture};
 use testkit::time::now;
 use testkit::{MariaDb, MySql, MySqlServer as Server, promise};
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -99,7 +99,7 @@ async fn a_lease_outlives_a_full_connection_table(server: &Server, engine: &'sta
     let locks = connect(&url).await;
     drop(locks.list().await.unwrap());
     // That of the superuser comes on top.
-    let mut root = server.stranger("mysql");
+    let mut root = server.sql_session("mysql");
     let there = root.run("SHOW STATUS LIKE 'Threads_connected'").unwrap();
     let there: usize = there[0].rsplit('\t').next().unwrap().parse().unwrap();
     let most = there.max(10);
@@ -164,18 +164,18 @@ async fn a_server_without_prepared_statements_left_is_served(
 ) {
     let none = "SET GLOBAL max_prepared_stmt_count = 0";
     server.query("mysql", none).unwrap();
-    let bench = || Bench::new(engine, server.locker_url(&server.fresh_database()));
-    contract::a_held_lock_names_its_holder(&bench()).await;
-    contract::tokens_grow(&bench()).await;
-    contract::distinct_names_are_distinct_locks(&bench()).await;
-    contract::a_reader_sees_what_the_holder_wrote(&bench()).await;
-    contract::a_crowd_of_acquires_is_answered_one_by_one(&bench()).await;
-    contract::a_crowd_of_releases_is_answered_one_by_one(&bench()).await;
-    contract::two_thousand_leases_are_renewed_by_one_call(&bench()).await;
-    contract::a_ticket_resumes_a_lock_once(&bench()).await;
-    contract::the_same_holder_takes_over(&bench()).await;
-    contract::pruning_deletes_what_is_long_free(&bench()).await;
-    contract::a_release_by_force_is_told_to_the_holder(&bench()).await;
+    let fixture = || StoreFixture::new(engine, server.locker_url(&server.fresh_database()));
+    contract::a_held_lock_names_its_holder(&fixture()).await;
+    contract::tokens_grow(&fixture()).await;
+    contract::distinct_names_are_distinct_locks(&fixture()).await;
+    contract::a_reader_sees_what_the_holder_wrote(&fixture()).await;
+    contract::a_crowd_of_acquires_is_answered_one_by_one(&fixture()).await;
+    contract::a_crowd_of_releases_is_answered_one_by_one(&fixture()).await;
+    contract::two_thousand_leases_are_renewed_by_one_call(&fixture()).await;
+    contract::a_ticket_resumes_a_lock_once(&fixture()).await;
+    contract::the_same_holder_takes_over(&fixture()).await;
+    contract::pruning_deletes_what_is_long_free(&fixture()).await;
+    contract::a_release_by_force_is_told_to_the_holder(&fixture()).await;
 
     // On a connection that has some prepared already.
     server
@@ -216,7 +216,7 @@ async fn a_server_that_shows_few_rows_is_known_for_what_it_is(
     for guard in guards {
         guard.release().await.unwrap();
     }
-    contract::a_batch_of_renewals_is_answered_one_by_one(&Bench::new(engine, url)).await;
+    contract::a_batch_of_renewals_is_answered_one_by_one(&StoreFixture::new(engine, url)).await;
 }
 
 /// A privileged user may go on writing there. What is written to a replica is seen by no other
@@ -268,7 +268,7 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
         let message = answer.await.unwrap().unwrap_err().chain();
         assert!(message.contains("cannot do it now: "), "{message}");
     }
-    let lost = tokio::time::timeout(SOON, kept.lost())
+    let lost = tokio::time::timeout(TIMEOUT, kept.lost())
         .await
         .expect("not renewed");
     assert_eq!(lost.reason(), LostReason::Refused, "{lost:?}");
@@ -287,7 +287,7 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
         ["1", "0"]
     );
 
-    let waiter = lock("old").wait(SOON);
+    let waiter = lock("old").wait(TIMEOUT);
     let waiter = tokio::spawn(async move { waiter.acquire().await });
     tokio::time::sleep(ms(500)).await;
     server.query("mysql", "SET GLOBAL read_only = 0").unwrap();
@@ -305,7 +305,7 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
 async fn a_prune_goes_by_pages_of_ids(server: &Server, engine: &'static str) {
     const ROWS: u64 = 2_500;
     let url = server.fresh_database();
-    let store = Bench::new(engine, url.clone()).ready().await;
+    let store = StoreFixture::new(engine, url.clone()).ready().await;
     let digits = (0..10).map(|digit| format!("SELECT {digit} d"));
     let digits = digits.collect::<Vec<_>>().join(" UNION ALL ");
     let fill = format!(
@@ -318,7 +318,7 @@ async fn a_prune_goes_by_pages_of_ids(server: &Server, engine: &'static str) {
     server.query(&url, &fill).unwrap();
     let (mut after, mut deleted) = (None, Vec::new());
     loop {
-        let page = store.prune(Duration::ZERO, true, after, SOON).await;
+        let page = store.prune(Duration::ZERO, true, after, TIMEOUT).await;
         let page = page.unwrap();
         if page.last.is_none() {
             break;
@@ -329,7 +329,7 @@ async fn a_prune_goes_by_pages_of_ids(server: &Server, engine: &'static str) {
     }
     // A thousand are held.
     assert_eq!(deleted, [0, 1_000, 500]);
-    let behind = store.prune(Duration::ZERO, true, after, SOON).await;
+    let behind = store.prune(Duration::ZERO, true, after, TIMEOUT).await;
     assert_eq!(behind.unwrap().deleted, 0);
 }
 
@@ -347,9 +347,9 @@ async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(
 
     let (locks, others) = (connect(&url).await, connect(&url).await);
     // Several renewals are due while the table is away.
-    let holder = locks.lock("job").ttl(SOON).renew_every(ms(500));
+    let holder = locks.lock("job").ttl(TIMEOUT).renew_every(ms(500));
     let holder = holder.acquire().await.unwrap();
-    let waiter = others.lock("job").wait(SOON);
+    let waiter = others.lock("job").wait(TIMEOUT);
     let waiter = tokio::spawn(async move { waiter.acquire().await });
     tokio::time::sleep(ms(500)).await;
     server
@@ -362,9 +362,9 @@ async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(
     server
         .query(&url, "RENAME TABLE away TO database_locks_lock")
         .unwrap();
-    is_renewed(&holder, SOON).await;
+    is_renewed(&holder, TIMEOUT).await;
     holder.release().await.unwrap();
-    let next = tokio::time::timeout(SOON, waiter)
+    let next = tokio::time::timeout(TIMEOUT, waiter)
         .await
         .unwrap()
         .unwrap()
@@ -393,8 +393,8 @@ async fn ids_that_are_used_up_say_what_to_do(server: &Server, _: &'static str) {
         found.unwrap().message.contains("of 2147483647 ids of"),
         "{found:?}"
     );
-    let new = locks.lock("new").wait(SOON);
-    let error = tokio::time::timeout(SOON / 2, new.acquire())
+    let new = locks.lock("new").wait(TIMEOUT);
+    let error = tokio::time::timeout(TIMEOUT / 2, new.acquire())
         .await
         .expect("no wait mends it")
         .unwrap_err();
@@ -487,8 +487,8 @@ async fn every_grant_raises_the_token_to_the_clock(server: &Server, engine: &'st
 
 /// An old row format keeps its place through many upgrades; its index is too short for our names.
 async fn a_table_is_made_whatever_the_defaults_are(server: &Server, engine: &'static str) {
-    let bench = || Bench::new(engine, server.fresh_database());
-    contract::distinct_names_are_distinct_locks(&bench()).await;
+    let fixture = || StoreFixture::new(engine, server.fresh_database());
+    contract::distinct_names_are_distinct_locks(&fixture()).await;
     // One of the legacy package, in the format of that server.
     let url = server.fresh_database();
     let legacy = "CREATE TABLE database_locks_lock (id integer AUTO_INCREMENT NOT NULL PRIMARY KEY, name \
@@ -519,8 +519,8 @@ async fn a_table_is_made_whatever_the_defaults_are(server: &Server, engine: &'st
 async fn a_client_that_makes_many_rows_at_once_is_waited_for(server: &Server, engine: &str) {
     let url = server.fresh_database();
     let locks = connect(&url).await;
-    let mut stranger = server.stranger(&url);
-    stranger.send(
+    let mut session = server.sql_session(&url);
+    session.send(
         "INSERT INTO database_locks_lock (name)
          SELECT CONCAT('row ', n.n, SLEEP(1)) FROM (SELECT 1 n UNION ALL SELECT 2 UNION ALL SELECT 3
                 UNION ALL SELECT 4) n",
@@ -528,11 +528,11 @@ async fn a_client_that_makes_many_rows_at_once_is_waited_for(server: &Server, en
     // The first of its rows is there after a second.
     tokio::time::sleep(ms(1_500)).await;
     for i in 0..5 {
-        let lock = locks.lock(format!("new {i}")).wait(SOON);
+        let lock = locks.lock(format!("new {i}")).wait(TIMEOUT);
         let guard = lock.acquire().await;
         let guard = guard.unwrap_or_else(|error| panic!("{}", error.chain()));
         guard.release().await.unwrap();
     }
-    stranger.answer(SOON).unwrap().unwrap();
+    session.answer(TIMEOUT).unwrap().unwrap();
     promise("P15", engine);
 }

@@ -10,7 +10,7 @@ use testkit::tls::Authority;
 use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy, promise};
 
 /// A server with TLS, whose certificate is for `localhost` and not for 127.0.0.1; and two CAs.
-struct Lab {
+struct TestDb {
     engine: &'static str,
     /// Of a user with a password, at localhost.
     url: String,
@@ -19,29 +19,29 @@ struct Lab {
     _server: Box<dyn Send + Sync>,
 }
 
-impl Lab {
+impl TestDb {
     fn postgres() -> Option<&'static Self> {
-        static LAB: OnceLock<Option<Lab>> = OnceLock::new();
-        let lab = LAB.get_or_init(|| {
+        static LAB: OnceLock<Option<TestDb>> = OnceLock::new();
+        let db = LAB.get_or_init(|| {
             let (right, wrong) = authorities();
             let certificate = right.certify(&["localhost"]);
             let server = Postgres::options().tls(&certificate).start()?;
             let url = server.locker_url(&server.fresh_database());
             Some(Self::new("postgres", &url, right, wrong, server))
         });
-        lab.as_ref()
+        db.as_ref()
     }
 
     fn mariadb() -> Option<&'static Self> {
-        static LAB: OnceLock<Option<Lab>> = OnceLock::new();
-        let lab = LAB.get_or_init(|| Self::of(MariaDb::options()));
-        lab.as_ref()
+        static LAB: OnceLock<Option<TestDb>> = OnceLock::new();
+        let db = LAB.get_or_init(|| Self::of(MariaDb::options()));
+        db.as_ref()
     }
 
     fn mysql() -> Option<&'static Self> {
-        static LAB: OnceLock<Option<Lab>> = OnceLock::new();
-        let lab = LAB.get_or_init(|| Self::of(MySql::options()));
-        lab.as_ref()
+        static LAB: OnceLock<Option<TestDb>> = OnceLock::new();
+        let db = LAB.get_or_init(|| Self::of(MySql::options()));
+        db.as_ref()
     }
 
     fn of(options: Options) -> Option<Self> {
@@ -117,59 +117,58 @@ fn roots(file: &Path) -> String {
     format!("sslrootcert={}", file.display())
 }
 
-async fn a_certificate_of_the_right_ca_and_name_is_taken(lab: &Lab) {
-    let roots = roots(&lab.right.file());
+async fn a_certificate_of_the_right_ca_and_name_is_taken(db: &TestDb) {
+    let roots = roots(&db.right.file());
     for mode in [
         "sslmode=verify-full&",
         "sslmode=verify-ca&",
         "sslmode=require&",
         "",
     ] {
-        lab.connects(&lab.with(format!("{mode}{roots}"))).await;
+        db.connects(&db.with(format!("{mode}{roots}"))).await;
     }
 }
 
-async fn of_a_certificate_for_another_host_verify_ca_checks_the_ca(lab: &Lab) {
-    let roots = roots(&lab.right.file());
+async fn of_a_certificate_for_another_host_verify_ca_checks_the_ca(db: &TestDb) {
+    let roots = roots(&db.right.file());
     for mode in [
         "sslmode=verify-ca&",
         "sslmode=require&",
         "sslmode=prefer&",
         "",
     ] {
-        lab.connects(&lab.by_address(format!("{mode}{roots}")))
-            .await;
+        db.connects(&db.by_address(format!("{mode}{roots}"))).await;
     }
 }
 
-async fn a_certificate_for_another_host_is_refused_by_verify_full(lab: &Lab) {
-    let options = format!("sslmode=verify-full&{}", roots(&lab.right.file()));
+async fn a_certificate_for_another_host_is_refused_by_verify_full(db: &TestDb) {
+    let options = format!("sslmode=verify-full&{}", roots(&db.right.file()));
     let words = [
         "127.0.0.1:",
         "its TLS certificate is for localhost, not for 127.0.0.1",
         "sslmode=verify-ca",
     ];
-    refused(&lab.by_address(options), &words).await;
-    promise("P14", lab.engine);
+    refused(&db.by_address(options), &words).await;
+    promise("P14", db.engine);
 }
 
 /// Not even `prefer` goes on without TLS then.
-async fn a_certificate_of_an_unknown_ca_is_refused(lab: &Lab) {
+async fn a_certificate_of_an_unknown_ca_is_refused(db: &TestDb) {
     let words = ["localhost:", "unknown CA", "sslrootcert="];
     for mode in ["verify-full", "verify-ca", "require", "prefer"] {
-        let options = format!("sslmode={mode}&{}", roots(&lab.wrong.file()));
-        refused(&lab.with(options), &words).await;
+        let options = format!("sslmode={mode}&{}", roots(&db.wrong.file()));
+        refused(&db.with(options), &words).await;
     }
-    promise("P14", lab.engine);
+    promise("P14", db.engine);
 }
 
-async fn without_sslrootcert_the_roots_of_this_machine_count(lab: &Lab) {
+async fn without_sslrootcert_the_roots_of_this_machine_count(db: &TestDb) {
     for options in [
         "sslmode=verify-full",
         "sslmode=verify-ca",
         "sslrootcert=system",
     ] {
-        let error = Locks::connect(lab.with(options)).await.expect_err(options);
+        let error = Locks::connect(db.with(options)).await.expect_err(options);
         match &error {
             Error::Rejected { .. } => message(&error, &["unknown CA", "sslrootcert="]),
             // A machine that trusts nobody.
@@ -178,15 +177,15 @@ async fn without_sslrootcert_the_roots_of_this_machine_count(lab: &Lab) {
     }
 }
 
-async fn unless_a_check_is_asked_for_any_certificate_will_do(lab: &Lab) {
+async fn unless_a_check_is_asked_for_any_certificate_will_do(db: &TestDb) {
     for options in ["", "sslmode=prefer", "sslmode=allow", "sslmode=require"] {
-        lab.connects(&lab.by_address(options)).await;
+        db.connects(&db.by_address(options)).await;
     }
 }
 
 /// By what passes on the line.
-async fn a_connection_is_encrypted_unless_that_is_switched_off(lab: &Lab) {
-    let roots = roots(&lab.right.file());
+async fn a_connection_is_encrypted_unless_that_is_switched_off(db: &TestDb) {
+    let roots = roots(&db.right.file());
     let checked = format!("sslmode=verify-ca&{roots}");
     for (options, readable) in [
         ("sslmode=disable", true),
@@ -195,24 +194,24 @@ async fn a_connection_is_encrypted_unless_that_is_switched_off(lab: &Lab) {
         ("sslmode=require", false),
         (&checked, false),
     ] {
-        let url = lab.by_address(options);
+        let url = db.by_address(options);
         let proxy = Proxy::to_url(&url);
         // Both servers are asked for it first of all.
         proxy.watch_for("version");
-        lab.connects(&proxy.url(&url)).await;
+        db.connects(&proxy.url(&url)).await;
         assert!(proxy.counts().chunks_up > 4);
         assert_eq!(proxy.count("version") > 0, readable, "{options}");
     }
-    promise("P14", lab.engine);
+    promise("P14", db.engine);
 }
 
-async fn a_file_without_certificates_is_refused_before_any_server_is_asked(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.by_address(""));
-    let empty = lab.right.file().with_file_name("empty.pem");
+async fn a_file_without_certificates_is_refused_before_any_server_is_asked(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.by_address(""));
+    let empty = db.right.file().with_file_name("empty.pem");
     std::fs::write(&empty, "nothing\n").unwrap();
-    let missing = lab.right.file().with_file_name("missing.pem");
+    let missing = db.right.file().with_file_name("missing.pem");
     for (file, why) in [(&empty, "no certificate"), (&missing, "No such file")] {
-        let url = proxy.url(&lab.with(roots(file)));
+        let url = proxy.url(&db.with(roots(file)));
         let error = Locks::connect(url).await.expect_err("refused");
         assert!(
             matches!(error, Error::Config { setting: "url", .. }),
@@ -222,7 +221,7 @@ async fn a_file_without_certificates_is_refused_before_any_server_is_asked(lab: 
         message(&error, &["sslrootcert", &name, why]);
     }
     assert_eq!(proxy.counts().connections, 0);
-    promise("P14", lab.engine);
+    promise("P14", db.engine);
 }
 
 macro_rules! on {
@@ -231,8 +230,8 @@ macro_rules! on {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $test() {
-                    if let Some(lab) = super::Lab::$engine() {
-                        super::$test(lab).await;
+                    if let Some(db) = super::TestDb::$engine() {
+                        super::$test(db).await;
                     }
                 }
             )*
@@ -256,11 +255,11 @@ on!(postgres, mariadb, mysql);
 /// A password that is bound to the TLS connection is of no use to whoever is in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_can_bind_the_password_to_the_connection() {
-    let Some(lab) = Lab::postgres() else { return };
-    lab.connects(&lab.with("sslmode=require&channel_binding=require"))
+    let Some(db) = TestDb::postgres() else { return };
+    db.connects(&db.with("sslmode=require&channel_binding=require"))
         .await;
     refused(
-        &lab.with("sslmode=disable&channel_binding=require"),
+        &db.with("sslmode=disable&channel_binding=require"),
         &["channel binding"],
     )
     .await;

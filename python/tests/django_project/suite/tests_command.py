@@ -101,7 +101,7 @@ class CommandTests(TransactionTestCase):
         try:
             report = json.loads(self.said("doctor", "--json"))
         except CommandError as errors:
-            # A server of the lab is not set up as one in production.
+            # A server of the tests is not set up as one in production.
             self.assertEqual(errors.returncode, 1)
             self.assertRegex(str(errors), r"^\d+ errors?$")
         else:

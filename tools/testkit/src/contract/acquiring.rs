@@ -6,19 +6,19 @@ use std::time::Duration;
 use database_locks::seam::{AcquireCommand, Outcome, Released, Version, random_grant_id};
 use database_locks::{LockState, Token};
 
-use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, expired_version, grant_of, granted, holder_of, info, name,
-    outlived, release, renew, try_once,
+use super::fixture::{
+    LONG, SHORT, StoreFixture, WITHIN, ask, expired_version, grant_of, granted, holder_of, info,
+    name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
 use crate::time::now;
 
 /// A free lock is granted; a held lock answers its holder, since when, and for how long.
-pub async fn a_held_lock_names_its_holder(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_held_lock_names_its_holder(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     granted(&*store, "job", "first", LONG).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let Outcome::Held(by) = try_once(&*bench.store(), &ask("job", "second", LONG)).await else {
+    let Outcome::Held(by) = try_once(&*fixture.store(), &ask("job", "second", LONG)).await else {
         panic!("granted twice")
     };
     assert_eq!(by.holder.as_deref(), Some("first"));
@@ -29,12 +29,12 @@ pub async fn a_held_lock_names_its_holder(bench: &Bench) {
     );
     let free_in = by.free_in.expect("for how long");
     assert!(free_in > LONG / 2 && free_in <= LONG, "{free_in:?}");
-    promise("P1", bench.engine);
+    promise("P1", fixture.engine);
 }
 
 /// An expired lease is granted to another client, by the clock of the database.
-pub async fn expired_is_free(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn expired_is_free(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let old = granted(&*store, "job", "first", SHORT).await;
     assert!(matches!(
         try_once(&*store, &ask("job", "second", LONG)).await,
@@ -44,22 +44,22 @@ pub async fn expired_is_free(bench: &Bench) {
     let new = granted(&*store, "job", "second", LONG).await;
     assert!(new.token > old.token);
     assert_eq!(holder_of(&*store, "job").await.as_deref(), Some("second"));
-    promise("P5", bench.engine);
+    promise("P5", fixture.engine);
 }
 
 /// A lock that was released is anybody's at once.
-pub async fn released_is_free(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn released_is_free(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let grant = granted(&*store, "job", "first", LONG).await;
     assert_eq!(release(&*store, &grant).await, Released::Freed);
     let row = info(&*store, "job").await.expect("the row stays");
     assert_eq!((row.state, row.grant), (LockState::Free, None));
-    granted(&*bench.store(), "job", "second", LONG).await;
+    granted(&*fixture.store(), "job", "second", LONG).await;
 }
 
 /// Each grant has a greater token than all before, whichever way the one before ended.
-pub async fn tokens_grow(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn tokens_grow(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let mut last = granted(&*store, "job", "me", LONG).await;
     for _ in 0..20 {
         release(&*store, &last).await;
@@ -74,13 +74,13 @@ pub async fn tokens_grow(bench: &Bench) {
     }
     store.force(&last.name, WITHIN).await.expect("an answer");
     assert!(granted(&*store, "job", "me", LONG).await.token > last.token);
-    promise("P2", bench.engine);
+    promise("P2", fixture.engine);
 }
 
 /// The first token of a row is the database's clock in ms since 1970: so a row that was deleted and
 /// made again goes on above what it was.
-pub async fn the_first_token_is_the_clock(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn the_first_token_is_the_clock(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let token = granted(&*store, "job", "me", LONG).await.token.get();
     let row = info(&*store, "job").await.expect("a row");
     let at = row
@@ -96,13 +96,13 @@ pub async fn the_first_token_is_the_clock(bench: &Bench) {
 }
 
 /// A request that is made again, since its reply was lost, gets the grant that it had.
-pub async fn a_repeated_acquire_recognises_its_own_grant(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_repeated_acquire_recognises_its_own_grant(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let ask = ask("job", "me", LONG);
     let Outcome::Granted { token: first, .. } = try_once(&*store, &ask).await else {
         panic!("not granted")
     };
-    let Outcome::Granted { token, length, .. } = try_once(&*bench.store(), &ask).await else {
+    let Outcome::Granted { token, length, .. } = try_once(&*fixture.store(), &ask).await else {
         panic!("not recognised")
     };
     assert_eq!(token, first);
@@ -129,17 +129,17 @@ pub async fn a_repeated_acquire_recognises_its_own_grant(bench: &Bench) {
     };
     assert_eq!(token, first);
     // Lengths on SQLite are differences of whole milliseconds; either may be off by one.
-    let rounding = Duration::from_millis(if bench.engine == "sqlite" { 2 } else { 0 });
+    let rounding = Duration::from_millis(if fixture.engine == "sqlite" { 2 } else { 0 });
     assert!(
         left + sent.elapsed() + rounding >= length,
         "{left:?} of {length:?}"
     );
-    promise("P7", bench.engine);
+    promise("P7", fixture.engine);
 }
 
 /// Of several locks that are asked for at once each has its own answer.
-pub async fn a_batch_of_acquires_is_answered_one_by_one(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_batch_of_acquires_is_answered_one_by_one(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     granted(&*store, "held", "other", LONG).await;
     let free = granted(&*store, "free", "other", LONG).await;
     release(&*store, &free).await;
@@ -164,8 +164,8 @@ pub async fn a_batch_of_acquires_is_answered_one_by_one(bench: &Bench) {
 
 /// Asked for twice at once, by two tasks of a process, a lock is granted once: be its row there or
 /// not.
-pub async fn a_batch_that_asks_for_a_lock_twice_gets_it_once(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_batch_that_asks_for_a_lock_twice_gets_it_once(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let free = granted(&*store, "free", "other", LONG).await;
     release(&*store, &free).await;
     let asks = ["free", "new", "free", "new"].map(|lock| ask(lock, "me", LONG));
@@ -180,12 +180,12 @@ pub async fn a_batch_that_asks_for_a_lock_twice_gets_it_once(bench: &Bench) {
         let again = try_once(&*store, again.expect("one of them")).await;
         assert!(matches!(again, Outcome::Granted { .. }), "{again:?}");
     }
-    promise("P1", bench.engine);
+    promise("P1", fixture.engine);
 }
 
 /// Each row has the values of its own request, whatever characters they contain.
-pub async fn a_batch_writes_for_each_what_it_asked_for(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_batch_writes_for_each_what_it_asked_for(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let message = r#"{"meta":{"why":"\"quoted\", a \\ and an é 🔒"}}"#;
     let mut asks = ["one", "two"].map(|lock| ask(lock, "me \"\\ é 🔒", LONG));
     asks[1].metadata = message.into();
@@ -209,30 +209,35 @@ pub async fn a_batch_writes_for_each_what_it_asked_for(bench: &Bench) {
 }
 
 /// Twenty clients that use a name for the first time at once: one of them gets it.
-pub async fn first_use_by_twenty_at_once_has_one_winner(bench: &Bench) {
-    let _first = bench.ready().await;
-    let winners = race(bench, "never seen", None, 20).await;
+pub async fn first_use_by_twenty_at_once_has_one_winner(fixture: &StoreFixture) {
+    let _first = fixture.ready().await;
+    let winners = race(fixture, "never seen", None, 20).await;
     assert_eq!(winners.len(), 1);
-    promise("P1", bench.engine);
-    promise("P15", bench.engine);
+    promise("P1", fixture.engine);
+    promise("P15", fixture.engine);
 }
 
 /// So of twenty that wait for an expired lease.
-pub async fn an_expired_lease_has_one_successor(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn an_expired_lease_has_one_successor(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let old = granted(&*store, "job", "first", SHORT).await;
     outlived(SHORT).await;
-    let seen = expired_version(bench, "job").await;
-    let winners = race(bench, "job", seen.as_ref(), 20).await;
+    let seen = expired_version(fixture, "job").await;
+    let winners = race(fixture, "job", seen.as_ref(), 20).await;
     assert_eq!(winners.len(), 1);
     assert!(winners[0] > old.token);
 }
 
-async fn race(bench: &Bench, lock: &str, seen: Option<&Version>, clients: usize) -> Vec<Token> {
+async fn race(
+    fixture: &StoreFixture,
+    lock: &str,
+    seen: Option<&Version>,
+    clients: usize,
+) -> Vec<Token> {
     let start = Arc::new(tokio::sync::Barrier::new(clients));
     let tasks: Vec<_> = (0..clients)
         .map(|i| {
-            let (start, store) = (Arc::clone(&start), bench.store());
+            let (start, store) = (Arc::clone(&start), fixture.store());
             let ask = AcquireCommand {
                 expired_version: seen.cloned(),
                 ..ask(lock, &format!("client {i}"), LONG)

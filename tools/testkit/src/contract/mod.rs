@@ -1,37 +1,36 @@
 //! The store contract: the clauses that each engine must pass.
 //!
-//! Each clause is an `async fn` of a [`Bench`]; [`contract_tests!`](crate::contract_tests) makes
+//! Each clause is an `async fn` of a [`StoreFixture`]; [`contract_tests!`](crate::contract_tests) makes
 //! one test of each clause for an engine. Leases are short and run by the clock of the database;
 //! the bounds of waits leave room for a busy machine.
 
 mod acquiring;
-pub(crate) mod bench;
-mod by_direct;
-mod crowds;
-mod giving_back;
+mod batches;
+mod direct_store;
+pub(crate) mod fixture;
+mod releasing;
 mod renewing;
 mod restored;
 mod same_holder;
 mod table;
 mod tickets;
 
-pub use crate::lab::DirectLab;
 pub use acquiring::*;
-pub use bench::{Bench, ask, granted, info, list, name, release, renew, try_once};
-pub use crowds::*;
-pub use giving_back::*;
+pub use batches::*;
+pub use fixture::{StoreFixture, ask, granted, info, list, name, release, renew, try_once};
+pub use releasing::*;
 pub use renewing::*;
 pub use restored::*;
 pub use same_holder::*;
 pub use table::*;
 pub use tickets::*;
 
-/// Makes one test of each clause: `contract_tests!(memory, Lab::memory())`, where the expression is
-/// an `Option<Lab>`, and `None` skips. An attribute before the name is that of each test.
+/// Makes one test of each clause: `contract_tests!(memory, TestDb::memory())`, where the expression is
+/// an `Option<TestDb>`, and `None` skips. An attribute before the name is that of each test.
 #[macro_export(local_inner_macros)]
 macro_rules! contract_tests {
-    ($(# $attribute:tt)? $engine:ident, $lab:expr) => {
-        contract_tests!($(# $attribute)? $engine, $lab,
+    ($(# $attribute:tt)? $engine:ident, $db:expr) => {
+        contract_tests!($(# $attribute)? $engine, $db,
             a_held_lock_names_its_holder,
             expired_is_free,
             released_is_free,
@@ -75,18 +74,18 @@ macro_rules! contract_tests {
             what_nobody_has_is_not_taken_over,
         );
     };
-    ($engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {
-        contract_tests!(#[cfg(all())] $engine, $lab, $($clause),*);
+    ($engine:ident, $db:expr, $($clause:ident),* $(,)?) => {
+        contract_tests!(#[cfg(all())] $engine, $db, $($clause),*);
     };
-    (# $attribute:tt $engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {
+    (# $attribute:tt $engine:ident, $db:expr, $($clause:ident),* $(,)?) => {
         mod $engine {
             use super::*;
             $(
                 # $attribute
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $clause() {
-                    if let Some(lab) = $lab {
-                        $crate::contract::$clause(&lab.bench()).await;
+                    if let Some(db) = $db {
+                        $crate::contract::$clause(&db.fixture()).await;
                     }
                 }
             )*

@@ -7,41 +7,41 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use testkit::tether::ScratchDir;
-use testkit::{Killable, time};
+use testkit::cleanup::ScratchDir;
+use testkit::{ChildProcess, time};
 
 /// Long enough for anything that happens at all, on a machine that is busy.
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Long enough to believe that nothing comes.
 const A_WHILE: Duration = Duration::from_millis(300);
 
 #[test]
 fn its_lines_are_read_as_they_come() {
-    let mut cat = Killable::spawn("cat", [""; 0]);
+    let mut cat = ChildProcess::spawn("cat", [""; 0]);
     cat.send_line("hello").unwrap();
-    assert_eq!(cat.expect_line(SOON), "hello");
+    assert_eq!(cat.expect_line(TIMEOUT), "hello");
     assert_eq!(cat.line(A_WHILE), None);
     cat.close_input();
-    assert!(cat.wait(SOON).expect("it ends with its input").success());
+    assert!(cat.wait(TIMEOUT).expect("it ends with its input").success());
 }
 
 #[test]
 fn a_frozen_one_does_nothing_until_it_is_thawed() {
-    let mut cat = Killable::spawn("cat", [""; 0]);
+    let mut cat = ChildProcess::spawn("cat", [""; 0]);
     cat.freeze();
     cat.send_line("hello").unwrap();
     assert_eq!(cat.line(A_WHILE), None);
     cat.thaw();
-    assert_eq!(cat.expect_line(SOON), "hello");
+    assert_eq!(cat.expect_line(TIMEOUT), "hello");
 }
 
 #[test]
 fn a_killed_one_died_of_a_signal() {
-    let mut cat = Killable::spawn("cat", [""; 0]);
+    let mut cat = ChildProcess::spawn("cat", [""; 0]);
     cat.freeze();
     assert_eq!(cat.kill9().signal(), Some(9));
-    assert_eq!(cat.line(SOON), None);
+    assert_eq!(cat.line(TIMEOUT), None);
 }
 
 #[test]
@@ -51,9 +51,9 @@ fn the_environment_is_handed_down() {
         .args(["-c", "echo $WHO; pwd"])
         .env("WHO", "me")
         .current_dir("/");
-    let child = Killable::spawn_command(&command);
+    let child = ChildProcess::spawn_command(&command);
     assert_eq!(
-        (child.expect_line(SOON), child.expect_line(SOON)),
+        (child.expect_line(TIMEOUT), child.expect_line(TIMEOUT)),
         ("me".into(), "/".into())
     );
 }
@@ -72,10 +72,10 @@ fn owner_of_things() {
     command
         .args(["-c", "echo up; exec sleep 1000"])
         .current_dir(dir.path());
-    let running = Killable::spawn_command(&command);
-    let mut frozen = Killable::spawn_command(&command);
+    let running = ChildProcess::spawn_command(&command);
+    let mut frozen = ChildProcess::spawn_command(&command);
     assert_eq!(
-        (running.expect_line(SOON), frozen.expect_line(SOON)),
+        (running.expect_line(TIMEOUT), frozen.expect_line(TIMEOUT)),
         ("up".into(), "up".into())
     );
     frozen.freeze();
@@ -94,8 +94,8 @@ fn nothing_outlives_a_killed_test_process() {
     command
         .args(["process::owner_of_things", "--exact", "--nocapture"])
         .env(OWNER, "1");
-    let mut owner = Killable::spawn_command(&command);
-    let message = std::iter::from_fn(|| Some(owner.expect_line(SOON)))
+    let mut owner = ChildProcess::spawn_command(&command);
+    let message = std::iter::from_fn(|| Some(owner.expect_line(TIMEOUT)))
         .find(|line| line.starts_with('/'))
         .unwrap();
     let [dir, running, frozen] = message.split(' ').collect::<Vec<_>>()[..] else {
@@ -109,6 +109,6 @@ fn nothing_outlives_a_killed_test_process() {
     assert!(Path::new(dir).exists() && alive(running) && alive(frozen));
 
     owner.kill9();
-    assert!(time::wait_until(SOON, || !alive(running) && !alive(frozen)));
-    assert!(time::wait_until(SOON, || !Path::new(dir).exists()));
+    assert!(time::wait_until(TIMEOUT, || !alive(running) && !alive(frozen)));
+    assert!(time::wait_until(TIMEOUT, || !Path::new(dir).exists()));
 }

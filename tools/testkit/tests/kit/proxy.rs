@@ -10,7 +10,7 @@ use std::time::Duration;
 use testkit::{Proxy, time};
 
 /// Long enough for anything that happens at all, on a machine that is busy.
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Long enough to believe that nothing comes.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -45,7 +45,7 @@ impl Echo {
     }
 
     fn heard(&self, what: &str) -> bool {
-        time::wait_until(SOON, || self.heard_now() == what)
+        time::wait_until(TIMEOUT, || self.heard_now() == what)
     }
 
     fn heard_now(&self) -> String {
@@ -62,7 +62,7 @@ fn start() -> (Echo, Proxy, TcpStream) {
 
 fn connect(proxy: &Proxy) -> TcpStream {
     let client = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
-    client.set_read_timeout(Some(SOON)).unwrap();
+    client.set_read_timeout(Some(TIMEOUT)).unwrap();
     client
 }
 
@@ -82,7 +82,7 @@ fn hears_nothing(client: &mut TcpStream) {
         ),
         "{error}"
     );
-    client.set_read_timeout(Some(SOON)).unwrap();
+    client.set_read_timeout(Some(TIMEOUT)).unwrap();
 }
 
 /// The end of the connection, by whichever of its two ways.
@@ -232,7 +232,7 @@ fn an_end_by_either_side_reaches_the_other() {
     // Echo ends when we have said all, and so the proxy ends too.
     client.shutdown(std::net::Shutdown::Write).unwrap();
     is_closed(&mut client);
-    assert!(time::wait_until(SOON, || proxy.open_connections() == 0));
+    assert!(time::wait_until(TIMEOUT, || proxy.open_connections() == 0));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use testkit::haproxy::Balance;
 use testkit::time::now;
 use testkit::{Galera, HaProxy, promise};
 
-use super::{SOON, client, database, held, ms, secs};
+use super::{TIMEOUT, client, database, held, ms, secs};
 
 /// Twice as long as it takes, on a busy machine, until the others go on without a node and a
 /// renewal that hung was tried again there.
@@ -22,7 +22,7 @@ fn waiter(locks: &Locks, name: &str) -> tokio::task::JoinHandle<Result<LockGuard
 /// The guard is good, by the database's word, and stays so for longer than it takes to renew it.
 async fn goes_on(guard: &LockGuard) {
     let began = now();
-    while began.elapsed() < SOON {
+    while began.elapsed() < TIMEOUT {
         assert!(guard.is_held());
         if guard.check().await.is_ok() {
             return;
@@ -60,7 +60,7 @@ async fn with_several_hosts_a_holder_keeps_its_lock_and_a_waiter_goes_on() {
 
     assert!(!waiting.is_finished(), "given away");
     guard.release().await.unwrap();
-    let next = tokio::time::timeout(SOON, waiting)
+    let next = tokio::time::timeout(TIMEOUT, waiting)
         .await
         .unwrap()
         .unwrap()
@@ -156,7 +156,7 @@ async fn a_connection_that_a_proxy_moves_loses_nothing() {
 
     let token = guard.token();
     guard.release().await.unwrap();
-    let next = tokio::time::timeout(SOON, waiting)
+    let next = tokio::time::timeout(TIMEOUT, waiting)
         .await
         .unwrap()
         .unwrap()

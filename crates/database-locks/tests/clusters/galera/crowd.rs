@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
 use testkit::promise;
 
-use super::{Cluster, SOON, client, database, ms, secs};
+use super::{Cluster, TIMEOUT, client, database, ms, secs};
 
 const NAMES: usize = 3;
 const CLIENTS: usize = 9;
@@ -37,7 +37,10 @@ async fn of_many_at_all_nodes_one_at_a_time_holds_a_lock_and_tokens_grow() {
             tokio::spawn(async move {
                 while began.elapsed() < secs(8) {
                     let which = fastrand::usize(..NAMES);
-                    let lock = locks.lock(format!("job {which}")).ttl(secs(20)).wait(SOON);
+                    let lock = locks
+                        .lock(format!("job {which}"))
+                        .ttl(secs(20))
+                        .wait(TIMEOUT);
                     let guard = lock.acquire().await.unwrap();
                     assert_eq!(watched.inside[which].fetch_add(1, Ordering::SeqCst), 0);
                     let token = guard.token().get();

@@ -11,7 +11,7 @@ use testkit::time::now;
 use testkit::{Galera, promise};
 use tokio::sync::Barrier;
 
-use super::{SOON, client, database, ms, secs};
+use super::{TIMEOUT, client, database, ms, secs};
 
 const ROUNDS: u32 = 1000;
 /// What ends the rounds on a machine that is too busy for all of them.
@@ -112,7 +112,7 @@ async fn race(cluster: &Galera, begins: Begins) -> Tally {
                     // The node has not heard of the older grant yet.
                     _ => tokio::time::sleep(ms(1)).await,
                 }
-                assert!(began.elapsed() < AT_MOST + SOON, "never taken over");
+                assert!(began.elapsed() < AT_MOST + TIMEOUT, "never taken over");
             };
             let write = format!("INSERT INTO written VALUES ({round}, {token})");
             user_b.query_drop(write).await.unwrap();

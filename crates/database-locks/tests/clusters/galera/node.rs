@@ -13,7 +13,7 @@ use database_locks::{Error, LockState, Locks, Prune, Ticket};
 use testkit::galera::Alone;
 use testkit::{Galera, time};
 
-const SOON: Duration = Duration::from_secs(40);
+const TIMEOUT: Duration = Duration::from_secs(40);
 /// Outwaited by a test; long enough for a few round trips on a busy machine.
 const SHORT: Duration = Duration::from_millis(1500);
 
@@ -112,7 +112,7 @@ async fn a_list_calls_a_lease_expired_when_it_was_watched_for_long_enough() {
                 }
                 _ => break assert!(matches!(row.state, LockState::Expired { .. }), "{row:?}"),
             }
-            assert!(began.elapsed() < SOON, "node {node}: held without end");
+            assert!(began.elapsed() < TIMEOUT, "node {node}: held without end");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert!(
@@ -144,7 +144,7 @@ async fn pruning_through_a_node_that_is_ahead_deletes_no_lease() {
     let minute = Duration::from_secs(60);
     let (mut pruned, began) = (0, time::now());
     // It may not have heard of the row yet.
-    while pruned == 0 && began.elapsed() < SOON {
+    while pruned == 0 && began.elapsed() < TIMEOUT {
         pruned = ahead.prune(Prune::older_than(minute)).await.unwrap();
     }
     let left = locks.list().await.unwrap();

@@ -11,7 +11,7 @@ use testkit::contract::{ask, take_over};
 use testkit::mysql::Flavor;
 use testkit::{Group, promise, time};
 
-use super::{SOON, client, database, ms, secs};
+use super::{TIMEOUT, client, database, ms, secs};
 
 const ROUNDS: usize = 40;
 
@@ -59,7 +59,7 @@ async fn race(group: &Group, url: &str) -> Tally {
                     // The node has not heard of the older grant yet.
                     _ => tokio::time::sleep(ms(1)).await,
                 }
-                assert!(began.elapsed() < SOON, "never taken over");
+                assert!(began.elapsed() < TIMEOUT, "never taken over");
             };
             let write = format!("INSERT INTO written VALUES ({round}, {token})");
             newer.query_drop(write).await.unwrap();

@@ -6,7 +6,7 @@ use database_locks::{Error, LockGuard, Locks};
 use testkit::time::now;
 use testkit::{Group, promise};
 
-use super::{SOON, client, database, held, ms, secs};
+use super::{TIMEOUT, client, database, held, ms, secs};
 
 /// Twice as long as it takes, on a busy machine, until the others go on without a node and a
 /// renewal that hung was tried again there.
@@ -36,7 +36,7 @@ async fn grants_nothing(there: &Locks, why: &str) {
         };
         let message = error.chain();
         assert!(message.contains(why), "{message}");
-        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+        assert!(began.elapsed() < TIMEOUT, "{:?}", began.elapsed());
         assert!(
             !message.contains("p@ss") && !message.contains("p%40ss"),
             "{message}"
@@ -101,10 +101,10 @@ async fn a_member_without_a_majority_grants_nothing() {
     let asked = now();
     let _ = guard.is_held();
     assert!(asked.elapsed() < ms(500), "the question waits");
-    tokio::time::timeout(SOON, guard.lost())
+    tokio::time::timeout(TIMEOUT, guard.lost())
         .await
         .expect("told");
-    assert!(frozen.elapsed() < ttl + SOON, "{:?}", frozen.elapsed());
+    assert!(frozen.elapsed() < ttl + TIMEOUT, "{:?}", frozen.elapsed());
     tokio::task::block_in_place(|| group.mend());
     drop(held(&client(&group, &[0, 1], &url), "never used", TTL).await);
     for id in ["P4", "P8"] {

@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
-use testkit::contract::DirectLab;
-use testkit::{Group as Cluster, Lab, contract_tests};
+use testkit::{Group as Cluster, TestDb, contract_tests};
 
 #[allow(clippy::duplicate_mod, reason = "the same tests on another cluster")]
 #[path = "../galera/crowd.rs"]
@@ -14,7 +13,7 @@ mod fence;
 mod members;
 
 /// Long enough for anything that takes its usual time, on a machine that is busy.
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -40,19 +39,19 @@ async fn database(cluster: &Cluster) -> String {
 }
 
 async fn held(locks: &Locks, name: &str, ttl: Duration) -> LockGuard {
-    let lock = locks.lock(name).ttl(ttl).wait(SOON);
+    let lock = locks.lock(name).ttl(ttl).wait(TIMEOUT);
     lock.acquire().await.unwrap()
 }
 
 contract_tests!(
     #[ignore = "make prove"]
     group,
-    Lab::group()
+    TestDb::group()
 );
 contract_tests!(
     #[ignore = "make prove"]
     group_direct,
-    Lab::group().map(DirectLab),
+    TestDb::group().map(TestDb::with_direct_connection),
     a_repeated_acquire_recognises_its_own_grant,
     first_use_by_twenty_at_once_has_one_winner,
     an_expired_lease_has_one_successor,

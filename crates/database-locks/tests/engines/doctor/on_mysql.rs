@@ -105,7 +105,7 @@ async fn settings_that_do_harm(
 
     let folder = tempfile::tempdir().unwrap();
     // What it does is what a replica does.
-    let _replica = Killable::spawn_command(
+    let _replica = ChildProcess::spawn_command(
         Command::new(binlog)
             .args([
                 "--no-defaults",
@@ -120,7 +120,7 @@ async fn settings_that_do_harm(
     );
     let readers = "SELECT COUNT(*) FROM information_schema.processlist \
                    WHERE command LIKE 'Binlog Dump%'";
-    assert!(time::wait_until(SOON, || server
+    assert!(time::wait_until(TIMEOUT, || server
         .query(&url, readers)
         .unwrap()
         == "1"));
@@ -144,8 +144,8 @@ async fn rights_that_are_missing_are_found() {
 async fn rights_that_are_missing(server: &MySqlServer) {
     let url = server.fresh_database();
     Locks::connect(&url).await.unwrap().migrate().await.unwrap();
-    let mut root = server.stranger(&url);
-    let run = |root: &mut Stranger, sql: &str| drop(root.run(sql).expect("runs"));
+    let mut root = server.sql_session(&url);
+    let run = |root: &mut SqlSession, sql: &str| drop(root.run(sql).expect("runs"));
     run(&mut root, "CREATE USER poor@'127.0.0.1'");
     run(
         &mut root,
@@ -179,10 +179,10 @@ async fn rights_that_are_missing(server: &MySqlServer) {
     run(&mut root, "DROP USER poor@'127.0.0.1'");
 }
 
-async fn a_table_that_was_altered_is_found(lab: &Lab) {
-    let locks = lab.locks().await;
-    let alter = |what: &str| lab.sql(&format!("ALTER TABLE database_locks_lock {what}"));
-    let (another, narrower) = match lab.engine {
+async fn a_table_that_was_altered_is_found(db: &TestDb) {
+    let locks = db.locks().await;
+    let alter = |what: &str| db.sql(&format!("ALTER TABLE database_locks_lock {what}"));
+    let (another, narrower) = match db.engine {
         // Its keys have 1000 bytes there.
         "mysql" => ("MyISAM", ", MODIFY name varchar(240) NOT NULL"),
         _ => ("Aria", ""),
@@ -213,5 +213,5 @@ async fn a_table_that_was_altered_is_found(lab: &Lab) {
     );
 }
 
-lab_tests!(mariadb: a_table_that_was_altered_is_found);
-lab_tests!(mysql: a_table_that_was_altered_is_found);
+db_tests!(mariadb: a_table_that_was_altered_is_found);
+db_tests!(mysql: a_table_that_was_altered_is_found);

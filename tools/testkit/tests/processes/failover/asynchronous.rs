@@ -6,7 +6,7 @@ use database_locks::{Error, LockState, LostReason};
 use testkit::{Commits, promise};
 use tokio_postgres::NoTls;
 
-use super::{ENGINE, checked, client, given_back, held, meanwhile, ms, pair, row, soon, until};
+use super::{ENGINE, checked, client, given_back, held, in_time, meanwhile, ms, pair, row, until};
 
 const TTL: Duration = Duration::from_secs(30);
 
@@ -23,7 +23,7 @@ async fn who_was_forgotten_is_told_so() {
     }
     let older = held(&locks, "older").await;
     let short = locks.lock("run out").ttl(ms(4000)).renew_every(ms(500));
-    let short = soon(short.acquire()).await.unwrap();
+    let short = in_time(short.acquire()).await.unwrap();
     meanwhile(|| pair.catch_up());
 
     meanwhile(|| pair.part());
@@ -34,7 +34,7 @@ async fn who_was_forgotten_is_told_so() {
         .lock("doubled")
         .ttl(long)
         .renew_every(Duration::from_secs(20));
-    let doubled = soon(lock.acquire()).await.unwrap();
+    let doubled = in_time(lock.acquire()).await.unwrap();
     let taken_since = held(&locks, "taken since").await;
     let row_gone = held(&locks, "new").await;
     until("the standby's state of it has run out", || {
@@ -69,7 +69,7 @@ async fn who_was_forgotten_is_told_so() {
         .unwrap();
     tokio::spawn(connection);
     let mut tx = session.transaction().await.unwrap();
-    let refused = soon(doubled.fence(&mut tx)).await.map(drop).unwrap_err();
+    let refused = in_time(doubled.fence(&mut tx)).await.map(drop).unwrap_err();
     let failover = |error: &Error| {
         matches!(
             error,
@@ -89,13 +89,13 @@ async fn who_was_forgotten_is_told_so() {
     assert!(message.contains(&now), "{message}");
     tx.rollback().await.unwrap();
     let mut tx = session.transaction().await.unwrap();
-    let fence = soon(second.fence(&mut tx)).await.unwrap();
+    let fence = in_time(second.fence(&mut tx)).await.unwrap();
     tx.commit().await.unwrap();
     drop(fence);
 
     for guard in [&doubled, &taken_since, &row_gone, &short] {
         assert_eq!(
-            soon(guard.lost()).await.reason(),
+            in_time(guard.lost()).await.reason(),
             LostReason::Failover,
             "{}",
             guard.name()
@@ -136,7 +136,7 @@ async fn what_an_old_primary_answers_late_confirms_nothing() {
     given_back(held(&locks, "late").await).await;
     // It is this one's renewals that find the new one.
     let keeper = locks.lock("kept").ttl(TTL).renew_every(ms(300));
-    let keeper = soon(keeper.acquire()).await.unwrap();
+    let keeper = in_time(keeper.acquire()).await.unwrap();
     meanwhile(|| pair.catch_up());
     let before = row(pair.standby(), &url, "late");
 
@@ -152,7 +152,7 @@ async fn what_an_old_primary_answers_late_confirms_nothing() {
     until("it is renewed by the new one", || latest() != at_first).await;
     meanwhile(|| pair.primary_mut().thaw());
     let now = || row(pair.standby(), &url, "late");
-    match soon(late).await.unwrap() {
+    match in_time(late).await.unwrap() {
         Err(Error::Unavailable { .. }) => assert_eq!(now(), before),
         // The direct connection's answer was late, so the background asked again: the new one.
         Ok(Some(guard)) => {

@@ -8,7 +8,7 @@ use database_locks::seam::{DirectConnection, Outcome, Store, StoreError, Table};
 use testkit::contract::{ask, info, name};
 use testkit::{Commits, Pair, promise};
 
-use super::{ENGINE, SOON, given_back, held, meanwhile, pair, row, soon};
+use super::{ENGINE, TIMEOUT, given_back, held, in_time, meanwhile, pair, row};
 
 const TTL: Duration = Duration::from_secs(60);
 
@@ -22,8 +22,8 @@ async fn frozen(lock: &str) -> Option<(Pair, String, Arc<dyn Store>, Arc<dyn Dir
     given_back(held(&locks, lock).await).await;
     let store = database_locks::seam::open(&url, &Table::default()).unwrap();
     let direct = store.direct().unwrap();
-    store.connect(SOON).await.unwrap();
-    soon(direct.connect()).await.unwrap();
+    store.connect(TIMEOUT).await.unwrap();
+    in_time(direct.connect()).await.unwrap();
     meanwhile(|| pair.catch_up());
     meanwhile(|| pair.primary_mut().freeze());
     Some((pair, url, store, direct))
@@ -47,13 +47,13 @@ async fn what_an_old_primary_answers_on_the_direct_connection_confirms_nothing()
     };
     meanwhile(|| pair.promote());
     let names = [name("late")];
-    soon(async { while store.read(&names, WITHIN).await.is_err() {} }).await;
+    in_time(async { while store.read(&names, WITHIN).await.is_err() {} }).await;
     meanwhile(|| pair.primary_mut().thaw());
-    not_believed(soon(late).await.unwrap());
+    not_believed(in_time(late).await.unwrap());
     assert_eq!(row(pair.standby(), &url, "late"), before);
     // The next one is made where the other connection is.
     let ask = ask("late", "me", TTL);
-    let made = soon(direct.acquire(from_ref(&ask))).await.unwrap();
+    let made = in_time(direct.acquire(from_ref(&ask))).await.unwrap();
     assert!(matches!(made[0], Outcome::Granted { .. }), "{made:?}");
     let known = info(&*store, "late").await.unwrap();
     assert_eq!(known.grant.as_deref(), Some(ask.grant.as_str()));
@@ -69,11 +69,11 @@ async fn what_the_direct_connection_finds_out_holds_for_the_other_connection() {
     let before = row(pair.standby(), &url, "late");
     let late = {
         let store = Arc::clone(&store);
-        tokio::spawn(async move { store.acquire(&[ask("late", "me", TTL)], SOON).await })
+        tokio::spawn(async move { store.acquire(&[ask("late", "me", TTL)], TIMEOUT).await })
     };
     meanwhile(|| pair.promote());
     let elsewhere = ask("elsewhere", "me", TTL);
-    soon(async {
+    in_time(async {
         loop {
             let asked = tokio::time::timeout(WITHIN, direct.acquire(from_ref(&elsewhere)));
             match asked.await {
@@ -85,7 +85,7 @@ async fn what_the_direct_connection_finds_out_holds_for_the_other_connection() {
     })
     .await;
     meanwhile(|| pair.primary_mut().thaw());
-    not_believed(soon(late).await.unwrap());
+    not_believed(in_time(late).await.unwrap());
     assert_eq!(row(pair.standby(), &url, "late"), before);
     let known = info(&*store, "elsewhere").await.unwrap();
     assert_eq!(known.grant.as_deref(), Some(elsewhere.grant.as_str()));

@@ -14,14 +14,14 @@ mod synchronous;
 const ENGINE: &str = "postgres-failover";
 
 /// Longer than anything that a test waits for should take.
-const SOON: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
 /// Something that blocks, while the other tasks of the test go on.
@@ -33,7 +33,7 @@ fn meanwhile<T>(what: impl FnOnce() -> T) -> T {
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = testkit::time::now();
     while !is_so() {
-        assert!(began.elapsed() < SOON, "never: {what}");
+        assert!(began.elapsed() < TIMEOUT, "never: {what}");
         tokio::time::sleep(ms(10)).await;
     }
 }
@@ -59,7 +59,7 @@ async fn client(url: &str) -> Locks {
         match Locks::connect(url).await {
             Ok(locks) => return locks,
             // A busy machine, on which a login takes seconds.
-            Err(Error::Unavailable { .. }) if began.elapsed() < SOON => {}
+            Err(Error::Unavailable { .. }) if began.elapsed() < TIMEOUT => {}
             Err(error) => panic!("{}", error.chain()),
         }
     }
@@ -68,12 +68,12 @@ async fn client(url: &str) -> Locks {
 /// Held for long, and renewed so often that the next server hears of it soon.
 async fn held(locks: &Locks, name: &str) -> LockGuard {
     let lock = locks.lock(name).ttl(Duration::from_secs(30));
-    soon(lock.renew_every(ms(500)).acquire()).await.unwrap()
+    in_time(lock.renew_every(ms(500)).acquire()).await.unwrap()
 }
 
 /// Release it; on a busy machine that may go on in the background.
 async fn given_back(guard: LockGuard) {
-    match soon(guard.release()).await {
+    match in_time(guard.release()).await {
         Ok(()) | Err(Error::Unavailable { .. }) => {}
         Err(error) => panic!("{}", error.chain()),
     }
@@ -84,7 +84,7 @@ async fn checked(guard: &LockGuard) -> Result<(), Error> {
     let began = testkit::time::now();
     loop {
         match guard.check().await {
-            Err(Error::Unavailable { .. }) if began.elapsed() < SOON => {}
+            Err(Error::Unavailable { .. }) if began.elapsed() < TIMEOUT => {}
             message => return message,
         }
     }

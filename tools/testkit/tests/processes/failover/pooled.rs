@@ -3,7 +3,7 @@
 use database_locks::{Error, LostReason};
 use testkit::{Commits, PgBouncer, promise};
 
-use super::{ENGINE, SOON, checked, client, given_back, held, meanwhile, pair, soon};
+use super::{ENGINE, TIMEOUT, checked, client, given_back, held, in_time, meanwhile, pair};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
@@ -19,8 +19,8 @@ async fn a_pooler_hides_no_failover() {
     meanwhile(|| pair.catch_up());
     meanwhile(|| pair.part());
     // No renewal of it meets an outage, which would cost it the connection.
-    let lock = locks.lock("job").ttl(SOON);
-    let guard = soon(lock.acquire()).await.unwrap();
+    let lock = locks.lock("job").ttl(TIMEOUT);
+    let guard = in_time(lock.acquire()).await.unwrap();
 
     meanwhile(|| pair.primary_mut().kill());
     meanwhile(|| pair.promote());

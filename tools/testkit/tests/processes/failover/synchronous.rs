@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use database_locks::{Error, LockGuard, LostReason, Token};
 use testkit::time::{now, sleep};
-use testkit::{Commits, Killable, promise};
+use testkit::{ChildProcess, Commits, promise};
 
 use super::{
-    ENGINE, SOON, checked, client, given_back, held, meanwhile, ms, pair, row, soon, until,
+    ENGINE, TIMEOUT, checked, client, given_back, held, in_time, meanwhile, ms, pair, row, until,
 };
 
-const TAKER: &str = env!("CARGO_BIN_EXE_lock-taker");
+const TEST_HOLDER: &str = env!("CARGO_BIN_EXE_test-holder");
 
 /// Who is at work, and the latest token of each name.
 #[derive(Debug, Default)]
@@ -55,12 +55,12 @@ async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Ar
             // Longer than the outage. But a release may be lost with the primary, and then the lock
             // stays held for that long.
             let lock = locks.lock(name).ttl(Duration::from_secs(20));
-            let guard = soon(lock.acquire()).await.unwrap();
+            let guard = in_time(lock.acquire()).await.unwrap();
             record.enter(&guard);
             tokio::time::sleep(ms(5)).await;
             record.leave(&guard);
             grants.fetch_add(1, Ordering::Relaxed);
-            match soon(guard.release()).await {
+            match in_time(guard.release()).await {
                 // In the background, once there is a server again; or it was freed on the one that
                 // is gone, and somebody else has it already.
                 Ok(()) | Err(Error::Unavailable { .. } | Error::Lost { .. }) => {}
@@ -96,7 +96,7 @@ async fn killed(version: Option<u32>) {
     let kept = keeper.token();
     let brief = locks.lock("brief").ttl(ms(6000)).acquire().await.unwrap();
     // Somebody in another process waits for each of the two.
-    let wait = |name| Killable::spawn(TAKER, ["hold", &url, name, "30000"]);
+    let wait = |name| ChildProcess::spawn(TEST_HOLDER, ["hold", &url, name, "30000"]);
     let (mut for_kept, for_brief) = (wait("kept"), wait("brief"));
     let mut crowd = Vec::new();
     for _ in 0..4 {
@@ -126,14 +126,14 @@ async fn killed(version: Option<u32>) {
     assert!(brief.is_held());
     meanwhile(|| pair.primary_mut().kill());
     // Its ttl is shorter than the outage: its holder is told before anybody else can have it.
-    let reason = soon(brief.lost()).await.reason();
+    let reason = in_time(brief.lost()).await.reason();
     let told = [LostReason::Unreachable, LostReason::Expired];
     assert!(told.contains(&reason), "{reason}");
     assert!(!brief.is_held() && for_brief.line(Duration::ZERO).is_none());
     meanwhile(|| pair.promote());
     let before = grants.load(Ordering::Relaxed);
 
-    let got = meanwhile(|| for_brief.expect_line(SOON));
+    let got = meanwhile(|| for_brief.expect_line(TIMEOUT));
     let token = got
         .strip_prefix("held ")
         .and_then(|token| token.parse().ok());
@@ -147,9 +147,9 @@ async fn killed(version: Option<u32>) {
     checked(&keeper).await.unwrap();
 
     stop.store(true, Ordering::Relaxed);
-    soon(watch).await.unwrap();
+    in_time(watch).await.unwrap();
     for worker in workers {
-        soon(worker).await.unwrap();
+        in_time(worker).await.unwrap();
     }
     for name in ["one", "two", "three"] {
         let free = format!("f\t{}", record.latest(name).unwrap());
@@ -163,11 +163,11 @@ async fn killed(version: Option<u32>) {
     let keeper = Arc::into_inner(keeper).unwrap();
     given_back(keeper).await;
     // Everybody who waited through it has a turn, and nobody the same.
-    let got = meanwhile(|| for_kept.expect_line(SOON));
+    let got = meanwhile(|| for_kept.expect_line(TIMEOUT));
     let mut tokens = vec![got.strip_prefix("held ").unwrap().parse().unwrap()];
     for_kept.send_line("release").unwrap();
     for waiter in crowd {
-        tokens.push(soon(waiter).await.unwrap());
+        tokens.push(in_time(waiter).await.unwrap());
     }
     tokens.sort_unstable();
     tokens.dedup();
@@ -220,7 +220,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
     while meanwhile(|| pair.standby().query(&url, renewed)).as_deref() != Ok("t")
         || began.elapsed() < ms(5500)
     {
-        assert!(began.elapsed() < SOON && keeper.is_held());
+        assert!(began.elapsed() < TIMEOUT && keeper.is_held());
         tokio::time::sleep(ms(50)).await;
     }
     checked(&keeper).await.unwrap();
@@ -232,7 +232,11 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
     let tries = [&only_old, &idle].map(|locks| locks.lock("also free").wait(ms(8000)));
     let [first, second] = tries.map(|lock| tokio::spawn(async move { lock.acquire().await }));
     for tried in [first, second] {
-        let error = soon(tried).await.unwrap().map(|it| it.token()).unwrap_err();
+        let error = in_time(tried)
+            .await
+            .unwrap()
+            .map(|it| it.token())
+            .unwrap_err();
         let wanted = matches!(error, Error::Unavailable { .. } | Error::TimedOut { .. });
         assert!(wanted, "{}", error.chain());
     }
@@ -247,7 +251,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         let locks = locks.clone();
         tokio::spawn(async move { locks.lock("waited for").acquire().await })
     };
-    let waited_for = soon(waiter).await.unwrap().unwrap();
+    let waited_for = in_time(waiter).await.unwrap().unwrap();
     let waiter = {
         let locks = locks.clone();
         tokio::spawn(async move { locks.lock("waited for").acquire().await })
@@ -259,7 +263,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
     });
     assert!(waited_for.is_held() && keeper.is_held());
     given_back(waited_for).await;
-    let got = soon(waiter).await.unwrap().unwrap();
+    let got = in_time(waiter).await.unwrap().unwrap();
     assert_eq!(
         row(pair.standby(), &url, "waited for"),
         format!("t\t{}", got.token())

@@ -8,10 +8,10 @@ use database_locks::seam::{
 use database_locks::{Error, LockState, LostReason, Ttl};
 use testkit::contract::{ask, granted, info, name, release, renew, try_once};
 use testkit::time::now;
-use testkit::{Lab, lab_tests, promise};
+use testkit::{TestDb, db_tests, promise};
 
 const LONG: Duration = Duration::from_secs(25);
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// "Does not wait for a row": a round trip or two, with room for a busy machine; waiting for the
 /// stranger would take until the test ends.
 const AT_ONCE: Duration = Duration::from_secs(3);
@@ -27,12 +27,12 @@ async fn at_once<T>(what: impl Future<Output = T>) -> T {
 }
 
 /// Fill the table with rows that have nothing to do with it.
-fn crowd(lab: &Lab, rows: usize) {
+fn crowd(db: &TestDb, rows: usize) {
     for start in (0..rows).step_by(500) {
         let values: Vec<String> = (start..rows.min(start + 500))
             .map(|i| format!("('crowd {i}')"))
             .collect();
-        lab.sql(&format!(
+        db.sql(&format!(
             "INSERT INTO database_locks_lock (name) VALUES {}",
             values.join(",")
         ));
@@ -40,12 +40,12 @@ fn crowd(lab: &Lab, rows: usize) {
 }
 
 /// One row of twenty is locked by a stranger: the nineteen are renewed, that one is busy, not lost.
-async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
-    let bench = lab.bench();
-    let store = bench.ready().await;
+async fn a_locked_row_is_busy_and_holds_up_nobody(db: &TestDb) {
+    let fixture = db.fixture();
+    let store = fixture.ready().await;
     for rows in [0, 5, 5_000] {
-        lab.sql("DELETE FROM database_locks_lock");
-        crowd(lab, rows);
+        db.sql("DELETE FROM database_locks_lock");
+        crowd(db, rows);
         let mut round = Vec::new();
         for i in 0..20 {
             round.push((
@@ -53,9 +53,11 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
                 Ttl::from(LONG),
             ));
         }
-        let hold = lab.hold_row("lock 7");
+        let hold = db.lock_row("lock 7");
 
-        let answers = at_once(store.renew(&round, SOON)).await.expect("an answer");
+        let answers = at_once(store.renew(&round, TIMEOUT))
+            .await
+            .expect("an answer");
         for (i, answer) in answers.into_iter().enumerate() {
             let expected = match i {
                 7 => answer == Renewal::Busy,
@@ -70,33 +72,33 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
             ReleaseCommand::of(&round[7].0, LONG.into()),
             ReleaseCommand::of(&round[8].0, LONG.into()),
         ];
-        let released = at_once(store.release(&back, SOON))
+        let released = at_once(store.release(&back, TIMEOUT))
             .await
             .expect("an answer");
         assert_eq!(released, [Released::Busy, Released::Freed]);
-        let forced = at_once(store.force(&name("lock 7"), SOON))
+        let forced = at_once(store.force(&name("lock 7"), TIMEOUT))
             .await
             .expect("an answer");
         assert_eq!(forced, database_locks::seam::Force::Busy);
         let other = at_once(try_once(&*store, &ask("lock 8", "other", LONG))).await;
         assert!(matches!(other, Outcome::Granted { .. }), "{other:?}");
 
-        hold.leave();
+        hold.rollback();
         assert!(renew(&*store, &round[7].0, LONG).await.is_renewed());
         assert_eq!(release(&*store, &round[7].0).await, Released::Freed);
     }
-    promise("P6", lab.engine);
-    promise("P15", lab.engine);
+    promise("P6", db.engine);
+    promise("P15", db.engine);
 }
 
 /// The same of a crowd that is acquired and released at once: whoever has one of its rows locked
 /// keeps that one lock from being had, or given back, and no other.
-async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
-    let store = lab.bench().ready().await;
+async fn of_a_crowd_only_what_is_locked_is_busy(db: &TestDb) {
+    let store = db.fixture().ready().await;
     let mut asks: Vec<AcquireCommand> = (0..150)
         .map(|i| ask(&format!("lock {i}"), "me", LONG))
         .collect();
-    let held = store.acquire(&asks, SOON).await.expect("an answer");
+    let held = store.acquire(&asks, TIMEOUT).await.expect("an answer");
     let back = |asks: &[AcquireCommand], outcomes: &[Outcome]| -> Vec<ReleaseCommand> {
         let grants = asks.iter().zip(outcomes);
         let grants = grants.filter_map(|(ask, outcome)| match outcome {
@@ -111,14 +113,14 @@ async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
         });
         grants.collect()
     };
-    let released = store.release(&back(&asks, &held), SOON).await;
+    let released = store.release(&back(&asks, &held), TIMEOUT).await;
     assert_eq!(released.expect("an answer"), vec![Released::Freed; 150]);
 
-    let hold = lab.hold_row("lock 7");
+    let hold = db.lock_row("lock 7");
     for ask in &mut asks {
         ask.grant = random_grant_id().expect("randomness");
     }
-    let outcomes = at_once(store.acquire(&asks, SOON))
+    let outcomes = at_once(store.acquire(&asks, TIMEOUT))
         .await
         .expect("an answer");
     for (i, outcome) in outcomes.iter().enumerate() {
@@ -126,13 +128,19 @@ async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
         assert_eq!(granted, i != 7, "lock {i}: {outcome:?}");
     }
     assert_eq!(outcomes[7], Outcome::Busy);
-    hold.leave();
+    hold.rollback();
 
     let back = back(&asks, &outcomes);
-    let hold = lab.hold_row("lock 9");
+    let hold = db.lock_row("lock 9");
     let (few, many) = back.split_at(20);
-    let mut released = at_once(store.release(few, SOON)).await.expect("an answer");
-    released.extend(at_once(store.release(many, SOON)).await.expect("an answer"));
+    let mut released = at_once(store.release(few, TIMEOUT))
+        .await
+        .expect("an answer");
+    released.extend(
+        at_once(store.release(many, TIMEOUT))
+            .await
+            .expect("an answer"),
+    );
     for (what, released) in back.iter().zip(released) {
         let expected = match what.name == name("lock 9") {
             true => Released::Busy,
@@ -140,13 +148,13 @@ async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
         };
         assert_eq!(released, expected, "{what:?}");
     }
-    hold.leave();
-    promise("P15", lab.engine);
+    hold.rollback();
+    promise("P15", db.engine);
 }
 
 /// A free lock whose row is locked can soon be had, and asking for it waits for nobody.
-async fn a_locked_free_row_is_tried_again(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_locked_free_row_is_tried_again(db: &TestDb) {
+    let locks = db.locks().await;
     locks
         .lock("job")
         .acquire()
@@ -155,12 +163,12 @@ async fn a_locked_free_row_is_tried_again(lab: &Lab) {
         .release()
         .await
         .unwrap();
-    let hold = lab.hold_row("job");
+    let hold = db.lock_row("job");
     let tried = at_once(locks.lock("job").try_acquire()).await.unwrap();
     assert!(tried.is_none(), "nobody has it, but it is not to be had");
     let waiter = {
         let locks = locks.clone();
-        tokio::spawn(async move { locks.lock("job").wait(SOON).acquire().await })
+        tokio::spawn(async move { locks.lock("job").wait(TIMEOUT).acquire().await })
     };
     // Another lock over the same connection is not held up meanwhile.
     for _ in 0..5 {
@@ -172,31 +180,31 @@ async fn a_locked_free_row_is_tried_again(lab: &Lab) {
             .unwrap();
     }
     assert!(!waiter.is_finished());
-    hold.leave();
+    hold.rollback();
     waiter.await.unwrap().unwrap().release().await.unwrap();
-    promise("P15", lab.engine);
+    promise("P15", db.engine);
 }
 
 /// A release by force never overtakes an open transaction: it waits a moment, then says so.
-async fn a_release_by_force_is_held_off_by_a_locked_row(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_release_by_force_is_held_off_by_a_locked_row(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
-    let hold = lab.hold_row("job");
+    let hold = db.lock_row("job");
     let error = locks.force_release("job").await.unwrap_err();
     assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
     assert!(guard.is_held());
-    hold.leave();
+    hold.rollback();
     assert!(locks.force_release("job").await.unwrap().is_some());
 }
 
 /// A row that is locked for longer than the ttl lasts: held until the end of trust, then lost.
-async fn a_row_locked_past_the_ttl_is_lost_in_time(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_row_locked_past_the_ttl_is_lost_in_time(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks.lock("job").ttl(ms(2000)).acquire().await.unwrap();
-    let hold = lab.hold_row("job");
+    let hold = db.lock_row("job");
     tokio::time::sleep(ms(900)).await;
     assert!(guard.is_held(), "busy is not lost");
-    let loss = tokio::time::timeout(SOON, guard.lost())
+    let loss = tokio::time::timeout(TIMEOUT, guard.lost())
         .await
         .expect("in time");
     // On SQLite it is the file that cannot be written, and so nothing is known of the row.
@@ -204,42 +212,42 @@ async fn a_row_locked_past_the_ttl_is_lost_in_time(lab: &Lab) {
         matches!(loss.reason(), LostReason::Expired | LostReason::Unreachable),
         "{loss:?}"
     );
-    hold.leave();
+    hold.rollback();
     drop(guard);
     locks
         .lock("job")
-        .wait(SOON)
+        .wait(TIMEOUT)
         .acquire()
         .await
         .unwrap()
         .release()
         .await
         .unwrap();
-    promise("P4", lab.engine);
-    promise("P6", lab.engine);
+    promise("P4", db.engine);
+    promise("P6", db.engine);
 }
 
 /// While that goes on, the question is answered at once.
-async fn asking_waits_for_no_writer(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn asking_waits_for_no_writer(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
-    let hold = lab.hold_row("job");
+    let hold = db.lock_row("job");
     let release = tokio::spawn(async move { (guard.is_held(), guard) });
     let (held, guard) = at_once(release).await.unwrap();
     let began = now();
     assert!((0..10_000).all(|_| guard.is_held()) && held);
     assert!(began.elapsed() < AT_ONCE);
-    hold.leave();
+    hold.rollback();
     guard.release().await.unwrap();
-    promise("P8", lab.engine);
+    promise("P8", db.engine);
 }
 
 /// A stranger has inserted the name and not committed: whoever uses it for the first time does not
 /// wait in the database, and has it once the stranger is gone, whichever way that was.
-async fn an_uncommitted_first_use_is_waited_for(lab: &Lab) {
+async fn an_uncommitted_first_use_is_waited_for(db: &TestDb) {
     for commit in [false, true] {
-        let locks = lab.locks().await;
-        lab.sql("DELETE FROM database_locks_lock");
+        let locks = db.locks().await;
+        db.sql("DELETE FROM database_locks_lock");
         // There already: InnoDB locks the gap beside the stranger's row against new ones.
         locks
             .lock("other")
@@ -249,12 +257,12 @@ async fn an_uncommitted_first_use_is_waited_for(lab: &Lab) {
             .release()
             .await
             .unwrap();
-        let hold = lab.hold("INSERT INTO database_locks_lock (name) VALUES ('job')");
+        let hold = db.begin_with("INSERT INTO database_locks_lock (name) VALUES ('job')");
         let tried = at_once(locks.lock("job").try_acquire()).await.unwrap();
         assert!(tried.is_none());
         let waiter = {
             let locks = locks.clone();
-            tokio::spawn(async move { locks.lock("job").wait(SOON).acquire().await })
+            tokio::spawn(async move { locks.lock("job").wait(TIMEOUT).acquire().await })
         };
         for _ in 0..3 {
             at_once(locks.lock("other").acquire())
@@ -268,7 +276,7 @@ async fn an_uncommitted_first_use_is_waited_for(lab: &Lab) {
         if commit {
             hold.commit()
         } else {
-            hold.leave()
+            hold.rollback()
         }
         let guard = waiter
             .await
@@ -276,16 +284,16 @@ async fn an_uncommitted_first_use_is_waited_for(lab: &Lab) {
             .unwrap_or_else(|error| panic!("{}", error.chain()));
         guard.release().await.unwrap();
     }
-    promise("P1", lab.engine);
-    promise("P15", lab.engine);
+    promise("P1", db.engine);
+    promise("P15", db.engine);
 }
 
 /// The rows of django-database-locks 0.5, which knows only the first four columns.
-async fn rows_of_the_old_package_are_honoured(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn rows_of_the_old_package_are_honoured(db: &TestDb) {
+    let locks = db.locks().await;
     let insert = |lock: &str, expires: &str| {
         let columns = "database_locks_lock (name, locked_by, expires_at)";
-        lab.sql(&format!(
+        db.sql(&format!(
             "INSERT INTO {columns} VALUES ('{lock}', 'old.17', {expires})"
         ));
     };
@@ -307,23 +315,23 @@ async fn rows_of_the_old_package_are_honoured(lab: &Lab) {
 
     // It takes an expired lock of ours: our grant is lost, and what it left is not shown.
     let guard = locks.lock("ours").ttl(ms(3000)).acquire().await.unwrap();
-    lab.sql(
+    db.sql(
         "UPDATE database_locks_lock SET locked_by = 'old.17', expires_at = '2999-01-01 00:00:00' \
          WHERE name = 'ours'",
     );
-    let loss = tokio::time::timeout(SOON, guard.lost())
+    let loss = tokio::time::timeout(TIMEOUT, guard.lost())
         .await
         .expect("in time");
     assert_eq!(loss.reason(), LostReason::Preempted);
     let row = locks.show("ours").await.unwrap().expect("a row");
     assert_eq!((row.held_for, row.grant, row.metadata), (None, None, None));
     assert!(matches!(row.state, LockState::Held { .. }));
-    promise("P6", lab.engine);
+    promise("P6", db.engine);
 }
 
-async fn a_missing_table_says_what_to_do(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("DROP TABLE database_locks_lock");
+async fn a_missing_table_says_what_to_do(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("DROP TABLE database_locks_lock");
     for error in [
         locks.lock("job").acquire().await.unwrap_err(),
         locks.lock("job").try_acquire().await.unwrap_err(),
@@ -337,12 +345,12 @@ async fn a_missing_table_says_what_to_do(lab: &Lab) {
 }
 
 /// On SQLite a stranger's transaction has the whole file: that is contention, and no error.
-async fn a_busy_file_is_contention(lab: &Lab) {
-    let store = lab.bench().ready().await;
+async fn a_busy_file_is_contention(db: &TestDb) {
+    let store = db.fixture().ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;
-    let hold = lab.hold_row("job");
+    let hold = db.lock_row("job");
     let round = [(grant.clone(), Ttl::from(LONG))];
-    let renewal = at_once(store.renew(&round, SOON)).await;
+    let renewal = at_once(store.renew(&round, TIMEOUT)).await;
     assert!(
         matches!(renewal, Err(StoreError::Contention(_))),
         "{renewal:?}"
@@ -352,7 +360,7 @@ async fn a_busy_file_is_contention(lab: &Lab) {
         matches!(losing, Outcome::Held(_)),
         "a losing try needs no write lock"
     );
-    let locks = lab.locks_at(&lab.url);
+    let locks = db.locks_at(&db.url);
     let tried = at_once(async { locks.await.lock("new").try_acquire().await }).await;
     // Blocked is not held: no holder is known.
     let blocked = tried.expect_err("it could not be tried");
@@ -362,14 +370,14 @@ async fn a_busy_file_is_contention(lab: &Lab) {
         "{}",
         blocked.chain()
     );
-    hold.leave();
+    hold.rollback();
     assert!(info(&*store, "job").await.is_some());
-    promise("P15", lab.engine);
+    promise("P15", db.engine);
 }
 
 macro_rules! on_servers {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
+        db_tests!($engine:
             a_locked_row_is_busy_and_holds_up_nobody,
             of_a_crowd_only_what_is_locked_is_busy,
             a_locked_free_row_is_tried_again,
@@ -383,7 +391,7 @@ macro_rules! on_servers {
     )* };
 }
 on_servers!(postgres, mariadb, mysql);
-lab_tests!(sqlite:
+db_tests!(sqlite:
     a_release_by_force_is_held_off_by_a_locked_row,
     a_row_locked_past_the_ttl_is_lost_in_time,
     asking_waits_for_no_writer,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::by_direct::ByDirect;
+use super::direct_store::DirectStore;
 use database_locks::seam::{
     AcquireCommand, Grant, Holder, ObservedExpiry, Outcome, PAGE, ReleaseCommand, Released,
     Renewal, Store, StoreError, Table, Version, open, random_grant_id,
@@ -21,7 +21,7 @@ pub(super) const WITHIN: Duration = Duration::from_secs(20);
 
 /// A table of its own in some database, and how to connect to it.
 #[derive(Clone, Debug)]
-pub struct Bench {
+pub struct StoreFixture {
     /// Its name in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `mysql`, `galera`,
     /// `mysql-group`.
     pub engine: &'static str,
@@ -30,21 +30,21 @@ pub struct Bench {
     clients: Arc<AtomicUsize>,
     /// The table, if it is not the usual one.
     pub table: Table,
-    by_hand: Option<ByHand>,
-    by_direct: bool,
+    sql: Option<RunSql>,
+    direct: bool,
 }
 
 /// Runs a statement on the database as another client than those that are tested.
 #[derive(Clone)]
-struct ByHand(Arc<dyn Fn(&str) + Send + Sync>);
+struct RunSql(Arc<dyn Fn(&str) + Send + Sync>);
 
-impl fmt::Debug for ByHand {
+impl fmt::Debug for RunSql {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ByHand")
+        f.write_str("RunSql")
     }
 }
 
-impl Bench {
+impl StoreFixture {
     /// The usual table at `url`.
     pub fn new(engine: &'static str, url: impl Into<String>) -> Self {
         Self::spread(engine, vec![url.into()])
@@ -57,22 +57,22 @@ impl Bench {
             urls,
             clients: Arc::default(),
             table: Table::default(),
-            by_hand: None,
-            by_direct: false,
+            sql: None,
+            direct: false,
         }
     }
 
     /// Adds a way to change rows by SQL; `memory` has none.
     #[must_use]
     pub fn with_sql(mut self, run: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        self.by_hand = Some(ByHand(Arc::new(run)));
+        self.sql = Some(RunSql(Arc::new(run)));
         self
     }
 
-    /// Lets the clients use the direct path.
+    /// Lets the clients use their direct connections.
     #[must_use]
-    pub fn by_direct(mut self) -> Self {
-        self.by_direct = true;
+    pub fn with_direct_connection(mut self) -> Self {
+        self.direct = true;
         self
     }
 
@@ -80,9 +80,9 @@ impl Bench {
     ///
     /// # Panics
     ///
-    /// If the bench has no [`Bench::with_sql`].
+    /// Without [`StoreFixture::with_sql`].
     pub fn sql(&self, statement: &str) {
-        let ByHand(run) = self.by_hand.as_ref().expect("a way to run SQL by hand");
+        let RunSql(run) = self.sql.as_ref().expect("a way to run SQL");
         run(statement);
     }
 
@@ -95,8 +95,8 @@ impl Bench {
     pub fn store(&self) -> Arc<dyn Store> {
         let client = self.clients.fetch_add(1, Ordering::Relaxed);
         let store = open(&self.urls[client % self.urls.len()], &self.table).expect("a good URL");
-        match self.by_direct {
-            true => Arc::new(ByDirect(store)),
+        match self.direct {
+            true => Arc::new(DirectStore(store)),
             false => store,
         }
     }
@@ -178,11 +178,11 @@ async fn observed(expiry: &ObservedExpiry) -> Option<Version> {
 }
 
 /// The observation of an expired lease by a contender, on a cluster.
-pub(super) async fn expired_version(bench: &Bench, lock: &str) -> Option<Version> {
-    if !bench.is_cluster() {
+pub(super) async fn expired_version(fixture: &StoreFixture, lock: &str) -> Option<Version> {
+    if !fixture.is_cluster() {
         return None;
     }
-    let store = bench.store();
+    let store = fixture.store();
     let Outcome::Held(Holder {
         observed_expiry: Some(expiry),
         ..

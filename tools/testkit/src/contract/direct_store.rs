@@ -11,9 +11,9 @@ use database_locks::{ListFilter, LockInfo, LockName, Ttl};
 
 /// A store whose acquires and releases use its direct connection.
 #[derive(Debug)]
-pub(super) struct ByDirect(pub(super) Arc<dyn Store>);
+pub(super) struct DirectStore(pub(super) Arc<dyn Store>);
 
-impl ByDirect {
+impl DirectStore {
     fn direct(&self) -> Arc<dyn DirectConnection> {
         self.0.direct().expect("the engine has a direct connection")
     }
@@ -34,7 +34,7 @@ async fn kept<T>(
     }
 }
 
-impl Store for ByDirect {
+impl Store for DirectStore {
     fn direct(&self) -> Option<Arc<dyn DirectConnection>> {
         self.0.direct()
     }

@@ -10,7 +10,7 @@ use database_locks::seam::{
 };
 use database_locks::{LockInfo, LockName, LockState, Ttl};
 
-use super::bench::{Bench, LONG, WITHIN, ask, grant_of, granted, name, release, try_once};
+use super::fixture::{LONG, StoreFixture, WITHIN, ask, grant_of, granted, name, release, try_once};
 use crate::promise::promise;
 
 /// More locks than one statement of any engine takes.
@@ -55,8 +55,8 @@ async fn give_back(
 
 /// A crowd of locks is acquired as each of them would be alone: new ones, free ones, ones that are
 /// held, one that is asked for twice and one that is asked for with another length.
-pub async fn a_crowd_of_acquires_is_answered_one_by_one(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_crowd_of_acquires_is_answered_one_by_one(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let mut asks = crowd();
     asks.truncate(CROWD - 10);
     let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
@@ -120,14 +120,14 @@ pub async fn a_crowd_of_acquires_is_answered_one_by_one(bench: &Bench) {
 
 /// A crowd of locks is released as each of them would be alone: ones that were taken from us, one
 /// whose token was never learnt, one that is another's and one of no row; and nothing twice.
-pub async fn a_crowd_of_releases_is_answered_one_by_one(bench: &Bench) {
+pub async fn a_crowd_of_releases_is_answered_one_by_one(fixture: &StoreFixture) {
     for size in [24, CROWD] {
-        releases(bench, size).await;
+        releases(fixture, size).await;
     }
 }
 
-async fn releases(bench: &Bench, size: usize) {
-    let store = bench.ready().await;
+async fn releases(fixture: &StoreFixture, size: usize) {
+    let store = fixture.ready().await;
     let mut asks = crowd();
     asks.truncate(size);
     let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
@@ -182,15 +182,15 @@ async fn releases(bench: &Bench, size: usize) {
 
 /// Clients that contend for two locks, and renew what they hold, hold each lock one at a time; each
 /// grant has a greater token than all before it.
-pub async fn contending_clients_hold_a_lock_one_at_a_time(bench: &Bench) {
+pub async fn contending_clients_hold_a_lock_one_at_a_time(fixture: &StoreFixture) {
     const CLIENTS: usize = 12;
     const GRANTS: usize = 10;
     // A table in memory is gone with its last client, and its tokens with it.
-    let _first = bench.ready().await;
+    let _first = fixture.ready().await;
     // Whether it is held, and the latest token; changed by the holder alone.
     let seen: Arc<[Mutex<(bool, i64)>; 2]> = Arc::default();
     let clients = (0..CLIENTS).map(|client| {
-        let (store, seen) = (bench.store(), Arc::clone(&seen));
+        let (store, seen) = (fixture.store(), Arc::clone(&seen));
         tokio::spawn(async move {
             for i in client..client + GRANTS {
                 let seen = &seen[i % 2];
@@ -224,7 +224,7 @@ pub async fn contending_clients_hold_a_lock_one_at_a_time(bench: &Bench) {
         client.await.expect("no panic");
     }
     for promised in ["P1", "P2", "P15"] {
-        promise(promised, bench.engine);
+        promise(promised, fixture.engine);
     }
 }
 

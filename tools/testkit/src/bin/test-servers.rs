@@ -1,6 +1,6 @@
 //! Real servers for tests that are not written in Rust.
 //!
-//! `lab postgres postgres18 mariadb mysql pgbouncer galera` starts the servers named, says in one
+//! `servers postgres postgres18 mariadb mysql pgbouncer galera` starts the servers named, says in one
 //! line of JSON where they are (`null` for one that this machine does not have, unless
 //! `DBLOCK_REQUIRE` names it: then it fails), and ends them when its standard input ends. Until
 //! then it takes commands, one a line, and answers each with one line of JSON, `{"error": …}` where
@@ -32,12 +32,12 @@ fn main() {
     if let Some(name) = names.iter().find(|name| !ENGINES.contains(&name.as_str())) {
         panic!("no engine `{name}`: there are {}", ENGINES.join(", "));
     }
-    let mut lab = Lab::start(&names);
-    say(&lab.describe());
+    let mut servers = Servers::start(&names);
+    say(&servers.describe());
     for line in std::io::stdin().lines() {
         let line = line.expect("commands are text");
         let answer = match line.split_once(' ') {
-            Some((verb, what)) => lab.obey(verb, what.trim()),
+            Some((verb, what)) => servers.obey(verb, what.trim()),
             None => Err(format!("`{line}`: a command is a verb and what it is for")),
         };
         say(&answer.unwrap_or_else(|why| json!({ "error": why })));
@@ -58,7 +58,7 @@ fn say(answer: &Value) {
     let _ = writeln!(std::io::stdout(), "{answer}");
 }
 
-struct Lab {
+struct Servers {
     servers: BTreeMap<String, Option<Server>>,
     proxies: BTreeMap<String, Proxy>,
     proxies_made: usize,
@@ -71,7 +71,7 @@ enum Server {
     Galera(Galera),
 }
 
-impl Lab {
+impl Servers {
     /// All at the same time: most of a start is waiting.
     fn start(names: &[String]) -> Self {
         let servers = std::thread::scope(|scope| {

@@ -1,7 +1,7 @@
 //! A process that ends in various ways while, or just after, it holds a lock, which must be free
 //! then.
 //!
-//! `lock-ender URL NAME HOW`: takes the lock, and HOW is
+//! `exiting-holder URL NAME HOW`: takes the lock, and HOW is
 //!
 //! - `question-mark`: a `?` in a `main` on several threads drops the guard;
 //! - `current-thread`: the same on one thread;

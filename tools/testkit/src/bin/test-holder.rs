@@ -1,21 +1,21 @@
 //! A process that takes locks, which tests kill, freeze, fork and cut off.
 //!
-//! - `lock-taker count URL NAME ROUNDS FILE locked|unlocked`: adds 1 to the number in FILE, so many
+//! - `test-holder count URL NAME ROUNDS FILE locked|unlocked`: adds 1 to the number in FILE, so many
 //!   times, each time under the lock, or without it.
-//! - `lock-taker hold URL NAME TTL_MS [leak]`: takes the lock, says `held TOKEN`, says `lost
+//! - `test-holder hold URL NAME TTL_MS [leak]`: takes the lock, says `held TOKEN`, says `lost
 //!   REASON` when it is, and answers the lines of its standard input: `ask` with `is_held
 //!   true|false`, `release` with what came of it. Ends when its input does; with `leak` it never
 //!   drops the guard.
-//! - `lock-taker hold URL NAME TTL_MS as HOLDER`: the same, as that holder, and at once where
+//! - `test-holder hold URL NAME TTL_MS as HOLDER`: the same, as that holder, and at once where
 //!   another process of the same holder has it.
-//! - `lock-taker fork-as URL NAME HOLDER`: takes the lock as that holder and forks; the child comes
+//! - `test-holder fork-as URL NAME HOLDER`: takes the lock as that holder and forks; the child comes
 //!   as the same one.
-//! - `lock-taker loop URL NAME HOLD_MS THREADS`: in so many threads takes the lock, says `grant`
+//! - `test-holder loop URL NAME HOLD_MS THREADS`: in so many threads takes the lock, says `grant`
 //!   and which thread it is, holds it for so long, gives it back, and begins anew at once, until it
 //!   is killed.
-//! - `lock-taker fork URL NAME`: takes the lock and forks; the child says what it may do with it,
+//! - `test-holder fork URL NAME`: takes the lock and forks; the child says what it may do with it,
 //!   the parent whether it still has it when the child has ended.
-//! - `lock-taker fork-ids`: has locks granted, forks, and has some more granted in both; says for
+//! - `test-holder fork-ids`: has locks granted, forks, and has some more granted in both; says for
 //!   each process its pid, the one that the locks name, and the grant ids.
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
