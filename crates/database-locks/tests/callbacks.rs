@@ -63,7 +63,7 @@ fn a_callback_may_acquire_and_wait() {
     clippy::disallowed_methods,
     reason = "the test has a thread of its own"
 )]
-fn a_callback_that_takes_its_time_costs_no_other_lease() {
+fn a_slow_callback_delays_no_renewal() {
     let locks = locks("slow");
     let guard = held(&locks, "job");
     let ttl = ms(6000);
@@ -86,7 +86,7 @@ fn a_callback_that_takes_its_time_costs_no_other_lease() {
 }
 
 #[test]
-fn a_callback_that_never_returns_keeps_no_other_from_running() {
+fn a_callback_that_never_returns_blocks_no_other_callback() {
     let locks = locks("stuck");
     let (tell, told) = mpsc::channel();
     let stuck: Vec<_> = (0..5)
@@ -132,7 +132,7 @@ impl<S: Subscriber> Layer<S> for Blocks {
 }
 
 #[test]
-fn a_blocking_call_on_the_thread_that_renews_is_an_error_and_a_drop_goes_on_in_the_background() {
+fn a_blocking_call_on_the_background_thread_is_an_error_and_a_drop_releases_in_the_background() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| tracing_subscriber::registry().with(Blocks).init());
     let locks = locks("nested");

@@ -115,7 +115,7 @@ async fn until(what: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn a_quiet_life_is_told_at_debug_with_its_fields() {
+async fn acquire_renewal_and_release_are_logged_at_debug_with_their_fields() {
     capture();
     let locks = Locks::connect("memory:quiet").await.unwrap();
     let lock = locks.lock("quiet").holder("me").ttl(ms(200));
@@ -162,7 +162,7 @@ async fn a_quiet_life_is_told_at_debug_with_its_fields() {
 }
 
 #[tokio::test]
-async fn a_waiter_names_each_holder_once() {
+async fn a_waiter_logs_each_holder_once() {
     capture();
     let locks = Locks::connect("memory:waiter").await.unwrap();
     let take = async |holder: &str| locks.lock("waiter").holder(holder).acquire().await.unwrap();
@@ -209,7 +209,7 @@ async fn a_loss_is_a_warning_with_its_reason() {
 }
 
 #[tokio::test]
-async fn a_loss_to_somebody_else_names_him() {
+async fn a_loss_to_another_client_names_the_new_holder() {
     capture();
     let locks = Locks::connect("memory:robbed").await.unwrap();
     let lock = locks.lock("robbed").ttl(Duration::from_secs(300));
@@ -229,7 +229,7 @@ async fn a_loss_to_somebody_else_names_him() {
 
 /// A database that is away is told once, and again when it is back; not with each of the tries.
 #[tokio::test]
-async fn an_outage_is_two_lines() {
+async fn an_outage_is_logged_in_two_lines() {
     capture();
     let dir = tempfile::tempdir().unwrap();
     let (there, away) = (dir.path().join("there"), dir.path().join("away"));
@@ -267,7 +267,7 @@ async fn an_outage_is_two_lines() {
 
 /// Twenty waits for a database that is away are one warning, and the end of the outage is one line.
 #[tokio::test]
-async fn waits_for_a_database_that_is_away_are_told_once() {
+async fn waits_for_an_unreachable_database_are_logged_once() {
     let Some(db) = testkit::TestDb::postgres() else {
         return;
     };
@@ -307,7 +307,7 @@ async fn waits_for_a_database_that_is_away_are_told_once() {
 /// After ten seconds, once for the waiters of a process, with the holder and for how long it has
 /// had it.
 #[tokio::test]
-async fn a_wait_that_lasts_is_told_with_the_holder() {
+async fn a_long_wait_is_logged_with_the_holder() {
     capture();
     let locks = Locks::connect("memory:lasts").await.unwrap();
     let others = Locks::connect("memory:lasts").await.unwrap();

@@ -26,7 +26,7 @@ async fn in_time<T>(what: impl Future<Output = T>) -> T {
 }
 
 /// Wait for what a callback says, without blocking the test's runtime.
-async fn heard<T: Send + 'static>(losses: mpsc::Receiver<T>) -> T {
+async fn receive<T: Send + 'static>(losses: mpsc::Receiver<T>) -> T {
     tokio::task::spawn_blocking(move || losses.recv_timeout(TIMEOUT).expect("in time"))
         .await
         .unwrap()
@@ -69,7 +69,7 @@ async fn on_lost_is_called_once_and_in_the_background(db: &TestDb) {
     promise("P4", db.engine);
 }
 
-async fn on_lost_is_called_at_once_when_it_is_lost_already(db: &TestDb) {
+async fn on_lost_is_called_at_once_for_a_lock_that_is_already_lost(db: &TestDb) {
     let locks = db.locks().await;
     let guard = held(&locks, "job").await;
     locks.force_release("job").await.unwrap();
@@ -84,7 +84,7 @@ async fn on_lost_is_called_at_once_when_it_is_lost_already(db: &TestDb) {
 }
 
 /// A caller that finds out by itself tells it in the background too.
-async fn a_loss_that_check_finds_is_told(db: &TestDb) {
+async fn a_loss_found_by_check_is_delivered_to_callbacks(db: &TestDb) {
     let locks = db.locks().await;
     let guard = in_time(locks.lock("job").ttl(TIMEOUT).acquire())
         .await
@@ -96,13 +96,13 @@ async fn a_loss_that_check_finds_is_told(db: &TestDb) {
     });
     locks.force_release("job").await.unwrap();
     guard.check().await.unwrap_err();
-    let (reason, thread) = heard(losses).await;
+    let (reason, thread) = receive(losses).await;
     assert_eq!(reason, LostReason::Forced);
     assert_eq!(thread.as_deref(), Some("locks-callbacks"));
 }
 
 /// Whoever is told, told the same: why, since when, and who has it now.
-async fn a_loss_names_who_has_it_now(db: &TestDb) {
+async fn a_loss_names_the_new_holder(db: &TestDb) {
     let (locks, others) = (db.locks().await, db.locks().await);
     for by_release in [false, true] {
         let began = now();
@@ -122,7 +122,7 @@ async fn a_loss_names_who_has_it_now(db: &TestDb) {
             in_time(guard.release()).await.unwrap_err()
         } else {
             let error = in_time(guard.check()).await.unwrap_err();
-            assert_eq!(guard.loss(), Some(heard(losses).await));
+            assert_eq!(guard.loss(), Some(receive(losses).await));
             error
         };
         let words = error.to_string();
@@ -149,7 +149,7 @@ async fn a_loss_names_who_has_it_now(db: &TestDb) {
     promise("P6", db.engine);
 }
 
-async fn a_release_by_force_names_nobody(db: &TestDb) {
+async fn a_loss_by_force_names_no_new_holder(db: &TestDb) {
     let locks = db.locks().await;
     let guard = held(&locks, "job").await;
     locks.force_release("job").await.unwrap();
@@ -163,7 +163,7 @@ async fn a_release_by_force_names_nobody(db: &TestDb) {
 }
 
 /// The answer to nothing: when trust ends nobody has said who has it.
-async fn a_loss_that_nobody_answered_tells_since_when(db: &TestDb) {
+async fn a_loss_without_an_answer_says_since_when(db: &TestDb) {
     let locks = db.locks().await;
     let lock = locks.lock("job").ttl(ms(1000)).auto_renew(false);
     let guard = in_time(lock.acquire()).await.unwrap();
@@ -223,7 +223,7 @@ async fn on_lost_is_dropped_with_a_release(db: &TestDb) {
 }
 
 /// What is called may use the library, drop guards, and panic.
-async fn whatever_is_called_ends_no_renewal(db: &TestDb) {
+async fn a_callback_that_panics_or_calls_the_library_ends_no_renewal(db: &TestDb) {
     let locks = db.locks().await;
     let (guard, spare) = (held(&locks, "job").await, held(&locks, "spare").await);
     let (tell, losses) = mpsc::channel();
@@ -246,7 +246,7 @@ async fn whatever_is_called_ends_no_renewal(db: &TestDb) {
     other.on_lost(move |_| drop(kept));
     drop(other);
     in_time(locks.force_release("job")).await.unwrap();
-    heard(losses).await;
+    receive(losses).await;
     losses_are_still_noticed(&locks).await;
     for name in ["spare", "kept"] {
         let freed = locks.lock(name).wait(TIMEOUT).acquire().await;
@@ -255,7 +255,7 @@ async fn whatever_is_called_ends_no_renewal(db: &TestDb) {
     promise("P7", db.engine);
 }
 
-async fn the_blocking_face_listens_too(db: &TestDb) {
+async fn the_blocking_api_has_on_lost_too(db: &TestDb) {
     let (url, locks) = (db.url.clone(), db.locks().await);
     let work = move || {
         let blocking = database_locks::blocking::Locks::connect(&url).unwrap();
@@ -274,23 +274,23 @@ macro_rules! on {
     ($($engine:ident),*) => { $(
         db_tests!($engine:
             on_lost_is_called_once_and_in_the_background,
-            on_lost_is_called_at_once_when_it_is_lost_already,
-            a_loss_that_check_finds_is_told,
-            a_loss_names_who_has_it_now,
-            a_release_by_force_names_nobody,
-            a_loss_that_nobody_answered_tells_since_when,
+            on_lost_is_called_at_once_for_a_lock_that_is_already_lost,
+            a_loss_found_by_check_is_delivered_to_callbacks,
+            a_loss_names_the_new_holder,
+            a_loss_by_force_names_no_new_holder,
+            a_loss_without_an_answer_says_since_when,
             on_lost_is_dropped_with_a_release,
-            whatever_is_called_ends_no_renewal,
-            the_blocking_face_listens_too,
+            a_callback_that_panics_or_calls_the_library_ends_no_renewal,
+            the_blocking_api_has_on_lost_too,
         );
     )* };
 }
 on!(memory, sqlite, postgres, mariadb, mysql);
 
 /// A subscriber that drops a guard when it is told what it waits for, and panics after it.
-struct Meddler;
+struct DroppingSubscriber;
 
-static WAITS_FOR: Mutex<Vec<(&str, LockGuard)>> = Mutex::new(Vec::new());
+static DROP_ON: Mutex<Vec<(&str, LockGuard)>> = Mutex::new(Vec::new());
 
 struct Message(String);
 
@@ -300,11 +300,11 @@ impl Visit for Message {
     }
 }
 
-impl<S: Subscriber> Layer<S> for Meddler {
+impl<S: Subscriber> Layer<S> for DroppingSubscriber {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut message = Message(String::new());
         event.record(&mut message);
-        let mut waiting = WAITS_FOR.lock().unwrap();
+        let mut waiting = DROP_ON.lock().unwrap();
         let at = waiting
             .iter()
             .position(|(what, _)| message.0.contains(what));
@@ -318,9 +318,9 @@ impl<S: Subscriber> Layer<S> for Meddler {
 }
 
 /// Wait until the subscriber was told that, and has dropped its guard.
-async fn told(what: &str) {
+async fn dropped_on(what: &str) {
     let waits = || {
-        let waiting = WAITS_FOR.lock().unwrap();
+        let waiting = DROP_ON.lock().unwrap();
         waiting.iter().any(|(waits_for, _)| *waits_for == what)
     };
     in_time(async {
@@ -331,46 +331,50 @@ async fn told(what: &str) {
     .await;
 }
 
-fn meddle() {
+fn install_subscriber() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| tracing_subscriber::registry().with(Meddler).init());
+    ONCE.call_once(|| {
+        tracing_subscriber::registry()
+            .with(DroppingSubscriber)
+            .init()
+    });
 }
 
 /// Have a guard dropped when that is logged.
-async fn meddle_when(locks: &Locks, what: &'static str) {
+async fn drop_guard_on(locks: &Locks, what: &'static str) {
     let spare = held(locks, &format!("spare: {what}")).await;
-    WAITS_FOR.lock().unwrap().push((what, spare));
+    DROP_ON.lock().unwrap().push((what, spare));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_may_drop_guards_and_panic() {
     let db = TestDb::sqlite().unwrap();
-    meddle();
+    install_subscriber();
     let locks = db.locks().await;
     // Lost because its trust ended.
     let lock = locks.lock("short").ttl(ms(2000)).auto_renew(false);
     let short = in_time(lock.acquire()).await.unwrap();
-    meddle_when(&locks, "lock lost").await;
+    drop_guard_on(&locks, "lock lost").await;
     in_time(short.lost()).await;
-    told("lock lost").await;
+    dropped_on("lock lost").await;
     losses_are_still_noticed(&locks).await;
 
     // Lost because a renewal says so.
     let forced = held(&locks, "forced").await;
-    meddle_when(&locks, "lock lost").await;
+    drop_guard_on(&locks, "lock lost").await;
     locks.force_release("forced").await.unwrap();
     in_time(forced.lost()).await;
-    told("lock lost").await;
+    dropped_on("lock lost").await;
     losses_are_still_noticed(&locks).await;
 
     // Renewals fail, and get through again.
     let guard = held(&locks, "job").await;
-    meddle_when(&locks, "renewals fail").await;
-    meddle_when(&locks, "renewals get through again").await;
+    drop_guard_on(&locks, "renewals fail").await;
+    drop_guard_on(&locks, "renewals get through again").await;
     let file = db.begin_with("");
-    told("renewals fail").await;
+    dropped_on("renewals fail").await;
     file.rollback();
-    told("renewals get through again").await;
+    dropped_on("renewals get through again").await;
     losses_are_still_noticed(&locks).await;
     assert!(guard.is_held());
 }
@@ -378,12 +382,12 @@ async fn a_subscriber_may_drop_guards_and_panic() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_may_drop_a_guard_when_a_row_is_busy() {
     let Some(db) = TestDb::postgres() else { return };
-    meddle();
+    install_subscriber();
     let locks = db.locks().await;
     let guard = held(&locks, "busy").await;
-    meddle_when(&locks, "another transaction has its row locked").await;
+    drop_guard_on(&locks, "another transaction has its row locked").await;
     let row = db.lock_row("busy");
-    told("another transaction has its row locked").await;
+    dropped_on("another transaction has its row locked").await;
     row.rollback();
     losses_are_still_noticed(&locks).await;
     assert!(guard.is_held());

@@ -55,7 +55,7 @@ impl Seen {
 }
 
 #[tokio::test]
-async fn everything_that_the_guide_lists_is_counted() {
+async fn every_metric_of_the_guide_is_recorded() {
     let recorder = DebuggingRecorder::new();
     let mut seen = Seen {
         recorder: recorder.snapshotter(),

@@ -283,7 +283,7 @@ db_tests!(mariadb: a_held_lock_reconnects_with_the_new_password,
 db_tests!(mysql: a_held_lock_reconnects_with_the_new_password);
 
 #[test]
-fn blocking_code_has_functions_for_passwords_too() {
+fn blocking_builders_take_password_functions_too() {
     let Some(db) = TestDb::postgres() else { return };
     let asked = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&asked);
@@ -298,7 +298,7 @@ fn blocking_code_has_functions_for_passwords_too() {
 }
 
 #[test]
-fn what_a_builder_shows_has_no_secret() {
+fn the_debug_output_of_a_builder_has_no_secret() {
     let builder = Locks::builder("postgres://u:hunter2@h/d")
         .password(|| Ok("hunter2".into()))
         .url_with(|| Ok("postgres://u:hunter2@h/d".into()));

@@ -17,7 +17,7 @@ const LOCKS: usize = 100;
 /// A hundred who poll for themselves would send two thousand statements a second, each of which
 /// locks a row or tries to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_for_many_locks_looks_at_all_of_them_at_once() {
+async fn one_poll_reads_all_waited_locks() {
     let counted = counted();
     for db in [
         TestDb::mariadb(),

@@ -21,14 +21,14 @@ fn why<T>(ended: Result<T, Error>) -> LostReason {
 }
 
 #[tokio::test]
-async fn a_loss_that_only_the_release_finds_is_told() {
+async fn a_loss_found_by_the_release_is_an_error() {
     let (locks, lock) = bench("memory:run-tail").await;
     let ended = lock.run(async { locks.force_release("job").await.unwrap() });
     assert_eq!(why(ended.await), LostReason::Forced);
 }
 
 #[tokio::test]
-async fn a_future_that_blocks_past_its_lease_is_told() {
+async fn a_future_that_blocks_past_its_lease_ends_with_the_loss() {
     let (_, lock) = bench("memory:run-blocks").await;
     let lock = lock.ttl(Duration::from_millis(200)).auto_renew(false);
     let ended = lock.run(async { block_for(Duration::from_millis(400)) });
@@ -36,7 +36,7 @@ async fn a_future_that_blocks_past_its_lease_is_told() {
 }
 
 #[test]
-fn blocking_work_answers_and_frees_the_lock() {
+fn blocking_work_returns_its_result_and_frees_the_lock() {
     let locks = blocking::Locks::connect("memory:run-blocking").unwrap();
     let lock = locks.lock("job").wait(Duration::from_secs(10));
     assert_eq!(lock.run(|| 42).unwrap(), 42);
@@ -47,7 +47,7 @@ fn blocking_work_answers_and_frees_the_lock() {
 }
 
 #[test]
-fn blocking_work_runs_to_its_end_and_is_then_told() {
+fn blocking_work_runs_to_its_end_and_then_returns_the_loss() {
     let locks = blocking::Locks::connect("memory:run-lost").unwrap();
     let mut ended = false;
     let told = locks.lock("job").run(|| {

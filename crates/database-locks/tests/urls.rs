@@ -86,7 +86,7 @@ async fn a_dead_host_and_a_silent_one_are_passed_over(db: &TestDb) {
     promise("P12", db.engine);
 }
 
-async fn when_no_host_will_do_each_is_named_with_its_reason(db: &TestDb) {
+async fn the_error_without_a_usable_host_names_each_with_its_reason(db: &TestDb) {
     let (_listener, silent) = silent();
     let hosts = [dead(), silent];
     let url = at(&db.url, &hosts).replacen('@', ":hunter2@", 1);
@@ -154,7 +154,7 @@ macro_rules! on {
     ($($engine:ident),*) => { $(
         db_tests!($engine:
             a_dead_host_and_a_silent_one_are_passed_over,
-            when_no_host_will_do_each_is_named_with_its_reason,
+            the_error_without_a_usable_host_names_each_with_its_reason,
             holders_and_waiters_move_to_another_host,
             a_connection_that_broke_is_made_anew_where_it_was,
         );
@@ -296,7 +296,7 @@ async fn refused_names_a_socket(url: &str, socket: &str) {
 
 /// Every character that means something in a URL or in SQL, in the name and in the password.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_and_passwords_may_hold_anything() {
+async fn names_and_passwords_may_contain_any_character() {
     let (odd, encode) = ("o/d:d@us%er?#&'é", testkit::sql::percent_encode);
     let login = format!("{}:{}", encode(odd), encode(LOCKER_PASSWORD));
     let (sql_name, sql_password) = (odd.replace('\'', "''"), LOCKER_PASSWORD.replace('\'', "''"));
@@ -515,7 +515,7 @@ impl log::Log for Log {
 
 /// Logs of the whole process: what the other tests of this file log is looked at as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_password_stands_in_any_log() {
+async fn no_password_is_logged() {
     let seen = Log::default();
     tracing::subscriber::set_global_default(seen.clone()).expect("the only one");
     log::set_boxed_logger(Box::new(seen.clone())).expect("the only one");

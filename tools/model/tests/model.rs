@@ -224,7 +224,7 @@ fn a_release_that_forgets_the_token_is_caught() {
 }
 
 #[test]
-fn a_watch_that_begins_anew_with_each_look_is_caught() {
+fn an_observation_that_begins_anew_with_each_read_is_caught() {
     let cluster = protocol(Kind::Cluster, 2, 2);
     is_caught(cluster, Flaw::WatchAnew, "a waiter is forgotten");
 }

@@ -6,7 +6,7 @@ use database_locks::seam::{
     AcquireCommand, Grant, Outcome, ReleaseCommand, StoreError, Table, open,
 };
 use database_locks::{ListFilter, Locks, Ttl};
-use testkit::contract::{StoreFixture, ask, granted, renew};
+use testkit::contract::{StoreFixture, acquire_command, granted, renew};
 use testkit::time::now;
 use testkit::{Proxy, TestDb, db_tests, promise};
 
@@ -23,7 +23,7 @@ async fn a_call_that_hangs_ends_at_its_deadline(db: &TestDb) {
     store.connect(TIMEOUT).await.unwrap();
     store.install(TIMEOUT).await.unwrap();
     let grant = granted(&*store, "job", "me", TIMEOUT).await;
-    let asks = [ask("job", "other", TIMEOUT)];
+    let commands = [acquire_command("job", "other", TIMEOUT)];
     let renewals = [(grant.clone(), Ttl::from(TIMEOUT))];
     let returns = [ReleaseCommand::of(&grant, Ttl::from(TIMEOUT))];
     let within = ms(300);
@@ -35,7 +35,7 @@ async fn a_call_that_hangs_ends_at_its_deadline(db: &TestDb) {
         let failure = async {
             match call {
                 0 => store.page(&ListFilter::new(), None, within).await.err(),
-                1 => store.acquire(&asks, within).await.err(),
+                1 => store.acquire(&commands, within).await.err(),
                 2 => store.renew(&renewals, within).await.err(),
                 _ => store.release(&returns, within).await.err(),
             }
@@ -172,19 +172,22 @@ mod durability {
         noted(&db);
 
         let both = async || {
-            let asks = [ask("job", "me", TIMEOUT), ask("other", "me", TIMEOUT)];
-            let outcomes = store.acquire(&asks, TIMEOUT).await.unwrap();
-            let grant = |(ask, outcome): (&AcquireCommand, Outcome)| match outcome {
+            let commands = [
+                acquire_command("job", "me", TIMEOUT),
+                acquire_command("other", "me", TIMEOUT),
+            ];
+            let outcomes = store.acquire(&commands, TIMEOUT).await.unwrap();
+            let grant = |(command, outcome): (&AcquireCommand, Outcome)| match outcome {
                 Outcome::Granted { token, .. } => Grant {
-                    name: ask.name.clone(),
+                    name: command.name.clone(),
                     token,
-                    id: ask.grant,
-                    holder: ask.holder.clone(),
+                    id: command.grant,
+                    holder: command.holder.clone(),
                     confirmed_by: None,
                 },
                 outcome => panic!("{outcome:?}"),
             };
-            asks.iter().zip(outcomes).map(grant).collect::<Vec<_>>()
+            commands.iter().zip(outcomes).map(grant).collect::<Vec<_>>()
         };
         let grants = both().await;
         assert_eq!(noted(&db), twice(durable), "acquire many");
@@ -206,17 +209,17 @@ mod durability {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_must_survive_a_crash_is_durable_by_itself() {
+    async fn writes_that_must_survive_a_crash_are_synchronous() {
         all("off").await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_may_be_forgotten_waits_for_no_disk() {
+    async fn writes_that_a_crash_may_lose_wait_for_no_disk() {
         all("on").await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_stricter_setting_stays() {
+    async fn a_stricter_synchronous_commit_is_kept() {
         all("remote_apply").await;
     }
 }

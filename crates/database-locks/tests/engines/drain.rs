@@ -14,7 +14,7 @@ async fn is_free(locks: &Locks) -> bool {
 }
 
 /// A program drops its guard and ends: what it has dropped must not stay held.
-async fn a_drain_right_after_a_drop_waits_for_it(db: &TestDb) {
+async fn a_drain_waits_for_the_release_of_a_dropped_guard(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.locks().await);
     for round in 0..50 {
         let guard = locks.lock("job").acquire().await.expect("free");
@@ -25,7 +25,7 @@ async fn a_drain_right_after_a_drop_waits_for_it(db: &TestDb) {
     promise("P7", db.engine);
 }
 
-async fn a_drain_right_after_a_given_up_acquire_waits_for_it(db: &TestDb) {
+async fn a_drain_waits_for_the_release_of_a_dropped_acquire(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.locks().await);
     for round in 0..50 {
         {
@@ -57,7 +57,7 @@ async fn a_drain_does_not_wait_for_waiters(db: &TestDb) {
     next.release().await.expect("releases");
 }
 
-async fn a_release_that_comes_too_late_says_why(db: &TestDb) {
+async fn a_late_release_says_why_it_failed(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.locks().await);
     let lock = locks.lock("job").ttl(Duration::from_secs(300));
     let guard = lock.acquire().await.expect("free");
@@ -93,10 +93,10 @@ async fn a_release_that_comes_too_late_says_why(db: &TestDb) {
 macro_rules! on {
     ($($engine:ident),*) => { $(
         db_tests!($engine:
-            a_drain_right_after_a_drop_waits_for_it,
-            a_drain_right_after_a_given_up_acquire_waits_for_it,
+            a_drain_waits_for_the_release_of_a_dropped_guard,
+            a_drain_waits_for_the_release_of_a_dropped_acquire,
             a_drain_does_not_wait_for_waiters,
-            a_release_that_comes_too_late_says_why,
+            a_late_release_says_why_it_failed,
         );
     )* };
 }

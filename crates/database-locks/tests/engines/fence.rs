@@ -7,7 +7,7 @@ use database_locks::seam::{Outcome, TakeOverCommand};
 use database_locks::{Error, LockGuard, Locks, LostReason, OpenFence, Prune};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
-use testkit::contract::{ask, take_over};
+use testkit::contract::{acquire_command, take_over};
 use testkit::time::now;
 use testkit::{Postgres, TestDb, db_tests, promise};
 use tokio_postgres::{Client, NoTls};
@@ -99,7 +99,7 @@ async fn held(locks: &Locks, ttl: Duration) -> LockGuard {
 }
 
 /// While a fence is open an expired lease is taken over by nobody; afterwards at once.
-async fn nobody_takes_over_while_a_fence_is_open(db: &TestDb) {
+async fn no_client_takes_over_while_a_fence_is_open(db: &TestDb) {
     let (locks, other, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
     let nineteen: Vec<LockGuard> = {
         let mut all = Vec::new();
@@ -119,7 +119,7 @@ async fn nobody_takes_over_while_a_fence_is_open(db: &TestDb) {
     let committed = user
         .under(&guard, None, async |_| {
             let again = TakeOverCommand {
-                to: ask("job", guard.holder(), TIMEOUT),
+                to: acquire_command("job", guard.holder(), TIMEOUT),
                 token,
                 grant: Some(guard.grant_id().to_owned()),
             };
@@ -202,7 +202,7 @@ async fn renewals_go_on_under_an_open_fence(db: &TestDb) {
 }
 
 /// No renewal gets past it: the guard is neither held nor lost, and held again afterwards.
-async fn where_trust_runs_out_under_a_fence_the_guard_is_suspended(db: &TestDb) {
+async fn a_guard_whose_trust_ends_under_a_fence_is_suspended(db: &TestDb) {
     let (locks, mut user) = (db.locks().await, User::of(db).await);
     let lock = locks.lock("job").ttl(ms(9000)).margin(ms(4400));
     let guard = lock.acquire().await.unwrap();
@@ -241,7 +241,7 @@ async fn where_trust_runs_out_under_a_fence_the_guard_is_suspended(db: &TestDb) 
 }
 
 /// The same where the lease has ended meanwhile: lost, with the reason, but only at the end.
-async fn where_the_lease_ends_under_a_fence_the_loss_is_told_after_it(db: &TestDb) {
+async fn a_lease_that_ends_under_a_fence_is_lost_when_the_fence_closes(db: &TestDb) {
     let (locks, mut user) = (db.locks().await, User::of(db).await);
     let guard = held(&locks, ms(1000)).await;
     let lost = tokio::spawn(guard.lost());
@@ -351,7 +351,9 @@ async fn a_release_under_its_own_fence_is_done_when_the_transaction_ends(db: &Te
 }
 
 /// The same of a release by ticket, and by force: the process that has the fence open is asked.
-async fn what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends(db: &TestDb) {
+async fn a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends(
+    db: &TestDb,
+) {
     let (locks, other, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
     for by_force in [false, true] {
         let guard = held(&locks, TIMEOUT * 3).await;
@@ -478,7 +480,7 @@ async fn a_conflict_of_the_transaction_is_no_loss(db: &TestDb) {
 }
 
 /// What it has read may be older than what the holder before has written.
-async fn one_that_read_before_the_grant_is_refused(db: &TestDb) {
+async fn a_transaction_that_read_before_the_grant_is_refused(db: &TestDb) {
     let locks = db.locks().await;
     held(&locks, TIMEOUT).await.release().await.unwrap();
     let mut conn = connection(&db.url).await;
@@ -508,7 +510,7 @@ async fn one_that_read_before_the_grant_is_refused(db: &TestDb) {
 }
 
 /// It takes no other right than those that the locks themselves take.
-async fn it_takes_the_rights_to_read_and_update_alone(db: &TestDb) {
+async fn select_and_update_are_the_only_privileges_required(db: &TestDb) {
     let locks = db.locks().await;
     let guard = held(&locks, TIMEOUT).await;
     let database = db.url.rsplit('/').next().unwrap();
@@ -548,7 +550,7 @@ async fn outside_of_a_transaction_nothing_is_fenced(db: &TestDb) {
 }
 
 /// A fence leaves nothing behind when it is closed.
-async fn nothing_piles_up(db: &TestDb) {
+async fn a_closed_fence_leaves_no_file_behind(db: &TestDb) {
     let (locks, mut user) = (db.locks().await, User::of(db).await);
     for n in 0..50 {
         let guard = locks.lock(format!("job {n}")).acquire().await.unwrap();
@@ -561,41 +563,41 @@ async fn nothing_piles_up(db: &TestDb) {
     assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
 }
 
-db_tests!(memory: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+db_tests!(memory: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap);
-db_tests!(sqlite: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap);
+db_tests!(sqlite: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
-    a_transaction_in_another_database_is_refused, nothing_piles_up);
-db_tests!(postgres: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
+    a_transaction_in_another_database_is_refused, a_closed_fence_leaves_no_file_behind);
+db_tests!(postgres: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
-    outside_of_a_transaction_nothing_is_fenced, it_takes_the_rights_to_read_and_update_alone);
-db_tests!(pgbouncer: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    outside_of_a_transaction_nothing_is_fenced, select_and_update_are_the_only_privileges_required);
+db_tests!(pgbouncer: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
     a_transaction_in_another_database_is_refused);
-db_tests!(mariadb: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
-    where_trust_runs_out_under_a_fence_the_guard_is_suspended,
-    where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
+db_tests!(mariadb: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    a_guard_whose_trust_ends_under_a_fence_is_suspended,
+    a_lease_that_ends_under_a_fence_is_lost_when_the_fence_closes,
     a_suspended_guard_can_be_released, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
     a_release_under_its_own_fence_is_done_when_the_transaction_ends,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
-    one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);
-db_tests!(mysql: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
-    where_trust_runs_out_under_a_fence_the_guard_is_suspended,
-    where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
+    a_transaction_that_read_before_the_grant_is_refused, select_and_update_are_the_only_privileges_required);
+db_tests!(mysql: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    a_guard_whose_trust_ends_under_a_fence_is_suspended,
+    a_lease_that_ends_under_a_fence_is_lost_when_the_fence_closes,
     a_suspended_guard_can_be_released, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
     a_release_under_its_own_fence_is_done_when_the_transaction_ends,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
-    one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);
+    a_transaction_that_read_before_the_grant_is_refused, select_and_update_are_the_only_privileges_required);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use database_locks::seam::{Outcome, TakeOverCommand};
 use database_locks::{Error, Fence, FenceFailure, LockGuard, Locks, LostReason, ParamStyle, Prune};
-use testkit::contract::{ask, take_over};
+use testkit::contract::{acquire_command, take_over};
 use testkit::time::now;
 use testkit::{SqlSession, TestDb, db_tests, promise};
 
@@ -161,7 +161,7 @@ impl Change {
             }
             Self::BySameHolder => {
                 let again = TakeOverCommand {
-                    to: ask(&name, guard.holder(), TIMEOUT),
+                    to: acquire_command(&name, guard.holder(), TIMEOUT),
                     token: guard.token(),
                     grant: Some(guard.grant_id().to_owned()),
                 };
@@ -216,7 +216,7 @@ async fn no_statement_that_changes_a_grant_is_missed(db: &TestDb) {
 
 /// The same where the change is made while the transaction of the writer is at its fence: one of
 /// them comes first.
-async fn a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody(db: &TestDb) {
+async fn a_fence_statement_waits_for_a_concurrent_take_over_or_precedes_it(db: &TestDb) {
     let locks = db.locks().await;
     db.sql("CREATE TABLE elsewhere (x int)");
     for level in levels(db) {
@@ -247,7 +247,7 @@ async fn a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody(db: &Te
 }
 
 /// A renewal that the snapshot has not seen is no take-over.
-async fn our_own_renewal_does_not_stop_it(db: &TestDb) {
+async fn a_renewal_after_the_snapshot_does_not_fail_the_fence_statement(db: &TestDb) {
     let locks = db.locks().await;
     db.sql("CREATE TABLE elsewhere (x int)");
     for level in levels(db) {
@@ -339,7 +339,7 @@ async fn a_snapshot_that_is_older_than_the_grant_is_refused(db: &TestDb) {
 }
 
 /// While the fence is open nobody gets the lock, nobody waits for that, and the other locks go on.
-async fn nobody_gets_the_lock_under_an_open_fence(db: &TestDb) {
+async fn no_other_client_gets_the_lock_under_an_open_fence(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.locks().await);
     let store = db.fixture().ready().await;
     let mut nineteen = Vec::new();
@@ -400,14 +400,14 @@ async fn nobody_gets_the_lock_under_an_open_fence(db: &TestDb) {
 
 db_tests!(#[ignore = "make prove"] postgres18: no_statement_that_changes_a_grant_is_missed);
 db_tests!(postgres: no_statement_that_changes_a_grant_is_missed,
-    a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
-    our_own_renewal_does_not_stop_it, a_snapshot_that_is_older_than_the_grant_is_refused,
-    nobody_gets_the_lock_under_an_open_fence);
+    a_fence_statement_waits_for_a_concurrent_take_over_or_precedes_it,
+    a_renewal_after_the_snapshot_does_not_fail_the_fence_statement, a_snapshot_that_is_older_than_the_grant_is_refused,
+    no_other_client_gets_the_lock_under_an_open_fence);
 db_tests!(mariadb: no_statement_that_changes_a_grant_is_missed,
-    a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
-    our_own_renewal_does_not_stop_it, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
-    nobody_gets_the_lock_under_an_open_fence);
+    a_fence_statement_waits_for_a_concurrent_take_over_or_precedes_it,
+    a_renewal_after_the_snapshot_does_not_fail_the_fence_statement, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
+    no_other_client_gets_the_lock_under_an_open_fence);
 db_tests!(mysql: no_statement_that_changes_a_grant_is_missed,
-    a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
-    our_own_renewal_does_not_stop_it, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
-    nobody_gets_the_lock_under_an_open_fence);
+    a_fence_statement_waits_for_a_concurrent_take_over_or_precedes_it,
+    a_renewal_after_the_snapshot_does_not_fail_the_fence_statement, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
+    no_other_client_gets_the_lock_under_an_open_fence);

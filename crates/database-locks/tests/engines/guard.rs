@@ -241,7 +241,7 @@ async fn a_deleted_row_is_a_loss_and_is_not_made_again(db: &TestDb) {
 }
 
 /// Return, error, panic, cancellation, the end of the runtime: each frees the lock.
-async fn whatever_ends_the_body_frees_the_lock(db: &TestDb) {
+async fn every_end_of_the_body_frees_the_lock(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.locks().await);
     let lock = locks.lock("job").ttl(Duration::from_secs(600));
 
@@ -317,7 +317,7 @@ async fn an_acquire_dropped_after_any_poll_leaves_nothing(db: &TestDb) {
     promise("P7", db.engine);
 }
 
-async fn a_waiter_that_gives_up_leaves_the_line(db: &TestDb) {
+async fn a_waiter_that_gives_up_leaves_the_queue(db: &TestDb) {
     let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
     let lock = locks.lock("job");
@@ -380,7 +380,7 @@ async fn a_wait_keeps_to_its_limit_and_names_the_holder(db: &TestDb) {
     promise("P12", db.engine);
 }
 
-async fn a_waiter_gets_it_when_its_turn_comes(db: &TestDb) {
+async fn a_waiter_gets_the_lock_when_it_is_first_in_the_queue(db: &TestDb) {
     let (a, b) = (db.locks().await, db.locks().await);
     let guard = a.lock("job").acquire().await.unwrap();
     let waiter = tokio::spawn(async move { b.lock("job").acquire().await });
@@ -411,7 +411,7 @@ async fn a_waiter_gets_it_when_its_turn_comes(db: &TestDb) {
     promise("P12", db.engine);
 }
 
-async fn waiters_of_one_process_come_in_order(db: &TestDb) {
+async fn waiters_of_one_process_are_served_in_order(db: &TestDb) {
     let locks = db.locks().await;
     let first = locks.lock("job").acquire().await.unwrap();
     let (came, mut waiters) = (Arc::new(std::sync::Mutex::new(Vec::new())), Vec::new());
@@ -476,7 +476,7 @@ async fn bad_settings_are_refused_before_anything_happens(db: &TestDb) {
     assert!(locks.list().await.unwrap().is_empty());
 }
 
-async fn the_blocking_face_does_the_same(db: &TestDb) {
+async fn the_blocking_api_does_the_same(db: &TestDb) {
     let url = db.url.clone();
     let other = db.locks().await;
     let work = move || {
@@ -540,15 +540,15 @@ macro_rules! on {
             extend_lengthens_at_once,
             a_release_by_force_is_noticed_and_explained,
             check_notices_at_once,
-            whatever_ends_the_body_frees_the_lock,
+            every_end_of_the_body_frees_the_lock,
             an_acquire_dropped_after_any_poll_leaves_nothing,
-            a_waiter_that_gives_up_leaves_the_line,
+            a_waiter_that_gives_up_leaves_the_queue,
             a_wait_keeps_to_its_limit_and_names_the_holder,
-            a_waiter_gets_it_when_its_turn_comes,
-            waiters_of_one_process_come_in_order,
+            a_waiter_gets_the_lock_when_it_is_first_in_the_queue,
+            waiters_of_one_process_are_served_in_order,
             asking_whether_it_is_held_costs_nothing,
             bad_settings_are_refused_before_anything_happens,
-            the_blocking_face_does_the_same,
+            the_blocking_api_does_the_same,
         );
     )* };
 }

@@ -98,7 +98,7 @@ async fn a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(db: 
 }
 
 /// A try-once whose reply is late learns that it is lost, and what it got is given back.
-async fn a_try_whose_reply_is_late_is_lost_and_leaves_nothing_held(db: &TestDb) {
+async fn a_try_with_a_late_reply_fails_and_leaves_nothing_held(db: &TestDb) {
     let proxy = Arc::new(Proxy::to_url(&db.url));
     let (slow, other) = (through(&proxy, db).await, db.locks().await);
     for _ in 0..3 {
@@ -129,7 +129,7 @@ async fn a_try_whose_reply_is_late_is_lost_and_leaves_nothing_held(db: &TestDb) 
 
 /// The same of a lock that is gone on with by its ticket, and of one that its own holder takes
 /// over.
-async fn what_is_taken_over_or_up_too_late_is_not_handed_out(db: &TestDb) {
+async fn a_lock_taken_over_or_resumed_too_late_is_not_handed_out(db: &TestDb) {
     let proxy = Arc::new(Proxy::to_url(&db.url));
     let (slow, other) = (through(&proxy, db).await, db.locks().await);
     for name in ["ticket", "mine"] {
@@ -176,7 +176,7 @@ async fn what_is_taken_over_or_up_too_late_is_not_handed_out(db: &TestDb) {
 
 /// The grant is there in time, and the caller's own thread is too busy to take it. No renewal keeps
 /// it alive.
-async fn a_caller_that_comes_late_is_handed_nothing_that_is_lost(db: &TestDb) {
+async fn a_late_caller_is_handed_no_lost_lock(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.locks().await);
     let ttl = Duration::from_millis(300);
     let lock = locks.lock("late").ttl(ttl).auto_renew(false);
@@ -245,15 +245,15 @@ fn futures_poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
 macro_rules! on {
     ($($engine:ident),*) => { $( db_tests!($engine:
         a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on,
-        a_try_whose_reply_is_late_is_lost_and_leaves_nothing_held,
-        what_is_taken_over_or_up_too_late_is_not_handed_out,
-        a_caller_that_comes_late_is_handed_nothing_that_is_lost,
+        a_try_with_a_late_reply_fails_and_leaves_nothing_held,
+        a_lock_taken_over_or_resumed_too_late_is_not_handed_out,
+        a_late_caller_is_handed_no_lost_lock,
     ); )* };
 }
 on!(postgres, mariadb, mysql);
 
 mod embedded {
-    use super::a_caller_that_comes_late_is_handed_nothing_that_is_lost;
-    testkit::db_tests!(memory: a_caller_that_comes_late_is_handed_nothing_that_is_lost);
-    testkit::db_tests!(sqlite: a_caller_that_comes_late_is_handed_nothing_that_is_lost);
+    use super::a_late_caller_is_handed_no_lost_lock;
+    testkit::db_tests!(memory: a_late_caller_is_handed_no_lost_lock);
+    testkit::db_tests!(sqlite: a_late_caller_is_handed_no_lost_lock);
 }

@@ -6,7 +6,7 @@ use database_locks::seam::{
     AcquireCommand, Outcome, ReleaseCommand, Released, Renewal, StoreError, random_grant_id,
 };
 use database_locks::{Error, LockState, LostReason, Ttl};
-use testkit::contract::{ask, granted, info, name, release, renew, try_once};
+use testkit::contract::{acquire_command, granted, info, name, release, renew, try_once};
 use testkit::time::now;
 use testkit::{TestDb, db_tests, promise};
 
@@ -40,7 +40,7 @@ fn crowd(db: &TestDb, rows: usize) {
 }
 
 /// One row of twenty is locked by a stranger: the nineteen are renewed, that one is busy, not lost.
-async fn a_locked_row_is_busy_and_holds_up_nobody(db: &TestDb) {
+async fn a_locked_row_is_busy_and_delays_no_other_lock(db: &TestDb) {
     let fixture = db.fixture();
     let store = fixture.ready().await;
     for rows in [0, 5, 5_000] {
@@ -80,7 +80,7 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(db: &TestDb) {
             .await
             .expect("an answer");
         assert_eq!(forced, database_locks::seam::Force::Busy);
-        let other = at_once(try_once(&*store, &ask("lock 8", "other", LONG))).await;
+        let other = at_once(try_once(&*store, &acquire_command("lock 8", "other", LONG))).await;
         assert!(matches!(other, Outcome::Granted { .. }), "{other:?}");
 
         hold.rollback();
@@ -93,34 +93,34 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(db: &TestDb) {
 
 /// The same of a crowd that is acquired and released at once: whoever has one of its rows locked
 /// keeps that one lock from being had, or given back, and no other.
-async fn of_a_crowd_only_what_is_locked_is_busy(db: &TestDb) {
+async fn in_a_large_batch_only_the_locked_row_is_busy(db: &TestDb) {
     let store = db.fixture().ready().await;
-    let mut asks: Vec<AcquireCommand> = (0..150)
-        .map(|i| ask(&format!("lock {i}"), "me", LONG))
+    let mut commands: Vec<AcquireCommand> = (0..150)
+        .map(|i| acquire_command(&format!("lock {i}"), "me", LONG))
         .collect();
-    let held = store.acquire(&asks, TIMEOUT).await.expect("an answer");
-    let back = |asks: &[AcquireCommand], outcomes: &[Outcome]| -> Vec<ReleaseCommand> {
-        let grants = asks.iter().zip(outcomes);
-        let grants = grants.filter_map(|(ask, outcome)| match outcome {
+    let held = store.acquire(&commands, TIMEOUT).await.expect("an answer");
+    let back = |commands: &[AcquireCommand], outcomes: &[Outcome]| -> Vec<ReleaseCommand> {
+        let grants = commands.iter().zip(outcomes);
+        let grants = grants.filter_map(|(command, outcome)| match outcome {
             Outcome::Granted { token, .. } => Some(ReleaseCommand {
-                name: ask.name.clone(),
+                name: command.name.clone(),
                 token: Some(*token),
-                grant: ask.grant,
-                holder: ask.holder.clone(),
+                grant: command.grant,
+                holder: command.holder.clone(),
                 durable: false,
             }),
             _ => None,
         });
         grants.collect()
     };
-    let released = store.release(&back(&asks, &held), TIMEOUT).await;
+    let released = store.release(&back(&commands, &held), TIMEOUT).await;
     assert_eq!(released.expect("an answer"), vec![Released::Freed; 150]);
 
     let hold = db.lock_row("lock 7");
-    for ask in &mut asks {
-        ask.grant = random_grant_id().expect("randomness");
+    for command in &mut commands {
+        command.grant = random_grant_id().expect("randomness");
     }
-    let outcomes = at_once(store.acquire(&asks, TIMEOUT))
+    let outcomes = at_once(store.acquire(&commands, TIMEOUT))
         .await
         .expect("an answer");
     for (i, outcome) in outcomes.iter().enumerate() {
@@ -130,7 +130,7 @@ async fn of_a_crowd_only_what_is_locked_is_busy(db: &TestDb) {
     assert_eq!(outcomes[7], Outcome::Busy);
     hold.rollback();
 
-    let back = back(&asks, &outcomes);
+    let back = back(&commands, &outcomes);
     let hold = db.lock_row("lock 9");
     let (few, many) = back.split_at(20);
     let mut released = at_once(store.release(few, TIMEOUT))
@@ -186,7 +186,7 @@ async fn a_locked_free_row_is_tried_again(db: &TestDb) {
 }
 
 /// A release by force never overtakes an open transaction: it waits a moment, then says so.
-async fn a_release_by_force_is_held_off_by_a_locked_row(db: &TestDb) {
+async fn a_release_by_force_of_a_locked_row_is_a_conflict(db: &TestDb) {
     let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
     let hold = db.lock_row("job");
@@ -289,7 +289,7 @@ async fn an_uncommitted_first_use_is_waited_for(db: &TestDb) {
 }
 
 /// The rows of django-database-locks 0.5, which knows only the first four columns.
-async fn rows_of_the_old_package_are_honoured(db: &TestDb) {
+async fn legacy_leases_are_respected(db: &TestDb) {
     let locks = db.locks().await;
     let insert = |lock: &str, expires: &str| {
         let columns = "database_locks_lock (name, locked_by, expires_at)";
@@ -329,7 +329,7 @@ async fn rows_of_the_old_package_are_honoured(db: &TestDb) {
     promise("P6", db.engine);
 }
 
-async fn a_missing_table_says_what_to_do(db: &TestDb) {
+async fn the_error_for_a_missing_table_names_the_fix(db: &TestDb) {
     let locks = db.locks().await;
     db.sql("DROP TABLE database_locks_lock");
     for error in [
@@ -355,7 +355,7 @@ async fn a_busy_file_is_contention(db: &TestDb) {
         matches!(renewal, Err(StoreError::Contention(_))),
         "{renewal:?}"
     );
-    let losing = at_once(try_once(&*store, &ask("job", "other", LONG))).await;
+    let losing = at_once(try_once(&*store, &acquire_command("job", "other", LONG))).await;
     assert!(
         matches!(losing, Outcome::Held(_)),
         "a losing try needs no write lock"
@@ -378,24 +378,24 @@ async fn a_busy_file_is_contention(db: &TestDb) {
 macro_rules! on_servers {
     ($($engine:ident),*) => { $(
         db_tests!($engine:
-            a_locked_row_is_busy_and_holds_up_nobody,
-            of_a_crowd_only_what_is_locked_is_busy,
+            a_locked_row_is_busy_and_delays_no_other_lock,
+            in_a_large_batch_only_the_locked_row_is_busy,
             a_locked_free_row_is_tried_again,
-            a_release_by_force_is_held_off_by_a_locked_row,
+            a_release_by_force_of_a_locked_row_is_a_conflict,
             a_row_locked_past_the_ttl_is_lost_in_time,
             asking_waits_for_no_writer,
             an_uncommitted_first_use_is_waited_for,
-            rows_of_the_old_package_are_honoured,
-            a_missing_table_says_what_to_do,
+            legacy_leases_are_respected,
+            the_error_for_a_missing_table_names_the_fix,
         );
     )* };
 }
 on_servers!(postgres, mariadb, mysql);
 db_tests!(sqlite:
-    a_release_by_force_is_held_off_by_a_locked_row,
+    a_release_by_force_of_a_locked_row_is_a_conflict,
     a_row_locked_past_the_ttl_is_lost_in_time,
     asking_waits_for_no_writer,
-    rows_of_the_old_package_are_honoured,
-    a_missing_table_says_what_to_do,
+    legacy_leases_are_respected,
+    the_error_for_a_missing_table_names_the_fix,
     a_busy_file_is_contention,
 );

@@ -25,7 +25,7 @@ async fn held_elsewhere(db: &TestDb) -> database_locks::seam::Grant {
     granted(&*db.fixture().ready().await, "job", "me", LONG).await
 }
 
-async fn it_comes_from_elsewhere_and_gets_the_lock(db: &TestDb) {
+async fn the_same_holder_in_another_client_takes_over_the_lock(db: &TestDb) {
     let locks = db.locks().await;
     for wait in [Duration::ZERO, TIMEOUT] {
         let old = held_elsewhere(db).await;
@@ -45,7 +45,7 @@ async fn it_comes_from_elsewhere_and_gets_the_lock(db: &TestDb) {
 }
 
 /// Within a process it excludes like any other, whatever connection it comes by.
-async fn within_a_process_it_excludes_like_any_other(db: &TestDb) {
+async fn within_a_process_the_same_holder_excludes_itself(db: &TestDb) {
     let (locks, others) = (db.locks().await, db.locks().await);
     let guard = mine(&locks).acquire().await.unwrap();
     for locks in [&locks, &others] {
@@ -66,7 +66,7 @@ async fn within_a_process_it_excludes_like_any_other(db: &TestDb) {
 }
 
 /// Twenty tasks of one process that come at once: one of them gets it, and keeps it.
-async fn of_many_tasks_one_takes_it_over(db: &TestDb) {
+async fn one_of_many_tasks_takes_the_lock_over(db: &TestDb) {
     let locks = db.locks().await;
     held_elsewhere(db).await;
     let tasks: Vec<_> = (0..20)
@@ -85,7 +85,7 @@ async fn of_many_tasks_one_takes_it_over(db: &TestDb) {
 }
 
 /// Rows of django-database-locks 0.5 have no grant id, and a token of 0.
-async fn a_row_of_the_old_package_is_taken_over(db: &TestDb) {
+async fn a_legacy_row_is_taken_over(db: &TestDb) {
     let locks = db.locks().await;
     db.sql(
         "INSERT INTO database_locks_lock (name, locked_by, expires_at) \
@@ -118,7 +118,7 @@ async fn a_row_of_the_old_package_is_taken_over(db: &TestDb) {
 
 /// A row that is locked, by a fence for one, is not taken over; nobody waits for it in the
 /// database.
-async fn a_locked_row_keeps_it_out(db: &TestDb) {
+async fn a_locked_row_prevents_a_take_over(db: &TestDb) {
     let store = db.fixture().ready().await;
     let old = held_elsewhere(db).await;
     let locks = db.locks().await;
@@ -137,7 +137,7 @@ async fn a_locked_row_keeps_it_out(db: &TestDb) {
 }
 
 /// What a fence holds in PostgreSQL: renewals pass it, a take-over does not.
-async fn a_key_share_keeps_it_out(db: &TestDb) {
+async fn a_fence_on_postgres_prevents_a_take_over_and_permits_renewals(db: &TestDb) {
     let store = db.fixture().ready().await;
     let old = held_elsewhere(db).await;
     let select = "SELECT id FROM database_locks_lock WHERE name = 'job' FOR KEY SHARE";
@@ -151,7 +151,7 @@ async fn a_key_share_keeps_it_out(db: &TestDb) {
 }
 
 #[tokio::test]
-async fn it_takes_a_holder_that_is_given() {
+async fn preempt_requires_an_explicit_holder() {
     let db = TestDb::memory().unwrap();
     let locks = db.locks().await;
     let message = locks.lock("job").preempt(true).acquire().await.unwrap_err();
@@ -169,23 +169,26 @@ async fn it_takes_a_holder_that_is_given() {
 macro_rules! on {
     ($($engine:ident),*) => { $(
         db_tests!($engine:
-            it_comes_from_elsewhere_and_gets_the_lock,
-            within_a_process_it_excludes_like_any_other,
-            of_many_tasks_one_takes_it_over,
-            a_row_of_the_old_package_is_taken_over,
+            the_same_holder_in_another_client_takes_over_the_lock,
+            within_a_process_the_same_holder_excludes_itself,
+            one_of_many_tasks_takes_the_lock_over,
+            a_legacy_row_is_taken_over,
         );
     )* };
 }
 on!(sqlite, postgres, mariadb, mysql);
 db_tests!(memory:
-    it_comes_from_elsewhere_and_gets_the_lock,
-    within_a_process_it_excludes_like_any_other,
-    of_many_tasks_one_takes_it_over,
+    the_same_holder_in_another_client_takes_over_the_lock,
+    within_a_process_the_same_holder_excludes_itself,
+    one_of_many_tasks_takes_the_lock_over,
 );
 
 mod locked {
-    use super::{a_key_share_keeps_it_out, a_locked_row_keeps_it_out};
-    testkit::db_tests!(postgres: a_locked_row_keeps_it_out, a_key_share_keeps_it_out);
-    testkit::db_tests!(mariadb: a_locked_row_keeps_it_out);
-    testkit::db_tests!(mysql: a_locked_row_keeps_it_out);
+    use super::{
+        a_fence_on_postgres_prevents_a_take_over_and_permits_renewals,
+        a_locked_row_prevents_a_take_over,
+    };
+    testkit::db_tests!(postgres: a_locked_row_prevents_a_take_over, a_fence_on_postgres_prevents_a_take_over_and_permits_renewals);
+    testkit::db_tests!(mariadb: a_locked_row_prevents_a_take_over);
+    testkit::db_tests!(mysql: a_locked_row_prevents_a_take_over);
 }

@@ -83,7 +83,7 @@ async fn work_is_stopped_as_by_a_real_loss(db: &TestDb) {
     );
 }
 
-async fn elsewhere_the_clock_goes_on(db: &TestDb) {
+async fn leases_of_a_real_database_cannot_be_expired_by_tests(db: &TestDb) {
     let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
     let message = expire(&locks, "job").await.unwrap_err();
@@ -94,7 +94,7 @@ async fn elsewhere_the_clock_goes_on(db: &TestDb) {
     guard.check().await.expect("nothing happened");
 }
 
-async fn a_lock_is_lost_by_force_and_told_at_once(db: &TestDb) {
+async fn a_forced_loss_is_reported_at_once(db: &TestDb) {
     let (locks, others) = (db.locks().await, db.locks().await);
     let guard = locks.lock("job").acquire().await.unwrap();
     let began = now();
@@ -117,9 +117,9 @@ async fn a_lock_is_lost_by_force_and_told_at_once(db: &TestDb) {
 db_tests!(memory:
     a_lease_ends_when_the_test_wants_it,
     work_is_stopped_as_by_a_real_loss,
-    a_lock_is_lost_by_force_and_told_at_once,
+    a_forced_loss_is_reported_at_once,
 );
-db_tests!(sqlite: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
-db_tests!(postgres: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
-db_tests!(mariadb: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
-db_tests!(mysql: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
+db_tests!(sqlite: leases_of_a_real_database_cannot_be_expired_by_tests, a_forced_loss_is_reported_at_once);
+db_tests!(postgres: leases_of_a_real_database_cannot_be_expired_by_tests, a_forced_loss_is_reported_at_once);
+db_tests!(mariadb: leases_of_a_real_database_cannot_be_expired_by_tests, a_forced_loss_is_reported_at_once);
+db_tests!(mysql: leases_of_a_real_database_cannot_be_expired_by_tests, a_forced_loss_is_reported_at_once);

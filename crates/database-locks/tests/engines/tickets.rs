@@ -14,7 +14,7 @@ fn why(lost: Error) -> LostReason {
     }
 }
 
-async fn a_lock_goes_on_elsewhere_under_the_same_token(db: &TestDb) {
+async fn a_lock_is_resumed_by_another_client_under_the_same_token(db: &TestDb) {
     let (giver, taker) = (db.locks().await, db.locks().await);
     let name = "a.b c/ä";
     let guard = giver
@@ -55,7 +55,7 @@ async fn a_lock_goes_on_elsewhere_under_the_same_token(db: &TestDb) {
     promise("P3", db.engine);
 }
 
-async fn a_ticket_can_be_renewed_and_released_without_taking_it_up(db: &TestDb) {
+async fn a_ticket_can_be_renewed_and_released_without_resuming_it(db: &TestDb) {
     let (giver, other) = (db.locks().await, db.locks().await);
     let lock = giver.lock("job").ttl(Duration::from_millis(1500));
     let ticket = lock.acquire().await.unwrap().into_ticket().unwrap();
@@ -73,7 +73,7 @@ async fn a_ticket_can_be_renewed_and_released_without_taking_it_up(db: &TestDb) 
     assert!(other.lock("job").try_acquire().await.unwrap().is_some());
 }
 
-async fn nobody_renews_what_was_handed_over(db: &TestDb) {
+async fn a_lock_that_was_handed_over_is_no_longer_renewed(db: &TestDb) {
     let (giver, other) = (db.locks().await, db.locks().await);
     let lock = giver.lock("job").ttl(Duration::from_millis(900));
     let ticket = lock.acquire().await.unwrap().into_ticket().unwrap();
@@ -89,7 +89,7 @@ async fn nobody_renews_what_was_handed_over(db: &TestDb) {
     next.check().await.unwrap();
 }
 
-async fn what_was_released_by_its_ticket_says_so(db: &TestDb) {
+async fn a_guard_released_by_its_ticket_says_so(db: &TestDb) {
     let (holder, other) = (db.locks().await, db.locks().await);
     let guard = holder
         .lock("job")
@@ -104,7 +104,7 @@ async fn what_was_released_by_its_ticket_says_so(db: &TestDb) {
     assert_eq!(lost.reason(), LostReason::Released);
 }
 
-async fn settings_come_with_the_lock_that_takes_up(db: &TestDb) {
+async fn a_resumed_guard_has_the_settings_of_its_lock(db: &TestDb) {
     let locks = db.locks().await;
     let ticket = locks
         .lock("job")
@@ -136,11 +136,11 @@ async fn settings_come_with_the_lock_that_takes_up(db: &TestDb) {
 macro_rules! on {
     ($($engine:ident),*) => { $(
         db_tests!($engine:
-            a_lock_goes_on_elsewhere_under_the_same_token,
-            a_ticket_can_be_renewed_and_released_without_taking_it_up,
-            nobody_renews_what_was_handed_over,
-            what_was_released_by_its_ticket_says_so,
-            settings_come_with_the_lock_that_takes_up,
+            a_lock_is_resumed_by_another_client_under_the_same_token,
+            a_ticket_can_be_renewed_and_released_without_resuming_it,
+            a_lock_that_was_handed_over_is_no_longer_renewed,
+            a_guard_released_by_its_ticket_says_so,
+            a_resumed_guard_has_the_settings_of_its_lock,
         );
     )* };
 }

@@ -48,7 +48,7 @@ fn waiting(admin: &mut SqlSession) -> usize {
     admin.run(count).unwrap().remove(0).parse().unwrap()
 }
 
-async fn nothing_piles_up(server: &Postgres, url: &str, database: &str) {
+async fn a_closed_fence_leaves_no_file_behind(server: &Postgres, url: &str, database: &str) {
     let locks = Locks::connect(url).await.unwrap();
     locks.migrate().await.unwrap();
     let guard = holder(&locks).await;
@@ -79,9 +79,9 @@ async fn statements_that_hang_do_not_pile_up_in_postgres() {
         return;
     };
     let url = server.fresh_database();
-    nothing_piles_up(server, &url, &url).await;
+    a_closed_fence_leaves_no_file_behind(server, &url, &url).await;
     let database = server.fresh_database();
-    nothing_piles_up(server, &server.socket_url(&database), &database).await;
+    a_closed_fence_leaves_no_file_behind(server, &server.socket_url(&database), &database).await;
     promise("P4", "postgres");
 }
 
@@ -94,7 +94,7 @@ async fn statements_that_hang_are_cancelled_through_tls_too() {
     };
     let database = server.fresh_database();
     let url = format!("{database}?sslmode=require");
-    nothing_piles_up(&server, &url, &database).await;
+    a_closed_fence_leaves_no_file_behind(&server, &url, &database).await;
 }
 
 /// There the wait for such a table has its own limit, which is set at each connect.

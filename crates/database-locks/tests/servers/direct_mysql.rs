@@ -13,7 +13,7 @@ use database_locks::seam::{
     AcquireCommand, DirectConnection, Grant, Outcome, ReleaseCommand, Released, Store, StoreError,
     Table, open,
 };
-use testkit::contract::{ask, granted, info};
+use testkit::contract::{acquire_command, granted, info};
 use testkit::time::wait_until;
 use testkit::{MariaDb, MySql, MySqlServer as Server, Proxy};
 use tokio::runtime::{Builder, Runtime};
@@ -49,12 +49,12 @@ on_servers!(
     a_connection_that_is_killed_during_a_call_costs_no_call,
     a_call_that_was_late_takes_its_connection_with_it,
     a_future_that_is_not_polled_any_more_keeps_no_call_from_the_direct_connection,
-    callers_that_do_not_wait_for_the_connection_come_to_have_it,
+    a_connect_that_callers_gave_up_completes,
     a_connection_that_is_refused_is_asked_for_again,
     renewals_go_over_the_direct_connection_while_the_background_has_no_connection,
     the_background_connects_once_a_renewal_is_due_soon,
     a_renewal_goes_before_the_acquires_that_wait,
-    where_there_is_room_for_one_connection_leases_are_renewed,
+    with_a_single_connection_leases_are_renewed,
 );
 
 /// One of a test's own.
@@ -136,7 +136,7 @@ fn threads() -> Runtime {
 }
 
 fn want(lock: &str) -> AcquireCommand {
-    ask(lock, "me", LONG)
+    acquire_command(lock, "me", LONG)
 }
 
 async fn in_time<T>(answer: impl Future<Output = T>) -> T {
@@ -144,13 +144,13 @@ async fn in_time<T>(answer: impl Future<Output = T>) -> T {
     answer.expect("no answer")
 }
 
-async fn acquired(direct: &dyn DirectConnection, ask: &AcquireCommand) -> Grant {
-    match in_time(direct.acquire(from_ref(ask))).await.as_deref() {
+async fn acquired(direct: &dyn DirectConnection, command: &AcquireCommand) -> Grant {
+    match in_time(direct.acquire(from_ref(command))).await.as_deref() {
         Ok([Outcome::Granted { token, .. }]) => Grant {
-            name: ask.name.clone(),
+            name: command.name.clone(),
             token: *token,
-            id: ask.grant,
-            holder: Arc::clone(&ask.holder),
+            id: command.grant,
+            holder: Arc::clone(&command.holder),
             confirmed_by: None,
         },
         other => panic!("not granted: {other:?}"),
@@ -192,10 +192,10 @@ fn a_runtime_that_has_ended_leaves_the_direct_connection_to_the_next(database: &
 fn a_runtime_that_ends_during_a_call_leaves_the_direct_connection_to_the_next(database: &Database) {
     let direct = database.direct();
     for first in [runtime(), threads()] {
-        let ask = want("job");
+        let command = want("job");
         first.block_on(direct.connect()).unwrap();
         let closed = database.close();
-        let (calling, asked) = (Arc::clone(&direct), ask.clone());
+        let (calling, asked) = (Arc::clone(&direct), command.clone());
         let call = first.spawn(async move { calling.acquire(&[asked]).await.map(drop) });
         first.block_on(database.is_waited_for());
         drop(first);
@@ -203,7 +203,7 @@ fn a_runtime_that_ends_during_a_call_leaves_the_direct_connection_to_the_next(da
         let next = runtime();
         assert!(next.block_on(call).unwrap_err().is_cancelled());
         // It may have been carried out.
-        let grant = next.block_on(acquired(&*direct, &ask));
+        let grant = next.block_on(acquired(&*direct, &command));
         let released = next.block_on(release(&*direct, &grant));
         assert_eq!(released.unwrap(), Released::Freed);
     }
@@ -241,10 +241,10 @@ fn a_connection_that_is_killed_during_a_call_costs_no_call(database: &Database) 
     let (store, direct) = (database.store(), database.direct());
     let runtime = threads();
     runtime.block_on(direct.connect()).unwrap();
-    let ask = want("job");
+    let command = want("job");
 
     let closed = database.close();
-    let (calling, asked) = (Arc::clone(&direct), ask.clone());
+    let (calling, asked) = (Arc::clone(&direct), command.clone());
     let call = runtime.spawn(async move { acquired(&*calling, &asked).await });
     runtime.block_on(database.is_waited_for());
     kill(database);
@@ -276,13 +276,16 @@ fn a_call_that_was_late_takes_its_connection_with_it(database: &Database) {
     runtime().block_on(async {
         direct.connect().await.unwrap();
         let before = database.connections();
-        let ask = want("job");
+        let command = want("job");
         let closed = database.close();
-        let late = tokio::time::timeout(Duration::from_millis(200), direct.acquire(from_ref(&ask)));
+        let late = tokio::time::timeout(
+            Duration::from_millis(200),
+            direct.acquire(from_ref(&command)),
+        );
         assert!(late.await.is_err(), "the table was locked");
         direct.give_up();
         closed.close();
-        let grant = acquired(&*direct, &ask).await;
+        let grant = acquired(&*direct, &command).await;
         let gone = || {
             let now = database.connections();
             now.len() == 1 && now != before
@@ -298,16 +301,18 @@ fn a_future_that_is_not_polled_any_more_keeps_no_call_from_the_direct_connection
     let direct = database.direct();
     runtime().block_on(async {
         direct.connect().await.unwrap();
-        let asks = [want("first")];
-        let mut stuck = direct.acquire(&asks);
+        let commands = [want("first")];
+        let mut stuck = direct.acquire(&commands);
         let once = poll_fn(|context| Poll::Ready(stuck.as_mut().poll(context).is_pending()));
         assert!(once.await);
-        let ask = want("second");
-        let waits =
-            tokio::time::timeout(Duration::from_millis(100), direct.acquire(from_ref(&ask)));
+        let command = want("second");
+        let waits = tokio::time::timeout(
+            Duration::from_millis(100),
+            direct.acquire(from_ref(&command)),
+        );
         assert!(waits.await.is_err(), "two calls at once on one connection");
         direct.give_up();
-        let grant = acquired(&*direct, &ask).await;
+        let grant = acquired(&*direct, &command).await;
         assert_eq!(release(&*direct, &grant).await.unwrap(), Released::Freed);
         let first = stuck.await.unwrap();
         assert!(matches!(first[0], Outcome::Granted { .. }), "{first:?}");
@@ -316,7 +321,7 @@ fn a_future_that_is_not_polled_any_more_keeps_no_call_from_the_direct_connection
     assert!(wait_until(TIMEOUT, one), "{:?}", database.connections());
 }
 
-fn callers_that_do_not_wait_for_the_connection_come_to_have_it(database: &Database) {
+fn a_connect_that_callers_gave_up_completes(database: &Database) {
     let proxy = Proxy::to_url(&database.url());
     let store = open(&proxy.url(&database.url()), &Table::default()).unwrap();
     let direct = store.direct().unwrap();
@@ -403,8 +408,8 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
             .map(|i| {
                 let (store, done) = (Arc::clone(&store), Arc::clone(&done));
                 tokio::spawn(async move {
-                    let asks = [want(&format!("lock {i}"))];
-                    let _ = store.acquire(&asks, TIMEOUT).await;
+                    let commands = [want(&format!("lock {i}"))];
+                    let _ = store.acquire(&commands, TIMEOUT).await;
                     done.fetch_add(1, Ordering::SeqCst);
                 })
             })
@@ -427,7 +432,7 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
 
 /// The direct connection has the only connection that the server allows, and no thread blocks on
 /// its runtime.
-fn where_there_is_room_for_one_connection_leases_are_renewed(database: &Database) {
+fn with_a_single_connection_leases_are_renewed(database: &Database) {
     let user = format!("alone_{}", database.name);
     for sql in [
         format!("CREATE USER {user} IDENTIFIED BY 'x' WITH MAX_USER_CONNECTIONS 1"),

@@ -82,7 +82,7 @@ async fn a_database_that_never_answers_delays_no_loss(db: &TestDb) {
 }
 
 /// A wait has its own limit, whatever the database does.
-async fn a_wait_ends_in_time_although_nobody_answers(db: &TestDb) {
+async fn a_wait_ends_in_time_without_an_answer(db: &TestDb) {
     let proxy = Proxy::to_url(&db.url);
     let locks = db.locks_at(&proxy.url(&db.url)).await;
     proxy.stall();
@@ -334,7 +334,7 @@ async fn an_uncontended_acquire_is_one_round_trip(db: &TestDb) {
 }
 
 /// `poll` is the longest pause between the looks at a lock that somebody else has.
-async fn a_waiter_looks_as_often_as_it_was_told(db: &TestDb) {
+async fn a_waiter_polls_at_its_interval(db: &TestDb) {
     // Where it is woken it hardly looks at all.
     let pooled = match db.engine {
         "postgres" => TestDb::pgbouncer(),
@@ -412,7 +412,7 @@ macro_rules! on {
     ($($engine:ident),*) => { $(
         db_tests!($engine:
             a_database_that_never_answers_delays_no_loss,
-            a_wait_ends_in_time_although_nobody_answers,
+            a_wait_ends_in_time_without_an_answer,
             a_slow_answer_to_an_acquire_lengthens_no_trust,
             a_lost_reply_to_a_renewal_loses_nothing,
         an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so,
@@ -420,7 +420,7 @@ macro_rules! on {
             a_lost_reply_to_a_release_is_a_release,
             cut_connections_are_made_anew,
             an_uncontended_acquire_is_one_round_trip,
-            a_waiter_looks_as_often_as_it_was_told,
+            a_waiter_polls_at_its_interval,
             a_password_is_never_shown,
         );
     )* };
@@ -546,7 +546,7 @@ async fn mysql_is_restarted_under_holders_and_waiters() {
 }
 
 /// Nobody is there when a waiter begins; it gets the lock when the database is.
-async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
+async fn wait_before_the_start<S: Restart + Send + 'static>(server: Option<S>) {
     let Some(mut server) = server else { return };
     let (engine, url) = (server.engine(), server.fresh_url());
     let before = database_locks::Locks::connect(&url).await.unwrap();
@@ -577,22 +577,22 @@ async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres_may_start_later_than_who_waits_for_a_lock() {
-    started_late(testkit::Postgres::start()).await;
+async fn a_wait_may_begin_before_postgres_has_started() {
+    wait_before_the_start(testkit::Postgres::start()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb_may_start_later_than_who_waits_for_a_lock() {
-    started_late(testkit::MariaDb::start()).await;
+async fn a_wait_may_begin_before_mariadb_has_started() {
+    wait_before_the_start(testkit::MariaDb::start()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mysql_may_start_later_than_who_waits_for_a_lock() {
-    started_late(testkit::MySql::start()).await;
+async fn a_wait_may_begin_before_mysql_has_started() {
+    wait_before_the_start(testkit::MySql::start()).await;
 }
 
 #[test]
-fn opening_looks_at_url_and_table_and_at_nothing_else() {
+fn a_lazy_connect_checks_url_and_table_only() {
     use database_locks::blocking::Locks;
     let refused = |url, table| {
         let builder = Locks::builder(url).table(table);
@@ -611,10 +611,10 @@ fn opening_looks_at_url_and_table_and_at_nothing_else() {
 /// The server's own time zone, and its sessions', change nothing.
 async fn odd_zone(engine: &'static str, url: String) {
     let fixture = || contract::StoreFixture::new(engine, url.clone());
-    contract::the_first_token_is_the_clock(&fixture()).await;
+    contract::the_first_token_is_the_time_of_the_database(&fixture()).await;
     let locks = database_locks::Locks::connect(&url).await.unwrap();
     locks.force_release("job").await.unwrap();
-    contract::expired_is_free(&fixture()).await;
+    contract::an_expired_lock_is_free(&fixture()).await;
     locks.force_release("job").await.unwrap();
     contract::a_held_lock_names_its_holder(&fixture()).await;
     let row = locks.show("job").await.unwrap().expect("a row");
@@ -629,7 +629,7 @@ async fn odd_zone(engine: &'static str, url: String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres_may_live_in_another_time_zone() {
+async fn postgres_may_be_in_another_time_zone() {
     let server = testkit::Postgres::options()
         .time_zone("Asia/Kathmandu")
         .start();
@@ -639,14 +639,14 @@ async fn postgres_may_live_in_another_time_zone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb_may_live_in_another_time_zone() {
+async fn mariadb_may_be_in_another_time_zone() {
     if let Some(server) = testkit::MariaDb::options().time_zone("+05:45").start() {
         odd_zone("mariadb", server.fresh_database()).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mysql_may_live_in_another_time_zone() {
+async fn mysql_may_be_in_another_time_zone() {
     if let Some(server) = testkit::MySql::options().time_zone("+05:45").start() {
         odd_zone("mysql", server.fresh_database()).await;
     }

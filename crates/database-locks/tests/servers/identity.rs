@@ -111,7 +111,7 @@ async fn config(url: &str, words: &[&str]) {
     message(&error, words);
 }
 
-async fn with_a_certificate_of_the_right_ca_it_lets_us_in(db: &TestDb) {
+async fn a_client_certificate_of_the_right_ca_is_accepted(db: &TestDb) {
     let dir = ScratchDir::new("identity");
     let files = db.right.certify_user("locker").save(dir.path());
     let roots = format!("sslrootcert={}", db.right.file().display());
@@ -137,7 +137,7 @@ async fn with_a_certificate_of_the_right_ca_it_lets_us_in(db: &TestDb) {
     }
 }
 
-async fn without_one_it_says_what_is_wanted(db: &TestDb) {
+async fn the_error_without_a_client_certificate_names_the_options(db: &TestDb) {
     let error = Locks::connect(db.with("sslmode=require"))
         .await
         .unwrap_err();
@@ -146,7 +146,7 @@ async fn without_one_it_says_what_is_wanted(db: &TestDb) {
     promise("P14", db.engine);
 }
 
-async fn one_of_another_ca_is_refused_by_the_server(db: &TestDb) {
+async fn a_client_certificate_of_another_ca_is_refused(db: &TestDb) {
     let dir = ScratchDir::new("identity");
     let files = db.wrong.certify_user("locker").save(dir.path());
     let url = db.with(&format!("sslmode=require&{}", options(&files)));
@@ -247,9 +247,9 @@ macro_rules! on {
     };
     ($($engine:ident),*) => { $(
         on!($engine:
-            with_a_certificate_of_the_right_ca_it_lets_us_in,
-            without_one_it_says_what_is_wanted,
-            one_of_another_ca_is_refused_by_the_server,
+            a_client_certificate_of_the_right_ca_is_accepted,
+            the_error_without_a_client_certificate_names_the_options,
+            a_client_certificate_of_another_ca_is_refused,
             bad_files_are_refused_before_any_server_is_asked,
         );
     )* };

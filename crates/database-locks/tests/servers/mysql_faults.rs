@@ -39,14 +39,14 @@ on_servers!(
     a_lease_outlives_a_full_connection_table,
     a_process_has_two_connections_at_most,
     a_server_without_prepared_statements_left_is_served,
-    a_server_that_shows_few_rows_is_known_for_what_it_is,
-    a_server_made_read_only_is_given_up,
+    a_select_limit_of_the_server_does_not_hide_its_settings,
+    a_connection_to_a_server_that_becomes_read_only_is_replaced,
     a_prune_goes_by_pages_of_ids,
     a_waiter_outlives_a_table_that_is_away_for_a_moment,
-    ids_that_are_used_up_say_what_to_do,
-    a_client_that_makes_many_rows_at_once_is_waited_for,
+    the_error_for_used_up_ids_names_the_fix,
+    an_insert_of_many_rows_by_another_client_is_waited_for,
     every_grant_raises_the_token_to_the_clock,
-    a_table_is_made_whatever_the_defaults_are(
+    a_table_is_created_under_any_server_defaults(
         "innodb-default-row-format=compact",
         "default-storage-engine=MyISAM",
         "character-set-server=latin1"
@@ -169,13 +169,13 @@ async fn a_server_without_prepared_statements_left_is_served(
     contract::tokens_grow(&fixture()).await;
     contract::distinct_names_are_distinct_locks(&fixture()).await;
     contract::a_reader_sees_what_the_holder_wrote(&fixture()).await;
-    contract::a_crowd_of_acquires_is_answered_one_by_one(&fixture()).await;
-    contract::a_crowd_of_releases_is_answered_one_by_one(&fixture()).await;
+    contract::a_large_batch_of_acquires_is_answered_one_by_one(&fixture()).await;
+    contract::a_large_batch_of_releases_is_answered_one_by_one(&fixture()).await;
     contract::two_thousand_leases_are_renewed_by_one_call(&fixture()).await;
     contract::a_ticket_resumes_a_lock_once(&fixture()).await;
     contract::the_same_holder_takes_over(&fixture()).await;
-    contract::pruning_deletes_what_is_long_free(&fixture()).await;
-    contract::a_release_by_force_is_told_to_the_holder(&fixture()).await;
+    contract::pruning_deletes_locks_that_are_free_for_long(&fixture()).await;
+    contract::a_release_by_force_is_a_loss_for_the_holder(&fixture()).await;
 
     // On a connection that has some prepared already.
     server
@@ -199,7 +199,7 @@ async fn a_server_without_prepared_statements_left_is_served(
 }
 
 /// Its defaults hide all rows but one of every answer.
-async fn a_server_that_shows_few_rows_is_known_for_what_it_is(
+async fn a_select_limit_of_the_server_does_not_hide_its_settings(
     server: &Server,
     engine: &'static str,
 ) {
@@ -221,7 +221,10 @@ async fn a_server_that_shows_few_rows_is_known_for_what_it_is(
 
 /// A privileged user may go on writing there. What is written to a replica is seen by no other
 /// client.
-async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static str) {
+async fn a_connection_to_a_server_that_becomes_read_only_is_replaced(
+    server: &Server,
+    engine: &'static str,
+) {
     let url = server.url_of(server.fresh_database().rsplit('/').next().unwrap());
     let locks = connect(&url).await;
     let lock = |name: &str| locks.lock(name).ttl(ms(5000)).renew_every(ms(500));
@@ -377,7 +380,7 @@ async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(
     promise("P12", engine);
 }
 
-async fn ids_that_are_used_up_say_what_to_do(server: &Server, _: &'static str) {
+async fn the_error_for_used_up_ids_names_the_fix(server: &Server, _: &'static str) {
     let url = server.fresh_database();
     let locks = connect(&url).await;
     let alter = "ALTER TABLE database_locks_lock MODIFY id int NOT NULL AUTO_INCREMENT";
@@ -486,7 +489,7 @@ async fn every_grant_raises_the_token_to_the_clock(server: &Server, engine: &'st
 }
 
 /// An old row format keeps its place through many upgrades; its index is too short for our names.
-async fn a_table_is_made_whatever_the_defaults_are(server: &Server, engine: &'static str) {
+async fn a_table_is_created_under_any_server_defaults(server: &Server, engine: &'static str) {
     let fixture = || StoreFixture::new(engine, server.fresh_database());
     contract::distinct_names_are_distinct_locks(&fixture()).await;
     // One of the legacy package, in the format of that server.
@@ -516,7 +519,7 @@ async fn a_table_is_made_whatever_the_defaults_are(server: &Server, engine: &'st
 
 /// An INSERT … SELECT has the counter of the ids locked to its end, and others do not get an id
 /// meanwhile.
-async fn a_client_that_makes_many_rows_at_once_is_waited_for(server: &Server, engine: &str) {
+async fn an_insert_of_many_rows_by_another_client_is_waited_for(server: &Server, engine: &str) {
     let url = server.fresh_database();
     let locks = connect(&url).await;
     let mut session = server.sql_session(&url);

@@ -36,7 +36,7 @@ fn waits(lock: Lock) -> JoinHandle<Result<LockGuard, Error>> {
 }
 
 /// Until the row says that somebody waits.
-async fn awaited(db: &TestDb, name: &str) {
+async fn wait_for_waiter(db: &TestDb, name: &str) {
     let asked = format!(
         "SELECT count(*) FROM database_locks_lock WHERE name = '{name}'
             AND waiting_until > clock_timestamp()"
@@ -54,7 +54,7 @@ async fn until(mut what: impl FnMut() -> bool) {
 
 /// A client that is not of this library listens, and counts.
 struct Listener {
-    heard: Arc<AtomicU64>,
+    count: Arc<AtomicU64>,
     client: tokio_postgres::Client,
 }
 
@@ -63,8 +63,8 @@ impl Listener {
         let (client, mut connection) = tokio_postgres::connect(&db.direct_url(), NoTls)
             .await
             .unwrap();
-        let heard = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&heard);
+        let count = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&count);
         tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
                 if matches!(message, AsyncMessage::Notification(_)) {
@@ -79,15 +79,15 @@ impl Listener {
             .get::<_, u32>(0);
         let listen = format!("LISTEN database_locks_{number}");
         client.batch_execute(&listen).await.unwrap();
-        Self { heard, client }
+        Self { count, client }
     }
 
     /// All that was notified until now has been heard when this is.
-    async fn heard(&self) -> u64 {
+    async fn notifications(&self) -> u64 {
         self.client.batch_execute("SELECT 1").await.unwrap();
         tokio::time::sleep(ms(200)).await;
         self.client.batch_execute("SELECT 1").await.unwrap();
-        self.heard.load(Ordering::SeqCst)
+        self.count.load(Ordering::SeqCst)
     }
 }
 
@@ -100,7 +100,7 @@ async fn a_release_wakes_a_waiter_of_another_process() {
     for name in ["job", "job", "ünï 'q' \"d\" \\ %"] {
         let guard = slow(&here, name).acquire().await.unwrap();
         let waiting = waits(slow(&there, name));
-        awaited(&db, &name.replace('\'', "''")).await;
+        wait_for_waiter(&db, &name.replace('\'', "''")).await;
         let began = now();
         guard.release().await.unwrap();
         let next = in_time(waiting).await.unwrap().unwrap();
@@ -111,13 +111,13 @@ async fn a_release_wakes_a_waiter_of_another_process() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_release_by_force_a_drop_and_a_batch_wake_as_well() {
+async fn a_release_by_force_a_drop_and_a_batch_wake_waiters() {
     let Some(db) = TestDb::postgres() else { return };
     let (here, there) = (db.locks().await, db.locks().await);
     for how in ["force", "drop", "ticket"] {
         let guard = slow(&here, how).acquire().await.unwrap();
         let waiting = waits(slow(&there, how));
-        awaited(&db, how).await;
+        wait_for_waiter(&db, how).await;
         let began = now();
         match how {
             "force" => drop(here.force_release(how).await.unwrap().unwrap()),
@@ -144,7 +144,7 @@ async fn a_release_by_force_a_drop_and_a_batch_wake_as_well() {
     }
     let waiting: Vec<_> = names.iter().map(|name| waits(slow(&there, name))).collect();
     for name in &names {
-        awaited(&db, name).await;
+        wait_for_waiter(&db, name).await;
     }
     drop(guards);
     for waiting in waiting {
@@ -160,7 +160,7 @@ async fn a_release_by_force_a_drop_and_a_batch_wake_as_well() {
 
 /// A NOTIFY makes the server carry out one commit after the other: none is sent in vain.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_waiters_a_release_notifies_nobody() {
+async fn a_release_without_waiters_sends_no_notification() {
     let Some(db) = TestDb::postgres() else { return };
     let (here, there) = (db.locks().await, db.locks().await);
     let listener = Listener::at(&db).await;
@@ -170,27 +170,27 @@ async fn without_waiters_a_release_notifies_nobody() {
         assert!(there.lock("job").try_acquire().await.unwrap().is_none());
         guard.release().await.unwrap();
     }
-    assert_eq!(listener.heard().await, 0);
+    assert_eq!(listener.notifications().await, 0);
     // But a release by force notifies the holder.
     let guard = slow(&here, "job").acquire().await.unwrap();
     here.force_release("job").await.unwrap();
     drop(guard);
-    assert_eq!(listener.heard().await, 1);
+    assert_eq!(listener.notifications().await, 1);
     // The control: the listener does hear.
     let guard = in_time(slow(&here, "job").acquire()).await.unwrap();
     let waiting = waits(slow(&there, "job"));
-    awaited(&db, "job").await;
+    wait_for_waiter(&db, "job").await;
     guard.release().await.unwrap();
     let next = in_time(waiting).await.unwrap().unwrap();
-    assert_eq!(listener.heard().await, 2);
+    assert_eq!(listener.notifications().await, 2);
     // What was waited for once notifies in vain until then, and no longer.
     db.sql("UPDATE database_locks_lock SET waiting_until = clock_timestamp() - interval '1s'");
     next.release().await.unwrap();
-    assert_eq!(listener.heard().await, 2);
+    assert_eq!(listener.notifications().await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn within_one_process_a_release_notifies_nobody_and_no_waiter_asks_in_vain() {
+async fn a_release_to_a_local_waiter_sends_no_notification_and_no_acquire_fails() {
     let Some(db) = TestDb::postgres() else { return };
     drop(db.locks().await);
     let ear = Listener::at(&db).await;
@@ -214,7 +214,7 @@ async fn within_one_process_a_release_notifies_nobody_and_no_waiter_asks_in_vain
     for next in queue {
         in_time(next).await.unwrap();
     }
-    assert_eq!(ear.heard().await, 0);
+    assert_eq!(ear.notifications().await, 0);
     // An acquire and a release each, and the tries of the first in the queue.
     let statements = proxy.count("of the queue");
     assert!((102..=110).contains(&statements), "{statements} statements");
@@ -223,7 +223,7 @@ async fn within_one_process_a_release_notifies_nobody_and_no_waiter_asks_in_vain
 /// A crowd that waits here does not keep out one waiter there: a release that notified lets it try
 /// first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_waiter_of_another_process_goes_before_a_crowd_of_this_one() {
+async fn a_waiter_of_another_process_is_served_before_many_local_waiters() {
     const CROWD: u32 = 200;
     let Some(db) = TestDb::postgres() else { return };
     let (here, there) = (db.locks().await, db.locks().await);
@@ -239,7 +239,7 @@ async fn a_waiter_of_another_process_goes_before_a_crowd_of_this_one() {
         }));
     }
     let distant = waits(slow(&there, "job"));
-    awaited(&db, "job").await;
+    wait_for_waiter(&db, "job").await;
     guard.release().await.unwrap();
     let distant = in_time(distant).await.unwrap().unwrap();
     let before = had.load(Ordering::SeqCst);
@@ -254,14 +254,14 @@ async fn a_waiter_of_another_process_goes_before_a_crowd_of_this_one() {
 
 /// The next waiter within the process goes away at the moment of the release.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_local_waiter_that_goes_away_keeps_out_no_other() {
+async fn a_cancelled_local_waiter_delays_no_other_process() {
     let Some(db) = TestDb::postgres() else { return };
     let (here, there) = (db.locks().await, db.locks().await);
     for round in 0..20 {
         let guard = slow(&here, "job").acquire().await.unwrap();
         let fickle = waits(slow(&here, "job"));
         let distant = waits(slow(&there, "job"));
-        awaited(&db, "job").await;
+        wait_for_waiter(&db, "job").await;
         tokio::time::sleep(ms(20)).await;
         let began = now();
         let releasing = tokio::spawn(guard.release());
@@ -277,12 +277,12 @@ async fn a_local_waiter_that_goes_away_keeps_out_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_release_that_notifies_nobody_costs_one_slow_poll() {
+async fn a_release_without_a_notification_is_noticed_by_the_next_slow_poll() {
     let Some(db) = TestDb::postgres() else { return };
     let (here, there) = (db.locks().await, db.locks().await);
     let guard = here.lock("job").ttl(TTL).acquire().await.unwrap();
     let waiting = waits(there.lock("job").ttl(TTL));
-    awaited(&db, "job").await;
+    wait_for_waiter(&db, "job").await;
     let began = now();
     db.sql(
         "UPDATE database_locks_lock SET expires_at = NULL, granted_until = NULL,
@@ -298,13 +298,13 @@ async fn a_release_that_notifies_nobody_costs_one_slow_poll() {
 
 /// The connection is cut and cannot be made again: what is notified meanwhile is not heard.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_notification_that_is_not_heard_costs_no_wait() {
+async fn a_missed_notification_does_not_prolong_a_wait() {
     let Some(db) = TestDb::postgres() else { return };
     let proxy = Proxy::to_url(&db.url);
     let (here, there) = (db.locks().await, db.locks_at(&proxy.url(&db.url)).await);
     let guard = slow(&here, "job").acquire().await.unwrap();
     let waiting = waits(slow(&there, "job"));
-    awaited(&db, "job").await;
+    wait_for_waiter(&db, "job").await;
     proxy.refuse(true);
     proxy.cut();
     until(|| proxy.open_connections() == 0).await;
@@ -323,7 +323,7 @@ async fn a_notification_that_is_not_heard_costs_no_wait() {
     // Cut for a moment alone: it listens again, and hears.
     let guard = slow(&here, "job").acquire().await.unwrap();
     let waiting = waits(slow(&there, "job"));
-    awaited(&db, "job").await;
+    wait_for_waiter(&db, "job").await;
     proxy.watch_for("LISTEN database_locks_");
     proxy.cut();
     until(|| proxy.count("LISTEN database_locks_") == 1).await;
@@ -334,7 +334,7 @@ async fn a_notification_that_is_not_heard_costs_no_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_waiter_hears_again_after_a_restart_of_the_server() {
+async fn a_waiter_listens_again_after_a_restart_of_the_server() {
     let Some(mut server) = Postgres::start() else {
         return;
     };

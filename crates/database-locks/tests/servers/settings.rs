@@ -79,20 +79,20 @@ async fn a_role_may_be_taken(db: &TestDb) {
 /// Whatever is run first, ours holds afterwards: what others see, whose clock ends a lease, and how
 /// names and batches are told apart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_init_command_harms_nothing_on_mariadb() {
+async fn locks_work_under_any_init_command_on_mariadb() {
     if let Some(server) = MariaDb::shared() {
-        an_init_command_harms_nothing(server).await;
+        locks_work_under_any_init_command(server).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_init_command_harms_nothing_on_mysql() {
+async fn locks_work_under_any_init_command_on_mysql() {
     if let Some(server) = MySql::shared() {
-        an_init_command_harms_nothing(server).await;
+        locks_work_under_any_init_command(server).await;
     }
 }
 
-async fn an_init_command_harms_nothing(server: &MySqlServer) {
+async fn locks_work_under_any_init_command(server: &MySqlServer) {
     let engine = server.flavor().engine();
     for command in [
         "SET SESSION sql_mode=''",
@@ -111,8 +111,8 @@ async fn an_init_command_harms_nothing(server: &MySqlServer) {
             )
         };
         contract::a_held_lock_names_its_holder(&fixture()).await;
-        contract::expired_is_free(&fixture()).await;
-        contract::the_first_token_is_the_clock(&fixture()).await;
+        contract::an_expired_lock_is_free(&fixture()).await;
+        contract::the_first_token_is_the_time_of_the_database(&fixture()).await;
         contract::a_reader_sees_what_the_holder_wrote(&fixture()).await;
         contract::a_batch_of_renewals_is_answered_one_by_one(&fixture()).await;
         // Of a name with more than ASCII, as somebody else sees it.
@@ -130,14 +130,14 @@ async fn an_init_command_harms_nothing(server: &MySqlServer) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb_runs_an_init_command_on_each_connection_and_tells_when_it_fails() {
+async fn mariadb_runs_an_init_command_on_each_connection_and_its_failure_is_reported() {
     if let Some(server) = MariaDb::shared() {
         an_init_command_is_run_on_each_connection(server).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mysql_runs_an_init_command_on_each_connection_and_tells_when_it_fails() {
+async fn mysql_runs_an_init_command_on_each_connection_and_its_failure_is_reported() {
     if let Some(server) = MySql::shared() {
         an_init_command_is_run_on_each_connection(server).await;
     }

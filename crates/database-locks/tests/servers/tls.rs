@@ -117,7 +117,7 @@ fn roots(file: &Path) -> String {
     format!("sslrootcert={}", file.display())
 }
 
-async fn a_certificate_of_the_right_ca_and_name_is_taken(db: &TestDb) {
+async fn a_certificate_of_the_right_ca_and_name_is_accepted(db: &TestDb) {
     let roots = roots(&db.right.file());
     for mode in [
         "sslmode=verify-full&",
@@ -129,7 +129,7 @@ async fn a_certificate_of_the_right_ca_and_name_is_taken(db: &TestDb) {
     }
 }
 
-async fn of_a_certificate_for_another_host_verify_ca_checks_the_ca(db: &TestDb) {
+async fn verify_ca_accepts_a_certificate_for_another_host(db: &TestDb) {
     let roots = roots(&db.right.file());
     for mode in [
         "sslmode=verify-ca&",
@@ -177,14 +177,14 @@ async fn without_sslrootcert_the_roots_of_this_machine_count(db: &TestDb) {
     }
 }
 
-async fn unless_a_check_is_asked_for_any_certificate_will_do(db: &TestDb) {
+async fn without_verification_any_certificate_is_accepted(db: &TestDb) {
     for options in ["", "sslmode=prefer", "sslmode=allow", "sslmode=require"] {
         db.connects(&db.by_address(options)).await;
     }
 }
 
 /// By what passes on the line.
-async fn a_connection_is_encrypted_unless_that_is_switched_off(db: &TestDb) {
+async fn connections_are_encrypted_unless_tls_is_disabled(db: &TestDb) {
     let roots = roots(&db.right.file());
     let checked = format!("sslmode=verify-ca&{roots}");
     for (options, readable) in [
@@ -239,13 +239,13 @@ macro_rules! on {
     };
     ($($engine:ident),*) => { $(
         on!($engine:
-            a_certificate_of_the_right_ca_and_name_is_taken,
-            of_a_certificate_for_another_host_verify_ca_checks_the_ca,
+            a_certificate_of_the_right_ca_and_name_is_accepted,
+            verify_ca_accepts_a_certificate_for_another_host,
             a_certificate_for_another_host_is_refused_by_verify_full,
             a_certificate_of_an_unknown_ca_is_refused,
             without_sslrootcert_the_roots_of_this_machine_count,
-            unless_a_check_is_asked_for_any_certificate_will_do,
-            a_connection_is_encrypted_unless_that_is_switched_off,
+            without_verification_any_certificate_is_accepted,
+            connections_are_encrypted_unless_tls_is_disabled,
             a_file_without_certificates_is_refused_before_any_server_is_asked,
         );
     )* };
@@ -285,7 +285,7 @@ async fn without_tls(engine: &'static str, url: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres_without_tls_says_so() {
+async fn the_error_of_postgres_without_tls_says_so() {
     if let Some(server) = Postgres::shared() {
         without_tls("postgres", &server.locker_url(&server.fresh_database())).await;
     }
@@ -299,18 +299,18 @@ async fn without_tls_on(options: Options) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb_without_tls_says_so() {
+async fn the_error_of_mariadb_without_tls_says_so() {
     without_tls_on(MariaDb::options().set("skip-ssl")).await;
 }
 
 /// The first login of a user goes by the server's RSA key, the next ones by what it remembers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mysql_without_tls_says_so() {
+async fn the_error_of_mysql_without_tls_says_so() {
     without_tls_on(MySql::options()).await;
 }
 
 /// It says what it wants, and the hint how to give it that.
-async fn tls_is_insisted_on(options: Options) {
+async fn tls_is_required(options: Options) {
     let certificate = Authority::new("a CA").certify(&["localhost"]);
     let options = options.tls(&certificate);
     if let Some(server) = options.set("require-secure-transport=ON").start() {
@@ -321,13 +321,13 @@ async fn tls_is_insisted_on(options: Options) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb_that_insists_on_tls_says_so() {
-    tls_is_insisted_on(MariaDb::options()).await;
+async fn the_error_of_mariadb_that_requires_tls_says_so() {
+    tls_is_required(MariaDb::options()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mysql_that_insists_on_tls_says_so() {
-    tls_is_insisted_on(MySql::options()).await;
+async fn the_error_of_mysql_that_requires_tls_says_so() {
+    tls_is_required(MySql::options()).await;
 }
 
 /// MySQL never gets a password in clear text: over TCP it is encrypted with a key that the server

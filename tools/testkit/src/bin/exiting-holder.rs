@@ -37,7 +37,7 @@ use std::time::Duration;
 use database_locks::seam::{Outcome, ReleaseCommand, Released, Table, open};
 use database_locks::{Lock, LockGuard, Locks};
 use rustix::process::Pid;
-use testkit::contract::ask;
+use testkit::contract::acquire_command;
 use testkit::process::{fork, wait_for_child};
 use tokio::runtime::{Builder, Runtime};
 
@@ -201,19 +201,19 @@ fn fork_direct(url: &str, name: &str) -> Done {
     let store = open(url, &Table::default())?;
     let direct = store.direct().ok_or("the engine has no direct")?;
     let acquire = |name: &str| {
-        let (direct, ask) = (
+        let (direct, command) = (
             Arc::clone(&direct),
-            ask(name, "me", Duration::from_secs(25)),
+            acquire_command(name, "me", Duration::from_secs(25)),
         );
         async move {
-            let outcomes = direct.acquire(std::slice::from_ref(&ask)).await;
+            let outcomes = direct.acquire(std::slice::from_ref(&command)).await;
             match outcomes.map_err(|error| error.to_string())?[..] {
-                [Outcome::Granted { token, .. }] => Ok((ask, token)),
+                [Outcome::Granted { token, .. }] => Ok((command, token)),
                 ref other => Err(format!("{other:?}")),
             }
         }
     };
-    let (ask, token) = runtime.block_on(acquire(name))?;
+    let (command, token) = runtime.block_on(acquire(name))?;
     let call = runtime.spawn(acquire("another"));
     // The request is sent.
     runtime.block_on(tokio::task::yield_now());
@@ -223,10 +223,10 @@ fn fork_direct(url: &str, name: &str) -> Done {
     };
     child_ends(child);
     let what = ReleaseCommand {
-        name: ask.name,
+        name: command.name,
         token: Some(token),
-        grant: ask.grant,
-        holder: ask.holder,
+        grant: command.grant,
+        holder: command.holder,
         durable: false,
     };
     let goes_on = async {

@@ -50,7 +50,7 @@ fn say(line: &str) {
     std::io::stdout().flush().expect("the test reads");
 }
 
-fn told() {
+fn wait_for_line() {
     std::io::stdin()
         .read_line(&mut String::new())
         .expect("a line");
@@ -64,7 +64,7 @@ struct Writer<'a> {
 }
 
 /// The result of the fence statement.
-async fn judged(guard: &LockGuard, fence: &Fence, rows: u64) -> Done<()> {
+async fn check_rows(guard: &LockGuard, fence: &Fence, rows: u64) -> Done<()> {
     match fence.passes(rows) {
         true => Ok(()),
         false => Err(guard.fence_failed(FenceFailure::NoRow).await.into()),
@@ -79,7 +79,7 @@ impl Writer<'_> {
         let fence = guard.fence_statement()?;
         assert!(guard.is_held());
         say(&format!("held {}", guard.token()));
-        told();
+        wait_for_line();
         Ok((locks, guard, fence))
     }
 
@@ -87,7 +87,7 @@ impl Writer<'_> {
         let _ = open;
         if self.how == "open" {
             say("open");
-            told();
+            wait_for_line();
         }
     }
 
@@ -102,7 +102,7 @@ impl Writer<'_> {
                 let sql = fence.sql(ParamStyle::Numbered).expect("a statement");
                 let (name, token, grant) = fence.params();
                 let rows = tx.query(&sql, &[&name, &token, &grant]).await?;
-                judged(&guard, &fence, rows.len() as u64).await?;
+                check_rows(&guard, &fence, rows.len() as u64).await?;
                 None
             }
             _ => Some(guard.fence(&mut tx).await?),
@@ -127,10 +127,10 @@ impl Writer<'_> {
             "statement" => {
                 let before = fence.before(ParamStyle::Question).expect("a statement");
                 let rows: Vec<Row> = tx.exec(before, fence.params()).await?;
-                judged(&guard, &fence, rows.len() as u64).await?;
+                check_rows(&guard, &fence, rows.len() as u64).await?;
                 let sql = fence.sql(ParamStyle::Question).expect("a statement");
                 tx.exec_drop(sql, fence.params()).await?;
-                judged(&guard, &fence, tx.affected_rows()).await?;
+                check_rows(&guard, &fence, tx.affected_rows()).await?;
                 None
             }
             _ => Some(guard.fence(&mut tx).await?),

@@ -7,8 +7,8 @@ use database_locks::seam::{AcquireCommand, Outcome, Released, Version, random_gr
 use database_locks::{LockState, Token};
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, ask, expired_version, grant_of, granted, holder_of, info,
-    name, outlived, release, renew, try_once,
+    LONG, SHORT, StoreFixture, WITHIN, acquire_command, expired_version, grant_of, granted,
+    holder_of, info, name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
 use crate::time::now;
@@ -18,7 +18,9 @@ pub async fn a_held_lock_names_its_holder(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     granted(&*store, "job", "first", LONG).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let Outcome::Held(by) = try_once(&*fixture.store(), &ask("job", "second", LONG)).await else {
+    let Outcome::Held(by) =
+        try_once(&*fixture.store(), &acquire_command("job", "second", LONG)).await
+    else {
         panic!("granted twice")
     };
     assert_eq!(by.holder.as_deref(), Some("first"));
@@ -33,11 +35,11 @@ pub async fn a_held_lock_names_its_holder(fixture: &StoreFixture) {
 }
 
 /// An expired lease is granted to another client, by the clock of the database.
-pub async fn expired_is_free(fixture: &StoreFixture) {
+pub async fn an_expired_lock_is_free(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let old = granted(&*store, "job", "first", SHORT).await;
     assert!(matches!(
-        try_once(&*store, &ask("job", "second", LONG)).await,
+        try_once(&*store, &acquire_command("job", "second", LONG)).await,
         Outcome::Held(_)
     ));
     outlived(SHORT).await;
@@ -48,7 +50,7 @@ pub async fn expired_is_free(fixture: &StoreFixture) {
 }
 
 /// A lock that was released is anybody's at once.
-pub async fn released_is_free(fixture: &StoreFixture) {
+pub async fn a_released_lock_is_free(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let grant = granted(&*store, "job", "first", LONG).await;
     assert_eq!(release(&*store, &grant).await, Released::Freed);
@@ -79,7 +81,7 @@ pub async fn tokens_grow(fixture: &StoreFixture) {
 
 /// The first token of a row is the database's clock in ms since 1970: so a row that was deleted and
 /// made again goes on above what it was.
-pub async fn the_first_token_is_the_clock(fixture: &StoreFixture) {
+pub async fn the_first_token_is_the_time_of_the_database(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let token = granted(&*store, "job", "me", LONG).await.token.get();
     let row = info(&*store, "job").await.expect("a row");
@@ -98,11 +100,11 @@ pub async fn the_first_token_is_the_clock(fixture: &StoreFixture) {
 /// A request that is made again, since its reply was lost, gets the grant that it had.
 pub async fn a_repeated_acquire_recognises_its_own_grant(fixture: &StoreFixture) {
     let store = fixture.ready().await;
-    let ask = ask("job", "me", LONG);
-    let Outcome::Granted { token: first, .. } = try_once(&*store, &ask).await else {
+    let command = acquire_command("job", "me", LONG);
+    let Outcome::Granted { token: first, .. } = try_once(&*store, &command).await else {
         panic!("not granted")
     };
-    let Outcome::Granted { token, length, .. } = try_once(&*fixture.store(), &ask).await else {
+    let Outcome::Granted { token, length, .. } = try_once(&*fixture.store(), &command).await else {
         panic!("not recognised")
     };
     assert_eq!(token, first);
@@ -112,9 +114,9 @@ pub async fn a_repeated_acquire_recognises_its_own_grant(fixture: &StoreFixture)
     );
     // Among others too: no holder may trust more than the database has.
     tokio::time::sleep(SHORT).await;
-    let (sent, other) = (now(), self::ask("other", "me", LONG));
+    let (sent, other) = (now(), self::acquire_command("other", "me", LONG));
     let outcomes = store
-        .acquire(&[ask, other], WITHIN)
+        .acquire(&[command, other], WITHIN)
         .await
         .expect("an answer");
     let Outcome::Granted { token, length, .. } = outcomes[0] else {
@@ -144,17 +146,20 @@ pub async fn a_batch_of_acquires_is_answered_one_by_one(fixture: &StoreFixture) 
     let free = granted(&*store, "free", "other", LONG).await;
     release(&*store, &free).await;
     let locks = ["new b", "held", "free", "new a"];
-    let asks: Vec<AcquireCommand> = locks.iter().map(|lock| ask(lock, "me", LONG)).collect();
-    let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
+    let commands: Vec<AcquireCommand> = locks
+        .iter()
+        .map(|lock| acquire_command(lock, "me", LONG))
+        .collect();
+    let outcomes = store.acquire(&commands, WITHIN).await.expect("an answer");
     let mine: Vec<bool> = outcomes
         .iter()
         .map(|outcome| matches!(outcome, Outcome::Granted { .. }))
         .collect();
     assert_eq!(mine, [true, false, true, true], "{outcomes:?}");
-    for (ask, outcome) in asks.iter().zip(outcomes) {
+    for (command, outcome) in commands.iter().zip(outcomes) {
         if let Outcome::Granted { token, .. } = outcome {
             assert!(
-                renew(&*store, &grant_of(ask, token), LONG)
+                renew(&*store, &grant_of(command, token), LONG)
                     .await
                     .is_renewed()
             );
@@ -168,15 +173,15 @@ pub async fn a_batch_that_asks_for_a_lock_twice_gets_it_once(fixture: &StoreFixt
     let store = fixture.ready().await;
     let free = granted(&*store, "free", "other", LONG).await;
     release(&*store, &free).await;
-    let asks = ["free", "new", "free", "new"].map(|lock| ask(lock, "me", LONG));
-    let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
+    let commands = ["free", "new", "free", "new"].map(|lock| acquire_command(lock, "me", LONG));
+    let outcomes = store.acquire(&commands, WITHIN).await.expect("an answer");
     for lock in ["free", "new"] {
-        let mine = asks.iter().zip(&outcomes).filter(|(ask, outcome)| {
-            ask.name == name(lock) && matches!(outcome, Outcome::Granted { .. })
+        let mine = commands.iter().zip(&outcomes).filter(|(command, outcome)| {
+            command.name == name(lock) && matches!(outcome, Outcome::Granted { .. })
         });
-        let mine: Vec<_> = mine.map(|(ask, _)| ask.grant).collect();
+        let mine: Vec<_> = mine.map(|(command, _)| command.grant).collect();
         assert_eq!(mine.len(), 1, "{lock}: {outcomes:?}");
-        let again = asks.iter().find(|ask| ask.grant == mine[0]);
+        let again = commands.iter().find(|command| command.grant == mine[0]);
         let again = try_once(&*store, again.expect("one of them")).await;
         assert!(matches!(again, Outcome::Granted { .. }), "{again:?}");
     }
@@ -187,23 +192,23 @@ pub async fn a_batch_that_asks_for_a_lock_twice_gets_it_once(fixture: &StoreFixt
 pub async fn a_batch_writes_for_each_what_it_asked_for(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let message = r#"{"meta":{"why":"\"quoted\", a \\ and an é 🔒"}}"#;
-    let mut asks = ["one", "two"].map(|lock| ask(lock, "me \"\\ é 🔒", LONG));
-    asks[1].metadata = message.into();
+    let mut commands = ["one", "two"].map(|lock| acquire_command(lock, "me \"\\ é 🔒", LONG));
+    commands[1].metadata = message.into();
     // As new rows, and as rows that are there.
     for _ in 0..2 {
-        let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
-        for (ask, outcome) in asks.iter().zip(&outcomes) {
+        let outcomes = store.acquire(&commands, WITHIN).await.expect("an answer");
+        for (command, outcome) in commands.iter().zip(&outcomes) {
             let Outcome::Granted { token, .. } = outcome else {
                 panic!("{outcomes:?}")
             };
-            let row = info(&*store, ask.name.as_str()).await.expect("a row");
+            let row = info(&*store, command.name.as_str()).await.expect("a row");
             assert_eq!(row.token, *token);
-            assert_eq!(row.holder.as_deref(), Some(&*ask.holder));
-            assert_eq!(row.metadata.as_deref(), Some(&*ask.metadata));
-            release(&*store, &grant_of(ask, *token)).await;
+            assert_eq!(row.holder.as_deref(), Some(&*command.holder));
+            assert_eq!(row.metadata.as_deref(), Some(&*command.metadata));
+            release(&*store, &grant_of(command, *token)).await;
         }
-        for ask in &mut asks {
-            ask.grant = random_grant_id().expect("randomness");
+        for command in &mut commands {
+            command.grant = random_grant_id().expect("randomness");
         }
     }
 }
@@ -238,16 +243,16 @@ async fn race(
     let tasks: Vec<_> = (0..clients)
         .map(|i| {
             let (start, store) = (Arc::clone(&start), fixture.store());
-            let ask = AcquireCommand {
+            let command = AcquireCommand {
                 expired_version: seen.cloned(),
-                ..ask(lock, &format!("client {i}"), LONG)
+                ..acquire_command(lock, &format!("client {i}"), LONG)
             };
             tokio::spawn(async move {
                 while store.connect(WITHIN).await.is_err() {}
                 start.wait().await;
                 // Another client is taking it just now.
                 for _ in 0..500 {
-                    match try_once(&*store, &ask).await {
+                    match try_once(&*store, &command).await {
                         Outcome::Granted { token, .. } => return Some(token),
                         Outcome::Held(_) => return None,
                         Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,

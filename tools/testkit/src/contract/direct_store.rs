@@ -49,12 +49,12 @@ impl Store for DirectStore {
 
     fn acquire<'a>(
         &'a self,
-        asks: &'a [AcquireCommand],
+        commands: &'a [AcquireCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async move {
             let direct = self.direct();
-            kept(within, &*direct, direct.acquire(asks)).await
+            kept(within, &*direct, direct.acquire(commands)).await
         })
     }
 

@@ -116,7 +116,7 @@ pub fn name(text: &str) -> LockName {
 }
 
 /// A new request for `name`.
-pub fn ask(lock: &str, holder: &str, length: Duration) -> AcquireCommand {
+pub fn acquire_command(lock: &str, holder: &str, length: Duration) -> AcquireCommand {
     AcquireCommand {
         name: name(lock),
         grant: random_grant_id().expect("randomness"),
@@ -128,9 +128,9 @@ pub fn ask(lock: &str, holder: &str, length: Duration) -> AcquireCommand {
 }
 
 /// Asks once; repeats after conflicts that are not about this lock.
-pub async fn try_once(store: &dyn Store, ask: &AcquireCommand) -> Outcome {
+pub async fn try_once(store: &dyn Store, command: &AcquireCommand) -> Outcome {
     for _ in 0..200 {
-        match store.acquire(std::slice::from_ref(ask), WITHIN).await {
+        match store.acquire(std::slice::from_ref(command), WITHIN).await {
             Ok(outcomes) => return outcomes[0].clone(),
             Err(StoreError::Contention(_)) => {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -141,12 +141,12 @@ pub async fn try_once(store: &dyn Store, ask: &AcquireCommand) -> Outcome {
     panic!("contention without end")
 }
 
-pub(super) fn grant_of(ask: &AcquireCommand, token: Token) -> Grant {
+pub(super) fn grant_of(command: &AcquireCommand, token: Token) -> Grant {
     Grant {
-        name: ask.name.clone(),
+        name: command.name.clone(),
         token,
-        id: ask.grant,
-        holder: Arc::clone(&ask.holder),
+        id: command.grant,
+        holder: Arc::clone(&command.holder),
         confirmed_by: None,
     }
 }
@@ -155,16 +155,16 @@ pub(super) fn grant_of(ask: &AcquireCommand, token: Token) -> Grant {
 ///
 /// On a cluster, an expired lease is first observed for its length.
 pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Duration) -> Grant {
-    let mut ask = ask(lock, holder, length);
+    let mut command = acquire_command(lock, holder, length);
     for _ in 0..100 {
-        match try_once(store, &ask).await {
-            Outcome::Granted { token, .. } => return grant_of(&ask, token),
+        match try_once(store, &command).await {
+            Outcome::Granted { token, .. } => return grant_of(&command, token),
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
             Outcome::Held(Holder {
                 observed_expiry: Some(expiry),
                 ..
             }) if expiry.length <= 2 * SHORT => {
-                ask.expired_version = observed(&expiry).await;
+                command.expired_version = observed(&expiry).await;
             }
             other => panic!("{lock} not granted: {other:?}"),
         }
@@ -186,7 +186,7 @@ pub(super) async fn expired_version(fixture: &StoreFixture, lock: &str) -> Optio
     let Outcome::Held(Holder {
         observed_expiry: Some(expiry),
         ..
-    }) = try_once(&*store, &ask(lock, "a watcher", SHORT)).await
+    }) = try_once(&*store, &acquire_command(lock, "a watcher", SHORT)).await
     else {
         panic!("{lock} is not held")
     };

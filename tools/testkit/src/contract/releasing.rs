@@ -7,7 +7,7 @@ use super::fixture::{LONG, StoreFixture, WITHIN, granted, holder_of, name, relea
 use crate::promise::promise;
 
 /// A release by force frees the lock, notifies the holder, and keeps tokens growing.
-pub async fn a_release_by_force_is_told_to_the_holder(fixture: &StoreFixture) {
+pub async fn a_release_by_force_is_a_loss_for_the_holder(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     assert_eq!(
         store.force(&name("job"), WITHIN).await.expect("an answer"),
@@ -36,7 +36,7 @@ pub async fn a_release_by_force_is_told_to_the_holder(fixture: &StoreFixture) {
 }
 
 /// A grant whose reply was lost is released by its grant id alone.
-pub async fn a_grant_whose_token_is_unknown_can_be_given_back(fixture: &StoreFixture) {
+pub async fn a_grant_whose_token_is_unknown_can_be_released(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;
     let what = ReleaseCommand {

@@ -6,8 +6,8 @@ use database_locks::seam::{AcquireCommand, Grant, Outcome, ReleaseCommand, Relea
 use database_locks::{ListFilter, LockInfo, LockState, LostReason, Ttl};
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, ask, grant_of, granted, holder_of, info, list, name,
-    outlived, release, renew, try_once,
+    LONG, SHORT, StoreFixture, WITHIN, acquire_command, grant_of, granted, holder_of, info, list,
+    name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
 
@@ -18,7 +18,7 @@ pub async fn renewed_leases_outlive_their_first_length(fixture: &StoreFixture) {
     assert!(renew(&*store, &grant, LONG).await.is_renewed());
     outlived(SHORT).await;
     assert!(matches!(
-        try_once(&*store, &ask("job", "other", LONG)).await,
+        try_once(&*store, &acquire_command("job", "other", LONG)).await,
         Outcome::Held(_)
     ));
 }
@@ -56,12 +56,12 @@ pub async fn a_renewal_may_be_repeated(fixture: &StoreFixture) {
 }
 
 /// A lease without end never ends, until it is released.
-pub async fn endless_ends_only_by_release(fixture: &StoreFixture) {
+pub async fn an_endless_lease_ends_only_by_release(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let grant = granted(&*store, "job", "me", SHORT).await;
     assert!(renew(&*store, &grant, Ttl::Infinite).await.is_renewed());
     outlived(SHORT).await;
-    let Outcome::Held(by) = try_once(&*store, &ask("job", "other", LONG)).await else {
+    let Outcome::Held(by) = try_once(&*store, &acquire_command("job", "other", LONG)).await else {
         panic!("given away")
     };
     assert_eq!(by.free_in, None);
@@ -152,7 +152,7 @@ pub async fn a_late_renewal_revives_nothing(fixture: &StoreFixture) {
 }
 
 /// Token, grant id and holder must all be right.
-pub async fn each_part_of_a_grant_counts(fixture: &StoreFixture) {
+pub async fn a_grant_that_differs_in_any_part_is_refused(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;
     let other = granted(&*store, "other", "me", LONG).await;
@@ -228,17 +228,20 @@ pub async fn a_batch_of_renewals_is_answered_one_by_one(fixture: &StoreFixture) 
 /// Two thousand leases are renewed by one call, and none of them is forgotten.
 pub async fn two_thousand_leases_are_renewed_by_one_call(fixture: &StoreFixture) {
     let store = fixture.ready().await;
-    let asks: Vec<AcquireCommand> = (0..2000)
-        .map(|i| ask(&format!("lock {i}"), "me", LONG))
+    let commands: Vec<AcquireCommand> = (0..2000)
+        .map(|i| acquire_command(&format!("lock {i}"), "me", LONG))
         .collect();
     let mut round = Vec::new();
-    for asks in asks.chunks(500) {
-        let outcomes = store.acquire(asks, WITHIN).await.expect("an answer");
-        for (ask, outcome) in asks.iter().zip(outcomes) {
+    for commands in commands.chunks(500) {
+        let outcomes = store.acquire(commands, WITHIN).await.expect("an answer");
+        for (command, outcome) in commands.iter().zip(outcomes) {
             let Outcome::Granted { token, .. } = outcome else {
                 panic!("{outcome:?}")
             };
-            round.push((grant_of(ask, token), Ttl::from(Duration::from_secs(600))));
+            round.push((
+                grant_of(command, token),
+                Ttl::from(Duration::from_secs(600)),
+            ));
         }
     }
     let answers = store.renew(&round, WITHIN).await.expect("an answer");

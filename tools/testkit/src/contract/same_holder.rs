@@ -7,7 +7,8 @@ use database_locks::seam::{
 use database_locks::{LockState, Ttl};
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, ask, grant_of, granted, info, name, outlived, release, renew,
+    LONG, SHORT, StoreFixture, WITHIN, acquire_command, grant_of, granted, info, name, outlived,
+    release, renew,
 };
 use crate::promise::promise;
 
@@ -17,7 +18,7 @@ pub fn over(seen: &Grant, holder: &str) -> TakeOverCommand {
     TakeOverCommand {
         to: AcquireCommand {
             metadata,
-            ..ask(seen.name.as_str(), holder, LONG)
+            ..acquire_command(seen.name.as_str(), holder, LONG)
         },
         token: seen.token,
         grant: Some(seen.id.as_str().to_owned()),
@@ -104,7 +105,7 @@ pub async fn the_same_holder_takes_over(fixture: &StoreFixture) {
 }
 
 /// Only what was seen is taken over, and only by its own holder.
-pub async fn nothing_but_what_was_seen_is_taken_over(fixture: &StoreFixture) {
+pub async fn only_the_observed_grant_is_taken_over(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let held = granted(&*store, "job", "me", LONG).await;
     let other = granted(&*store, "other", "me", LONG).await;
@@ -144,7 +145,7 @@ pub async fn nothing_but_what_was_seen_is_taken_over(fixture: &StoreFixture) {
 }
 
 /// A lock that is free or expired is not preempted, and no row is made.
-pub async fn what_nobody_has_is_not_taken_over(fixture: &StoreFixture) {
+pub async fn a_free_lock_is_not_taken_over(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let released = granted(&*store, "released", "me", LONG).await;
     release(&*store, &released).await;

@@ -8,8 +8,8 @@ use database_locks::seam::{AcquireCommand, Outcome, PAGE};
 use database_locks::{ListFilter, Ttl};
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, ask, granted, holder_of, info, info_soon, list, name,
-    outlived, release, renew, try_once,
+    LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, holder_of, info, info_soon, list,
+    name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
 
@@ -78,7 +78,7 @@ pub async fn distinct_names_are_distinct_locks(fixture: &StoreFixture) {
 }
 
 /// Pruning deletes only locks that were free for long, and the tokens of a name keep growing.
-pub async fn pruning_deletes_what_is_long_free(fixture: &StoreFixture) {
+pub async fn pruning_deletes_locks_that_are_free_for_long(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     granted(&*store, "held", "me", LONG).await;
     let endless = granted(&*store, "endless", "me", LONG).await;
@@ -110,7 +110,7 @@ pub async fn pruning_deletes_what_is_long_free(fixture: &StoreFixture) {
 
 /// One look answers for many locks, in the order of their names as they were given, one of them
 /// twice.
-pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(fixture: &StoreFixture) {
+pub async fn a_poll_returns_the_holder_or_that_the_lock_may_be_free(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let held = granted(&*store, "held", "me", LONG).await;
     let endless = granted(&*store, "endless", "you", LONG).await;
@@ -146,7 +146,7 @@ pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(fixture: &Sto
     // It changed nothing, and one alone is told the same.
     let alone = look(&[name("held")]).await;
     assert_eq!(alone[0].as_ref().map(|by| by.token), Some(by.token));
-    let again = try_once(&*store, &ask("held", "other", LONG)).await;
+    let again = try_once(&*store, &acquire_command("held", "other", LONG)).await;
     assert!(matches!(again, Outcome::Held(_)), "{again:?}");
     promise("P12", fixture.engine);
 }
@@ -155,11 +155,11 @@ pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(fixture: &Sto
 pub async fn a_list_is_read_in_pages_and_filtered_where_the_rows_are(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let rows = PAGE as usize + 50;
-    let asks: Vec<AcquireCommand> = (0..rows)
-        .map(|at| ask(&format!("many {at:04}"), "me", LONG))
+    let commands: Vec<AcquireCommand> = (0..rows)
+        .map(|at| acquire_command(&format!("many {at:04}"), "me", LONG))
         .collect();
-    for asks in asks.chunks(500) {
-        let outcomes = store.acquire(asks, WITHIN).await.expect("an answer");
+    for commands in commands.chunks(500) {
+        let outcomes = store.acquire(commands, WITHIN).await.expect("an answer");
         assert!(
             outcomes
                 .iter()
@@ -198,18 +198,18 @@ pub async fn a_reader_sees_what_the_holder_wrote(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     assert_eq!(info(&*store, "job").await, None);
     let metadata: Arc<str> = r#"{"program":"x","meta":{"why":"\"quoted\" \\ 'ä' 🔒"}}"#.into();
-    let ask = AcquireCommand {
+    let command = AcquireCommand {
         metadata: Arc::clone(&metadata),
-        ..ask("job", "it's \"me\" \\ ä", LONG)
+        ..acquire_command("job", "it's \"me\" \\ ä", LONG)
     };
-    let Outcome::Granted { token, .. } = try_once(&*store, &ask).await else {
+    let Outcome::Granted { token, .. } = try_once(&*store, &command).await else {
         panic!("not granted")
     };
     let row = info_soon(&*fixture.store(), "job").await.expect("a row");
-    assert_eq!(row.holder.as_deref(), Some(&*ask.holder));
+    assert_eq!(row.holder.as_deref(), Some(&*command.holder));
     assert_eq!(
         (row.token, row.grant.as_deref()),
-        (token, Some(ask.grant.as_str()))
+        (token, Some(command.grant.as_str()))
     );
     assert_eq!(row.metadata.as_deref(), Some(&*metadata));
     assert!(row.held_for.is_some_and(|age| age < LONG));

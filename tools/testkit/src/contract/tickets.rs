@@ -4,7 +4,7 @@ use database_locks::LostReason;
 use database_locks::seam::{AcquireCommand, Grant, Released, Renewal, ResumeCommand, Store};
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, ask, granted, info, outlived, release, renew,
+    LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, info, outlived, release, renew,
 };
 use crate::promise::promise;
 
@@ -12,7 +12,7 @@ fn handed_to(grant: &Grant, holder: &str) -> ResumeCommand {
     let metadata = format!("{{\"from\":\"{}\"}}", grant.id).into();
     let to = AcquireCommand {
         metadata,
-        ..ask(grant.name.as_str(), holder, LONG)
+        ..acquire_command(grant.name.as_str(), holder, LONG)
     };
     ResumeCommand {
         token: grant.token,
@@ -83,7 +83,7 @@ pub async fn a_dead_ticket_revives_nothing(fixture: &StoreFixture) {
     );
     assert!(renew(&*store, &next, LONG).await.is_renewed());
     let nowhere = ResumeCommand {
-        to: ask("no row", "late", LONG),
+        to: acquire_command("no row", "late", LONG),
         ..late
     };
     assert_eq!(

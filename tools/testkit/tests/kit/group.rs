@@ -14,7 +14,7 @@ fn count(group: &Group, node: usize, url: &str) -> Option<String> {
 /// In one test, since each change of the group takes seconds.
 #[test]
 #[ignore = "make prove"]
-fn its_nodes_have_the_same_data_and_come_back() {
+fn members_have_the_same_data_and_come_back() {
     let Some(mut group) = Group::shared_alone() else {
         return;
     };

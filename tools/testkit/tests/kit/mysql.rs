@@ -33,7 +33,7 @@ fn login(server: &MySqlServer, over: &[String], password: &str) -> (bool, String
     )
 }
 
-fn the_locker_comes_in_by_password_only(server: &MySqlServer) {
+fn the_locker_needs_its_password(server: &MySqlServer) {
     let port = server.port();
     let tcp = [
         "--protocol=tcp".into(),
@@ -81,7 +81,7 @@ fn an_error_is_an_error_and_the_session_goes_on(server: &MySqlServer) {
     );
 }
 
-fn a_stranger_holds_a_row_until_it_commits(server: &MySqlServer) {
+fn a_session_locks_a_row_until_it_commits(server: &MySqlServer) {
     let url = server.fresh_database();
     server
         .query(&url, "CREATE TABLE t(a int); INSERT INTO t VALUES (1)")
@@ -150,7 +150,7 @@ fn a_frozen_server_answers_when_it_is_thawed(options: Options) {
 }
 
 #[test]
-fn what_is_made_once_a_machine_is_no_others() {
+fn each_server_has_a_uuid_of_its_own() {
     let (Some(one), Some(other)) = (MySql::start(), MySql::shared()) else {
         return;
     };
@@ -181,10 +181,10 @@ macro_rules! on {
     ($($module:ident: $kind:ident),*) => { $(
         on!($module, $kind,
             shared:
-            the_locker_comes_in_by_password_only,
+            the_locker_needs_its_password,
             rows_are_lines_and_columns_are_apart_by_tabs,
             an_error_is_an_error_and_the_session_goes_on,
-            a_stranger_holds_a_row_until_it_commits;
+            a_session_locks_a_row_until_it_commits;
             own:
             a_stopped_server_keeps_its_data_and_port,
             a_frozen_server_answers_when_it_is_thawed

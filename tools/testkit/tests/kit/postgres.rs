@@ -52,7 +52,7 @@ fn every_url_leads_to_its_database() {
 }
 
 #[test]
-fn a_fresh_database_is_the_lockers_to_make_tables_in() {
+fn the_locker_may_create_tables_in_a_fresh_database() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -79,7 +79,7 @@ fn an_error_is_an_error_and_the_session_goes_on() {
 }
 
 #[test]
-fn a_stranger_holds_a_row_until_it_commits() {
+fn a_session_locks_a_row_until_it_commits() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -105,7 +105,7 @@ fn a_stranger_holds_a_row_until_it_commits() {
 }
 
 #[test]
-fn a_stranger_who_leaves_rolls_back() {
+fn a_closed_session_rolls_back() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };

@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const A_WHILE: Duration = Duration::from_millis(300);
 
 #[test]
-fn its_lines_are_read_as_they_come() {
+fn lines_of_a_process_are_read_as_they_come() {
     let mut cat = ChildProcess::spawn("cat", [""; 0]);
     cat.send_line("hello").unwrap();
     assert_eq!(cat.expect_line(TIMEOUT), "hello");
@@ -27,7 +27,7 @@ fn its_lines_are_read_as_they_come() {
 }
 
 #[test]
-fn a_frozen_one_does_nothing_until_it_is_thawed() {
+fn a_frozen_process_does_nothing_until_it_is_thawed() {
     let mut cat = ChildProcess::spawn("cat", [""; 0]);
     cat.freeze();
     cat.send_line("hello").unwrap();
@@ -37,7 +37,7 @@ fn a_frozen_one_does_nothing_until_it_is_thawed() {
 }
 
 #[test]
-fn a_killed_one_died_of_a_signal() {
+fn a_killed_process_dies_of_a_signal() {
     let mut cat = ChildProcess::spawn("cat", [""; 0]);
     cat.freeze();
     assert_eq!(cat.kill9().signal(), Some(9));
@@ -45,7 +45,7 @@ fn a_killed_one_died_of_a_signal() {
 }
 
 #[test]
-fn the_environment_is_handed_down() {
+fn a_process_inherits_the_environment() {
     let mut command = Command::new("sh");
     command
         .args(["-c", "echo $WHO; pwd"])
@@ -63,7 +63,7 @@ const OWNER: &str = "DBLOCK_TEST_OWNER";
 
 /// Run by the test below in a process of its own, where it waits to be killed.
 #[test]
-fn owner_of_things() {
+fn process_to_be_killed() {
     if std::env::var_os(OWNER).is_none() {
         return;
     }
@@ -92,7 +92,7 @@ fn owner_of_things() {
 fn nothing_outlives_a_killed_test_process() {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["process::owner_of_things", "--exact", "--nocapture"])
+        .args(["process::process_to_be_killed", "--exact", "--nocapture"])
         .env(OWNER, "1");
     let mut owner = ChildProcess::spawn_command(&command);
     let message = std::iter::from_fn(|| Some(owner.expect_line(TIMEOUT)))

@@ -19,7 +19,7 @@ fn ask(program: &mut ChildProcess, command: &str) -> Value {
 }
 
 #[test]
-fn the_lab_starts_servers_obeys_and_ends_with_its_input() {
+fn the_program_starts_servers_obeys_and_ends_with_its_input() {
     let mut program = ChildProcess::spawn(env!("CARGO_BIN_EXE_test-servers"), ["postgres"]);
     let servers = answer(&program);
     let there = Some(&servers["postgres"]).filter(|server| !server.is_null());
@@ -64,7 +64,7 @@ fn the_lab_starts_servers_obeys_and_ends_with_its_input() {
 }
 
 #[test]
-fn the_lab_has_a_pooler_with_a_server_behind_it() {
+fn the_pooler_has_a_server_behind_it() {
     let mut program = ChildProcess::spawn(env!("CARGO_BIN_EXE_test-servers"), ["pgbouncer"]);
     let servers = answer(&program);
     let there = Some(&servers["pgbouncer"]).filter(|server| !server.is_null());
@@ -83,7 +83,7 @@ fn the_lab_has_a_pooler_with_a_server_behind_it() {
 
 #[test]
 #[ignore = "make prove"]
-fn a_node_of_a_cluster_obeys_by_its_number() {
+fn nodes_of_a_cluster_are_addressed_by_number() {
     let mut program = ChildProcess::spawn(env!("CARGO_BIN_EXE_test-servers"), ["galera"]);
     let servers = answer(&program);
     let there = Some(&servers["galera"]).filter(|server| !server.is_null());

@@ -65,7 +65,7 @@ async fn a_guard_that_the_end_of_main_drops_is_free_when_the_program_has_ended(d
     promise("P7", db.engine);
 }
 
-async fn whichever_way_a_program_ends_its_dropped_guards_are_free(db: &TestDb) {
+async fn every_end_of_a_program_frees_its_dropped_guards(db: &TestDb) {
     let locks = db.locks().await;
     for how in OTHER_WAYS {
         for _ in 0..3 {
@@ -107,7 +107,7 @@ macro_rules! on {
     ($($engine:ident),*) => { $(
         db_tests!($engine:
             a_guard_that_the_end_of_main_drops_is_free_when_the_program_has_ended,
-            whichever_way_a_program_ends_its_dropped_guards_are_free,
+            every_end_of_a_program_frees_its_dropped_guards,
         );
     )* };
 }

@@ -10,7 +10,7 @@ use database_locks::seam::{
     AcquireCommand, DirectConnection, Notice, Outcome, ReleaseCommand, Released, Store, StoreError,
     Table,
 };
-use testkit::contract::{ask, granted, name};
+use testkit::contract::{acquire_command, granted, name};
 use testkit::sql::SqlSession;
 use testkit::{Postgres, Proxy, promise, time};
 use tokio::runtime::{Builder, Runtime};
@@ -71,21 +71,21 @@ impl Client {
 }
 
 async fn acquire(direct: &dyn DirectConnection, lock: &str) -> Result<ReleaseCommand, StoreError> {
-    let ask = ask(lock, "me", TTL);
+    let command = acquire_command(lock, "me", TTL);
     let Outcome::Granted { token, .. } =
-        in_time(direct.acquire(std::slice::from_ref(&ask))).await?[0]
+        in_time(direct.acquire(std::slice::from_ref(&command))).await?[0]
     else {
         panic!("{lock} is not free")
     };
-    Ok(back(&ask, Some(token)))
+    Ok(back(&command, Some(token)))
 }
 
-fn back(ask: &AcquireCommand, token: Option<Token>) -> ReleaseCommand {
+fn back(command: &AcquireCommand, token: Option<Token>) -> ReleaseCommand {
     ReleaseCommand {
-        name: ask.name.clone(),
+        name: command.name.clone(),
         token,
-        grant: ask.grant,
-        holder: Arc::clone(&ask.holder),
+        grant: command.grant,
+        holder: Arc::clone(&command.holder),
         durable: false,
     }
 }
@@ -120,7 +120,7 @@ fn whole_table(server: &Postgres, url: &str) -> SqlSession {
 }
 
 #[test]
-fn it_goes_on_on_another_runtime_when_its_own_has_ended() {
+fn the_direct_connection_moves_to_another_runtime_when_its_own_has_ended() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -152,7 +152,7 @@ fn it_goes_on_on_another_runtime_when_its_own_has_ended() {
 }
 
 #[test]
-fn a_call_whose_runtime_ends_leaves_nothing_that_hangs() {
+fn a_call_whose_runtime_ends_leaves_no_statement_behind() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -164,9 +164,9 @@ fn a_call_whose_runtime_ends_leaves_nothing_that_hangs() {
         let made = first.block_on(client.acquire(lock)).unwrap();
         first.block_on(client.release(&made)).unwrap();
         let blocker = whole_table(server, &url);
-        let ask = ask(lock, "me", TTL);
-        let (direct, asks) = (Arc::clone(&client.direct), [ask.clone()]);
-        first.spawn(async move { direct.acquire(&asks).await });
+        let command = acquire_command(lock, "me", TTL);
+        let (direct, commands) = (Arc::clone(&client.direct), [command.clone()]);
+        first.spawn(async move { direct.acquire(&commands).await });
         first.block_on(async { tokio::time::sleep(Duration::from_millis(100)).await });
         hang(&mut admin, 1);
         first.shutdown_background();
@@ -175,12 +175,17 @@ fn a_call_whose_runtime_ends_leaves_nothing_that_hangs() {
         second.block_on(client.cycle());
         // It may have been carried out, or may yet be: its grant id gives it back, on the other
         // connection.
-        let unknown = [back(&ask, None)];
+        let unknown = [back(&command, None)];
         let free = time::wait_until(TIMEOUT, || {
             let given_back = client.store.release(&unknown, TIMEOUT);
             client.background.block_on(given_back).unwrap();
             second.block_on(async {
-                let made = in_time(client.direct.acquire(&[self::ask(lock, "other", TTL)])).await;
+                let made = in_time(
+                    client
+                        .direct
+                        .acquire(&[self::acquire_command(lock, "other", TTL)]),
+                )
+                .await;
                 matches!(made.unwrap()[0], Outcome::Granted { .. })
             })
         });
@@ -207,7 +212,7 @@ fn a_connection_that_its_runtime_has_half_made_is_made_anew() {
 }
 
 #[test]
-fn a_runtime_that_is_left_alone_keeps_no_other_from_connecting() {
+fn a_runtime_that_is_not_polled_blocks_no_other_from_connecting() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -282,7 +287,7 @@ fn a_connection_that_was_killed_is_made_anew() {
 }
 
 #[test]
-fn a_late_call_is_ended_in_the_server_and_the_next_one_is_made_elsewhere() {
+fn a_late_call_is_cancelled_in_the_server_and_the_next_uses_another_connection() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -293,8 +298,9 @@ fn a_late_call_is_ended_in_the_server_and_the_next_one_is_made_elsewhere() {
     home.block_on(client.cycle());
     let blocker = whole_table(server, &url);
     home.block_on(async {
-        let asks = [ask("late", "me", TTL)];
-        let late = tokio::time::timeout(Duration::from_millis(200), client.direct.acquire(&asks));
+        let commands = [acquire_command("late", "me", TTL)];
+        let late =
+            tokio::time::timeout(Duration::from_millis(200), client.direct.acquire(&commands));
         late.await.unwrap_err();
         client.direct.give_up();
         in_time(client.direct.connect()).await.unwrap();
@@ -305,7 +311,7 @@ fn a_late_call_is_ended_in_the_server_and_the_next_one_is_made_elsewhere() {
 }
 
 #[test]
-fn where_the_server_allows_no_second_connection_nothing_was_done() {
+fn without_a_second_connection_a_direct_call_changes_nothing() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -348,7 +354,7 @@ fn where_the_server_allows_no_second_connection_nothing_was_done() {
 /// What the direct connection's connection notifies is heard on the other one, and is no news
 /// there.
 #[test]
-fn a_release_by_the_direct_connection_is_its_own() {
+fn a_release_by_the_direct_connection_is_no_news_to_its_own_process() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -384,7 +390,7 @@ fn a_release_by_the_direct_connection_is_its_own() {
 /// The direct connection has the only connection that the server allows: it makes way for the one
 /// that renews.
 #[test]
-fn where_there_is_room_for_one_connection_it_is_the_one_that_renews() {
+fn a_single_connection_is_used_for_renewals() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -413,7 +419,7 @@ fn where_there_is_room_for_one_connection_it_is_the_one_that_renews() {
 
 /// Its runtime rests between two calls, and so does not see that the connection has ended.
 #[test]
-fn a_try_on_a_connection_that_ended_unseen_is_made_once_more() {
+fn an_acquire_on_a_connection_that_was_closed_unnoticed_is_repeated() {
     let Some(server) = Postgres::shared() else {
         return;
     };

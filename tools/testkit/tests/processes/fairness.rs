@@ -85,7 +85,7 @@ async fn equal_loops_have_equal_shares(db: &TestDb) {
     promise("P12", db.engine);
 }
 
-async fn crowds_have_equal_shares_and_each_of_their_waiters_has_one(db: &TestDb) {
+async fn processes_with_many_waiters_have_equal_shares_and_each_waiter_has_one(db: &TestDb) {
     db.locks().await;
     let grants = is_fair(db, &[20; 3], 1, 300);
     let each = grants.iter().flatten().all(|grants| *grants > 0);
@@ -93,7 +93,7 @@ async fn crowds_have_equal_shares_and_each_of_their_waiters_has_one(db: &TestDb)
     promise("P12", db.engine);
 }
 
-async fn a_lone_waiter_has_its_share_beside_a_crowd(db: &TestDb) {
+async fn a_process_with_one_waiter_has_its_share_beside_one_with_many(db: &TestDb) {
     db.locks().await;
     is_fair(db, &[20, 1], 1, 100);
     promise("P12", db.engine);
@@ -102,8 +102,8 @@ async fn a_lone_waiter_has_its_share_beside_a_crowd(db: &TestDb) {
 macro_rules! on {
     ($($(# $attribute:tt)? $engine:ident),*) => { $( db_tests!($(# $attribute)? $engine:
         equal_loops_have_equal_shares,
-        crowds_have_equal_shares_and_each_of_their_waiters_has_one,
-        a_lone_waiter_has_its_share_beside_a_crowd); )* };
+        processes_with_many_waiters_have_equal_shares_and_each_waiter_has_one,
+        a_process_with_one_waiter_has_its_share_beside_one_with_many); )* };
 }
 on!(
     sqlite,

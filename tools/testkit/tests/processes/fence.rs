@@ -112,7 +112,7 @@ async fn without_a_fence_a_frozen_holder_writes(db: &TestDb) {
 
 /// Frozen within its transaction, past its ttl: nobody gets the lock, and what it writes is there
 /// before anybody else's turn comes.
-async fn frozen_in_its_transaction_it_is_waited_for(db: &TestDb) {
+async fn a_holder_frozen_in_its_fenced_transaction_is_waited_for(db: &TestDb) {
     let (data, locks) = (Data::new(db), db.locks().await);
     let (mut process, old) = data.holder(ms(1000), "open");
     process.send_line("go").unwrap();
@@ -131,7 +131,7 @@ async fn frozen_in_its_transaction_it_is_waited_for(db: &TestDb) {
 }
 
 /// Killed within its transaction: nothing is written, and the lock is free when the ttl has ended.
-async fn killed_in_its_transaction_it_holds_nothing(db: &TestDb) {
+async fn a_holder_killed_in_its_fenced_transaction_blocks_no_successor(db: &TestDb) {
     let (data, locks) = (Data::new(db), db.locks().await);
     let (mut process, _) = data.holder(ms(1500), "open");
     process.send_line("go").unwrap();
@@ -153,13 +153,13 @@ async fn killed_in_its_transaction_it_holds_nothing(db: &TestDb) {
 }
 
 db_tests!(sqlite: a_frozen_holder_cannot_write, without_a_fence_a_frozen_holder_writes,
-    frozen_in_its_transaction_it_is_waited_for, killed_in_its_transaction_it_holds_nothing);
+    a_holder_frozen_in_its_fenced_transaction_is_waited_for, a_holder_killed_in_its_fenced_transaction_blocks_no_successor);
 db_tests!(postgres: a_frozen_holder_cannot_write, without_a_fence_a_frozen_holder_writes,
     a_frozen_holder_that_trusts_itself_cannot_write,
-    frozen_in_its_transaction_it_is_waited_for, killed_in_its_transaction_it_holds_nothing);
+    a_holder_frozen_in_its_fenced_transaction_is_waited_for, a_holder_killed_in_its_fenced_transaction_blocks_no_successor);
 db_tests!(mariadb: a_frozen_holder_cannot_write, without_a_fence_a_frozen_holder_writes,
     a_frozen_holder_that_trusts_itself_cannot_write,
-    frozen_in_its_transaction_it_is_waited_for, killed_in_its_transaction_it_holds_nothing);
+    a_holder_frozen_in_its_fenced_transaction_is_waited_for, a_holder_killed_in_its_fenced_transaction_blocks_no_successor);
 db_tests!(mysql: a_frozen_holder_cannot_write, without_a_fence_a_frozen_holder_writes,
     a_frozen_holder_that_trusts_itself_cannot_write,
-    frozen_in_its_transaction_it_is_waited_for, killed_in_its_transaction_it_holds_nothing);
+    a_holder_frozen_in_its_fenced_transaction_is_waited_for, a_holder_killed_in_its_fenced_transaction_blocks_no_successor);

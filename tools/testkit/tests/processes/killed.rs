@@ -107,7 +107,7 @@ async fn a_killed_holder_is_succeeded_when_its_ttl_ends(db: &TestDb) {
     promise("P12", db.engine);
 }
 
-async fn a_frozen_holder_learns_before_it_does_anything_more(db: &TestDb) {
+async fn a_frozen_holder_gets_the_loss_before_it_goes_on(db: &TestDb) {
     let locks = db.locks().await;
     let mut taker = holder(&db.url, "job", Duration::from_millis(1500));
     assert_eq!(ask(&mut taker), "is_held true");
@@ -225,7 +225,7 @@ async fn a_forked_child_takes_over_as_another_process(db: &TestDb) {
 }
 
 /// Whoever made the file keeps its locks on it when somebody else has opened and closed it.
-async fn the_maker_of_a_file_is_not_forgotten_by_others(db: &TestDb) {
+async fn a_holder_keeps_its_lock_when_another_program_closes_the_file(db: &TestDb) {
     let path = db.url.trim_start_matches("sqlite://").to_owned();
     let mut maker = holder(&db.url, "job", Duration::from_secs(4));
     let script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); \
@@ -332,7 +332,7 @@ macro_rules! on {
             twelve_processes_lose_no_count,
             without_the_lock_counts_are_lost,
             a_killed_holder_is_succeeded_when_its_ttl_ends,
-            a_frozen_holder_learns_before_it_does_anything_more,
+            a_frozen_holder_gets_the_loss_before_it_goes_on,
             a_leaked_guard_ends_with_its_process,
             a_forked_child_touches_nothing_of_its_parents,
             the_same_holder_in_another_process_takes_over,
@@ -357,10 +357,11 @@ mod clocks {
 
 mod busy {
     use super::{
-        sixteen_processes_outlast_a_busy_file, the_maker_of_a_file_is_not_forgotten_by_others,
+        a_holder_keeps_its_lock_when_another_program_closes_the_file,
+        sixteen_processes_outlast_a_busy_file,
     };
     testkit::db_tests!(sqlite:
         sixteen_processes_outlast_a_busy_file,
-        the_maker_of_a_file_is_not_forgotten_by_others,
+        a_holder_keeps_its_lock_when_another_program_closes_the_file,
     );
 }

@@ -27,7 +27,7 @@ fn name(by: usize, to: usize) -> String {
 /// At the same time, since each of the two is mostly waiting.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
-async fn a_node_whose_clock_is_wrong_gives_a_lock_away_when_its_lease_has_ended_and_not_before() {
+async fn a_node_with_a_wrong_clock_grants_a_lock_only_after_its_lease_has_ended() {
     let Some(mut cluster) = Cluster::shared_alone() else {
         return;
     };
@@ -35,7 +35,7 @@ async fn a_node_whose_clock_is_wrong_gives_a_lock_away_when_its_lease_has_ended_
     cluster.set_clock(2, 300);
     let url = database(&cluster).await;
     tokio::join!(
-        no_clock_gives_a_lock_away_that_is_held(&cluster, &url),
+        no_clock_jump_frees_a_held_lock(&cluster, &url),
         a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(&cluster, &url)
     );
     for id in ["P5", "P7", "P11"] {
@@ -45,7 +45,7 @@ async fn a_node_whose_clock_is_wrong_gives_a_lock_away_when_its_lease_has_ended_
 
 /// Held and renewed through each node, and wanted at each, for longer than the lease lasts: nobody
 /// gets it, and how long it goes on is told about right.
-async fn no_clock_gives_a_lock_away_that_is_held(cluster: &Cluster, url: &str) {
+async fn no_clock_jump_frees_a_held_lock(cluster: &Cluster, url: &str) {
     let mut tasks = Vec::new();
     for (by, to) in pairs() {
         let (holders, others) = (client(cluster, &[by], url), client(cluster, &[to], url));

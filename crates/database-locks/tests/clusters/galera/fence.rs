@@ -6,7 +6,7 @@ use std::sync::Arc;
 use database_locks::seam::{Outcome, TakeOverCommand};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
-use testkit::contract::{ask, take_over};
+use testkit::contract::{acquire_command, take_over};
 use testkit::time::now;
 use testkit::{Galera, promise};
 use tokio::sync::Barrier;
@@ -95,7 +95,7 @@ async fn race(cluster: &Galera, begins: Begins) -> Tally {
         let old = lock.auto_renew(false).acquire().await.unwrap();
         let token = old.token().get();
         let over = TakeOverCommand {
-            to: ask(&name, "worker", secs(25)),
+            to: acquire_command(&name, "worker", secs(25)),
             token: old.token(),
             grant: Some(old.grant_id().to_owned()),
         };
@@ -183,7 +183,7 @@ async fn no_fenced_write_is_committed_after_that_of_a_later_grant() {
 /// That the rounds would show it: writes that begin with a look alone come late.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
-async fn a_look_alone_is_no_fence() {
+async fn a_read_without_a_row_lock_is_no_fence() {
     let Some(cluster) = Galera::shared_alone() else {
         return;
     };

@@ -6,11 +6,11 @@ use std::time::Duration;
 use database_locks::{LockGuard, Locks};
 use testkit::{Galera as Cluster, TestDb, contract_tests};
 
-mod broken;
 mod clocks;
-mod crowd;
+mod contention;
 mod fence;
 mod node;
+mod node_failures;
 
 /// Long enough for anything that takes its usual time, on a machine that is busy.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,8 +58,8 @@ contract_tests!(
     a_repeated_acquire_recognises_its_own_grant,
     first_use_by_twenty_at_once_has_one_winner,
     an_expired_lease_has_one_successor,
-    a_crowd_of_acquires_is_answered_one_by_one,
-    a_crowd_of_releases_is_answered_one_by_one,
+    a_large_batch_of_acquires_is_answered_one_by_one,
+    a_large_batch_of_releases_is_answered_one_by_one,
 );
 
 /// One node five minutes behind, and one ahead.

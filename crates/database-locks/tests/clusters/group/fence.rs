@@ -7,7 +7,7 @@ use std::process::Command;
 use database_locks::seam::{Outcome, TakeOverCommand, open};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
-use testkit::contract::{ask, take_over};
+use testkit::contract::{acquire_command, take_over};
 use testkit::mysql::Flavor;
 use testkit::{Group, promise, time};
 
@@ -42,7 +42,7 @@ async fn race(group: &Group, url: &str) -> Tally {
         let lock = locks.lock(name.as_str()).ttl(secs(25)).holder("worker");
         let old = lock.auto_renew(false).acquire().await.unwrap();
         let over = TakeOverCommand {
-            to: ask(&name, "worker", secs(25)),
+            to: acquire_command(&name, "worker", secs(25)),
             token: old.token(),
             grant: Some(old.grant_id().to_owned()),
         };

@@ -115,7 +115,7 @@ async fn a_member_without_a_majority_grants_nothing() {
 /// A holder keeps its lock, and a waiter gets it, at the next primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
-async fn of_a_single_primary_that_is_killed_nothing_is_lost() {
+async fn a_killed_single_primary_loses_no_grant() {
     let Some(mut group) = Group::shared_alone() else {
         return;
     };
@@ -153,7 +153,7 @@ async fn of_a_single_primary_that_is_killed_nothing_is_lost() {
     clippy::await_holding_lock,
     reason = "the group is kept as it is until the test ends"
 )]
-async fn a_group_that_the_user_may_not_look_at_is_a_finding() {
+async fn a_group_whose_state_the_user_may_not_read_is_a_finding() {
     let Some(group) = Group::shared() else {
         return;
     };

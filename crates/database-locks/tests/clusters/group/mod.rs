@@ -7,8 +7,8 @@ use database_locks::{LockGuard, Locks};
 use testkit::{Group as Cluster, TestDb, contract_tests};
 
 #[allow(clippy::duplicate_mod, reason = "the same tests on another cluster")]
-#[path = "../galera/crowd.rs"]
-mod crowd;
+#[path = "../galera/contention.rs"]
+mod contention;
 mod fence;
 mod members;
 
@@ -55,8 +55,8 @@ contract_tests!(
     a_repeated_acquire_recognises_its_own_grant,
     first_use_by_twenty_at_once_has_one_winner,
     an_expired_lease_has_one_successor,
-    a_crowd_of_acquires_is_answered_one_by_one,
-    a_crowd_of_releases_is_answered_one_by_one,
+    a_large_batch_of_acquires_is_answered_one_by_one,
+    a_large_batch_of_releases_is_answered_one_by_one,
 );
 
 /// Not here: servers of MySQL under faketime take all of a machine's processors, so clocks that

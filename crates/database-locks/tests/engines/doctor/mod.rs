@@ -70,7 +70,7 @@ fn each_finding_has_a_test_that_makes_it_appear() {
     }
 }
 
-async fn a_new_table_has_nothing_wrong_with_it(db: &TestDb) {
+async fn a_new_table_has_no_findings(db: &TestDb) {
     let locks = db.locks().await;
     let _held = locks.lock("job").acquire().await.expect("acquires");
     let report = locks.doctor().await.expect("looks");
@@ -82,7 +82,7 @@ async fn a_new_table_has_nothing_wrong_with_it(db: &TestDb) {
     );
 }
 
-async fn what_is_wrong_is_told_with_what_to_do(db: &TestDb) {
+async fn each_finding_names_its_fix(db: &TestDb) {
     let locks = Locks::connect(&db.url).await.expect("connects");
     db.sql("DROP TABLE IF EXISTS database_locks_lock");
     let report = locks.doctor().await.expect("looks");
@@ -98,7 +98,7 @@ async fn what_is_wrong_is_told_with_what_to_do(db: &TestDb) {
     assert!(ids(&locks.doctor().await.expect("looks")).is_empty());
 }
 
-async fn a_table_of_0_5_lacks_columns(db: &TestDb) {
+async fn a_legacy_table_lacks_columns(db: &TestDb) {
     let locks = Locks::connect(&db.url).await.expect("connects");
     db.sql("DROP TABLE IF EXISTS database_locks_lock");
     db.sql(match db.engine {
@@ -141,7 +141,7 @@ async fn a_table_of_0_5_lacks_columns(db: &TestDb) {
     assert!(ids(&report).is_empty(), "{report:#?}");
 }
 
-async fn columns_that_nobody_fills_are_found(db: &TestDb) {
+async fn columns_without_a_default_are_found(db: &TestDb) {
     let locks = db.locks().await;
     // SQLite adds none without a default.
     if db.engine == "sqlite" {
@@ -185,7 +185,7 @@ async fn indexes_are_counted(db: &TestDb) {
     );
 }
 
-async fn names_that_nothing_keeps_apart_are_found(db: &TestDb) {
+async fn a_missing_unique_index_is_found(db: &TestDb) {
     let locks = db.locks().await;
     match db.engine {
         "mariadb" | "mysql" => {
@@ -302,25 +302,25 @@ async fn many_rows_are_too_many(db: &TestDb) {
     assert!(the(&report, "many-rows").fix.contains("dblock prune"));
 }
 
-db_tests!(memory: a_new_table_has_nothing_wrong_with_it);
+db_tests!(memory: a_new_table_has_no_findings);
 db_tests!(sqlite:
-    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
-    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
-    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+    a_new_table_has_no_findings, each_finding_names_its_fix,
+    a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
+    a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
     many_rows_are_too_many);
 db_tests!(postgres:
-    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
-    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
-    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+    a_new_table_has_no_findings, each_finding_names_its_fix,
+    a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
+    a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
     many_rows_are_too_many);
-db_tests!(postgres18: a_new_table_has_nothing_wrong_with_it, a_table_of_0_5_lacks_columns);
+db_tests!(postgres18: a_new_table_has_no_findings, a_legacy_table_lacks_columns);
 db_tests!(mariadb:
-    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
-    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
-    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+    a_new_table_has_no_findings, each_finding_names_its_fix,
+    a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
+    a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
     many_rows_are_too_many);
 db_tests!(mysql:
-    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
-    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
-    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+    a_new_table_has_no_findings, each_finding_names_its_fix,
+    a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
+    a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
     many_rows_are_too_many);

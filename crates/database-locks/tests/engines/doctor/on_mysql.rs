@@ -5,16 +5,16 @@ use testkit::mysql::{Flavor, Options};
 use super::*;
 
 #[tokio::test]
-async fn a_mariadb_that_is_set_up_well_has_nothing_wrong_with_it() {
-    nothing_is_wrong(MariaDb::options(), "MariaDB 1").await;
+async fn a_well_configured_mariadb_has_no_findings() {
+    assert_no_findings(MariaDb::options(), "MariaDB 1").await;
 }
 
 #[tokio::test]
-async fn a_mysql_that_is_set_up_well_has_nothing_wrong_with_it() {
-    nothing_is_wrong(MySql::options(), "MySQL 9").await;
+async fn a_well_configured_mysql_has_no_findings() {
+    assert_no_findings(MySql::options(), "MySQL 9").await;
 }
 
-async fn nothing_is_wrong(options: Options, version: &str) {
+async fn assert_no_findings(options: Options, version: &str) {
     let Some(server) = options.fsync(true).start() else {
         return;
     };
@@ -43,23 +43,23 @@ async fn nothing_is_wrong(options: Options, version: &str) {
 }
 
 #[tokio::test]
-async fn settings_of_mariadb_that_do_harm_are_found() {
+async fn harmful_settings_of_mariadb_are_found() {
     let binlog = find_binary("mariadb-binlog", &[]);
     let binlog = require("mariadb", "mariadb-binlog", binlog);
     let longest = ["max-statement-time=2", "max_statement_time is 2s"];
-    settings_that_do_harm(MariaDb::options(), binlog, longest).await;
+    harmful_settings(MariaDb::options(), binlog, longest).await;
 }
 
 #[tokio::test]
-async fn settings_of_mysql_that_do_harm_are_found() {
+async fn harmful_settings_of_mysql_are_found() {
     let binlog = Flavor::MySql.program();
     let binlog = binlog.map(|program| program.with_file_name("mysqlbinlog"));
     let longest = ["max-execution-time=2000", "max_execution_time is 2s"];
     let options = MySql::options().set("sync-binlog=0");
-    settings_that_do_harm(options, binlog, longest).await;
+    harmful_settings(options, binlog, longest).await;
 }
 
-async fn settings_that_do_harm(
+async fn harmful_settings(
     options: Options,
     binlog: Option<PathBuf>,
     [longest, found_longest]: [&str; 2],
@@ -134,14 +134,14 @@ async fn settings_that_do_harm(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rights_that_are_missing_are_found() {
+async fn missing_privileges_are_found() {
     let servers = [MariaDb::shared(), MySql::shared()];
     for server in servers.into_iter().flatten() {
-        rights_that_are_missing(server).await;
+        missing_privileges(server).await;
     }
 }
 
-async fn rights_that_are_missing(server: &MySqlServer) {
+async fn missing_privileges(server: &MySqlServer) {
     let url = server.fresh_database();
     Locks::connect(&url).await.unwrap().migrate().await.unwrap();
     let mut root = server.sql_session(&url);
@@ -179,7 +179,7 @@ async fn rights_that_are_missing(server: &MySqlServer) {
     run(&mut root, "DROP USER poor@'127.0.0.1'");
 }
 
-async fn a_table_that_was_altered_is_found(db: &TestDb) {
+async fn an_altered_table_is_found(db: &TestDb) {
     let locks = db.locks().await;
     let alter = |what: &str| db.sql(&format!("ALTER TABLE database_locks_lock {what}"));
     let (another, narrower) = match db.engine {
@@ -213,5 +213,5 @@ async fn a_table_that_was_altered_is_found(db: &TestDb) {
     );
 }
 
-db_tests!(mariadb: a_table_that_was_altered_is_found);
-db_tests!(mysql: a_table_that_was_altered_is_found);
+db_tests!(mariadb: an_altered_table_is_found);
+db_tests!(mysql: an_altered_table_is_found);

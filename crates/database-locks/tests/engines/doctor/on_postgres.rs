@@ -11,7 +11,7 @@ fn set(db: &TestDb, setting: &str) {
 }
 
 #[tokio::test]
-async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
+async fn a_well_configured_server_has_no_findings() {
     let Some(server) = Postgres::options().fsync(true).start() else {
         return;
     };
@@ -49,7 +49,7 @@ async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_that_do_harm_are_found() {
+async fn harmful_settings_are_found() {
     let Some(db) = TestDb::postgres() else { return };
     db.locks().await;
     set(&db, "synchronous_commit = off");
@@ -78,7 +78,7 @@ async fn settings_that_do_harm_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_not_right_is_found() {
+async fn a_wrong_clock_is_found() {
     let Some(db) = TestDb::postgres() else { return };
     db.locks().await;
     // In the place of the server's own.
@@ -115,7 +115,7 @@ async fn a_clock_that_is_not_right_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rights_that_are_missing_are_found() {
+async fn missing_privileges_are_found() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -162,7 +162,7 @@ async fn rights_that_are_missing_are_found() {
 
 /// As Django up to 4.0 makes it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sequence_wants_a_right_of_its_own() {
+async fn a_sequence_requires_a_privilege_of_its_own() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -183,7 +183,7 @@ async fn a_sequence_wants_a_right_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_was_altered_is_found() {
+async fn an_altered_table_is_found() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -239,7 +239,7 @@ async fn a_table_that_was_altered_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_rows_that_are_kept_are_found() {
+async fn dead_rows_that_vacuum_cannot_remove_are_found() {
     let Some(db) = TestDb::postgres() else { return };
     let locks = db.locks().await;
     db.sql("ALTER TABLE database_locks_lock SET (autovacuum_enabled = off)");
@@ -259,7 +259,7 @@ async fn dead_rows_that_are_kept_are_found() {
 }
 
 #[tokio::test]
-async fn standbys_that_lag_behind_are_found() {
+async fn lagging_standbys_are_found() {
     let Some(server) = Postgres::options().set("full_page_writes=off").start() else {
         return;
     };
@@ -345,7 +345,7 @@ async fn standbys_that_lag_behind_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn that_waiters_poll_through_a_pooler_is_said() {
+async fn polling_through_a_pooler_is_a_finding() {
     let Some(db) = TestDb::pgbouncer() else {
         return;
     };
@@ -358,7 +358,7 @@ async fn that_waiters_poll_through_a_pooler_is_said() {
 
 /// A table of an earlier version goes on with its integers; one that is made anew has room.
 #[tokio::test(flavor = "multi_thread")]
-async fn ids_that_run_out_are_found_and_what_to_do_is_said_when_they_have() {
+async fn ids_that_run_out_are_found_and_the_error_names_the_fix() {
     let Some(db) = TestDb::postgres() else { return };
     db.sql(
         "CREATE TABLE database_locks_lock (id serial PRIMARY KEY, name varchar(255) NOT NULL UNIQUE,
@@ -428,7 +428,7 @@ async fn a_table_that_is_replicated_by_rows_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_encoding_that_lacks_characters_is_told() {
+async fn an_encoding_that_lacks_characters_is_found() {
     let Some(server) = Postgres::shared() else {
         return;
     };

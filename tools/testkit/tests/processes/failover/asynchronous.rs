@@ -6,27 +6,27 @@ use database_locks::{Error, LockState, LostReason};
 use testkit::{Commits, promise};
 use tokio_postgres::NoTls;
 
-use super::{ENGINE, checked, client, given_back, held, in_time, meanwhile, ms, pair, row, until};
+use super::{ENGINE, block_in_place, check, client, held, in_time, ms, pair, release, row, until};
 
 const TTL: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
-async fn who_was_forgotten_is_told_so() {
+async fn a_holder_whose_grant_the_standby_lacks_gets_the_loss() {
     let Some((mut pair, url)) = pair(None, Commits::Asynchronous).await else {
         return;
     };
     let (locks, other) = (client(&url).await, client(&url).await);
     // Rows from before, so that the tokens go on from the same number on either side.
     for name in ["doubled", "taken since"] {
-        given_back(held(&locks, name).await).await;
+        release(held(&locks, name).await).await;
     }
     let older = held(&locks, "older").await;
     let short = locks.lock("run out").ttl(ms(4000)).renew_every(ms(500));
     let short = in_time(short.acquire()).await.unwrap();
-    meanwhile(|| pair.catch_up());
+    block_in_place(|| pair.catch_up());
 
-    meanwhile(|| pair.part());
+    block_in_place(|| pair.part());
     let long = Duration::from_secs(60);
     short.extend(long).await.unwrap();
     // Not renewed for long, so that it trusts on: the next renewal is what tells it.
@@ -43,11 +43,11 @@ async fn who_was_forgotten_is_told_so() {
     .await;
     assert!(short.is_held());
 
-    meanwhile(|| pair.primary_mut().kill());
-    meanwhile(|| pair.promote());
+    block_in_place(|| pair.primary_mut().kill());
+    block_in_place(|| pair.promote());
     // Two more grants of it, the first of the same number, before its holder has been there.
     for _ in 0..2 {
-        meanwhile(|| {
+        block_in_place(|| {
             pair.standby().query(
                 &url,
                 "UPDATE database_locks_lock SET token = token + 1, locked_by = 'somebody' \
@@ -101,12 +101,12 @@ async fn who_was_forgotten_is_told_so() {
             guard.name()
         );
         assert!(!guard.is_held());
-        let error = checked(guard).await.unwrap_err();
+        let error = check(guard).await.unwrap_err();
         assert!(failover(&error), "{}", error.chain());
     }
     assert_eq!(LostReason::Failover.as_str(), "failover");
     // Of this one an older state was there, which is a lease of its own: it goes on.
-    checked(&older).await.unwrap();
+    check(&older).await.unwrap();
     assert!(older.is_held());
     let now = other.show("older").await.unwrap().unwrap();
     let LockState::Held {
@@ -119,8 +119,8 @@ async fn who_was_forgotten_is_told_so() {
         left > TTL - Duration::from_secs(10),
         "renewed there: {left:?}"
     );
-    checked(&second).await.unwrap();
-    given_back(older).await;
+    check(&second).await.unwrap();
+    release(older).await;
     promise("P6", ENGINE);
     promise("P9", ENGINE);
 }
@@ -128,29 +128,29 @@ async fn who_was_forgotten_is_told_so() {
 /// It was frozen with a request in its hand, and answers when another one serves us: too late.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
-async fn what_an_old_primary_answers_late_confirms_nothing() {
+async fn a_late_answer_of_the_old_primary_confirms_nothing() {
     let Some((mut pair, url)) = pair(None, Commits::Asynchronous).await else {
         return;
     };
     let locks = client(&url).await;
-    given_back(held(&locks, "late").await).await;
+    release(held(&locks, "late").await).await;
     // It is this one's renewals that find the new one.
     let keeper = locks.lock("kept").ttl(TTL).renew_every(ms(300));
     let keeper = in_time(keeper.acquire()).await.unwrap();
-    meanwhile(|| pair.catch_up());
+    block_in_place(|| pair.catch_up());
     let before = row(pair.standby(), &url, "late");
 
-    meanwhile(|| pair.primary_mut().freeze());
+    block_in_place(|| pair.primary_mut().freeze());
     let late = {
         let locks = locks.clone();
         tokio::spawn(async move { locks.lock("late").try_acquire().await })
     };
-    meanwhile(|| pair.promote());
+    block_in_place(|| pair.promote());
     let renewed = "SELECT renewed_at FROM database_locks_lock WHERE name = 'kept'";
-    let latest = || meanwhile(|| pair.standby().query(&url, renewed)).unwrap();
+    let latest = || block_in_place(|| pair.standby().query(&url, renewed)).unwrap();
     let at_first = latest();
     until("it is renewed by the new one", || latest() != at_first).await;
-    meanwhile(|| pair.primary_mut().thaw());
+    block_in_place(|| pair.primary_mut().thaw());
     let now = || row(pair.standby(), &url, "late");
     match in_time(late).await.unwrap() {
         Err(Error::Unavailable { .. }) => assert_eq!(now(), before),
@@ -161,11 +161,11 @@ async fn what_an_old_primary_answers_late_confirms_nothing() {
                 format!("t\t{}", guard.token()),
                 "granted by the old one"
             );
-            checked(&guard).await.unwrap();
+            check(&guard).await.unwrap();
         }
         Ok(None) => panic!("the lock is free"),
         Err(error) => panic!("{}", error.chain()),
     }
-    checked(&keeper).await.unwrap();
+    check(&keeper).await.unwrap();
     promise("P1", ENGINE);
 }

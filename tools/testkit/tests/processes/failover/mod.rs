@@ -25,7 +25,7 @@ async fn in_time<T>(what: impl Future<Output = T>) -> T {
 }
 
 /// Something that blocks, while the other tasks of the test go on.
-fn meanwhile<T>(what: impl FnOnce() -> T) -> T {
+fn block_in_place<T>(what: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(what)
 }
 
@@ -44,11 +44,11 @@ async fn pair(version: Option<u32>, commits: Commits) -> Option<(Pair, String)> 
     if let Some(major) = version {
         options = options.version(major);
     }
-    let pair = meanwhile(|| Pair::start(options, commits))?;
-    let database = meanwhile(|| pair.primary().fresh_database());
+    let pair = block_in_place(|| Pair::start(options, commits))?;
+    let database = block_in_place(|| pair.primary().fresh_database());
     let url = pair.locker_url(&database);
     client(&url).await.migrate().await.unwrap();
-    meanwhile(|| pair.catch_up());
+    block_in_place(|| pair.catch_up());
     Some((pair, url))
 }
 
@@ -72,7 +72,7 @@ async fn held(locks: &Locks, name: &str) -> LockGuard {
 }
 
 /// Release it; on a busy machine that may go on in the background.
-async fn given_back(guard: LockGuard) {
+async fn release(guard: LockGuard) {
     match in_time(guard.release()).await {
         Ok(()) | Err(Error::Unavailable { .. }) => {}
         Err(error) => panic!("{}", error.chain()),
@@ -80,7 +80,7 @@ async fn given_back(guard: LockGuard) {
 }
 
 /// What the database says of it, as soon as it says anything.
-async fn checked(guard: &LockGuard) -> Result<(), Error> {
+async fn check(guard: &LockGuard) -> Result<(), Error> {
     let began = testkit::time::now();
     loop {
         match guard.check().await {
@@ -96,5 +96,5 @@ fn row(of: &Postgres, url: &str, name: &str) -> String {
         "SELECT coalesce(expires_at > clock_timestamp(), false), token \
            FROM database_locks_lock WHERE name = '{name}'"
     );
-    meanwhile(|| of.query(url, &sql)).unwrap()
+    block_in_place(|| of.query(url, &sql)).unwrap()
 }

@@ -10,7 +10,7 @@ use testkit::time::{now, sleep};
 use testkit::{ChildProcess, Commits, promise};
 
 use super::{
-    ENGINE, TIMEOUT, checked, client, given_back, held, in_time, meanwhile, ms, pair, row, until,
+    ENGINE, TIMEOUT, block_in_place, check, client, held, in_time, ms, pair, release, row, until,
 };
 
 const TEST_HOLDER: &str = env!("CARGO_BIN_EXE_test-holder");
@@ -106,7 +106,7 @@ async fn killed(version: Option<u32>) {
             tokio::spawn(async move {
                 let guard = lock.acquire().await.unwrap();
                 let token = guard.token().get();
-                given_back(guard).await;
+                release(guard).await;
                 token
             })
         }));
@@ -124,16 +124,16 @@ async fn killed(version: Option<u32>) {
     };
 
     assert!(brief.is_held());
-    meanwhile(|| pair.primary_mut().kill());
+    block_in_place(|| pair.primary_mut().kill());
     // Its ttl is shorter than the outage: its holder is told before anybody else can have it.
     let reason = in_time(brief.lost()).await.reason();
     let told = [LostReason::Unreachable, LostReason::Expired];
     assert!(told.contains(&reason), "{reason}");
     assert!(!brief.is_held() && for_brief.line(Duration::ZERO).is_none());
-    meanwhile(|| pair.promote());
+    block_in_place(|| pair.promote());
     let before = grants.load(Ordering::Relaxed);
 
-    let got = meanwhile(|| for_brief.expect_line(TIMEOUT));
+    let got = block_in_place(|| for_brief.expect_line(TIMEOUT));
     let token = got
         .strip_prefix("held ")
         .and_then(|token| token.parse().ok());
@@ -144,7 +144,7 @@ async fn killed(version: Option<u32>) {
     .await;
     let confirmed = row(pair.standby(), &url, "kept");
     assert_eq!(confirmed, format!("t\t{kept}"), "the same grant");
-    checked(&keeper).await.unwrap();
+    check(&keeper).await.unwrap();
 
     stop.store(true, Ordering::Relaxed);
     in_time(watch).await.unwrap();
@@ -161,9 +161,9 @@ async fn killed(version: Option<u32>) {
     assert!(for_kept.line(Duration::ZERO).is_none());
     assert!(!crowd.iter().any(|waiter| waiter.is_finished()));
     let keeper = Arc::into_inner(keeper).unwrap();
-    given_back(keeper).await;
+    release(keeper).await;
     // Everybody who waited through it has a turn, and nobody the same.
-    let got = meanwhile(|| for_kept.expect_line(TIMEOUT));
+    let got = block_in_place(|| for_kept.expect_line(TIMEOUT));
     let mut tokens = vec![got.strip_prefix("held ").unwrap().parse().unwrap()];
     for_kept.send_line("release").unwrap();
     for waiter in crowd {
@@ -180,13 +180,13 @@ async fn killed(version: Option<u32>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
-async fn a_killed_primary_takes_no_grant_with_it() {
+async fn a_killed_primary_loses_no_grant() {
     killed(None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
-async fn a_killed_primary_of_version_18_takes_no_grant_with_it() {
+async fn a_killed_primary_of_version_18_loses_no_grant() {
     killed(Some(18)).await;
 }
 
@@ -207,26 +207,26 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
     // Connected to the old one, all of them, and nothing to do for some.
     for locks in [&idle, &only_old] {
         for name in ["free", "also free"] {
-            given_back(held(locks, name).await).await;
+            release(held(locks, name).await).await;
         }
     }
 
-    meanwhile(|| pair.primary_mut().freeze());
-    meanwhile(|| pair.promote());
+    block_in_place(|| pair.primary_mut().freeze());
+    block_in_place(|| pair.promote());
     let renewed = "SELECT renewed_at > clock_timestamp() - interval '5 s' \
                       AND expires_at > clock_timestamp() \
                      FROM database_locks_lock WHERE name = 'kept'";
     let began = now();
-    while meanwhile(|| pair.standby().query(&url, renewed)).as_deref() != Ok("t")
+    while block_in_place(|| pair.standby().query(&url, renewed)).as_deref() != Ok("t")
         || began.elapsed() < ms(5500)
     {
         assert!(began.elapsed() < TIMEOUT && keeper.is_held());
         tokio::time::sleep(ms(50)).await;
     }
-    checked(&keeper).await.unwrap();
+    check(&keeper).await.unwrap();
     let token = held(&locks, "free").await.token();
 
-    meanwhile(|| pair.primary_mut().thaw());
+    block_in_place(|| pair.primary_mut().thaw());
     // Nothing that is asked of it is ever answered with a grant: its commits wait for a standby
     // that is none any more. Not even when it is asked again, and has the row.
     let tries = [&only_old, &idle].map(|locks| locks.lock("also free").wait(ms(8000)));
@@ -240,7 +240,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         let wanted = matches!(error, Error::Unavailable { .. } | Error::TimedOut { .. });
         assert!(wanted, "{}", error.chain());
     }
-    let there = meanwhile(|| {
+    let there = block_in_place(|| {
         pair.primary()
             .query(&url, "SELECT count(*) FROM database_locks_lock")
     });
@@ -256,13 +256,13 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         let locks = locks.clone();
         tokio::spawn(async move { locks.lock("waited for").acquire().await })
     };
-    meanwhile(|| {
+    block_in_place(|| {
         pair.standby_mut().stop();
         sleep(ms(1500));
         pair.standby_mut().restart();
     });
     assert!(waited_for.is_held() && keeper.is_held());
-    given_back(waited_for).await;
+    release(waited_for).await;
     let got = in_time(waiter).await.unwrap().unwrap();
     assert_eq!(
         row(pair.standby(), &url, "waited for"),
@@ -275,7 +275,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
     );
 
     // Once somebody has seen to the old one, who was connected to it finds the new one.
-    meanwhile(|| pair.primary_mut().kill());
+    block_in_place(|| pair.primary_mut().kill());
     let moved = held(&idle, "free for all").await;
     assert_eq!(
         row(pair.standby(), &url, "free for all"),
@@ -285,7 +285,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         row(pair.standby(), &url, "free").split('\t').nth(1),
         Some(&*token.to_string())
     );
-    given_back(keeper).await;
+    release(keeper).await;
     for id in ["P1", "P6", "P12"] {
         promise(id, ENGINE);
     }

@@ -22,7 +22,7 @@ struct Watched {
 /// While the nodes' clocks are minutes apart, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
-async fn of_many_at_all_nodes_one_at_a_time_holds_a_lock_and_tokens_grow() {
+async fn contending_clients_at_all_nodes_hold_a_lock_one_at_a_time_and_tokens_grow() {
     let Some(mut cluster) = Cluster::shared_alone() else {
         return;
     };

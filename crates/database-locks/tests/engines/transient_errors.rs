@@ -37,7 +37,7 @@ async fn a_table_that_is_renamed_away_for_a_while_ends_neither_a_lease_nor_a_wai
 }
 
 /// Nobody has the lock: what is in the way is a session that has locked the table.
-async fn a_blocked_table_is_called_blocked_and_names_who_blocks_it(db: &TestDb) {
+async fn the_error_for_a_blocked_table_names_the_blocking_session(db: &TestDb) {
     let locks = db.locks().await;
     for mode in ["SHARE", "ACCESS EXCLUSIVE"] {
         let mut session = db.sql_session();
@@ -84,7 +84,7 @@ macro_rules! on {
     ($($engine:ident),*) => { $(
         db_tests!($engine:
             a_table_that_is_renamed_away_for_a_while_ends_neither_a_lease_nor_a_wait,
-            a_blocked_table_is_called_blocked_and_names_who_blocks_it,
+            the_error_for_a_blocked_table_names_the_blocking_session,
         );
     )* };
 }

@@ -64,7 +64,7 @@ async fn acquires_of_many_names_are_joined_and_spawned_from_a_closure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn work_under_a_lock_is_spawned_as_it_is() {
+async fn work_under_a_lock_can_be_spawned() {
     let locks = memory("run").await;
     let sum = tokio::spawn(locks.lock("a").run(async { 1 + 1 }));
     assert_eq!(sum.await.unwrap().unwrap(), 2);
@@ -78,7 +78,7 @@ async fn work_under_a_lock_is_spawned_as_it_is() {
 
 /// None of them borrows the locks, the ticket or the name.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_call_of_the_locks_is_spawned_as_it_is() {
+async fn every_method_of_locks_can_be_spawned() {
     let url = String::from("memory:shapes-all");
     let connecting = Locks::connect(&url);
     drop(url);
@@ -173,7 +173,7 @@ async fn work_that_fails_needs_one_question_mark_and_frees_the_lock() {
 }
 
 #[tokio::test]
-async fn names_and_tokens_convert_to_what_programs_store() {
+async fn names_and_tokens_convert_to_strings_and_integers() {
     let locks = memory("convert").await;
     let guard = locks.lock("nightly report").acquire().await.unwrap();
     let info = locks.show(guard.name()).await.unwrap().unwrap();

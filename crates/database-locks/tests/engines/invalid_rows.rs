@@ -89,7 +89,7 @@ async fn look(locks: &Locks, set: &str) {
     locks.doctor().await.unwrap();
 }
 
-async fn rubbish_in_a_row_is_lived_with(db: &TestDb) {
+async fn invalid_values_in_a_row_do_no_harm(db: &TestDb) {
     let locks = db.locks().await;
     let other = db.locks().await;
     for (set, free) in rubbish(db.engine) {
@@ -142,7 +142,7 @@ async fn rubbish_in_a_row_is_lived_with(db: &TestDb) {
 }
 
 /// There is no greater token: nobody is granted the lock, and the error says why and what to do.
-async fn the_last_token_is_never_passed(db: &TestDb) {
+async fn a_row_with_the_greatest_token_is_refused(db: &TestDb) {
     let locks = db.locks().await;
     db.sql("INSERT INTO database_locks_lock (name) VALUES ('job')");
     // What is below zero is mended like any other token that is behind the clock.
@@ -175,7 +175,7 @@ async fn the_last_token_is_never_passed(db: &TestDb) {
 }
 
 /// SQLite puts anything into any column. What cannot be read is named, and is in nobody's way.
-async fn what_is_of_another_type_is_refused(db: &TestDb) {
+async fn a_value_of_another_type_is_refused(db: &TestDb) {
     let locks = db.locks().await;
     db.sql("INSERT INTO database_locks_lock (name) VALUES ('job')");
     for (set, column) in [
@@ -196,8 +196,8 @@ async fn what_is_of_another_type_is_refused(db: &TestDb) {
     }
 }
 
-db_tests!(sqlite: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed,
-    what_is_of_another_type_is_refused);
-db_tests!(postgres: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);
-db_tests!(mariadb: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);
-db_tests!(mysql: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);
+db_tests!(sqlite: invalid_values_in_a_row_do_no_harm, a_row_with_the_greatest_token_is_refused,
+    a_value_of_another_type_is_refused);
+db_tests!(postgres: invalid_values_in_a_row_do_no_harm, a_row_with_the_greatest_token_is_refused);
+db_tests!(mariadb: invalid_values_in_a_row_do_no_harm, a_row_with_the_greatest_token_is_refused);
+db_tests!(mysql: invalid_values_in_a_row_do_no_harm, a_row_with_the_greatest_token_is_refused);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use database_locks::seam::{Force, Outcome, TakeOverCommand};
 use database_locks::{LockGuard, Locks, LostReason};
-use testkit::contract::{ask, name, take_over};
+use testkit::contract::{acquire_command, name, take_over};
 use testkit::time::now;
 use testkit::{TestDb, db_tests, promise};
 
@@ -42,7 +42,7 @@ async fn lost_soon(guard: &LockGuard) -> LostReason {
     loss.reason()
 }
 
-async fn a_release_by_force_is_told_to_a_holder_that_renews_rarely(db: &TestDb) {
+async fn a_holder_that_renews_rarely_is_notified_of_a_release_by_force(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.fixture().ready().await);
     let guard = held(&locks, "job").await;
     listens(db, &guard).await;
@@ -59,13 +59,13 @@ async fn a_release_by_force_is_told_to_a_holder_that_renews_rarely(db: &TestDb) 
     promise("P4", db.engine);
 }
 
-async fn a_take_over_is_told_to_a_holder_that_renews_rarely(db: &TestDb) {
+async fn a_holder_that_renews_rarely_is_notified_of_a_take_over(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.fixture().ready().await);
     let guard = held(&locks, "job").await;
     listens(db, &guard).await;
     let row = locks.show("job").await.unwrap().unwrap();
     let what = TakeOverCommand {
-        to: ask("job", "me", LONG / 2),
+        to: acquire_command("job", "me", LONG / 2),
         token: row.token,
         grant: row.grant,
     };
@@ -76,7 +76,7 @@ async fn a_take_over_is_told_to_a_holder_that_renews_rarely(db: &TestDb) {
 }
 
 /// By the same connection as that which holds it, too.
-async fn what_is_forced_by_its_own_process_is_told_at_once(db: &TestDb) {
+async fn a_release_by_force_in_the_process_of_the_holder_is_noticed_at_once(db: &TestDb) {
     let locks = db.locks().await;
     let guard = held(&locks, "job").await;
     listens(db, &guard).await;
@@ -86,7 +86,7 @@ async fn what_is_forced_by_its_own_process_is_told_at_once(db: &TestDb) {
 
 /// The connection that listened has gone: the next one listens too, once something is renewed on
 /// it.
-async fn it_is_told_on_the_next_connection_as_well(db: &TestDb) {
+async fn a_holder_is_notified_on_the_next_connection_too(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.fixture().ready().await);
     let guard = held(&locks, "job").await;
     listens(db, &guard).await;
@@ -104,10 +104,10 @@ async fn it_is_told_on_the_next_connection_as_well(db: &TestDb) {
 macro_rules! on {
     ($($engine:ident),*) => { $(
         db_tests!($engine:
-            a_release_by_force_is_told_to_a_holder_that_renews_rarely,
-            a_take_over_is_told_to_a_holder_that_renews_rarely,
-            what_is_forced_by_its_own_process_is_told_at_once,
-            it_is_told_on_the_next_connection_as_well,
+            a_holder_that_renews_rarely_is_notified_of_a_release_by_force,
+            a_holder_that_renews_rarely_is_notified_of_a_take_over,
+            a_release_by_force_in_the_process_of_the_holder_is_noticed_at_once,
+            a_holder_is_notified_on_the_next_connection_too,
         );
     )* };
 }
