@@ -6,16 +6,12 @@ use std::time::Duration;
 
 use database_locks::blocking;
 use testkit::promise;
-use testkit::time::now;
+use testkit::time::{ms, now};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 fn locks(name: &str) -> blocking::Locks {
     blocking::Locks::connect(format!("memory:callbacks-{name}")).unwrap()

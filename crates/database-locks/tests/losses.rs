@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, Once, mpsc};
 use std::time::Duration;
 
 use database_locks::{Error, LockGuard, Locks, LostReason};
-use testkit::time::now;
+use testkit::time::{ms, now};
 use testkit::{TestDb, db_tests, promise};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -16,10 +16,6 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, what).await.expect("in time")

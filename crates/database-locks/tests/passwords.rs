@@ -10,13 +10,10 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use database_locks::{BoxError, Error, LockGuard, Locks, blocking};
+use testkit::time::ms;
 use testkit::{TestDb, db_tests, promise};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 /// On PostgreSQL the one user whom the test server asks for a password.
 fn user(db: &TestDb) -> &'static str {

@@ -9,14 +9,10 @@ use std::time::Duration;
 
 use database_locks::{Error, Locks};
 use testkit::sql::LOCKER_PASSWORD;
-use testkit::time::now;
+use testkit::time::{ms, now};
 use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy, TestDb, db_tests, promise};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, what).await.expect("in time")

@@ -7,14 +7,10 @@ use database_locks::seam::{
 };
 use database_locks::{ListFilter, Locks, Ttl};
 use testkit::contract::{StoreFixture, acquire_command, granted, renew};
-use testkit::time::now;
+use testkit::time::{ms, now};
 use testkit::{Proxy, TestDb, db_tests, promise};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 /// Every call keeps to its own deadline, and the next one has a new connection.
 async fn a_call_that_hangs_ends_at_its_deadline(db: &TestDb) {

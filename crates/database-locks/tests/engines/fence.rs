@@ -8,15 +8,11 @@ use database_locks::{Error, LockGuard, Locks, LostReason, OpenFence, Prune};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
 use testkit::contract::{acquire_command, take_over};
-use testkit::time::now;
+use testkit::time::{ms, now};
 use testkit::{Postgres, TestDb, db_tests, promise};
 use tokio_postgres::{Client, NoTls};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, what).await.expect("in time")

@@ -6,14 +6,10 @@ use std::time::Duration;
 use database_locks::seam::{Outcome, TakeOverCommand};
 use database_locks::{Error, Fence, FenceFailure, LockGuard, Locks, LostReason, ParamStyle, Prune};
 use testkit::contract::{acquire_command, take_over};
-use testkit::time::now;
+use testkit::time::{ms, now};
 use testkit::{SqlSession, TestDb, db_tests, promise};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 /// With the parameters in it, as a script has it.
 fn filled(sql: &str, fence: &Fence) -> String {

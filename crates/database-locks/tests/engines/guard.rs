@@ -8,15 +8,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use database_locks::{Error, LockState, Locks, LostReason, Ttl};
-use testkit::time::now;
+use testkit::time::{ms, now};
 use testkit::{TestDb, db_tests, promise};
 
 /// Longer than anything that a test waits for should take.
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, what).await.expect("in time")

@@ -7,7 +7,7 @@ use database_locks::seam::{
 };
 use database_locks::{Error, LockState, LostReason, Ttl};
 use testkit::contract::{acquire_command, granted, info, name, release, renew, try_once};
-use testkit::time::now;
+use testkit::time::{ms, now};
 use testkit::{TestDb, db_tests, promise};
 
 const LONG: Duration = Duration::from_secs(25);
@@ -15,10 +15,6 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// "Does not wait for a row": a round trip or two, with room for a busy machine; waiting for the
 /// stranger would take until the test ends.
 const AT_ONCE: Duration = Duration::from_secs(3);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 async fn at_once<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(AT_ONCE, what)

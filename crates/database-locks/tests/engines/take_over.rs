@@ -5,16 +5,12 @@ use std::time::Duration;
 use database_locks::seam::Outcome;
 use database_locks::{Error, Lock, Locks, LostReason};
 use testkit::contract::{granted, over, take_over};
-use testkit::time::now;
+use testkit::time::{ms, now};
 use testkit::{TestDb, db_tests, promise};
 
 const LONG: Duration = Duration::from_secs(25);
 const TIMEOUT: Duration = Duration::from_secs(20);
 const AT_ONCE: Duration = Duration::from_secs(3);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 fn mine(locks: &Locks) -> Lock {
     locks.lock("job").holder("me").preempt(true)

@@ -4,13 +4,10 @@
 use std::time::Duration;
 
 use database_locks::{Error, Locks};
+use testkit::time::ms;
 use testkit::{Postgres, TestDb, db_tests, promise};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 /// Renamed away for a moment while one holds and another waits, and before anybody has used it.
 async fn a_table_that_is_renamed_away_for_a_while_ends_neither_a_lease_nor_a_wait(db: &TestDb) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use database_locks::{Error, LockGuard, Locks, Ttl};
 use testkit::sql::SqlSession;
-use testkit::time::{now, wait_until};
+use testkit::time::{ms, now, wait_until};
 use testkit::tls::Authority;
 use testkit::{MariaDb, MySql, MySqlServer, Postgres, promise};
 
@@ -14,10 +14,6 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const BLOCKED_FOR: Duration = Duration::from_secs(5);
 /// What is there at any one time: the latest, and some that are being ended.
 const AT_MOST: usize = 12;
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 async fn holder(locks: &Locks) -> LockGuard {
     let lock = locks.lock("held").ttl(Ttl::Infinite).renew_every(ms(100));

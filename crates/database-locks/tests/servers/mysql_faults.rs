@@ -5,14 +5,10 @@ use std::time::Duration;
 
 use database_locks::{Error, LockState, Locks, LostReason};
 use testkit::contract::{self, StoreFixture};
-use testkit::time::now;
+use testkit::time::{ms, now};
 use testkit::{MariaDb, MySql, MySqlServer as Server, promise};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 macro_rules! on_servers {
     ($($test:ident $(($($setting:expr),+))?),+ $(,)?) => {
@@ -246,19 +242,11 @@ async fn a_connection_to_a_server_that_becomes_read_only_is_replaced(
     assert!(privileged.is_ok(), "the user of this test may write");
     for name in ["old", "new"] {
         let error = lock(name).try_acquire().await.unwrap_err();
-        assert!(
-            matches!(error, Error::Unavailable { .. }),
-            "{}",
-            error.chain()
-        );
-        assert!(
-            error
-                .chain()
-                .contains("the database cannot do it now: the server at 127.0.0.1:"),
-            "{}",
-            error.chain()
-        );
-        assert!(error.chain().contains("is read-only"), "{}", error.chain());
+        let message = error.chain();
+        assert!(matches!(error, Error::Unavailable { .. }), "{message}");
+        let server = "the database cannot do it now: the server at 127.0.0.1:";
+        assert!(message.contains(server), "{message}");
+        assert!(message.contains("is read-only"), "{message}");
     }
     // Those that ask at the same time are answered together, from one attempt to connect.
     let together: Vec<_> = (0..5)

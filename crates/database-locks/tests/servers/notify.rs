@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use database_locks::{Error, Lock, LockGuard, Locks};
-use testkit::time::now;
+use testkit::time::{ms, now};
 use testkit::{PgBouncer, Postgres, Proxy, TestDb, promise};
 use tokio::task::JoinHandle;
 use tokio_postgres::{AsyncMessage, NoTls};
@@ -17,10 +17,6 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_secs(600);
 /// A lease whose end wakes nobody while a test runs.
 const TTL: Duration = Duration::from_secs(600);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, what).await.expect("in time")

@@ -1,16 +1,11 @@
 //! What a URL sets of a connection: where the table is found, what is run first, how long to try.
 
 use std::net::TcpListener;
-use std::time::Duration;
 
 use database_locks::{Error, Locks};
 use testkit::contract::{self, StoreFixture};
-use testkit::time::now;
+use testkit::time::{ms, now};
 use testkit::{MariaDb, MySql, MySqlServer, Proxy, TestDb, db_tests, promise};
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 async fn works(url: &str) -> Locks {
     let locks = Locks::connect(url).await;

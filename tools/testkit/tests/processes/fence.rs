@@ -3,16 +3,12 @@
 use std::time::Duration;
 
 use testkit::cleanup::ScratchDir;
-use testkit::time::{now, wait_until};
+use testkit::time::{ms, now, wait_until};
 use testkit::{ChildProcess, TestDb, db_tests, promise};
 
 const WRITER: &str = env!("CARGO_BIN_EXE_fenced-writer");
 /// Longer than anything that a test waits for should take.
 const TIMEOUT: Duration = Duration::from_secs(60);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 /// The table that is written to: on SQLite in a file of its own.
 struct Data<'a> {

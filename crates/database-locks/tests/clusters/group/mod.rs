@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
+use testkit::time::ms;
 use testkit::{Group as Cluster, TestDb, contract_tests};
 
 #[allow(clippy::duplicate_mod, reason = "the same tests on another cluster")]
@@ -14,10 +15,6 @@ mod members;
 
 /// Long enough for anything that takes its usual time, on a machine that is busy.
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)

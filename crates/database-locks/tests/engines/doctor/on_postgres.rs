@@ -1,6 +1,7 @@
 //! What only PostgreSQL has.
 
 use super::*;
+use std::path::Path;
 
 /// Set something for all who connect to this database from now on.
 fn set(db: &TestDb, setting: &str) {
@@ -258,6 +259,22 @@ async fn dead_rows_that_vacuum_cannot_remove_are_found() {
     assert!(time::wait_until(TIMEOUT, looked));
 }
 
+/// `pg_receivewal`, which a primary treats as a standby.
+fn start_pg_receivewal(server: &Postgres, wal: &Path) -> ChildProcess {
+    let hba = server.server().dir().join("data/pg_hba.conf");
+    let rules = std::fs::read_to_string(&hba).unwrap();
+    std::fs::write(&hba, format!("local replication all trust\n{rules}")).unwrap();
+    server.query("postgres", "SELECT pg_reload_conf()").unwrap();
+    ChildProcess::spawn_command(
+        Command::new(server.bin().join("pg_receivewal"))
+            .args(["--no-loop", "--synchronous", "-U", "postgres", "-D"])
+            .arg(wal)
+            .arg("-h")
+            .arg(server.socket_dir())
+            .args(["-p", &server.port().to_string()]),
+    )
+}
+
 #[tokio::test]
 async fn lagging_standbys_are_found() {
     let Some(server) = Postgres::options().set("full_page_writes=off").start() else {
@@ -277,20 +294,8 @@ async fn lagging_standbys_are_found() {
         "no standby is connected"
     );
 
-    let hba = server.server().dir().join("data/pg_hba.conf");
-    let rules = std::fs::read_to_string(&hba).unwrap();
-    std::fs::write(&hba, format!("local replication all trust\n{rules}")).unwrap();
-    server.query(&url, "SELECT pg_reload_conf()").unwrap();
     let wal = tempfile::tempdir().unwrap();
-    // What it does is what a standby does.
-    let _standby = ChildProcess::spawn_command(
-        Command::new(server.bin().join("pg_receivewal"))
-            .args(["--no-loop", "--synchronous", "-U", "postgres", "-D"])
-            .arg(wal.path())
-            .arg("-h")
-            .arg(server.socket_dir())
-            .args(["-p", &server.port().to_string()]),
-    );
+    let _standby = start_pg_receivewal(&server, wal.path());
     let standbys = |state: &str| {
         let sql = format!("SELECT count(*) FROM pg_stat_replication WHERE sync_state = '{state}'");
         time::wait_until(TIMEOUT, || server.query(&url, &sql).unwrap() == "1")
@@ -298,7 +303,7 @@ async fn lagging_standbys_are_found() {
     assert!(standbys("async"));
     let report = examine(&url).await;
     assert_eq!(ids(&report), ["torn-pages", "standby-async"], "{report:#?}");
-    // Who may not look at it can see this much.
+    // A user without pg_monitor sees this much.
     server
         .query(&url, "GRANT ALL ON database_locks_lock TO locker")
         .unwrap();

@@ -1,8 +1,9 @@
-//! A primary that is lost, and its standby in its place: what happens to locks.
+//! Failover of PostgreSQL from a primary to its standby.
 
 use std::time::Duration;
 
 use database_locks::{Error, LockGuard, Locks};
+use testkit::time::ms;
 use testkit::{Commits, Pair, Postgres};
 
 mod asynchronous;
@@ -10,26 +11,22 @@ mod direct;
 mod pooled;
 mod synchronous;
 
-/// As it is called in promises.
+/// Its name in promises.
 const ENGINE: &str = "postgres-failover";
 
 /// Longer than anything that a test waits for should take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
-
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
-/// Something that blocks, while the other tasks of the test go on.
+/// Runs a blocking function while the other tasks of the test go on.
 fn block_in_place<T>(what: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(what)
 }
 
-/// Wait until something is so, while the other tasks of the test go on.
+/// Waits for a condition while the other tasks of the test go on.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = testkit::time::now();
     while !is_so() {
@@ -38,7 +35,7 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Two servers, and the URL of a database with the table of locks on both.
+/// A primary with its standby, and the URL of a database with the table on both.
 async fn pair(version: Option<u32>, commits: Commits) -> Option<(Pair, String)> {
     let mut options = Postgres::options();
     if let Some(major) = version {
@@ -52,7 +49,7 @@ async fn pair(version: Option<u32>, commits: Commits) -> Option<(Pair, String)> 
     Some((pair, url))
 }
 
-/// A client of its own, with its own connection.
+/// A new client with its own connections.
 async fn client(url: &str) -> Locks {
     let began = testkit::time::now();
     loop {
@@ -65,13 +62,13 @@ async fn client(url: &str) -> Locks {
     }
 }
 
-/// Held for long, and renewed so often that the next server hears of it soon.
+/// A guard with a long lease and frequent renewals, which reach the new primary soon.
 async fn held(locks: &Locks, name: &str) -> LockGuard {
     let lock = locks.lock(name).ttl(Duration::from_secs(30));
     in_time(lock.renew_every(ms(500)).acquire()).await.unwrap()
 }
 
-/// Release it; on a busy machine that may go on in the background.
+/// Releases it. On a busy machine the release may go on in the background.
 async fn release(guard: LockGuard) {
     match in_time(guard.release()).await {
         Ok(()) | Err(Error::Unavailable { .. }) => {}
@@ -79,7 +76,7 @@ async fn release(guard: LockGuard) {
     }
 }
 
-/// What the database says of it, as soon as it says anything.
+/// Repeats `check` until the database answers.
 async fn check(guard: &LockGuard) -> Result<(), Error> {
     let began = testkit::time::now();
     loop {
@@ -90,7 +87,7 @@ async fn check(guard: &LockGuard) -> Result<(), Error> {
     }
 }
 
-/// What stands in the row, on a server that may be a standby: whether it is held, and its token.
+/// Whether the lock is held and its token, as `t\t17`, read from a server that may be a standby.
 fn row(of: &Postgres, url: &str, name: &str) -> String {
     let sql = format!(
         "SELECT coalesce(expires_at > clock_timestamp(), false), token \

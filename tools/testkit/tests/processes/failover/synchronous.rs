@@ -1,4 +1,4 @@
-//! What was answered is on the standby as well: nothing is forgotten.
+//! Synchronous replication: each answered grant is on the standby too, and a failover loses none.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,6 +8,7 @@ use std::time::Duration;
 use database_locks::{Error, LockGuard, LostReason, Token};
 use testkit::time::{now, sleep};
 use testkit::{ChildProcess, Commits, promise};
+use tokio::task::JoinHandle;
 
 use super::{
     ENGINE, TIMEOUT, block_in_place, check, client, held, in_time, ms, pair, release, row, until,
@@ -15,7 +16,7 @@ use super::{
 
 const TEST_HOLDER: &str = env!("CARGO_BIN_EXE_test-holder");
 
-/// Who is at work, and the latest token of each name.
+/// The latest token of each name, and whether its holder is at work.
 #[derive(Debug, Default)]
 struct Record(Mutex<HashMap<String, (Option<Token>, bool)>>);
 
@@ -47,13 +48,13 @@ impl Record {
     }
 }
 
-/// Take these locks in turn until told to stop.
+/// Takes these locks in turn until `stop` is set.
 async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
     let locks = client(&url).await;
     while !stop.load(Ordering::Relaxed) {
         for name in ["one", "two", "three"] {
-            // Longer than the outage. But a release may be lost with the primary, and then the lock
-            // stays held for that long.
+            // Longer than the outage. If a release is lost with the primary, the lock stays held for
+            // that long.
             let lock = locks.lock(name).ttl(Duration::from_secs(20));
             let guard = in_time(lock.acquire()).await.unwrap();
             record.enter(&guard);
@@ -61,8 +62,8 @@ async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Ar
             record.leave(&guard);
             grants.fetch_add(1, Ordering::Relaxed);
             match in_time(guard.release()).await {
-                // In the background, once there is a server again; or it was freed on the one that
-                // is gone, and somebody else has it already.
+                // Released in the background once a server is back; or freed on the lost primary, and
+                // another client has it already.
                 Ok(()) | Err(Error::Unavailable { .. } | Error::Lost { .. }) => {}
                 Err(error) => panic!("{}", error.chain()),
             }
@@ -70,39 +71,27 @@ async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Ar
     }
 }
 
-/// Two hosts in the URL, the first of them killed and the second promoted.
-async fn killed(version: Option<u32>) {
-    let Some((mut pair, url)) = pair(version, Commits::Synchronous).await else {
-        return;
+/// Four clients that work under the same locks in turn.
+fn start_workers(
+    url: &str,
+    record: &Arc<Record>,
+    grants: &Arc<AtomicU64>,
+    stop: &Arc<AtomicBool>,
+) -> Vec<JoinHandle<()>> {
+    let start = |_| {
+        let (record, grants, stop) = (Arc::clone(record), Arc::clone(grants), Arc::clone(stop));
+        tokio::spawn(work(url.to_owned(), record, grants, stop))
     };
-    let (record, stop) = (
-        Arc::new(Record::default()),
-        Arc::new(AtomicBool::new(false)),
-    );
-    let grants = Arc::new(AtomicU64::new(0));
-    let workers: Vec<_> = (0..4)
-        .map(|_| {
-            tokio::spawn(work(
-                url.clone(),
-                Arc::clone(&record),
-                Arc::clone(&grants),
-                Arc::clone(&stop),
-            ))
-        })
-        .collect();
+    (0..4).map(start).collect()
+}
 
-    let locks = client(&url).await;
-    let keeper = Arc::new(held(&locks, "kept").await);
-    let kept = keeper.token();
-    let brief = locks.lock("brief").ttl(ms(6000)).acquire().await.unwrap();
-    // Somebody in another process waits for each of the two.
-    let wait = |name| ChildProcess::spawn(TEST_HOLDER, ["hold", &url, name, "30000"]);
-    let (mut for_kept, for_brief) = (wait("kept"), wait("brief"));
-    let mut crowd = Vec::new();
+/// Four clients with ten waiters each, which return their tokens.
+async fn start_waiters(url: &str, name: &str) -> Vec<JoinHandle<i64>> {
+    let mut waiters = Vec::new();
     for _ in 0..4 {
-        let locks = client(&url).await;
-        crowd.extend((0..10).map(|_| {
-            let lock = locks.lock("kept");
+        let locks = client(url).await;
+        waiters.extend((0..10).map(|_| {
+            let lock = locks.lock(name);
             tokio::spawn(async move {
                 let guard = lock.acquire().await.unwrap();
                 let token = guard.token().get();
@@ -111,7 +100,26 @@ async fn killed(version: Option<u32>) {
             })
         }));
     }
-    assert!(for_brief.line(ms(700)).is_none(), "nobody waits");
+    waiters
+}
+
+/// The URL has two hosts. The first is killed, and the second promoted.
+async fn primary_is_killed(version: Option<u32>) {
+    let Some((mut pair, url)) = pair(version, Commits::Synchronous).await else {
+        return;
+    };
+    let (record, grants, stop) = Default::default();
+    let workers = start_workers(&url, &record, &grants, &stop);
+
+    let locks = client(&url).await;
+    let keeper = Arc::new(held(&locks, "kept").await);
+    let kept = keeper.token();
+    let brief = locks.lock("brief").ttl(ms(6000)).acquire().await.unwrap();
+    // Another process waits for each of the two.
+    let wait = |name| ChildProcess::spawn(TEST_HOLDER, ["hold", &url, name, "30000"]);
+    let (mut for_kept, for_brief) = (wait("kept"), wait("brief"));
+    let waiters = start_waiters(&url, "kept").await;
+    assert!(for_brief.line(ms(700)).is_none(), "it does not wait");
     until("work begins", || grants.load(Ordering::Relaxed) > 20).await;
     let watch = {
         let (keeper, stop) = (Arc::clone(&keeper), Arc::clone(&stop));
@@ -125,10 +133,10 @@ async fn killed(version: Option<u32>) {
 
     assert!(brief.is_held());
     block_in_place(|| pair.primary_mut().kill());
-    // Its ttl is shorter than the outage: its holder is told before anybody else can have it.
+    // The ttl is shorter than the outage: the holder is notified before another client can have it.
     let reason = in_time(brief.lost()).await.reason();
-    let told = [LostReason::Unreachable, LostReason::Expired];
-    assert!(told.contains(&reason), "{reason}");
+    let expected = [LostReason::Unreachable, LostReason::Expired];
+    assert!(expected.contains(&reason), "{reason}");
     assert!(!brief.is_held() && for_brief.line(Duration::ZERO).is_none());
     block_in_place(|| pair.promote());
     let before = grants.load(Ordering::Relaxed);
@@ -159,14 +167,14 @@ async fn killed(version: Option<u32>) {
         .await;
     }
     assert!(for_kept.line(Duration::ZERO).is_none());
-    assert!(!crowd.iter().any(|waiter| waiter.is_finished()));
+    assert!(!waiters.iter().any(|waiter| waiter.is_finished()));
     let keeper = Arc::into_inner(keeper).unwrap();
     release(keeper).await;
-    // Everybody who waited through it has a turn, and nobody the same.
+    // Each waiter gets the lock once.
     let got = block_in_place(|| for_kept.expect_line(TIMEOUT));
     let mut tokens = vec![got.strip_prefix("held ").unwrap().parse().unwrap()];
     for_kept.send_line("release").unwrap();
-    for waiter in crowd {
+    for waiter in waiters {
         tokens.push(in_time(waiter).await.unwrap());
     }
     tokens.sort_unstable();
@@ -181,16 +189,16 @@ async fn killed(version: Option<u32>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
 async fn a_killed_primary_loses_no_grant() {
-    killed(None).await;
+    primary_is_killed(None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
 async fn a_killed_primary_of_version_18_loses_no_grant() {
-    killed(Some(18)).await;
+    primary_is_killed(Some(18)).await;
 }
 
-/// It is frozen, and so is every connection to it; it is thawed when another one serves.
+/// The primary is frozen with all its connections, and thawed after the standby is promoted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
 async fn a_frozen_primary_that_comes_back_grants_nothing() {
@@ -198,13 +206,10 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         return;
     };
     let old_url = pair.primary().locker_url(&url);
-    let (locks, idle, only_old) = (
-        client(&url).await,
-        client(&url).await,
-        client(&old_url).await,
-    );
+    let (locks, idle) = (client(&url).await, client(&url).await);
+    let only_old = client(&old_url).await;
     let keeper = held(&locks, "kept").await;
-    // Connected to the old one, all of them, and nothing to do for some.
+    // All are connected to the old primary, and some are idle.
     for locks in [&idle, &only_old] {
         for name in ["free", "also free"] {
             release(held(locks, name).await).await;
@@ -227,11 +232,10 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
     let token = held(&locks, "free").await.token();
 
     block_in_place(|| pair.primary_mut().thaw());
-    // Nothing that is asked of it is ever answered with a grant: its commits wait for a standby
-    // that is none any more. Not even when it is asked again, and has the row.
+    // The old primary never answers with a grant: its commits wait for a standby that has been
+    // promoted. Not even a repeated request, which finds the row, is answered with one.
     let tries = [&only_old, &idle].map(|locks| locks.lock("also free").wait(ms(8000)));
-    let [first, second] = tries.map(|lock| tokio::spawn(async move { lock.acquire().await }));
-    for tried in [first, second] {
+    for tried in tries.map(|lock| tokio::spawn(async move { lock.acquire().await })) {
         let error = in_time(tried)
             .await
             .unwrap()
@@ -246,16 +250,10 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
     });
     assert_eq!(there.as_deref(), Ok("3"), "it answers what it is asked");
 
-    // Whom the new one has served does not go back, not even while that is restarted.
-    let waiter = {
-        let locks = locks.clone();
-        tokio::spawn(async move { locks.lock("waited for").acquire().await })
-    };
-    let waited_for = in_time(waiter).await.unwrap().unwrap();
-    let waiter = {
-        let locks = locks.clone();
-        tokio::spawn(async move { locks.lock("waited for").acquire().await })
-    };
+    // A client of the new primary does not go back, not even while that is restarted.
+    let waited_for = in_time(locks.lock("waited for").acquire()).await.unwrap();
+    let waiter = locks.lock("waited for");
+    let waiter = tokio::spawn(async move { waiter.acquire().await });
     block_in_place(|| {
         pair.standby_mut().stop();
         sleep(ms(1500));
@@ -264,17 +262,12 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
     assert!(waited_for.is_held() && keeper.is_held());
     release(waited_for).await;
     let got = in_time(waiter).await.unwrap().unwrap();
-    assert_eq!(
-        row(pair.standby(), &url, "waited for"),
-        format!("t\t{}", got.token())
-    );
-    assert_eq!(
-        row(pair.primary(), &url, "waited for"),
-        "",
-        "never asked for there"
-    );
+    let granted = format!("t\t{}", got.token());
+    assert_eq!(row(pair.standby(), &url, "waited for"), granted);
+    let on_old = row(pair.primary(), &url, "waited for");
+    assert_eq!(on_old, "", "never requested there");
 
-    // Once somebody has seen to the old one, who was connected to it finds the new one.
+    // Once the old primary is stopped, its clients find the new one.
     block_in_place(|| pair.primary_mut().kill());
     let moved = held(&idle, "free for all").await;
     assert_eq!(
