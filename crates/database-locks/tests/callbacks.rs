@@ -107,7 +107,7 @@ fn a_callback_that_never_returns_blocks_no_other_callback() {
     told.recv_timeout(TIMEOUT).unwrap();
 }
 
-/// A subscriber that makes blocking calls on whichever thread logs a loss.
+/// A subscriber that makes blocking calls on the thread that logs a loss.
 struct Blocks;
 
 type Asks = Option<(blocking::Locks, blocking::LockGuard, mpsc::Sender<String>)>;

@@ -25,7 +25,7 @@ async fn short_sleep() {
     tokio::time::sleep(Duration::from_millis(30)).await;
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(panicked: Box<dyn std::any::Any + Send>) -> String {
     *panicked.downcast::<String>().expect("a text")
 }
@@ -72,7 +72,7 @@ fn a_name_is_by_default_that_of_module_and_function() {
     assert!(jobs::r#type(&locks).unwrap().is_some());
 }
 
-/// Who holds `job`, as anyone may read it.
+/// The holder of `job`, as any client may read it.
 async fn holds(locks: &Locks, name: &str) -> bool {
     let info = locks.show(name).await.expect("reads");
     info.is_some_and(|info| matches!(info.state, LockState::Held { .. }))

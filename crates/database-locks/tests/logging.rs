@@ -157,7 +157,7 @@ async fn acquire_renewal_and_release_are_logged_at_debug_with_their_fields() {
         assert_eq!(closed(span).get("lock.holder"), "me");
     }
     assert!(!closed("acquire").get("lock.waited_ms").is_empty());
-    // Three lines and two spans: renewals that get through are not told.
+    // Three lines and two spans: renewals that succeed are not logged.
     assert_eq!(lines.len(), 5, "{lines:#?}");
 }
 
@@ -178,7 +178,7 @@ async fn a_waiter_logs_each_holder_once() {
             .count()
     };
     until(|| told("first") == 1).await;
-    // Many looks later.
+    // Many polls later.
     tokio::time::sleep(ms(400)).await;
     assert_eq!(told("first"), 1);
     first.release().await.unwrap();
@@ -227,7 +227,7 @@ async fn a_loss_to_another_client_names_the_new_holder() {
     next.release().await.unwrap();
 }
 
-/// A database that is away is told once, and again when it is back; not with each of the tries.
+/// An unreachable database is logged once, and once when it is back; not for each attempt.
 #[tokio::test]
 async fn an_outage_is_logged_in_two_lines() {
     capture();
@@ -304,8 +304,8 @@ async fn waits_for_an_unreachable_database_are_logged_once() {
     assert_eq!((over.len(), over[0].level), (1, Level::INFO), "{over:#?}");
 }
 
-/// After ten seconds, once for the waiters of a process, with the holder and for how long it has
-/// had it.
+/// After ten seconds, once for the waiters of a process, with the holder and how long it has held
+/// the lock.
 #[tokio::test]
 async fn a_long_wait_is_logged_with_the_holder() {
     capture();
@@ -332,7 +332,7 @@ async fn a_long_wait_is_logged_with_the_holder() {
     }
     let told = told();
     assert_eq!((told.len(), told[0].level), (1, Level::INFO), "{told:#?}");
-    // On a busy machine it may be told a little later than after ten seconds.
+    // On a busy machine it may be logged a little later than after ten seconds.
     let waited = |field| told[0].get(field).parse::<u64>().unwrap();
     assert!(waited("lock.waited_ms") >= 10_000, "{told:#?}");
     assert!(waited("lock.held_ms") >= 10_000, "{told:#?}");

@@ -1,4 +1,5 @@
-//! Who is told of a loss, and that whoever is told may do as he likes.
+//! Delivery of losses: to callbacks and subscribers, which may call the library, drop guards and
+//! panic.
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
@@ -21,7 +22,7 @@ async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
-/// Wait for what a callback says, without blocking the test's runtime.
+/// Waits for what a callback sends, without blocking the test's runtime.
 async fn receive<T: Send + 'static>(losses: mpsc::Receiver<T>) -> T {
     tokio::task::spawn_blocking(move || losses.recv_timeout(TIMEOUT).expect("in time"))
         .await
@@ -79,7 +80,7 @@ async fn on_lost_is_called_at_once_for_a_lock_that_is_already_lost(db: &TestDb) 
     assert_eq!(losses.try_recv().unwrap(), (LostReason::Forced, here));
 }
 
-/// A caller that finds out by itself tells it in the background too.
+/// A caller that finds a loss by `check` has it delivered in the background too.
 async fn a_loss_found_by_check_is_delivered_to_callbacks(db: &TestDb) {
     let locks = db.locks().await;
     let guard = in_time(locks.lock("job").ttl(TIMEOUT).acquire())
@@ -97,12 +98,12 @@ async fn a_loss_found_by_check_is_delivered_to_callbacks(db: &TestDb) {
     assert_eq!(thread.as_deref(), Some("locks-callbacks"));
 }
 
-/// Whoever is told, told the same: why, since when, and who has it now.
+/// All receivers get the same: why, since when, and the new holder.
 async fn a_loss_names_the_new_holder(db: &TestDb) {
     let (locks, others) = (db.locks().await, db.locks().await);
     for by_release in [false, true] {
         let began = now();
-        // Renewed so late that it is we who find it out.
+        // Renewed so late that `check` finds the loss first.
         let lock = locks.lock("job").ttl(ms(300_000));
         let guard = in_time(lock.acquire()).await.unwrap();
         assert_eq!(guard.loss(), None);
@@ -158,7 +159,7 @@ async fn a_loss_by_force_names_no_new_holder(db: &TestDb) {
     assert!(loss.to_string().ends_with(": released by force"), "{loss}");
 }
 
-/// The answer to nothing: when trust ends nobody has said who has it.
+/// Without an answer the loss names no new holder: trust ended by the clock alone.
 async fn a_loss_without_an_answer_says_since_when(db: &TestDb) {
     let locks = db.locks().await;
     let lock = locks.lock("job").ttl(ms(1000)).auto_renew(false);
@@ -283,7 +284,7 @@ macro_rules! on {
 }
 on!(memory, sqlite, postgres, mariadb, mysql);
 
-/// A subscriber that drops a guard when it is told what it waits for, and panics after it.
+/// A subscriber that drops a guard on a given event, and then panics.
 struct DroppingSubscriber;
 
 static DROP_ON: Mutex<Vec<(&str, LockGuard)>> = Mutex::new(Vec::new());
@@ -313,7 +314,7 @@ impl<S: Subscriber> Layer<S> for DroppingSubscriber {
     }
 }
 
-/// Wait until the subscriber was told that, and has dropped its guard.
+/// Waits until the subscriber has got the event and dropped its guard.
 async fn dropped_on(what: &str) {
     let waits = || {
         let waiting = DROP_ON.lock().unwrap();
@@ -355,7 +356,7 @@ async fn a_subscriber_may_drop_guards_and_panic() {
     dropped_on("lock lost").await;
     losses_are_still_noticed(&locks).await;
 
-    // Lost because a renewal says so.
+    // Lost because the answer to a renewal says so.
     let forced = held(&locks, "forced").await;
     drop_guard_on(&locks, "lock lost").await;
     locks.force_release("forced").await.unwrap();

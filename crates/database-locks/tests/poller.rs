@@ -1,5 +1,5 @@
-//! Waiters whom nobody wakes: one look for all of a process. One test, since the recorder of
-//! metrics is one for the process.
+//! Waiters without notifications: one poll reads the locks of all of them. One test, since the
+//! recorder of metrics is one for the process.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
@@ -14,8 +14,8 @@ use requests::{counted, requests};
 /// So many locks, one waiter each.
 const LOCKS: usize = 100;
 
-/// A hundred who poll for themselves would send two thousand statements a second, each of which
-/// locks a row or tries to.
+/// A hundred waiters that poll by themselves would send two thousand statements a second, each of
+/// which locks a row or tries to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_poll_reads_all_waited_locks() {
     let counted = counted();
@@ -40,7 +40,7 @@ async fn one_poll_reads_all_waited_locks() {
             let lock = locks.lock(format!("lock {i}"));
             waiting.push(tokio::spawn(async move { lock.acquire().await }));
         }
-        // By then their looks have come together.
+        // By then their polls are one.
         tokio::time::sleep(Duration::from_secs(1)).await;
         requests(&counted, ["look"]);
         if let Some(proxy) = &proxy {
@@ -57,7 +57,7 @@ async fn one_poll_reads_all_waited_locks() {
         if let Some(sent) = sent {
             assert!(sent as usize <= 2 * most, "{engine}: {sent} packets");
         }
-        // Each gets his own, in whatever order they are released.
+        // Each gets its own lock, in any order of releases.
         let odd = |(i, _): &(usize, _)| i % 2 == 1;
         let (first, then): (Vec<_>, Vec<_>) =
             held.into_iter().zip(waiting).enumerate().partition(odd);

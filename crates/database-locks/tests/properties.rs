@@ -1,5 +1,5 @@
-//! Whatever a user writes is taken as it stands or refused in words: names, durations, tickets,
-//! URLs and metadata. Nothing panics, and no password is repeated.
+//! Names, durations, tickets, URLs and metadata of users are kept unchanged or refused with a
+//! message. Nothing panics, and no password is repeated.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;

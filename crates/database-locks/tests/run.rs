@@ -1,4 +1,4 @@
-//! Work that runs under a lock and is told of its loss, with and without async.
+//! `run`: work under a lock that ends with its loss, with and without async.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;

@@ -30,12 +30,12 @@ fn host_of(url: &str) -> String {
     rest.split(['/', '?']).next().unwrap_or_default().to_owned()
 }
 
-/// A host where nobody listens.
+/// A host without a listener.
 fn dead() -> String {
     format!("127.0.0.1:{}", testkit::server::free_port())
 }
 
-/// A host that accepts and never says a word.
+/// A host that accepts connections and never answers.
 fn silent() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let host = listener.local_addr().expect("bound").to_string();
@@ -54,7 +54,7 @@ async fn refused(url: &str, words: &[&str]) {
     message(&Locks::connect(url).await.expect_err(url), words);
 }
 
-/// The first connection says so at once; a wait would go on, since a failover may be under way.
+/// The first connection fails at once; a wait would go on, since a failover may be under way.
 async fn cannot_be_written(url: &str, words: &[&str]) {
     let error = Locks::connect(url).await.expect_err(url);
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
@@ -463,7 +463,7 @@ async fn a_table_of_postgres_that_cannot_hold_locks_is_refused() {
     promise("P10", "postgres");
 }
 
-/// Whatever the library and its drivers log.
+/// All that the library and its drivers log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<String>>);
 
@@ -509,7 +509,7 @@ impl log::Log for Log {
     fn flush(&self) {}
 }
 
-/// Logs of the whole process: what the other tests of this file log is looked at as well.
+/// Logs of the whole process, also those of the other tests of this file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_password_is_logged() {
     let seen = Log::default();

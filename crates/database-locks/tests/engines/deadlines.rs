@@ -1,4 +1,4 @@
-//! What is easily lost without anybody noticing: deadlines, durability, and being woken.
+//! Deadlines, durability and notifications, whose loss would go unnoticed.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ async fn a_call_that_hangs_ends_at_its_deadline(db: &TestDb) {
     promise("P4", db.engine);
 }
 
-/// Whoever waits in the same process is woken by a release, long before it would look by itself.
+/// A release wakes a waiter of the same process long before its next poll.
 async fn a_release_wakes_the_next_of_the_process(db: &TestDb) {
     const ROUNDS: usize = 15;
     let locks = db.locks().await;
@@ -75,7 +75,7 @@ async fn a_release_wakes_the_next_of_the_process(db: &TestDb) {
             (lock.acquire().await.unwrap(), now())
         }));
     }
-    // By now each looks every 200 to 400 ms.
+    // By now each polls every 200 to 400 ms.
     tokio::time::sleep(ms(1500)).await;
     let mut woken = Vec::new();
     for (guard, waiter) in guards.into_iter().zip(waiters) {
@@ -137,7 +137,7 @@ mod durability {
     }
 
     async fn all(on: &str) {
-        // Nothing of ours may weaken a stricter setting, nor keep a weaker one.
+        // The library neither weakens a stricter setting nor keeps a weaker one.
         let durable = if on == "off" { "on" } else { on };
         let Some(db) = watched(on).await else { return };
         let store = store(&db).await;

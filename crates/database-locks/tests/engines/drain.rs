@@ -1,4 +1,4 @@
-//! What is given back in the background, and who waits for it.
+//! Releases in the background, and callers that wait for them.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -41,7 +41,7 @@ async fn a_drain_waits_for_the_release_of_a_dropped_acquire(db: &TestDb) {
     promise("P7", db.engine);
 }
 
-/// Those who wait for it have given up nothing.
+/// These waiters have given up nothing.
 async fn a_drain_does_not_wait_for_waiters(db: &TestDb) {
     let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.expect("free");

@@ -94,7 +94,7 @@ async fn held(locks: &Locks, ttl: Duration) -> LockGuard {
     lock.acquire().await.unwrap()
 }
 
-/// While a fence is open an expired lease is taken over by nobody; afterwards at once.
+/// While a fence is open no client takes over an expired lease; afterwards one does at once.
 async fn no_client_takes_over_while_a_fence_is_open(db: &TestDb) {
     let (locks, other, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
     let nineteen: Vec<LockGuard> = {
@@ -273,7 +273,7 @@ async fn a_suspended_guard_can_be_released(db: &TestDb) {
     next.expect("free").release().await.unwrap();
 }
 
-/// Who says how long the transaction lasts has the lease renewed to that first.
+/// If the caller says how long the transaction lasts, the lease is first renewed to that length.
 async fn a_long_transaction_is_covered(db: &TestDb) {
     let (locks, mut user) = (db.locks().await, User::of(db).await);
     let guard = held(&locks, ms(1500)).await;
@@ -304,7 +304,7 @@ async fn a_long_transaction_is_covered(db: &TestDb) {
     promise("P9", db.engine);
 }
 
-/// It waits a moment, and says why.
+/// It waits a moment, and the error says why it failed.
 async fn a_release_by_force_never_overtakes_an_open_fence(db: &TestDb) {
     let (locks, other, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
     let guard = held(&locks, TIMEOUT).await;
@@ -322,7 +322,7 @@ async fn a_release_by_force_never_overtakes_an_open_fence(db: &TestDb) {
     promise("P9", db.engine);
 }
 
-/// A guard that is released under its own fence does not wait for it, whatever the lease has left.
+/// A guard that is released under its own fence does not wait for it, however long the lease is.
 async fn a_release_under_its_own_fence_is_done_when_the_transaction_ends(db: &TestDb) {
     let (locks, other, mut user) = (
         db.locks().await,

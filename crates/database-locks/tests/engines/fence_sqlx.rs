@@ -14,8 +14,8 @@ async fn held(locks: &Locks) -> LockGuard {
     lock.acquire().await.unwrap()
 }
 
-/// Nobody gets the lock before the transaction has ended, and a grant that is gone is refused; all
-/// of it with transactions that `begin!` makes.
+/// With transactions that `begin!` makes: no other client gets the lock before the transaction has
+/// ended, and a grant that is gone is refused.
 macro_rules! fenced {
     ($db:expr, $connection:expr) => {{
         let (db, mut connection): (&TestDb, _) = ($db, $connection);

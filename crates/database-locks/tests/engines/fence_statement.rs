@@ -1,5 +1,5 @@
-//! The plain form of the fence, run by somebody who has nothing of this library: in each isolation
-//! level, with a snapshot that is older, against every statement that changes a grant.
+//! The fence as a plain statement, run by a client without this library: at each isolation level,
+//! with an older snapshot, against every statement that changes a grant.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn filled(sql: &str, fence: &Fence) -> String {
         .replace("$3", &format!("'{grant}'"))
 }
 
-/// A transaction of somebody who writes only under the fence.
+/// A client that writes only under the fence.
 struct Writer {
     session: SqlSession,
     mysql_like: bool,
@@ -74,7 +74,7 @@ impl Writer {
         }
     }
 
-    /// As [`Fence`] says that it is to be done.
+    /// As the documentation of [`Fence`] says.
     fn fence(&mut self, fence: &Fence) -> Result<(), FenceFailure> {
         if let Some(before) = fence.before(ParamStyle::Numbered) {
             let rows = self.run(&filled(&before, fence)).len() as u64;
@@ -127,7 +127,7 @@ async fn acquired(locks: &Locks, name: &str) -> LockGuard {
 }
 
 impl Change {
-    /// A grant that nobody renews, and its fence.
+    /// A grant that is not renewed, and its fence.
     async fn prepare(self, locks: &Locks, name: &str) -> (LockGuard, Fence) {
         let expires = matches!(
             self,
@@ -186,7 +186,7 @@ impl Change {
     }
 }
 
-/// P9: whatever made the grant another's, the fence does not pass, however old the snapshot.
+/// P9: once the grant is lost in any way, the fence refuses, however old the snapshot is.
 async fn no_statement_that_changes_a_grant_is_missed(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.locks().await);
     db.sql("CREATE TABLE elsewhere (x int)");
@@ -264,8 +264,8 @@ async fn a_renewal_after_the_snapshot_does_not_fail_the_fence_statement(db: &Tes
     }
 }
 
-/// Where the server fails whatever writes to a row that its snapshot does not know, a renewal is
-/// such a row: a conflict, no loss. As the first statement it passes.
+/// If the server refuses writes to a row that is newer than the snapshot, a renewal makes the row
+/// such: a conflict and no loss. As the first statement of its transaction it passes.
 async fn a_server_that_keeps_snapshots_apart_is_no_loss(db: &TestDb) {
     let locks = db.locks().await;
     db.sql("CREATE TABLE elsewhere (x int)");
@@ -312,7 +312,7 @@ async fn a_snapshot_that_is_older_than_the_grant_is_refused(db: &TestDb) {
         let guard = acquired(&locks, "job").await;
         let fence = guard.fence_statement().unwrap();
         let keeps = match db.engine {
-            // Its plain reads lock what they read, so nobody can have changed that since.
+            // Its plain reads lock what they read, so no other client can have changed that since.
             "mariadb" | "mysql" => *level == "REPEATABLE READ",
             _ => *level != "READ COMMITTED",
         };
@@ -334,7 +334,7 @@ async fn a_snapshot_that_is_older_than_the_grant_is_refused(db: &TestDb) {
     }
 }
 
-/// While the fence is open nobody gets the lock, nobody waits for that, and the other locks go on.
+/// While the fence is open no other client gets the lock, none blocks on it, and other locks go on.
 async fn no_other_client_gets_the_lock_under_an_open_fence(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.locks().await);
     let store = db.fixture().ready().await;

@@ -1,4 +1,4 @@
-//! A holder whose renewals are rare hears at once that its lock was taken from it, on PostgreSQL.
+//! A holder with rare renewals is notified at once of a release by force, on PostgreSQL.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ async fn a_holder_that_renews_rarely_is_notified_of_a_release_by_force(db: &Test
     let forced = other.force(&name("job"), LONG).await.unwrap();
     assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
     assert_eq!(lost_soon(&guard).await, LostReason::Forced);
-    // What is told of one lock renews no other.
+    // A notification about one lock renews no other.
     assert!(bystander.is_held());
     let now = locks.show("other").await.unwrap().unwrap().renewed_at;
     assert_eq!(now, renewed);

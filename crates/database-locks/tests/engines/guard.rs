@@ -18,7 +18,7 @@ async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
-/// Free within `bound`: somebody else gets it.
+/// Asserts that the lock is free within `bound`: another client gets it.
 async fn free_within(locks: &Locks, name: &str, bound: Duration) {
     let got = locks.lock(name).wait(bound).acquire().await;
     got.unwrap_or_else(|error| panic!("{}", error.chain()))
@@ -90,7 +90,7 @@ async fn a_lease_outlives_its_ttl_while_it_is_held(db: &TestDb) {
     guard.release().await.unwrap();
 }
 
-/// The order of a loss: first the holder knows, and only later may anybody else have it.
+/// The order of a loss: the holder knows first, and only later can another client have the lock.
 async fn trust_ends_before_the_lease(db: &TestDb) {
     let (a, b) = (db.locks().await, db.locks().await);
     let lock = a
@@ -427,7 +427,7 @@ async fn waiters_of_one_process_are_served_in_order(db: &TestDb) {
     assert_eq!(*came.lock().unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
 }
 
-/// The question is answered from memory, however many ask and whatever goes on.
+/// `is_held` reads memory only, however many tasks call it and whatever else is under way.
 async fn asking_whether_it_is_held_costs_nothing(db: &TestDb) {
     let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
@@ -551,7 +551,7 @@ macro_rules! on {
 on!(memory, sqlite, postgres, mariadb, mysql);
 
 mod rows {
-    //! What needs a table that somebody else can write to.
+    //! Tests that need a table to which another client can write.
     use super::*;
     db_tests!(sqlite: a_deleted_row_is_a_loss_and_is_not_made_again);
     db_tests!(postgres:

@@ -1,5 +1,5 @@
-//! Rows that hold rubbish: another program's, a dump's, a hand's. Whatever is there, nothing
-//! panics, errors are clear, and never two have the lock.
+//! Rows with values of another program, a dump or a manual change. Nothing panics, errors are
+//! clear, and never two clients have the lock.
 
 use std::time::Duration;
 
@@ -141,7 +141,8 @@ async fn invalid_values_in_a_row_do_no_harm(db: &TestDb) {
     }
 }
 
-/// There is no greater token: nobody is granted the lock, and the error says why and what to do.
+/// There is no greater token: no client is granted the lock, and the error names the cause and the
+/// fix.
 async fn a_row_with_the_greatest_token_is_refused(db: &TestDb) {
     let locks = db.locks().await;
     db.sql("INSERT INTO database_locks_lock (name) VALUES ('job')");
@@ -174,7 +175,7 @@ async fn a_row_with_the_greatest_token_is_refused(db: &TestDb) {
     guard.release().await.unwrap();
 }
 
-/// SQLite puts anything into any column. What cannot be read is named, and is in nobody's way.
+/// SQLite accepts any value in any column. The error names an unreadable one, and other locks work.
 async fn a_value_of_another_type_is_refused(db: &TestDb) {
     let locks = db.locks().await;
     db.sql("INSERT INTO database_locks_lock (name) VALUES ('job')");

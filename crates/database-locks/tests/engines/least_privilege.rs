@@ -1,4 +1,4 @@
-//! A user with the rights that `SECURITY.md` names, and no others, can do what it says.
+//! A user with exactly the privileges that `SECURITY.md` names can do what that page says.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ contract_tests!(
     a_batch_of_acquires_is_answered_one_by_one,
 );
 
-/// What is missing is said with what for: nothing else, and not before it is needed.
+/// The error names the missing privilege and its purpose, and comes only when it is needed.
 async fn missing_privileges_are_named(db: TestDb) {
     let locks = Locks::connect(&db.url).await.unwrap();
     let report = locks.doctor().await.unwrap();

@@ -1,4 +1,4 @@
-//! Others who write to the table, lock its rows, or came before us.
+//! Other clients that write to the table, lock its rows, or are legacy.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use testkit::{TestDb, db_tests, promise};
 
 const LONG: Duration = Duration::from_secs(25);
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// "Does not wait for a row": a round trip or two, with room for a busy machine; waiting for the
-/// stranger would take until the test ends.
+/// The limit for calls that do not wait for a row: a round trip or two on a busy machine. Waiting
+/// for the other transaction would take until the end of the test.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
 async fn at_once<T>(what: impl Future<Output = T>) -> T {
@@ -35,7 +35,7 @@ fn crowd(db: &TestDb, rows: usize) {
     }
 }
 
-/// One row of twenty is locked by a stranger: the nineteen are renewed, that one is busy, not lost.
+/// Another client locks one row of twenty: nineteen are renewed, and that one is busy, not lost.
 async fn a_locked_row_is_busy_and_delays_no_other_lock(db: &TestDb) {
     let fixture = db.fixture();
     let store = fixture.ready().await;
@@ -87,8 +87,8 @@ async fn a_locked_row_is_busy_and_delays_no_other_lock(db: &TestDb) {
     promise("P15", db.engine);
 }
 
-/// The same of a crowd that is acquired and released at once: whoever has one of its rows locked
-/// keeps that one lock from being had, or given back, and no other.
+/// The same in a large batch of acquires and releases: a transaction that has one of the rows
+/// locked blocks that lock and no other.
 async fn in_a_large_batch_only_the_locked_row_is_busy(db: &TestDb) {
     let store = db.fixture().ready().await;
     let mut commands: Vec<AcquireCommand> = (0..150)
@@ -148,7 +148,7 @@ async fn in_a_large_batch_only_the_locked_row_is_busy(db: &TestDb) {
     promise("P15", db.engine);
 }
 
-/// A free lock whose row is locked can soon be had, and asking for it waits for nobody.
+/// A free lock whose row is locked is granted soon after, and no request blocks on the row.
 async fn a_locked_free_row_is_tried_again(db: &TestDb) {
     let locks = db.locks().await;
     locks
@@ -181,7 +181,7 @@ async fn a_locked_free_row_is_tried_again(db: &TestDb) {
     promise("P15", db.engine);
 }
 
-/// A release by force never overtakes an open transaction: it waits a moment, then says so.
+/// A release by force never overtakes an open transaction: it waits a moment and then fails.
 async fn a_release_by_force_of_a_locked_row_is_a_conflict(db: &TestDb) {
     let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
@@ -238,13 +238,13 @@ async fn asking_waits_for_no_writer(db: &TestDb) {
     promise("P8", db.engine);
 }
 
-/// A stranger has inserted the name and not committed: whoever uses it for the first time does not
-/// wait in the database, and has it once the stranger is gone, whichever way that was.
+/// Another client has inserted the name and not committed: the first acquire of the name does not
+/// block in the database, and gets the lock once that transaction has ended, by commit or rollback.
 async fn an_uncommitted_first_use_is_waited_for(db: &TestDb) {
     for commit in [false, true] {
         let locks = db.locks().await;
         db.sql("DELETE FROM database_locks_lock");
-        // There already: InnoDB locks the gap beside the stranger's row against new ones.
+        // This row exists already: InnoDB locks the gap beside the inserted row against new ones.
         locks
             .lock("other")
             .acquire()
@@ -309,7 +309,7 @@ async fn legacy_leases_are_respected(db: &TestDb) {
         );
     }
 
-    // It takes an expired lock of ours: our grant is lost, and what it left is not shown.
+    // A legacy client takes an expired lock: the grant is lost, and its metadata is not shown.
     let guard = locks.lock("ours").ttl(ms(3000)).acquire().await.unwrap();
     db.sql(
         "UPDATE database_locks_lock SET locked_by = 'old.17', expires_at = '2999-01-01 00:00:00' \
@@ -340,7 +340,7 @@ async fn the_error_for_a_missing_table_names_the_fix(db: &TestDb) {
     }
 }
 
-/// On SQLite a stranger's transaction has the whole file: that is contention, and no error.
+/// On SQLite another transaction locks the whole file: contention, and no error.
 async fn a_busy_file_is_contention(db: &TestDb) {
     let store = db.fixture().ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;

@@ -1,4 +1,4 @@
-//! Rows of locks that nobody has had for long, and lengths that nobody can wait for.
+//! Pruning of rows that have been free for long, and durations beyond every clock.
 
 use std::time::Duration;
 

@@ -133,7 +133,7 @@ async fn a_refusal_that_passes_costs_no_lease(db: &TestDb) {
     for guard in &held {
         is_renewed(guard, ttl).await;
     }
-    // And one that does not pass loses all, with what was said.
+    // A refusal that lasts loses all locks, with the message of the database.
     db.sql(away);
     for guard in &held {
         in_time(guard.lost()).await;

@@ -40,7 +40,7 @@ async fn the_same_holder_in_another_client_takes_over_the_lock(db: &TestDb) {
     promise("P2", db.engine);
 }
 
-/// Within a process it excludes like any other, whatever connection it comes by.
+/// Within a process the same holder excludes itself, on each connection.
 async fn within_a_process_the_same_holder_excludes_itself(db: &TestDb) {
     let (locks, others) = (db.locks().await, db.locks().await);
     let guard = mine(&locks).acquire().await.unwrap();
@@ -94,7 +94,8 @@ async fn a_legacy_row_is_taken_over(db: &TestDb) {
     );
     guard.check().await.unwrap();
 
-    // It walks into our lock, as it does, and leaves our grant id standing: that is not ours then.
+    // A legacy client takes the lock and leaves the grant id in the row, which no longer counts
+    // then.
     db.sql("UPDATE database_locks_lock SET expires_at = '2999-01-02 00:00:00' WHERE name = 'job'");
     let next = mine(&locks).try_acquire().await.unwrap().expect("from it");
     assert!(next.token() > guard.token());
@@ -112,8 +113,7 @@ async fn a_legacy_row_is_taken_over(db: &TestDb) {
     promise("P2", db.engine);
 }
 
-/// A row that is locked, by a fence for one, is not taken over; nobody waits for it in the
-/// database.
+/// A row that is locked, for example by a fence, is not taken over, and no client blocks on it.
 async fn a_locked_row_prevents_a_take_over(db: &TestDb) {
     let store = db.fixture().ready().await;
     let old = held_elsewhere(db).await;

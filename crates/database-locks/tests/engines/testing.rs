@@ -60,7 +60,7 @@ async fn work_is_stopped_as_by_a_real_loss(db: &TestDb) {
                 started.send(()).unwrap();
                 std::future::pending::<()>().await;
             };
-            // Nobody but the test tells it within an hour.
+            // Without the test, no loss comes within an hour.
             locks
                 .lock("job")
                 .ttl(Duration::from_secs(10_800))

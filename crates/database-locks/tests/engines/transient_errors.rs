@@ -9,7 +9,8 @@ use testkit::{Postgres, TestDb, db_tests, promise};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Renamed away for a moment while one holds and another waits, and before anybody has used it.
+/// The table is renamed away for a moment: under a holder, under a waiter, and before the first
+/// use.
 async fn a_table_that_is_renamed_away_for_a_while_ends_neither_a_lease_nor_a_wait(db: &TestDb) {
     let locks = db.locks().await;
     // Several renewals are due while the table is away.
@@ -33,7 +34,7 @@ async fn a_table_that_is_renamed_away_for_a_while_ends_neither_a_lease_nor_a_wai
     promise("P12", db.engine);
 }
 
-/// Nobody has the lock: what is in the way is a session that has locked the table.
+/// The lock is free, but another session has locked the table.
 async fn the_error_for_a_blocked_table_names_the_blocking_session(db: &TestDb) {
     let locks = db.locks().await;
     for mode in ["SHARE", "ACCESS EXCLUSIVE"] {
@@ -114,8 +115,8 @@ async fn a_transaction_timeout_of_the_server_does_not_end_a_wait() {
     promise("P12", db.engine);
 }
 
-/// What we add ourselves keeps nobody from a lock; what the caller gives is refused if it cannot be
-/// held.
+/// Metadata that the library adds never prevents an acquire. Values of the caller that the encoding
+/// lacks are refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_of_another_encoding_refuses_names_that_it_cannot_hold_and_nothing_else() {
     let Some(server) = Postgres::shared() else {

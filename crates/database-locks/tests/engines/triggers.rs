@@ -11,8 +11,8 @@ fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// On MySQL and MariaDB a trigger that contains a statement makes the answer to ours carry the
-/// insert id 0.
+/// On MySQL and MariaDB a trigger that contains a statement makes the answer to the library's
+/// INSERT carry the insert id 0.
 async fn a_grant_has_its_token_and_lasts_where_a_trigger_audits(db: &TestDb) {
     let locks = db.locks().await;
     for i in 0..60 {

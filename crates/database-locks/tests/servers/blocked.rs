@@ -1,5 +1,5 @@
-//! A table that somebody else has locked as a whole, as an ALTER TABLE does: statements hang in it,
-//! and those that nobody waits for any more must not pile up in the server.
+//! A table that another client has locked as a whole, as ALTER TABLE does. Statements hang in it,
+//! and those that were given up must not pile up in the server.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ async fn holder(locks: &Locks) -> LockGuard {
     lock.acquire().await.unwrap()
 }
 
-/// Hold a lock and wait for others, while `blocked` says how many statements hang in the server;
-/// answers the most that there were at once.
+/// Holds a lock and waits for others, while `blocked` counts the statements that hang in the
+/// server. Returns the most that there were at once.
 async fn most_that_hang(
     locks: &Locks,
     guard: &LockGuard,
@@ -58,14 +58,14 @@ async fn a_closed_fence_leaves_no_file_behind(server: &Postgres, url: &str, data
     assert!(most <= AT_MOST, "{most} hang at once");
 
     session.run("ROLLBACK").unwrap();
-    // What is cancelled harms nobody: all goes on as before.
+    // Cancelled statements do no harm: all goes on as before.
     tokio::time::timeout(TIMEOUT, async { while guard.check().await.is_err() {} })
         .await
         .expect("goes on");
     let got = locks.lock("free").wait(TIMEOUT).acquire().await.unwrap();
     got.release().await.unwrap();
     guard.release().await.unwrap();
-    // Nobody to use it: all that was sent is ended as well, if not in this very moment.
+    // Once the client is dropped, its statements end as well, if not at this very moment.
     assert!(wait_until(TIMEOUT, || waiting(&mut admin) == 0));
 }
 
@@ -133,8 +133,8 @@ async fn do_not_pile_up(server: &MySqlServer) {
     promise("P4", server.flavor().engine());
 }
 
-/// A backup's lock on all tables: a lock that was never taken is not said to be held, and what is
-/// held is kept.
+/// A backup's lock on all tables: a lock that was never acquired is not reported as held, and held
+/// locks are kept.
 async fn a_table_under_a_backup_is_blocked_and_not_held(server: Option<MySqlServer>, engine: &str) {
     let Some(server) = server else { return };
     let url = server.fresh_database();

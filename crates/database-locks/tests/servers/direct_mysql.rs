@@ -257,7 +257,7 @@ fn a_connection_that_is_killed_during_a_call_costs_no_call(database: &Database) 
     runtime.block_on(database.is_waited_for());
     kill(database);
     closed.close();
-    // Where the first had been carried out, the second cannot tell.
+    // If the first was executed, the second cannot know.
     let released = runtime.block_on(call).unwrap();
     assert!(
         matches!(
@@ -349,7 +349,7 @@ fn a_connection_that_is_refused_is_asked_for_again(database: &Database) {
             assert!(matches!(refused, StoreError::Unavailable(_)), "{refused}");
         }
         proxy.refuse(false);
-        // Not at once: what was said the last time stands for a moment.
+        // Not at once: the last refusal counts for a moment.
         let granted = async {
             while direct.connect().await.is_err() {
                 tokio::time::sleep(Duration::from_millis(10)).await;

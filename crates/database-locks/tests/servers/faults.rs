@@ -15,7 +15,7 @@ async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
-/// The call hangs; the loss is told when trust ends all the same, and asking never waits.
+/// The call hangs; the loss comes when trust ends all the same, and `is_held` never blocks.
 async fn a_database_that_never_answers_delays_no_loss(db: &TestDb) {
     let proxy = Proxy::to_url(&db.url);
     let locks = db.locks_at(&proxy.url(&db.url)).await;
@@ -49,7 +49,7 @@ async fn a_database_that_never_answers_delays_no_loss(db: &TestDb) {
         loss.held_for().is_some_and(|held| held < ms(3000)),
         "{loss}"
     );
-    // Trust ended first: in the database it is still ours.
+    // Trust ended first: the row still has this grant.
     let row = other.show("job").await.unwrap().expect("a row");
     assert!(matches!(row.state, LockState::Held { .. }), "{row:?}");
     let next = in_time(other.lock("job").acquire()).await.unwrap();
@@ -329,9 +329,9 @@ async fn an_uncontended_acquire_is_one_round_trip(db: &TestDb) {
     promise("P1", db.engine);
 }
 
-/// `poll` is the longest pause between the looks at a lock that somebody else has.
+/// `poll` is the longest pause between two polls of a lock that another client has.
 async fn a_waiter_polls_at_its_interval(db: &TestDb) {
-    // Where it is woken it hardly looks at all.
+    // With notifications a waiter hardly polls at all.
     let pooled = match db.engine {
         "postgres" => TestDb::pgbouncer(),
         _ => None,
@@ -353,7 +353,7 @@ async fn a_waiter_polls_at_its_interval(db: &TestDb) {
     promise("P12", db.engine);
 }
 
-/// Nothing secret is shown, whatever goes wrong.
+/// No error shows a secret.
 async fn a_password_is_never_shown(db: &TestDb) {
     let secret = "hunter2-s3cret";
     let proxy = Proxy::to_url(&db.url);
@@ -541,7 +541,7 @@ async fn mysql_is_restarted_under_holders_and_waiters() {
     restarted(testkit::MySql::start()).await;
 }
 
-/// Nobody is there when a waiter begins; it gets the lock when the database is.
+/// A wait begins while the server is down, and gets the lock once it is up.
 async fn wait_before_the_start<S: Restart + Send + 'static>(server: Option<S>) {
     let Some(mut server) = server else { return };
     let (engine, url) = (server.engine(), server.fresh_url());

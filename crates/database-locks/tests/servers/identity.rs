@@ -159,7 +159,7 @@ async fn a_client_certificate_of_another_ca_is_refused(db: &TestDb) {
     promise("P14", db.engine);
 }
 
-/// What is wrong with the files is told with their names, and nothing of what stands in them.
+/// Errors about files name the file and show nothing of its content.
 async fn bad_files_are_refused_before_any_server_is_asked(db: &TestDb) {
     let (dir, other) = (ScratchDir::new("identity"), ScratchDir::new("identity"));
     let files = db.right.certify_user("locker").save(dir.path());

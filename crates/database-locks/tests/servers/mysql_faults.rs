@@ -127,7 +127,7 @@ async fn a_lease_outlives_a_full_connection_table(server: &Server, engine: &'sta
     promise("P6", engine);
 }
 
-/// Whatever it does at once: renewing, waiting, and taking locks in a crowd and one after another.
+/// Renewals, waits, and acquires both at the same time and one after another.
 async fn a_process_has_two_connections_at_most(server: &Server, _: &'static str) {
     let locks = connect(&server.locker_url(&server.fresh_database())).await;
     let held = locks.lock("held").ttl(ms(1000)).acquire().await.unwrap();
@@ -292,7 +292,7 @@ async fn a_connection_to_a_server_that_becomes_read_only_is_replaced(
     promise("P6", engine);
 }
 
-/// A statement looks at a page of rows, however many there are that have to stay.
+/// A statement reads a page of rows, however many rows stay.
 async fn a_prune_goes_by_pages_of_ids(server: &Server, engine: &'static str) {
     const ROWS: u64 = 2_500;
     let url = server.fresh_database();
@@ -476,7 +476,7 @@ async fn every_grant_raises_the_token_to_the_clock(server: &Server, engine: &'st
     promise("P2", engine);
 }
 
-/// An old row format keeps its place through many upgrades; its index is too short for our names.
+/// An old row format survives many upgrades; its index is too short for the names of locks.
 async fn a_table_is_created_under_any_server_defaults(server: &Server, engine: &'static str) {
     let fixture = || StoreFixture::new(engine, server.fresh_database());
     contract::distinct_names_are_distinct_locks(&fixture()).await;

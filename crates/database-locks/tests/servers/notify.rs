@@ -15,7 +15,7 @@ use tokio_postgres::{AsyncMessage, NoTls};
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause of a waiter that polls. Behind notifications it is 15 s at least.
 const POLL: Duration = Duration::from_secs(600);
-/// A lease whose end wakes nobody while a test runs.
+/// A lease that does not end while a test runs.
 const TTL: Duration = Duration::from_secs(600);
 
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
@@ -31,7 +31,7 @@ fn waits(lock: Lock) -> JoinHandle<Result<LockGuard, Error>> {
     tokio::spawn(async move { lock.acquire().await })
 }
 
-/// Until the row says that somebody waits.
+/// Waits until the row records a waiter.
 async fn wait_for_waiter(db: &TestDb, name: &str) {
     let asked = format!(
         "SELECT count(*) FROM database_locks_lock WHERE name = '{name}'
@@ -78,7 +78,7 @@ impl Listener {
         Self { count, client }
     }
 
-    /// All that was notified until now has been heard when this is.
+    /// The number of notifications so far, all of them delivered.
     async fn notifications(&self) -> u64 {
         self.client.batch_execute("SELECT 1").await.unwrap();
         tokio::time::sleep(ms(200)).await;
@@ -172,7 +172,7 @@ async fn a_release_without_waiters_sends_no_notification() {
     here.force_release("job").await.unwrap();
     drop(guard);
     assert_eq!(listener.notifications().await, 1);
-    // The control: the listener does hear.
+    // The control: the listener does get notifications.
     let guard = in_time(slow(&here, "job").acquire()).await.unwrap();
     let waiting = waits(slow(&there, "job"));
     wait_for_waiter(&db, "job").await;
@@ -216,8 +216,8 @@ async fn a_release_to_a_local_waiter_sends_no_notification_and_no_acquire_fails(
     assert!((102..=110).contains(&statements), "{statements} statements");
 }
 
-/// A crowd that waits here does not keep out one waiter there: a release that notified lets it try
-/// first.
+/// Many local waiters do not keep out a waiter of another process: a release that notified lets
+/// that one try first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiter_of_another_process_is_served_before_many_local_waiters() {
     const CROWD: u32 = 200;
@@ -292,7 +292,7 @@ async fn a_release_without_a_notification_is_noticed_by_the_next_slow_poll() {
     promise("P12", db.engine);
 }
 
-/// The connection is cut and cannot be made again: what is notified meanwhile is not heard.
+/// The connection is cut and cannot be made again: notifications meanwhile are missed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_missed_notification_does_not_prolong_a_wait() {
     let Some(db) = TestDb::postgres() else { return };
@@ -316,7 +316,7 @@ async fn a_missed_notification_does_not_prolong_a_wait() {
         .await
         .unwrap();
 
-    // Cut for a moment alone: it listens again, and hears.
+    // Cut only for a moment: it listens again and is notified.
     let guard = slow(&here, "job").acquire().await.unwrap();
     let waiting = waits(slow(&there, "job"));
     wait_for_waiter(&db, "job").await;
@@ -421,7 +421,7 @@ async fn a_release_wakes_one_waiter_of_each_process() {
     promise("P12", "postgres");
 }
 
-/// The pooler's connections are not ours to listen on: waiters poll, and often.
+/// A client cannot listen on the connections of a pooler: waiters poll, and often.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn through_a_pooler_waiters_poll() {
     let Some(db) = TestDb::pgbouncer() else {
@@ -451,7 +451,7 @@ async fn a_pooler_that_is_killed_and_started_again_loses_nothing() {
     let Some(server) = Postgres::shared() else {
         return;
     };
-    // One connection for all, and whatever a session has set is gone with each transaction.
+    // One connection for all, and what a session has set is gone after each transaction.
     let settings = ["server_reset_query_always = 1", "default_pool_size = 1"];
     let Some(mut pooler) = PgBouncer::start(server, &settings) else {
         return;

@@ -16,8 +16,7 @@ async fn works(url: &str) -> Locks {
     locks
 }
 
-/// The table of one schema is another than that of the next, and whoever names it in another way
-/// finds the same.
+/// The tables of two schemas are two, and each spelling of a table's name finds the same one.
 async fn a_search_path_says_where_the_table_is(db: &TestDb) {
     for schema in ["app", "\"two words\"", "empty"] {
         db.sql(&format!("CREATE SCHEMA {schema}"));
@@ -56,7 +55,7 @@ async fn a_search_path_says_where_the_table_is(db: &TestDb) {
     promise("P1", db.engine);
 }
 
-/// Another role than the one that logged in: who owns the table, for one.
+/// Another role than the one that logged in, for example the owner of the table.
 async fn a_role_may_be_taken(db: &TestDb) {
     let database = db.url.rsplit('/').next().unwrap();
     let role = format!("owner_of_{database}");
@@ -71,8 +70,8 @@ async fn a_role_may_be_taken(db: &TestDb) {
     assert!(matches!(message, Error::Rejected { .. }), "{message:?}");
 }
 
-/// Whatever is run first, ours holds afterwards: what others see, whose clock ends a lease, and how
-/// names and batches are told apart.
+/// The library's own settings take effect after any `init_command`: isolation, the clock that ends
+/// a lease, and how names and batches are compared.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn locks_work_under_any_init_command_on_mariadb() {
     if let Some(server) = MariaDb::shared() {
@@ -110,7 +109,7 @@ async fn locks_work_under_any_init_command(server: &MySqlServer) {
         contract::the_first_token_is_the_time_of_the_database(&fixture()).await;
         contract::a_reader_sees_what_the_holder_wrote(&fixture()).await;
         contract::a_batch_of_renewals_is_answered_one_by_one(&fixture()).await;
-        // Of a name with more than ASCII, as somebody else sees it.
+        // A name beyond ASCII, as another client reads it.
         let plain = server.fresh_database();
         let told = works(&format!("{plain}?init_command={command}")).await;
         let guard = told.lock("jöb 🔒").acquire().await.unwrap();

@@ -1,4 +1,5 @@
-//! Connections that are encrypted, and servers that are who they say they are, or not.
+//! Encrypted connections, and servers whose identity is verified, or is not what the client
+//! expects.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -171,7 +172,7 @@ async fn without_sslrootcert_the_roots_of_this_machine_count(db: &TestDb) {
         let error = Locks::connect(db.with(options)).await.expect_err(options);
         match &error {
             Error::Rejected { .. } => message(&error, &["unknown CA", "sslrootcert="]),
-            // A machine that trusts nobody.
+            // A machine without trusted roots.
             _ => message(&error, &["no root certificates", "sslrootcert="]),
         }
     }
@@ -252,7 +253,7 @@ macro_rules! on {
 }
 on!(postgres, mariadb, mysql);
 
-/// A password that is bound to the TLS connection is of no use to whoever is in between.
+/// A password that is bound to the TLS connection is of no use to a machine in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_can_bind_the_password_to_the_connection() {
     let Some(db) = TestDb::postgres() else { return };
@@ -265,7 +266,7 @@ async fn postgres_can_bind_the_password_to_the_connection() {
     .await;
 }
 
-/// A server without TLS is told from one with a bad certificate; `prefer` takes it as it is.
+/// The errors tell a server without TLS from one with a bad certificate; `prefer` accepts both.
 async fn without_tls(engine: &'static str, url: &str) {
     for options in ["", "?sslmode=prefer", "?sslmode=disable"] {
         let connected = Locks::connect(format!("{url}{options}")).await;
@@ -309,7 +310,7 @@ async fn the_error_of_mysql_without_tls_says_so() {
     without_tls_on(MySql::options()).await;
 }
 
-/// It says what it wants, and the hint how to give it that.
+/// The server requires TLS, and the hint of the error names the option.
 async fn tls_is_required(options: Options) {
     let certificate = Authority::new("a CA").certify(&["localhost"]);
     let options = options.tls(&certificate);
@@ -350,7 +351,7 @@ async fn mysql_takes_a_password_with_and_without_tls_and_over_a_socket() {
         format!("{url}?sslmode=require"),
         over_socket,
     ] {
-        // A flush makes the server forget who has logged in.
+        // A flush empties the server's cache of logins.
         server.query("mysql", "FLUSH PRIVILEGES").unwrap();
         for known in ["for the first time", "again"] {
             let locks = Locks::connect(&way).await;
@@ -368,7 +369,7 @@ async fn mysql_takes_a_password_with_and_without_tls_and_over_a_socket() {
     promise("P14", "mysql");
 }
 
-/// Nobody listens in on a Unix socket, so there is no TLS on it, whatever the mode; as with libpq.
+/// A Unix socket cannot be tapped, so there is no TLS on it in any mode, as with libpq.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_unix_socket_goes_without_tls() {
     let postgres = Postgres::shared().map(|server| server.socket_url(&server.fresh_database()));

@@ -1,5 +1,5 @@
-//! Many who want the same locks, at every node: transactions that conflict fail at a statement or
-//! at its commit, and nobody hears of it.
+//! Many clients at every node want the same locks. Transactions that conflict fail at a statement
+//! or at their commit, and no caller sees an error.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
@@ -11,7 +11,7 @@ use super::{Cluster, TIMEOUT, client, database, ms, secs};
 const NAMES: usize = 3;
 const CLIENTS: usize = 9;
 
-/// Who is at work under each name, and the greatest token that was granted.
+/// The holder at work under each name, and the greatest token that was granted.
 #[derive(Default)]
 struct Watched {
     inside: [AtomicU32; NAMES],
@@ -50,7 +50,7 @@ async fn contending_clients_at_all_nodes_hold_a_lock_one_at_a_time_and_tokens_gr
                     watched.inside[which].fetch_sub(1, Ordering::SeqCst);
                     watched.grants.fetch_add(1, Ordering::SeqCst);
                     guard.release().await.unwrap();
-                    // So that somebody at another node tries while this is still on its way there.
+                    // A client at another node tries while this write is still being replicated.
                     if fastrand::bool() {
                         tokio::time::sleep(ms(fastrand::u64(0..5))).await;
                     }

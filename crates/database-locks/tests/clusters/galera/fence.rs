@@ -1,5 +1,5 @@
-//! A fenced write at one node against a take-over at another: whichever commits first, nothing is
-//! written for a grant after something was for a later one.
+//! A fenced write at one node against a take-over at another. In either order of the commits, no
+//! write of the older grant follows a write of the later one.
 
 use std::sync::Arc;
 
@@ -120,13 +120,13 @@ async fn race(cluster: &Galera, begins: Begins) -> Tally {
 
         let newer = async {
             start.wait().await;
-            // While node A is busy with this it has not heard of what comes after.
+            // While node A applies this, it has not applied what follows.
             let filler = format!("INSERT INTO filler SELECT {round}, seq FROM seq_1_to_2000");
             user_b.query_drop(filler).await.unwrap();
             let token = loop {
                 match take_over(&*store, &over).await {
                     Outcome::Granted { token, .. } => break token.get(),
-                    // The node has not heard of the older grant yet.
+                    // The older grant has not reached the node yet.
                     _ => tokio::time::sleep(ms(1)).await,
                 }
                 assert!(began.elapsed() < AT_MOST + TIMEOUT, "never taken over");

@@ -1,4 +1,4 @@
-//! A node of a cluster is looked at for what it is, and no clock of one ends, shortens or deletes a
+//! Nodes of a cluster: `doctor` examines them, and no node's clock ends, shortens or deletes a
 //! lease.
 
 #![allow(
@@ -143,7 +143,7 @@ async fn pruning_through_a_node_whose_clock_is_ahead_deletes_no_lease() {
     let ahead = connected(&cluster.url_at(2, &url)).await;
     let minute = Duration::from_secs(60);
     let (mut pruned, began) = (0, time::now());
-    // It may not have heard of the row yet.
+    // The row may not have reached it yet.
     while pruned == 0 && began.elapsed() < TIMEOUT {
         pruned = ahead.prune(Prune::older_than(minute)).await.unwrap();
     }
@@ -190,7 +190,7 @@ async fn a_renewal_through_a_node_with_a_wrong_clock_shortens_no_lease() {
     }
 }
 
-/// That node may not have heard of the grant yet.
+/// The grant may not have reached that node yet.
 async fn renew(locks: &Locks, ticket: &Ticket, ttl: Duration) {
     let renewed = locks.renew(ticket, ttl).await;
     renewed.unwrap_or_else(|error| panic!("{error:?}"));

@@ -13,7 +13,7 @@ use super::{TIMEOUT, client, database, held, ms, secs};
 /// renewal that hung was tried again there.
 const TTL: Duration = Duration::from_secs(40);
 
-/// Somebody who waits for what `holder` has, and says when it came.
+/// A waiter for the lock of `holder`, which reports when it got the lock.
 fn waiter(locks: &Locks, name: &str) -> tokio::task::JoinHandle<Result<LockGuard, Error>> {
     let lock = locks.lock(name).ttl(TTL).wait(secs(120));
     tokio::spawn(async move { lock.acquire().await })
@@ -145,7 +145,7 @@ async fn a_connection_that_a_proxy_moves_loses_nothing() {
     tokio::time::sleep(ms(500)).await;
     assert!(proxy.connections()[0] > 0, "{:?}", proxy.connections());
 
-    // By whoever runs the proxy, once, and by the end of the node.
+    // Moved once by the operator of the proxy, and once by the end of the node.
     proxy.take_out(0);
     goes_on(&guard).await;
     assert!(proxy.connections()[1] > 0, "{:?}", proxy.connections());
@@ -165,8 +165,8 @@ async fn a_connection_that_a_proxy_moves_loses_nothing() {
     promise("P12", "galera");
 }
 
-/// All nodes stop answering: whoever holds a lock hears that it is lost before its lease has ended,
-/// and is never kept waiting by the question. When they go on so does everybody.
+/// All nodes stop answering. Each holder gets its loss before its lease has ended, and `is_held`
+/// never blocks. When the nodes go on, holders and waiters do too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
 async fn trust_ends_before_the_lease_while_no_node_answers() {

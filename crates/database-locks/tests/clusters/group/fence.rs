@@ -18,7 +18,7 @@ const ROUNDS: usize = 40;
 /// What the rounds came to.
 #[derive(Debug, Default)]
 struct Tally {
-    /// Ended by the fence, since the node had heard of the later grant.
+    /// Ended by the fence, since the later grant had reached the node.
     at_the_fence: usize,
     /// Refused later, by a statement or the commit.
     at_the_commit: usize,
@@ -56,7 +56,7 @@ async fn race(group: &Group, url: &str) -> Tally {
             let token = loop {
                 match take_over(&*store, &over).await {
                     Outcome::Granted { token, .. } => break token.get(),
-                    // The node has not heard of the older grant yet.
+                    // The older grant has not reached the node yet.
                     _ => tokio::time::sleep(ms(1)).await,
                 }
                 assert!(began.elapsed() < TIMEOUT, "never taken over");

@@ -46,7 +46,7 @@ fn check<'a>(report: &'a Report, area: &str) -> &'a Check {
     found.unwrap_or_else(|| panic!("no {area}: {report:#?}"))
 }
 
-/// Exactly this is found, and it says this.
+/// Asserts that this is the only finding, and its message.
 #[track_caller]
 fn only(report: &Report, id: &str, message: &str) {
     assert_eq!(ids(report), [id], "{report:#?}");

@@ -93,7 +93,7 @@ async fn harmful_settings(
     assert!(report.checks.iter().all(|check| check.seen), "{report:#?}");
     assert_eq!(check(&report, "replicas").message, "0 are connected");
 
-    // Not for root, who is told the time.
+    // Not for root, for which the server reports the time.
     let report = examine(&server.locker_url(&url)).await;
     assert!(
         the(&report, "clock-not-steady")

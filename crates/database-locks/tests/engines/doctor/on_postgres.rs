@@ -3,7 +3,7 @@
 use super::*;
 use std::path::Path;
 
-/// Set something for all who connect to this database from now on.
+/// Changes a setting for all later sessions of this database.
 fn set(db: &TestDb, setting: &str) {
     db.sql(&format!(
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET {}', current_database()); END $$",
