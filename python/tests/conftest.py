@@ -193,7 +193,7 @@ def start() -> Iterator[Callable[..., Program]]:
 
 @pytest.fixture
 def hold() -> Iterator[Callable[..., Holder]]:
-    """``hold("ours", url)``: a process that takes locks; the kinds are in ``support.holder``."""
+    """``hold("python", url)``: a process that takes locks; the kinds are in ``support.holder``."""
     holders: list[Holder] = []
 
     def start(kind: str, url: str) -> Holder:
@@ -208,7 +208,7 @@ def hold() -> Iterator[Callable[..., Holder]]:
 @pytest.fixture
 def child(hold: Callable[..., Holder]) -> Callable[[str], Child]:
     """``child(url)``: this package in another process, which can be frozen and killed."""
-    return lambda url: hold("ours", url)
+    return lambda url: hold("python", url)
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ def test_a_lock_of_3_seconds_outlives_10_of_python_that_keeps_the_gil(
 
     # Each second, by default; what the program says cannot come before its ten are over.
     eventually(lambda: renewals() >= 6, "six renewals", within=9.5)
-    assert program.said[1:] == []
+    assert program.lines[1:] == []
     assert float(program.expect("took")) >= 9.9
     program.expect("lost False")
     assert float(program.expect("remaining")) > 0

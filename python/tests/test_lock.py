@@ -300,9 +300,9 @@ def test_an_invalid_ticket_is_refused_before_anything_is_sent(here: Locks, ticke
     ],
 )
 def test_a_value_out_of_range_is_refused_and_the_allowed_range_named(
-    here: Locks, words: dict[str, Any], said: str
+    here: Locks, words: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(LockConfigError, match=said), here.lock(**{"lock_name": "job", **words}):
+    with pytest.raises(LockConfigError, match=message), here.lock(**{"lock_name": "job", **words}):
         pytest.fail("entered")
     assert here.list() == []
 

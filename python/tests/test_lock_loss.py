@@ -93,13 +93,13 @@ def test_a_loss_says_since_when_and_who_has_the_lock_now(sqlite_url: str) -> Non
         assert lost.token == held.token
         assert lost.held_for is not None
         assert 0 <= lost.held_for <= time.monotonic() - began
-        said = str(lost)
-        assert said.startswith("lost lock, terminating: `job` lost ")
-        assert " after " in said
-        assert ": preempted by another holder (now held by the thief for " in said
-        assert said.endswith(f", token {thief.token})")
+        message = str(lost)
+        assert message.startswith("lost lock, terminating: `job` lost ")
+        assert " after " in message
+        assert ": preempted by another holder (now held by the thief for " in message
+        assert message.endswith(f", token {thief.token})")
         again = pickle.loads(pickle.dumps(lost))
-        assert (type(again), str(again), vars(again)) == (LockLost, said, vars(lost))
+        assert (type(again), str(again), vars(again)) == (LockLost, message, vars(lost))
         taking.__exit__(None, None, None)
 
 
@@ -387,7 +387,7 @@ def test_an_exception_of_the_body_takes_precedence_over_a_swallowed_loss(here: L
 def test_a_loss_names_its_own_lock_and_not_an_inner_one(here: Locks) -> None:
     """Arriving in the middle of an inner acquire, release, check or extension."""
     delays = random.Random(5)
-    said = set()
+    message = set()
 
     def work(rounds: int) -> None:
         for i in range(rounds):
@@ -401,11 +401,11 @@ def test_a_loss_names_its_own_lock_and_not_an_inner_one(here: Locks) -> None:
                             elif i % 3 == 2:
                                 item.extend(60)
             except LockLost as lost:
-                said.add((lost.name, lost.token == outer.token))
+                message.add((lost.name, lost.token == outer.token))
 
     work(60)
     in_thread(lambda: work(30))
-    assert said == {("ledger", True)}
+    assert message == {("ledger", True)}
     assert [row["name"] for row in here.list() if row["state"] == "held"] == []
 
 

@@ -63,7 +63,7 @@ def test_a_proxy_counts_and_cuts(
 
 
 def test_the_old_holder_runs_legacy(server_url: str, hold: Callable[..., Holder]) -> None:
-    old = hold("old", server_url)
+    old = hold("legacy", server_url)
     old.hold("a lock")
     [(name, _)] = sql(server_url, LOCK)
     assert name == "a lock"

@@ -11,7 +11,7 @@ const FILE: &str = "DATABASE_LOCKS_URL_FILE";
 const TABLE: &str = "DATABASE_LOCKS_TABLE";
 const CHILD: &str = "DBLOCK_TEST_CHILD";
 
-/// Run `body` in a child, with this in its environment; `test` is the name of the test.
+/// Runs `body` in a child, with this in its environment; `test` is the name of the test.
 fn in_child(test: &str, url: Option<&str>, body: fn()) {
     in_child_with(test, url, &[], body);
 }

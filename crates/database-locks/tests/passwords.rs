@@ -27,7 +27,7 @@ fn user(db: &TestDb) -> &'static str {
 /// Held by a test that changes the password of a user, or relies on it.
 static PASSWORD: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// Give the user this password, close all of its connections, and wait until they are closed.
+/// Gives the user this password, closes all of its connections, and waits until they are closed.
 fn change_password(db: &TestDb, password: &str) {
     let user = user(db);
     if !db.is_mysql_like() {

@@ -120,8 +120,8 @@ def has_a_limit() -> None:
             return str(error)
 
     with L.lock("busy"):
-        said = result(spawn(tries))
-    assert "(this process)" in said, said
+        output = result(spawn(tries))
+    assert "(this process)" in output, output
 
 
 exclude_each_other()

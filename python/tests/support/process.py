@@ -38,8 +38,8 @@ def tool(name: str) -> str:
     return str(path)
 
 
-def old_python() -> str:
-    """The Python of the environment with django-database-locks 0.5: ``DBLOCK_OLD_PYTHON``."""
+def legacy_python() -> str:
+    """The Python of the environment with legacy (django-database-locks 0.5): ``DBLOCK_OLD_PYTHON``."""
     path = Path(
         os.environ.get("DBLOCK_OLD_PYTHON") or ROOT / "target" / "python" / "old" / "bin" / "python"
     )
@@ -58,14 +58,14 @@ def dblock(*args: str, url: str | None = None, check: bool = True) -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours, without what would make a child use another database or settings; and ``more``."""
+    """The environment, without variables that select a database or settings, and ``more``."""
     unwanted = {"DATABASE_LOCKS_URL", "DJANGO_SETTINGS_MODULE", "PYTHONPATH"}
     env = {name: value for name, value in os.environ.items() if name not in unwanted}
     return env | {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"} | more
 
 
 def state_of(pid: int) -> str:
-    """The letter by which the kernel calls the state of a process; empty when there is none."""
+    """The state of a process as the letter of the kernel; empty if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -101,7 +101,7 @@ class Program:
             start_new_session=group,
         )
         self.pid = self.process.pid
-        self.said: list[str] = []
+        self.lines: list[str] = []
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -121,7 +121,7 @@ class Program:
         if line is None:
             self._lines.put(None)
         else:
-            self.said.append(line)
+            self.lines.append(line)
         return line
 
     def expect(self, start: str, within: float = SOON) -> str:
@@ -181,9 +181,9 @@ class Program:
         return os.pread(self._stderr.fileno(), size, 0).decode(errors="replace")
 
     def _story(self, what: str) -> str:
-        said = "\n".join(f"  {line}" for line in self.said[-20:])
+        lines = "\n".join(f"  {line}" for line in self.lines[-20:])
         return (
-            f"{self.process.args!r}: {what}\nbefore that:\n{said}\nstderr:\n{self.stderr[-6000:]}"
+            f"{self.process.args!r}: {what}\nbefore that:\n{lines}\nstderr:\n{self.stderr[-6000:]}"
         )
 
     def close(self) -> None:
@@ -240,25 +240,27 @@ class Holder(Program):
 
 
 class Child(Holder):
-    """Our package in a Python process, on the table of a URL, without Django."""
+    """This package in a Python process, on the table of a URL, without Django."""
 
     def __init__(self, url: str, **env: str) -> None:
         super().__init__([sys.executable, str(HERE / "holder.py"), url], env=environment(**env))
 
 
-class OldHolder(Holder):
-    """django-database-locks 0.5 in its own environment."""
+class LegacyHolder(Holder):
+    """Legacy in its own environment."""
 
     def __init__(self, url: str, **env: str) -> None:
-        super().__init__([old_python(), str(HERE / "old_holder.py"), url], env=environment(**env))
+        super().__init__(
+            [legacy_python(), str(HERE / "legacy_holder.py"), url], env=environment(**env)
+        )
 
     def begin(self, name: str, ttl: float = 10, **more: Any) -> None:
-        # Its renewals begin at once and go on past a release: what was held for an instant only
-        # is then held for a ttl more. Who wants them says so.
+        # Without renewals, which would go on past a release: a lock that was held for an instant
+        # would be held for a ttl more.
         super().begin(name, ttl, **{"auto_renew": False} | more)
 
     def migrate(self) -> None:
-        """Make 0.5's table, as it makes it."""
+        """Make the table by the migration of legacy."""
         self.tell("migrate")
         self.expect("migrated", 60)
 
@@ -268,7 +270,7 @@ class OldHolder(Holder):
         self.expect("storming")
 
     def calm(self) -> int:
-        """End the storm; how many rounds it had, none of which failed."""
+        """End the storm; returns its rounds, none of which failed."""
         self.tell("calm")
         return int(self.expect("calm"))
 
@@ -313,10 +315,10 @@ class RustHolder(_OneLock):
 
 
 def holder(kind: str, url: str) -> Holder:
-    """A holder by its kind: ``ours``, ``old``, ``dblock``, ``rust``."""
+    """A holder by its kind: ``python``, ``legacy``, ``dblock``, ``rust``."""
     kinds: dict[str, type[Any]] = {
-        "ours": Child,
-        "old": OldHolder,
+        "python": Child,
+        "legacy": LegacyHolder,
         "dblock": DblockHolder,
         "rust": RustHolder,
     }

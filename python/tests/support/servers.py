@@ -13,9 +13,9 @@ from .process import tool
 
 
 class Servers:
-    """Servers that end when this is closed, or this process has ended, whichever is first.
+    """Servers that end when this is closed, or with this process.
 
-    Whatever a test breaks is whole again after :meth:`mend`.
+    :meth:`mend` repairs all that a test has broken.
     """
 
     def __init__(self, *engines: str) -> None:
@@ -58,7 +58,7 @@ class Servers:
         return server
 
     def proxy(self, url: str) -> Proxy:
-        """A network between us and the server of a URL, to be cut and stalled."""
+        """A network between the test and the server of a URL, to be cut and stalled."""
         proxy = Proxy(self, **self.ask(f"proxy {url}"))
         self._proxies.append(proxy)
         return proxy

@@ -366,7 +366,7 @@ impl Client {
 }
 
 impl State {
-    /// Send a release of what a client was granted, whatever has become of it.
+    /// Sends a release of a grant, whether or not the client still holds it.
     pub(crate) fn send_release(&mut self, c: u8) {
         let Hold::Held { token, grant, .. } = self.client(c).hold else {
             return;

@@ -117,7 +117,7 @@ impl Nodes {
         hosts.collect::<Vec<_>>().join(",")
     }
 
-    /// Make an empty database, which `locker` may use, through the first of `nodes`, and wait until
+    /// Makes an empty database, which `locker` may use, through the first of `nodes`, and waits until
     /// all of them have it: its URL at the first node of the cluster.
     pub(crate) fn make_database(&self, nodes: &[usize]) -> String {
         let name = format!("t_{}", self.made.fetch_add(1, Ordering::Relaxed));
@@ -134,7 +134,7 @@ impl Nodes {
         self.url_at(0, &name)
     }
 
-    /// Run SQL on a database, given by name or URL, at one node as the superuser.
+    /// Runs SQL on a database, given by name or URL, at one node as the superuser.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl Nodes {
         self.servers[node].query(database, sql)
     }
 
-    /// Open a session on a database, given by name or URL, at one node as the superuser.
+    /// Opens a session on a database, given by name or URL, at one node as the superuser.
     pub fn sql_session(&self, node: usize, database: &str) -> SqlSession {
         self.servers[node].sql_session(database)
     }

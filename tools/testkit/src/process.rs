@@ -19,7 +19,7 @@ pub struct ChildProcess {
 }
 
 impl ChildProcess {
-    /// Start `program` with `args`, its output to be read by [`line`](Self::line).
+    /// Starts `program` with `args`, its output to be read by [`line`](Self::line).
     ///
     /// # Panics
     ///
@@ -33,7 +33,7 @@ impl ChildProcess {
         Self::spawn_command(&command)
     }
 
-    /// Start what `command` describes: its program, arguments, environment and
+    /// Starts what `command` describes: its program, arguments, environment and
     /// working directory. Standard input and output are pipes; standard error is inherited.
     ///
     /// # Panics
@@ -108,7 +108,7 @@ impl ChildProcess {
             .unwrap_or_else(|| panic!("process {} printed nothing within {within:?}", self.pid()))
     }
 
-    /// Write a line to its standard input.
+    /// Writes a line to its standard input.
     ///
     /// # Errors
     ///
@@ -124,12 +124,12 @@ impl ChildProcess {
         input.flush()
     }
 
-    /// Close its standard input.
+    /// Closes its standard input.
     pub fn close_input(&mut self) {
         self.child.stdin = None;
     }
 
-    /// Send it a signal. Nothing happens when it has ended.
+    /// Sends it a signal. Nothing happens when it has ended.
     pub fn signal(&mut self, signal: Signal) {
         // After it is reaped, another process may have its pid.
         if let Ok(None) = self.child.try_wait() {
@@ -137,7 +137,7 @@ impl ChildProcess {
         }
     }
 
-    /// Kill it by SIGKILL, as the kernel does when memory runs out, and reap it.
+    /// Kills it by SIGKILL, as the kernel does when memory runs out, and reaps it.
     pub fn kill9(&mut self) -> ExitStatus {
         // An error means that it has ended already.
         let _ = self.child.kill();
@@ -162,12 +162,12 @@ impl ChildProcess {
         assert!(stopped, "process {} does not stop", self.pid());
     }
 
-    /// Let a frozen one go on.
+    /// Thaws a frozen process.
     pub fn thaw(&mut self) {
         self.signal(Signal::CONT);
     }
 
-    /// Wait for its end; `None` when it still runs after `within`.
+    /// Waits for its end; `None` when it still runs after `within`.
     pub fn wait(&mut self, within: Duration) -> Option<ExitStatus> {
         time::poll(within, || {
             self.child

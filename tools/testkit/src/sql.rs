@@ -135,7 +135,7 @@ impl SqlSession {
         })
     }
 
-    /// Run a statement and wait for its rows.
+    /// Runs a statement and waits for its rows.
     ///
     /// # Errors
     ///
@@ -149,13 +149,13 @@ impl SqlSession {
         })
     }
 
-    /// End the session politely and wait until the client is gone.
+    /// Ends the session in order and waits until the client has ended.
     pub fn close(mut self) {
         self.client.close_input();
         self.client.wait(ANSWER_WITHIN);
     }
 
-    /// Run one thing and leave.
+    /// Runs one statement and ends the session.
     pub(crate) fn run_once(mut self, sql: &str) -> Result<String, SqlError> {
         let rows = self.run(sql)?;
         self.close();

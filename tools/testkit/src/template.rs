@@ -47,7 +47,7 @@ fn save(data: &Path, saved: &Path) {
     }
 }
 
-/// Copy a data directory of a server that does not run, for another.
+/// Copies a data directory of a server that does not run, for another.
 ///
 /// # Panics
 ///

@@ -50,7 +50,7 @@ pub enum OpenTransaction {
 }
 
 impl OpenTransaction {
-    /// End the transaction without a change, and wait until it has ended.
+    /// Ends the transaction without a change, and waits until it has ended.
     pub fn rollback(self) {
         match self {
             Self::Session(session) => session.close(),
@@ -58,7 +58,7 @@ impl OpenTransaction {
         }
     }
 
-    /// Commit the transaction.
+    /// Commits the transaction.
     pub fn commit(self) {
         match self {
             Self::Session(mut session) => drop(session.run("COMMIT").expect("commits")),
@@ -130,7 +130,7 @@ impl TestDb {
         Some(db)
     }
 
-    /// A PostgreSQL database whose transactions are of that level, unless they say otherwise.
+    /// A PostgreSQL database with that default isolation level.
     pub fn postgres_isolated(level: &str) -> Option<Self> {
         let db = Self::postgres()?;
         let set = format!("SET default_transaction_isolation = '{level}'");
@@ -294,7 +294,7 @@ impl TestDb {
         }
     }
 
-    /// A client with a connection of its own, and the table made.
+    /// A client with its own connection, and the table made.
     pub async fn locks(&self) -> Locks {
         self.locks_at(&self.url).await
     }

@@ -24,7 +24,7 @@ pub struct Certificate {
 }
 
 impl Authority {
-    /// Make one.
+    /// Makes one.
     ///
     /// # Panics
     ///
@@ -82,7 +82,7 @@ impl Authority {
 }
 
 impl Certificate {
-    /// Write both into files that only we can read, for `sslcert` and `sslkey`.
+    /// Writes both into files that only the current user can read, for `sslcert` and `sslkey`.
     ///
     /// # Panics
     ///
@@ -92,7 +92,7 @@ impl Certificate {
         ["cert.pem", "key.pem"].map(|name| dir.join(name))
     }
 
-    /// Write both into a server's directory. Only the server may read the key, or it will not have
+    /// Writes both into a server's directory. Only the server may read the key, or it will not have
     /// it.
     pub(crate) fn write(&self, dir: &Path, give: impl Fn(&Path)) {
         use std::os::unix::fs::PermissionsExt;

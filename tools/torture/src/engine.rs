@@ -76,7 +76,7 @@ enum Home {
 }
 
 impl Database {
-    /// Starts the server. `None`, with a line that says so, if this machine does not have it.
+    /// Starts the server. `None`, and a printed line, if this machine does not have it.
     ///
     /// `controls`: on SQLite the control clients write to the file of the locks, because a
     /// transaction locks only one file.

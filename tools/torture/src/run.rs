@@ -93,7 +93,7 @@ impl Options {
     }
 }
 
-/// Runs it. `None`, with a line that says so, if this machine does not have the database.
+/// Runs it. `None`, and a printed line, if this machine does not have the database.
 ///
 /// # Panics
 ///

@@ -45,7 +45,7 @@ fn run_checked(options: &Options) {
         return;
     };
     assert_good(&outcome);
-    // Else nobody was ever in anybody's way.
+    // Else the processes never contended.
     assert!(outcome.numbers.grants > 20, "{:?}", outcome.numbers);
     assert!(outcome.numbers.writes > 20, "{:?}", outcome.numbers);
 }
@@ -74,7 +74,7 @@ fn locks_keep_their_promises_on_sqlite() {
     assert_promises_kept(Engine::Sqlite, 13);
 }
 
-/// Some of the faults: what befalls a node takes its time.
+/// Some of the kinds of faults: those of a node take longer.
 #[test]
 #[ignore = "make prove"]
 fn locks_keep_their_promises_on_galera() {
@@ -94,7 +94,7 @@ fn locks_keep_their_promises_on_galera() {
     });
 }
 
-/// One lock, so that somebody else has it as soon as its lease has ended.
+/// One lock, so that another process has it as soon as its lease has ended.
 fn control(client: Client, engine: Engine, seed: u64) -> Option<Outcome> {
     run(&Options {
         length: Duration::from_secs(8),
@@ -104,8 +104,8 @@ fn control(client: Client, engine: Engine, seed: u64) -> Option<Outcome> {
     })
 }
 
-/// What is wrong with it shows when somebody else wants the lock just then: nearly always, in so
-/// short a run. So it may have another try, and another.
+/// A mistake shows if another process wants the lock at that moment, which nearly every short run
+/// has. So there are four attempts.
 fn assert_caught(client: Client, engine: Engine) {
     for seed in [14, 24, 34, 44] {
         let Some(outcome) = control(client, engine, seed) else {
@@ -149,7 +149,7 @@ fn unfenced_writes_are_caught() {
     assert_caught(Client::Unfenced, Engine::Postgres);
 }
 
-/// What catches the others is what is wrong with them.
+/// The control of the controls: the faults alone cause no violation.
 #[test]
 #[ignore = "make prove"]
 fn a_simple_client_without_a_mistake_is_not_caught() {

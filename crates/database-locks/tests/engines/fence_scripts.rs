@@ -19,7 +19,7 @@ fn script(client: &str) -> &'static str {
     found.unwrap_or_else(|| panic!("no script for {client}"))
 }
 
-/// Run it as `dblock run` would, with a client that knows where the server is.
+/// Runs it as `dblock run` would, with a client that knows where the server is.
 fn run(db: &TestDb, guard: &LockGuard) -> Output {
     let database = db.url.rsplit('/').next().unwrap();
     let (client, at) = match db.engine {

@@ -51,7 +51,7 @@ impl Writer {
         self.run("SELECT count(*) FROM elsewhere");
     }
 
-    /// Run the statement of the fence alone.
+    /// Runs the statement of the fence alone.
     fn statement(&mut self, fence: &Fence) -> Result<(), FenceFailure> {
         let sql = filled(&fence.sql(ParamStyle::Numbered).unwrap(), fence);
         let failed = |error: &dyn std::fmt::Display| {

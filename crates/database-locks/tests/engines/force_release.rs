@@ -17,13 +17,13 @@ async fn held(locks: &Locks, lock: &str) -> LockGuard {
     lock.acquire().await.unwrap()
 }
 
-/// Wait until the process listens, which it does once it has held a lock for a while.
+/// Waits until the process listens, which it does once it has held a lock for a while.
 async fn listens(db: &TestDb, guard: &LockGuard) {
     listening(db, "1").await;
     assert!(guard.is_held());
 }
 
-/// Wait until so many connections listen. LISTEN is the last that such a one was asked for: the
+/// Waits until so many connections listen. LISTEN is the last that such a one was asked for: the
 /// next renewal is due much later.
 async fn listening(db: &TestDb, connections: &str) {
     let began = now();

@@ -25,7 +25,7 @@ fn short(locks: &Locks, name: &str) -> Lock {
     locks.lock(name).ttl(TTL)
 }
 
-/// Hold back replies from now on, until `DELAY` after the first.
+/// Holds back replies from now on, until `DELAY` after the first.
 fn delay_replies(proxy: &Arc<Proxy>) -> tokio::task::JoinHandle<()> {
     let before = proxy.faults_hit();
     proxy.stall_replies();
@@ -219,7 +219,7 @@ async fn token(locks: &Locks) -> i64 {
     locks.show("late").await.unwrap().unwrap().token.get()
 }
 
-/// Block this thread until the lock is granted, after the grant of that token, and the lease is
+/// Blocks this thread until the lock is granted, after the grant of that token, and the lease is
 /// over; or for two seconds. Whether it was granted.
 fn busy(db: &TestDb, before: i64, ttl: Duration) -> bool {
     let url = db.url.clone();

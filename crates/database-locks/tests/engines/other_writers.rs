@@ -22,7 +22,7 @@ async fn at_once<T>(what: impl Future<Output = T>) -> T {
         .expect("waits for nobody")
 }
 
-/// Fill the table with rows that have nothing to do with it.
+/// Fills the table with rows that have nothing to do with it.
 fn crowd(db: &TestDb, rows: usize) {
     for start in (0..rows).step_by(500) {
         let values: Vec<String> = (start..rows.min(start + 500))

@@ -60,7 +60,7 @@ async fn after(guards: Vec<LockGuard>, time: Duration) -> (Vec<LockGuard>, Vec<L
     guards.into_iter().partition(LockGuard::is_held)
 }
 
-/// Wait until a renewal got through that was sent from now on.
+/// Waits until a renewal got through that was sent from now on.
 async fn is_renewed(guard: &LockGuard, ttl: Duration) {
     let began = now();
     while guard.trusted_for() + began.elapsed() <= ttl {

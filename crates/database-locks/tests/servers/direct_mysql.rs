@@ -57,7 +57,7 @@ on_servers!(
     with_a_single_connection_leases_are_renewed,
 );
 
-/// One of a test's own.
+/// One for one test.
 struct Database {
     server: &'static Server,
     name: String,
@@ -106,7 +106,7 @@ impl Database {
         self.processes("TRUE")
     }
 
-    /// Close the table to all statements until that is dropped.
+    /// Closes the table to all statements until that is dropped.
     fn close(&self) -> testkit::SqlSession {
         let mut session = self.server.sql_session(&self.name);
         session

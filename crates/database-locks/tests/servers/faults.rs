@@ -423,7 +423,7 @@ macro_rules! on {
 }
 on!(postgres, mariadb, mysql);
 
-/// A server of a test's own.
+/// A server for one test.
 trait Restart {
     fn engine(&self) -> &'static str;
     fn fresh_url(&self) -> String;

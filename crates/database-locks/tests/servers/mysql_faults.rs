@@ -69,7 +69,7 @@ async fn stays_held(guard: &database_locks::LockGuard, for_long: Duration) {
     }
 }
 
-/// Wait until a renewal got through that was sent from now on.
+/// Waits until a renewal got through that was sent from now on.
 async fn is_renewed(guard: &database_locks::LockGuard, ttl: Duration) {
     let began = now();
     while guard.trusted_for() + began.elapsed() <= ttl {

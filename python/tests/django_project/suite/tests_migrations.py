@@ -33,7 +33,7 @@ class MigrationTests(TransactionTestCase):
         return described()
 
     def made_by_0_5(self):
-        """As Django makes it for the first migration of 0.5, with rows."""
+        """As Django makes it for the first migration of legacy, with rows."""
         state = ProjectState()
         state.add_model(
             ModelState(
@@ -105,9 +105,9 @@ class MigrationTests(TransactionTestCase):
     @unittest.skipIf(connection.vendor == "sqlite", "the locks have a file of their own")
     def test_a_missing_and_an_old_table_are_found_by_check(self):
         def told():
-            said = io.StringIO()
-            call_command("check", databases=["default"], stderr=said, no_color=True)
-            return said.getvalue()
+            output = io.StringIO()
+            call_command("check", databases=["default"], stderr=output, no_color=True)
+            return output.getvalue()
 
         self.assertIn("database_locks.W007", told())
         self.assertIn("manage.py migrate database_locks`", told())
@@ -124,9 +124,9 @@ class MigrationTests(TransactionTestCase):
             with override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin"):
                 self.assertIn("database_locks.W006", told())
         # `migrate` itself does not ask for what it is about to do.
-        said = io.StringIO()
-        call_command("migrate", "database_locks", verbosity=0, skip_checks=False, stderr=said)
-        self.assertNotIn("database_locks.W", said.getvalue())
+        output = io.StringIO()
+        call_command("migrate", "database_locks", verbosity=0, skip_checks=False, stderr=output)
+        self.assertNotIn("database_locks.W", output.getvalue())
         self.assertEqual(told(), "")
         # Dropped by hand: migrate would do nothing.
         with connection.cursor() as cursor:
@@ -168,10 +168,10 @@ class MigrationTests(TransactionTestCase):
         thread.join()
 
     def sqlmigrate(self, number, **how):
-        said = io.StringIO()
-        call_command("sqlmigrate", "database_locks", number, stdout=said, **how)
-        self.assertIn(TABLE, said.getvalue())
-        return said.getvalue()
+        output = io.StringIO()
+        call_command("sqlmigrate", "database_locks", number, stdout=output, **how)
+        self.assertIn(TABLE, output.getvalue())
+        return output.getvalue()
 
     def test_sqlmigrate_shows_the_statements(self):
         # Where there is no table yet the first migration makes all of it.
@@ -185,9 +185,9 @@ class MigrationTests(TransactionTestCase):
     def test_sqlmigrate_shows_the_statements_for_the_present_table(self):
         self.made_by_0_5()
         before = described()
-        said = self.sqlmigrate("0002")
+        output = self.sqlmigrate("0002")
         for column in install.COLUMNS:
-            self.assertRegex(said, rf"ADD COLUMN (IF NOT EXISTS )?{column} ")
+            self.assertRegex(output, rf"ADD COLUMN (IF NOT EXISTS )?{column} ")
         # Showing changes nothing.
         self.assertEqual(described(), before)
         ran = []
@@ -198,7 +198,7 @@ class MigrationTests(TransactionTestCase):
         changes = [sql for sql in ran if TABLE in sql and ("ALTER " in sql or "CREATE " in sql)]
         self.assertNotEqual(changes, [])
         for sql in changes:
-            self.assertIn(_squeezed(sql), _squeezed(said))
+            self.assertIn(_squeezed(sql), _squeezed(output))
         # And nothing is left to do.
         if connection.vendor != "postgresql":
             self.assertNotIn("ADD COLUMN", self.sqlmigrate("0002"))
@@ -255,6 +255,6 @@ def described():
         column.name: (column[1], *column[3 : 8 if extra else None])
         for column in columns
     }
-    # An integer in a table of 0.5, and stays one.
+    # An integer in a table of legacy, which stays one.
     fields["id"] = None
     return fields, keys, extra

@@ -1,13 +1,13 @@
 //! A process that writes under a lock, which tests freeze and kill.
 //!
-//! `fenced-writer URL NAME TTL_MS HOW [FILE]`: takes the lock, says `held TOKEN`, waits for a line,
+//! `fenced-writer URL NAME TTL_MS HOW [FILE]` takes the lock, prints `held TOKEN`, waits for a line,
 //! writes its token into the table `data` (on SQLite in FILE, else in the database of the lock) in
-//! a transaction, and says `wrote`, or `refused` and why. HOW is
+//! a transaction, and prints `wrote`, or `refused` and the reason. HOW is
 //!
-//! - `fenced`: by the guard's own fence;
-//! - `statement`: by the plain statement, which it has from the guard before it says `held`;
-//! - `unfenced`: without, after it has looked whether it holds the lock before it says `held`;
-//! - `open`: as `fenced`, and it says `open` and waits for another line before it commits.
+//! - `fenced`: by the fence of the guard;
+//! - `statement`: by the plain statement, which it takes from the guard before it prints `held`;
+//! - `unfenced`: without a fence; it checks `is_held` before it prints `held`;
+//! - `open`: as `fenced`, and it prints `open` and waits for another line before it commits.
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::error::Error;
@@ -72,7 +72,7 @@ async fn check_rows(guard: &LockGuard, fence: &Fence, rows: u64) -> Done<()> {
 }
 
 impl Writer<'_> {
-    /// Take the lock, say so, and wait until told to go on.
+    /// Takes the lock, prints that, and waits for a line.
     async fn held(&self) -> Done<(Locks, LockGuard, Fence)> {
         let locks = Locks::connect(self.url).await?;
         let guard = locks.lock(self.name).ttl(self.ttl).acquire().await?;

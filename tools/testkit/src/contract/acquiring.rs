@@ -49,7 +49,7 @@ pub async fn an_expired_lock_is_free(fixture: &StoreFixture) {
     promise("P5", fixture.engine);
 }
 
-/// A lock that was released is anybody's at once.
+/// A lock that was released can be acquired at once.
 pub async fn a_released_lock_is_free(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let grant = granted(&*store, "job", "first", LONG).await;
@@ -59,7 +59,7 @@ pub async fn a_released_lock_is_free(fixture: &StoreFixture) {
     granted(&*fixture.store(), "job", "second", LONG).await;
 }
 
-/// Each grant has a greater token than all before, whichever way the one before ended.
+/// Each grant has a greater token than all before, however the one before ended.
 pub async fn tokens_grow(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let mut last = granted(&*store, "job", "me", LONG).await;
@@ -188,7 +188,7 @@ pub async fn a_batch_that_asks_for_a_lock_twice_gets_it_once(fixture: &StoreFixt
     promise("P1", fixture.engine);
 }
 
-/// Each row has the values of its own request, whatever characters they contain.
+/// Each row has the values of its own request, with any characters.
 pub async fn a_batch_writes_for_each_what_it_asked_for(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let message = r#"{"meta":{"why":"\"quoted\", a \\ and an é 🔒"}}"#;

@@ -58,8 +58,8 @@ async fn give_back(
     returns
 }
 
-/// A crowd of locks is acquired as each of them would be alone: new ones, free ones, ones that are
-/// held, one that is asked for twice and one that is asked for with another length.
+/// Each lock of a large batch is acquired as if it were alone: new names, free locks, held ones, a
+/// name that occurs twice and one with another lease.
 pub async fn a_large_batch_of_acquires_is_answered_one_by_one(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let mut commands = crowd();
@@ -123,8 +123,8 @@ pub async fn a_large_batch_of_acquires_is_answered_one_by_one(fixture: &StoreFix
     }
 }
 
-/// A crowd of locks is released as each of them would be alone: ones that were taken from us, one
-/// whose token was never learnt, one that is another's and one of no row; and nothing twice.
+/// Each lock of a large batch is released as if it were alone: a grant that was lost, one whose
+/// token is unknown, one of another holder, one without a row; and no lock is freed twice.
 pub async fn a_large_batch_of_releases_is_answered_one_by_one(fixture: &StoreFixture) {
     for size in [24, CROWD] {
         releases(fixture, size).await;
@@ -193,7 +193,7 @@ async fn releases(fixture: &StoreFixture, size: usize) {
 pub async fn contending_clients_hold_a_lock_one_at_a_time(fixture: &StoreFixture) {
     const CLIENTS: usize = 12;
     const GRANTS: usize = 10;
-    // A table in memory is gone with its last client, and its tokens with it.
+    // The last client of a table in memory drops it, with its tokens.
     let _first = fixture.ready().await;
     // Whether it is held, and the latest token; changed by the holder alone.
     let seen: Arc<[Mutex<(bool, i64)>; 2]> = Arc::default();

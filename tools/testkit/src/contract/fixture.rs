@@ -19,7 +19,7 @@ pub(super) const SHORT: Duration = Duration::from_millis(400);
 /// How long a call may take.
 pub(super) const WITHIN: Duration = Duration::from_secs(20);
 
-/// A table of its own in some database, and how to connect to it.
+/// A table for one test, and the clients, connections and SQL that the test uses on it.
 #[derive(Clone, Debug)]
 pub struct StoreFixture {
     /// Its name in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `mysql`, `galera`,
@@ -91,7 +91,7 @@ impl StoreFixture {
         matches!(self.engine, "galera" | "mysql-group")
     }
 
-    /// Another client: a connection of its own.
+    /// Another client, with its own connection.
     pub fn store(&self) -> Arc<dyn Store> {
         let client = self.clients.fetch_add(1, Ordering::Relaxed);
         let store = open(&self.urls[client % self.urls.len()], &self.table).expect("a good URL");
@@ -193,13 +193,13 @@ pub(super) async fn expired_version(fixture: &StoreFixture, lock: &str) -> Optio
     observed(&expiry).await
 }
 
-/// Renew one grant.
+/// Renews one grant.
 pub async fn renew(store: &dyn Store, grant: &Grant, ttl: impl Into<Ttl>) -> Renewal {
     let answers = store.renew(&[(grant.clone(), ttl.into())], WITHIN).await;
     answers.expect("an answer").remove(0)
 }
 
-/// Release one grant.
+/// Releases one grant.
 pub async fn release(store: &dyn Store, grant: &Grant) -> Released {
     let what = ReleaseCommand::of(grant, Ttl::from(LONG));
     store.release(&[what], WITHIN).await.expect("an answer")[0]

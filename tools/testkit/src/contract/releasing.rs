@@ -55,7 +55,7 @@ pub async fn a_grant_whose_token_is_unknown_can_be_released(fixture: &StoreFixtu
     granted(&*store, "job", "other", LONG).await;
 }
 
-/// Of several that are given back at once each has its own answer.
+/// Each release of a batch has its own answer.
 pub async fn a_batch_of_releases_is_answered_one_by_one(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let mut returns = Vec::new();

@@ -9,10 +9,10 @@ use super::fixture::{LONG, StoreFixture, WITHIN, granted, info, release};
 use super::same_holder::{over, take_over};
 use crate::promise::promise;
 
-/// What a row may look like that was put back from a copy: an early token, or none.
+/// Tokens that a row restored from a copy may have: an early one, or none.
 const OLDER: [i64; 2] = [7, 0];
 
-/// The table of a process cannot be restored: that it follows the same rule is a test of its own.
+/// A table in memory cannot be restored. A test of its own shows that it follows the same rule.
 fn can_be_restored(fixture: &StoreFixture) -> bool {
     fixture.engine != "memory"
 }
@@ -93,8 +93,8 @@ pub async fn a_take_over_after_an_older_row_was_put_back_has_a_greater_token(
     promise("P2", fixture.engine);
 }
 
-/// The same of a release by force, whose token has to be greater than that of the holder who is to
-/// learn of it.
+/// The same of a release by force, whose token must be greater than that of the holder that is
+/// notified of it.
 pub async fn a_release_by_force_after_an_older_row_was_put_back_has_a_greater_token(
     fixture: &StoreFixture,
 ) {

@@ -95,8 +95,8 @@ pub async fn pruning_deletes_locks_that_are_free_for_long(fixture: &StoreFixture
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let pruned = prune(Duration::from_secs(1)).await;
     if fixture.is_cluster() {
-        // What is made anew begins at the clock of the node that makes it: so nothing goes whose
-        // token that clock, were it behind, might not have reached yet.
+        // A new row begins at the clock of the node that makes it. So pruning spares rows whose
+        // token that clock might not have reached yet.
         assert_eq!(pruned, 0);
     } else {
         assert_eq!(pruned, 2);
@@ -108,8 +108,7 @@ pub async fn pruning_deletes_locks_that_are_free_for_long(fixture: &StoreFixture
     promise("P2", fixture.engine);
 }
 
-/// One look answers for many locks, in the order of their names as they were given, one of them
-/// twice.
+/// One poll answers for many locks, in the order of their names, one of which occurs twice.
 pub async fn a_poll_returns_the_holder_or_that_the_lock_may_be_free(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let held = granted(&*store, "held", "me", LONG).await;
@@ -143,7 +142,7 @@ pub async fn a_poll_returns_the_holder_or_that_the_lock_may_be_free(fixture: &St
     assert!(!by.is_legacy && by.free_in.is_some_and(|left| left <= LONG));
     assert_eq!(by.observed_expiry.is_some(), fixture.is_cluster());
     assert_eq!(seen[4].as_ref().and_then(|by| by.free_in), None);
-    // It changed nothing, and one alone is told the same.
+    // The poll changed nothing, and a poll of one name has the same answer.
     let alone = look(&[name("held")]).await;
     assert_eq!(alone[0].as_ref().map(|by| by.token), Some(by.token));
     let again = try_once(&*store, &acquire_command("held", "other", LONG)).await;
@@ -193,7 +192,7 @@ pub async fn a_list_is_read_in_pages_and_filtered_where_the_rows_are(fixture: &S
     }
 }
 
-/// What a reader is told is what was written.
+/// A reader gets the values that the holder wrote.
 pub async fn a_reader_sees_what_the_holder_wrote(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     assert_eq!(info(&*store, "job").await, None);

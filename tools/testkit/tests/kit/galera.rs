@@ -66,7 +66,7 @@ fn the_nodes_hold_the_same_data_and_can_be_broken_and_mended() {
     cluster.start_node(1);
     assert_eq!(count(&cluster, 1, &url).as_deref(), Some("2"));
 
-    // One that is cut off answers, and serves nobody.
+    // A node that is cut off answers, and does not serve.
     cluster.isolate(2);
     cluster.wait_until_cut_off(2);
     let refused = cluster

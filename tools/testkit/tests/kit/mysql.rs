@@ -8,7 +8,7 @@ use testkit::{MariaDb, MySql, MySqlServer, time};
 /// Long enough for anything a living server does, on a machine that is busy.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Long enough to believe that nobody answers.
+/// Long enough to be sure that no answer comes.
 const A_WHILE: Duration = Duration::from_millis(500);
 
 fn login(server: &MySqlServer, over: &[String], password: &str) -> (bool, String) {

@@ -7,7 +7,7 @@ use testkit::{Postgres, Proxy, SqlError, time};
 /// Long enough for anything a living server does, on a machine that is busy.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Long enough to believe that nobody answers.
+/// Long enough to be sure that no answer comes.
 const A_WHILE: Duration = Duration::from_millis(500);
 
 fn psql(postgres: &Postgres, url: &str) -> (bool, String) {

@@ -1,4 +1,4 @@
-//! Child processes can be heard, frozen and killed, and do not outlive the tests.
+//! Child processes are read, frozen and killed, and do not outlive the tests.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -61,7 +61,7 @@ fn a_process_inherits_the_environment() {
 /// Set for the process that the test below kills.
 const OWNER: &str = "DBLOCK_TEST_OWNER";
 
-/// Run by the test below in a process of its own, where it waits to be killed.
+/// Run by the test below in a process of its own, which waits to be killed.
 #[test]
 fn process_to_be_killed() {
     if std::env::var_os(OWNER).is_none() {
@@ -103,7 +103,7 @@ fn nothing_outlives_a_killed_test_process() {
     };
     let alive = |pid: &str| {
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // A zombie waits for the init of this machine, which may be slow to look.
+        // A zombie waits for the init of this machine, which may take its time.
         !state.is_empty() && !state.contains(") Z ")
     };
     assert!(Path::new(dir).exists() && alive(running) && alive(frozen));

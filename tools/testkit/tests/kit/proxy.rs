@@ -1,4 +1,4 @@
-//! Every fault of the proxy, with a server that repeats what it hears.
+//! Every fault of the proxy, with a server that repeats what it receives.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -15,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Long enough to believe that nothing comes.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-/// A server that repeats what it hears, and remembers it.
+/// A server that repeats and records what it receives.
 struct Echo {
     port: u16,
     received: Arc<Mutex<Vec<u8>>>,
@@ -85,7 +85,7 @@ fn expect_no_reply(client: &mut TcpStream) {
     client.set_read_timeout(Some(TIMEOUT)).unwrap();
 }
 
-/// The end of the connection, by whichever of its two ways.
+/// The end of the connection, by a close or a reset.
 fn is_closed(client: &mut TcpStream) {
     match client.read(&mut [0]) {
         Ok(length) => assert_eq!(length, 0, "something came instead of the end"),
@@ -229,7 +229,7 @@ fn a_close_by_either_side_reaches_the_other() {
     let (_echo, proxy, mut client) = start();
     client.write_all(b"a").unwrap();
     expect_reply(&mut client, "a");
-    // Echo ends when we have said all, and so the proxy ends too.
+    // Echo ends when the client has sent all, and so the proxy ends too.
     client.shutdown(std::net::Shutdown::Write).unwrap();
     is_closed(&mut client);
     assert!(time::wait_until(TIMEOUT, || proxy.open_connections() == 0));

@@ -28,11 +28,11 @@ const OTHER_WAYS: [&str; 16] = [
     "elsewhere-dropped",
     "exit-elsewhere",
     "exit-beside",
-    "given-up",
+    "dropped-acquire",
     "fork",
 ];
 
-/// Run it to its end; whether it succeeded, and what it said.
+/// Runs it to its end; whether it succeeded, and its output.
 fn ended(url: &str, how: &str) -> (Option<i32>, String) {
     let mut command = Command::new(Path::new(EXITING_HOLDER));
     let out = command.args([url, "job", how]).output().expect("runs");
@@ -78,12 +78,12 @@ async fn every_end_of_a_program_frees_its_dropped_guards(db: &TestDb) {
 /// A release that cannot be carried out keeps no program from ending.
 async fn a_release_that_is_not_answered_holds_up_the_end_for_some_two_seconds(db: &TestDb) {
     let locks = db.locks().await;
-    let mut ender = ChildProcess::spawn(EXITING_HOLDER, [&db.url, "job", "when-told"]);
-    assert_eq!(ender.expect_line(TIMEOUT), "held");
+    let mut process = ChildProcess::spawn(EXITING_HOLDER, [&db.url, "job", "on-input"]);
+    assert_eq!(process.expect_line(TIMEOUT), "held");
     let blocked = db.lock_row("job");
     let began = now();
-    ender.send_line("end").expect("it listens");
-    let ended = ender.wait(TIMEOUT).expect("it ends");
+    process.send_line("end").expect("it listens");
+    let ended = process.wait(TIMEOUT).expect("it ends");
     let took = began.elapsed();
     assert!(ended.success(), "{ended}");
     assert!(

@@ -63,7 +63,7 @@ impl Client {
         Ok(in_time(self.direct.release(std::slice::from_ref(what))).await?[0])
     }
 
-    /// A cycle on the direct connection, whatever was before.
+    /// A cycle on the direct connection, in any state before.
     async fn cycle(&self) {
         let what = self.acquire("cycle").await.unwrap();
         assert_eq!(self.release(&what).await.unwrap(), Released::Freed);
@@ -99,7 +99,7 @@ fn sessions(admin: &mut SqlSession, but: &[i32]) -> Vec<i32> {
     pids.filter(|pid| !but.contains(pid)).collect()
 }
 
-/// Wait until so many sessions wait for a lock.
+/// Waits until so many sessions wait for a lock.
 fn hang(admin: &mut SqlSession, count: usize) {
     let sql = "SELECT count(*) FROM pg_stat_activity
                 WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -252,7 +252,7 @@ fn a_connection_that_was_killed_is_made_anew() {
     let background = sessions(&mut admin, &[]);
     let home = one_thread();
     home.block_on(client.cycle());
-    // While nobody uses it.
+    // While the connection is idle.
     let kill = |admin: &mut SqlSession| {
         let pid = sessions(admin, &background)[0];
         admin
@@ -351,8 +351,8 @@ fn without_a_second_connection_a_direct_call_changes_nothing() {
     promise("P17", "postgres");
 }
 
-/// What the direct connection's connection notifies is heard on the other one, and is no news
-/// there.
+/// A notification that the direct connection sends arrives on the other connection of the process,
+/// and is ignored there.
 #[test]
 fn a_release_by_the_direct_connection_is_no_news_to_its_own_process() {
     let Some(server) = Postgres::shared() else {
@@ -371,7 +371,7 @@ fn a_release_by_the_direct_connection_is_no_news_to_its_own_process() {
     for (by, lock) in [(&client, "ours"), (&other, "theirs")] {
         let held = home.block_on(by.acquire(lock)).unwrap();
         let (lock, store) = (name(lock), &client.store);
-        // Until it listens it does not say that it waits.
+        // It records its waiter in the row only once it listens.
         let says = || {
             client
                 .background

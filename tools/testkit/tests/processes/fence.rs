@@ -52,7 +52,7 @@ impl<'a> Data<'a> {
         }
     }
 
-    /// A process that holds the lock, and is told with a line to write.
+    /// A process that holds the lock, and writes when it is sent a line.
     fn holder(&self, ttl: Duration, how: &str) -> (ChildProcess, i64) {
         let (ttl, file) = (
             ttl.as_millis().to_string(),
@@ -69,8 +69,8 @@ impl<'a> Data<'a> {
     }
 }
 
-/// It is frozen past its ttl with the lock in its hand, somebody else takes the lock and writes,
-/// and it is thawed: what it says, and whose writing is there.
+/// The holder is frozen past its ttl, another client takes the lock and writes, and the holder is
+/// thawed. Returns what the holder prints and whose write is in the table.
 async fn frozen(db: &TestDb, how: &str) -> (String, bool) {
     let (data, locks) = (Data::new(db), db.locks().await);
     let (mut process, old) = data.holder(ms(1000), how);
@@ -93,7 +93,7 @@ async fn a_frozen_holder_cannot_write(db: &TestDb) {
     promise("P9", db.engine);
 }
 
-/// The database refuses it, whatever the process believes.
+/// The database refuses the write, although the process trusts its lease.
 async fn a_frozen_holder_that_trusts_itself_cannot_write(db: &TestDb) {
     let (message, kept) = frozen(db, "statement").await;
     assert!(kept, "{message}");
@@ -106,8 +106,8 @@ async fn without_a_fence_a_frozen_holder_writes(db: &TestDb) {
     assert_eq!(frozen(db, "unfenced").await, ("wrote".into(), false));
 }
 
-/// Frozen within its transaction, past its ttl: nobody gets the lock, and what it writes is there
-/// before anybody else's turn comes.
+/// Frozen within its transaction, past its ttl: no other client gets the lock before its write is
+/// committed.
 async fn a_holder_frozen_in_its_fenced_transaction_is_waited_for(db: &TestDb) {
     let (data, locks) = (Data::new(db), db.locks().await);
     let (mut process, old) = data.holder(ms(1000), "open");

@@ -28,8 +28,8 @@ fn ask(taker: &mut ChildProcess) -> String {
     taker.expect_line(TIMEOUT)
 }
 
-/// What is in the file after so many processes have added to it so many times each, where
-/// `meanwhile` happens once they have begun.
+/// The number in the file after so many processes have added to it so many times each. `meanwhile`
+/// runs once they have begun.
 fn counted(
     db: &TestDb,
     processes: usize,
@@ -75,7 +75,7 @@ async fn without_the_lock_counts_are_lost(db: &TestDb) {
     assert!(counted(db, 12, "20", "unlocked", || ()) < 240);
 }
 
-/// Another writer has the file for five seconds: everybody waits, nobody fails.
+/// Another writer has the file locked for five seconds: all processes wait, and none fails.
 async fn sixteen_processes_outlast_a_busy_file(db: &TestDb) {
     db.locks().await;
     let hold = db.lock_row("number");
@@ -224,7 +224,7 @@ async fn a_forked_child_takes_over_as_another_process(db: &TestDb) {
     promise("P13", db.engine);
 }
 
-/// Whoever made the file keeps its locks on it when somebody else has opened and closed it.
+/// A holder keeps its locks on an SQLite file when another program has opened and closed it.
 async fn a_holder_keeps_its_lock_when_another_program_closes_the_file(db: &TestDb) {
     let path = db.url.trim_start_matches("sqlite://").to_owned();
     let mut maker = holder(&db.url, "job", Duration::from_secs(4));
@@ -249,7 +249,7 @@ async fn a_forked_child_touches_nothing_of_its_parents(db: &TestDb) {
         taker.wait(TIMEOUT).is_some_and(|status| status.success()),
         "{message:?}"
     );
-    // Where SQLite was open before the fork, it cannot be used after it, and says so.
+    // SQLite that was open before the fork cannot be used after it, and the error says so.
     if db.engine == "sqlite" {
         for line in message.drain(2..4) {
             assert!(line.contains("when this process was forked"), "{line}");

@@ -1,4 +1,4 @@
-//! The checker on histories made by hand, good ones and bad ones.
+//! The checker on histories written for it, with and without violations.
 
 use super::*;
 use crate::history::{Event, What};
@@ -138,7 +138,7 @@ fn a_take_over_when_trust_has_ended_is_no_violation() {
     assert_eq!(story.found(), []);
 }
 
-/// A reply that came when trust had ended: its holder looks, and only then knows.
+/// A reply after the end of trust: the holder checks, and only then knows.
 fn handed_out_late(ended: u64) -> Story {
     let lost = What::Lost {
         request: 1,
@@ -178,7 +178,7 @@ fn two_clients_that_trust_at_once_are_found() {
     assert_eq!(story.found(), [Kind::TwoHolders]);
 }
 
-/// Trust is what the holder said of the future too: that it was frozen and said no more changes
+/// Trust includes the time that the holder trusted in advance: that it was frozen meanwhile changes
 /// nothing.
 #[test]
 fn trust_lasts_from_one_check_to_the_next() {
@@ -276,8 +276,8 @@ fn a_write_after_a_newer_grant_is_found_even_without_a_newer_write() {
     assert_eq!(story.found(), [Kind::StaleWrite]);
 }
 
-/// It was fenced when the older lease ended: nobody else had been granted the lock when it
-/// committed.
+/// The write was fenced when the older lease ended: no other client had been granted the lock when
+/// it was committed.
 #[test]
 fn a_long_write_before_the_next_grant_is_no_violation() {
     let story = Story::new()

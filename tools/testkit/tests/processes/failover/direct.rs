@@ -1,4 +1,4 @@
-//! Which server serves is known to both connections of a client, whichever finds out.
+//! A failover that one connection of a client notices counts for its other connection.
 
 use std::slice::from_ref;
 use std::sync::Arc;
