@@ -27,13 +27,13 @@ fn held(locks: &blocking::Locks, name: &str) -> blocking::LockGuard {
 fn a_blocking_guard_may_be_dropped_in_a_callback() {
     let locks = locks("dropped");
     let (guard, spare) = (held(&locks, "job"), held(&locks, "spare"));
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     guard.on_lost(move |_| {
         drop(spare);
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
     });
     locks.force_release("job").unwrap();
-    told.recv_timeout(TIMEOUT).unwrap();
+    receiver.recv_timeout(TIMEOUT).unwrap();
     let freed = locks.lock("spare").try_acquire().unwrap();
     assert!(freed.is_some(), "the drop waits for the release");
     promise("P17", "memory");
@@ -43,15 +43,15 @@ fn a_blocking_guard_may_be_dropped_in_a_callback() {
 fn a_callback_may_acquire_and_wait() {
     let locks = locks("acquires");
     let guard = held(&locks, "job");
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let again = locks.clone();
     guard.on_lost(move |_| {
         let next = again.lock("job").wait(TIMEOUT).acquire().unwrap();
-        tell.send(next.token()).unwrap();
+        sender.send(next.token()).unwrap();
         next.release().unwrap();
     });
     locks.force_release("job").unwrap();
-    assert!(told.recv_timeout(TIMEOUT).unwrap() > guard.token());
+    assert!(receiver.recv_timeout(TIMEOUT).unwrap() > guard.token());
 }
 
 #[test]
@@ -64,14 +64,14 @@ fn a_slow_callback_delays_no_renewal() {
     let guard = held(&locks, "job");
     let ttl = ms(6000);
     let short = locks.lock("short").ttl(ttl).acquire().unwrap();
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let (finish, finished) = mpsc::channel();
     guard.on_lost(move |_| {
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
         finished.recv().unwrap();
     });
     locks.force_release("job").unwrap();
-    told.recv_timeout(TIMEOUT).unwrap();
+    receiver.recv_timeout(TIMEOUT).unwrap();
     let began = now();
     while began.elapsed() < ttl + ms(2000) {
         assert!(short.is_held(), "lost after {:?}", began.elapsed());
@@ -84,12 +84,12 @@ fn a_slow_callback_delays_no_renewal() {
 #[test]
 fn a_callback_that_never_returns_blocks_no_other_callback() {
     let locks = locks("stuck");
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let stuck: Vec<_> = (0..5)
         .map(|i| {
-            let (guard, tell) = (held(&locks, &format!("stuck {i}")), tell.clone());
+            let (guard, sender) = (held(&locks, &format!("stuck {i}")), sender.clone());
             guard.on_lost(move |_| {
-                tell.send(()).unwrap();
+                sender.send(()).unwrap();
                 loop {
                     std::thread::park();
                 }
@@ -99,12 +99,12 @@ fn a_callback_that_never_returns_blocks_no_other_callback() {
         .collect();
     for guard in &stuck {
         locks.force_release(guard.name().as_str()).unwrap();
-        told.recv_timeout(TIMEOUT).unwrap();
+        receiver.recv_timeout(TIMEOUT).unwrap();
     }
     let guard = held(&locks, "job");
-    guard.on_lost(move |_| tell.send(()).unwrap());
+    guard.on_lost(move |_| sender.send(()).unwrap());
     locks.force_release("job").unwrap();
-    told.recv_timeout(TIMEOUT).unwrap();
+    receiver.recv_timeout(TIMEOUT).unwrap();
 }
 
 /// A subscriber that makes blocking calls on the thread that logs a loss.
@@ -119,10 +119,10 @@ impl<S: Subscriber> Layer<S> for Blocks {
             return;
         }
         let asks = ASKS.try_lock().ok().and_then(|mut asks| asks.take());
-        if let Some((locks, spare, tell)) = asks {
+        if let Some((locks, spare, sender)) = asks {
             let refused = locks.lock("another").acquire().map(drop);
             drop(spare);
-            tell.send(refused.unwrap_err().to_string()).unwrap();
+            sender.send(refused.unwrap_err().to_string()).unwrap();
         }
     }
 }
@@ -133,10 +133,10 @@ fn a_blocking_call_on_the_background_thread_is_an_error_and_a_drop_releases_in_t
     ONCE.call_once(|| tracing_subscriber::registry().with(Blocks).init());
     let locks = locks("nested");
     let (guard, spare) = (held(&locks, "job"), held(&locks, "spare"));
-    let (tell, told) = mpsc::channel();
-    *ASKS.lock().unwrap() = Some((locks.clone(), spare, tell));
+    let (sender, receiver) = mpsc::channel();
+    *ASKS.lock().unwrap() = Some((locks.clone(), spare, sender));
     locks.force_release("job").unwrap();
-    let message = told.recv_timeout(TIMEOUT).unwrap();
+    let message = receiver.recv_timeout(TIMEOUT).unwrap();
     assert!(
         message.contains("must be made on another thread"),
         "{message}"

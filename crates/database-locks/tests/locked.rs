@@ -185,7 +185,7 @@ fn unfallible_blocking(locks: Locks) {}
 async fn without_a_result_a_busy_lock_panics_with_the_whole_error() {
     let locks = locks("memory:locked-panics").await;
     assert_eq!(unfallible(locks.clone()).await, None);
-    let other = locks.lock("job").holder("somebody");
+    let other = locks.lock("job").holder("another");
     let _guard = other.acquire().await.unwrap();
     let calls = [
         tokio::spawn(unfallible(locks.clone())).await.map(drop),
@@ -193,7 +193,7 @@ async fn without_a_result_a_busy_lock_panics_with_the_whole_error() {
     ];
     for call in calls {
         let message = message(call.expect_err("panics").into_panic());
-        assert!(message.contains("held by somebody"), "{message}");
+        assert!(message.contains("held by another"), "{message}");
         assert!(message.contains("returns no `Result`"), "{message}");
     }
 }

@@ -65,7 +65,7 @@ fn the_error_without_a_database_names_both_ways_to_set_one() {
         "the_error_without_a_database_names_both_ways_to_set_one",
         None,
         || {
-            let told = |error: Error| {
+            let check = |error: Error| {
                 let all = error.chain();
                 assert!(matches!(error, Error::Config { .. }), "{all}");
                 assert!(
@@ -73,8 +73,8 @@ fn the_error_without_a_database_names_both_ways_to_set_one() {
                     "{all}"
                 );
             };
-            told(block_on(job()).unwrap_err());
-            told(blocking_job().unwrap_err());
+            check(block_on(job()).unwrap_err());
+            check(blocking_job().unwrap_err());
             let panicked = std::panic::catch_unwind(unfallible_job).unwrap_err();
             let message = panicked.downcast::<String>().expect("a text");
             assert!(message.contains("Locks::set_default"), "{message}");

@@ -45,15 +45,15 @@ async fn losses_are_still_noticed(locks: &Locks) {
 async fn on_lost_is_called_once_and_in_the_background(db: &TestDb) {
     let locks = db.locks().await;
     let guard = held(&locks, "job").await;
-    let (tell, losses) = mpsc::channel();
+    let (sender, losses) = mpsc::channel();
     for call in 0..3 {
-        let tell = tell.clone();
+        let sender = sender.clone();
         guard.on_lost(move |loss| {
             let thread = std::thread::current().name().map(str::to_owned);
-            tell.send((call, loss.reason(), thread)).unwrap();
+            sender.send((call, loss.reason(), thread)).unwrap();
         });
     }
-    drop(tell);
+    drop(sender);
     locks.force_release("job").await.unwrap();
     let all = tokio::task::spawn_blocking(move || losses.iter().collect::<Vec<_>>());
     let all = in_time(all).await.unwrap();
@@ -71,10 +71,11 @@ async fn on_lost_is_called_at_once_for_a_lock_that_is_already_lost(db: &TestDb) 
     let guard = held(&locks, "job").await;
     locks.force_release("job").await.unwrap();
     in_time(guard.lost()).await;
-    let (tell, losses) = mpsc::channel();
+    let (sender, losses) = mpsc::channel();
     let here = std::thread::current().id();
     guard.on_lost(move |loss| {
-        tell.send((loss.reason(), std::thread::current().id()))
+        sender
+            .send((loss.reason(), std::thread::current().id()))
             .unwrap();
     });
     assert_eq!(losses.try_recv().unwrap(), (LostReason::Forced, here));
@@ -86,10 +87,10 @@ async fn a_loss_found_by_check_is_delivered_to_callbacks(db: &TestDb) {
     let guard = in_time(locks.lock("job").ttl(TIMEOUT).acquire())
         .await
         .unwrap();
-    let (tell, losses) = mpsc::channel();
+    let (sender, losses) = mpsc::channel();
     guard.on_lost(move |loss| {
         let thread = std::thread::current().name().map(str::to_owned);
-        tell.send((loss.reason(), thread)).unwrap();
+        sender.send((loss.reason(), thread)).unwrap();
     });
     locks.force_release("job").await.unwrap();
     guard.check().await.unwrap_err();
@@ -107,9 +108,9 @@ async fn a_loss_names_the_new_holder(db: &TestDb) {
         let lock = locks.lock("job").ttl(ms(300_000));
         let guard = in_time(lock.acquire()).await.unwrap();
         assert_eq!(guard.loss(), None);
-        let (tell, losses) = mpsc::channel();
+        let (sender, losses) = mpsc::channel();
         if !by_release {
-            guard.on_lost(move |loss| tell.send(loss).unwrap());
+            guard.on_lost(move |loss| sender.send(loss).unwrap());
         }
         in_time(others.force_release("job")).await.unwrap();
         let lock = others.lock("job").holder("the successor");
@@ -223,13 +224,13 @@ async fn on_lost_is_dropped_with_a_release(db: &TestDb) {
 async fn a_callback_that_panics_or_calls_the_library_ends_no_renewal(db: &TestDb) {
     let locks = db.locks().await;
     let (guard, spare) = (held(&locks, "job").await, held(&locks, "spare").await);
-    let (tell, losses) = mpsc::channel();
+    let (sender, losses) = mpsc::channel();
     guard.on_lost(|_| panic!("on purpose"));
     let again = locks.clone();
     guard.on_lost(move |_| {
         drop(spare);
         drop(again.lock("never polled").acquire());
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
     });
     struct Dropped(Option<LockGuard>);
     impl Drop for Dropped {
@@ -258,8 +259,8 @@ async fn the_blocking_api_has_on_lost_too(db: &TestDb) {
         let blocking = database_locks::blocking::Locks::connect(&url).unwrap();
         let lock = blocking.lock("job").ttl(TIMEOUT).renew_every(ms(50));
         let guard = lock.acquire().unwrap();
-        let (tell, losses) = mpsc::channel();
-        guard.on_lost(move |loss| tell.send(loss.reason()).unwrap());
+        let (sender, losses) = mpsc::channel();
+        guard.on_lost(move |loss| sender.send(loss.reason()).unwrap());
         blocking.force_release("job").unwrap();
         assert_eq!(losses.recv_timeout(TIMEOUT).unwrap(), LostReason::Forced);
     };

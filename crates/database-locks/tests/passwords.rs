@@ -51,7 +51,7 @@ fn change_password(db: &TestDb, password: &str) {
     }
 }
 
-/// The URL of the lab for that user, with no password or this one.
+/// The URL of the test database for that user, with no password or this one.
 fn url(db: &TestDb, password: Option<&str>) -> String {
     let (scheme, rest) = db.url.split_once("://").unwrap();
     let (_, place) = rest.split_once('@').unwrap();

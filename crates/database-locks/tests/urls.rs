@@ -47,7 +47,7 @@ async fn works(url: &str) {
     let locks = locks.unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
     locks.migrate().await.expect("makes the table");
     let guard = locks.lock("job").acquire().await.expect("free");
-    guard.release().await.expect("ours");
+    guard.release().await.expect("still held");
 }
 
 async fn refused(url: &str, words: &[&str]) {
@@ -86,7 +86,7 @@ async fn the_error_without_a_usable_host_names_each_with_its_reason(db: &TestDb)
     let (_listener, silent) = silent();
     let hosts = [dead(), silent];
     let url = at(&db.url, &hosts).replacen('@', ":hunter2@", 1);
-    let error = Locks::connect(&url).await.expect_err("nobody there");
+    let error = Locks::connect(&url).await.expect_err("no server");
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     let chain = error.chain();
     for word in [&*hosts[0], "refused", &*hosts[1], "did not answer within"] {
@@ -285,7 +285,7 @@ async fn sockets_are_hosts_like_others() {
 }
 
 async fn refused_names_a_socket(url: &str, socket: &str) {
-    let error = Locks::connect(url).await.expect_err("nobody there");
+    let error = Locks::connect(url).await.expect_err("no server");
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     assert!(error.chain().contains(socket), "{}", error.chain());
 }

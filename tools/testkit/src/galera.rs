@@ -378,7 +378,7 @@ impl Galera {
         let state = node.data().join("grastate.dat");
         let text = std::fs::read_to_string(&state).expect("the node wrote it");
         let text = text.replace("safe_to_bootstrap: 0", "safe_to_bootstrap: 1");
-        std::fs::write(&state, text).expect("the directory is ours");
+        std::fs::write(&state, text).expect("the directory can be written to");
         let more = [
             "--wsrep-new-cluster".to_owned(),
             format!("--wsrep-start-position={position}"),

@@ -50,7 +50,7 @@ impl HaProxy {
         let args = ["-db", "-f"].map(String::from);
         let port = on_a_free_port(|port| {
             std::fs::write(&file, configuration(cluster, balance, port, &control))
-                .expect("the directory is ours");
+                .expect("the directory can be written to");
             server.give(&file);
             let mut args = args.to_vec();
             args.push(file.display().to_string());

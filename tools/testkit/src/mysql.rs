@@ -221,7 +221,7 @@ impl MySqlServer {
             template::of(flavor.engine(), program, |save| {
                 let mut first = Self::unlaunched(program.clone(), &Options::new(flavor));
                 let data = first.data();
-                std::fs::create_dir(&data).expect("the directory is ours");
+                std::fs::create_dir(&data).expect("the directory can be written to");
                 first.server.give(&data);
                 first.initialize();
                 first.args = first.places();

@@ -172,7 +172,7 @@ impl Nodes {
             !server.env.is_empty(),
             "node {node} has no clock of its own"
         );
-        faketime::set(&clock_file(server.dir()), ahead).expect("the directory is ours");
+        faketime::set(&clock_file(server.dir()), ahead).expect("the directory can be written to");
         self.clocks[node] = ahead;
         self.wait_for(node, "going by the new clock", || {
             self.clock(node)
@@ -200,7 +200,7 @@ impl Nodes {
 /// Gives a node that does not run yet a wall clock of its own.
 pub(crate) fn give_clock(server: &mut MySqlServer, library: &Path, ahead: i64) {
     let clock = clock_file(server.server.dir());
-    faketime::set(&clock, ahead).expect("the directory is ours");
+    faketime::set(&clock, ahead).expect("the directory can be written to");
     server.server.env = faketime::environment(library, &clock, Some(CLOCK_EVERY))
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec();

@@ -141,9 +141,7 @@ impl ChildProcess {
     pub fn kill9(&mut self) -> ExitStatus {
         // An error means that it has ended already.
         let _ = self.child.kill();
-        self.child
-            .wait()
-            .expect("a child of ours can be waited for")
+        self.child.wait().expect("a child can be waited for")
     }
 
     /// Freezes it by SIGSTOP.
@@ -170,9 +168,7 @@ impl ChildProcess {
     /// Waits for its end; `None` when it still runs after `within`.
     pub fn wait(&mut self, within: Duration) -> Option<ExitStatus> {
         time::poll(within, || {
-            self.child
-                .try_wait()
-                .expect("a child of ours can be waited for")
+            self.child.try_wait().expect("a child can be waited for")
         })
     }
 }

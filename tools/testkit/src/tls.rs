@@ -36,7 +36,7 @@ impl Authority {
         let key = KeyPair::generate().expect("a key can be made");
         let pem = params.self_signed(&key).expect("it signs itself").pem();
         let dir = ScratchDir::new("ca");
-        std::fs::write(dir.join("ca.pem"), &pem).expect("the directory is ours");
+        std::fs::write(dir.join("ca.pem"), &pem).expect("the directory can be written to");
         Self {
             issuer: Issuer::new(params, key),
             pem,
@@ -103,9 +103,9 @@ impl Certificate {
         ];
         for (name, pem) in files {
             let path = dir.join(name);
-            std::fs::write(&path, pem).expect("the directory is ours");
+            std::fs::write(&path, pem).expect("the directory can be written to");
             let private = std::fs::Permissions::from_mode(0o600);
-            std::fs::set_permissions(&path, private).expect("the file is ours");
+            std::fs::set_permissions(&path, private).expect("the file can be changed");
             give(&path);
         }
     }

@@ -159,7 +159,7 @@ async fn work_that_fails_needs_one_question_mark_and_frees_the_lock() {
         Ok::<_, Failed>(())
     });
     let Err(Failed::Lock(Error::Lost { loss, .. })) = lost.await else {
-        panic!("not told");
+        panic!("no loss");
     };
     assert_eq!(loss.reason(), LostReason::Forced);
     // One error type for both, and spawned.

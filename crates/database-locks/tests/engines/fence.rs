@@ -213,7 +213,7 @@ async fn a_guard_whose_trust_ends_under_a_fence_is_suspended(db: &TestDb) {
         }
         assert!(began.elapsed() > ms(4000));
         assert_eq!(guard.trusted_for(), Duration::ZERO);
-        assert!(!lost.is_finished(), "nobody is interrupted");
+        assert!(!lost.is_finished(), "no loss during the fence");
         for refused in [
             guard.open_fence(None).await.map(drop),
             guard.fence_statement().map(drop),

@@ -218,12 +218,12 @@ async fn a_fence_statement_waits_for_a_concurrent_take_over_or_precedes_it(db: &
     for level in levels(db) {
         let guard = acquired(&locks, "job").await;
         let fence = guard.fence_statement().unwrap();
-        let mut taker = db.sql_session();
-        taker.run("BEGIN").unwrap();
-        taker
+        let mut session = db.sql_session();
+        session.run("BEGIN").unwrap();
+        session
             .run("SELECT id FROM database_locks_lock WHERE name = 'job' FOR UPDATE")
             .unwrap();
-        taker
+        session
             .run("UPDATE database_locks_lock SET token = token + 1, grant_id = 'x' WHERE name = 'job'")
             .unwrap();
         let mut writer = Writer::new(db);
@@ -235,7 +235,7 @@ async fn a_fence_statement_waits_for_a_concurrent_take_over_or_precedes_it(db: &
             passed
         });
         tokio::time::sleep(ms(200)).await;
-        taker.run("COMMIT").unwrap();
+        session.run("COMMIT").unwrap();
         assert!(fencing.join().unwrap().is_err(), "{level}");
         drop(guard);
         db.sql("DELETE FROM database_locks_lock");

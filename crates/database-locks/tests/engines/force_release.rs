@@ -38,7 +38,7 @@ async fn listening(db: &TestDb, connections: &str) {
 async fn lost_soon(guard: &LockGuard) -> LostReason {
     let began = now();
     let lost = tokio::time::timeout(TIMEOUT, guard.lost()).await;
-    let loss = lost.unwrap_or_else(|_| panic!("not told within {:?}", began.elapsed()));
+    let loss = lost.unwrap_or_else(|_| panic!("not lost within {:?}", began.elapsed()));
     loss.reason()
 }
 

@@ -105,7 +105,7 @@ async fn trust_ends_before_the_lease(db: &TestDb) {
     let row = b.show("job").await.unwrap().expect("a row");
     assert!(
         matches!(row.state, LockState::Held { .. }),
-        "still ours in the database: {row:?}"
+        "still held in the database: {row:?}"
     );
     // Without the guard's release, which frees earlier than that, it would be free at its end.
     std::mem::forget(guard);
@@ -167,11 +167,7 @@ async fn a_release_by_force_is_noticed_and_explained(db: &TestDb) {
         .acquire()
         .await
         .unwrap();
-    let from = b
-        .force_release("job")
-        .await
-        .unwrap()
-        .expect("somebody had it");
+    let from = b.force_release("job").await.unwrap().expect("it was held");
     assert_eq!(from.holder.as_deref(), Some("me"));
     assert_eq!(in_time(guard.lost()).await.reason(), LostReason::Forced);
     let lost = guard.release().await.unwrap_err();
@@ -514,8 +510,8 @@ async fn dropped_locks_leave_no_connection_open(db: &TestDb) {
     };
     // A thread of no runtime.
     let locks = std::thread::spawn(work).join().unwrap();
-    let ours: u32 = db.sql(count).parse().unwrap();
-    assert!(ours >= 2, "{ours}");
+    let connections: u32 = db.sql(count).parse().unwrap();
+    assert!(connections >= 2, "{connections}");
     drop(locks);
     let gone = || db.sql(count) == "0";
     assert!(

@@ -10,7 +10,7 @@ const LATER: &str = "'2999-01-01 00:00:00'";
 const PAST: &str = "'2001-01-01 00:00:00'";
 
 /// What stands in the row, as `SET` has it, and whether the lock can be had then.
-fn rubbish(engine: &str) -> Vec<(String, bool)> {
+fn invalid_values(engine: &str) -> Vec<(String, bool)> {
     let huge = "x".repeat(60_000);
     let mut all = vec![
         // Restored from a dump: it is plainly over.
@@ -92,7 +92,7 @@ async fn look(locks: &Locks, set: &str) {
 async fn invalid_values_in_a_row_do_no_harm(db: &TestDb) {
     let locks = db.locks().await;
     let other = db.locks().await;
-    for (set, free) in rubbish(db.engine) {
+    for (set, free) in invalid_values(db.engine) {
         db.sql("DELETE FROM database_locks_lock; INSERT INTO database_locks_lock (name) VALUES ('job')");
         fill(db, &set);
         look(&locks, &set).await;

@@ -19,7 +19,7 @@ const AT_ONCE: Duration = Duration::from_secs(3);
 async fn at_once<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(AT_ONCE, what)
         .await
-        .expect("waits for nobody")
+        .expect("waits for a row")
 }
 
 /// Fills the table with rows that have nothing to do with it.
@@ -161,7 +161,7 @@ async fn a_locked_free_row_is_tried_again(db: &TestDb) {
         .unwrap();
     let hold = db.lock_row("job");
     let tried = at_once(locks.lock("job").try_acquire()).await.unwrap();
-    assert!(tried.is_none(), "nobody has it, but it is not to be had");
+    assert!(tried.is_none(), "its row is locked");
     let waiter = {
         let locks = locks.clone();
         tokio::spawn(async move { locks.lock("job").wait(TIMEOUT).acquire().await })
@@ -310,16 +310,16 @@ async fn legacy_leases_are_respected(db: &TestDb) {
     }
 
     // A legacy client takes an expired lock: the grant is lost, and its metadata is not shown.
-    let guard = locks.lock("ours").ttl(ms(3000)).acquire().await.unwrap();
+    let guard = locks.lock("current").ttl(ms(3000)).acquire().await.unwrap();
     db.sql(
         "UPDATE database_locks_lock SET locked_by = 'old.17', expires_at = '2999-01-01 00:00:00' \
-         WHERE name = 'ours'",
+         WHERE name = 'current'",
     );
     let loss = tokio::time::timeout(TIMEOUT, guard.lost())
         .await
         .expect("in time");
     assert_eq!(loss.reason(), LostReason::Preempted);
-    let row = locks.show("ours").await.unwrap().expect("a row");
+    let row = locks.show("current").await.unwrap().expect("a row");
     assert_eq!((row.held_for, row.grant, row.metadata), (None, None, None));
     assert!(matches!(row.state, LockState::Held { .. }));
     promise("P6", db.engine);

@@ -49,7 +49,7 @@ async fn within_a_process_the_same_holder_excludes_itself(db: &TestDb) {
         let waited = mine(locks).wait(ms(300)).acquire().await.unwrap_err();
         assert!(matches!(waited, Error::TimedOut { .. }), "{waited}");
     }
-    guard.check().await.expect("still ours");
+    guard.check().await.expect("still held");
     let waiter = tokio::spawn(async move { mine(&others).wait(TIMEOUT).acquire().await });
     tokio::time::sleep(ms(200)).await;
     guard.release().await.unwrap();
@@ -57,7 +57,7 @@ async fn within_a_process_the_same_holder_excludes_itself(db: &TestDb) {
     let ticket = next.into_ticket().unwrap();
     let taken = mine(&locks).resume(&ticket).await.unwrap();
     assert!(mine(&locks).try_acquire().await.unwrap().is_none());
-    taken.check().await.expect("still ours");
+    taken.check().await.expect("still held");
     promise("P1", db.engine);
 }
 
@@ -76,7 +76,7 @@ async fn one_of_many_tasks_takes_the_lock_over(db: &TestDb) {
         guards.extend(task.await.unwrap());
     }
     assert_eq!(guards.len(), 1);
-    guards[0].check().await.expect("nobody took it from us");
+    guards[0].check().await.expect("not taken over");
     promise("P1", db.engine);
 }
 
@@ -87,7 +87,11 @@ async fn a_legacy_row_is_taken_over(db: &TestDb) {
         "INSERT INTO database_locks_lock (name, locked_by, expires_at) \
          VALUES ('job', 'me', '2999-01-01 00:00:00')",
     );
-    let guard = mine(&locks).try_acquire().await.unwrap().expect("ours");
+    let guard = mine(&locks)
+        .try_acquire()
+        .await
+        .unwrap()
+        .expect("free for this holder");
     assert!(
         guard.token().get() > 1_700_000_000_000,
         "it begins at the clock"

@@ -25,7 +25,7 @@ async fn a_lease_ends_when_the_test_wants_it(db: &TestDb) {
         let began = now();
         // By another connection to the same table.
         assert!(expire(&others, "job").await.unwrap());
-        assert!(!guard.is_held(), "it is told before the call ends");
+        assert!(!guard.is_held(), "the loss comes before the call ends");
         assert_eq!(in_time(guard.lost()).await.reason(), LostReason::Expired);
         let next = in_time(waiter).await.unwrap().unwrap();
         assert!(began.elapsed() < AT_ONCE);
@@ -43,7 +43,7 @@ async fn a_lease_ends_when_the_test_wants_it(db: &TestDb) {
         );
         next.check().await.expect("not touched by the late release");
         next.release().await.unwrap();
-        assert!(!expire(&locks, "job").await.unwrap(), "nobody has it");
+        assert!(!expire(&locks, "job").await.unwrap(), "it is free");
         kept.check().await.expect("another lock");
     }
     assert!(!expire(&locks, "never made").await.unwrap());
@@ -99,12 +99,12 @@ async fn a_forced_loss_is_reported_at_once(db: &TestDb) {
     let guard = locks.lock("job").acquire().await.unwrap();
     let began = now();
     assert!(lose(&others, "job").await.unwrap());
-    assert!(!guard.is_held(), "it is told before the call ends");
+    assert!(!guard.is_held(), "the loss comes before the call ends");
     assert_eq!(in_time(guard.lost()).await.reason(), LostReason::Forced);
     assert!(began.elapsed() < AT_ONCE);
     let row = locks.show("job").await.unwrap().expect("a row");
     assert_eq!(row.state, LockState::Free);
-    assert!(!lose(&locks, "job").await.unwrap(), "nobody has it");
+    assert!(!lose(&locks, "job").await.unwrap(), "it is free");
     let next = locks.lock("job").acquire().await.unwrap();
     assert!(next.token() > guard.token());
     drop(guard);

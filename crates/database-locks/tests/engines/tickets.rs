@@ -15,7 +15,7 @@ fn why(lost: Error) -> LostReason {
 }
 
 async fn a_lock_is_resumed_by_another_client_under_the_same_token(db: &TestDb) {
-    let (giver, taker) = (db.locks().await, db.locks().await);
+    let (giver, receiver) = (db.locks().await, db.locks().await);
     let name = "a.b c/ä";
     let guard = giver
         .lock(name)
@@ -27,7 +27,7 @@ async fn a_lock_is_resumed_by_another_client_under_the_same_token(db: &TestDb) {
     let text = guard.into_ticket().unwrap().to_string();
 
     let ticket: Ticket = text.parse().unwrap();
-    let taken = taker.resume(&ticket).await.unwrap();
+    let taken = receiver.resume(&ticket).await.unwrap();
     assert_eq!((taken.token(), taken.name().as_str()), (token, name));
     assert!(taken.is_held());
     assert!(
@@ -49,7 +49,7 @@ async fn a_lock_is_resumed_by_another_client_under_the_same_token(db: &TestDb) {
     taken.check().await.unwrap();
     taken.release().await.unwrap();
     assert_eq!(
-        why(taker.resume(&ticket).await.unwrap_err()),
+        why(receiver.resume(&ticket).await.unwrap_err()),
         LostReason::Released
     );
     promise("P3", db.engine);

@@ -44,7 +44,7 @@ async fn a_database_that_never_answers_delays_no_loss(db: &TestDb) {
         LostReason::Unreachable
     );
     let loss = guard.loss().expect("it is lost");
-    assert_eq!(loss.now_held_by(), None, "nobody has answered");
+    assert_eq!(loss.now_held_by(), None, "no answer");
     assert!(
         loss.held_for().is_some_and(|held| held < ms(3000)),
         "{loss}"
@@ -375,7 +375,7 @@ async fn a_password_is_never_shown(db: &TestDb) {
     );
     let nobody = database_locks::Locks::connect(&nobody)
         .await
-        .expect_err("nobody there");
+        .expect_err("no server");
     assert!(
         nobody.chain().contains("127.0.0.1"),
         "says where: {}",
@@ -507,7 +507,7 @@ async fn restarted<S: Restart + Send + 'static>(server: Option<S>) {
     }
     assert!(
         waiters.iter().all(|waiter| !waiter.is_finished()),
-        "nobody gets it early"
+        "no client gets it early"
     );
     for guard in guards {
         in_time(guard.release()).await.unwrap();
@@ -561,7 +561,7 @@ async fn wait_before_the_start<S: Restart + Send + 'static>(server: Option<S>) {
     let waiter = locks.lock("job").wait(TIMEOUT);
     let waiter = tokio::spawn(async move { waiter.acquire().await });
     tokio::time::sleep(ms(1500)).await;
-    assert!(!waiter.is_finished(), "nobody can have answered");
+    assert!(!waiter.is_finished(), "no server can have answered");
     let server = tokio::task::spawn_blocking(move || {
         server.restart();
         server

@@ -480,7 +480,7 @@ async fn a_pooler_that_is_killed_and_started_again_loses_nothing() {
             pooler.restart();
         });
         assert!(guard.is_held());
-        in_time(guard.check()).await.expect("it is still ours");
+        in_time(guard.check()).await.expect("still held");
     }
     assert!(!waiting.iter().any(JoinHandle::is_finished));
     in_time(guard.release()).await.unwrap();

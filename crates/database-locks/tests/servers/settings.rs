@@ -12,7 +12,7 @@ async fn works(url: &str) -> Locks {
     let locks = locks.unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
     locks.migrate().await.expect("makes the table");
     let guard = locks.lock("job").acquire().await.expect("free");
-    guard.release().await.expect("ours");
+    guard.release().await.expect("still held");
     locks
 }
 
@@ -30,22 +30,22 @@ async fn a_search_path_says_where_the_table_is(db: &TestDb) {
         "search_path=app&options=-c default_transaction_isolation=serializable -c jit=off \
          -c TimeZone=Asia/Kathmandu -c datestyle=SQL,DMY -c intervalstyle=sql_standard",
     ];
-    let ours = Locks::builder(&db.url)
+    let migrated = Locks::builder(&db.url)
         .table("app.database_locks_lock")
         .connect()
         .await;
-    let ours = ours.unwrap();
-    ours.migrate().await.unwrap();
+    let migrated = migrated.unwrap();
+    migrated.migrate().await.unwrap();
     for form in forms {
         let locks = works(&format!("{}?{form}", db.url)).await;
         let guard = locks.lock("job").acquire().await.unwrap();
-        let same = ours.lock("job").try_acquire().await.unwrap();
+        let same = migrated.lock("job").try_acquire().await.unwrap();
         assert!(same.is_none(), "{form}: another table");
         guard.release().await.unwrap();
     }
     let odd = works(&format!("{}?search_path=\"two words\", public", db.url)).await;
     let guard = odd.lock("job").acquire().await.unwrap();
-    assert!(ours.lock("job").try_acquire().await.unwrap().is_some());
+    assert!(migrated.lock("job").try_acquire().await.unwrap().is_some());
     assert_eq!(
         db.sql("SELECT count(*) FROM \"two words\".database_locks_lock")
             .trim(),
@@ -111,8 +111,8 @@ async fn locks_work_under_any_init_command(server: &MySqlServer) {
         contract::a_batch_of_renewals_is_answered_one_by_one(&fixture()).await;
         // A name beyond ASCII, as another client reads it.
         let plain = server.fresh_database();
-        let told = works(&format!("{plain}?init_command={command}")).await;
-        let guard = told.lock("jöb 🔒").acquire().await.unwrap();
+        let locks = works(&format!("{plain}?init_command={command}")).await;
+        let guard = locks.lock("jöb 🔒").acquire().await.unwrap();
         let other = Locks::connect(&plain).await.unwrap();
         let row = other.show("jöb 🔒").await.unwrap().expect("committed");
         assert_eq!(row.token, guard.token());

@@ -84,7 +84,7 @@ impl TestDb {
         let locks = locks.unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
         locks.migrate().await.expect("makes the table");
         let guard = locks.lock("job").acquire().await.expect("free");
-        guard.release().await.expect("ours");
+        guard.release().await.expect("still held");
     }
 }
 
@@ -358,7 +358,7 @@ async fn mysql_takes_a_password_with_and_without_tls_and_over_a_socket() {
             let locks = locks.unwrap_or_else(|error| panic!("{known}: {}", error.chain()));
             locks.migrate().await.expect("makes the table");
             let guard = locks.lock("job").acquire().await.expect("free");
-            guard.release().await.expect("ours");
+            guard.release().await.expect("still held");
         }
         let wrong = way.replace(
             &testkit::sql::percent_encode(testkit::sql::LOCKER_PASSWORD),

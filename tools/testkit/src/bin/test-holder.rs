@@ -153,7 +153,10 @@ fn fork(url: &str, name: &str) -> Result<(), Error> {
     let guard = locks.lock(name).ttl(ttl).acquire()?;
     let Some(child) = testkit::process::fork() else {
         say(&format!("child: is_held {}", guard.is_held()));
-        say(&format!("child: {}", guard.check().expect_err("not ours")));
+        say(&format!(
+            "child: {}",
+            guard.check().expect_err("another process")
+        ));
         // Longer than the ttl: were the child to renew or release it, the parent would notice.
         testkit::time::sleep(ttl);
         match locks.lock(name).try_acquire() {

@@ -56,7 +56,7 @@ fn a_synchronous_standby_has_all_that_was_answered() {
     assert_eq!(
         session.answer(TIMEOUT),
         Some(Ok(vec![])),
-        "it waits for nobody"
+        "it waits for no standby"
     );
     assert_eq!(timeline(pair.standby()), "00000002");
 

@@ -177,8 +177,8 @@ fn a_call_whose_runtime_ends_leaves_no_statement_behind() {
         // connection.
         let unknown = [back(&command, None)];
         let free = time::wait_until(TIMEOUT, || {
-            let given_back = client.store.release(&unknown, TIMEOUT);
-            client.background.block_on(given_back).unwrap();
+            let released = client.store.release(&unknown, TIMEOUT);
+            client.background.block_on(released).unwrap();
             second.block_on(async {
                 let made = in_time(
                     client
@@ -335,10 +335,10 @@ fn without_a_second_connection_a_direct_call_changes_nothing() {
             assert!(refused.to_string().contains("53300"), "{refused}");
         }
     });
-    let ours = client
+    let grant = client
         .background
         .block_on(granted(&*client.store, "job", "me", TTL));
-    assert_eq!(ours.name, name("job"));
+    assert_eq!(grant.name, name("job"));
     server
         .query(&url, &format!("ALTER ROLE {user} CONNECTION LIMIT 2"))
         .unwrap();
@@ -360,15 +360,15 @@ fn a_release_by_the_direct_connection_is_no_news_to_its_own_process() {
     };
     let url = server.fresh_database();
     let (client, other) = (Client::of(&url), Client::of(&url));
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = Arc::clone(&told);
+    let recorded = Arc::new(Mutex::new(Vec::new()));
+    let recorder = Arc::clone(&recorded);
     client.store.on_notified(Arc::new(move |notice| {
         if let Notice::Released(lock, _) = notice {
-            tell.lock().unwrap().push(lock.clone());
+            recorder.lock().unwrap().push(lock.clone());
         }
     }));
     let home = one_thread();
-    for (by, lock) in [(&client, "ours"), (&other, "theirs")] {
+    for (by, lock) in [(&client, "own"), (&other, "theirs")] {
         let held = home.block_on(by.acquire(lock)).unwrap();
         let (lock, store) = (name(lock), &client.store);
         // It records its waiter in the row only once it listens.
@@ -381,9 +381,9 @@ fn a_release_by_the_direct_connection_is_no_news_to_its_own_process() {
         let released = home.block_on(by.release(&held)).unwrap();
         assert_eq!(released, Released::Awaited);
     }
-    let heard = || !told.lock().unwrap().is_empty();
-    assert!(time::wait_until(TIMEOUT, heard));
-    assert_eq!(*told.lock().unwrap(), [name("theirs")]);
+    let is_recorded = || !recorded.lock().unwrap().is_empty();
+    assert!(time::wait_until(TIMEOUT, is_recorded));
+    assert_eq!(*recorded.lock().unwrap(), [name("theirs")]);
     promise("P12", "postgres");
 }
 

@@ -27,18 +27,18 @@ fn grants(db: &TestDb, threads: &[usize], hold_ms: u32, total: u32) -> Vec<Vec<u
         )
     };
     let mut takers: Vec<_> = threads.iter().map(start).collect();
-    for taker in &takers {
-        assert_eq!(taker.expect_line(TIMEOUT), "ready");
+    for holder_process in &takers {
+        assert_eq!(holder_process.expect_line(TIMEOUT), "ready");
     }
-    for taker in &mut takers {
-        taker.send_line("go").expect("it listens");
+    for holder_process in &mut takers {
+        holder_process.send_line("go").expect("it listens");
     }
     let all = AtomicU32::new(0);
-    let count = |taker: &ChildProcess, threads| {
+    let count = |holder_process: &ChildProcess, threads| {
         let mut grants = vec![0; threads];
         while all.load(Ordering::Relaxed) < total {
             // None while others have it.
-            if let Some(message) = taker.line(Duration::from_millis(100)) {
+            if let Some(message) = holder_process.line(Duration::from_millis(100)) {
                 let thread = message.strip_prefix("grant ").expect("a grant");
                 grants[thread.parse::<usize>().expect("a thread")] += 1;
                 all.fetch_add(1, Ordering::Relaxed);
@@ -50,7 +50,7 @@ fn grants(db: &TestDb, threads: &[usize], hold_ms: u32, total: u32) -> Vec<Vec<u
         let counting: Vec<_> = takers
             .iter()
             .zip(threads)
-            .map(|(taker, threads)| scope.spawn(|| count(taker, *threads)))
+            .map(|(holder_process, threads)| scope.spawn(|| count(holder_process, *threads)))
             .collect();
         counting
             .into_iter()

@@ -14,18 +14,18 @@ const TEST_HOLDER: &str = env!("CARGO_BIN_EXE_test-holder");
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn holder(url: &str, name: &str, ttl: Duration) -> ChildProcess {
-    let taker = ChildProcess::spawn(
+    let holder_process = ChildProcess::spawn(
         TEST_HOLDER,
         ["hold", url, name, &ttl.as_millis().to_string()],
     );
-    let message = taker.expect_line(TIMEOUT);
+    let message = holder_process.expect_line(TIMEOUT);
     assert!(message.starts_with("held "), "{message}");
-    taker
+    holder_process
 }
 
-fn ask(taker: &mut ChildProcess) -> String {
-    taker.send_line("ask").expect("it listens");
-    taker.expect_line(TIMEOUT)
+fn ask(holder_process: &mut ChildProcess) -> String {
+    holder_process.send_line("ask").expect("it listens");
+    holder_process.expect_line(TIMEOUT)
 }
 
 /// The number in the file after so many processes have added to it so many times each. `meanwhile`
@@ -45,15 +45,15 @@ fn counted(
     let mut takers: Vec<_> = (0..processes)
         .map(|_| ChildProcess::spawn(TEST_HOLDER, args))
         .collect();
-    for taker in &takers {
-        assert_eq!(taker.expect_line(TIMEOUT), "ready");
+    for holder_process in &takers {
+        assert_eq!(holder_process.expect_line(TIMEOUT), "ready");
     }
-    for taker in &mut takers {
-        taker.send_line("go").expect("it listens");
+    for holder_process in &mut takers {
+        holder_process.send_line("go").expect("it listens");
     }
     meanwhile();
-    for taker in &takers {
-        let message = taker.expect_line(Duration::from_secs(180));
+    for holder_process in &takers {
+        let message = holder_process.expect_line(Duration::from_secs(180));
         assert_eq!(message, "done");
     }
     fs::read_to_string(&file)
@@ -91,9 +91,9 @@ async fn sixteen_processes_outlast_a_busy_file(db: &TestDb) {
 async fn a_killed_holder_is_succeeded_when_its_ttl_ends(db: &TestDb) {
     let locks = db.locks().await;
     let ttl = Duration::from_secs(3);
-    let mut taker = holder(&db.url, "job", ttl);
+    let mut holder_process = holder(&db.url, "job", ttl);
     sleep(Duration::from_millis(1500));
-    taker.kill9();
+    holder_process.kill9();
     let began = now();
     assert!(
         locks.lock("job").try_acquire().await.unwrap().is_none(),
@@ -109,9 +109,9 @@ async fn a_killed_holder_is_succeeded_when_its_ttl_ends(db: &TestDb) {
 
 async fn a_frozen_holder_gets_the_loss_before_it_goes_on(db: &TestDb) {
     let locks = db.locks().await;
-    let mut taker = holder(&db.url, "job", Duration::from_millis(1500));
-    assert_eq!(ask(&mut taker), "is_held true");
-    taker.freeze();
+    let mut holder_process = holder(&db.url, "job", Duration::from_millis(1500));
+    assert_eq!(ask(&mut holder_process), "is_held true");
+    holder_process.freeze();
     let next = locks
         .lock("job")
         .wait(TIMEOUT)
@@ -120,14 +120,16 @@ async fn a_frozen_holder_gets_the_loss_before_it_goes_on(db: &TestDb) {
         .expect("the frozen one's ttl ends");
     let before = locks.show("job").await.unwrap().expect("a row");
     // The first thing that it does when it is thawed is to ask; then it renews, and releases.
-    taker.send_line("ask").expect("it listens");
-    taker.send_line("release").expect("it listens");
-    taker.thaw();
-    let mut message: Vec<String> = (0..3).map(|_| taker.expect_line(TIMEOUT)).collect();
+    holder_process.send_line("ask").expect("it listens");
+    holder_process.send_line("release").expect("it listens");
+    holder_process.thaw();
+    let mut message: Vec<String> = (0..3)
+        .map(|_| holder_process.expect_line(TIMEOUT))
+        .collect();
     let lost = message
         .iter()
         .position(|line| line.starts_with("lost "))
-        .expect("it is told");
+        .expect("the loss comes");
     message.remove(lost);
     assert_eq!(message[0], "is_held false");
     assert!(
@@ -135,8 +137,12 @@ async fn a_frozen_holder_gets_the_loss_before_it_goes_on(db: &TestDb) {
         "{}",
         message[1]
     );
-    taker.close_input();
-    assert!(taker.wait(TIMEOUT).is_some_and(|status| status.success()));
+    holder_process.close_input();
+    assert!(
+        holder_process
+            .wait(TIMEOUT)
+            .is_some_and(|status| status.success())
+    );
 
     next.check().await.expect("the successor was not touched");
     let after = locks.show("job").await.unwrap().expect("a row");
@@ -147,15 +153,20 @@ async fn a_frozen_holder_gets_the_loss_before_it_goes_on(db: &TestDb) {
 
 async fn a_leaked_guard_ends_with_its_process(db: &TestDb) {
     let locks = db.locks().await;
-    let mut taker = ChildProcess::spawn(TEST_HOLDER, ["hold", &db.url, "job", "1500", "leak"]);
-    assert!(taker.expect_line(TIMEOUT).starts_with("held "));
+    let mut holder_process =
+        ChildProcess::spawn(TEST_HOLDER, ["hold", &db.url, "job", "1500", "leak"]);
+    assert!(holder_process.expect_line(TIMEOUT).starts_with("held "));
     sleep(Duration::from_secs(3));
     assert!(
         locks.lock("job").try_acquire().await.unwrap().is_none(),
         "it is renewed"
     );
-    taker.close_input();
-    assert!(taker.wait(TIMEOUT).is_some_and(|status| status.success()));
+    holder_process.close_input();
+    assert!(
+        holder_process
+            .wait(TIMEOUT)
+            .is_some_and(|status| status.success())
+    );
     locks
         .lock("job")
         .wait(TIMEOUT)
@@ -173,17 +184,17 @@ async fn a_leaked_guard_ends_with_its_process(db: &TestDb) {
 async fn the_same_holder_in_another_process_takes_over(db: &TestDb) {
     let locks = db.locks().await;
     let start = || {
-        let taker = ChildProcess::spawn(
+        let holder_process = ChildProcess::spawn(
             TEST_HOLDER,
             ["hold", &db.url, "job", "9000", "as", "node 7"],
         );
-        let message = taker.expect_line(TIMEOUT);
+        let message = holder_process.expect_line(TIMEOUT);
         let token: i64 = message
             .strip_prefix("held ")
             .expect("it has it")
             .parse()
             .unwrap();
-        (taker, token)
+        (holder_process, token)
     };
     let (mut old, first) = start();
     let (mut new, second) = start();
@@ -213,9 +224,16 @@ async fn the_same_holder_in_another_process_takes_over(db: &TestDb) {
 /// A forked child is another process.
 async fn a_forked_child_takes_over_as_another_process(db: &TestDb) {
     db.locks().await;
-    let mut taker = ChildProcess::spawn(TEST_HOLDER, ["fork-as", &db.url, "job", "node 7"]);
-    let message: Vec<String> = (0..3).map(|_| taker.expect_line(TIMEOUT)).collect();
-    assert!(taker.wait(TIMEOUT).is_some_and(|status| status.success()));
+    let mut holder_process =
+        ChildProcess::spawn(TEST_HOLDER, ["fork-as", &db.url, "job", "node 7"]);
+    let message: Vec<String> = (0..3)
+        .map(|_| holder_process.expect_line(TIMEOUT))
+        .collect();
+    assert!(
+        holder_process
+            .wait(TIMEOUT)
+            .is_some_and(|status| status.success())
+    );
     assert_eq!(
         message[..2],
         ["parent: excludes true", "child: greater true"]
@@ -243,10 +261,14 @@ async fn a_holder_keeps_its_lock_when_another_program_closes_the_file(db: &TestD
 /// takes locks of its own.
 async fn a_forked_child_touches_nothing_of_its_parents(db: &TestDb) {
     db.locks().await;
-    let mut taker = ChildProcess::spawn(TEST_HOLDER, ["fork", &db.url, "job"]);
-    let mut message: Vec<String> = (0..6).map(|_| taker.expect_line(TIMEOUT)).collect();
+    let mut holder_process = ChildProcess::spawn(TEST_HOLDER, ["fork", &db.url, "job"]);
+    let mut message: Vec<String> = (0..6)
+        .map(|_| holder_process.expect_line(TIMEOUT))
+        .collect();
     assert!(
-        taker.wait(TIMEOUT).is_some_and(|status| status.success()),
+        holder_process
+            .wait(TIMEOUT)
+            .is_some_and(|status| status.success()),
         "{message:?}"
     );
     // SQLite that was open before the fork cannot be used after it, and the error says so.
@@ -273,9 +295,15 @@ async fn a_forked_child_touches_nothing_of_its_parents(db: &TestDb) {
 
 #[test]
 fn a_forked_child_draws_its_own_grant_ids_and_names_its_own_pid() {
-    let mut taker = ChildProcess::spawn(TEST_HOLDER, ["fork-ids"]);
-    let message: Vec<String> = (0..3).map(|_| taker.expect_line(TIMEOUT)).collect();
-    assert!(taker.wait(TIMEOUT).is_some_and(|status| status.success()));
+    let mut holder_process = ChildProcess::spawn(TEST_HOLDER, ["fork-ids"]);
+    let message: Vec<String> = (0..3)
+        .map(|_| holder_process.expect_line(TIMEOUT))
+        .collect();
+    assert!(
+        holder_process
+            .wait(TIMEOUT)
+            .is_some_and(|status| status.success())
+    );
     let (mut ids, mut pids) = (BTreeSet::new(), Vec::new());
     for line in &message {
         let mut words = line.split(' ');
@@ -296,15 +324,15 @@ async fn clocks_of_clients_do_not_matter(db: &TestDb) {
     for shift in ["+1h", "-1h"] {
         let mut command = Command::new("faketime");
         command.args(["-f", shift, TEST_HOLDER, "hold", &db.url, "job", "2000"]);
-        let mut taker = ChildProcess::spawn_command(&command);
-        assert!(taker.expect_line(TIMEOUT).starts_with("held "));
+        let mut holder_process = ChildProcess::spawn_command(&command);
+        assert!(holder_process.expect_line(TIMEOUT).starts_with("held "));
         sleep(Duration::from_secs(3));
         assert!(
             locks.lock("job").try_acquire().await.unwrap().is_none(),
             "{shift}: still held"
         );
-        assert_eq!(ask(&mut taker), "is_held true");
-        taker.kill9();
+        assert_eq!(ask(&mut holder_process), "is_held true");
+        holder_process.kill9();
         let next = locks
             .lock("job")
             .wait(TIMEOUT)

@@ -29,7 +29,7 @@ async fn goes_on(guard: &LockGuard) {
         }
         tokio::time::sleep(ms(100)).await;
     }
-    panic!("the database does not say that it is held");
+    panic!("the database reports the lock as free");
 }
 
 /// The node of a holder and of a waiter is killed, then the next one frozen: with several hosts in

@@ -22,7 +22,7 @@ async fn goes_on(guard: &LockGuard) {
         }
         tokio::time::sleep(ms(100)).await;
     }
-    panic!("the database does not say that it is held");
+    panic!("the database reports the lock as free");
 }
 
 /// Neither a held nor a free lock is granted there, and the error says why.
@@ -102,7 +102,7 @@ async fn a_member_without_a_majority_grants_nothing() {
     assert!(asked.elapsed() < ms(500), "the question waits");
     tokio::time::timeout(TIMEOUT, guard.lost())
         .await
-        .expect("told");
+        .expect("the loss comes");
     assert!(frozen.elapsed() < ttl + TIMEOUT, "{:?}", frozen.elapsed());
     tokio::task::block_in_place(|| group.mend());
     drop(held(&client(&group, &[0, 1], &url), "never used", TTL).await);

@@ -24,7 +24,7 @@ async fn a_pooler_hides_no_failover() {
 
     block_in_place(|| pair.primary_mut().kill());
     block_in_place(|| pair.promote());
-    let sql = "UPDATE database_locks_lock SET token = token + 2, locked_by = 'somebody'";
+    let sql = "UPDATE database_locks_lock SET token = token + 2, locked_by = 'another'";
     block_in_place(|| pair.standby().query(&url, sql)).unwrap();
     block_in_place(|| bouncer.lead_to(pair.standby()));
     let reason = match check(&guard).await {
