@@ -61,7 +61,7 @@ def test_200_locks_need_no_more_threads_and_connections_than_one(
         cost = sql(url, connections)[0][0], threads_of(program.pid)
         held = "SELECT COUNT(*) FROM database_locks_lock WHERE expires_at IS NOT NULL"
         assert sql(url, held) == [(count,)]
-        program.tell("release")
+        program.send("release")
         program.expect("released")
         assert program.wait() == 0
         eventually(lambda: sql(url, connections) == [(0,)], "it disconnects")

@@ -152,8 +152,8 @@ def test_one_object_may_be_entered_again_and_by_several_threads(here: Locks) -> 
 
 
 def test_nesting_into_a_lost_lock_raises(here: Locks) -> None:
-    told: list[Any] = []
-    with here.lock("job", lost_lock_cb=lambda *args: told.append(args)) as held:
+    calls: list[Any] = []
+    with here.lock("job", lost_lock_cb=lambda *args: calls.append(args)) as held:
         here.lose("job")
         wait_until(lambda: held.lost)
         with pytest.raises(LockLost), here.lock("job"):

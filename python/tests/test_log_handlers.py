@@ -307,10 +307,10 @@ def test_a_long_wait_is_logged_with_the_holder(here: Locks) -> None:
         with pytest.raises(LockTimeout):
             in_thread(lambda: here.lock("job", timeout=11).__enter__())
 
-        def told() -> list[logging.LogRecord]:
+        def waiting() -> list[logging.LogRecord]:
             return [r for r in handler.records if vars(r).get("lock_event") == "waiting"]
 
-        (record,) = eventually(told, "the record")
+        (record,) = eventually(waiting, "the record")
     assert record.levelno == logging.INFO
     message = record.getMessage()
     assert message.startswith("still waiting for lock `job` after 10s, held by the first for ")

@@ -156,7 +156,7 @@ def test_many_processes_of_both_versions_exclude_each_other(
     rust = Program([tool("test-holder"), "count", url, "job", str(rounds), str(number), "locked"])
     try:
         rust.expect("ready")
-        rust.tell("go")
+        rust.send("go")
         for one in holders:
             one.count("job", rounds, number)
         for one in holders:
@@ -172,15 +172,15 @@ def test_the_table_of_legacy_is_upgraded_while_legacy_writes(
     engine: str, fresh_database: Callable[[str], str], hold: Callable[..., LegacyHolder]
 ) -> None:
     url = fresh_database(engine)
-    storming, holding = hold("legacy", url), hold("legacy", url)
-    storming.migrate()
+    contending, holding = hold("legacy", url), hold("legacy", url)
+    contending.migrate()
     holding.hold("held before", ttl=5, lock_ttl_renew=4, auto_renew=True)
-    storming.storm("storm")
+    contending.contend("contended")
 
     connect_and_migrate(url)
 
     # It still renews what it held, and still makes rows of new names in the table that has more
-    # columns now: the storm has had an error otherwise.
+    # columns now: otherwise the contender would have failed.
     waiting = hold("python", url)
     waiting.begin("held before")
     waiting.silent(6)
@@ -188,7 +188,7 @@ def test_the_table_of_legacy_is_upgraded_while_legacy_writes(
     rows = "SELECT COUNT(*) FROM database_locks_lock"
     now = sql(url, rows)
     eventually(lambda: sql(url, rows) > now, "legacy makes new rows")
-    assert storming.calm() > 1
+    assert contending.stop_contending() > 1
     holding.release()
     waiting.expect_held()
     waiting.release()

@@ -76,12 +76,12 @@ def facts(row: Row, time: Callable[[str | None], str] = time) -> list[tuple[str,
         ("released" if free else "renewed", time(row["renewed_at"])),
         ("expires", time(row["expires_at"])),
         ("free in", "" if free else free_in(row)),
-        *_said(row["metadata"]),
+        *_metadata_facts(row["metadata"]),
     ]
     return [(what, shown) for what, shown in found if shown]
 
 
-def _said(metadata: Any) -> list[tuple[str, str]]:
+def _metadata_facts(metadata: Any) -> list[tuple[str, str]]:
     if metadata is None:
         return []
     if not isinstance(metadata, Mapping):

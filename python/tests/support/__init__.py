@@ -17,11 +17,11 @@ from .process import (
 from .rotating import Rotating
 from .servers import Proxy, Server, Servers
 from .sql import connect_and_migrate, django_database, sql
-from .waiting import SOON, eventually, in_thread
+from .waiting import TIMEOUT, eventually, in_thread
 
 __all__ = [
     "ROOT",
-    "SOON",
+    "TIMEOUT",
     "Child",
     "Holder",
     "LegacyHolder",

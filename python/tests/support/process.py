@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .waiting import SOON, eventually
+from .waiting import TIMEOUT, eventually
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -112,7 +112,7 @@ class Program:
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
-    def line(self, within: float = SOON) -> str | None:
+    def line(self, within: float = TIMEOUT) -> str | None:
         """The next line it prints; ``None`` when none comes in time, or its output has ended."""
         try:
             line = self._lines.get(timeout=within)
@@ -124,7 +124,7 @@ class Program:
             self.lines.append(line)
         return line
 
-    def expect(self, start: str, within: float = SOON) -> str:
+    def expect(self, start: str, within: float = TIMEOUT) -> str:
         """The next line, which must come in time and begin so; the rest of it."""
         line = self.line(within)
         assert line is not None and line.startswith(start), self._story(
@@ -143,7 +143,7 @@ class Program:
             code = self.process.wait(seconds)
             raise AssertionError(self._story(f"ended: {code}"))
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
@@ -165,9 +165,9 @@ class Program:
     def kill(self) -> None:
         """By SIGKILL, as the kernel does when memory runs out."""
         self.process.kill()
-        self.process.wait(SOON)
+        self.process.wait(TIMEOUT)
 
-    def wait(self, within: float = SOON) -> int:
+    def wait(self, within: float = TIMEOUT) -> int:
         """Wait for its end; its exit code, negative for a signal."""
         try:
             return self.process.wait(within)
@@ -192,7 +192,7 @@ class Program:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         self.process.kill()
-        self.process.wait(SOON)
+        self.process.wait(TIMEOUT)
         # A child of the child may hold the pipe open; then the reader stays, and does no harm.
         self._reader.join(2)
         for stream in (self.process.stdin, self.process.stdout):
@@ -215,27 +215,27 @@ class Holder(Program):
 
     def begin(self, name: str, ttl: float = 10, **more: Any) -> None:
         """Begin to take a lock, and wait for it as long as it takes."""
-        self.tell("hold " + json.dumps({"lock_name": name, "lock_ttl": ttl, **more}))
+        self.send("hold " + json.dumps({"lock_name": name, "lock_ttl": ttl, **more}))
 
     def hold(self, name: str, ttl: float = 10, **more: Any) -> None:
         self.begin(name, ttl, **more)
         self.expect_held()
 
-    def expect_held(self, within: float = SOON) -> str:
+    def expect_held(self, within: float = TIMEOUT) -> str:
         """It says that it has the lock; the token, where it knows of any."""
         return self.expect("held", within)
 
     def release(self) -> None:
-        self.tell("release")
+        self.send("release")
         self.expect("released")
 
     def count(self, name: str, rounds: int, file: str | os.PathLike[str]) -> None:
         """Begin to add 1 to the number in a file, so many times, each time under the lock."""
-        self.tell("count " + json.dumps({"name": name, "rounds": rounds, "file": str(file)}))
+        self.send("count " + json.dumps({"name": name, "rounds": rounds, "file": str(file)}))
 
     def is_held(self) -> bool:
         """Whether it believes so."""
-        self.tell("ask")
+        self.send("ask")
         return self.expect("is_held") == "true"
 
 
@@ -261,18 +261,18 @@ class LegacyHolder(Holder):
 
     def migrate(self) -> None:
         """Make the table by the migration of legacy."""
-        self.tell("migrate")
+        self.send("migrate")
         self.expect("migrated", 60)
 
-    def storm(self, name: str) -> None:
+    def contend(self, name: str) -> None:
         """Acquire and release this lock, and locks with new names, again and again."""
-        self.tell(f"storm {name}")
-        self.expect("storming")
+        self.send(f"contend {name}")
+        self.expect("contending")
 
-    def calm(self) -> int:
-        """End the storm; returns its rounds, none of which failed."""
-        self.tell("calm")
-        return int(self.expect("calm"))
+    def stop_contending(self) -> int:
+        """End contending; returns its rounds, none of which failed."""
+        self.send("stop")
+        return int(self.expect("stop"))
 
 
 class _OneLock(Holder):

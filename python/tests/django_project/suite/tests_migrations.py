@@ -104,36 +104,36 @@ class MigrationTests(TransactionTestCase):
 
     @unittest.skipIf(connection.vendor == "sqlite", "the locks have a file of their own")
     def test_a_missing_and_an_old_table_are_found_by_check(self):
-        def told():
+        def check_output():
             output = io.StringIO()
             call_command("check", databases=["default"], stderr=output, no_color=True)
             return output.getvalue()
 
-        self.assertIn("database_locks.W007", told())
-        self.assertIn("manage.py migrate database_locks`", told())
+        self.assertIn("database_locks.W007", check_output())
+        self.assertIn("manage.py migrate database_locks`", check_output())
         # What has seen the table before waits for it to come back.
         conf.forget()
         with self.assertRaisesRegex(LockUnavailable, "`manage.py migrate database_locks`"):
             with lock("job", timeout=5):
                 pass
         self.made_by_0_5()
-        self.assertIn("W008) The table database_locks_lock lacks token, grant_id,", told())
-        self.assertIn("manage.py migrate database_locks`", told())
+        self.assertIn("W008) The table database_locks_lock lacks token, grant_id,", check_output())
+        self.assertIn("manage.py migrate database_locks`", check_output())
         if connection.vendor == "mysql":
             # Before the roll-out, when it can still be planned.
             with override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin"):
-                self.assertIn("database_locks.W006", told())
+                self.assertIn("database_locks.W006", check_output())
         # `migrate` itself does not ask for what it is about to do.
         output = io.StringIO()
         call_command("migrate", "database_locks", verbosity=0, skip_checks=False, stderr=output)
         self.assertNotIn("database_locks.W", output.getvalue())
-        self.assertEqual(told(), "")
+        self.assertEqual(check_output(), "")
         # Dropped by hand: migrate would do nothing.
         with connection.cursor() as cursor:
             cursor.execute(f"DROP TABLE {TABLE}")
-        self.assertIn("Run `manage.py locks init`", told())
+        self.assertIn("Run `manage.py locks init`", check_output())
         call_command("locks", "init", stdout=io.StringIO())
-        self.assertEqual(told(), "")
+        self.assertEqual(check_output(), "")
 
     def test_locks_work_on_the_migrated_table(self):
         migrate()
