@@ -176,7 +176,7 @@ def test_a_task_can_go_on_after_a_loss(here: Locks) -> None:
         except LockLost:
             await asyncio.sleep(0.1)
             return "went on"
-        return "was not calls"
+        return "was not notified"
 
     assert asyncio.run(work()) == "went on"
 
@@ -220,12 +220,12 @@ def test_an_exception_of_the_callback_arrives_in_the_block(here: Locks) -> None:
 
 
 def test_a_callback_is_called_for_a_block_in_another_thread(here: Locks) -> None:
-    calls = threading.Event()
+    called = threading.Event()
 
     def work() -> None:
-        with here.lock("job", lost_lock_cb=lambda *_: calls.set()):
+        with here.lock("job", lost_lock_cb=lambda *_: called.set()):
             here.lose("job")
-            assert calls.wait(10)
+            assert called.wait(10)
 
     in_thread(work)
 
