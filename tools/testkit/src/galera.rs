@@ -346,7 +346,7 @@ impl Galera {
         let left: Vec<usize> = (0..NODES).filter(running).collect();
         match left.first() {
             None => self.found_anew(),
-            // Those that are left may be too few to go on by themselves, and find out so.
+            // The remaining nodes may be too few to go on by themselves.
             Some(first) if left.len() <= NODES / 2 => {
                 let primary = || self.status(*first, "wsrep_cluster_status");
                 let cut_off = || primary().is_some_and(|status| status != "Primary");
@@ -403,7 +403,7 @@ fn unlaunched(
         format!("ist.recv_addr=127.0.0.1:{incremental}"),
         "gcache.size=16M".into(),
         "gcache.page_size=16M".into(),
-        // How soon the others go on without one that is silent: 5 s would be usual.
+        // How soon the other nodes go on without a silent one: 5 s is the default.
         "evs.suspect_timeout=PT4S".into(),
     ];
     let mut mariadb = MySqlServer::unlaunched(programs.mariadbd.clone(), &options.node);

@@ -340,8 +340,7 @@ impl Group {
         self.nodes.servers[node].thaw();
     }
 
-    /// Starts a node that was killed as a machine does that has booted: it runs, and belongs to no
-    /// group.
+    /// Starts the server of a node that was killed. It belongs to no group, as after a boot.
     ///
     /// # Panics
     ///

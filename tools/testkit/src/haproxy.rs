@@ -22,7 +22,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 pub enum Balance {
     /// To each in turn.
     RoundRobin,
-    /// To the first that is there.
+    /// To the first node that is up.
     First,
 }
 

@@ -6,7 +6,7 @@ use crate::test_db::TestDb;
 
 const SECURITY: &str = include_str!("../../../SECURITY.md");
 
-/// The statements of `SECURITY.md` that begin so, with the document's user and database replaced.
+/// The statements of `SECURITY.md` with this beginning, with the user and the database replaced.
 fn statements(begin: &str, user: &str, database: &str) -> Vec<String> {
     let found: Vec<String> = SECURITY
         .lines()

@@ -79,8 +79,8 @@ pub async fn tokens_grow(fixture: &StoreFixture) {
     promise("P2", fixture.engine);
 }
 
-/// The first token of a row is the database's clock in ms since 1970: so a row that was deleted and
-/// made again goes on above what it was.
+/// The first token of a row is the database's clock in ms since 1970. So a row that was deleted and
+/// made again has greater tokens than before.
 pub async fn the_first_token_is_the_time_of_the_database(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let token = granted(&*store, "job", "me", LONG).await.token.get();
@@ -97,7 +97,7 @@ pub async fn the_first_token_is_the_time_of_the_database(fixture: &StoreFixture)
     );
 }
 
-/// A request that is made again, since its reply was lost, gets the grant that it had.
+/// A request that is repeated, since its reply was lost, gets the grant of the first.
 pub async fn a_repeated_acquire_recognises_its_own_grant(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let command = acquire_command("job", "me", LONG);
@@ -139,7 +139,7 @@ pub async fn a_repeated_acquire_recognises_its_own_grant(fixture: &StoreFixture)
     promise("P7", fixture.engine);
 }
 
-/// Of several locks that are asked for at once each has its own answer.
+/// Each acquire of a batch has its own answer.
 pub async fn a_batch_of_acquires_is_answered_one_by_one(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     granted(&*store, "held", "other", LONG).await;
@@ -167,8 +167,8 @@ pub async fn a_batch_of_acquires_is_answered_one_by_one(fixture: &StoreFixture) 
     }
 }
 
-/// Asked for twice at once, by two tasks of a process, a lock is granted once: be its row there or
-/// not.
+/// Two tasks of a process request the same lock in one batch: it is granted once, with or without a
+/// row.
 pub async fn a_batch_that_asks_for_a_lock_twice_gets_it_once(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let free = granted(&*store, "free", "other", LONG).await;
@@ -194,7 +194,7 @@ pub async fn a_batch_writes_for_each_what_it_asked_for(fixture: &StoreFixture) {
     let message = r#"{"meta":{"why":"\"quoted\", a \\ and an é 🔒"}}"#;
     let mut commands = ["one", "two"].map(|lock| acquire_command(lock, "me \"\\ é 🔒", LONG));
     commands[1].metadata = message.into();
-    // As new rows, and as rows that are there.
+    // First as new rows, then as existing ones.
     for _ in 0..2 {
         let outcomes = store.acquire(&commands, WITHIN).await.expect("an answer");
         for (command, outcome) in commands.iter().zip(&outcomes) {
@@ -213,7 +213,7 @@ pub async fn a_batch_writes_for_each_what_it_asked_for(fixture: &StoreFixture) {
     }
 }
 
-/// Twenty clients that use a name for the first time at once: one of them gets it.
+/// Of twenty clients that use a new name at the same time, one gets the lock.
 pub async fn first_use_by_twenty_at_once_has_one_winner(fixture: &StoreFixture) {
     let _first = fixture.ready().await;
     let winners = race(fixture, "never seen", None, 20).await;
@@ -222,7 +222,7 @@ pub async fn first_use_by_twenty_at_once_has_one_winner(fixture: &StoreFixture) 
     promise("P15", fixture.engine);
 }
 
-/// So of twenty that wait for an expired lease.
+/// Of twenty clients that wait for an expired lease, one gets the lock.
 pub async fn an_expired_lease_has_one_successor(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let old = granted(&*store, "job", "first", SHORT).await;

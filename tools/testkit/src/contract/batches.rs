@@ -67,7 +67,7 @@ pub async fn a_large_batch_of_acquires_is_answered_one_by_one(fixture: &StoreFix
     let outcomes = store.acquire(&commands, WITHIN).await.expect("an answer");
     give_back(&*store, &commands, &outcomes).await;
     let first = all(&*store, &commands).await;
-    // First all of those that are there, then with everything in the way.
+    // First existing and free rows, then a batch in which some are held.
     for held in [Vec::new(), (0..CROWD - 10).step_by(37).collect()] {
         let others: Vec<AcquireCommand> = held
             .iter()

@@ -12,7 +12,7 @@ use database_locks::seam::{
 };
 use database_locks::{ListFilter, LockInfo, LockName, LockState, Token, Ttl};
 
-/// A lease that does not end while a test runs.
+/// A lease that does not end during a test.
 pub(super) const LONG: Duration = Duration::from_secs(25);
 /// A lease whose end the test awaits; long enough for a few round trips on a busy machine.
 pub(super) const SHORT: Duration = Duration::from_millis(400);
@@ -110,7 +110,7 @@ impl StoreFixture {
     }
 }
 
-/// A name that is good.
+/// A valid name.
 pub fn name(text: &str) -> LockName {
     LockName::new(text).expect("a good name")
 }
@@ -127,7 +127,7 @@ pub fn acquire_command(lock: &str, holder: &str, length: Duration) -> AcquireCom
     }
 }
 
-/// Asks once; repeats after conflicts that are not about this lock.
+/// Sends a request once, and again after conflicts that are not about this lock.
 pub async fn try_once(store: &dyn Store, command: &AcquireCommand) -> Outcome {
     for _ in 0..200 {
         match store.acquire(std::slice::from_ref(command), WITHIN).await {

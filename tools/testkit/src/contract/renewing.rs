@@ -55,7 +55,7 @@ pub async fn a_renewal_may_be_repeated(fixture: &StoreFixture) {
     assert_eq!(release(&*store, &grant).await, Released::Freed);
 }
 
-/// A lease without end never ends, until it is released.
+/// A lease without end lasts until it is released.
 pub async fn an_endless_lease_ends_only_by_release(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let grant = granted(&*store, "job", "me", SHORT).await;
@@ -103,7 +103,7 @@ pub async fn a_stale_grant_can_neither_renew_nor_release(fixture: &StoreFixture)
     promise("P3", fixture.engine);
 }
 
-/// Nor where the same holder took it again: the grant counts, not the name.
+/// A grant of the same holder is another grant: the grant counts, not the holder's name.
 pub async fn the_same_holder_is_another_grant(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let old = granted(&*store, "job", "me", SHORT).await;
@@ -191,7 +191,7 @@ pub async fn a_grant_that_differs_in_any_part_is_refused(fixture: &StoreFixture)
     assert!(renew(&*store, &grant, LONG).await.is_renewed());
 }
 
-/// Of several that are renewed at once each has its own answer and its own length.
+/// Each renewal of a batch has its own answer and its own length.
 pub async fn a_batch_of_renewals_is_answered_one_by_one(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let kept = granted(&*store, "kept", "me", SHORT).await;
@@ -225,7 +225,7 @@ pub async fn a_batch_of_renewals_is_answered_one_by_one(fixture: &StoreFixture) 
     assert_eq!(holder_of(&*store, "kept").await.as_deref(), Some("me"));
 }
 
-/// Two thousand leases are renewed by one call, and none of them is forgotten.
+/// One call renews two thousand leases.
 pub async fn two_thousand_leases_are_renewed_by_one_call(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let commands: Vec<AcquireCommand> = (0..2000)

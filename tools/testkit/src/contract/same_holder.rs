@@ -25,7 +25,7 @@ pub fn over(seen: &Grant, holder: &str) -> TakeOverCommand {
     }
 }
 
-/// Asks once; repeats after conflicts that are not about this lock.
+/// Sends a request once, and again after conflicts that are not about this lock.
 pub async fn take_over(store: &dyn Store, what: &TakeOverCommand) -> Outcome {
     for _ in 0..200 {
         match store.take_over(what, WITHIN).await {
@@ -38,7 +38,7 @@ pub async fn take_over(store: &dyn Store, what: &TakeOverCommand) -> Outcome {
     panic!("contention without end")
 }
 
-/// The same on a node that may not have the grant yet: it is asked again.
+/// Repeats the request while the node does not have the grant yet.
 async fn take_over_soon(
     fixture: &StoreFixture,
     store: &dyn Store,
@@ -55,7 +55,7 @@ async fn take_over_soon(
     outcome
 }
 
-/// The same holder gets a greater token at once, and what had it can do no more to it.
+/// The same holder gets a greater token at once, and its former grant can no longer change the row.
 pub async fn the_same_holder_takes_over(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     for ttl in [Ttl::from(LONG), Ttl::Infinite] {
@@ -104,7 +104,7 @@ pub async fn the_same_holder_takes_over(fixture: &StoreFixture) {
     }
 }
 
-/// Only what was seen is taken over, and only by its own holder.
+/// Only the observed grant is taken over, and only by its own holder.
 pub async fn only_the_observed_grant_is_taken_over(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let held = granted(&*store, "job", "me", LONG).await;

@@ -150,7 +150,7 @@ pub async fn a_poll_returns_the_holder_or_that_the_lock_may_be_free(fixture: &St
     promise("P12", fixture.engine);
 }
 
-/// More rows than there are on a page; free ones, those of other names, and all.
+/// More rows than a page has; filtered by state and name.
 pub async fn a_list_is_read_in_pages_and_filtered_where_the_rows_are(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let rows = PAGE as usize + 50;

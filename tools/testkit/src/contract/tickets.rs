@@ -25,7 +25,8 @@ async fn resume(store: &dyn Store, what: &ResumeCommand) -> Renewal {
     store.resume(what, WITHIN).await.expect("an answer")
 }
 
-/// A lock that is resumed has the same token and another grant; its giver can do no more to it.
+/// A resumed lock has the same token and another grant. The former grant can no longer change the
+/// row.
 pub async fn a_ticket_resumes_a_lock_once(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let given = granted(&*store, "job", "giver", SHORT).await;
