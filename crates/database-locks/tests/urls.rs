@@ -10,7 +10,9 @@ use std::time::Duration;
 use database_locks::{Error, Locks};
 use testkit::sql::LOCKER_PASSWORD;
 use testkit::time::{ms, now};
-use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy, TestDb, db_tests, promise};
+use testkit::{
+    MariaDb, MySql, MySqlServer, Postgres, Proxy, TestDb, assert_error_contains, db_tests, promise,
+};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -51,26 +53,19 @@ async fn works(url: &str) {
 }
 
 async fn refused(url: &str, words: &[&str]) {
-    message(&Locks::connect(url).await.expect_err(url), words);
+    assert_rejected(&Locks::connect(url).await.expect_err(url), words);
 }
 
 /// The first connection fails at once; a wait would go on, since a failover may be under way.
 async fn cannot_be_written(url: &str, words: &[&str]) {
     let error = Locks::connect(url).await.expect_err(url);
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
-    contains(&error, words);
+    assert_error_contains(&error, words);
 }
 
-fn message(error: &Error, words: &[&str]) {
+fn assert_rejected(error: &Error, words: &[&str]) {
     assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
-    contains(error, words);
-}
-
-fn contains(error: &Error, words: &[&str]) {
-    let chain = error.chain();
-    for word in words {
-        assert!(chain.contains(word), "`{word}` is not in: {chain}");
-    }
+    assert_error_contains(error, words);
 }
 
 async fn a_dead_host_and_a_silent_one_are_passed_over(db: &TestDb) {
@@ -231,7 +226,7 @@ async fn read_only(replica: Option<MySqlServer>, primary: Option<&'static MySqlS
 async fn outlasts(url: &str, writable: impl FnOnce()) {
     let locks = Locks::builder(url).connect_lazy().unwrap();
     let tried = locks.lock("job").try_acquire().await.unwrap_err();
-    contains(&tried, &["is read-only"]);
+    assert_error_contains(&tried, &["is read-only"]);
     let lock = locks.lock("job").wait(ms(30_000));
     let waiting = tokio::spawn(async move { lock.acquire().await });
     tokio::time::sleep(ms(700)).await;
@@ -324,7 +319,7 @@ async fn names_and_passwords_may_contain_any_character() {
         for user in 0..8 {
             let bad = url.replace("root@", &format!("unknown{user}:hunter2@"));
             let error = Locks::connect(&bad).await.expect_err("no such user");
-            message(&error, &["check user name and password"]);
+            assert_rejected(&error, &["check user name and password"]);
             assert!(!error.chain().contains(".;"), "{}", error.chain());
         }
     }
@@ -335,11 +330,11 @@ async fn refused_until_mended(db: &TestDb, spoil: &str, words: &[&str]) {
     db.locks().await;
     db.sql(spoil);
     let locks = Locks::connect(&db.url).await.expect("the server is fit");
-    message(
+    assert_rejected(
         &locks.lock("job").try_acquire().await.expect_err(spoil),
         words,
     );
-    message(&locks.list().await.expect_err(spoil), words);
+    assert_rejected(&locks.list().await.expect_err(spoil), words);
     locks.migrate().await.expect("mends it");
     let guard = in_time(locks.lock("job").acquire())
         .await
@@ -446,13 +441,13 @@ async fn a_table_of_postgres_that_cannot_hold_locks_is_refused() {
             db.sql(statement);
         }
         let locks = Locks::connect(&db.url).await.expect("the server is fit");
-        message(
+        assert_rejected(
             &locks.lock("job").try_acquire().await.expect_err(spoil),
             &words,
         );
         match locks.list().await {
             Ok(rows) => assert!(!spoil.contains("COLLATE"), "{rows:?}"),
-            Err(error) => message(&error, &words),
+            Err(error) => assert_rejected(&error, &words),
         }
         db.sql(mend);
         let guard = in_time(locks.lock("job").acquire())

@@ -10,6 +10,7 @@
 
 pub mod cleanup;
 pub mod contract;
+mod error_text;
 pub mod faketime;
 pub mod galera;
 pub mod group;
@@ -31,6 +32,7 @@ pub mod test_db;
 pub mod time;
 pub mod tls;
 
+pub use error_text::assert_error_contains;
 pub use galera::Galera;
 pub use group::Group;
 pub use haproxy::HaProxy;

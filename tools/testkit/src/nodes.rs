@@ -18,7 +18,7 @@ pub const NODES: usize = 3;
 /// How long a node may take to catch up with the others: ten times as long as on an idle machine.
 const SYNCED_WITHIN: Duration = Duration::from_secs(90);
 
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// After how many seconds a node reads the file of its clock again.
 const CLOCK_EVERY: u32 = 1;
@@ -185,7 +185,7 @@ impl Nodes {
         let mut looked = || {
             let done = done();
             if !done {
-                time::sleep(LOOK_EVERY);
+                time::sleep(POLL_INTERVAL);
             }
             done
         };
