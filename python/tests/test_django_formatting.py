@@ -11,7 +11,7 @@ from database_locks.cli import formatting
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "shown"),
     [
         (0.0004, "0ms"),
         (0.25, "250ms"),

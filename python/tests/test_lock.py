@@ -270,7 +270,7 @@ def test_an_invalid_ticket_is_refused_before_anything_is_sent(here: Locks, ticke
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ({"lock_name": ""}, "1 to 255 characters"),
         ({"lock_name": "x" * 256}, "1 to 255 characters"),
