@@ -66,7 +66,7 @@ ifndef FILTER
 	scripts/check-promises $(PROMISES)-proved $(PROMISES)-expected $(UNTESTED)
 endif
 
-# The programs that the tests run, dblock and lab, are built as cargo test builds them: other features would
+# The programs that the tests run, dblock and test-servers, are built as cargo test builds them: other features would
 # have cargo build them twice.
 PYTEST = $(SERVERS); \
 	scripts/python-env $(1); \

@@ -43,15 +43,15 @@ def _need_rust() -> None:
     what = f"django-database-locks: building from source needs {wanted}"
     if shutil.which("cargo") is None or shutil.which("rustc") is None:
         raise SystemExit(f"{what}, and there is no cargo on PATH: {_HOW}.")
-    said = subprocess.run(
+    done = subprocess.run(
         ["rustc", "--version"],  # noqa: S607 - the one that cargo runs
         capture_output=True,
         text=True,
         check=False,
     )
-    found = re.match(r"rustc (\d+\.\d+(?:\.\d+)?)", said.stdout)
+    found = re.match(r"rustc (\d+\.\d+(?:\.\d+)?)", done.stdout)
     if found is None:
-        raise SystemExit(f"{what}, and `rustc --version` fails: {said.stderr.strip()}")
+        raise SystemExit(f"{what}, and `rustc --version` fails: {done.stderr.strip()}")
     if required and _numbers(found[1]) < _numbers(required):
         raise SystemExit(f"{what}, and this is {found[1]}: run `rustup update`, or {_HOW}.")
 

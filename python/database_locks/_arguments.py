@@ -69,8 +69,8 @@ def seconds(
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         # Python refuses to print integers of more than 4300 digits.
         great = isinstance(value, int) and value.bit_length() > 1000
-        said = "too great a number" if great else reprlib.repr(value)
-        raise LockConfigError(f"`{what}` is {said}, must be {allowed}")
+        given = "too great a number" if great else reprlib.repr(value)
+        raise LockConfigError(f"`{what}` is {given}, must be {allowed}")
     return float(value)
 
 

@@ -93,13 +93,13 @@ def both(other: type[Exception]) -> type[LockConfigError]:
 
 
 def held_by(request: AcquireRequest, info: Mapping[str, Any] | None) -> str:
-    said = f"lock `{request.name}` is held"
+    message = f"lock `{request.name}` is held"
     holder = (info or {}).get("holder")
     if holder is not None:
-        said += f" by {holder}"
+        message += f" by {holder}"
         if is_of_this_process(request.name, holder):
-            said += " (this process)"
-    return said
+            message += " (this process)"
+    return message
 
 
 def busy(request: AcquireRequest, info: Mapping[str, Any] | None) -> LockTimeout:

@@ -114,7 +114,7 @@ class Answer:
     def give(self, text: str) -> None:
         """The function has returned ``text``."""
 
-    def fail(self, said: str, error: BaseException, *, final: bool) -> None:
+    def fail(self, message: str, error: BaseException, *, final: bool) -> None:
         """The function has failed. ``final``: another call would fail in the same way."""
 
 @final

@@ -37,10 +37,10 @@ def _start(function: Callable[[], Any], answer: Answer) -> None:
 
 def _call(function: Callable[[], Any], answer: Answer) -> None:
     try:
-        said = function()
-        if not isinstance(said, str):
+        password = function()
+        if not isinstance(password, str):
             raise TypeError(
-                f"the function for the password returned {type(said).__name__}, must be a str"
+                f"the function for the password returned {type(password).__name__}, must be a str"
             )
     except BaseException as error:  # noqa: BLE001 - the thread that waits gets it, whatever it is
         # The variables of its frames may hold a secret.
@@ -50,4 +50,4 @@ def _call(function: Callable[[], Any], answer: Answer) -> None:
         else:
             answer.fail(f"{type(error).__name__}: {error}", error, final=False)
     else:
-        answer.give(said)
+        answer.give(password)

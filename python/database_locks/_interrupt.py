@@ -1,4 +1,4 @@
-"""Interrupts the body of a block whose lock is lost, in whichever thread or task it runs.
+"""Interrupts the body of a block whose lock is lost, in the thread or task where it runs.
 
 ============  =====================================================================================
 a task        is cancelled; the end of the block turns the cancellation into `LockLost`
@@ -142,7 +142,7 @@ def teller(held: Held) -> Callable[[Held], None]:
 
 
 def callback_in_thread(held: Held) -> None:
-    """Call ``lost_lock_cb`` in a thread of its own, unless the body was told already."""
+    """Call ``lost_lock_cb`` in a thread of its own, unless the body has got the loss already."""
     if held._callback is not None and held._exception.mark_delivered():
         _greenlets.start_thread(held._callback, (signum(), None), "lost_lock_cb")
 
@@ -202,7 +202,7 @@ def is_own_cancellation(held: Held, raised: BaseException | None) -> bool:
     task = held._task
     if not isinstance(task, asyncio.Task):
         return False
-    # Before Python 3.11 tasks do not count cancellations. What is left over is the application's.
+    # Before Python 3.11 tasks do not count cancellations. The rest are of the application.
     left = task.uncancel() if hasattr(task, "uncancel") else 0
     return left == 0 and isinstance(raised, asyncio.CancelledError)
 
@@ -214,7 +214,7 @@ def _signal_main(held: Held) -> None:
             return
         signal.pthread_kill(ident, _signum)
         if sent >= _SIGNALS:
-            # The interpreter runs handlers in the main thread, whichever thread gets the signal.
+            # The interpreter runs handlers in the main thread, in any case.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {_signum})
             signal.pthread_kill(threading.get_ident(), _signum)
         time.sleep(_RESEND)

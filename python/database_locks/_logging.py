@@ -47,13 +47,13 @@ def record(at: float, level: int, message: str, fields: Fields) -> None:
         message = f"lock {name} active and owned by {holder}, try later"
     elif name is not None and f"`{name}`" not in message:
         message = f"lock {name}: {message}"
-    rest = " ".join(f"{key}={said}" for key, said in fields.items() if key not in _IN_MESSAGE)
+    rest = " ".join(f"{key}={field}" for key, field in fields.items() if key not in _IN_MESSAGE)
     # The messages of the other events are sentences that name their fields.
     if rest and event in (None, "busy"):
         message = f"{message} ({rest})"
     extra: dict[str, Any] = {"lock_name": None, "lock_token": None, "lock_holder": None}
-    for key, said in fields.items():
-        extra["lock_" + key.removeprefix("lock.").replace(".", "_")] = said
+    for key, field in fields.items():
+        extra["lock_" + key.removeprefix("lock.").replace(".", "_")] = field
     made = _core_logger.makeRecord(
         _core_logger.name, level, __file__, 0, "%s", (worded(message),), None, extra=extra
     )

@@ -47,7 +47,7 @@ def add(held: Held) -> None:
 
 
 def add_to_process(held: Held) -> None:
-    """An object holds it: nothing nests in it, but other threads are told who has it."""
+    """An object holds it: nothing nests in it, but errors in other threads name it as the holder."""
     _process[held._request.key] = weakref.ref(held)
 
 

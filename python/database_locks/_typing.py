@@ -19,7 +19,7 @@ C = TypeVar("C", bound=type[Any])
 
 
 class Loss(TypedDict):
-    """What is known of a loss: arguments of `LockLost`."""
+    """The facts of a loss: arguments of `LockLost`."""
 
     reason: str | None
     detail: str | None

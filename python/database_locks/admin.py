@@ -222,9 +222,9 @@ class LockAdmin(_ModelAdmin):
             messages.info(request, _("Lock “%(name)s” was free already.") % {"name": shown})
             return HttpResponseRedirect(self._url("changelist"))
         holder = formatting.on_one_line(freed[0] or str(_("a holder without a name")))
-        said = _("Released by force: %(holder)s had held it.") % {"holder": holder}
+        message = _("Released by force: %(holder)s had held it.") % {"holder": holder}
         try:
-            self._log(request, name, str(said))
+            self._log(request, name, str(message))
         except DatabaseError as error:
             # The lock is released already. Some old character sets cannot store every name.
             messages.warning(request, _("The history has no entry of it: %s") % error)
@@ -235,7 +235,7 @@ class LockAdmin(_ModelAdmin):
         )
         return HttpResponseRedirect(self._url("changelist"))
 
-    def _log(self, request: HttpRequest, name: str, said: str) -> None:
+    def _log(self, request: HttpRequest, name: str, message: str) -> None:
         # A failure must not break the transaction of the request.
         with transaction.atomic(using=router.db_for_write(LogEntry)):
             LogEntry.objects.create(
@@ -244,7 +244,7 @@ class LockAdmin(_ModelAdmin):
                 object_id=name,
                 object_repr=formatting.on_one_line(name)[:200],
                 action_flag=CHANGE,
-                change_message=said,
+                change_message=message,
             )
 
     def _unknown(self, request: HttpRequest, name: str) -> HttpResponse:
@@ -257,7 +257,7 @@ class LockAdmin(_ModelAdmin):
         return self._page(
             request,
             "unreachable",
-            {"title": _("The locks cannot be read"), "said": str(error)},
+            {"title": _("The locks cannot be read"), "message": str(error)},
             status=503,
         )
 

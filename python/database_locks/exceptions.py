@@ -12,11 +12,11 @@ class LockException(Exception):
 
     def __repr__(self) -> str:
         # `args` is that of legacy (django-database-locks 0.5), without the name.
-        said = ", ".join(repr(argument) for argument in self.args)
+        arguments = ", ".join(repr(argument) for argument in self.args)
         return (
-            f"{type(self).__name__}({said}, name={self.name!r})"
+            f"{type(self).__name__}({arguments}, name={self.name!r})"
             if self.name
-            else (f"{type(self).__name__}({said})")
+            else (f"{type(self).__name__}({arguments})")
         )
 
 
@@ -47,18 +47,18 @@ class LockTimeout(LockException):
         self.in_this_process = False
 
     def __str__(self) -> str:
-        said = str(self.args[0])
+        message = str(self.args[0])
         if self.timeout is not None:
-            said += f" of {self.timeout:g}s"
+            message += f" of {self.timeout:g}s"
         if self.name is not None:
-            said += f": `{self.name}`"
+            message += f": `{self.name}`"
         if self.holder is not None:
-            said += f" is held by {self.holder}"
+            message += f" is held by {self.holder}"
             if self.in_this_process:
-                said += " (this process)"
+                message += " (this process)"
             if self.held_for is not None:
-                said += f" for {self.held_for:.1f}s"
-        return said
+                message += f" for {self.held_for:.1f}s"
+        return message
 
 
 class LockLost(LockException):
@@ -99,14 +99,14 @@ class LockLost(LockException):
         self.holder_token = holder_token
 
     def __str__(self) -> str:
-        said = super().__str__()
+        message = super().__str__()
         if self.name is not None:
-            said += f": `{self.name}`"
+            message += f": `{self.name}`"
         if self.detail is not None:
-            said += f" {self.detail}"
+            message += f" {self.detail}"
         elif self.reason is not None:
-            said += f" ({self.reason})"
-        return said
+            message += f" ({self.reason})"
+        return message
 
 
 class LockReleased(LockException):
@@ -127,8 +127,8 @@ class LockReleased(LockException):
         self.token = token
 
     def __str__(self) -> str:
-        said = super().__str__()
-        return said if self.name is None else f"`{self.name}`: {said}"
+        message = super().__str__()
+        return message if self.name is None else f"`{self.name}`: {message}"
 
 
 class LockUnavailable(LockException):

@@ -158,8 +158,10 @@ class MemoryLocks(Locks):
 
     def _not_held(self, name: str) -> str:
         held = ", ".join(f"`{other}`" for other in self.held()) or "none"
-        said = f"lock `{name}` is not held; held are: {held}"
-        return said if _enabled() else f"{said}; DATABASE_LOCKS_ENABLED is False in the settings"
+        message = f"lock `{name}` is not held; held are: {held}"
+        return (
+            message if _enabled() else f"{message}; DATABASE_LOCKS_ENABLED is False in the settings"
+        )
 
     def left_behind(self) -> str | None:
         """End the test: release all locks that are still held, and return a message that names
@@ -200,9 +202,9 @@ def memory_locks() -> Iterator[MemoryLocks]:
         except BaseException:
             locks.left_behind()
             raise
-        said = locks.left_behind()
-    if said is not None:
-        raise AssertionError(said)
+        message = locks.left_behind()
+    if message is not None:
+        raise AssertionError(message)
 
 
 class LocksTestMixin(_Case):
@@ -228,9 +230,9 @@ class LocksTestMixin(_Case):
         super().setUp()
 
     def _nothing_left(self) -> None:
-        said = self.locks.left_behind()
-        if said is not None:
-            self.fail(said)
+        message = self.locks.left_behind()
+        if message is not None:
+            self.fail(message)
 
 
 def _conf() -> Any:

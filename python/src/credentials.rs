@@ -17,7 +17,7 @@ type Credentials = Result<String, BoxError>;
 pub(crate) struct Answer(Mutex<mpsc::Sender<Credentials>>);
 
 impl Answer {
-    fn tell(&self, credentials: Credentials) {
+    fn send(&self, credentials: Credentials) {
         let to = locked(&self.0);
         // The connect may have given up.
         let _ = to.send(credentials);
@@ -27,18 +27,18 @@ impl Answer {
 #[pymethods]
 impl Answer {
     fn give(&self, text: String) {
-        self.tell(Ok(text));
+        self.send(Ok(text));
     }
 
     /// `final`: another call would fail in the same way.
-    #[pyo3(signature = (credentials, error, *, r#final))]
-    fn fail(&self, credentials: String, error: Py<PyAny>, r#final: bool) {
+    #[pyo3(signature = (message, error, *, r#final))]
+    fn fail(&self, message: String, error: Py<PyAny>, r#final: bool) {
         // Dropped after the mutex is unlocked: objects of an exception may run code when they are
         // freed.
-        let _before = latest().replace((credentials.clone(), error));
-        self.tell(Err(match r#final {
-            true => io::Error::new(io::ErrorKind::InvalidInput, credentials).into(),
-            false => credentials.into(),
+        let _before = latest().replace((message.clone(), error));
+        self.send(Err(match r#final {
+            true => io::Error::new(io::ErrorKind::InvalidInput, message).into(),
+            false => message.into(),
         }));
     }
 }
@@ -52,8 +52,8 @@ fn latest() -> MutexGuard<'static, Option<(String, Py<PyAny>)>> {
 /// The exception of the function that caused an error with this message.
 pub(crate) fn cause(py: Python<'_>, message: &str) -> Option<Py<PyAny>> {
     let latest = latest();
-    let (credentials, error) = latest.as_ref()?;
-    message.contains(credentials).then(|| error.clone_ref(py))
+    let (cause, error) = latest.as_ref()?;
+    message.contains(cause).then(|| error.clone_ref(py))
 }
 
 /// Calls `ask` with an [`Answer`], and waits for the answer. `ask` starts a thread in Python, which

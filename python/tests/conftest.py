@@ -2,7 +2,7 @@
 
 Every test gets an empty table. ``url`` runs a test on each engine; ``postgres_url``,
 ``mariadb_url``, ``mysql_url``, ``sqlite_url`` and ``memory_url`` are one engine each. Tests share the
-servers: ``lab`` breaks them, and repairs them after the test.
+servers: ``servers`` breaks them, and repairs them after the test.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from support import Child, Holder, Lab, Program, Server, dblock, holder, sql
+from support import Child, Holder, Program, Server, Servers, dblock, holder, sql
 
 SERVERS = ["postgres", "mariadb", "mysql"]
 ENGINES = ["memory", "sqlite", *SERVERS]
@@ -77,18 +77,18 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_lab() -> Iterator[Lab]:
+def shared_servers() -> Iterator[Servers]:
     """The servers, not repaired after each test, for fixtures of wider scope."""
-    lab = Lab(*SERVERS)
-    yield lab
-    lab.close()
+    servers = Servers(*SERVERS)
+    yield servers
+    servers.close()
 
 
 @pytest.fixture
-def lab(shared_lab: Lab) -> Iterator[Lab]:
-    """The servers, which a test can stop and freeze: ``lab.postgres.freeze()``, ``lab.proxy(url)``."""
-    yield shared_lab
-    shared_lab.mend()
+def servers(shared_servers: Servers) -> Iterator[Servers]:
+    """The servers, which a test can stop (``servers.postgres.stop()``) and put behind a proxy."""
+    yield shared_servers
+    shared_servers.mend()
 
 
 @pytest.fixture(scope="session")
@@ -110,21 +110,21 @@ def _empty_table(server: Server, tables: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def postgres_url(shared_lab: Lab, _tables: dict[str, str]) -> str:
+def postgres_url(shared_servers: Servers, _tables: dict[str, str]) -> str:
     """A PostgreSQL database with an empty table."""
-    return _empty_table(shared_lab.postgres, _tables)
+    return _empty_table(shared_servers.postgres, _tables)
 
 
 @pytest.fixture
-def mariadb_url(shared_lab: Lab, _tables: dict[str, str]) -> str:
+def mariadb_url(shared_servers: Servers, _tables: dict[str, str]) -> str:
     """A MariaDB database with an empty table."""
-    return _empty_table(shared_lab.mariadb, _tables)
+    return _empty_table(shared_servers.mariadb, _tables)
 
 
 @pytest.fixture
-def mysql_url(shared_lab: Lab, _tables: dict[str, str]) -> str:
+def mysql_url(shared_servers: Servers, _tables: dict[str, str]) -> str:
     """A database of Oracle's MySQL with an empty table."""
-    return _empty_table(shared_lab.mysql, _tables)
+    return _empty_table(shared_servers.mysql, _tables)
 
 
 @pytest.fixture
@@ -166,9 +166,9 @@ def server_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def fresh_database(shared_lab: Lab) -> Callable[[str], str]:
+def fresh_database(shared_servers: Servers) -> Callable[[str], str]:
     """``fresh_database("postgres")``: an empty database, without a table; its URL."""
-    return lambda engine: getattr(shared_lab, engine).database()
+    return lambda engine: getattr(shared_servers, engine).database()
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def start() -> Iterator[Callable[..., Program]]:
 
 @pytest.fixture
 def hold() -> Iterator[Callable[..., Holder]]:
-    """``hold("ours", url)``: a process that takes locks; the kinds are in ``support.holder``."""
+    """``hold("python", url)``: a process that takes locks; the kinds are in ``support.holder``."""
     holders: list[Holder] = []
 
     def start(kind: str, url: str) -> Holder:
@@ -208,7 +208,7 @@ def hold() -> Iterator[Callable[..., Holder]]:
 @pytest.fixture
 def child(hold: Callable[..., Holder]) -> Callable[[str], Child]:
     """``child(url)``: this package in another process, which can be frozen and killed."""
-    return lambda url: hold("ours", url)
+    return lambda url: hold("python", url)
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ def test_a_lock_of_3_seconds_outlives_10_of_python_that_keeps_the_gil(
 
     # Each second, by default; what the program says cannot come before its ten are over.
     eventually(lambda: renewals() >= 6, "six renewals", within=9.5)
-    assert program.said[1:] == []
+    assert program.lines[1:] == []
     assert float(program.expect("took")) >= 9.9
     program.expect("lost False")
     assert float(program.expect("remaining")) > 0
@@ -61,7 +61,7 @@ def test_200_locks_need_no_more_threads_and_connections_than_one(
         cost = sql(url, connections)[0][0], threads_of(program.pid)
         held = "SELECT COUNT(*) FROM database_locks_lock WHERE expires_at IS NOT NULL"
         assert sql(url, held) == [(count,)]
-        program.tell("release")
+        program.send("release")
         program.expect("released")
         assert program.wait() == 0
         eventually(lambda: sql(url, connections) == [(0,)], "it disconnects")

@@ -39,7 +39,7 @@ class Worker(Program):
 
     def wait_for_log(self, text: str) -> None:
         def logged() -> bool:
-            assert self.alive(), f"{self.stderr}\n{self.said}"
+            assert self.alive(), f"{self.stderr}\n{self.lines}"
             return self.log.exists() and text in self.log.read_text()
 
         eventually(logged, f"Celery logs `{text}`", 60)

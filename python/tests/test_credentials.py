@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from database_locks import LockConfigError, Locks, LockUnavailable, connect
-from support import SOON, Rotating
+from support import TIMEOUT, Rotating
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres", "mariadb"])
 
@@ -38,7 +38,7 @@ def test_a_held_lock_reconnects_with_the_new_password(rotating: Rotating, name: 
         return secret[0]
 
     locks = connect(rotating.without, password=password)
-    with locks.lock(name, timeout=SOON, lock_ttl=20, lock_ttl_renew=19.5) as held:
+    with locks.lock(name, timeout=TIMEOUT, lock_ttl=20, lock_ttl_renew=19.5) as held:
         before = len(asked)
         secret[0] = "second"
         rotating.change("second")
@@ -66,7 +66,7 @@ def test_an_exception_of_the_password_function_is_the_cause_and_the_call_is_repe
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert caught.value.__cause__.__traceback__ is None
     threading.Timer(0.5, fails.clear).start()
-    with locks.lock(name, timeout=SOON):
+    with locks.lock(name, timeout=TIMEOUT):
         pass
 
 
@@ -91,7 +91,7 @@ def test_a_blocking_password_function_delays_neither_python_nor_renewals(
         go.wait(60)
         return ""
 
-    with connect(server).lock(name, timeout=SOON, lock_ttl=1.5) as held:
+    with connect(server).lock(name, timeout=TIMEOUT, lock_ttl=1.5) as held:
         slow = connect(server, password=password)
         before = time.monotonic()
         with pytest.raises(LockUnavailable):
@@ -99,7 +99,7 @@ def test_a_blocking_password_function_delays_neither_python_nor_renewals(
         assert time.monotonic() - before < 20
         assert not held.lost
     go.set()
-    with slow.lock("other", timeout=SOON):
+    with slow.lock("other", timeout=TIMEOUT):
         pass
 
 

@@ -111,9 +111,9 @@ def test_a_generator_holds_the_lock_while_it_runs(here: Locks) -> None:
     @here.locked("job")
     def job(most: int) -> Iterator[tuple[int, list[str]]]:
         for i in range(most):
-            said = yield i, held_names(here)
-            if said:
-                return said
+            sent = yield i, held_names(here)
+            if sent:
+                return sent
 
     steps = job(5)
     assert held_names(here) == []
@@ -289,7 +289,7 @@ def test_a_name_may_have_fields_from_the_arguments(here: Locks) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("tenant-{tenant}", "job has no parameter 'tenant': use one of tenant_id"),
         ("tenant-{}", "has no parameter ''"),
@@ -298,9 +298,9 @@ def test_a_name_may_have_fields_from_the_arguments(here: Locks) -> None:
     ],
 )
 def test_a_field_that_is_no_parameter_is_refused_when_decorating(
-    here: Locks, name: str, said: str
+    here: Locks, name: str, message: str
 ) -> None:
-    with pytest.raises(LockConfigError, match=said):
+    with pytest.raises(LockConfigError, match=message):
 
         @here.locked(name)
         def job(tenant_id: int) -> None:
@@ -312,8 +312,8 @@ def test_an_invalid_name_from_arguments_is_refused_at_the_call(here: Locks) -> N
     def job(name: str) -> None:
         pytest.fail("ran")
 
-    for name, said in (("", "empty"), ("x" * 256, "256 characters"), ("a\0", "NUL")):
-        with pytest.raises(LockConfigError, match=said):
+    for name, message in (("", "empty"), ("x" * 256, "256 characters"), ("a\0", "NUL")):
+        with pytest.raises(LockConfigError, match=message):
             job(name)
 
     @here.locked("{missing}")

@@ -51,10 +51,10 @@ def url(vendor: str, settings: dict[str, Any], driver: str = "") -> str:
 def refused(vendor: str, driver: str = "", **settings: Any) -> str:
     with pytest.raises(LockConfigError) as caught:
         databases.find("main", vendor, _entry(**settings), driver=driver).url_of("main")
-    said = str(caught.value)
-    assert said.startswith("DATABASES['main']")
-    assert "hunter2" not in said
-    return said
+    message = str(caught.value)
+    assert message.startswith("DATABASES['main']")
+    assert "hunter2" not in message
+    return message
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_options_without_effect_on_locks_are_left_out() -> None:
     ],
 )
 def test_unsupported_options_of_postgresql_are_refused(options: dict[str, Any], word: str) -> None:
-    said = refused("postgresql", OPTIONS=options, PASSWORD="hunter2")
-    assert f"['OPTIONS']['{word}']" in said
+    message = refused("postgresql", OPTIONS=options, PASSWORD="hunter2")
+    assert f"['OPTIONS']['{word}']" in message
     # And what to do.
-    assert "DATABASE_LOCKS_URL" in said or "number of seconds" in said
+    assert "DATABASE_LOCKS_URL" in message or "number of seconds" in message
 
 
 def test_all_problems_are_reported_at_once() -> None:
@@ -310,8 +310,8 @@ def test_pymysql_reads_an_option_file_differently(tmp_path: Path) -> None:
 
 def test_an_unreadable_or_unsupported_option_file_is_refused(tmp_path: Path) -> None:
     missing = {"read_default_file": str(tmp_path / "none.cnf")}
-    said = refused("mysql", OPTIONS=missing)
-    assert "none.cnf, which cannot be read: No such file" in said
+    message = refused("mysql", OPTIONS=missing)
+    assert "none.cnf, which cannot be read: No such file" in message
     file = tmp_path / "my.cnf"
     file.write_text("[client]\nssl-cipher=AES\n")
     assert "ssl-cipher" in refused("mysql", OPTIONS={"read_default_file": file})
@@ -351,10 +351,10 @@ def test_every_path_to_a_database_leads_to_the_same_locks(
 
 
 def test_another_engine_is_refused_and_the_supported_ones_named() -> None:
-    said = refused("oracle", ENGINE="django.db.backends.oracle")
-    assert "is django.db.backends.oracle, which cannot hold locks" in said
-    assert "PostgreSQL, MySQL, MariaDB and SQLite" in said
-    assert "DATABASE_LOCKS_URL" in said
+    message = refused("oracle", ENGINE="django.db.backends.oracle")
+    assert "is django.db.backends.oracle, which cannot hold locks" in message
+    assert "PostgreSQL, MySQL, MariaDB and SQLite" in message
+    assert "DATABASE_LOCKS_URL" in message
 
 
 def test_a_wrapped_back_end_is_recognised_by_its_vendor() -> None:

@@ -11,7 +11,7 @@ from database_locks.cli import formatting
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "shown"),
     [
         (0.0004, "0ms"),
         (0.25, "250ms"),
@@ -27,8 +27,8 @@ from database_locks.cli import formatting
         (30 * 86_400 + 7200, "30d 2h"),
     ],
 )
-def test_durations_are_formatted(seconds: float, said: str) -> None:
-    assert formatting.human(seconds) == said
+def test_durations_are_formatted(seconds: float, shown: str) -> None:
+    assert formatting.human(seconds) == shown
 
 
 def test_durations_are_parsed() -> None:

@@ -49,8 +49,8 @@ def test_the_suite_of_the_django_project_passes(kind: str, request: pytest.Fixtu
         "PYTHONWARNINGS": "error:::database_locks",
     }
     if not kind.startswith("sqlite"):
-        lab = request.getfixturevalue("shared_lab")
-        server = getattr(lab, kind.partition("-")[0])
+        servers = request.getfixturevalue("shared_servers")
+        server = getattr(servers, kind.partition("-")[0])
         environment[f"DBLOCK_LAB_{server.name.upper()}"] = server.url
     labels = [f"suite.tests_{part}" for part in SOME[kind]] if kind in SOME else ["suite"]
     run = subprocess.run(

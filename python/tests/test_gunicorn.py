@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support import Program, dblock, environment, eventually, old_python, sql
+from support import Program, dblock, environment, eventually, legacy_python, sql
 
 PROGRAMS = Path(__file__).parent / "programs"
 KINDS = {
@@ -151,12 +151,12 @@ def test_a_request_that_loses_its_lock_gets_lock_lost(
     server.get("/inherited")
 
 
-#: 0.5 takes a signal for each lock, which only a main thread may.
-OLD = {"kind": "sync", "lock": {"auto_renew": False}, "old": True}
+#: Legacy takes a signal for each lock, which only a main thread may.
+LEGACY = {"kind": "sync", "lock": {"auto_renew": False}, "legacy": True}
 CASES = {
     "postgres": {"engine": "postgres", "kind": "gthread"},
     "mariadb": {"engine": "mariadb", "kind": "gthread"},
-    "postgres-0.5": {"engine": "postgres", **OLD},
+    "postgres-legacy": {"engine": "postgres", **LEGACY},
 }
 
 
@@ -164,10 +164,10 @@ CASES = {
 def test_no_update_is_lost_with_atomic_requests(
     case: str, fresh_database: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """With a plain ``with lock``, as in 0.5, and whatever else the request does before it commits."""
+    """With a plain ``with lock``, as in legacy, whatever else the request does before its commit."""
     how: dict[str, Any] = CASES[case]
     url = fresh_database(how["engine"])
-    python = old_python() if "old" in how else sys.executable
+    python = legacy_python() if "legacy" in how else sys.executable
     server = Gunicorn(url, how["kind"], tmp_path, "wsgi_django", python)
     lock = json.dumps(how.get("lock", {}))
     try:

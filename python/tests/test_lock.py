@@ -152,8 +152,8 @@ def test_one_object_may_be_entered_again_and_by_several_threads(here: Locks) -> 
 
 
 def test_nesting_into_a_lost_lock_raises(here: Locks) -> None:
-    told: list[Any] = []
-    with here.lock("job", lost_lock_cb=lambda *args: told.append(args)) as held:
+    calls: list[Any] = []
+    with here.lock("job", lost_lock_cb=lambda *args: calls.append(args)) as held:
         here.lose("job")
         wait_until(lambda: held.lost)
         with pytest.raises(LockLost), here.lock("job"):
@@ -270,7 +270,7 @@ def test_an_invalid_ticket_is_refused_before_anything_is_sent(here: Locks, ticke
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ({"lock_name": ""}, "1 to 255 characters"),
         ({"lock_name": "x" * 256}, "1 to 255 characters"),
@@ -300,9 +300,9 @@ def test_an_invalid_ticket_is_refused_before_anything_is_sent(here: Locks, ticke
     ],
 )
 def test_a_value_out_of_range_is_refused_and_the_allowed_range_named(
-    here: Locks, words: dict[str, Any], said: str
+    here: Locks, words: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(LockConfigError, match=said), here.lock(**{"lock_name": "job", **words}):
+    with pytest.raises(LockConfigError, match=message), here.lock(**{"lock_name": "job", **words}):
         pytest.fail("entered")
     assert here.list() == []
 

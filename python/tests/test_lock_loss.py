@@ -93,13 +93,13 @@ def test_a_loss_says_since_when_and_who_has_the_lock_now(sqlite_url: str) -> Non
         assert lost.token == held.token
         assert lost.held_for is not None
         assert 0 <= lost.held_for <= time.monotonic() - began
-        said = str(lost)
-        assert said.startswith("lost lock, terminating: `job` lost ")
-        assert " after " in said
-        assert ": preempted by another holder (now held by the thief for " in said
-        assert said.endswith(f", token {thief.token})")
+        message = str(lost)
+        assert message.startswith("lost lock, terminating: `job` lost ")
+        assert " after " in message
+        assert ": preempted by another holder (now held by the thief for " in message
+        assert message.endswith(f", token {thief.token})")
         again = pickle.loads(pickle.dumps(lost))
-        assert (type(again), str(again), vars(again)) == (LockLost, said, vars(lost))
+        assert (type(again), str(again), vars(again)) == (LockLost, message, vars(lost))
         taking.__exit__(None, None, None)
 
 
@@ -176,7 +176,7 @@ def test_a_task_can_go_on_after_a_loss(here: Locks) -> None:
         except LockLost:
             await asyncio.sleep(0.1)
             return "went on"
-        return "was not told"
+        return "was not notified"
 
     assert asyncio.run(work()) == "went on"
 
@@ -198,14 +198,14 @@ def test_a_task_that_the_application_cancels_stays_cancelled(here: Locks) -> Non
 
 
 def test_a_callback_is_called_like_a_signal_handler(here: Locks) -> None:
-    told: list[tuple[Any, ...]] = []
-    with here.lock("job", lost_lock_cb=lambda *args: told.append(args)) as held:
+    calls: list[tuple[Any, ...]] = []
+    with here.lock("job", lost_lock_cb=lambda *args: calls.append(args)) as held:
         lose_after(here, 0.1)
         until = time.monotonic() + 10
-        while not told and time.monotonic() < until:
+        while not calls and time.monotonic() < until:
             time.sleep(0.05)
         assert held.lost
-    ((signum, frame),) = told
+    ((signum, frame),) = calls
     assert isinstance(signum, int)
     assert frame is not None
 
@@ -220,12 +220,12 @@ def test_an_exception_of_the_callback_arrives_in_the_block(here: Locks) -> None:
 
 
 def test_a_callback_is_called_for_a_block_in_another_thread(here: Locks) -> None:
-    told = threading.Event()
+    called = threading.Event()
 
     def work() -> None:
-        with here.lock("job", lost_lock_cb=lambda *_: told.set()):
+        with here.lock("job", lost_lock_cb=lambda *_: called.set()):
             here.lose("job")
-            assert told.wait(10)
+            assert called.wait(10)
 
     in_thread(work)
 
@@ -370,11 +370,11 @@ def test_a_loss_that_a_task_swallows_is_raised_at_the_end_of_the_block(here: Loc
 
 
 def test_with_a_callback_no_loss_is_raised_at_the_end_of_the_block(here: Locks) -> None:
-    told: list[Any] = []
-    with here.lock("job", lost_lock_cb=lambda *args: told.append(args)):
+    calls: list[Any] = []
+    with here.lock("job", lost_lock_cb=lambda *args: calls.append(args)):
         lose_after(here, 0.05)
         catch_all(0.5)
-    assert len(told) == 1
+    assert len(calls) == 1
 
 
 def test_an_exception_of_the_body_takes_precedence_over_a_swallowed_loss(here: Locks) -> None:
@@ -387,7 +387,7 @@ def test_an_exception_of_the_body_takes_precedence_over_a_swallowed_loss(here: L
 def test_a_loss_names_its_own_lock_and_not_an_inner_one(here: Locks) -> None:
     """Arriving in the middle of an inner acquire, release, check or extension."""
     delays = random.Random(5)
-    said = set()
+    message = set()
 
     def work(rounds: int) -> None:
         for i in range(rounds):
@@ -401,11 +401,11 @@ def test_a_loss_names_its_own_lock_and_not_an_inner_one(here: Locks) -> None:
                             elif i % 3 == 2:
                                 item.extend(60)
             except LockLost as lost:
-                said.add((lost.name, lost.token == outer.token))
+                message.add((lost.name, lost.token == outer.token))
 
     work(60)
     in_thread(lambda: work(30))
-    assert said == {("ledger", True)}
+    assert message == {("ledger", True)}
     assert [row["name"] for row in here.list() if row["state"] == "held"] == []
 
 
@@ -430,13 +430,13 @@ def test_a_loss_is_raised_in_a_main_thread_with_blocked_signals(here: Locks) -> 
 
 
 def test_a_callback_is_called_in_a_main_thread_with_signals_blocked(here: Locks) -> None:
-    told: list[threading.Thread] = []
+    calls: list[threading.Thread] = []
     with signals_blocked():
-        callback = lambda *_: told.append(threading.current_thread())  # noqa: E731
+        callback = lambda *_: calls.append(threading.current_thread())  # noqa: E731
         with here.lock("job", lost_lock_cb=callback):
             lose_after(here, 0.1)
             until = time.monotonic() + 10
-            while not told and time.monotonic() < until:
+            while not calls and time.monotonic() < until:
                 time.sleep(0.05)
             # And not at the end of the block.
-            assert told == [threading.main_thread()]
+            assert calls == [threading.main_thread()]

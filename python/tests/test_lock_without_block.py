@@ -162,11 +162,11 @@ def test_a_dropped_lock_stays_held_until_its_lease_ends(here: Locks) -> None:
 
 
 def test_a_loss_without_a_block_reaches_the_callback_and_the_release(here: Locks) -> None:
-    told = threading.Event()
-    job = here.lock("job", lost_lock_cb=lambda *_: told.set())
+    called = threading.Event()
+    job = here.lock("job", lost_lock_cb=lambda *_: called.set())
     held = job.acquire()
     here.lose("job")
-    assert told.wait(10)
+    assert called.wait(10)
     assert held.lost
     job.release()
     job = here.lock("job")

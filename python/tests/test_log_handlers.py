@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from database_locks import LockLost, Locks, LockTimeout, connect
-from support import Lab, Program, eventually, in_thread
+from support import Program, Servers, eventually, in_thread
 
 PROMPT = 5.0
 """Seconds; each handler here blocks for longer."""
@@ -28,12 +28,12 @@ class Blocking(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.entered, self.opened = threading.Event(), threading.Event()
-        self.said: list[logging.LogRecord] = []
+        self.records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.entered.set()
         assert self.opened.wait(60)
-        self.said.append(record)
+        self.records.append(record)
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def blocked(here: Locks) -> Iterator[Blocking]:
             yield handler
         finally:
             handler.opened.set()
-            eventually(lambda: handler.said, "the handler gets its record")
+            eventually(lambda: handler.records, "the handler gets its record")
 
 
 def test_a_loss_does_not_wait_for_a_log_handler(here: Locks, blocked: Blocking) -> None:
@@ -85,7 +85,7 @@ def test_a_loss_does_not_wait_for_a_log_handler(here: Locks, blocked: Blocking) 
 
     hold(lambda: time.sleep(30))
     in_thread(lambda: hold(busy))
-    assert not blocked.said
+    assert not blocked.records
 
 
 def test_a_task_does_not_wait_for_a_log_handler(here: Locks, blocked: Blocking) -> None:
@@ -100,11 +100,11 @@ def test_a_task_does_not_wait_for_a_log_handler(here: Locks, blocked: Blocking) 
     with pytest.raises(LockLost):
         asyncio.run(work())
     assert time.monotonic() - began < PROMPT
-    assert not blocked.said
+    assert not blocked.records
 
 
 def test_the_loss_to_a_frozen_database_is_in_time_beside_a_frozen_log_handler(
-    lab: Lab, postgres_url: str
+    servers: Servers, postgres_url: str
 ) -> None:
     """The record that says that renewals fail comes first, and its handler blocks."""
     handler = Blocking()
@@ -112,14 +112,14 @@ def test_the_loss_to_a_frozen_database_is_in_time_beside_a_frozen_log_handler(
         try:
             with pytest.raises(LockLost) as caught:
                 with connect(postgres_url).lock("job", lock_ttl=3):
-                    lab.postgres.freeze()
+                    servers.postgres.freeze()
                     began = time.monotonic()
                     time.sleep(40)
             took = time.monotonic() - began
             assert handler.entered.is_set()
         finally:
             handler.opened.set()
-            lab.postgres.thaw()
+            servers.postgres.thaw()
     assert caught.value.reason == "unreachable"
     assert took < 3 + PROMPT
 
@@ -180,8 +180,8 @@ def test_records_come_in_order_with_their_times_and_fields(here: Locks) -> None:
         assert handler.entered.wait(10)
         time.sleep(1)
         handler.opened.set()
-        eventually(lambda: len(handler.said) >= 2, "both records")
-    told = [r for r in handler.said if r.lock_name == "a job"]  # type: ignore[attr-defined]
+        eventually(lambda: len(handler.records) >= 2, "both records")
+    told = [r for r in handler.records if r.lock_name == "a job"]  # type: ignore[attr-defined]
     assert [r.getMessage().partition(" (")[0] for r in told] == [
         "lock a job: lock acquired",
         "lock a job: lock released",
@@ -205,26 +205,26 @@ def test_records_beyond_the_capacity_are_dropped_and_counted(here: Locks) -> Non
                 pass
         handler.opened.set()
         told = eventually(
-            lambda: [r for r in handler.said if vars(r).get("lock_event") == "dropped"],
+            lambda: [r for r in handler.records if vars(r).get("lock_event") == "dropped"],
             "the notice",
         )
-        eventually(lambda: len(handler.said) > 10_000, "the others")
+        eventually(lambda: len(handler.records) > 10_000, "the others")
     (dropped,) = told
     assert dropped.levelno == logging.WARNING
-    assert len(handler.said) - 1 + vars(dropped)["lock_dropped"] == 2 * 5101
+    assert len(handler.records) - 1 + vars(dropped)["lock_dropped"] == 2 * 5101
 
 
 def test_a_handler_that_raises_costs_one_record(here: Locks, capfd: Any) -> None:
     class Raising(Blocking):
         def emit(self, record: logging.LogRecord) -> None:
-            self.said.append(record)
+            self.records.append(record)
             raise ZeroDivisionError
 
     handler = Raising()
     with logging_to(handler, logging.DEBUG):
         with here.lock("job"):
             pass
-        eventually(lambda: len(handler.said) >= 2, "both records")
+        eventually(lambda: len(handler.records) >= 2, "both records")
     eventually(lambda: "ZeroDivisionError" in capfd.readouterr().err, "it is told")
 
 
@@ -307,14 +307,14 @@ def test_a_long_wait_is_logged_with_the_holder(here: Locks) -> None:
         with pytest.raises(LockTimeout):
             in_thread(lambda: here.lock("job", timeout=11).__enter__())
 
-        def told() -> list[logging.LogRecord]:
-            return [r for r in handler.said if vars(r).get("lock_event") == "waiting"]
+        def waiting() -> list[logging.LogRecord]:
+            return [r for r in handler.records if vars(r).get("lock_event") == "waiting"]
 
-        (record,) = eventually(told, "the record")
+        (record,) = eventually(waiting, "the record")
     assert record.levelno == logging.INFO
-    said = record.getMessage()
-    assert said.startswith("still waiting for lock `job` after 10s, held by the first for ")
-    assert said.count("job") == 1
+    message = record.getMessage()
+    assert message.startswith("still waiting for lock `job` after 10s, held by the first for ")
+    assert message.count("job") == 1
     fields = vars(record)
     assert (fields["lock_name"], fields["lock_holder"]) == ("job", "the first")
     assert fields["lock_token"] == held.token
@@ -358,5 +358,5 @@ def test_a_forked_child_has_its_own_thread_for_records(run: Callable[..., Progra
         """,
     )
     assert program.wait(20) == 0, program.stderr
-    said = [program.line() for _ in range(5)]
-    assert sorted(map(str, said)) == ["child", "entered", "entered", "written", "written"]
+    lines = [program.line() for _ in range(5)]
+    assert sorted(map(str, lines)) == ["child", "entered", "entered", "written", "written"]

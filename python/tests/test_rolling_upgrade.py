@@ -8,129 +8,142 @@ from pathlib import Path
 
 import pytest
 
-from support import Holder, Lab, OldHolder, Program, connect_and_migrate, eventually, sql, tool
+from support import (
+    Holder,
+    LegacyHolder,
+    Program,
+    Servers,
+    connect_and_migrate,
+    eventually,
+    sql,
+    tool,
+)
 
-OURS = ["ours", "dblock", "rust"]
+CURRENT = ["python", "dblock", "rust"]
 Hold = Callable[[str, str], Holder]
 
 
 @pytest.fixture(scope="module", params=["postgres", "mariadb", "mysql"])
-def old_and_url(request: pytest.FixtureRequest, shared_lab: Lab) -> Iterator[tuple[OldHolder, str]]:
-    """0.5 on the table that its own migration made, and that ours has upgraded since."""
-    url = getattr(shared_lab, request.param).database()
-    old = OldHolder(url)
-    old.migrate()
+def legacy_and_url(
+    request: pytest.FixtureRequest, shared_servers: Servers
+) -> Iterator[tuple[LegacyHolder, str]]:
+    """Legacy on the table that its own migration made, upgraded by this package since."""
+    url = getattr(shared_servers, request.param).database()
+    legacy = LegacyHolder(url)
+    legacy.migrate()
     connect_and_migrate(url)
-    yield old, url
-    old.close()
+    yield legacy, url
+    legacy.close()
 
 
 @pytest.fixture
-def url(old_and_url: tuple[OldHolder, str]) -> str:
-    _, url = old_and_url
+def url(legacy_and_url: tuple[LegacyHolder, str]) -> str:
+    _, url = legacy_and_url
     sql(url, "DELETE FROM database_locks_lock")
     return url
 
 
 @pytest.fixture
-def old(old_and_url: tuple[OldHolder, str], url: str) -> OldHolder:
-    return old_and_url[0]
+def legacy(legacy_and_url: tuple[LegacyHolder, str], url: str) -> LegacyHolder:
+    return legacy_and_url[0]
 
 
-@pytest.mark.parametrize("kind", OURS)
-def test_our_waiter_gets_the_lock_after_the_release_of_legacy(
-    old: OldHolder, url: str, kind: str, hold: Hold
+@pytest.mark.parametrize("kind", CURRENT)
+def test_a_waiter_gets_the_lock_after_the_release_of_legacy(
+    legacy: LegacyHolder, url: str, kind: str, hold: Hold
 ) -> None:
-    ours = hold(kind, url)
-    old.hold("job", auto_renew=True)
-    ours.begin("job")
-    ours.silent(1.5)
-    assert old.is_held()
-    old.release()
-    ours.expect_held()
-    ours.release()
+    current = hold(kind, url)
+    legacy.hold("job", auto_renew=True)
+    current.begin("job")
+    current.silent(1.5)
+    assert legacy.is_held()
+    legacy.release()
+    current.expect_held()
+    current.release()
 
 
-@pytest.mark.parametrize("kind", OURS)
-def test_a_waiter_of_legacy_gets_the_lock_after_our_release(
-    old: OldHolder, url: str, kind: str, hold: Hold
+@pytest.mark.parametrize("kind", CURRENT)
+def test_a_waiter_of_legacy_gets_the_lock_after_a_release(
+    legacy: LegacyHolder, url: str, kind: str, hold: Hold
 ) -> None:
-    ours = hold(kind, url)
-    ours.hold("job")
-    old.begin("job")
-    old.silent(1.5)
-    ours.release()
-    old.expect_held()
-    old.release()
+    current = hold(kind, url)
+    current.hold("job")
+    legacy.begin("job")
+    legacy.silent(1.5)
+    current.release()
+    legacy.expect_held()
+    legacy.release()
 
 
-@pytest.mark.parametrize("kind", OURS)
-def test_our_waiter_takes_over_from_killed_legacy_only_after_its_lease(
+@pytest.mark.parametrize("kind", CURRENT)
+def test_a_waiter_takes_over_from_killed_legacy_only_after_its_lease(
     url: str, kind: str, hold: Hold
 ) -> None:
-    killed, ours = hold("old", url), hold(kind, url)
+    killed, current = hold("legacy", url), hold(kind, url)
     killed.hold("job", ttl=4)
     taken = time.monotonic()
     killed.kill()
-    ours.begin("job")
-    ours.expect_held()
-    # Its ttl counts from a moment before we were told.
+    current.begin("job")
+    current.expect_held()
+    # Its ttl counts from a moment before it printed that.
     assert time.monotonic() - taken > 3
-    ours.release()
+    current.release()
 
 
-@pytest.mark.parametrize("kind", OURS)
-def test_a_waiter_of_legacy_takes_over_from_our_killed_holder(
-    old: OldHolder, url: str, kind: str, hold: Hold
+@pytest.mark.parametrize("kind", CURRENT)
+def test_a_waiter_of_legacy_takes_over_from_a_killed_holder(
+    legacy: LegacyHolder, url: str, kind: str, hold: Hold
 ) -> None:
-    ours = hold(kind, url)
+    current = hold(kind, url)
     taken = time.monotonic()
-    ours.hold("job", ttl=4)
-    ours.kill()
-    old.begin("job")
-    old.expect_held()
+    current.hold("job", ttl=4)
+    current.kill()
+    legacy.begin("job")
+    legacy.expect_held()
     assert time.monotonic() - taken > 3.5
-    old.release()
+    legacy.release()
 
 
-@pytest.mark.parametrize("kind", OURS)
-def test_our_lease_is_renewed_while_legacy_polls(
-    old: OldHolder, url: str, kind: str, hold: Hold
+@pytest.mark.parametrize("kind", CURRENT)
+def test_a_lease_is_renewed_while_legacy_polls(
+    legacy: LegacyHolder, url: str, kind: str, hold: Hold
 ) -> None:
-    ours = hold(kind, url)
-    ours.hold("job", ttl=2)
-    old.begin("job", retry=0.05)
-    old.silent(6)
+    current = hold(kind, url)
+    current.hold("job", ttl=2)
+    legacy.begin("job", retry=0.05)
+    legacy.silent(6)
     if kind != "dblock":
-        assert ours.is_held()
-    ours.release()
-    old.expect_held()
-    old.release()
+        assert current.is_held()
+    current.release()
+    legacy.expect_held()
+    legacy.release()
 
 
-def test_the_lease_of_legacy_is_renewed_while_ours_waits(
-    old: OldHolder, url: str, hold: Hold
+def test_the_lease_of_legacy_is_renewed_while_a_client_waits(
+    legacy: LegacyHolder, url: str, hold: Hold
 ) -> None:
-    ours = hold("ours", url)
-    old.hold("job", ttl=3, lock_ttl_renew=2, auto_renew=True)
-    ours.begin("job")
-    ours.silent(6)
-    assert old.is_held()
-    old.release()
-    ours.expect_held()
-    ours.release()
+    current = hold("python", url)
+    legacy.hold("job", ttl=3, lock_ttl_renew=2, auto_renew=True)
+    current.begin("job")
+    current.silent(6)
+    assert legacy.is_held()
+    legacy.release()
+    current.expect_held()
+    current.release()
 
 
-def test_our_holder_notices_that_legacy_has_its_lock(old: OldHolder, url: str, hold: Hold) -> None:
-    ours = hold("ours", url)
-    ours.hold("job", ttl=2)
-    ours.freeze()
-    old.begin("job")
-    old.expect_held()
-    ours.thaw()
-    assert ours.expect("lost") in {"expired", "preempted"}
-    assert old.is_held()
-    old.release()
+def test_a_holder_notices_that_legacy_has_its_lock(
+    legacy: LegacyHolder, url: str, hold: Hold
+) -> None:
+    current = hold("python", url)
+    current.hold("job", ttl=2)
+    current.freeze()
+    legacy.begin("job")
+    legacy.expect_held()
+    current.thaw()
+    assert current.expect("lost") in {"expired", "preempted"}
+    assert legacy.is_held()
+    legacy.release()
 
 
 def test_many_processes_of_both_versions_exclude_each_other(
@@ -139,14 +152,14 @@ def test_many_processes_of_both_versions_exclude_each_other(
     number = tmp_path / "number"
     number.write_text("0")
     rounds = 25
-    crowd = [hold(kind, url) for kind in ("old", "old", "ours", "ours")]
-    rust = Program([tool("lock-taker"), "count", url, "job", str(rounds), str(number), "locked"])
+    holders = [hold(kind, url) for kind in ("legacy", "legacy", "python", "python")]
+    rust = Program([tool("test-holder"), "count", url, "job", str(rounds), str(number), "locked"])
     try:
         rust.expect("ready")
-        rust.tell("go")
-        for one in crowd:
+        rust.send("go")
+        for one in holders:
             one.count("job", rounds, number)
-        for one in crowd:
+        for one in holders:
             one.expect("counted", within=120)
         rust.expect("done", within=120)
     finally:
@@ -156,47 +169,47 @@ def test_many_processes_of_both_versions_exclude_each_other(
 
 @pytest.mark.parametrize("engine", ["postgres", "mariadb", "mysql"])
 def test_the_table_of_legacy_is_upgraded_while_legacy_writes(
-    engine: str, fresh_database: Callable[[str], str], hold: Callable[..., OldHolder]
+    engine: str, fresh_database: Callable[[str], str], hold: Callable[..., LegacyHolder]
 ) -> None:
     url = fresh_database(engine)
-    storming, holding = hold("old", url), hold("old", url)
-    storming.migrate()
+    contending, holding = hold("legacy", url), hold("legacy", url)
+    contending.migrate()
     holding.hold("held before", ttl=5, lock_ttl_renew=4, auto_renew=True)
-    storming.storm("storm")
+    contending.contend("contended")
 
     connect_and_migrate(url)
 
     # It still renews what it held, and still makes rows of new names in the table that has more
-    # columns now: the storm has had an error otherwise.
-    waiting = hold("ours", url)
+    # columns now: otherwise the contender would have failed.
+    waiting = hold("python", url)
     waiting.begin("held before")
     waiting.silent(6)
     assert holding.is_held()
     rows = "SELECT COUNT(*) FROM database_locks_lock"
     now = sql(url, rows)
-    eventually(lambda: sql(url, rows) > now, "0.5 makes new rows")
-    assert storming.calm() > 1
+    eventually(lambda: sql(url, rows) > now, "legacy makes new rows")
+    assert contending.stop_contending() > 1
     holding.release()
     waiting.expect_held()
     waiting.release()
 
 
-@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("kind", CURRENT)
 def test_names_used_by_legacy_get_growing_tokens(
-    old: OldHolder, url: str, kind: str, hold: Hold
+    legacy: LegacyHolder, url: str, kind: str, hold: Hold
 ) -> None:
-    """A row of 0.5 has no token; the first grant of ours begins at the time."""
-    old.hold("job")
-    old.release()
+    """A row of legacy has no token; the first grant after it begins at the clock."""
+    legacy.hold("job")
+    legacy.release()
     before = sql(url, "SELECT token FROM database_locks_lock WHERE name = 'job'")
     assert before == [(0,)]
     tokens = []
     for _ in range(2):
-        ours = hold(kind, url)
-        ours.begin("job")
-        tokens.append(int(ours.expect_held()))
-        ours.release()
-        old.hold("job")
-        old.release()
+        current = hold(kind, url)
+        current.begin("job")
+        tokens.append(int(current.expect_held()))
+        current.release()
+        legacy.hold("job")
+        legacy.release()
     assert tokens[0] > 1_700_000_000_000
     assert tokens[1] > tokens[0]

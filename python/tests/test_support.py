@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from support import Holder, Lab, eventually, sql
+from support import Holder, Servers, eventually, sql
 
 LOCK = "SELECT name, locked_by FROM database_locks_lock"
 
@@ -32,25 +32,27 @@ def test_a_holder_holds_and_releases(
 
 
 def test_a_frozen_server_answers_when_it_is_thawed(
-    lab: Lab, server_url: str, hold: Callable[..., Holder]
+    servers: Servers, server_url: str, hold: Callable[..., Holder]
 ) -> None:
-    with lab.of(server_url).frozen():
+    with servers.of(server_url).frozen():
         waiter = hold("rust", server_url)
         waiter.begin("a lock")
         waiter.silent(1)
     waiter.expect_held()
 
 
-def test_a_stopped_server_is_mended(lab: Lab, server_url: str) -> None:
-    lab.of(server_url).stop()
+def test_a_stopped_server_is_mended(servers: Servers, server_url: str) -> None:
+    servers.of(server_url).stop()
     with pytest.raises(Exception, match="onnect"):
         sql(server_url, LOCK)
-    lab.mend()
+    servers.mend()
     assert sql(server_url, LOCK) == []
 
 
-def test_a_proxy_counts_and_cuts(lab: Lab, server_url: str, hold: Callable[..., Holder]) -> None:
-    proxy = lab.proxy(server_url)
+def test_a_proxy_counts_and_cuts(
+    servers: Servers, server_url: str, hold: Callable[..., Holder]
+) -> None:
+    proxy = servers.proxy(server_url)
     holder = hold("rust", proxy.url)
     holder.hold("a lock")
     first = proxy.counts()["connections"]
@@ -61,7 +63,7 @@ def test_a_proxy_counts_and_cuts(lab: Lab, server_url: str, hold: Callable[..., 
 
 
 def test_the_old_holder_runs_legacy(server_url: str, hold: Callable[..., Holder]) -> None:
-    old = hold("old", server_url)
+    old = hold("legacy", server_url)
     old.hold("a lock")
     [(name, _)] = sql(server_url, LOCK)
     assert name == "a lock"

@@ -96,8 +96,8 @@ def test_a_build_without_rust_ends_in_a_clear_message(clean: Path) -> None:
 
 
 def test_a_rust_that_is_too_old_is_named(tmp_path: Path) -> None:
-    for name, said in (("cargo", "cargo 1.70.0"), ("rustc", "rustc 1.70.0 (90c541806)")):
-        (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}'\n")
+    for name, output in (("cargo", "cargo 1.70.0"), ("rustc", "rustc 1.70.0 (90c541806)")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{output}'\n")
         (tmp_path / name).chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-c", "import database_locks_build as b; b.build_wheel('.')"],

@@ -26,7 +26,7 @@ async fn send(id: u32) -> Result<u32, Error> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    // Where the environment names a database, this is not needed.
+    // Not needed if the environment names a database.
     if std::env::var_os("DATABASE_LOCKS_URL").is_none() {
         Locks::set_default(Locks::connect("memory:").await?);
     }
@@ -35,7 +35,7 @@ async fn main() -> Result<(), Error> {
     report().await?;
     let (one, two, one_again) = tokio::join!(send(1), send(2), send(1));
     assert_eq!((one?, two?, one_again?), (1, 2, 1));
-    // What is released in the background is done before the process ends.
+    // Waits for releases in the background before the process ends.
     Locks::get_default().await?.drain().await;
     Ok(())
 }

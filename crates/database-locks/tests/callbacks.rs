@@ -6,16 +6,12 @@ use std::time::Duration;
 
 use database_locks::blocking;
 use testkit::promise;
-use testkit::time::now;
+use testkit::time::{ms, now};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-const SOON: Duration = Duration::from_secs(20);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn locks(name: &str) -> blocking::Locks {
     blocking::Locks::connect(format!("memory:callbacks-{name}")).unwrap()
@@ -23,7 +19,7 @@ fn locks(name: &str) -> blocking::Locks {
 
 /// Renewed often, so that a release by force is noticed soon.
 fn held(locks: &blocking::Locks, name: &str) -> blocking::LockGuard {
-    let lock = locks.lock(name).ttl(SOON).renew_every(ms(50));
+    let lock = locks.lock(name).ttl(TIMEOUT).renew_every(ms(50));
     lock.acquire().unwrap()
 }
 
@@ -31,13 +27,13 @@ fn held(locks: &blocking::Locks, name: &str) -> blocking::LockGuard {
 fn a_blocking_guard_may_be_dropped_in_a_callback() {
     let locks = locks("dropped");
     let (guard, spare) = (held(&locks, "job"), held(&locks, "spare"));
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     guard.on_lost(move |_| {
         drop(spare);
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
     });
     locks.force_release("job").unwrap();
-    told.recv_timeout(SOON).unwrap();
+    receiver.recv_timeout(TIMEOUT).unwrap();
     let freed = locks.lock("spare").try_acquire().unwrap();
     assert!(freed.is_some(), "the drop waits for the release");
     promise("P17", "memory");
@@ -47,15 +43,15 @@ fn a_blocking_guard_may_be_dropped_in_a_callback() {
 fn a_callback_may_acquire_and_wait() {
     let locks = locks("acquires");
     let guard = held(&locks, "job");
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let again = locks.clone();
     guard.on_lost(move |_| {
-        let next = again.lock("job").wait(SOON).acquire().unwrap();
-        tell.send(next.token()).unwrap();
+        let next = again.lock("job").wait(TIMEOUT).acquire().unwrap();
+        sender.send(next.token()).unwrap();
         next.release().unwrap();
     });
     locks.force_release("job").unwrap();
-    assert!(told.recv_timeout(SOON).unwrap() > guard.token());
+    assert!(receiver.recv_timeout(TIMEOUT).unwrap() > guard.token());
 }
 
 #[test]
@@ -63,19 +59,19 @@ fn a_callback_may_acquire_and_wait() {
     clippy::disallowed_methods,
     reason = "the test has a thread of its own"
 )]
-fn a_callback_that_takes_its_time_costs_no_other_lease() {
+fn a_slow_callback_delays_no_renewal() {
     let locks = locks("slow");
     let guard = held(&locks, "job");
     let ttl = ms(6000);
     let short = locks.lock("short").ttl(ttl).acquire().unwrap();
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let (finish, finished) = mpsc::channel();
     guard.on_lost(move |_| {
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
         finished.recv().unwrap();
     });
     locks.force_release("job").unwrap();
-    told.recv_timeout(SOON).unwrap();
+    receiver.recv_timeout(TIMEOUT).unwrap();
     let began = now();
     while began.elapsed() < ttl + ms(2000) {
         assert!(short.is_held(), "lost after {:?}", began.elapsed());
@@ -86,14 +82,14 @@ fn a_callback_that_takes_its_time_costs_no_other_lease() {
 }
 
 #[test]
-fn a_callback_that_never_returns_keeps_no_other_from_running() {
+fn a_callback_that_never_returns_blocks_no_other_callback() {
     let locks = locks("stuck");
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let stuck: Vec<_> = (0..5)
         .map(|i| {
-            let (guard, tell) = (held(&locks, &format!("stuck {i}")), tell.clone());
+            let (guard, sender) = (held(&locks, &format!("stuck {i}")), sender.clone());
             guard.on_lost(move |_| {
-                tell.send(()).unwrap();
+                sender.send(()).unwrap();
                 loop {
                     std::thread::park();
                 }
@@ -103,15 +99,15 @@ fn a_callback_that_never_returns_keeps_no_other_from_running() {
         .collect();
     for guard in &stuck {
         locks.force_release(guard.name().as_str()).unwrap();
-        told.recv_timeout(SOON).unwrap();
+        receiver.recv_timeout(TIMEOUT).unwrap();
     }
     let guard = held(&locks, "job");
-    guard.on_lost(move |_| tell.send(()).unwrap());
+    guard.on_lost(move |_| sender.send(()).unwrap());
     locks.force_release("job").unwrap();
-    told.recv_timeout(SOON).unwrap();
+    receiver.recv_timeout(TIMEOUT).unwrap();
 }
 
-/// A subscriber that makes blocking calls on whichever thread logs a loss.
+/// A subscriber that makes blocking calls on the thread that logs a loss.
 struct Blocks;
 
 type Asks = Option<(blocking::Locks, blocking::LockGuard, mpsc::Sender<String>)>;
@@ -123,30 +119,30 @@ impl<S: Subscriber> Layer<S> for Blocks {
             return;
         }
         let asks = ASKS.try_lock().ok().and_then(|mut asks| asks.take());
-        if let Some((locks, spare, tell)) = asks {
+        if let Some((locks, spare, sender)) = asks {
             let refused = locks.lock("another").acquire().map(drop);
             drop(spare);
-            tell.send(refused.unwrap_err().to_string()).unwrap();
+            sender.send(refused.unwrap_err().to_string()).unwrap();
         }
     }
 }
 
 #[test]
-fn a_blocking_call_on_the_thread_that_renews_is_an_error_and_a_drop_goes_on_in_the_background() {
+fn a_blocking_call_on_the_background_thread_is_an_error_and_a_drop_releases_in_the_background() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| tracing_subscriber::registry().with(Blocks).init());
     let locks = locks("nested");
     let (guard, spare) = (held(&locks, "job"), held(&locks, "spare"));
-    let (tell, told) = mpsc::channel();
-    *ASKS.lock().unwrap() = Some((locks.clone(), spare, tell));
+    let (sender, receiver) = mpsc::channel();
+    *ASKS.lock().unwrap() = Some((locks.clone(), spare, sender));
     locks.force_release("job").unwrap();
-    let message = told.recv_timeout(SOON).unwrap();
+    let message = receiver.recv_timeout(TIMEOUT).unwrap();
     assert!(
         message.contains("must be made on another thread"),
         "{message}"
     );
     drop(guard);
-    let freed = locks.lock("spare").wait(SOON).acquire();
+    let freed = locks.lock("spare").wait(TIMEOUT).acquire();
     freed
         .expect("released in the background")
         .release()

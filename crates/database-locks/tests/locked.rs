@@ -21,11 +21,11 @@ fn blocking_locks(url: &str) -> blocking::Locks {
     blocking::Locks::connect(url).expect("connects")
 }
 
-async fn nap() {
+async fn short_sleep() {
     tokio::time::sleep(Duration::from_millis(30)).await;
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(panicked: Box<dyn std::any::Any + Send>) -> String {
     *panicked.downcast::<String>().expect("a text")
 }
@@ -35,7 +35,7 @@ fn message(panicked: Box<dyn std::any::Any + Send>) -> String {
 #[locked(name = format!("invoice {id}"), via = locks)]
 async fn most_at_once(locks: &Locks, id: u32, inside: &AtomicU32, most: &AtomicU32) {
     most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-    nap().await;
+    short_sleep().await;
     inside.fetch_sub(1, Ordering::SeqCst);
 }
 
@@ -72,7 +72,7 @@ fn a_name_is_by_default_that_of_module_and_function() {
     assert!(jobs::r#type(&locks).unwrap().is_some());
 }
 
-/// Who holds `job`, as anyone may read it.
+/// The holder of `job`, as any client may read it.
 async fn holds(locks: &Locks, name: &str) -> bool {
     let info = locks.show(name).await.expect("reads");
     info.is_some_and(|info| matches!(info.state, LockState::Held { .. }))
@@ -154,7 +154,7 @@ fn tried_blocking(locks: &blocking::Locks, fail: bool) -> Result<u32, Failure> {
 }
 
 #[tokio::test]
-async fn a_busy_lock_is_an_err_where_there_is_a_result() {
+async fn a_busy_lock_is_an_err_of_a_function_that_returns_a_result() {
     let locks = locks("memory:locked-busy").await;
     assert!(matches!(tried(&locks, false).await, Ok(7)));
     assert!(matches!(tried(&locks, true).await, Err(Failure::Own)));
@@ -164,7 +164,7 @@ async fn a_busy_lock_is_an_err_where_there_is_a_result() {
 }
 
 #[test]
-fn a_busy_lock_is_an_err_without_async_too() {
+fn a_busy_lock_is_an_err_of_a_blocking_function() {
     let locks = blocking_locks("memory:locked-busy-blocking");
     assert!(matches!(tried_blocking(&locks, false), Ok(7)));
     assert!(matches!(tried_blocking(&locks, true), Err(Failure::Own)));
@@ -185,7 +185,7 @@ fn unfallible_blocking(locks: Locks) {}
 async fn without_a_result_a_busy_lock_panics_with_the_whole_error() {
     let locks = locks("memory:locked-panics").await;
     assert_eq!(unfallible(locks.clone()).await, None);
-    let other = locks.lock("job").holder("somebody");
+    let other = locks.lock("job").holder("another");
     let _guard = other.acquire().await.unwrap();
     let calls = [
         tokio::spawn(unfallible(locks.clone())).await.map(drop),
@@ -193,7 +193,7 @@ async fn without_a_result_a_busy_lock_panics_with_the_whole_error() {
     ];
     for call in calls {
         let message = message(call.expect_err("panics").into_panic());
-        assert!(message.contains("held by somebody"), "{message}");
+        assert!(message.contains("held by another"), "{message}");
         assert!(message.contains("returns no `Result`"), "{message}");
     }
 }
@@ -212,7 +212,7 @@ fn of_the_standard_library_blocking(locks: &blocking::Locks) -> io::Result<u32> 
 }
 
 #[tokio::test]
-async fn an_io_result_has_the_error_of_the_lock_within() {
+async fn an_io_error_wraps_the_error_of_the_lock() {
     let locks = locks("memory:locked-io").await;
     assert_eq!(of_the_standard_library(&locks, false).await.unwrap(), 7);
     let own = of_the_standard_library(&locks, true).await.unwrap_err();
@@ -238,7 +238,7 @@ async fn of_a_long_name(locks: &Locks) -> Result<(), Error> {
 }
 
 #[tokio::test]
-async fn a_name_that_is_too_long_is_told_when_it_is_known() {
+async fn a_name_that_is_too_long_is_an_error_of_the_call() {
     let refused = of_a_long_name(&locks("memory:locked-long").await).await;
     assert!(matches!(
         refused,
@@ -263,7 +263,7 @@ async fn a_future_is_stopped_when_its_lock_is_lost() {
     let started = AtomicBool::new(false);
     let stopped = async {
         while !started.load(Ordering::SeqCst) {
-            nap().await;
+            short_sleep().await;
         }
         locks.force_release("job").await.expect("frees it");
     };
@@ -273,23 +273,26 @@ async fn a_future_is_stopped_when_its_lock_is_lost() {
 }
 
 #[locked("job", via = locks)]
-fn robbed(locks: &blocking::Locks, ended: &AtomicBool) -> Result<u32, Error> {
+fn loses_its_lock(locks: &blocking::Locks, ended: &AtomicBool) -> Result<u32, Error> {
     locks.force_release("job")?;
     ended.store(true, Ordering::SeqCst);
     Ok(7)
 }
 
 #[test]
-fn a_function_that_cannot_be_stopped_is_told_when_it_has_ended() {
+fn a_blocking_function_returns_the_loss_when_it_has_ended() {
     let locks = blocking_locks("memory:locked-robbed");
     let ended = AtomicBool::new(false);
-    assert!(matches!(robbed(&locks, &ended), Err(Error::Lost { .. })));
+    assert!(matches!(
+        loses_its_lock(&locks, &ended),
+        Err(Error::Lost { .. })
+    ));
     assert!(ended.into_inner());
 }
 
 #[locked("job", via = locks)]
 async fn panicking(locks: Locks) {
-    nap().await;
+    short_sleep().await;
     panic!("in the body");
 }
 
@@ -301,17 +304,17 @@ fn panicking_blocking(locks: Locks) {
 #[tokio::test]
 async fn a_panic_in_the_body_frees_the_lock() {
     let locks = locks("memory:locked-freed").await;
-    let soon = locks.lock("job").wait(Duration::from_secs(10));
+    let in_time = locks.lock("job").wait(Duration::from_secs(10));
     assert!(
         tokio::spawn(panicking(locks.clone()))
             .await
             .unwrap_err()
             .is_panic()
     );
-    soon.acquire().await.unwrap().release().await.unwrap();
+    in_time.acquire().await.unwrap().release().await.unwrap();
     let call = tokio::task::spawn_blocking(move || panicking_blocking(locks));
     assert!(call.await.unwrap_err().is_panic());
-    soon.acquire().await.unwrap().release().await.unwrap();
+    in_time.acquire().await.unwrap().release().await.unwrap();
 }
 
 #[tokio::test]
@@ -323,8 +326,8 @@ async fn a_future_that_is_dropped_frees_the_lock() {
         let until = tokio::time::timeout(Duration::from_millis(100), &mut call);
         assert!(until.await.is_err() && started.load(Ordering::SeqCst));
     }
-    let soon = locks.lock("job").wait(Duration::from_secs(10));
-    soon.acquire().await.unwrap().release().await.unwrap();
+    let in_time = locks.lock("job").wait(Duration::from_secs(10));
+    in_time.acquire().await.unwrap().release().await.unwrap();
 }
 
 // --- they stay the functions that they were
@@ -368,7 +371,7 @@ impl Shop {
 }
 
 #[tokio::test]
-async fn methods_borrow_as_they_did() {
+async fn locked_methods_may_borrow() {
     let locks = locks("memory:locked-methods").await;
     let shelves = vec![1, 2];
     let mut shop = Shop { locks, shelves };
@@ -619,7 +622,7 @@ async fn with_pairs(locks: &Locks, pairs: Vec<(&str, u32)>) -> LockInfo {
 use database_locks as core_by_another_name;
 
 #[tokio::test]
-async fn all_arguments_may_use_those_of_the_function_which_keeps_them() {
+async fn macro_arguments_may_use_function_parameters_without_consuming_them() {
     let locks = Arc::new(locks("memory:locked-all").await);
     let (name, who) = ("job".to_owned(), "me".to_owned());
     let call = with_everything(name, locks, Duration::ZERO, false, who, 1);
@@ -640,7 +643,7 @@ fn sendable<F: Future + Send>(future: F) -> F {
 }
 
 #[tokio::test]
-async fn the_future_is_send_where_the_body_is() {
+async fn the_future_is_send_if_the_body_is() {
     let locks = locks("memory:locked-send").await;
     let boxed: Box<dyn Future<Output = _> + Send> = Box::new(sendable(tried(&locks, false)));
     assert!(Box::into_pin(boxed).await.is_ok());
@@ -649,6 +652,6 @@ async fn the_future_is_send_where_the_body_is() {
 
 #[locked(name = Rc::new(String::from("rc")).as_str(), via = locks)]
 async fn not_send(locks: &Locks, of: Rc<u32>) -> Rc<u32> {
-    nap().await;
+    short_sleep().await;
     Rc::new(*of + 1)
 }

@@ -11,7 +11,7 @@ const FILE: &str = "DATABASE_LOCKS_URL_FILE";
 const TABLE: &str = "DATABASE_LOCKS_TABLE";
 const CHILD: &str = "DBLOCK_TEST_CHILD";
 
-/// Run `body` in a child, with this in its environment; `test` is the name of the test.
+/// Runs `body` in a child, with this in its environment; `test` is the name of the test.
 fn in_child(test: &str, url: Option<&str>, body: fn()) {
     in_child_with(test, url, &[], body);
 }
@@ -60,12 +60,12 @@ fn is_busy(answer: Result<(), Error>) -> bool {
 }
 
 #[test]
-fn without_a_database_both_ways_to_give_one_are_named() {
+fn the_error_without_a_database_names_both_ways_to_set_one() {
     in_child(
-        "without_a_database_both_ways_to_give_one_are_named",
+        "the_error_without_a_database_names_both_ways_to_set_one",
         None,
         || {
-            let told = |error: Error| {
+            let check = |error: Error| {
                 let all = error.chain();
                 assert!(matches!(error, Error::Config { .. }), "{all}");
                 assert!(
@@ -73,8 +73,8 @@ fn without_a_database_both_ways_to_give_one_are_named() {
                     "{all}"
                 );
             };
-            told(block_on(job()).unwrap_err());
-            told(blocking_job().unwrap_err());
+            check(block_on(job()).unwrap_err());
+            check(blocking_job().unwrap_err());
             let panicked = std::panic::catch_unwind(unfallible_job).unwrap_err();
             let message = panicked.downcast::<String>().expect("a text");
             assert!(message.contains("Locks::set_default"), "{message}");
@@ -105,9 +105,9 @@ fn the_environment_names_the_database() {
 }
 
 #[test]
-fn what_is_set_comes_before_the_environment() {
+fn set_default_takes_precedence_over_the_environment() {
     in_child(
-        "what_is_set_comes_before_the_environment",
+        "set_default_takes_precedence_over_the_environment",
         Some("memory:env"),
         || {
             let set = blocking::Locks::connect("memory:set").unwrap();
@@ -123,20 +123,16 @@ fn what_is_set_comes_before_the_environment() {
 
 #[test]
 #[cfg(feature = "sqlite")]
-fn a_first_connect_that_failed_is_not_remembered() {
+fn a_failed_first_connect_is_repeated() {
     let folder = tempfile::tempdir().expect("is made");
     let url = format!("sqlite://{}/later/locks.sqlite3", folder.path().display());
-    in_child(
-        "a_first_connect_that_failed_is_not_remembered",
-        Some(&url),
-        || {
-            assert!(blocking_job().is_err());
-            let file = std::env::var(URL).unwrap();
-            let file = std::path::Path::new(file.strip_prefix("sqlite://").unwrap());
-            std::fs::create_dir(file.parent().unwrap()).unwrap();
-            blocking_job().unwrap();
-        },
-    );
+    in_child("a_failed_first_connect_is_repeated", Some(&url), || {
+        assert!(blocking_job().is_err());
+        let file = std::env::var(URL).unwrap();
+        let file = std::path::Path::new(file.strip_prefix("sqlite://").unwrap());
+        std::fs::create_dir(file.parent().unwrap()).unwrap();
+        blocking_job().unwrap();
+    });
 }
 
 #[test]
@@ -205,7 +201,7 @@ async fn import(locks: &Locks, again: bool) -> Result<(), Error> {
 
 #[test]
 #[cfg(feature = "sqlite")]
-fn the_same_holder_goes_on_at_once_after_a_crash() {
+fn the_same_holder_takes_over_at_once_after_a_crash() {
     if std::env::var_os(CHILD).is_some() {
         let locks = block_on(Locks::get_default()).unwrap();
         let lock = locks.lock("importer").holder("importer of node 7");
@@ -215,7 +211,10 @@ fn the_same_holder_goes_on_at_once_after_a_crash() {
     let folder = tempfile::tempdir().expect("is made");
     let url = format!("sqlite://{}/locks.sqlite3", folder.path().display());
     let mut child = Command::new(std::env::current_exe().expect("is known"));
-    child.args(["the_same_holder_goes_on_at_once_after_a_crash", "--exact"]);
+    child.args([
+        "the_same_holder_takes_over_at_once_after_a_crash",
+        "--exact",
+    ]);
     let output = child.env(CHILD, "1").env(URL, &url).output();
     assert!(!output.expect("starts").status.success());
     block_on(async {

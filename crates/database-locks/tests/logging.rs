@@ -115,7 +115,7 @@ async fn until(what: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn a_quiet_life_is_told_at_debug_with_its_fields() {
+async fn acquire_renewal_and_release_are_logged_at_debug_with_their_fields() {
     capture();
     let locks = Locks::connect("memory:quiet").await.unwrap();
     let lock = locks.lock("quiet").holder("me").ttl(ms(200));
@@ -157,33 +157,34 @@ async fn a_quiet_life_is_told_at_debug_with_its_fields() {
         assert_eq!(closed(span).get("lock.holder"), "me");
     }
     assert!(!closed("acquire").get("lock.waited_ms").is_empty());
-    // Three lines and two spans: renewals that get through are not told.
+    // Three lines and two spans: renewals that succeed are not logged.
     assert_eq!(lines.len(), 5, "{lines:#?}");
 }
 
 #[tokio::test]
-async fn a_waiter_names_each_holder_once() {
+async fn a_waiter_logs_each_holder_once() {
     capture();
     let locks = Locks::connect("memory:waiter").await.unwrap();
     let take = async |holder: &str| locks.lock("waiter").holder(holder).acquire().await.unwrap();
     let first = take("first").await;
     let others = Locks::connect("memory:waiter").await.unwrap();
     let waiter = tokio::spawn(async move { others.lock("waiter").holder("last").acquire().await });
-    let told = |who: &str| {
+    let logged = |who: &str| {
         let all = lines("waiter");
-        let told = all
+        let logged = all
             .iter()
             .filter(|l| l.says("waiting") && l.get("lock.holder") == who);
-        told.map(|line| assert_eq!(line.level, Level::DEBUG))
+        logged
+            .map(|line| assert_eq!(line.level, Level::DEBUG))
             .count()
     };
-    until(|| told("first") == 1).await;
-    // Many looks later.
+    until(|| logged("first") == 1).await;
+    // Many polls later.
     tokio::time::sleep(ms(400)).await;
-    assert_eq!(told("first"), 1);
+    assert_eq!(logged("first"), 1);
     first.release().await.unwrap();
     waiter.await.unwrap().unwrap().release().await.unwrap();
-    assert_eq!((told("first"), told("last")), (1, 0));
+    assert_eq!((logged("first"), logged("last")), (1, 0));
 }
 
 #[tokio::test]
@@ -204,12 +205,12 @@ async fn a_loss_is_a_warning_with_its_reason() {
     );
     assert_eq!(lost[0].get("lock.lost_reason"), "forced");
     assert!(lost[0].get("lock.held_ms").parse::<u64>().is_ok());
-    assert_eq!(lost[0].get("lock.now_holder"), "", "nobody has it");
+    assert_eq!(lost[0].get("lock.now_holder"), "", "it is free");
     assert_eq!(lost[0].get("lock.token"), guard.token().to_string());
 }
 
 #[tokio::test]
-async fn a_loss_to_somebody_else_names_him() {
+async fn a_loss_to_another_client_names_the_new_holder() {
     capture();
     let locks = Locks::connect("memory:robbed").await.unwrap();
     let lock = locks.lock("robbed").ttl(Duration::from_secs(300));
@@ -227,9 +228,9 @@ async fn a_loss_to_somebody_else_names_him() {
     next.release().await.unwrap();
 }
 
-/// A database that is away is told once, and again when it is back; not with each of the tries.
+/// An unreachable database is logged once, and once when it is back; not for each attempt.
 #[tokio::test]
-async fn an_outage_is_two_lines() {
+async fn an_outage_is_logged_in_two_lines() {
     capture();
     let dir = tempfile::tempdir().unwrap();
     let (there, away) = (dir.path().join("there"), dir.path().join("away"));
@@ -267,13 +268,13 @@ async fn an_outage_is_two_lines() {
 
 /// Twenty waits for a database that is away are one warning, and the end of the outage is one line.
 #[tokio::test]
-async fn waits_for_a_database_that_is_away_are_told_once() {
-    let Some(lab) = testkit::Lab::postgres() else {
+async fn waits_for_an_unreachable_database_are_logged_once() {
+    let Some(db) = testkit::TestDb::postgres() else {
         return;
     };
     capture();
-    let proxy = testkit::Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+    let proxy = testkit::Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
     proxy.refuse(true);
     proxy.cut();
     let waits: Vec<_> = (0..20)
@@ -282,14 +283,14 @@ async fn waits_for_a_database_that_is_away_are_told_once() {
             tokio::spawn(async move { lock.acquire().await })
         })
         .collect();
-    let told = |event: &str| {
+    let logged = |event: &str| {
         let all = LINES.lock().unwrap();
         let fits = |line: &&Line| line.get("event") == event;
         all.iter().filter(fits).cloned().collect::<Vec<_>>()
     };
-    until(|| !told("unavailable").is_empty()).await;
+    until(|| !logged("unavailable").is_empty()).await;
     tokio::time::sleep(ms(1_000)).await;
-    let warnings = told("unavailable");
+    let warnings = logged("unavailable");
     assert_eq!(
         (warnings.len(), warnings[0].level),
         (1, Level::WARN),
@@ -300,14 +301,14 @@ async fn waits_for_a_database_that_is_away_are_told_once() {
     for wait in waits {
         drop(wait.await.unwrap().unwrap());
     }
-    let over = told("available");
+    let over = logged("available");
     assert_eq!((over.len(), over[0].level), (1, Level::INFO), "{over:#?}");
 }
 
-/// After ten seconds, once for the waiters of a process, with the holder and for how long it has
-/// had it.
+/// After ten seconds, once for the waiters of a process, with the holder and how long it has held
+/// the lock.
 #[tokio::test]
-async fn a_wait_that_lasts_is_told_with_the_holder() {
+async fn a_long_wait_is_logged_with_the_holder() {
     capture();
     let locks = Locks::connect("memory:lasts").await.unwrap();
     let others = Locks::connect("memory:lasts").await.unwrap();
@@ -318,28 +319,33 @@ async fn a_wait_that_lasts_is_told_with_the_holder() {
             tokio::spawn(async move { lock.acquire().await?.release().await })
         })
         .collect();
-    let told = || {
-        let told = lines("lasts").into_iter();
-        told.filter(|line| line.get("event") == "waiting")
+    let logged = || {
+        let logged = lines("lasts").into_iter();
+        logged
+            .filter(|line| line.get("event") == "waiting")
             .collect::<Vec<_>>()
     };
-    until(|| !told().is_empty()).await;
+    until(|| !logged().is_empty()).await;
     // The same is due for each of the others by now.
     tokio::time::sleep(ms(1_000)).await;
     guard.release().await.unwrap();
     for wait in waits {
         wait.await.unwrap().unwrap();
     }
-    let told = told();
-    assert_eq!((told.len(), told[0].level), (1, Level::INFO), "{told:#?}");
-    // On a busy machine it may be told a little later than after ten seconds.
-    let waited = |field| told[0].get(field).parse::<u64>().unwrap();
-    assert!(waited("lock.waited_ms") >= 10_000, "{told:#?}");
-    assert!(waited("lock.held_ms") >= 10_000, "{told:#?}");
-    assert!(
-        told[0].says("still waiting for lock `lasts` after 1")
-            && told[0].says("s, held by first for 1"),
-        "{told:#?}"
+    let logged = logged();
+    assert_eq!(
+        (logged.len(), logged[0].level),
+        (1, Level::INFO),
+        "{logged:#?}"
     );
-    assert_eq!(told[0].get("lock.holder"), "first");
+    // On a busy machine it may be logged a little later than after ten seconds.
+    let waited = |field| logged[0].get(field).parse::<u64>().unwrap();
+    assert!(waited("lock.waited_ms") >= 10_000, "{logged:#?}");
+    assert!(waited("lock.held_ms") >= 10_000, "{logged:#?}");
+    assert!(
+        logged[0].says("still waiting for lock `lasts` after 1")
+            && logged[0].says("s, held by first for 1"),
+        "{logged:#?}"
+    );
+    assert_eq!(logged[0].get("lock.holder"), "first");
 }

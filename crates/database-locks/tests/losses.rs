@@ -1,4 +1,5 @@
-//! Who is told of a loss, and that whoever is told may do as he likes.
+//! Delivery of losses: to callbacks and subscribers, which may call the library, drop guards and
+//! panic.
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
@@ -8,26 +9,22 @@ use std::sync::{Arc, Mutex, Once, mpsc};
 use std::time::Duration;
 
 use database_locks::{Error, LockGuard, Locks, LostReason};
-use testkit::time::now;
-use testkit::{Lab, lab_tests, promise};
+use testkit::time::{ms, now};
+use testkit::{TestDb, db_tests, promise};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
-}
-
-/// Wait for what a callback says, without blocking the test's runtime.
-async fn heard<T: Send + 'static>(losses: mpsc::Receiver<T>) -> T {
-    tokio::task::spawn_blocking(move || losses.recv_timeout(SOON).expect("in time"))
+/// Waits for what a callback sends, without blocking the test's runtime.
+async fn receive<T: Send + 'static>(losses: mpsc::Receiver<T>) -> T {
+    tokio::task::spawn_blocking(move || losses.recv_timeout(TIMEOUT).expect("in time"))
         .await
         .unwrap()
 }
@@ -35,92 +32,95 @@ async fn heard<T: Send + 'static>(losses: mpsc::Receiver<T>) -> T {
 /// Renewed often, so that a release by force is noticed soon.
 async fn held(locks: &Locks, name: &str) -> LockGuard {
     let lock = locks.lock(name).ttl(Duration::from_secs(20));
-    soon(lock.renew_every(ms(50)).acquire()).await.unwrap()
+    in_time(lock.renew_every(ms(50)).acquire()).await.unwrap()
 }
 
 /// The scheduler is there, and does its work: a loss is noticed.
 async fn losses_are_still_noticed(locks: &Locks) {
     let guard = held(locks, "another").await;
-    soon(locks.force_release("another")).await.unwrap();
-    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Forced);
+    in_time(locks.force_release("another")).await.unwrap();
+    assert_eq!(in_time(guard.lost()).await.reason(), LostReason::Forced);
 }
 
-async fn on_lost_is_called_once_and_in_the_background(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn on_lost_is_called_once_and_in_the_background(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = held(&locks, "job").await;
-    let (tell, losses) = mpsc::channel();
+    let (sender, losses) = mpsc::channel();
     for call in 0..3 {
-        let tell = tell.clone();
+        let sender = sender.clone();
         guard.on_lost(move |loss| {
             let thread = std::thread::current().name().map(str::to_owned);
-            tell.send((call, loss.reason(), thread)).unwrap();
+            sender.send((call, loss.reason(), thread)).unwrap();
         });
     }
-    drop(tell);
+    drop(sender);
     locks.force_release("job").await.unwrap();
     let all = tokio::task::spawn_blocking(move || losses.iter().collect::<Vec<_>>());
-    let all = soon(all).await.unwrap();
+    let all = in_time(all).await.unwrap();
     for (i, (call, reason, thread)) in all.iter().enumerate() {
         assert_eq!((*call, *reason), (i, LostReason::Forced));
         assert_eq!(thread.as_deref(), Some("locks-callbacks"));
     }
     assert_eq!(all.len(), 3);
     assert!(!guard.is_held());
-    promise("P4", lab.engine);
+    promise("P4", db.engine);
 }
 
-async fn on_lost_is_called_at_once_when_it_is_lost_already(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn on_lost_is_called_at_once_for_a_lock_that_is_already_lost(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = held(&locks, "job").await;
     locks.force_release("job").await.unwrap();
-    soon(guard.lost()).await;
-    let (tell, losses) = mpsc::channel();
+    in_time(guard.lost()).await;
+    let (sender, losses) = mpsc::channel();
     let here = std::thread::current().id();
     guard.on_lost(move |loss| {
-        tell.send((loss.reason(), std::thread::current().id()))
+        sender
+            .send((loss.reason(), std::thread::current().id()))
             .unwrap();
     });
     assert_eq!(losses.try_recv().unwrap(), (LostReason::Forced, here));
 }
 
-/// A caller that finds out by itself tells it in the background too.
-async fn a_loss_that_check_finds_is_told(lab: &Lab) {
-    let locks = lab.locks().await;
-    let guard = soon(locks.lock("job").ttl(SOON).acquire()).await.unwrap();
-    let (tell, losses) = mpsc::channel();
+/// A caller that finds a loss by `check` has it delivered in the background too.
+async fn a_loss_found_by_check_is_delivered_to_callbacks(db: &TestDb) {
+    let locks = db.locks().await;
+    let guard = in_time(locks.lock("job").ttl(TIMEOUT).acquire())
+        .await
+        .unwrap();
+    let (sender, losses) = mpsc::channel();
     guard.on_lost(move |loss| {
         let thread = std::thread::current().name().map(str::to_owned);
-        tell.send((loss.reason(), thread)).unwrap();
+        sender.send((loss.reason(), thread)).unwrap();
     });
     locks.force_release("job").await.unwrap();
     guard.check().await.unwrap_err();
-    let (reason, thread) = heard(losses).await;
+    let (reason, thread) = receive(losses).await;
     assert_eq!(reason, LostReason::Forced);
     assert_eq!(thread.as_deref(), Some("locks-callbacks"));
 }
 
-/// Whoever is told, told the same: why, since when, and who has it now.
-async fn a_loss_names_who_has_it_now(lab: &Lab) {
-    let (locks, others) = (lab.locks().await, lab.locks().await);
+/// All receivers get the same: why, since when, and the new holder.
+async fn a_loss_names_the_new_holder(db: &TestDb) {
+    let (locks, others) = (db.locks().await, db.locks().await);
     for by_release in [false, true] {
         let began = now();
-        // Renewed so late that it is we who find it out.
+        // Renewed so late that `check` finds the loss first.
         let lock = locks.lock("job").ttl(ms(300_000));
-        let guard = soon(lock.acquire()).await.unwrap();
+        let guard = in_time(lock.acquire()).await.unwrap();
         assert_eq!(guard.loss(), None);
-        let (tell, losses) = mpsc::channel();
+        let (sender, losses) = mpsc::channel();
         if !by_release {
-            guard.on_lost(move |loss| tell.send(loss).unwrap());
+            guard.on_lost(move |loss| sender.send(loss).unwrap());
         }
-        soon(others.force_release("job")).await.unwrap();
+        in_time(others.force_release("job")).await.unwrap();
         let lock = others.lock("job").holder("the successor");
-        let next = soon(lock.acquire()).await.unwrap();
+        let next = in_time(lock.acquire()).await.unwrap();
 
         let error = if by_release {
-            soon(guard.release()).await.unwrap_err()
+            in_time(guard.release()).await.unwrap_err()
         } else {
-            let error = soon(guard.check()).await.unwrap_err();
-            assert_eq!(guard.loss(), Some(heard(losses).await));
+            let error = in_time(guard.check()).await.unwrap_err();
+            assert_eq!(guard.loss(), Some(receive(losses).await));
             error
         };
         let words = error.to_string();
@@ -133,7 +133,7 @@ async fn a_loss_names_who_has_it_now(lab: &Lab) {
         let by = loss.now_held_by().unwrap();
         assert_eq!(by.holder.as_deref(), Some("the successor"));
         assert_eq!(by.token, Some(next.token()));
-        assert!(by.held_for.is_some_and(|age| age < SOON), "{by}");
+        assert!(by.held_for.is_some_and(|age| age < TIMEOUT), "{by}");
         for part in [
             "lock `job` lost ",
             " after ",
@@ -142,16 +142,16 @@ async fn a_loss_names_who_has_it_now(lab: &Lab) {
         ] {
             assert!(words.contains(part), "{part:?} in {words}");
         }
-        soon(next.release()).await.unwrap();
+        in_time(next.release()).await.unwrap();
     }
-    promise("P6", lab.engine);
+    promise("P6", db.engine);
 }
 
-async fn a_release_by_force_names_nobody(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_loss_by_force_names_no_new_holder(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = held(&locks, "job").await;
     locks.force_release("job").await.unwrap();
-    soon(guard.lost()).await;
+    in_time(guard.lost()).await;
     let loss = guard.loss().unwrap();
     assert_eq!(
         (loss.reason(), loss.now_held_by()),
@@ -160,13 +160,13 @@ async fn a_release_by_force_names_nobody(lab: &Lab) {
     assert!(loss.to_string().ends_with(": released by force"), "{loss}");
 }
 
-/// The answer to nothing: when trust ends nobody has said who has it.
-async fn a_loss_that_nobody_answered_tells_since_when(lab: &Lab) {
-    let locks = lab.locks().await;
+/// Without an answer the loss names no new holder: trust ended by the clock alone.
+async fn a_loss_without_an_answer_says_since_when(db: &TestDb) {
+    let locks = db.locks().await;
     let lock = locks.lock("job").ttl(ms(1000)).auto_renew(false);
-    let guard = soon(lock.acquire()).await.unwrap();
-    soon(guard.lost()).await;
-    let next = soon(locks.lock("job").acquire()).await.unwrap();
+    let guard = in_time(lock.acquire()).await.unwrap();
+    in_time(guard.lost()).await;
+    let next = in_time(locks.lock("job").acquire()).await.unwrap();
     tokio::time::sleep(ms(1100)).await;
     let loss = guard.loss().unwrap();
     assert_eq!(
@@ -183,8 +183,8 @@ async fn a_loss_that_nobody_answered_tells_since_when(lab: &Lab) {
     next.release().await.unwrap();
 }
 
-async fn on_lost_is_dropped_with_a_release(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn on_lost_is_dropped_with_a_release(db: &TestDb) {
+    let locks = db.locks().await;
     let called = Arc::new(AtomicUsize::new(0));
     let listen = |guard: &LockGuard| {
         let called = Arc::clone(&called);
@@ -201,7 +201,7 @@ async fn on_lost_is_dropped_with_a_release(lab: &Lab) {
     listen(&guard);
     let ticket = guard.into_ticket().unwrap();
     assert_eq!(Arc::strong_count(&called), 1);
-    soon(locks.release(&ticket)).await.unwrap();
+    in_time(locks.release(&ticket)).await.unwrap();
 
     let guard = held(&locks, "dropped").await;
     listen(&guard);
@@ -209,26 +209,28 @@ async fn on_lost_is_dropped_with_a_release(lab: &Lab) {
     assert_eq!(Arc::strong_count(&called), 1);
 
     // A loss that the release is the first to find: its error says so.
-    let guard = soon(locks.lock("gone").ttl(SOON).acquire()).await.unwrap();
+    let guard = in_time(locks.lock("gone").ttl(TIMEOUT).acquire())
+        .await
+        .unwrap();
     listen(&guard);
     locks.force_release("gone").await.unwrap();
     guard.release().await.unwrap_err();
-    soon(locks.drain()).await;
+    in_time(locks.drain()).await;
     assert_eq!(called.load(Ordering::SeqCst), 0);
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
 /// What is called may use the library, drop guards, and panic.
-async fn whatever_is_called_ends_no_renewal(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_callback_that_panics_or_calls_the_library_ends_no_renewal(db: &TestDb) {
+    let locks = db.locks().await;
     let (guard, spare) = (held(&locks, "job").await, held(&locks, "spare").await);
-    let (tell, losses) = mpsc::channel();
+    let (sender, losses) = mpsc::channel();
     guard.on_lost(|_| panic!("on purpose"));
     let again = locks.clone();
     guard.on_lost(move |_| {
         drop(spare);
         drop(again.lock("never polled").acquire());
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
     });
     struct Dropped(Option<LockGuard>);
     impl Drop for Dropped {
@@ -241,26 +243,26 @@ async fn whatever_is_called_ends_no_renewal(lab: &Lab) {
     let other = held(&locks, "other").await;
     other.on_lost(move |_| drop(kept));
     drop(other);
-    soon(locks.force_release("job")).await.unwrap();
-    heard(losses).await;
+    in_time(locks.force_release("job")).await.unwrap();
+    receive(losses).await;
     losses_are_still_noticed(&locks).await;
     for name in ["spare", "kept"] {
-        let freed = locks.lock(name).wait(SOON).acquire().await;
+        let freed = locks.lock(name).wait(TIMEOUT).acquire().await;
         freed.expect("freed").release().await.unwrap();
     }
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
-async fn the_blocking_face_listens_too(lab: &Lab) {
-    let (url, locks) = (lab.url.clone(), lab.locks().await);
+async fn the_blocking_api_has_on_lost_too(db: &TestDb) {
+    let (url, locks) = (db.url.clone(), db.locks().await);
     let work = move || {
         let blocking = database_locks::blocking::Locks::connect(&url).unwrap();
-        let lock = blocking.lock("job").ttl(SOON).renew_every(ms(50));
+        let lock = blocking.lock("job").ttl(TIMEOUT).renew_every(ms(50));
         let guard = lock.acquire().unwrap();
-        let (tell, losses) = mpsc::channel();
-        guard.on_lost(move |loss| tell.send(loss.reason()).unwrap());
+        let (sender, losses) = mpsc::channel();
+        guard.on_lost(move |loss| sender.send(loss.reason()).unwrap());
         blocking.force_release("job").unwrap();
-        assert_eq!(losses.recv_timeout(SOON).unwrap(), LostReason::Forced);
+        assert_eq!(losses.recv_timeout(TIMEOUT).unwrap(), LostReason::Forced);
     };
     tokio::task::spawn_blocking(work).await.unwrap();
     drop(locks);
@@ -268,25 +270,25 @@ async fn the_blocking_face_listens_too(lab: &Lab) {
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
+        db_tests!($engine:
             on_lost_is_called_once_and_in_the_background,
-            on_lost_is_called_at_once_when_it_is_lost_already,
-            a_loss_that_check_finds_is_told,
-            a_loss_names_who_has_it_now,
-            a_release_by_force_names_nobody,
-            a_loss_that_nobody_answered_tells_since_when,
+            on_lost_is_called_at_once_for_a_lock_that_is_already_lost,
+            a_loss_found_by_check_is_delivered_to_callbacks,
+            a_loss_names_the_new_holder,
+            a_loss_by_force_names_no_new_holder,
+            a_loss_without_an_answer_says_since_when,
             on_lost_is_dropped_with_a_release,
-            whatever_is_called_ends_no_renewal,
-            the_blocking_face_listens_too,
+            a_callback_that_panics_or_calls_the_library_ends_no_renewal,
+            the_blocking_api_has_on_lost_too,
         );
     )* };
 }
 on!(memory, sqlite, postgres, mariadb, mysql);
 
-/// A subscriber that drops a guard when it is told what it waits for, and panics after it.
-struct Meddler;
+/// A subscriber that drops a guard on a given event, and then panics.
+struct DroppingSubscriber;
 
-static WAITS_FOR: Mutex<Vec<(&str, LockGuard)>> = Mutex::new(Vec::new());
+static DROP_ON: Mutex<Vec<(&str, LockGuard)>> = Mutex::new(Vec::new());
 
 struct Message(String);
 
@@ -296,11 +298,11 @@ impl Visit for Message {
     }
 }
 
-impl<S: Subscriber> Layer<S> for Meddler {
+impl<S: Subscriber> Layer<S> for DroppingSubscriber {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut message = Message(String::new());
         event.record(&mut message);
-        let mut waiting = WAITS_FOR.lock().unwrap();
+        let mut waiting = DROP_ON.lock().unwrap();
         let at = waiting
             .iter()
             .position(|(what, _)| message.0.contains(what));
@@ -313,13 +315,13 @@ impl<S: Subscriber> Layer<S> for Meddler {
     }
 }
 
-/// Wait until the subscriber was told that, and has dropped its guard.
-async fn told(what: &str) {
+/// Waits until the subscriber has got the event and dropped its guard.
+async fn dropped_on(what: &str) {
     let waits = || {
-        let waiting = WAITS_FOR.lock().unwrap();
+        let waiting = DROP_ON.lock().unwrap();
         waiting.iter().any(|(waits_for, _)| *waits_for == what)
     };
-    soon(async {
+    in_time(async {
         while waits() {
             tokio::time::sleep(ms(10)).await;
         }
@@ -327,60 +329,64 @@ async fn told(what: &str) {
     .await;
 }
 
-fn meddle() {
+fn install_subscriber() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| tracing_subscriber::registry().with(Meddler).init());
+    ONCE.call_once(|| {
+        tracing_subscriber::registry()
+            .with(DroppingSubscriber)
+            .init()
+    });
 }
 
 /// Have a guard dropped when that is logged.
-async fn meddle_when(locks: &Locks, what: &'static str) {
+async fn drop_guard_on(locks: &Locks, what: &'static str) {
     let spare = held(locks, &format!("spare: {what}")).await;
-    WAITS_FOR.lock().unwrap().push((what, spare));
+    DROP_ON.lock().unwrap().push((what, spare));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_may_drop_guards_and_panic() {
-    let lab = Lab::sqlite().unwrap();
-    meddle();
-    let locks = lab.locks().await;
+    let db = TestDb::sqlite().unwrap();
+    install_subscriber();
+    let locks = db.locks().await;
     // Lost because its trust ended.
     let lock = locks.lock("short").ttl(ms(2000)).auto_renew(false);
-    let short = soon(lock.acquire()).await.unwrap();
-    meddle_when(&locks, "lock lost").await;
-    soon(short.lost()).await;
-    told("lock lost").await;
+    let short = in_time(lock.acquire()).await.unwrap();
+    drop_guard_on(&locks, "lock lost").await;
+    in_time(short.lost()).await;
+    dropped_on("lock lost").await;
     losses_are_still_noticed(&locks).await;
 
-    // Lost because a renewal says so.
+    // Lost because the answer to a renewal says so.
     let forced = held(&locks, "forced").await;
-    meddle_when(&locks, "lock lost").await;
+    drop_guard_on(&locks, "lock lost").await;
     locks.force_release("forced").await.unwrap();
-    soon(forced.lost()).await;
-    told("lock lost").await;
+    in_time(forced.lost()).await;
+    dropped_on("lock lost").await;
     losses_are_still_noticed(&locks).await;
 
     // Renewals fail, and get through again.
     let guard = held(&locks, "job").await;
-    meddle_when(&locks, "renewals fail").await;
-    meddle_when(&locks, "renewals get through again").await;
-    let file = lab.hold("");
-    told("renewals fail").await;
-    file.leave();
-    told("renewals get through again").await;
+    drop_guard_on(&locks, "renewals fail").await;
+    drop_guard_on(&locks, "renewals get through again").await;
+    let file = db.begin_with("");
+    dropped_on("renewals fail").await;
+    file.rollback();
+    dropped_on("renewals get through again").await;
     losses_are_still_noticed(&locks).await;
     assert!(guard.is_held());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_may_drop_a_guard_when_a_row_is_busy() {
-    let Some(lab) = Lab::postgres() else { return };
-    meddle();
-    let locks = lab.locks().await;
+    let Some(db) = TestDb::postgres() else { return };
+    install_subscriber();
+    let locks = db.locks().await;
     let guard = held(&locks, "busy").await;
-    meddle_when(&locks, "another transaction has its row locked").await;
-    let row = lab.hold_row("busy");
-    told("another transaction has its row locked").await;
-    row.leave();
+    drop_guard_on(&locks, "another transaction has its row locked").await;
+    let row = db.lock_row("busy");
+    dropped_on("another transaction has its row locked").await;
+    row.rollback();
     losses_are_still_noticed(&locks).await;
     assert!(guard.is_held());
 }

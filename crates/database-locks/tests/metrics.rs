@@ -9,7 +9,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
 type Labels = BTreeMap<String, String>;
 
-/// Everything that was counted so far: a look at the recorder sets it back to nothing.
+/// All metrics so far: reading the recorder resets it.
 struct Seen {
     recorder: Snapshotter,
     numbers: HashMap<(String, Labels), Vec<f64>>,
@@ -55,7 +55,7 @@ impl Seen {
 }
 
 #[tokio::test]
-async fn everything_that_the_guide_lists_is_counted() {
+async fn every_metric_of_the_guide_is_recorded() {
     let recorder = DebuggingRecorder::new();
     let mut seen = Seen {
         recorder: recorder.snapshotter(),
@@ -98,7 +98,7 @@ async fn everything_that_the_guide_lists_is_counted() {
     assert_eq!(guard.lost().await.reason(), LostReason::Forced);
     drop(guard);
     locks.drain().await;
-    // Whoever holds it is woken first; it is counted after that.
+    // The loss wakes the holder first and is counted after that.
     for _ in 0..1000 {
         seen.look();
         if seen.of("held") < 1.0 && seen.total("renewals_total", "result", "lost") > 0.0 {

@@ -10,17 +10,14 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use database_locks::{BoxError, Error, LockGuard, Locks, blocking};
-use testkit::{Lab, lab_tests, promise};
+use testkit::time::ms;
+use testkit::{TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(30);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// On PostgreSQL the one user whom the test server asks for a password.
-fn user(lab: &Lab) -> &'static str {
-    if lab.is_mysql_like() {
+fn user(db: &TestDb) -> &'static str {
+    if db.is_mysql_like() {
         "rotating"
     } else {
         "locker"
@@ -30,36 +27,36 @@ fn user(lab: &Lab) -> &'static str {
 /// Held by a test that changes the password of a user, or relies on it.
 static PASSWORD: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// Give the user this password, close all of its connections, and wait until they are closed.
-fn change_password(lab: &Lab, password: &str) {
-    let user = user(lab);
-    if !lab.is_mysql_like() {
-        lab.sql(&format!("ALTER ROLE {user} PASSWORD '{password}'"));
-        lab.sql(&format!(
+/// Gives the user this password, closes all of its connections, and waits until they are closed.
+fn change_password(db: &TestDb, password: &str) {
+    let user = user(db);
+    if !db.is_mysql_like() {
+        db.sql(&format!("ALTER ROLE {user} PASSWORD '{password}'"));
+        db.sql(&format!(
             "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE usename = '{user}'"
         ));
         return;
     }
     let identified = format!("'{user}'@'127.0.0.1' IDENTIFIED BY '{password}'");
-    lab.sql(&format!("CREATE USER IF NOT EXISTS {identified}"));
-    lab.sql(&format!("ALTER USER {identified}"));
-    lab.sql(&format!("GRANT ALL ON `t\\_%`.* TO '{user}'@'127.0.0.1'"));
+    db.sql(&format!("CREATE USER IF NOT EXISTS {identified}"));
+    db.sql(&format!("ALTER USER {identified}"));
+    db.sql(&format!("GRANT ALL ON `t\\_%`.* TO '{user}'@'127.0.0.1'"));
     let ids = format!("SELECT id FROM information_schema.processlist WHERE user = '{user}'");
-    for id in lab.sql(&ids).split_whitespace() {
+    for id in db.sql(&ids).split_whitespace() {
         // It may have ended meanwhile.
-        let _ = lab.stranger().run(&format!("KILL {id}"));
+        let _ = db.sql_session().run(&format!("KILL {id}"));
         let left = format!("{ids} AND id = {id}");
-        let closed = || lab.sql(&left).trim().is_empty();
-        assert!(testkit::time::wait_until(SOON, closed), "{id} is closed");
+        let closed = || db.sql(&left).trim().is_empty();
+        assert!(testkit::time::wait_until(TIMEOUT, closed), "{id} is closed");
     }
 }
 
-/// The URL of the lab for that user, with no password or this one.
-fn url(lab: &Lab, password: Option<&str>) -> String {
-    let (scheme, rest) = lab.url.split_once("://").unwrap();
+/// The URL of the test database for that user, with no password or this one.
+fn url(db: &TestDb, password: Option<&str>) -> String {
+    let (scheme, rest) = db.url.split_once("://").unwrap();
     let (_, place) = rest.split_once('@').unwrap();
     let password = password.map_or_else(String::new, |password| format!(":{password}"));
-    format!("{scheme}://{}{password}@{place}", user(lab))
+    format!("{scheme}://{}{password}@{place}", user(db))
 }
 
 async fn hold(locks: &Locks, name: &str) -> LockGuard {
@@ -71,7 +68,7 @@ async fn hold(locks: &Locks, name: &str) -> LockGuard {
 
 /// Until the lease was renewed on a connection that was made since.
 async fn renewed(guard: &LockGuard) {
-    let done = tokio::time::timeout(SOON, async {
+    let done = tokio::time::timeout(TIMEOUT, async {
         while guard.trusted_for() < ms(15_000) || guard.check().await.is_err() {
             tokio::time::sleep(ms(50)).await;
         }
@@ -88,21 +85,21 @@ fn replace(path: &Path, text: &str) {
     std::fs::rename(new, path).unwrap();
 }
 
-async fn a_held_lock_reconnects_with_the_new_password(lab: &Lab) {
+async fn a_held_lock_reconnects_with_the_new_password(db: &TestDb) {
     let _alone = PASSWORD.lock().await;
-    change_password(lab, "first");
+    change_password(db, "first");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("url");
     let passfile = folder.path().join("passwords");
     let tell = |password: &str| {
-        replace(&file, &(url(lab, Some(password)) + "\n"));
+        replace(&file, &(url(db, Some(password)) + "\n"));
         replace(&passfile, &format!("*:*:*:*:{password}\n"));
     };
     tell("first");
     let (secret, asked) = (Arc::new(Mutex::new("first\n".to_owned())), Arc::default());
     let by_function = {
         let (secret, asked) = (Arc::clone(&secret), Arc::<AtomicU32>::clone(&asked));
-        Locks::builder(url(lab, None)).password(move || {
+        Locks::builder(url(db, None)).password(move || {
             asked.fetch_add(1, Ordering::SeqCst);
             Ok(secret.lock().unwrap().clone())
         })
@@ -115,8 +112,8 @@ async fn a_held_lock_reconnects_with_the_new_password(lab: &Lab) {
         .await
         .unwrap();
     let mut all = vec![by_function, by_file];
-    if !lab.is_mysql_like() {
-        let url = format!("{}?passfile={}", url(lab, None), passfile.display());
+    if !db.is_mysql_like() {
+        let url = format!("{}?passfile={}", url(db, None), passfile.display());
         all.push(Locks::connect(url).await.unwrap());
     }
     let mut guards = Vec::new();
@@ -128,16 +125,16 @@ async fn a_held_lock_reconnects_with_the_new_password(lab: &Lab) {
 
     *secret.lock().unwrap() = "second".into();
     tell("second");
-    change_password(lab, "second");
+    change_password(db, "second");
     for guard in &guards {
         renewed(guard).await;
     }
     assert!(asked.load(Ordering::SeqCst) > before, "asked again");
 
     // The server knows the new one first: a login that is refused meanwhile loses nothing.
-    change_password(lab, "third");
+    change_password(db, "third");
     let wait = |(i, locks): (usize, &Locks)| {
-        let lock = locks.lock(format!("new-{i}")).wait(SOON);
+        let lock = locks.lock(format!("new-{i}")).wait(TIMEOUT);
         tokio::spawn(async move { lock.acquire().await })
     };
     let waiters: Vec<_> = all.iter().enumerate().map(wait).collect();
@@ -155,34 +152,39 @@ async fn a_held_lock_reconnects_with_the_new_password(lab: &Lab) {
     for guard in guards {
         guard.release().await.unwrap();
     }
-    let stale = Locks::connect(url(lab, Some("first"))).await;
+    let stale = Locks::connect(url(db, Some("first"))).await;
     let message = stale.expect_err("an old password");
     assert!(matches!(message, Error::Rejected { .. }), "{message:?}");
     assert!(!message.chain().contains("first"), "{message:?}");
-    promise("P6", lab.engine);
-    promise("P14", lab.engine);
+    promise("P6", db.engine);
+    promise("P14", db.engine);
 }
 
-async fn a_function_that_fails_is_asked_again_within_the_wait(lab: &Lab) {
+async fn a_function_that_fails_is_asked_again_within_the_wait(db: &TestDb) {
     let _alone = PASSWORD.lock().await;
-    lab.locks().await;
+    db.locks().await;
     let asked = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&asked);
     let locks =
-        Locks::builder(&lab.url).password(move || match counted.fetch_add(1, Ordering::SeqCst) {
+        Locks::builder(&db.url).password(move || match counted.fetch_add(1, Ordering::SeqCst) {
             0 | 1 => Err("the token service is down".into()),
             2 => panic!("a fault of the function's"),
             _ => Ok(String::new()),
         });
     let locks = locks.connect_lazy().unwrap();
-    let guard = locks.lock("job").wait(SOON).acquire().await.expect("later");
+    let guard = locks
+        .lock("job")
+        .wait(TIMEOUT)
+        .acquire()
+        .await
+        .expect("later");
     assert!(asked.load(Ordering::SeqCst) >= 4);
     guard.release().await.unwrap();
 
     let down = || -> Result<String, BoxError> {
         Err(io::Error::other("the token service is down").into())
     };
-    let builder = Locks::builder(&lab.url).password(down);
+    let builder = Locks::builder(&db.url).password(down);
     let message = builder.clone().connect().await.expect_err("no password");
     let lock = builder.connect_lazy().unwrap().lock("job").wait(ms(300));
     for message in [message, lock.acquire().await.expect_err("no password")] {
@@ -193,22 +195,22 @@ async fn a_function_that_fails_is_asked_again_within_the_wait(lab: &Lab) {
             "{chain}"
         );
     }
-    let of_no_use = Locks::builder(&lab.url)
+    let of_no_use = Locks::builder(&db.url)
         .password(|| Err(io::Error::new(io::ErrorKind::InvalidInput, "no such secret").into()));
     let message = of_no_use.connect().await.expect_err("no password");
     assert!(matches!(message, Error::Rejected { .. }), "{message:?}");
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
 /// No more than one call at a time, and what else is held is renewed meanwhile.
-async fn a_function_that_hangs_holds_nothing_up(lab: &Lab) {
+async fn a_function_that_hangs_holds_nothing_up(db: &TestDb) {
     let _alone = PASSWORD.lock().await;
-    let others = lab.locks().await;
+    let others = db.locks().await;
     let held = others.lock("held").ttl(ms(1500)).acquire().await.unwrap();
     let (go, wait) = mpsc::channel::<()>();
     let (wait, asked) = (Mutex::new(wait), Arc::new(AtomicU32::new(0)));
     let counted = Arc::clone(&asked);
-    let locks = Locks::builder(&lab.url).password(move || {
+    let locks = Locks::builder(&db.url).password(move || {
         counted.fetch_add(1, Ordering::SeqCst);
         let _ = wait.lock().unwrap().recv();
         Ok(String::new())
@@ -229,36 +231,36 @@ async fn a_function_that_hangs_holds_nothing_up(lab: &Lab) {
     drop(go);
     let guard = locks
         .lock("job")
-        .wait(SOON)
+        .wait(TIMEOUT)
         .acquire()
         .await
         .expect("it answered");
     guard.release().await.unwrap();
     held.release().await.unwrap();
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
 /// A secret that is read from the wrong file. To hash it for a login would take minutes, on the
 /// thread that renews leases.
-async fn a_password_longer_than_any_is_refused_and_holds_nothing_up(lab: &Lab) {
+async fn a_password_longer_than_any_is_refused_and_holds_nothing_up(db: &TestDb) {
     let _alone = PASSWORD.lock().await;
-    change_password(lab, "short");
-    let others = lab.locks().await;
+    change_password(db, "short");
+    let others = db.locks().await;
     let held = others.lock("held").ttl(ms(3000)).acquire().await.unwrap();
     let long = "x".repeat(4 << 20);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("passwords");
     replace(&file, &format!("*:*:*:*:{long}\n"));
-    let by_url = Locks::builder(url(lab, Some(&long))).connect_lazy();
+    let by_url = Locks::builder(url(db, Some(&long))).connect_lazy();
     assert!(matches!(by_url, Err(Error::Config { .. })), "{by_url:?}");
-    let by_function = Locks::builder(url(lab, None)).password(move || Ok(long.clone()));
+    let by_function = Locks::builder(url(db, None)).password(move || Ok(long.clone()));
     let mut all = vec![by_function];
-    if !lab.is_mysql_like() {
-        let url = format!("{}?passfile={}", url(lab, None), file.display());
+    if !db.is_mysql_like() {
+        let url = format!("{}?passfile={}", url(db, None), file.display());
         all.push(Locks::builder(url));
     }
     for builder in all {
-        let refused = tokio::time::timeout(SOON, builder.connect()).await;
+        let refused = tokio::time::timeout(TIMEOUT, builder.connect()).await;
         let refused = refused.expect("at once").expect_err("no password");
         let message = refused.chain();
         assert!(message.contains("4194304 bytes long"), "{message}");
@@ -266,23 +268,23 @@ async fn a_password_longer_than_any_is_refused_and_holds_nothing_up(lab: &Lab) {
     }
     held.check().await.unwrap();
     held.release().await.unwrap();
-    promise("P17", lab.engine);
+    promise("P17", db.engine);
 }
 
-lab_tests!(postgres: a_held_lock_reconnects_with_the_new_password,
+db_tests!(postgres: a_held_lock_reconnects_with_the_new_password,
     a_function_that_fails_is_asked_again_within_the_wait, a_function_that_hangs_holds_nothing_up,
     a_password_longer_than_any_is_refused_and_holds_nothing_up);
-lab_tests!(mariadb: a_held_lock_reconnects_with_the_new_password,
+db_tests!(mariadb: a_held_lock_reconnects_with_the_new_password,
     a_function_that_fails_is_asked_again_within_the_wait, a_function_that_hangs_holds_nothing_up,
     a_password_longer_than_any_is_refused_and_holds_nothing_up);
-lab_tests!(mysql: a_held_lock_reconnects_with_the_new_password);
+db_tests!(mysql: a_held_lock_reconnects_with_the_new_password);
 
 #[test]
-fn blocking_code_has_functions_for_passwords_too() {
-    let Some(lab) = Lab::postgres() else { return };
+fn blocking_builders_take_password_functions_too() {
+    let Some(db) = TestDb::postgres() else { return };
     let asked = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&asked);
-    let locks = blocking::Locks::builder(&lab.url).password(move || {
+    let locks = blocking::Locks::builder(&db.url).password(move || {
         counted.fetch_add(1, Ordering::SeqCst);
         Ok("not needed".into())
     });
@@ -293,7 +295,7 @@ fn blocking_code_has_functions_for_passwords_too() {
 }
 
 #[test]
-fn what_a_builder_shows_has_no_secret() {
+fn the_debug_output_of_a_builder_has_no_secret() {
     let builder = Locks::builder("postgres://u:hunter2@h/d")
         .password(|| Ok("hunter2".into()))
         .url_with(|| Ok("postgres://u:hunter2@h/d".into()));

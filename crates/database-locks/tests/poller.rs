@@ -1,11 +1,11 @@
-//! Waiters whom nobody wakes: one look for all of a process. One test, since the recorder of
-//! metrics is one for the process.
+//! Waiters without notifications: one poll reads the locks of all of them. One test, since the
+//! recorder of metrics is one for the process.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 
 use database_locks::LockGuard;
-use testkit::{Lab, Proxy, promise, time};
+use testkit::{Proxy, TestDb, promise, time};
 
 mod requests;
 
@@ -14,26 +14,23 @@ use requests::{counted, requests};
 /// So many locks, one waiter each.
 const LOCKS: usize = 100;
 
-/// A hundred who poll for themselves would send two thousand statements a second, each of which
-/// locks a row or tries to.
+/// A hundred waiters that poll by themselves would send two thousand statements a second, each of
+/// which locks a row or tries to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_for_many_locks_looks_at_all_of_them_at_once() {
+async fn one_poll_reads_all_waited_locks() {
     let counted = counted();
-    for lab in [
-        Lab::mariadb(),
-        Lab::mysql(),
-        Lab::sqlite(),
-        Lab::pgbouncer(),
+    for db in [
+        TestDb::mariadb(),
+        TestDb::mysql(),
+        TestDb::sqlite(),
+        TestDb::pgbouncer(),
     ] {
-        let Some(lab) = lab else { continue };
-        let (engine, proxy) = (
-            lab.engine,
-            lab.has_server().then(|| Proxy::to_url(&lab.url)),
-        );
+        let Some(db) = db else { continue };
+        let (engine, proxy) = (db.engine, db.has_server().then(|| Proxy::to_url(&db.url)));
         let url = proxy
             .as_ref()
-            .map_or(lab.url.clone(), |proxy| proxy.url(&lab.url));
-        let (holder, locks) = (lab.locks().await, lab.locks_at(&url).await);
+            .map_or(db.url.clone(), |proxy| proxy.url(&db.url));
+        let (holder, locks) = (db.locks().await, db.locks_at(&url).await);
         let (mut held, mut waiting) = (Vec::new(), Vec::new());
         for i in 0..LOCKS {
             let lock = holder
@@ -43,7 +40,7 @@ async fn who_waits_for_many_locks_looks_at_all_of_them_at_once() {
             let lock = locks.lock(format!("lock {i}"));
             waiting.push(tokio::spawn(async move { lock.acquire().await }));
         }
-        // By then their looks have come together.
+        // By then their polls are one.
         tokio::time::sleep(Duration::from_secs(1)).await;
         requests(&counted, ["look"]);
         if let Some(proxy) = &proxy {
@@ -60,7 +57,7 @@ async fn who_waits_for_many_locks_looks_at_all_of_them_at_once() {
         if let Some(sent) = sent {
             assert!(sent as usize <= 2 * most, "{engine}: {sent} packets");
         }
-        // Each gets his own, in whatever order they are released.
+        // Each gets its own lock, in any order of releases.
         let odd = |(i, _): &(usize, _)| i % 2 == 1;
         let (first, then): (Vec<_>, Vec<_>) =
             held.into_iter().zip(waiting).enumerate().partition(odd);

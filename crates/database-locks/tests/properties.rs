@@ -1,5 +1,5 @@
-//! Whatever a user writes is taken as it stands or refused in words: names, durations, tickets,
-//! URLs and metadata. Nothing panics, and no password is repeated.
+//! Names, durations, tickets, URLs and metadata of users are kept unchanged or refused with a
+//! message. Nothing panics, and no password is repeated.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
@@ -99,7 +99,7 @@ proptest! {
     #![proptest_config(cases(1000))]
 
     #[test]
-    fn a_name_is_as_it_was_given_or_refused(given in text(300)) {
+    fn a_name_is_kept_unchanged_or_refused(given in text(300)) {
         let good = (1..=255).contains(&given.chars().count()) && !given.contains('\0');
         match LockName::new(&given) {
             Ok(name) => prop_assert!(good && name.as_str() == given),
@@ -111,7 +111,7 @@ proptest! {
     }
 
     #[test]
-    fn a_duration_is_read_or_refused(given in text(12), n in 0_u32..=u32::MAX, unit in 0_usize..6) {
+    fn a_duration_is_parsed_or_refused(given in text(12), n in 0_u32..=u32::MAX, unit in 0_usize..6) {
         for error in [parse_duration(&given).err(), given.parse::<Ttl>().err()].into_iter().flatten() {
             is_said(error);
         }
@@ -123,7 +123,7 @@ proptest! {
     }
 
     #[test]
-    fn a_ticket_is_read_as_it_was_written(
+    fn a_ticket_is_parsed_as_it_was_written(
         name in name(), token in 0..=i64::MAX, grant in "[0-9a-f]{32}", any in text(80),
     ) {
         if let Err(error) = any.parse::<Ticket>() {
@@ -137,7 +137,7 @@ proptest! {
     }
 
     #[test]
-    fn a_url_is_understood_or_refused(url in url(), table in prop::option::of(text(12))) {
+    fn a_url_is_parsed_or_refused(url in url(), table in prop::option::of(text(12))) {
         let mut builder = Locks::builder(&url);
         if let Some(table) = table {
             builder = builder.table(table);
@@ -156,7 +156,7 @@ proptest! {
     #![proptest_config(cases(64))]
 
     #[test]
-    fn metadata_is_given_back_or_refused(name in name(), key in text(20), value in text(3000)) {
+    fn metadata_is_returned_unchanged_or_refused(name in name(), key in text(20), value in text(3000)) {
         let locks = Locks::connect("memory:properties").unwrap();
         match locks.lock(&*name).metadata(&*key, &*value).try_acquire() {
             Err(error) => is_said(error),

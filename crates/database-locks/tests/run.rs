@@ -1,12 +1,12 @@
-//! Work that runs under a lock and is told of its loss, with and without async.
+//! `run`: work under a lock that ends with its loss, with and without async.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 
 use database_locks::{Error, Locks, LostReason, blocking};
 
-/// The lock as it is wanted, and the same locks to interfere with.
-async fn bench(url: &str) -> (Locks, database_locks::Lock) {
+/// A client, and a lock of it that waits.
+async fn start(url: &str) -> (Locks, database_locks::Lock) {
     let locks = Locks::connect(url).await.unwrap();
     let lock = locks.lock("job").wait(Duration::from_secs(10));
     (locks, lock)
@@ -16,27 +16,27 @@ fn why<T>(ended: Result<T, Error>) -> LostReason {
     match ended {
         Err(Error::Lost { reason, .. }) => reason,
         Err(other) => panic!("{}", other.chain()),
-        Ok(_) => panic!("not told"),
+        Ok(_) => panic!("no loss"),
     }
 }
 
 #[tokio::test]
-async fn a_loss_that_only_the_release_finds_is_told() {
-    let (locks, lock) = bench("memory:run-tail").await;
+async fn a_loss_found_by_the_release_is_an_error() {
+    let (locks, lock) = start("memory:run-tail").await;
     let ended = lock.run(async { locks.force_release("job").await.unwrap() });
     assert_eq!(why(ended.await), LostReason::Forced);
 }
 
 #[tokio::test]
-async fn a_future_that_blocks_past_its_lease_is_told() {
-    let (_, lock) = bench("memory:run-blocks").await;
+async fn a_future_that_blocks_past_its_lease_ends_with_the_loss() {
+    let (_, lock) = start("memory:run-blocks").await;
     let lock = lock.ttl(Duration::from_millis(200)).auto_renew(false);
     let ended = lock.run(async { block_for(Duration::from_millis(400)) });
     assert_eq!(why(ended.await), LostReason::Expired);
 }
 
 #[test]
-fn blocking_work_answers_and_frees_the_lock() {
+fn blocking_work_returns_its_result_and_frees_the_lock() {
     let locks = blocking::Locks::connect("memory:run-blocking").unwrap();
     let lock = locks.lock("job").wait(Duration::from_secs(10));
     assert_eq!(lock.run(|| 42).unwrap(), 42);
@@ -47,14 +47,14 @@ fn blocking_work_answers_and_frees_the_lock() {
 }
 
 #[test]
-fn blocking_work_runs_to_its_end_and_is_then_told() {
+fn blocking_work_runs_to_its_end_and_then_returns_the_loss() {
     let locks = blocking::Locks::connect("memory:run-lost").unwrap();
     let mut ended = false;
-    let told = locks.lock("job").run(|| {
+    let result = locks.lock("job").run(|| {
         locks.force_release("job").unwrap();
         ended = true;
     });
-    assert_eq!(why(told), LostReason::Forced);
+    assert_eq!(why(result), LostReason::Forced);
     assert!(ended);
 }
 

@@ -9,17 +9,15 @@ use std::time::Duration;
 
 use database_locks::{Error, Locks};
 use testkit::sql::LOCKER_PASSWORD;
-use testkit::time::now;
-use testkit::{Lab, MariaDb, MySql, MySqlServer, Postgres, Proxy, lab_tests, promise};
+use testkit::time::{ms, now};
+use testkit::{
+    MariaDb, MySql, MySqlServer, Postgres, Proxy, TestDb, assert_error_contains, db_tests, promise,
+};
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
-
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
 /// The URL with these in the place of its host.
@@ -34,12 +32,12 @@ fn host_of(url: &str) -> String {
     rest.split(['/', '?']).next().unwrap_or_default().to_owned()
 }
 
-/// A host where nobody listens.
+/// A host without a listener.
 fn dead() -> String {
     format!("127.0.0.1:{}", testkit::server::free_port())
 }
 
-/// A host that accepts and never says a word.
+/// A host that accepts connections and never answers.
 fn silent() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let host = listener.local_addr().expect("bound").to_string();
@@ -51,61 +49,54 @@ async fn works(url: &str) {
     let locks = locks.unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
     locks.migrate().await.expect("makes the table");
     let guard = locks.lock("job").acquire().await.expect("free");
-    guard.release().await.expect("ours");
+    guard.release().await.expect("still held");
 }
 
 async fn refused(url: &str, words: &[&str]) {
-    message(&Locks::connect(url).await.expect_err(url), words);
+    assert_rejected(&Locks::connect(url).await.expect_err(url), words);
 }
 
-/// The first connection says so at once; a wait would go on, since a failover may be under way.
+/// The first connection fails at once; a wait would go on, since a failover may be under way.
 async fn cannot_be_written(url: &str, words: &[&str]) {
     let error = Locks::connect(url).await.expect_err(url);
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
-    contains(&error, words);
+    assert_error_contains(&error, words);
 }
 
-fn message(error: &Error, words: &[&str]) {
+fn assert_rejected(error: &Error, words: &[&str]) {
     assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
-    contains(error, words);
+    assert_error_contains(error, words);
 }
 
-fn contains(error: &Error, words: &[&str]) {
-    let chain = error.chain();
-    for word in words {
-        assert!(chain.contains(word), "`{word}` is not in: {chain}");
-    }
-}
-
-async fn a_dead_host_and_a_silent_one_are_passed_over(lab: &Lab) {
+async fn a_dead_host_and_a_silent_one_are_passed_over(db: &TestDb) {
     let (_listener, silent) = silent();
-    let hosts = [dead(), silent, host_of(&lab.url)];
+    let hosts = [dead(), silent, host_of(&db.url)];
     let began = now();
-    works(&at(&lab.url, &hosts)).await;
+    works(&at(&db.url, &hosts)).await;
     assert!(began.elapsed() < ms(5000), "{:?}", began.elapsed());
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
-async fn when_no_host_will_do_each_is_named_with_its_reason(lab: &Lab) {
+async fn the_error_without_a_usable_host_names_each_with_its_reason(db: &TestDb) {
     let (_listener, silent) = silent();
     let hosts = [dead(), silent];
-    let url = at(&lab.url, &hosts).replacen('@', ":hunter2@", 1);
-    let error = Locks::connect(&url).await.expect_err("nobody there");
+    let url = at(&db.url, &hosts).replacen('@', ":hunter2@", 1);
+    let error = Locks::connect(&url).await.expect_err("no server");
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     let chain = error.chain();
     for word in [&*hosts[0], "refused", &*hosts[1], "did not answer within"] {
         assert!(chain.contains(word), "`{word}` is not in: {chain}");
     }
     assert!(!format!("{chain} {error:?}").contains("hunter2"), "{chain}");
-    promise("P14", lab.engine);
+    promise("P14", db.engine);
 }
 
 /// Its hosts are cut off one after the other: the holder keeps its lock, the waiter its place.
-async fn holders_and_waiters_move_to_another_host(lab: &Lab) {
-    let (first, second) = (Proxy::to_url(&lab.url), Proxy::to_url(&lab.url));
+async fn holders_and_waiters_move_to_another_host(db: &TestDb) {
+    let (first, second) = (Proxy::to_url(&db.url), Proxy::to_url(&db.url));
     let hosts = [&first, &second].map(|proxy| format!("127.0.0.1:{}", proxy.port()));
-    let (url, other) = (at(&lab.url, &hosts), lab.locks().await);
-    let locks = lab.locks_at(&url).await;
+    let (url, other) = (at(&db.url, &hosts), db.locks().await);
+    let locks = db.locks_at(&url).await;
     let held = locks.lock("held").ttl(ms(6000)).renew_every(ms(500));
     let guard = held.acquire().await.unwrap();
     let blocker = other.lock("waited for").acquire().await.unwrap();
@@ -122,39 +113,39 @@ async fn holders_and_waiters_move_to_another_host(lab: &Lab) {
         gone.cut();
         tokio::time::sleep(ms(3000)).await;
         assert!(guard.is_held() && next.counts().connections > 0);
-        soon(guard.check())
+        in_time(guard.check())
             .await
             .expect("renewed over the other host");
         assert!(!waiter.is_finished());
     }
     blocker.release().await.unwrap();
-    let waited = soon(waiter).await.unwrap().unwrap();
+    let waited = in_time(waiter).await.unwrap().unwrap();
     waited.release().await.unwrap();
     guard.release().await.unwrap();
-    promise("P6", lab.engine);
-    promise("P12", lab.engine);
+    promise("P6", db.engine);
+    promise("P12", db.engine);
 }
 
 /// A host that served is stayed with, though one before it is back.
-async fn a_connection_that_broke_is_made_anew_where_it_was(lab: &Lab) {
-    let (first, second) = (Proxy::to_url(&lab.url), Proxy::to_url(&lab.url));
+async fn a_connection_that_broke_is_made_anew_where_it_was(db: &TestDb) {
+    let (first, second) = (Proxy::to_url(&db.url), Proxy::to_url(&db.url));
     let hosts = [&first, &second].map(|proxy| format!("127.0.0.1:{}", proxy.port()));
     first.refuse(true);
-    let locks = lab.locks_at(&at(&lab.url, &hosts)).await;
+    let locks = db.locks_at(&at(&db.url, &hosts)).await;
     first.refuse(false);
     second.cut();
-    let guard = soon(locks.lock("job").acquire()).await.unwrap();
+    let guard = in_time(locks.lock("job").acquire()).await.unwrap();
     guard.release().await.unwrap();
     assert_eq!(first.counts().connections, 0);
     assert!(second.counts().connections >= 2);
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
+        db_tests!($engine:
             a_dead_host_and_a_silent_one_are_passed_over,
-            when_no_host_will_do_each_is_named_with_its_reason,
+            the_error_without_a_usable_host_names_each_with_its_reason,
             holders_and_waiters_move_to_another_host,
             a_connection_that_broke_is_made_anew_where_it_was,
         );
@@ -235,13 +226,13 @@ async fn read_only(replica: Option<MySqlServer>, primary: Option<&'static MySqlS
 async fn outlasts(url: &str, writable: impl FnOnce()) {
     let locks = Locks::builder(url).connect_lazy().unwrap();
     let tried = locks.lock("job").try_acquire().await.unwrap_err();
-    contains(&tried, &["is read-only"]);
+    assert_error_contains(&tried, &["is read-only"]);
     let lock = locks.lock("job").wait(ms(30_000));
     let waiting = tokio::spawn(async move { lock.acquire().await });
     tokio::time::sleep(ms(700)).await;
     assert!(!waiting.is_finished(), "it gave up");
     writable();
-    let guard = soon(waiting).await.unwrap().unwrap();
+    let guard = in_time(waiting).await.unwrap().unwrap();
     guard.release().await.unwrap();
 }
 
@@ -289,14 +280,14 @@ async fn sockets_are_hosts_like_others() {
 }
 
 async fn refused_names_a_socket(url: &str, socket: &str) {
-    let error = Locks::connect(url).await.expect_err("nobody there");
+    let error = Locks::connect(url).await.expect_err("no server");
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     assert!(error.chain().contains(socket), "{}", error.chain());
 }
 
 /// Every character that means something in a URL or in SQL, in the name and in the password.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_and_passwords_may_hold_anything() {
+async fn names_and_passwords_may_contain_any_character() {
     let (odd, encode) = ("o/d:d@us%er?#&'é", testkit::sql::percent_encode);
     let login = format!("{}:{}", encode(odd), encode(LOCKER_PASSWORD));
     let (sql_name, sql_password) = (odd.replace('\'', "''"), LOCKER_PASSWORD.replace('\'', "''"));
@@ -328,24 +319,24 @@ async fn names_and_passwords_may_hold_anything() {
         for user in 0..8 {
             let bad = url.replace("root@", &format!("unknown{user}:hunter2@"));
             let error = Locks::connect(&bad).await.expect_err("no such user");
-            message(&error, &["check user name and password"]);
+            assert_rejected(&error, &["check user name and password"]);
             assert!(!error.chain().contains(".;"), "{}", error.chain());
         }
     }
 }
 
 /// The table is refused when it is used, and not when connecting: `migrate` puts it right.
-async fn refused_until_mended(lab: &Lab, spoil: &str, words: &[&str]) {
-    lab.locks().await;
-    lab.sql(spoil);
-    let locks = Locks::connect(&lab.url).await.expect("the server is fit");
-    message(
+async fn refused_until_mended(db: &TestDb, spoil: &str, words: &[&str]) {
+    db.locks().await;
+    db.sql(spoil);
+    let locks = Locks::connect(&db.url).await.expect("the server is fit");
+    assert_rejected(
         &locks.lock("job").try_acquire().await.expect_err(spoil),
         words,
     );
-    message(&locks.list().await.expect_err(spoil), words);
+    assert_rejected(&locks.list().await.expect_err(spoil), words);
     locks.migrate().await.expect("mends it");
-    let guard = soon(locks.lock("job").acquire())
+    let guard = in_time(locks.lock("job").acquire())
         .await
         .expect("it is fit now");
     guard.release().await.unwrap();
@@ -353,16 +344,16 @@ async fn refused_until_mended(lab: &Lab, spoil: &str, words: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_of_mariadb_that_cannot_hold_locks_is_refused() {
-    cannot_hold_locks(Lab::mariadb).await;
+    cannot_hold_locks(TestDb::mariadb).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_of_mysql_that_cannot_hold_locks_is_refused() {
-    cannot_hold_locks(Lab::mysql).await;
+    cannot_hold_locks(TestDb::mysql).await;
 }
 
-async fn cannot_hold_locks(lab: fn() -> Option<Lab>) {
-    let Some(engine) = lab().map(|lab| lab.engine) else {
+async fn cannot_hold_locks(db: fn() -> Option<TestDb>) {
+    let Some(engine) = db().map(|db| db.engine) else {
         return;
     };
     let table = "ALTER TABLE database_locks_lock";
@@ -400,17 +391,17 @@ async fn cannot_hold_locks(lab: fn() -> Option<Lab>) {
             ["grant_id", "older version", "dblock init"],
         ),
     ] {
-        let Some(lab) = lab() else { return };
-        refused_until_mended(&lab, &format!("{table} {spoil}"), &words).await;
+        let Some(db) = db() else { return };
+        refused_until_mended(&db, &format!("{table} {spoil}"), &words).await;
     }
     promise("P10", engine);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_of_postgres_that_cannot_hold_locks_is_refused() {
-    let Some(lab) = Lab::postgres() else { return };
+    let Some(db) = TestDb::postgres() else { return };
     let dropped = "ALTER TABLE database_locks_lock DROP COLUMN grant_id";
-    refused_until_mended(&lab, dropped, &["grant_id", "dblock init"]).await;
+    refused_until_mended(&db, dropped, &["grant_id", "dblock init"]).await;
 
     let blind = "CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2',
                                          deterministic = false);
@@ -445,21 +436,21 @@ async fn a_table_of_postgres_that_cannot_hold_locks_is_refused() {
         ),
         (&unlogged, ["UNLOGGED", "a crash", "SET LOGGED"], &*logged),
     ] {
-        lab.locks().await;
+        db.locks().await;
         for statement in spoil.split(';') {
-            lab.sql(statement);
+            db.sql(statement);
         }
-        let locks = Locks::connect(&lab.url).await.expect("the server is fit");
-        message(
+        let locks = Locks::connect(&db.url).await.expect("the server is fit");
+        assert_rejected(
             &locks.lock("job").try_acquire().await.expect_err(spoil),
             &words,
         );
         match locks.list().await {
             Ok(rows) => assert!(!spoil.contains("COLLATE"), "{rows:?}"),
-            Err(error) => message(&error, &words),
+            Err(error) => assert_rejected(&error, &words),
         }
-        lab.sql(mend);
-        let guard = soon(locks.lock("job").acquire())
+        db.sql(mend);
+        let guard = in_time(locks.lock("job").acquire())
             .await
             .expect("it is fit now");
         guard.release().await.unwrap();
@@ -467,7 +458,7 @@ async fn a_table_of_postgres_that_cannot_hold_locks_is_refused() {
     promise("P10", "postgres");
 }
 
-/// Whatever the library and its drivers log.
+/// All that the library and its drivers log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<String>>);
 
@@ -513,9 +504,9 @@ impl log::Log for Log {
     fn flush(&self) {}
 }
 
-/// Logs of the whole process: what the other tests of this file log is looked at as well.
+/// Logs of the whole process, also those of the other tests of this file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_password_stands_in_any_log() {
+async fn no_password_is_logged() {
     let seen = Log::default();
     tracing::subscriber::set_global_default(seen.clone()).expect("the only one");
     log::set_boxed_logger(Box::new(seen.clone())).expect("the only one");

@@ -76,12 +76,12 @@ def facts(row: Row, time: Callable[[str | None], str] = time) -> list[tuple[str,
         ("released" if free else "renewed", time(row["renewed_at"])),
         ("expires", time(row["expires_at"])),
         ("free in", "" if free else free_in(row)),
-        *_said(row["metadata"]),
+        *_metadata_facts(row["metadata"]),
     ]
-    return [(what, said) for what, said in found if said]
+    return [(what, shown) for what, shown in found if shown]
 
 
-def _said(metadata: Any) -> list[tuple[str, str]]:
+def _metadata_facts(metadata: Any) -> list[tuple[str, str]]:
     if metadata is None:
         return []
     if not isinstance(metadata, Mapping):
@@ -89,7 +89,7 @@ def _said(metadata: Any) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for key, value in metadata.items():
         if key == "meta" and isinstance(value, Mapping):
-            found += ((own, plain(said)) for own, said in value.items())
+            found += ((own, plain(shown)) for own, shown in value.items())
         else:
             found.append((key, plain(value)))
     return found
@@ -153,7 +153,7 @@ def rows(found: Sequence[Row], style: Any, columns: int | None) -> str:
 
 def row(found: Row) -> str:
     """All facts about one lock, one on each line."""
-    return _aligned([(on_one_line(what), on_one_line(said)) for what, said in facts(found)])
+    return _aligned([(on_one_line(what), on_one_line(shown)) for what, shown in facts(found)])
 
 
 def report(found: Row) -> str:

@@ -82,7 +82,7 @@ def check_settings(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage
                     id=_id("W002"),
                 )
             )
-    found += (Error(said, hint=hint, id=_id("E006")) for said, hint in _bad_values())
+    found += (Error(message, hint=hint, id=_id("E006")) for message, hint in _bad_values())
     return found
 
 
@@ -163,7 +163,7 @@ def _check_carried(name: str) -> Iterator[CheckMessage]:
     found = conf.find(name)
     for problem in found.problems:
         yield Error(
-            f"Locks cannot use DATABASES[{name!r}]{problem.option}: it {problem.said}.",
+            f"Locks cannot use DATABASES[{name!r}]{problem.option}: it {problem.cause}.",
             hint=f"{problem.hint[:1].upper()}{problem.hint[1:]}.",
             id=_id("E002" if problem.option == "['ENGINE']" else "E003"),
         )

@@ -62,7 +62,7 @@ def exclude_each_other() -> None:
     assert worst[0] < 0.25, worst
 
 
-def are_told() -> None:
+def are_notified() -> None:
     def lose(name: str) -> None:
         sleep(0.1)
         L.lose(name)
@@ -120,12 +120,12 @@ def has_a_limit() -> None:
             return str(error)
 
     with L.lock("busy"):
-        said = result(spawn(tries))
-    assert "(this process)" in said, said
+        output = result(spawn(tries))
+    assert "(this process)" in output, output
 
 
 exclude_each_other()
-are_told()
+are_notified()
 call_back()
 has_a_limit()
 assert [row for row in L.list() if row["state"] == "held"] == []

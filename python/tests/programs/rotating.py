@@ -20,7 +20,7 @@ from django.conf import settings
 from django.core import checks
 from django.db import connection
 
-from support import SOON, Rotating
+from support import TIMEOUT, Rotating
 
 what, url = sys.argv[1:]
 if importlib.util.find_spec("MySQLdb") is None:
@@ -74,11 +74,11 @@ def survives(change: Any) -> None:
     """A lock that is held while the password changes, and a new one."""
     from database_locks import lock
 
-    with lock("held", timeout=SOON, lock_ttl=20, lock_ttl_renew=19.5) as held:
+    with lock("held", timeout=TIMEOUT, lock_ttl=20, lock_ttl_renew=19.5) as held:
         change()
         who.is_renewed("held")
         assert not held.lost
-        with lock("new", timeout=SOON):
+        with lock("new", timeout=TIMEOUT):
             pass
 
 
@@ -109,7 +109,7 @@ def failing() -> None:
         pass
     assert caught.value.__cause__ is fails[0], caught.value.__cause__
     threading.Timer(0.5, fails.clear).start()
-    with lock("job", timeout=SOON):
+    with lock("job", timeout=TIMEOUT):
         pass
 
 

@@ -1,35 +1,35 @@
 """Test support: real servers, and child processes that can be frozen and killed."""
 
-from .lab import Lab, Proxy, Server
 from .process import (
     ROOT,
     Child,
     Holder,
-    OldHolder,
+    LegacyHolder,
     Program,
     dblock,
     environment,
     holder,
-    old_python,
+    legacy_python,
     state_of,
     threads_of,
     tool,
 )
 from .rotating import Rotating
+from .servers import Proxy, Server, Servers
 from .sql import connect_and_migrate, django_database, sql
-from .waiting import SOON, eventually, in_thread
+from .waiting import TIMEOUT, eventually, in_thread
 
 __all__ = [
     "ROOT",
-    "SOON",
+    "TIMEOUT",
     "Child",
     "Holder",
-    "Lab",
-    "OldHolder",
+    "LegacyHolder",
     "Program",
     "Proxy",
     "Rotating",
     "Server",
+    "Servers",
     "connect_and_migrate",
     "dblock",
     "django_database",
@@ -37,7 +37,7 @@ __all__ = [
     "eventually",
     "holder",
     "in_thread",
-    "old_python",
+    "legacy_python",
     "sql",
     "state_of",
     "threads_of",

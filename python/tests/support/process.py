@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .waiting import SOON, eventually
+from .waiting import TIMEOUT, eventually
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
 
 def tool(name: str) -> str:
-    """A program that this repository builds: ``dblock``, ``lab``, ``lock-taker``.
+    """A program that this repository builds: ``dblock``, ``test-servers``, ``test-holder``.
 
     ``DBLOCK_BIN`` is the first, ``DBLOCK_TESTKIT`` the directory of the others.
     """
@@ -38,8 +38,8 @@ def tool(name: str) -> str:
     return str(path)
 
 
-def old_python() -> str:
-    """The Python of the environment with django-database-locks 0.5: ``DBLOCK_OLD_PYTHON``."""
+def legacy_python() -> str:
+    """The Python of the environment with legacy (django-database-locks 0.5): ``DBLOCK_OLD_PYTHON``."""
     path = Path(
         os.environ.get("DBLOCK_OLD_PYTHON") or ROOT / "target" / "python" / "old" / "bin" / "python"
     )
@@ -58,14 +58,14 @@ def dblock(*args: str, url: str | None = None, check: bool = True) -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours, without what would make a child use another database or settings; and ``more``."""
+    """The environment, without variables that select a database or settings, and ``more``."""
     unwanted = {"DATABASE_LOCKS_URL", "DJANGO_SETTINGS_MODULE", "PYTHONPATH"}
     env = {name: value for name, value in os.environ.items() if name not in unwanted}
     return env | {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"} | more
 
 
 def state_of(pid: int) -> str:
-    """The letter by which the kernel calls the state of a process; empty when there is none."""
+    """The state of a process as the letter of the kernel; empty if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -101,7 +101,7 @@ class Program:
             start_new_session=group,
         )
         self.pid = self.process.pid
-        self.said: list[str] = []
+        self.lines: list[str] = []
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -112,7 +112,7 @@ class Program:
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
-    def line(self, within: float = SOON) -> str | None:
+    def line(self, within: float = TIMEOUT) -> str | None:
         """The next line it prints; ``None`` when none comes in time, or its output has ended."""
         try:
             line = self._lines.get(timeout=within)
@@ -121,10 +121,10 @@ class Program:
         if line is None:
             self._lines.put(None)
         else:
-            self.said.append(line)
+            self.lines.append(line)
         return line
 
-    def expect(self, start: str, within: float = SOON) -> str:
+    def expect(self, start: str, within: float = TIMEOUT) -> str:
         """The next line, which must come in time and begin so; the rest of it."""
         line = self.line(within)
         assert line is not None and line.startswith(start), self._story(
@@ -143,7 +143,7 @@ class Program:
             code = self.process.wait(seconds)
             raise AssertionError(self._story(f"ended: {code}"))
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
@@ -165,9 +165,9 @@ class Program:
     def kill(self) -> None:
         """By SIGKILL, as the kernel does when memory runs out."""
         self.process.kill()
-        self.process.wait(SOON)
+        self.process.wait(TIMEOUT)
 
-    def wait(self, within: float = SOON) -> int:
+    def wait(self, within: float = TIMEOUT) -> int:
         """Wait for its end; its exit code, negative for a signal."""
         try:
             return self.process.wait(within)
@@ -181,9 +181,9 @@ class Program:
         return os.pread(self._stderr.fileno(), size, 0).decode(errors="replace")
 
     def _story(self, what: str) -> str:
-        said = "\n".join(f"  {line}" for line in self.said[-20:])
+        lines = "\n".join(f"  {line}" for line in self.lines[-20:])
         return (
-            f"{self.process.args!r}: {what}\nbefore that:\n{said}\nstderr:\n{self.stderr[-6000:]}"
+            f"{self.process.args!r}: {what}\nbefore that:\n{lines}\nstderr:\n{self.stderr[-6000:]}"
         )
 
     def close(self) -> None:
@@ -192,7 +192,7 @@ class Program:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         self.process.kill()
-        self.process.wait(SOON)
+        self.process.wait(TIMEOUT)
         # A child of the child may hold the pipe open; then the reader stays, and does no harm.
         self._reader.join(2)
         for stream in (self.process.stdin, self.process.stdout):
@@ -215,62 +215,64 @@ class Holder(Program):
 
     def begin(self, name: str, ttl: float = 10, **more: Any) -> None:
         """Begin to take a lock, and wait for it as long as it takes."""
-        self.tell("hold " + json.dumps({"lock_name": name, "lock_ttl": ttl, **more}))
+        self.send("hold " + json.dumps({"lock_name": name, "lock_ttl": ttl, **more}))
 
     def hold(self, name: str, ttl: float = 10, **more: Any) -> None:
         self.begin(name, ttl, **more)
         self.expect_held()
 
-    def expect_held(self, within: float = SOON) -> str:
+    def expect_held(self, within: float = TIMEOUT) -> str:
         """It says that it has the lock; the token, where it knows of any."""
         return self.expect("held", within)
 
     def release(self) -> None:
-        self.tell("release")
+        self.send("release")
         self.expect("released")
 
     def count(self, name: str, rounds: int, file: str | os.PathLike[str]) -> None:
         """Begin to add 1 to the number in a file, so many times, each time under the lock."""
-        self.tell("count " + json.dumps({"name": name, "rounds": rounds, "file": str(file)}))
+        self.send("count " + json.dumps({"name": name, "rounds": rounds, "file": str(file)}))
 
     def is_held(self) -> bool:
         """Whether it believes so."""
-        self.tell("ask")
+        self.send("ask")
         return self.expect("is_held") == "true"
 
 
 class Child(Holder):
-    """Our package in a Python process, on the table of a URL, without Django."""
+    """This package in a Python process, on the table of a URL, without Django."""
 
     def __init__(self, url: str, **env: str) -> None:
         super().__init__([sys.executable, str(HERE / "holder.py"), url], env=environment(**env))
 
 
-class OldHolder(Holder):
-    """django-database-locks 0.5 in its own environment."""
+class LegacyHolder(Holder):
+    """Legacy in its own environment."""
 
     def __init__(self, url: str, **env: str) -> None:
-        super().__init__([old_python(), str(HERE / "old_holder.py"), url], env=environment(**env))
+        super().__init__(
+            [legacy_python(), str(HERE / "legacy_holder.py"), url], env=environment(**env)
+        )
 
     def begin(self, name: str, ttl: float = 10, **more: Any) -> None:
-        # Its renewals begin at once and go on past a release: what was held for an instant only
-        # is then held for a ttl more. Who wants them says so.
+        # Without renewals, which would go on past a release: a lock that was held for an instant
+        # would be held for a ttl more.
         super().begin(name, ttl, **{"auto_renew": False} | more)
 
     def migrate(self) -> None:
-        """Make 0.5's table, as it makes it."""
-        self.tell("migrate")
+        """Make the table by the migration of legacy."""
+        self.send("migrate")
         self.expect("migrated", 60)
 
-    def storm(self, name: str) -> None:
+    def contend(self, name: str) -> None:
         """Acquire and release this lock, and locks with new names, again and again."""
-        self.tell(f"storm {name}")
-        self.expect("storming")
+        self.send(f"contend {name}")
+        self.expect("contending")
 
-    def calm(self) -> int:
-        """End the storm; how many rounds it had, none of which failed."""
-        self.tell("calm")
-        return int(self.expect("calm"))
+    def stop_contending(self) -> int:
+        """End contending; returns its rounds, none of which failed."""
+        self.send("stop")
+        return int(self.expect("stop"))
 
 
 class _OneLock(Holder):
@@ -306,17 +308,17 @@ class DblockHolder(_OneLock):
 
 
 class RustHolder(_OneLock):
-    """The crate ``database-locks``, in the test kit's lock-taker."""
+    """The crate ``database-locks``, in the test kit's test-holder."""
 
     def begin(self, name: str, ttl: float = 10, **_: Any) -> None:
-        self._start([tool("lock-taker"), "hold", self._url, name, str(int(ttl * 1000))])
+        self._start([tool("test-holder"), "hold", self._url, name, str(int(ttl * 1000))])
 
 
 def holder(kind: str, url: str) -> Holder:
-    """A holder by its kind: ``ours``, ``old``, ``dblock``, ``rust``."""
+    """A holder by its kind: ``python``, ``legacy``, ``dblock``, ``rust``."""
     kinds: dict[str, type[Any]] = {
-        "ours": Child,
-        "old": OldHolder,
+        "python": Child,
+        "legacy": LegacyHolder,
         "dblock": DblockHolder,
         "rust": RustHolder,
     }

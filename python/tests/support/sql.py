@@ -45,7 +45,7 @@ def _connect(url: str) -> Any:
 
 
 def connect_and_migrate(url: str) -> None:
-    """Make our table, or ours out of 0.5's, by our package."""
+    """Make the table, or add the missing columns to one of legacy."""
     from database_locks import connect
 
     connect(url).migrate()

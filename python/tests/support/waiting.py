@@ -9,12 +9,12 @@ from typing import TypeVar
 
 Found = TypeVar("Found")
 
-SOON = 30.0
-"""Seconds that anything may take which takes less than one on an idle machine."""
+TIMEOUT = 30.0
+"""Seconds for anything that takes less than one on an idle machine."""
 
 
-def eventually(look: Callable[[], Found], what: str, within: float = SOON) -> Found:
-    """Look again and again until there is something, which is returned; fail when it is late.
+def eventually(look: Callable[[], Found], what: str, within: float = TIMEOUT) -> Found:
+    """Call `look` until it returns something true, which is returned; fail after `within` seconds.
 
     Looks once more at the very end: on a busy machine this thread may be away for long.
     """
@@ -30,6 +30,6 @@ def eventually(look: Callable[[], Found], what: str, within: float = SOON) -> Fo
 
 
 def in_thread(work: Callable[[], Found]) -> Found:
-    """What `work` answers or raises in a thread of its own."""
+    """The result or exception of `work` in another thread."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result(SOON)
+        return pool.submit(work).result(TIMEOUT)

@@ -122,7 +122,7 @@ impl Builder {
             cases.push(case("", format!("**{at}**, {shown}"), "subject", url));
             let bare = format!("two bare commits on {at}, {shown}");
             match key {
-                // SQLite runs on the calling thread, whatever the runtime: one baseline is enough.
+                // SQLite runs on the calling thread in every runtime: one baseline is enough.
                 "sqlite" if runtime != "blocking" => {}
                 "sqlite" => {
                     let file = servers.files.join("baseline.sqlite3").display().to_string();

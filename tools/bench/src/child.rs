@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use testkit::Killable;
+use testkit::ChildProcess;
 
 use crate::console::progress;
 
@@ -48,7 +48,7 @@ pub(crate) fn since(then: Instant) -> f64 {
 /// A process that serves requests.
 #[derive(Debug)]
 pub(crate) struct Child {
-    process: Killable,
+    process: ChildProcess,
     /// Its first line.
     pub(crate) description: String,
 }
@@ -56,7 +56,7 @@ pub(crate) struct Child {
 impl Child {
     /// Starts it; if it does not come up, prints that and returns `None`.
     pub(crate) fn start(name: &str, command: &Command) -> Option<Self> {
-        let process = Killable::spawn_command(command);
+        let process = ChildProcess::spawn_command(command);
         let Some(description) = process.line(PATIENCE) else {
             progress(&format!("left out, it does not start: {name}"));
             return None;

@@ -53,7 +53,7 @@ pub(crate) fn multi_thread() -> Runtime {
     Runtime::new().expect("a runtime can be made")
 }
 
-/// Answer what is asked, on a runtime of that kind.
+/// Answers requests on a runtime of that kind.
 pub(crate) fn serve<C: Cycle>(runtime: &str, made: impl Future<Output = C>) {
     match runtime {
         "blocking" => {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use testkit::SqlError;
-use testkit::tether::ScratchDir;
+use testkit::cleanup::ScratchDir;
 
 use crate::proc::field;
 use crate::servers::Servers;

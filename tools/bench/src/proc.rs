@@ -1,4 +1,4 @@
-//! What `/proc` says of processes.
+//! Values of processes, read from `/proc`.
 
 use std::collections::BTreeSet;
 use std::fs::read_to_string;
@@ -31,7 +31,7 @@ pub(crate) fn cpu_seconds(pid: u32) -> f64 {
             .and_then(|text| text.parse::<f64>().ok())
             .unwrap_or(0.0)
     };
-    // /proc has hundredths of a second, whatever the kernel's own tick is.
+    // /proc has hundredths of a second, at any tick of the kernel.
     (ticks(11) + ticks(12)) / 100.0
 }
 

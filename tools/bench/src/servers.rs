@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use testkit::cleanup::ScratchDir;
 use testkit::mysql::Options;
 use testkit::programs::find_binary;
 use testkit::server::free_port;
-use testkit::tether::ScratchDir;
-use testkit::{Killable, MariaDb, MySql, MySqlServer, Postgres, time};
+use testkit::{ChildProcess, MariaDb, MySql, MySqlServer, Postgres, time};
 
 use crate::console::progress;
 
@@ -52,7 +52,7 @@ pub(crate) struct Servers {
 /// The server of another lock service; its data is on the same filesystem as that of the databases.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    process: Killable,
+    process: ChildProcess,
     folder: ScratchDir,
     pub(crate) port: u16,
     pub(crate) version: String,
@@ -76,7 +76,7 @@ impl Peer {
         command.arg(program);
         command.args(args(&folder.path().display().to_string(), port));
         command.current_dir(folder.path());
-        let process = Killable::spawn_command(&command);
+        let process = ChildProcess::spawn_command(&command);
         let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
         time::wait_until(Duration::from_secs(20), listens).then_some(Self {
             process,

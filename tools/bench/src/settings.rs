@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_number_is_refused_with_its_bounds() {
+    fn a_bad_number_is_refused_with_its_bounds() {
         for seconds in ["soon", "NaN", "-1", "1e9"] {
             let error = read(&[("SECONDS", seconds)]).unwrap_err();
             assert!(

@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plot_lies_within_its_frame_and_says_what_it_shows() {
+    fn a_plot_lies_within_its_frame_and_labels_its_curves() {
         let svg = draw(&Plot {
             title: "a < b & c",
             x: Axis {
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_round_numbers_that_hold_all_values() {
+    fn tick_marks_are_round_numbers_around_all_values() {
         let scale = Scale::new([3.0, 47.0].into_iter(), false);
         assert_eq!(scale.marks, [0.0, 10.0, 20.0, 30.0, 40.0, 50.0]);
         let scale = Scale::new([0.3, 47.0].into_iter(), true);

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use testkit::{Killable, time};
+use testkit::{ChildProcess, time};
 
 use crate::cases::{self, Case};
 use crate::console::progress;
@@ -174,7 +174,7 @@ fn count(case: &Case, servers: &Servers) -> Result<Option<Counts>, String> {
 }
 
 /// Attaches `strace` to processes, and waits until it traces all their threads.
-fn trace(pids: &[u32], file: &str) -> Result<Killable, String> {
+fn trace(pids: &[u32], file: &str) -> Result<ChildProcess, String> {
     let mut command = Command::new("sh");
     command.args([
         "-c",
@@ -189,7 +189,7 @@ fn trace(pids: &[u32], file: &str) -> Result<Killable, String> {
     for pid in pids {
         command.args(["-p", &pid.to_string()]);
     }
-    let mut strace = Killable::spawn_command(&command);
+    let mut strace = ChildProcess::spawn_command(&command);
     let attached = || {
         pids.iter()
             .all(|pid| threads(*pid).iter().all(|thread| is_traced(*thread)))

@@ -1,4 +1,4 @@
-//! What the compiler says. `TRYBUILD=overwrite` writes the expected answers anew.
+//! The compiler's messages. `TRYBUILD=overwrite` writes the expected output anew.
 
 #[test]
 fn mistakes_are_refused_where_they_stand_and_the_rest_compiles() {

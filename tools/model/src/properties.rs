@@ -21,12 +21,12 @@ pub(crate) fn properties(protocol: &Protocol) -> Vec<Property<Protocol>> {
     }
     all.push(Property::sometimes(
         "a reply after the end of trust, while another client is in its body",
-        |_, s: &State| s.bodies() == 1 && s.clients.iter().any(|c| c.was_told_late(false)),
+        |_, s: &State| s.bodies() == 1 && s.clients.iter().any(|c| c.got_the_loss_late(false)),
     ));
     if protocol.tickets {
         all.push(Property::sometimes(
             "a ticket resumed after the end of trust, while another client is in its body",
-            |_, s: &State| s.bodies() == 1 && s.clients.iter().any(|c| c.was_told_late(true)),
+            |_, s: &State| s.bodies() == 1 && s.clients.iter().any(|c| c.got_the_loss_late(true)),
         ));
     }
     match protocol.kind {

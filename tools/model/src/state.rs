@@ -304,7 +304,7 @@ impl Client {
     }
 
     /// Whether the reply to its asking, with a ticket or without one, came after the end of trust.
-    pub(crate) fn was_told_late(&self, with_ticket: bool) -> bool {
+    pub(crate) fn got_the_loss_late(&self, with_ticket: bool) -> bool {
         matches!(self.hold, Hold::Held { trust: 0, body: Body::Outside { resumed }, .. }
             if resumed == with_ticket)
     }
@@ -366,7 +366,7 @@ impl Client {
 }
 
 impl State {
-    /// Send a release of what a client was granted, whatever has become of it.
+    /// Sends a release of a grant, whether or not the client still holds it.
     pub(crate) fn send_release(&mut self, c: u8) {
         let Hold::Held { token, grant, .. } = self.client(c).hold else {
             return;

@@ -52,7 +52,10 @@ fn holds(protocol: Protocol, least: usize) {
             (Expectation::Sometimes, None) => panic!("{what}: never seen: {}", property.name),
             (Expectation::Always, Some(path)) => {
                 let last = path.last_state().clone();
-                panic!("{}\n{last:?}", Told(property.name, path.into_actions()))
+                panic!(
+                    "{}\n{last:?}",
+                    Counterexample(property.name, path.into_actions())
+                )
             }
             _ => {}
         }
@@ -82,14 +85,14 @@ fn is_caught(protocol: Protocol, flaw: Flaw, found: &str) {
         0 | 1 => "two bodies at once",
         _ => "two trusted holders",
     });
-    println!("{what}: {}", Told(seen, path.into_actions()));
+    println!("{what}: {}", Counterexample(seen, path.into_actions()));
     assert_eq!(seen, found, "{what}");
 }
 
-/// What was found, and what led there.
-struct Told<A>(&'static str, Vec<A>);
+/// A violation, and the steps to it.
+struct Counterexample<A>(&'static str, Vec<A>);
 
-impl<A: fmt::Debug> fmt::Display for Told<A> {
+impl<A: fmt::Debug> fmt::Display for Counterexample<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} after {} steps:", self.0, self.1.len())?;
         self.1.iter().try_for_each(|act| write!(f, " {act:?}"))
@@ -98,18 +101,18 @@ impl<A: fmt::Debug> fmt::Display for Told<A> {
 
 #[test]
 #[ignore = "make prove"]
-fn the_protocol_holds_where_renewals_go_on_under_a_fence() {
+fn the_protocol_holds_with_renewals_under_a_fence() {
     holds(protocol(Kind::Postgres, 3, 2), 100_000);
     holds(protocol(Kind::Postgres, 2, 3), 200_000);
 }
 
 #[test]
-fn the_protocol_holds_where_a_fence_holds_renewals_back() {
+fn the_protocol_holds_if_a_fence_delays_renewals() {
     holds(protocol(Kind::MySql, 2, 2), 100_000);
 }
 
 #[test]
-fn the_protocol_holds_where_a_lock_is_handed_over_by_a_ticket() {
+fn the_protocol_holds_with_tickets() {
     holds(with_tickets(protocol(Kind::Postgres, 2, 2)), 100_000);
 }
 
@@ -224,7 +227,7 @@ fn a_release_that_forgets_the_token_is_caught() {
 }
 
 #[test]
-fn a_watch_that_begins_anew_with_each_look_is_caught() {
+fn an_observation_that_begins_anew_with_each_read_is_caught() {
     let cluster = protocol(Kind::Cluster, 2, 2);
     is_caught(cluster, Flaw::WatchAnew, "a waiter is forgotten");
 }

@@ -49,8 +49,8 @@ impl DerefMut for Galera {
 pub type Options = nodes::Options<Galera>;
 
 impl Options {
-    /// Start the nodes and wait until each has what the others have. `None`, and a line that says
-    /// so, when this machine lacks something for it.
+    /// Starts the nodes and waits until each has what the others have. `None`, and a printed
+    /// line, if this machine lacks something for it.
     ///
     /// # Panics
     ///
@@ -80,20 +80,20 @@ fn shared() -> Option<&'static RwLock<Galera>> {
     let options = (0..NODES).fold(Galera::options(), |options, node| options.clock(node, 0));
     let shared = SHARED
         .get_or_init(|| found(true).map(|programs| RwLock::new(Galera::new(&programs, &options))));
-    // Asked every time: each test that is skipped says so.
+    // Asked every time: each skipped test prints a line.
     require("galera", missing(true), shared.as_ref())
 }
 
 impl Galera {
-    /// As it is called in promises.
+    /// Its name in promises.
     pub const ENGINE: &str = "galera";
 
-    /// Options for a cluster of a test's own, all of whose clocks are right.
+    /// Options for a cluster for one test, all of whose clocks are right.
     pub fn options() -> Options {
         Options::new(MariaDb::options())
     }
 
-    /// Start a cluster of a test's own. `None` when this machine lacks something for it.
+    /// Starts a cluster for one test. `None` when this machine lacks something for it.
     ///
     /// # Panics
     ///
@@ -167,7 +167,7 @@ impl Galera {
         Ok(cluster)
     }
 
-    /// Make an empty database, which `locker` may use, and give its URL at the first node as the
+    /// Makes an empty database, which `locker` may use, and gives its URL at the first node as the
     /// superuser. Every node that serves has it.
     ///
     /// # Panics
@@ -186,7 +186,7 @@ impl Galera {
             && self.status(node, "wsrep_ready").as_deref() == Some("ON")
     }
 
-    /// Something that a node says of its state, as in `wsrep_cluster_size`.
+    /// A status variable of a node, such as `wsrep_cluster_size`.
     pub fn status(&self, node: usize, name: &str) -> Option<String> {
         let answer = self.query(node, "mysql", &format!("SHOW STATUS LIKE '{name}'"));
         let value = answer.ok()?.split_once('\t')?.1.trim().to_owned();
@@ -205,20 +205,20 @@ impl Galera {
         counts.map(|count| count.expect("a number")).sum()
     }
 
-    /// Wait until a node [serves](Self::serves).
+    /// Waits until a node [serves](Self::serves).
     ///
     /// # Panics
     ///
-    /// If it takes far too long.
+    /// If it takes too long.
     pub fn wait_until_serving(&self, node: usize) {
         self.wait_for(node, "serving", || self.serves(node));
     }
 
-    /// Wait until a node does not belong to a majority any more, and says so.
+    /// Waits until a node reports that it no longer belongs to a majority.
     ///
     /// # Panics
     ///
-    /// If it takes far too long.
+    /// If it takes too long.
     pub fn wait_until_cut_off(&self, node: usize) {
         self.wait_for(node, "cut off", || {
             self.status(node, "wsrep_cluster_status")
@@ -226,22 +226,22 @@ impl Galera {
         });
     }
 
-    /// Wait until a node knows that there are so many in the cluster.
+    /// Waits until a node knows that there are so many in the cluster.
     ///
     /// # Panics
     ///
-    /// If it takes far too long.
+    /// If it takes too long.
     pub fn wait_for_size(&self, node: usize, size: usize) {
         self.wait_for(node, &format!("in a cluster of {size}"), || {
             self.status(node, "wsrep_cluster_size") == Some(size.to_string())
         });
     }
 
-    /// Wait until all nodes belong together and serve.
+    /// Waits until all nodes belong together and serve.
     ///
     /// # Panics
     ///
-    /// If it takes far too long.
+    /// If it takes too long.
     pub fn wait_until_healthy(&self) {
         // A thawed node reports its former view for a moment; the others have the current one.
         for node in 0..NODES {
@@ -257,12 +257,12 @@ impl Galera {
         self.nodes.servers[node].stop();
     }
 
-    /// Kill a node by SIGKILL. The others take some seconds until they go on without it.
+    /// Kills a node by SIGKILL. The others take some seconds until they go on without it.
     pub fn kill(&mut self, node: usize) {
         self.nodes.servers[node].kill();
     }
 
-    /// Start a node that was stopped or killed, on the same port, and wait until it has caught up
+    /// Starts a node that was stopped or killed, on the same port, and waits until it has caught up
     /// with the others; there has to be a majority.
     ///
     /// # Panics
@@ -289,18 +289,18 @@ impl Galera {
         mariadb.launch(&more).unwrap_or_else(|log| panic!("{log}"));
     }
 
-    /// Freeze a node: the kernel accepts connections, and nothing is answered. The others take
+    /// Freezes a node: the kernel accepts connections, and nothing is answered. The others take
     /// some seconds until they go on without it; until then no transaction commits.
     pub fn freeze(&mut self, node: usize) {
         self.nodes.servers[node].freeze();
     }
 
-    /// Let a frozen node go on. For a moment it believes that it still belongs to the others.
+    /// Thaws a frozen node. For a moment it believes that it still belongs to the others.
     pub fn thaw(&mut self, node: usize) {
         self.nodes.servers[node].thaw();
     }
 
-    /// Cut the node off from the others, but not from its clients. It takes some seconds until it
+    /// Cuts the node off from the others, but not from its clients. It takes some seconds until it
     /// knows: see [`wait_until_cut_off`](Self::wait_until_cut_off).
     ///
     /// # Panics
@@ -310,7 +310,7 @@ impl Galera {
         self.set_isolated(node, true);
     }
 
-    /// Let a node that was cut off find the others again.
+    /// Ends the isolation of a node.
     ///
     /// # Panics
     ///
@@ -346,7 +346,7 @@ impl Galera {
         let left: Vec<usize> = (0..NODES).filter(running).collect();
         match left.first() {
             None => self.found_anew(),
-            // Those that are left may be too few to go on by themselves, and find out so.
+            // The remaining nodes may be too few to go on by themselves.
             Some(first) if left.len() <= NODES / 2 => {
                 let primary = || self.status(*first, "wsrep_cluster_status");
                 let cut_off = || primary().is_some_and(|status| status != "Primary");
@@ -364,7 +364,7 @@ impl Galera {
 }
 
 impl Galera {
-    /// Start the node that has the most of the history, when none runs.
+    /// Starts the node that has the most of the history, when none runs.
     fn found_anew(&mut self) {
         let seqno = |position: &str| {
             let (_, seqno) = position.rsplit_once(':')?;
@@ -378,7 +378,7 @@ impl Galera {
         let state = node.data().join("grastate.dat");
         let text = std::fs::read_to_string(&state).expect("the node wrote it");
         let text = text.replace("safe_to_bootstrap: 0", "safe_to_bootstrap: 1");
-        std::fs::write(&state, text).expect("the directory is ours");
+        std::fs::write(&state, text).expect("the directory can be written to");
         let more = [
             "--wsrep-new-cluster".to_owned(),
             format!("--wsrep-start-position={position}"),
@@ -403,7 +403,7 @@ fn unlaunched(
         format!("ist.recv_addr=127.0.0.1:{incremental}"),
         "gcache.size=16M".into(),
         "gcache.page_size=16M".into(),
-        // How soon the others go on without one that is silent: 5 s would be usual.
+        // How soon the other nodes go on without a silent one: 5 s is the default.
         "evs.suspect_timeout=PT4S".into(),
     ];
     let mut mariadb = MySqlServer::unlaunched(programs.mariadbd.clone(), &options.node);
@@ -414,7 +414,7 @@ fn unlaunched(
         "--wsrep-on=ON".into(),
         format!("--wsrep-provider={}", programs.provider.display()),
         "--wsrep-cluster-name=tests".into(),
-        // A transaction has the same number at every node: it tells in which order they committed.
+        // A transaction has the same number at every node, which gives the order of commits.
         "--wsrep-gtid-mode=ON".into(),
         "--wsrep-gtid-domain-id=1".into(),
         format!("--wsrep-cluster-address=gcomm://{}", all.join(",")),

@@ -21,7 +21,7 @@ use server::unlaunched;
 
 pub use members::Member;
 
-/// As it is called in promises and in `DBLOCK_REQUIRE`.
+/// Its name in promises and in `DBLOCK_REQUIRE`.
 pub const ENGINE: &str = "mysql-group";
 
 /// How long the group may take to be whole again, by itself or with help.
@@ -30,7 +30,7 @@ const MENDED_WITHIN: Duration = Duration::from_secs(240);
 /// How long a node may take to join, on a machine that is busy.
 const JOINED_WITHIN: Duration = Duration::from_secs(120);
 
-/// How long members that hear of each other again may take until one of them serves.
+/// How long members that are connected again may take until one of them serves.
 const ALONE_WITHIN: Duration = Duration::from_secs(20);
 
 /// Three servers, numbered from 0, that hold the same data: to be killed, frozen and taken out of
@@ -59,7 +59,7 @@ impl DerefMut for Group {
 pub type Options = nodes::Options<Group>;
 
 impl Options {
-    /// Start the nodes and wait until they are one group. `None`, with a line that says so, if this
+    /// Starts the nodes and waits until they are one group. `None`, and a printed line, if this
     /// machine lacks something for it.
     ///
     /// # Panics
@@ -110,15 +110,15 @@ fn shared() -> Option<&'static RwLock<Group>> {
             .map(|(mysqld, faketime)| Group::new(&mysqld, faketime.as_ref(), &options))
             .map(RwLock::new)
     });
-    // Asked every time: each test that is skipped says so.
+    // Asked every time: each skipped test prints a line.
     require(ENGINE, options.missing(), shared.as_ref())
 }
 
 impl Group {
-    /// As it is called in promises.
+    /// Its name in promises.
     pub const ENGINE: &str = ENGINE;
 
-    /// Options for a group of a test's own, all of whose clocks are right.
+    /// Options for a group for one test, all of whose clocks are right.
     pub fn options() -> Options {
         // The members speak to each other over the port of clients, and only by TLS.
         Options::new(MySql::options().set("tls-version=TLSv1.2,TLSv1.3"))
@@ -187,7 +187,7 @@ impl Group {
         Ok(group)
     }
 
-    /// Have one node be the group.
+    /// Founds the group at one node.
     fn found(&self, node: usize) {
         let bootstrap = |on: &str| format!("SET GLOBAL group_replication_bootstrap_group = {on}");
         self.run(node, &bootstrap("ON"));
@@ -195,14 +195,14 @@ impl Group {
         self.run(node, &bootstrap("OFF"));
     }
 
-    /// Have a node join the others.
+    /// Makes a node join the others.
     fn join(&self, node: usize) {
         self.try_join(node)
             .unwrap_or_else(|error| panic!("node {node} does not join: {error}"));
     }
 
     fn try_join(&self, node: usize) -> Result<(), SqlError> {
-        let mut session = self.stranger(node, "mysql");
+        let mut session = self.sql_session(node, "mysql");
         for statement in [
             "STOP GROUP_REPLICATION",
             // An expelled member is in offline mode.
@@ -215,7 +215,7 @@ impl Group {
         session.send("START GROUP_REPLICATION");
         let joined = session.answer(JOINED_WITHIN);
         joined.unwrap_or_else(|| panic!("node {node} does not join in {JOINED_WITHIN:?}"))?;
-        session.leave();
+        session.close();
         Ok(())
     }
 
@@ -224,7 +224,7 @@ impl Group {
             .unwrap_or_else(|error| panic!("node {node}: {error}"))
     }
 
-    /// Make an empty database, which `locker` may use at the node that it is made through, and give
+    /// Makes an empty database, which `locker` may use at the node that it is made through, and gives
     /// its URL at the first node as the superuser. Every node that serves has it.
     ///
     /// # Panics
@@ -291,11 +291,11 @@ impl Group {
             .unwrap_or(0)
     }
 
-    /// Let a node apply all that the others have committed.
+    /// Waits until a node has applied all that the others have committed.
     ///
     /// # Panics
     ///
-    /// If it takes far too long.
+    /// If it takes too long.
     pub fn catch_up(&self, node: usize) {
         let read = "SET SESSION group_replication_consistency = 'BEFORE'; SELECT COUNT(*) FROM db";
         // Refused (3796) for as long as the node itself does not know yet that it is online.
@@ -304,44 +304,43 @@ impl Group {
         });
     }
 
-    /// Wait until all nodes belong together and serve.
+    /// Waits until all nodes belong together and serve.
     ///
     /// # Panics
     ///
-    /// If it takes far too long.
+    /// If it takes too long.
     pub fn wait_until_healthy(&self) {
         for node in 0..NODES {
             self.wait_for(node, "in a whole group", || self.is_whole(node));
         }
     }
 
-    /// Wait until a node does not belong to a majority any more, and knows it.
+    /// Waits until a node does not belong to a majority any more, and knows it.
     ///
     /// # Panics
     ///
-    /// If it takes far too long.
+    /// If it takes too long.
     pub fn wait_until_cut_off(&self, node: usize) {
         self.wait_for(node, "cut off", || !self.serves(node));
     }
 
-    /// Kill a node by SIGKILL. The others take some seconds until they go on without it.
+    /// Kills a node by SIGKILL. The others take some seconds until they go on without it.
     pub fn kill(&mut self, node: usize) {
         self.nodes.servers[node].kill();
     }
 
-    /// Freeze a node: connections are accepted, by the kernel, and not answered. The others take
+    /// Freezes a node: connections are accepted, by the kernel, and not answered. The others take
     /// some seconds until they go on without it.
     pub fn freeze(&mut self, node: usize) {
         self.nodes.servers[node].freeze();
     }
 
-    /// Let a frozen node go on. For a moment it believes that it still belongs to the others.
+    /// Thaws a frozen node. For a moment it believes that it still belongs to the others.
     pub fn thaw(&mut self, node: usize) {
         self.nodes.servers[node].thaw();
     }
 
-    /// Start a node that was killed as a machine does that has booted: it runs, and belongs to no
-    /// group.
+    /// Starts the server of a node that was killed. It belongs to no group, as after a boot.
     ///
     /// # Panics
     ///
@@ -353,7 +352,7 @@ impl Group {
         }
     }
 
-    /// Start a node that was killed, and wait until it has caught up with the others.
+    /// Starts a node that was killed, and waits until it has caught up with the others.
     ///
     /// # Panics
     ///
@@ -364,7 +363,7 @@ impl Group {
         self.wait_for(node, "serving", || self.serves(node));
     }
 
-    /// Have one node alone take writes, from now on.
+    /// Makes one node the only one that takes writes.
     ///
     /// # Panics
     ///
@@ -425,7 +424,7 @@ impl Group {
         }
     }
 
-    /// Start those that do not run, together.
+    /// Starts those that do not run, together.
     fn start_all(&mut self) {
         std::thread::scope(|scope| {
             for server in &mut self.nodes.servers {
@@ -442,7 +441,7 @@ impl Group {
         matches!(state.as_deref(), None | Some("OFFLINE" | "ERROR"))
     }
 
-    /// Have those join that have left, or were expelled.
+    /// Makes members join again that have left or were expelled.
     fn bring_back(&self) {
         for node in (0..NODES).filter(|node| self.is_outside(*node)) {
             // It fails while the member is being expelled; the next round tries again.
@@ -450,7 +449,7 @@ impl Group {
         }
     }
 
-    /// Begin with the node that has the most of the history.
+    /// Begins with the node that has the most of the history.
     fn found_anew(&mut self) {
         self.single_primary = false;
         let executed = |node: usize| self.run(node, "SELECT @@global.gtid_executed");

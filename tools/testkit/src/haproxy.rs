@@ -22,12 +22,12 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 pub enum Balance {
     /// To each in turn.
     RoundRobin,
-    /// To the first that is there.
+    /// To the first node that is up.
     First,
 }
 
-/// A HAProxy of a test's own, in TCP mode: it looks at each node several times a second, and ends
-/// the connections of one that does not answer.
+/// A HAProxy for one test, in TCP mode: it checks each node several times a second, and closes the
+/// connections of a node that does not answer.
 #[derive(Debug)]
 pub struct HaProxy {
     server: Server,
@@ -35,7 +35,7 @@ pub struct HaProxy {
 }
 
 impl HaProxy {
-    /// Start one in front of all nodes. `None`, with a line that says so, if there is none on this
+    /// Starts one in front of all nodes. `None`, and a printed line, if there is none on this
     /// machine.
     ///
     /// # Panics
@@ -50,7 +50,7 @@ impl HaProxy {
         let args = ["-db", "-f"].map(String::from);
         let port = on_a_free_port(|port| {
             std::fs::write(&file, configuration(cluster, balance, port, &control))
-                .expect("the directory is ours");
+                .expect("the directory can be written to");
             server.give(&file);
             let mut args = args.to_vec();
             args.push(file.display().to_string());
@@ -104,7 +104,7 @@ impl HaProxy {
         counts
     }
 
-    /// Send no more connections to a node, and end those that it has.
+    /// Sends no more connections to a node, and ends those that it has.
     ///
     /// # Panics
     ///
@@ -114,7 +114,7 @@ impl HaProxy {
         self.ask(&format!("shutdown sessions server nodes/n{node}"));
     }
 
-    /// Send connections to the node again.
+    /// Sends connections to the node again.
     ///
     /// # Panics
     ///

@@ -2,11 +2,11 @@
 
 use database_locks::Locks;
 
-use crate::lab::Lab;
+use crate::test_db::TestDb;
 
 const SECURITY: &str = include_str!("../../../SECURITY.md");
 
-/// The statements of `SECURITY.md` that begin so, with the document's user and database replaced.
+/// The statements of `SECURITY.md` with this beginning, with the user and the database replaced.
 fn statements(begin: &str, user: &str, database: &str) -> Vec<String> {
     let found: Vec<String> = SECURITY
         .lines()
@@ -19,7 +19,7 @@ fn statements(begin: &str, user: &str, database: &str) -> Vec<String> {
     found
 }
 
-impl Lab {
+impl TestDb {
     /// A PostgreSQL database with the table, for a user with the least rights.
     pub async fn postgres_least() -> Option<Self> {
         Self::postgres()?.with_the_least("postgres", &[]).await

@@ -6,14 +6,15 @@
 //! runtime has other work, or uses `spawn_blocking`.
 //!
 //! A server runs until its handle is dropped; a shared one until the test process ends, in whatever
-//! way: see [`tether`].
+//! way: see [`cleanup`].
 
+pub mod cleanup;
 pub mod contract;
+mod error_text;
 pub mod faketime;
 pub mod galera;
 pub mod group;
 pub mod haproxy;
-pub mod lab;
 mod least_privilege;
 pub mod mysql;
 pub mod nodes;
@@ -27,21 +28,22 @@ pub mod server;
 pub mod sql;
 pub mod standby;
 mod template;
-pub mod tether;
+pub mod test_db;
 pub mod time;
 pub mod tls;
 
+pub use error_text::assert_error_contains;
 pub use galera::Galera;
 pub use group::Group;
 pub use haproxy::HaProxy;
-pub use lab::Lab;
 pub use mysql::{MariaDb, MySql, MySqlServer};
 pub use nodes::Nodes;
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
-pub use process::Killable;
+pub use process::ChildProcess;
 pub use programs::require;
 pub use promise::promise;
 pub use proxy::Proxy;
-pub use sql::{SqlError, Stranger};
+pub use sql::{SqlError, SqlSession};
 pub use standby::{Commits, Pair};
+pub use test_db::TestDb;

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::programs::{find_binary, require};
 use crate::server::{Server, User, on_a_free_port, succeeds};
-use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::sql::{LOCKER_PASSWORD, SqlError, SqlSession, database_of, percent_encode};
 use crate::template;
 
 mod options;
@@ -33,9 +33,9 @@ const FEWER_COUNTERS: [&str; 9] = [
     "--table-open-cache=200",
 ];
 
-/// A server of MySQL or MariaDB: of a test's own, or the one that the tests of a binary share.
+/// A server of MySQL or MariaDB: for one test, or the one that the tests of a binary share.
 ///
-/// The superuser is `root`, who needs no password. The user `locker` needs
+/// The superuser is `root`, which needs no password. The user `locker` needs
 /// [`LOCKER_PASSWORD`], and may do anything to the databases of
 /// [`fresh_database`](Self::fresh_database).
 #[derive(Debug)]
@@ -58,12 +58,12 @@ pub struct MySql;
 macro_rules! starts {
     ($kind:ident) => {
         impl $kind {
-            /// Options for a server of a test's own.
+            /// Options for a server for one test.
             pub fn options() -> Options {
                 Options::new(Flavor::$kind)
             }
 
-            /// Start a server of a test's own, to be stopped, killed and frozen. `None` when there
+            /// Starts a server for one test, to be stopped, killed and frozen. `None` when there
             /// is none on this machine.
             ///
             /// # Panics
@@ -84,7 +84,7 @@ macro_rules! starts {
                 let flavor = Flavor::$kind;
                 let shared = SHARED
                     .get_or_init(|| Some(MySqlServer::new(flavor.program()?, &Self::options())));
-                // Asked every time: each test that is skipped says so.
+                // Asked every time: each skipped test prints a line.
                 require(flavor.engine(), flavor.binary(), shared.as_ref())
             }
         }
@@ -95,7 +95,7 @@ starts!(MariaDb);
 starts!(MySql);
 
 impl Options {
-    /// Start the server and wait until it answers. `None`, with a line that says so, if
+    /// Starts the server and waits until it answers. `None`, and a printed line, if
     /// there is none on this machine.
     ///
     /// # Panics
@@ -221,7 +221,7 @@ impl MySqlServer {
             template::of(flavor.engine(), program, |save| {
                 let mut first = Self::unlaunched(program.clone(), &Options::new(flavor));
                 let data = first.data();
-                std::fs::create_dir(&data).expect("the directory is ours");
+                std::fs::create_dir(&data).expect("the directory can be written to");
                 first.server.give(&data);
                 first.initialize();
                 first.args = first.places();
@@ -256,7 +256,7 @@ impl MySqlServer {
         self.server.prepare(&install, &args);
     }
 
-    /// Start it on its port with some more arguments, and wait until it answers.
+    /// Starts it on its port with some more arguments, and waits until it answers.
     ///
     /// # Errors
     ///
@@ -275,10 +275,10 @@ impl MySqlServer {
         })
     }
 
-    /// Make `locker`, and have `root` come in over TCP, on a new server.
+    /// Makes `locker` and permits `root` over TCP, on a new server.
     fn make_users(&self) {
         // A user without a name at one host would take precedence over `locker` at any host.
-        let mut admin = self.stranger("mysql");
+        let mut admin = self.sql_session("mysql");
         let anonymous = admin
             .run("SELECT Host FROM user WHERE User = ''")
             .expect("the table is there");
@@ -301,7 +301,7 @@ impl MySqlServer {
                 .and_then(|_| admin.run(&format!("GRANT ALL ON `t\\_%`.* TO locker@'{host}'")))
                 .expect("a new server has no user of that name");
         }
-        admin.leave();
+        admin.close();
     }
 
     /// MariaDB or MySQL.
@@ -369,7 +369,7 @@ impl MySqlServer {
         self.locker_url_with(database, LOCKER_PASSWORD)
     }
 
-    /// The same with another password, a wrong one say.
+    /// The same with another password, for example a wrong one.
     pub fn locker_url_with(&self, database: &str, password: &str) -> String {
         format!(
             "mysql://locker:{}@127.0.0.1:{}/{}",
@@ -379,7 +379,7 @@ impl MySqlServer {
         )
     }
 
-    /// Make an empty database, which `locker` may use, and give its URL as the superuser.
+    /// Makes an empty database, which `locker` may use, and gives its URL as the superuser.
     ///
     /// # Panics
     ///
@@ -392,32 +392,32 @@ impl MySqlServer {
         self.url_of(&name)
     }
 
-    /// Run SQL on a database, given by name or URL, as the superuser: its rows, one a line
+    /// Runs SQL on a database, given by name or URL, as the superuser: its rows, one a line
     /// and columns apart by tabs.
     ///
     /// # Errors
     ///
     /// What the server answered instead.
     pub fn query(&self, database: &str, sql: &str) -> Result<String, SqlError> {
-        self.stranger(database).run_once(sql)
+        self.sql_session(database).run_once(sql)
     }
 
-    /// Open a session on a database, given by name or URL, as the superuser.
-    pub fn stranger(&self, database: &str) -> Stranger {
-        Stranger::mariadb(self.client().arg(database_of(database)))
+    /// Opens a session on a database, given by name or URL, as the superuser.
+    pub fn sql_session(&self, database: &str) -> SqlSession {
+        SqlSession::mariadb(self.client().arg(database_of(database)))
     }
 
-    /// Stop the server: its clients are told that it ends.
+    /// Stops the server in order: it informs its clients.
     pub fn stop(&mut self) {
         self.server.stop();
     }
 
-    /// Kill the server by SIGKILL.
+    /// Kills the server by SIGKILL.
     pub fn kill(&mut self) {
         self.server.kill();
     }
 
-    /// Stop the server if it runs, and start it again with the same data and port.
+    /// Stops the server if it runs, and starts it again with the same data and port.
     ///
     /// # Panics
     ///
@@ -427,7 +427,7 @@ impl MySqlServer {
         self.launch(&[]).unwrap_or_else(|log| panic!("{log}"));
     }
 
-    /// Freeze the server: the kernel accepts connections, and nothing is answered.
+    /// Freezes the server: the kernel accepts connections, and nothing is answered.
     pub fn freeze(&mut self) {
         self.server.freeze();
     }

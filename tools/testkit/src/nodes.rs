@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::faketime;
 use crate::mysql::{self, MySqlServer};
-use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::sql::{LOCKER_PASSWORD, SqlError, SqlSession, database_of, percent_encode};
 use crate::time;
 
 /// The number of nodes: a majority remains without one of them.
@@ -18,7 +18,7 @@ pub const NODES: usize = 3;
 /// How long a node may take to catch up with the others: ten times as long as on an idle machine.
 const SYNCED_WITHIN: Duration = Duration::from_secs(90);
 
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// After how many seconds a node reads the file of its clock again.
 const CLOCK_EVERY: u32 = 1;
@@ -117,7 +117,7 @@ impl Nodes {
         hosts.collect::<Vec<_>>().join(",")
     }
 
-    /// Make an empty database, which `locker` may use, through the first of `nodes`, and wait until
+    /// Makes an empty database, which `locker` may use, through the first of `nodes`, and waits until
     /// all of them have it: its URL at the first node of the cluster.
     pub(crate) fn make_database(&self, nodes: &[usize]) -> String {
         let name = format!("t_{}", self.made.fetch_add(1, Ordering::Relaxed));
@@ -134,7 +134,7 @@ impl Nodes {
         self.url_at(0, &name)
     }
 
-    /// Run SQL on a database, given by name or URL, at one node as the superuser.
+    /// Runs SQL on a database, given by name or URL, at one node as the superuser.
     ///
     /// # Errors
     ///
@@ -143,9 +143,9 @@ impl Nodes {
         self.servers[node].query(database, sql)
     }
 
-    /// Open a session on a database, given by name or URL, at one node as the superuser.
-    pub fn stranger(&self, node: usize, database: &str) -> Stranger {
-        self.servers[node].stranger(database)
+    /// Opens a session on a database, given by name or URL, at one node as the superuser.
+    pub fn sql_session(&self, node: usize, database: &str) -> SqlSession {
+        self.servers[node].sql_session(database)
     }
 
     pub(crate) fn runs(&self, node: usize) -> bool {
@@ -172,7 +172,7 @@ impl Nodes {
             !server.env.is_empty(),
             "node {node} has no clock of its own"
         );
-        faketime::set(&clock_file(server.dir()), ahead).expect("the directory is ours");
+        faketime::set(&clock_file(server.dir()), ahead).expect("the directory can be written to");
         self.clocks[node] = ahead;
         self.wait_for(node, "going by the new clock", || {
             self.clock(node)
@@ -185,7 +185,7 @@ impl Nodes {
         let mut looked = || {
             let done = done();
             if !done {
-                time::sleep(LOOK_EVERY);
+                time::sleep(POLL_INTERVAL);
             }
             done
         };
@@ -200,7 +200,7 @@ impl Nodes {
 /// Gives a node that does not run yet a wall clock of its own.
 pub(crate) fn give_clock(server: &mut MySqlServer, library: &Path, ahead: i64) {
     let clock = clock_file(server.server.dir());
-    faketime::set(&clock, ahead).expect("the directory is ours");
+    faketime::set(&clock, ahead).expect("the directory can be written to");
     server.server.env = faketime::environment(library, &clock, Some(CLOCK_EVERY))
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec();

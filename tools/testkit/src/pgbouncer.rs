@@ -25,7 +25,7 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Start one in front of `postgres`, with more settings: `server_reset_query_always=1`. `None`
+    /// Starts one in front of `postgres`, with more settings: `server_reset_query_always=1`. `None`
     /// when there is none on this machine.
     ///
     /// # Panics
@@ -117,27 +117,27 @@ impl PgBouncer {
         &self.server
     }
 
-    /// Stop it: its clients are cut off.
+    /// Stops it: its clients are cut off.
     pub fn stop(&mut self) {
         self.server.stop();
     }
 
-    /// Freeze it: the kernel accepts connections, and nothing is answered.
+    /// Freezes it: the kernel accepts connections, and nothing is answered.
     pub fn freeze(&mut self) {
         self.server.freeze();
     }
 
-    /// Let a frozen one go on.
+    /// Thaws a frozen process.
     pub fn thaw(&mut self) {
         self.server.thaw();
     }
 
-    /// Kill it by SIGKILL; the server behind it lives on.
+    /// Kills it by SIGKILL; the server behind it lives on.
     pub fn kill(&mut self) {
         self.server.kill();
     }
 
-    /// Stop it if it runs, and start it again on the same port.
+    /// Stops it if it runs, and starts it again on the same port.
     ///
     /// # Panics
     ///

@@ -9,16 +9,16 @@ use rustix::process::Signal;
 
 use crate::programs::{find_binary, require};
 use crate::server::{Server, User, on_a_free_port, succeeds};
-use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::sql::{LOCKER_PASSWORD, SqlError, SqlSession, database_of, percent_encode};
 use crate::tls::Certificate;
 
 /// The signal that the kernel sends the server when the test process ends: an immediate shutdown.
 /// After SIGKILL its shared memory would be left behind until the next boot.
 const DEATHSIG: &str = "QUIT";
 
-/// A PostgreSQL server of a test's own, or the one that the tests of a binary share.
+/// A PostgreSQL server for one test, or the one that the tests of a binary share.
 ///
-/// The superuser is `postgres`, who needs no password. The user `locker` needs
+/// The superuser is `postgres`, which needs no password. The user `locker` needs
 /// [`LOCKER_PASSWORD`], by `scram-sha-256`, when coming over TCP.
 #[derive(Debug)]
 pub struct Postgres {
@@ -45,7 +45,7 @@ impl Options {
         self
     }
 
-    /// Wait for the disk at a commit. Off by default: the machine does not lose power
+    /// Waits for the disk at a commit. Off by default: the machine does not lose power
     /// during a test, and a killed server loses nothing that it has given the kernel.
     #[must_use]
     pub fn fsync(mut self, on: bool) -> Self {
@@ -73,7 +73,7 @@ impl Options {
         self
     }
 
-    /// Start the server and wait until it answers. `None`, with a line that says so, if
+    /// Starts the server and waits until it answers. `None`, and a printed line, if
     /// there is no such server on this machine.
     ///
     /// # Panics
@@ -91,7 +91,7 @@ impl Options {
 }
 
 impl Postgres {
-    /// Options for a server of a test's own.
+    /// Options for a server for one test.
     pub fn options() -> Options {
         Options {
             version: None,
@@ -101,7 +101,7 @@ impl Postgres {
         }
     }
 
-    /// Start a server of a test's own, to be stopped, killed and frozen. `None` when there
+    /// Starts a server for one test, to be stopped, killed and frozen. `None` when there
     /// is none on this machine.
     ///
     /// # Panics
@@ -129,7 +129,7 @@ impl Postgres {
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
         let shared = SHARED.get_or_init(|| Some(Self::new(find_bin(None)?, &Self::options())));
-        // Asked every time: each test that is skipped says so.
+        // Asked every time: each skipped test prints a line.
         require("postgres", "postgres", shared.as_ref())
     }
 
@@ -262,14 +262,14 @@ impl Postgres {
         )
     }
 
-    /// The URL of a database as the user `locker`, who owns what [`fresh_database`] made.
+    /// The URL of a database as the user `locker`, which owns what [`fresh_database`] made.
     ///
     /// [`fresh_database`]: Self::fresh_database
     pub fn locker_url(&self, database: &str) -> String {
         self.locker_url_with(database, LOCKER_PASSWORD)
     }
 
-    /// The same with another password, a wrong one say.
+    /// The same with another password, for example a wrong one.
     pub fn locker_url_with(&self, database: &str, password: &str) -> String {
         format!(
             "postgres://locker:{}@127.0.0.1:{}/{}",
@@ -279,7 +279,7 @@ impl Postgres {
         )
     }
 
-    /// Make an empty database, whose owner is `locker`, and give its URL as the superuser.
+    /// Makes an empty database, whose owner is `locker`, and gives its URL as the superuser.
     ///
     /// # Panics
     ///
@@ -292,33 +292,33 @@ impl Postgres {
         self.url_of(&name)
     }
 
-    /// Run SQL on a database, given by name or URL, as the superuser: its rows, one a line
+    /// Runs SQL on a database, given by name or URL, as the superuser: its rows, one a line
     /// and columns apart by tabs.
     ///
     /// # Errors
     ///
     /// What the server answered instead.
     pub fn query(&self, database: &str, sql: &str) -> Result<String, SqlError> {
-        self.stranger(database).run_once(sql)
+        self.sql_session(database).run_once(sql)
     }
 
-    /// Open a session on a database, given by name or URL, as the superuser.
-    pub fn stranger(&self, database: &str) -> Stranger {
+    /// Opens a session on a database, given by name or URL, as the superuser.
+    pub fn sql_session(&self, database: &str) -> SqlSession {
         let mut psql = client(&self.bin, "psql");
-        Stranger::psql(&mut psql, &self.socket_url(database))
+        SqlSession::psql(&mut psql, &self.socket_url(database))
     }
 
-    /// Stop the server: its clients are told that it ends.
+    /// Stops the server in order: it informs its clients.
     pub fn stop(&mut self) {
         self.server.stop();
     }
 
-    /// Kill the server and its backends by SIGKILL.
+    /// Kills the server and its backends by SIGKILL.
     pub fn kill(&mut self) {
         self.server.kill();
     }
 
-    /// Stop the server if it runs, and start it again with the same data and port.
+    /// Stops the server if it runs, and starts it again with the same data and port.
     ///
     /// # Panics
     ///
@@ -329,8 +329,7 @@ impl Postgres {
             .unwrap_or_else(|log| panic!("{log}"));
     }
 
-    /// Freeze the server and its backends: connections are accepted, by the kernel, and
-    /// nobody answers.
+    /// Freezes the server and its backends: the kernel accepts connections, which are not answered.
     pub fn freeze(&mut self) {
         self.server.freeze();
     }

@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{tether, time};
+use crate::{cleanup, time};
 
 /// A child process. Killed and reaped on drop, and by the kernel when the test
 /// process ends.
 #[derive(Debug)]
-pub struct Killable {
+pub struct ChildProcess {
     child: Child,
     lines: Mutex<mpsc::Receiver<String>>,
 }
 
-impl Killable {
-    /// Start `program` with `args`, its output to be read by [`line`](Self::line).
+impl ChildProcess {
+    /// Starts `program` with `args`, its output to be read by [`line`](Self::line).
     ///
     /// # Panics
     ///
@@ -33,7 +33,7 @@ impl Killable {
         Self::spawn_command(&command)
     }
 
-    /// Start what `command` describes: its program, arguments, environment and
+    /// Starts what `command` describes: its program, arguments, environment and
     /// working directory. Standard input and output are pipes; standard error is inherited.
     ///
     /// # Panics
@@ -49,7 +49,7 @@ impl Killable {
     }
 
     fn start(wanted: &Command, merged: bool) -> Self {
-        let mut command = tether::command(wanted.get_program(), "KILL");
+        let mut command = cleanup::command(wanted.get_program(), "KILL");
         command.args(wanted.get_args());
         for (name, value) in wanted.get_envs() {
             match value {
@@ -65,7 +65,7 @@ impl Killable {
             command.stderr(for_child.try_clone().expect("a pipe can be shared"));
         }
         command.stdin(Stdio::piped()).stdout(for_child);
-        let child = tether::spawn(command)
+        let child = cleanup::spawn(command)
             .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", wanted.get_program()));
 
         let (sender, lines) = mpsc::channel();
@@ -108,7 +108,7 @@ impl Killable {
             .unwrap_or_else(|| panic!("process {} printed nothing within {within:?}", self.pid()))
     }
 
-    /// Write a line to its standard input.
+    /// Writes a line to its standard input.
     ///
     /// # Errors
     ///
@@ -124,12 +124,12 @@ impl Killable {
         input.flush()
     }
 
-    /// Close its standard input.
+    /// Closes its standard input.
     pub fn close_input(&mut self) {
         self.child.stdin = None;
     }
 
-    /// Send it a signal. Nothing happens when it has ended.
+    /// Sends it a signal. Nothing happens when it has ended.
     pub fn signal(&mut self, signal: Signal) {
         // After it is reaped, another process may have its pid.
         if let Ok(None) = self.child.try_wait() {
@@ -137,13 +137,11 @@ impl Killable {
         }
     }
 
-    /// Kill it by SIGKILL, as the kernel does when memory runs out, and reap it.
+    /// Kills it by SIGKILL, as the kernel does when memory runs out, and reaps it.
     pub fn kill9(&mut self) -> ExitStatus {
         // An error means that it has ended already.
         let _ = self.child.kill();
-        self.child
-            .wait()
-            .expect("a child of ours can be waited for")
+        self.child.wait().expect("a child can be waited for")
     }
 
     /// Freezes it by SIGSTOP.
@@ -162,22 +160,20 @@ impl Killable {
         assert!(stopped, "process {} does not stop", self.pid());
     }
 
-    /// Let a frozen one go on.
+    /// Thaws a frozen process.
     pub fn thaw(&mut self) {
         self.signal(Signal::CONT);
     }
 
-    /// Wait for its end; `None` when it still runs after `within`.
+    /// Waits for its end; `None` when it still runs after `within`.
     pub fn wait(&mut self, within: Duration) -> Option<ExitStatus> {
         time::poll(within, || {
-            self.child
-                .try_wait()
-                .expect("a child of ours can be waited for")
+            self.child.try_wait().expect("a child can be waited for")
         })
     }
 }
 
-impl Drop for Killable {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         self.kill9();
     }

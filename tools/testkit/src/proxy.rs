@@ -34,7 +34,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Start a proxy to a server that listens on `host` and `port`.
+    /// Starts a proxy to a server that listens on `host` and `port`.
     ///
     /// # Panics
     ///
@@ -64,7 +64,7 @@ impl Proxy {
         }
     }
 
-    /// Start a proxy to the server that a URL names.
+    /// Starts a proxy to the server that a URL names.
     ///
     /// # Panics
     ///
@@ -95,7 +95,7 @@ impl Proxy {
         format!("{scheme}{user}127.0.0.1:{}{rest}", self.port)
     }
 
-    /// Forward nothing in either direction. Connections stay open and new ones are
+    /// Forwards nothing in either direction. Connections stay open and new ones are
     /// accepted; what is sent meanwhile arrives after [`resume`](Self::resume).
     pub fn stall(&self) {
         self.control(|control| (control.up, control.down) = (false, false));
@@ -106,12 +106,12 @@ impl Proxy {
         self.control(|control| (control.up, control.down) = (true, false));
     }
 
-    /// Forward again, what was held back first.
+    /// Forwards again, what was held back first.
     pub fn resume(&self) {
         self.control(|control| (control.up, control.down) = (true, true));
     }
 
-    /// Close all connections there are, on both sides. New ones are accepted.
+    /// Closes all connections there are, on both sides. New ones are accepted.
     ///
     /// # Panics
     ///
@@ -126,7 +126,7 @@ impl Proxy {
         assert!(closed, "connections are still open after {CLOSE_WITHIN:?}");
     }
 
-    /// Close new connections at once, without a word; those there are go on. Or no longer.
+    /// Closes new connections at once, without a word; those there are go on. Or no longer.
     pub fn refuse(&self, refuse: bool) {
         self.control(|control| control.refuse = refuse);
     }
@@ -165,7 +165,7 @@ impl Proxy {
         self.state.tally().open.len()
     }
 
-    /// Count the chunks from clients that contain `pattern`, from now on.
+    /// Counts the chunks from clients that contain `pattern`, from now on.
     pub fn watch_for(&self, pattern: impl AsRef<[u8]>) {
         self.state
             .tally()
@@ -189,7 +189,7 @@ impl Proxy {
         })
     }
 
-    /// Set all counts to zero, those of patterns and faults among them.
+    /// Sets all counts to zero, those of patterns and faults among them.
     pub fn reset_counts(&self) {
         let mut tally = self.state.tally();
         tally.counts = Counts::default();
@@ -220,7 +220,8 @@ fn split(url: &str) -> (&str, &str, &str) {
     (scheme, authority, rest)
 }
 
-/// Accept until told to end. The runtime goes with its thread, and the connections with it.
+/// Accepts connections until the proxy is dropped. The runtime ends with its thread, and closes
+/// them.
 async fn serve(state: Arc<State>, target: (String, u16), ready: mpsc::Sender<SocketAddr>) {
     let listener = TcpListener::bind(("127.0.0.1", 0))
         .await

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cleanup::{self, ScratchDir};
 use crate::process::{children_of, state_of};
-use crate::tether::{self, ScratchDir};
 use crate::time;
 
 /// How long a server may take to start: a hundred times as long as on an idle machine.
@@ -112,7 +112,7 @@ impl Server {
         server
     }
 
-    /// Make its user the owner of a file or directory.
+    /// Makes its user the owner of a file or directory.
     pub(crate) fn give(&self, path: &Path) {
         if let Some(user) = self.user {
             std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid))
@@ -134,7 +134,7 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// If it fails, with what it said.
+    /// If it fails, with its output.
     pub(crate) fn prepare(&self, program: &Path, args: &[String]) -> String {
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null());
@@ -155,7 +155,7 @@ impl Server {
         }
     }
 
-    /// Start the server and wait until `ready` says that it answers.
+    /// Starts the server and waits until `ready` succeeds.
     ///
     /// `deathsig` is what the kernel sends it when the test process ends.
     ///
@@ -175,7 +175,7 @@ impl Server {
             .open(self.dir.join("log"))
             .and_then(|log| Ok((log.try_clone()?, log)))
             .expect("the log can be written");
-        let mut command = tether::command(program, deathsig);
+        let mut command = cleanup::command(program, deathsig);
         // Its own process group: Ctrl-C ends the tests, which end the server.
         command
             .args(args)
@@ -185,7 +185,7 @@ impl Server {
             .stderr(log.1)
             .process_group(0);
         self.in_place(&mut command);
-        let child = tether::spawn(command)
+        let child = cleanup::spawn(command)
             .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
         self.process.child = Some(child);
 
@@ -232,12 +232,12 @@ impl Server {
         self.process.kill();
     }
 
-    /// Freeze it and its children: connections stay open, and nothing is answered.
+    /// Freezes it and its children: connections stay open, and nothing is answered.
     pub(crate) fn freeze(&mut self) {
         self.process.freeze();
     }
 
-    /// Let a frozen one go on.
+    /// Thaws a frozen process.
     pub(crate) fn thaw(&mut self) {
         self.process.thaw();
     }
@@ -352,7 +352,7 @@ pub(crate) fn on_free_ports<T>(mut start: impl FnMut() -> Result<T, String>) -> 
     panic!("no ports stay free\n{last}")
 }
 
-/// The same for one port, which it answers.
+/// The same for one port, which is returned.
 pub(crate) fn on_a_free_port(mut launch: impl FnMut(u16) -> Result<(), String>) -> u16 {
     on_free_ports(|| {
         let port = free_port();

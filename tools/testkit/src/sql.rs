@@ -4,11 +4,11 @@ use std::fmt;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::process::Killable;
+use crate::process::ChildProcess;
 use crate::time;
 
-/// How long [`Stranger::run`] waits for an answer. Statements that wait for a lock use
-/// [`Stranger::send`].
+/// How long [`SqlSession::run`] waits for an answer. Statements that wait for a lock use
+/// [`SqlSession::send`].
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// The password of the user `locker` of every server, with characters that a URL or SQL must
@@ -36,8 +36,8 @@ impl std::error::Error for SqlError {}
 /// On drop the client is killed; the server rolls back soon after, but not at once. To be sure,
 /// [`run`](Self::run) `ROLLBACK` first.
 #[derive(Debug)]
-pub struct Stranger {
-    client: Killable,
+pub struct SqlSession {
+    client: ChildProcess,
     /// What makes the client print [`END`].
     end: String,
     /// Answers not read yet.
@@ -46,11 +46,11 @@ pub struct Stranger {
     partial: Vec<String>,
 }
 
-impl Stranger {
+impl SqlSession {
     /// A session of the client `command`, which `end` makes print [`END`].
     fn new(command: &Command, end: String) -> Self {
         Self {
-            client: Killable::spawn_merged(command),
+            client: ChildProcess::spawn_merged(command),
             end,
             owed: 0,
             partial: Vec::new(),
@@ -135,7 +135,7 @@ impl Stranger {
         })
     }
 
-    /// Run a statement and wait for its rows.
+    /// Runs a statement and waits for its rows.
     ///
     /// # Errors
     ///
@@ -149,16 +149,16 @@ impl Stranger {
         })
     }
 
-    /// End the session politely and wait until the client is gone.
-    pub fn leave(mut self) {
+    /// Ends the session in order and waits until the client has ended.
+    pub fn close(mut self) {
         self.client.close_input();
         self.client.wait(ANSWER_WITHIN);
     }
 
-    /// Run one thing and leave.
+    /// Runs one statement and ends the session.
     pub(crate) fn run_once(mut self, sql: &str) -> Result<String, SqlError> {
         let rows = self.run(sql)?;
-        self.leave();
+        self.close();
         Ok(rows.join("\n"))
     }
 }

@@ -35,7 +35,7 @@ pub struct Pair {
 }
 
 impl Postgres {
-    /// Start a standby that follows this server, and cannot be written to.
+    /// Starts a standby that follows this server, and cannot be written to.
     ///
     /// # Panics
     ///
@@ -77,7 +77,7 @@ impl Postgres {
 }
 
 impl Pair {
-    /// Start both and wait until the standby follows. `None` when there is no such server on this
+    /// Starts both and waits until the standby follows. `None` when there is no such server on this
     /// machine.
     ///
     /// # Panics
@@ -138,7 +138,7 @@ impl Pair {
         &self.wire
     }
 
-    /// The URL of a database of whichever of the two can be written to, as the user `locker`.
+    /// The URL at the one of the two that accepts writes, as the user `locker`.
     pub fn locker_url(&self, database: &str) -> String {
         let of_primary = self.primary.locker_url(database);
         let (user, _) = of_primary.rsplit_once('@').expect("a URL with a user");
@@ -150,7 +150,7 @@ impl Pair {
         )
     }
 
-    /// Wait until the standby has all that the primary has written.
+    /// Waits until the standby has all that the primary has written.
     ///
     /// # Panics
     ///
@@ -173,7 +173,7 @@ impl Pair {
         self.wire.cut();
     }
 
-    /// Make the standby a primary: it takes writes, with what has reached it, on a timeline of its
+    /// Makes the standby a primary: it takes writes, with what has reached it, on a timeline of its
     /// own.
     ///
     /// # Panics

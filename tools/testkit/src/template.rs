@@ -47,13 +47,13 @@ fn save(data: &Path, saved: &Path) {
     }
 }
 
-/// Copy a data directory of a server that does not run, for another.
+/// Copies a data directory of a server that does not run, for another.
 ///
 /// # Panics
 ///
 /// If it cannot be read, or there is no room.
 pub(crate) fn copy(from: &Path, to: &Path, server: &Server) {
-    std::fs::create_dir(to).expect("the directory is ours");
+    std::fs::create_dir(to).expect("the directory can be written to");
     copy_dir(from, to, &|path| server.give(path));
 }
 

@@ -14,7 +14,12 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
-/// Block this thread.
+/// Milliseconds.
+pub fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// Blocks this thread.
 pub fn sleep(duration: Duration) {
     std::thread::sleep(duration);
 }
@@ -35,7 +40,7 @@ pub fn poll<T>(within: Duration, mut look: impl FnMut() -> Option<T>) -> Option<
     }
 }
 
-/// Wait until `done` says yes; whether it did before `within` had passed.
+/// Waits until `done` is true; whether it was before `within` had passed.
 pub fn wait_until(within: Duration, mut done: impl FnMut() -> bool) -> bool {
     poll(within, || done().then_some(())).is_some()
 }

@@ -4,7 +4,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use std::path::{Path, PathBuf};
 
-use crate::tether::ScratchDir;
+use crate::cleanup::ScratchDir;
 
 /// A private CA in a directory of its own.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct Certificate {
 }
 
 impl Authority {
-    /// Make one.
+    /// Makes one.
     ///
     /// # Panics
     ///
@@ -36,7 +36,7 @@ impl Authority {
         let key = KeyPair::generate().expect("a key can be made");
         let pem = params.self_signed(&key).expect("it signs itself").pem();
         let dir = ScratchDir::new("ca");
-        std::fs::write(dir.join("ca.pem"), &pem).expect("the directory is ours");
+        std::fs::write(dir.join("ca.pem"), &pem).expect("the directory can be written to");
         Self {
             issuer: Issuer::new(params, key),
             pem,
@@ -82,7 +82,7 @@ impl Authority {
 }
 
 impl Certificate {
-    /// Write both into files that only we can read, for `sslcert` and `sslkey`.
+    /// Writes both into files that only the current user can read, for `sslcert` and `sslkey`.
     ///
     /// # Panics
     ///
@@ -92,7 +92,7 @@ impl Certificate {
         ["cert.pem", "key.pem"].map(|name| dir.join(name))
     }
 
-    /// Write both into a server's directory. Only the server may read the key, or it will not have
+    /// Writes both into a server's directory. Only the server may read the key, or it will not have
     /// it.
     pub(crate) fn write(&self, dir: &Path, give: impl Fn(&Path)) {
         use std::os::unix::fs::PermissionsExt;
@@ -103,9 +103,9 @@ impl Certificate {
         ];
         for (name, pem) in files {
             let path = dir.join(name);
-            std::fs::write(&path, pem).expect("the directory is ours");
+            std::fs::write(&path, pem).expect("the directory can be written to");
             let private = std::fs::Permissions::from_mode(0o600);
-            std::fs::set_permissions(&path, private).expect("the file is ours");
+            std::fs::set_permissions(&path, private).expect("the file can be changed");
             give(&path);
         }
     }

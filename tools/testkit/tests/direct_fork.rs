@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use database_locks::seam::{Outcome, Table};
 use rustix::process::{Pid, WaitOptions, waitpid};
-use testkit::contract::ask;
+use testkit::contract::acquire_command;
 use testkit::{Postgres, promise};
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Alone in its process, which is forked.
 #[test]
@@ -23,13 +23,13 @@ fn a_forked_child_drops_the_runtime_and_its_parent_goes_on() {
     let direct = store.direct().unwrap();
     let acquire = |lock| {
         runtime.block_on(async {
-            let asks = [ask(lock, "me", SOON)];
-            let made = tokio::time::timeout(SOON, direct.acquire(&asks)).await;
+            let commands = [acquire_command(lock, "me", TIMEOUT)];
+            let made = tokio::time::timeout(TIMEOUT, direct.acquire(&commands)).await;
             let made = made.expect("in time").unwrap();
             assert!(matches!(made[0], Outcome::Granted { .. }), "{made:?}");
         });
     };
-    runtime.block_on(store.install(SOON)).unwrap();
+    runtime.block_on(store.install(TIMEOUT)).unwrap();
     acquire("before");
     let child = split();
     if child == 0 {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use database_locks::seam::{DirectConnection, Outcome, Reply, StoreError, Table, open};
 use rustix::process::{Pid, WaitOptions, waitpid};
-use testkit::contract::ask;
+use testkit::contract::acquire_command;
 use testkit::promise;
 
 /// The answer of a direct connection that blocks: its first poll ends a call.
@@ -20,8 +20,8 @@ fn at_once<T>(mut reply: Reply<'_, T>) -> Result<T, StoreError> {
 }
 
 fn is_granted(direct: &dyn DirectConnection, lock: &str) -> bool {
-    let asks = [ask(lock, "me", Duration::from_secs(20))];
-    let made = at_once(direct.acquire(&asks)).unwrap();
+    let commands = [acquire_command(lock, "me", Duration::from_secs(20))];
+    let made = at_once(direct.acquire(&commands)).unwrap();
     matches!(made[..], [Outcome::Granted { .. }])
 }
 

@@ -1,4 +1,4 @@
-"""A control: django-database-locks 0.5, in its own environment. See ``worker.py``.
+"""A control: legacy (django-database-locks 0.5), in its own environment. See ``worker.py``.
 
 It has no tokens and no fence: it writes while it holds the lock, as its users do.
 """

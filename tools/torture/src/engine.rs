@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use testkit::cleanup::ScratchDir;
 use testkit::galera::{Galera, NODES};
-use testkit::tether::ScratchDir;
 use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy};
 
 use crate::network::Network;
@@ -76,7 +76,7 @@ enum Home {
 }
 
 impl Database {
-    /// Starts the server. `None`, with a line that says so, if this machine does not have it.
+    /// Starts the server. `None`, and a printed line, if this machine does not have it.
     ///
     /// `controls`: on SQLite the control clients write to the file of the locks, because a
     /// transaction locks only one file.

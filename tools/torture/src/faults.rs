@@ -192,7 +192,7 @@ fn lose(fault: &Fault, worker: &WorkerProcess) -> Result<(), String> {
         _ => network.lose_next_request(),
     }
     let hit = wait_until(HEARD_WITHIN, || network.faults_hit() > hits);
-    network.lose_nothing();
+    network.cancel_losses();
     match hit {
         true => Ok(()),
         false => Err("nothing was lost".into()),

@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_history_is_read_back() {
         let events = all();
         let text: String = events
             .iter()

@@ -19,12 +19,12 @@ const USAGE: &str =
         [--only library|controls|legacy] [--control-seconds N] [--docs FOLDER]
 
 DBLOCK_TORTURE_PYTHON: a Python that has the package, for workers in Python
-DBLOCK_OLD_PYTHON: a Python that has django-database-locks 0.5, a control";
+DBLOCK_OLD_PYTHON: a Python that has legacy (django-database-locks 0.5), a control";
 
 /// The engine whose timeline the documents show.
 const DRAWN: Engine = Engine::Postgres;
 
-/// The controls in Rust; django-database-locks 0.5 is one more.
+/// The controls in Rust; legacy is one more.
 const CONTROLS: [Client; 6] = [
     Client::Correct,
     Client::RenewalAcquires,
@@ -100,9 +100,7 @@ fn main() -> ExitCode {
             continue;
         };
         good &= print_outcome(&outcome);
-        if !outcome.is_good() {
-            draw(&outcome, &args.folder);
-        }
+        draw(&outcome, &args.folder);
         if let Some(docs) = &args.docs
             && !options.is_control()
             && options.engine == DRAWN

@@ -70,7 +70,7 @@ impl Network {
     }
 
     /// Cancels the losses that are still scheduled.
-    pub fn lose_nothing(&self) {
+    pub fn cancel_losses(&self) {
         // No client ever sends this.
         let never = "\u{0}torture: never\u{0}";
         self.0.iter().for_each(|proxy| proxy.lose_next_reply(never));

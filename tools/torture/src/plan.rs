@@ -304,13 +304,13 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_plans_the_same_each_time_and_another_something_else() {
+    fn equal_seeds_plan_equal_faults_and_other_seeds_other_ones() {
         assert_eq!(of(Engine::Postgres, 7, 60), of(Engine::Postgres, 7, 60));
         assert_ne!(of(Engine::Postgres, 7, 60), of(Engine::Postgres, 8, 60));
     }
 
     #[test]
-    fn each_kind_that_fits_comes_however_short_the_run_is() {
+    fn a_short_run_has_each_kind_of_fault_that_fits() {
         for engine in [Engine::Postgres, Engine::MySql, Engine::Sqlite] {
             for seconds in [12, 120] {
                 let planned = of(engine, 1, seconds);
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn only_processes_with_a_clock_of_their_own_have_it_set() {
+    fn clock_jumps_hit_only_processes_with_a_clock_of_their_own() {
         for fault in of(Engine::Postgres, 3, 120) {
             assert!(fault.kind != Kind::Clock || fault.victim < 2);
         }

@@ -32,7 +32,7 @@ pub fn clients(options: &Options) -> String {
         Client::ClientClock => "control: expiry by the client's clock".into(),
         Client::HandsOutEnded => "control: a lock handed out after the end of trust".into(),
         Client::Unfenced => "control: unfenced writes".into(),
-        Client::Legacy => "control: django-database-locks 0.5".into(),
+        Client::Legacy => "control: legacy".into(),
         Client::Rust | Client::Python => match many(Client::Python) {
             0 => format!("database-locks, {} in Rust", many(Client::Rust)),
             python => format!(

@@ -41,7 +41,7 @@ pub struct Options {
     pub worker: PathBuf,
     /// A Python that has the package, for [`Client::Python`].
     pub python: Option<PathBuf>,
-    /// A Python that has django-database-locks 0.5, for [`Client::Replaced`].
+    /// A Python that has legacy (django-database-locks 0.5), for [`Client::Legacy`].
     pub old_python: Option<PathBuf>,
     /// The faults; `None`: all that suit the client.
     pub kinds: Option<Vec<plan::Kind>>,
@@ -93,7 +93,7 @@ impl Options {
     }
 }
 
-/// Runs it. `None`, with a line that says so, if this machine does not have the database.
+/// Runs it. `None`, and a printed line, if this machine does not have the database.
 ///
 /// # Panics
 ///

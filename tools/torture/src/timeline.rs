@@ -13,8 +13,8 @@ const STRIP: u64 = 10_000_000;
 const LEFT: f64 = 64.0;
 const WIDTH: f64 = 1500.0;
 /// The height of a row, and of a bar.
-const LANE: f64 = 26.0;
-const BAR: f64 = LANE - 6.0;
+const ROW: f64 = 26.0;
+const BAR: f64 = ROW - 6.0;
 /// Faults are above the rows, on several lines, so that neighbours do not overlap.
 const FAULT_LINES: usize = 4;
 const FAULT_LINE: f64 = 15.0;
@@ -185,8 +185,8 @@ impl Timeline<'_> {
     /// One strip, from the time `from` on; the y at which the next begins.
     fn strip(&mut self, from: u64, top: f64) -> f64 {
         let until = from + STRIP;
-        let lanes = top + 16.0 + FAULT_LINES as f64 * FAULT_LINE;
-        let bottom = lanes + LANE * self.locks.len() as f64;
+        let rows = top + 16.0 + FAULT_LINES as f64 * FAULT_LINE;
+        let bottom = rows + ROW * self.locks.len() as f64;
         for second in 0..=STRIP / 1_000_000 {
             let x = self.x(from, from + second * 1_000_000);
             let at = (from - self.outcome.began) / 1_000_000 + second;
@@ -196,17 +196,17 @@ impl Timeline<'_> {
             ));
             self.text(x - 6.0, top + 11.0, "s", &format!("{at} s"));
         }
-        self.text(12.0, lanes - 8.0, "s", "faults");
+        self.text(12.0, rows - 8.0, "s", "faults");
         self.faults(from, until, top + 16.0, bottom);
-        for (lane, lock) in self.locks.clone().iter().enumerate() {
-            let y = lanes + LANE * lane as f64;
+        for (row, lock) in self.locks.clone().iter().enumerate() {
+            let y = rows + ROW * row as f64;
             self.text(12.0, y + 17.0, "", &format!("lock {lock}"));
             self.put(&format!(
                 "<line x1=\"{LEFT}\" y1=\"{0:.1}\" x2=\"{1}\" y2=\"{0:.1}\" stroke=\"#ccc\"/>",
-                y + LANE,
+                y + ROW,
                 LEFT + WIDTH
             ));
-            self.lane(lock, from, until, y + 3.0);
+            self.row(lock, from, until, y + 3.0);
         }
         bottom + 14.0
     }
@@ -256,7 +256,7 @@ impl Timeline<'_> {
     }
 
     /// The row of one lock: its grants, and the marks above them.
-    fn lane(&mut self, lock: &str, from: u64, until: u64, y: f64) {
+    fn row(&mut self, lock: &str, from: u64, until: u64, y: f64) {
         let of_lock = |grant: &&Grant| grant.lock == lock;
         let grants: Vec<Grant> = self.grants.iter().filter(of_lock).cloned().collect();
         let mut marks = String::new();

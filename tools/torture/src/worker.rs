@@ -77,7 +77,7 @@ pub enum Client {
     HandsOutEnded,
     /// It writes without a fence.
     Unfenced,
-    /// django-database-locks 0.5.
+    /// Legacy (django-database-locks 0.5).
     Legacy,
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use testkit::time::now;
-use testkit::{Killable, faketime};
+use testkit::{ChildProcess, faketime};
 
 use crate::lock_rows::LockRow;
 use crate::network::Network;
@@ -24,7 +24,7 @@ pub struct WorkerProcess {
     started: u32,
     name: String,
     program: Vec<String>,
-    pub(crate) process: Killable,
+    pub(crate) process: ChildProcess,
     network: Option<Network>,
     clock: Option<PathBuf>,
     skew: i64,
@@ -157,7 +157,7 @@ fn spawn(
     settings: &mut Settings,
     program: &[String],
     clock: Option<&PathBuf>,
-) -> Killable {
+) -> ChildProcess {
     settings.who = format!("{name}.{times}");
     settings
         .history
@@ -172,5 +172,5 @@ fn spawn(
         let library = faketime::library().expect("a clock needs the library");
         command.envs(faketime::environment(&library, clock, None));
     }
-    Killable::spawn_command(&command)
+    ChildProcess::spawn_command(&command)
 }

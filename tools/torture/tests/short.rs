@@ -36,48 +36,48 @@ fn assert_good(outcome: &Outcome) {
     );
 }
 
-fn ours(engine: Engine, seed: u64) {
-    checked(&options(engine, seed));
+fn assert_promises_kept(engine: Engine, seed: u64) {
+    run_checked(&options(engine, seed));
 }
 
-fn checked(options: &Options) {
+fn run_checked(options: &Options) {
     let Some(outcome) = run(options) else {
         return;
     };
     assert_good(&outcome);
-    // Else nobody was ever in anybody's way.
+    // Else the processes never contended.
     assert!(outcome.numbers.grants > 20, "{:?}", outcome.numbers);
     assert!(outcome.numbers.writes > 20, "{:?}", outcome.numbers);
 }
 
 #[test]
 #[ignore = "make prove"]
-fn ours_keep_their_promises_on_postgres() {
-    ours(Engine::Postgres, 11);
+fn locks_keep_their_promises_on_postgres() {
+    assert_promises_kept(Engine::Postgres, 11);
 }
 
 #[test]
 #[ignore = "make prove"]
-fn ours_keep_their_promises_on_mariadb() {
-    ours(Engine::MariaDb, 12);
+fn locks_keep_their_promises_on_mariadb() {
+    assert_promises_kept(Engine::MariaDb, 12);
 }
 
 #[test]
 #[ignore = "make prove"]
-fn ours_keep_their_promises_on_mysql() {
-    ours(Engine::MySql, 16);
+fn locks_keep_their_promises_on_mysql() {
+    assert_promises_kept(Engine::MySql, 16);
 }
 
 #[test]
 #[ignore = "make prove"]
-fn ours_keep_their_promises_on_sqlite() {
-    ours(Engine::Sqlite, 13);
+fn locks_keep_their_promises_on_sqlite() {
+    assert_promises_kept(Engine::Sqlite, 13);
 }
 
-/// Some of the faults: what befalls a node takes its time.
+/// Some of the kinds of faults: those of a node take longer.
 #[test]
 #[ignore = "make prove"]
-fn ours_keep_their_promises_on_galera() {
+fn locks_keep_their_promises_on_galera() {
     let kinds = vec![
         Kind::KillHolding,
         Kind::FreezeHolding,
@@ -87,14 +87,14 @@ fn ours_keep_their_promises_on_galera() {
         Kind::FreezeNode,
         Kind::ClockOfNode,
     ];
-    checked(&Options {
+    run_checked(&Options {
         length: Duration::from_secs(10),
         kinds: Some(kinds),
         ..options(Engine::Galera, 15)
     });
 }
 
-/// One lock, so that somebody else has it as soon as its lease has ended.
+/// One lock, so that another process has it as soon as its lease has ended.
 fn control(client: Client, engine: Engine, seed: u64) -> Option<Outcome> {
     run(&Options {
         length: Duration::from_secs(8),
@@ -104,9 +104,9 @@ fn control(client: Client, engine: Engine, seed: u64) -> Option<Outcome> {
     })
 }
 
-/// What is wrong with it shows when somebody else wants the lock just then: nearly always, in so
-/// short a run. So it may have another try, and another.
-fn caught(client: Client, engine: Engine) {
+/// A mistake shows if another process wants the lock at that moment, which nearly every short run
+/// has. So there are four attempts.
+fn assert_caught(client: Client, engine: Engine) {
     for seed in [14, 24, 34, 44] {
         let Some(outcome) = control(client, engine, seed) else {
             return;
@@ -121,38 +121,38 @@ fn caught(client: Client, engine: Engine) {
 #[test]
 #[ignore = "make prove"]
 fn a_renewal_that_acquires_is_caught() {
-    caught(Client::RenewalAcquires, Engine::Sqlite);
+    assert_caught(Client::RenewalAcquires, Engine::Sqlite);
 }
 
 #[test]
 #[ignore = "make prove"]
 fn trust_counted_from_the_reply_is_caught() {
-    caught(Client::TrustFromReply, Engine::Postgres);
+    assert_caught(Client::TrustFromReply, Engine::Postgres);
 }
 
 #[test]
 #[ignore = "make prove"]
 fn a_lock_handed_out_after_the_end_of_trust_is_caught() {
-    caught(Client::HandsOutEnded, Engine::Postgres);
-    caught(Client::HandsOutEnded, Engine::MariaDb);
+    assert_caught(Client::HandsOutEnded, Engine::Postgres);
+    assert_caught(Client::HandsOutEnded, Engine::MariaDb);
 }
 
 #[test]
 #[ignore = "make prove"]
 fn expiry_by_the_clock_of_a_client_is_caught() {
-    caught(Client::ClientClock, Engine::MariaDb);
+    assert_caught(Client::ClientClock, Engine::MariaDb);
 }
 
 #[test]
 #[ignore = "make prove"]
 fn unfenced_writes_are_caught() {
-    caught(Client::Unfenced, Engine::Postgres);
+    assert_caught(Client::Unfenced, Engine::Postgres);
 }
 
-/// What catches the others is what is wrong with them.
+/// The control of the controls: the faults alone cause no violation.
 #[test]
 #[ignore = "make prove"]
-fn a_naive_client_without_a_mistake_is_not_caught() {
+fn a_simple_client_without_a_mistake_is_not_caught() {
     for engine in [Engine::Sqlite, Engine::Postgres] {
         if let Some(outcome) = control(Client::Correct, engine, 14) {
             assert_good(&outcome);

@@ -1,4 +1,4 @@
-//! What is easily lost without anybody noticing: deadlines, durability, and being woken.
+//! Deadlines, durability and notifications, whose loss would go unnoticed.
 
 use std::time::Duration;
 
@@ -6,41 +6,37 @@ use database_locks::seam::{
     AcquireCommand, Grant, Outcome, ReleaseCommand, StoreError, Table, open,
 };
 use database_locks::{ListFilter, Locks, Ttl};
-use testkit::contract::{Bench, ask, granted, renew};
-use testkit::time::now;
-use testkit::{Lab, Proxy, lab_tests, promise};
+use testkit::contract::{StoreFixture, acquire_command, granted, renew};
+use testkit::time::{ms, now};
+use testkit::{Proxy, TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(20);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Every call keeps to its own deadline, and the next one has a new connection.
-async fn a_call_that_hangs_ends_at_its_deadline(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let store = open(&proxy.url(&lab.url), &Table::default()).unwrap();
-    store.connect(SOON).await.unwrap();
-    store.install(SOON).await.unwrap();
-    let grant = granted(&*store, "job", "me", SOON).await;
-    let asks = [ask("job", "other", SOON)];
-    let renewals = [(grant.clone(), Ttl::from(SOON))];
-    let returns = [ReleaseCommand::of(&grant, Ttl::from(SOON))];
+async fn a_call_that_hangs_ends_at_its_deadline(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let store = open(&proxy.url(&db.url), &Table::default()).unwrap();
+    store.connect(TIMEOUT).await.unwrap();
+    store.install(TIMEOUT).await.unwrap();
+    let grant = granted(&*store, "job", "me", TIMEOUT).await;
+    let commands = [acquire_command("job", "other", TIMEOUT)];
+    let renewals = [(grant.clone(), Ttl::from(TIMEOUT))];
+    let returns = [ReleaseCommand::of(&grant, Ttl::from(TIMEOUT))];
     let within = ms(300);
     for call in 0..4 {
         // It is up, so that it is the statement that hangs.
-        store.page(&ListFilter::new(), None, SOON).await.unwrap();
+        store.page(&ListFilter::new(), None, TIMEOUT).await.unwrap();
         proxy.stall();
         let began = now();
         let failure = async {
             match call {
                 0 => store.page(&ListFilter::new(), None, within).await.err(),
-                1 => store.acquire(&asks, within).await.err(),
+                1 => store.acquire(&commands, within).await.err(),
                 2 => store.renew(&renewals, within).await.err(),
                 _ => store.release(&returns, within).await.err(),
             }
         };
-        let failure = tokio::time::timeout(SOON, failure).await;
+        let failure = tokio::time::timeout(TIMEOUT, failure).await;
         let took = began.elapsed();
         let failure = failure.expect("its deadline").expect("no answer");
         assert!(matches!(failure, StoreError::Unavailable(_)), "{failure}");
@@ -50,20 +46,20 @@ async fn a_call_that_hangs_ends_at_its_deadline(lab: &Lab) {
         let connections = proxy.counts().connections;
         proxy.cut();
         proxy.resume();
-        tokio::time::timeout(SOON, async {
-            while store.page(&ListFilter::new(), None, SOON).await.is_err() {}
+        tokio::time::timeout(TIMEOUT, async {
+            while store.page(&ListFilter::new(), None, TIMEOUT).await.is_err() {}
         })
         .await
         .expect("a new connection");
         assert!(proxy.counts().connections > connections);
     }
-    promise("P4", lab.engine);
+    promise("P4", db.engine);
 }
 
-/// Whoever waits in the same process is woken by a release, long before it would look by itself.
-async fn a_release_wakes_the_next_of_the_process(lab: &Lab) {
+/// A release wakes a waiter of the same process long before its next poll.
+async fn a_release_wakes_the_next_of_the_process(db: &TestDb) {
     const ROUNDS: usize = 15;
-    let locks = lab.locks().await;
+    let locks = db.locks().await;
     let (mut guards, mut waiters, mut alone) = (Vec::new(), Vec::new(), Vec::new());
     for i in 0..ROUNDS {
         let (name, other) = (format!("job {i}"), format!("alone {i}"));
@@ -79,13 +75,13 @@ async fn a_release_wakes_the_next_of_the_process(lab: &Lab) {
             (lock.acquire().await.unwrap(), now())
         }));
     }
-    // By now each looks every 200 to 400 ms.
+    // By now each polls every 200 to 400 ms.
     tokio::time::sleep(ms(1500)).await;
     let mut woken = Vec::new();
     for (guard, waiter) in guards.into_iter().zip(waiters) {
         let began = now();
         guard.release().await.unwrap();
-        let waited = tokio::time::timeout(SOON, waiter).await;
+        let waited = tokio::time::timeout(TIMEOUT, waiter).await;
         let (guard, at) = waited.expect("in time").unwrap();
         woken.push(at.saturating_duration_since(began));
         guard.release().await.unwrap();
@@ -99,10 +95,10 @@ async fn a_release_wakes_the_next_of_the_process(lab: &Lab) {
         woken < ms(30) + 2 * alone,
         "{woken:?}, where release and acquire alone take {alone:?}"
     );
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
-lab_tests!(sqlite: a_release_wakes_the_next_of_the_process);
+db_tests!(sqlite: a_release_wakes_the_next_of_the_process);
 
 mod durability {
     //! A trigger notes the setting as it is when the transaction commits.
@@ -118,120 +114,123 @@ mod durability {
             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION note();";
 
     /// What was noted since the last time: once for each row that was written.
-    fn noted(lab: &Lab) -> String {
-        let noted = lab.sql("SELECT coalesce(string_agg(setting, ' ' ORDER BY id), '') FROM noted");
-        lab.sql("DELETE FROM noted");
+    fn noted(db: &TestDb) -> String {
+        let noted = db.sql("SELECT coalesce(string_agg(setting, ' ' ORDER BY id), '') FROM noted");
+        db.sql("DELETE FROM noted");
         noted
     }
 
     /// A database whose sessions have that `synchronous_commit`.
-    async fn watched(setting: &str) -> Option<Lab> {
-        let lab = Lab::postgres()?;
-        lab.sql(&format!(
+    async fn watched(setting: &str) -> Option<TestDb> {
+        let db = TestDb::postgres()?;
+        db.sql(&format!(
             "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = {setting}', \
              current_database()); END $$"
         ));
-        lab.locks().await;
-        lab.sql(WATCH);
-        Some(lab)
+        db.locks().await;
+        db.sql(WATCH);
+        Some(db)
     }
 
-    async fn store(lab: &Lab) -> std::sync::Arc<dyn database_locks::seam::Store> {
-        Bench::new("postgres", &lab.url).ready().await
+    async fn store(db: &TestDb) -> std::sync::Arc<dyn database_locks::seam::Store> {
+        StoreFixture::new("postgres", &db.url).ready().await
     }
 
     async fn all(on: &str) {
-        // Nothing of ours may weaken a stricter setting, nor keep a weaker one.
+        // The library neither weakens a stricter setting nor keeps a weaker one.
         let durable = if on == "off" { "on" } else { on };
-        let Some(lab) = watched(on).await else { return };
-        let store = store(&lab).await;
+        let Some(db) = watched(on).await else { return };
+        let store = store(&db).await;
         let returned = async |grants: &[Grant], ttl: Ttl| {
             let returns: Vec<_> = grants.iter().map(|g| ReleaseCommand::of(g, ttl)).collect();
-            store.release(&returns, SOON).await.unwrap();
+            store.release(&returns, TIMEOUT).await.unwrap();
         };
-        let lasting = Ttl::from(SOON);
+        let lasting = Ttl::from(TIMEOUT);
         let twice = |setting: &str| format!("{setting} {setting}");
 
-        let first = granted(&*store, "job", "me", SOON).await;
-        assert_eq!(noted(&lab), durable, "a new row");
-        assert!(renew(&*store, &first, SOON).await.is_renewed());
-        assert_eq!(noted(&lab), durable, "renew");
+        let first = granted(&*store, "job", "me", TIMEOUT).await;
+        assert_eq!(noted(&db), durable, "a new row");
+        assert!(renew(&*store, &first, TIMEOUT).await.is_renewed());
+        assert_eq!(noted(&db), durable, "renew");
         returned(std::slice::from_ref(&first), lasting).await;
-        assert_eq!(noted(&lab), "off", "release");
-        let second = granted(&*store, "job", "me", SOON).await;
-        assert_eq!(noted(&lab), durable, "acquire");
+        assert_eq!(noted(&db), "off", "release");
+        let second = granted(&*store, "job", "me", TIMEOUT).await;
+        assert_eq!(noted(&db), durable, "acquire");
         returned(&[second], Ttl::Infinite).await;
-        assert_eq!(noted(&lab), durable, "release of an endless lease");
+        assert_eq!(noted(&db), durable, "release of an endless lease");
 
-        granted(&*store, "job", "me", SOON).await;
-        let other = granted(&*store, "other", "me", SOON).await;
-        noted(&lab);
-        store.force(&other.name, SOON).await.unwrap();
-        assert_eq!(noted(&lab), durable, "force");
-        store.force(&first.name, SOON).await.unwrap();
-        noted(&lab);
+        granted(&*store, "job", "me", TIMEOUT).await;
+        let other = granted(&*store, "other", "me", TIMEOUT).await;
+        noted(&db);
+        store.force(&other.name, TIMEOUT).await.unwrap();
+        assert_eq!(noted(&db), durable, "force");
+        store.force(&first.name, TIMEOUT).await.unwrap();
+        noted(&db);
 
         let both = async || {
-            let asks = [ask("job", "me", SOON), ask("other", "me", SOON)];
-            let outcomes = store.acquire(&asks, SOON).await.unwrap();
-            let grant = |(ask, outcome): (&AcquireCommand, Outcome)| match outcome {
+            let commands = [
+                acquire_command("job", "me", TIMEOUT),
+                acquire_command("other", "me", TIMEOUT),
+            ];
+            let outcomes = store.acquire(&commands, TIMEOUT).await.unwrap();
+            let grant = |(command, outcome): (&AcquireCommand, Outcome)| match outcome {
                 Outcome::Granted { token, .. } => Grant {
-                    name: ask.name.clone(),
+                    name: command.name.clone(),
                     token,
-                    id: ask.grant,
-                    holder: ask.holder.clone(),
+                    id: command.grant,
+                    holder: command.holder.clone(),
                     confirmed_by: None,
                 },
                 outcome => panic!("{outcome:?}"),
             };
-            asks.iter().zip(outcomes).map(grant).collect::<Vec<_>>()
+            commands.iter().zip(outcomes).map(grant).collect::<Vec<_>>()
         };
         let grants = both().await;
-        assert_eq!(noted(&lab), twice(durable), "acquire many");
+        assert_eq!(noted(&db), twice(durable), "acquire many");
         returned(&grants, lasting).await;
-        assert_eq!(noted(&lab), twice("off"), "release many");
+        assert_eq!(noted(&db), twice("off"), "release many");
         let grants = both().await;
-        noted(&lab);
+        noted(&db);
         returned(&grants, Ttl::Infinite).await;
-        assert_eq!(noted(&lab), twice(durable), "release many endless ones");
+        assert_eq!(noted(&db), twice(durable), "release many endless ones");
 
-        let locks = Locks::connect(&lab.url).await.unwrap();
+        let locks = Locks::connect(&db.url).await.unwrap();
         let guard = locks.lock("handed over").acquire().await.unwrap();
         let ticket = guard.into_ticket().unwrap();
-        noted(&lab);
+        noted(&db);
         let guard = locks.resume(&ticket).await.unwrap();
-        assert_eq!(noted(&lab), durable, "take up");
+        assert_eq!(noted(&db), durable, "take up");
         guard.release().await.unwrap();
         promise("P7", "postgres");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_must_survive_a_crash_is_durable_by_itself() {
+    async fn writes_that_must_survive_a_crash_are_synchronous() {
         all("off").await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_may_be_forgotten_waits_for_no_disk() {
+    async fn writes_that_a_crash_may_lose_wait_for_no_disk() {
         all("on").await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_stricter_setting_stays() {
+    async fn a_stricter_synchronous_commit_is_kept() {
         all("remote_apply").await;
     }
 }
 
 mod servers {
     use super::*;
-    lab_tests!(postgres:
+    db_tests!(postgres:
         a_call_that_hangs_ends_at_its_deadline,
         a_release_wakes_the_next_of_the_process,
     );
-    lab_tests!(mariadb:
+    db_tests!(mariadb:
         a_call_that_hangs_ends_at_its_deadline,
         a_release_wakes_the_next_of_the_process,
     );
-    lab_tests!(mysql:
+    db_tests!(mysql:
         a_call_that_hangs_ends_at_its_deadline,
         a_release_wakes_the_next_of_the_process,
     );

@@ -1,4 +1,4 @@
-//! What is given back in the background, and who waits for it.
+//! Releases in the background, and callers that wait for them.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use database_locks::{Error, LockState, Locks, LostReason};
-use testkit::{Lab, lab_tests, promise};
+use testkit::{TestDb, db_tests, promise};
 
 async fn is_free(locks: &Locks) -> bool {
     let row = locks.show("job").await.expect("answers");
@@ -14,19 +14,19 @@ async fn is_free(locks: &Locks) -> bool {
 }
 
 /// A program drops its guard and ends: what it has dropped must not stay held.
-async fn a_drain_right_after_a_drop_waits_for_it(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
+async fn a_drain_waits_for_the_release_of_a_dropped_guard(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
     for round in 0..50 {
         let guard = locks.lock("job").acquire().await.expect("free");
         drop(guard);
         locks.drain().await;
         assert!(is_free(&other).await, "round {round}");
     }
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
-async fn a_drain_right_after_a_given_up_acquire_waits_for_it(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
+async fn a_drain_waits_for_the_release_of_a_dropped_acquire(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
     for round in 0..50 {
         {
             let lock = locks.lock("job");
@@ -38,12 +38,12 @@ async fn a_drain_right_after_a_given_up_acquire_waits_for_it(lab: &Lab) {
         locks.drain().await;
         assert!(is_free(&other).await, "round {round}");
     }
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
-/// Those who wait for it have given up nothing.
-async fn a_drain_does_not_wait_for_waiters(lab: &Lab) {
-    let locks = lab.locks().await;
+/// These waiters have given up nothing.
+async fn a_drain_does_not_wait_for_waiters(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.expect("free");
     let waiter = {
         let locks = locks.clone();
@@ -57,8 +57,8 @@ async fn a_drain_does_not_wait_for_waiters(lab: &Lab) {
     next.release().await.expect("releases");
 }
 
-async fn a_release_that_comes_too_late_says_why(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
+async fn a_late_release_says_why_it_failed(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
     let lock = locks.lock("job").ttl(Duration::from_secs(300));
     let guard = lock.acquire().await.expect("free");
     other.force_release("job").await.expect("answers");
@@ -92,11 +92,11 @@ async fn a_release_that_comes_too_late_says_why(lab: &Lab) {
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
-            a_drain_right_after_a_drop_waits_for_it,
-            a_drain_right_after_a_given_up_acquire_waits_for_it,
+        db_tests!($engine:
+            a_drain_waits_for_the_release_of_a_dropped_guard,
+            a_drain_waits_for_the_release_of_a_dropped_acquire,
             a_drain_does_not_wait_for_waiters,
-            a_release_that_comes_too_late_says_why,
+            a_late_release_says_why_it_failed,
         );
     )* };
 }

@@ -7,19 +7,15 @@ use database_locks::seam::{Outcome, TakeOverCommand};
 use database_locks::{Error, LockGuard, Locks, LostReason, OpenFence, Prune};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
-use testkit::contract::{ask, take_over};
-use testkit::time::now;
-use testkit::{Lab, Postgres, lab_tests, promise};
+use testkit::contract::{acquire_command, take_over};
+use testkit::time::{ms, now};
+use testkit::{Postgres, TestDb, db_tests, promise};
 use tokio_postgres::{Client, NoTls};
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
-
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
 /// A connection of the program's own, to the database of the lock; on SQLite to a file of its own.
@@ -32,10 +28,10 @@ enum User {
 }
 
 impl User {
-    async fn of(lab: &Lab) -> Self {
-        match lab.engine {
-            "postgres" | "pgbouncer" => Self::Postgres(client(&lab.url).await),
-            "mariadb" | "mysql" => Self::Mysql(connection(&lab.url).await),
+    async fn of(db: &TestDb) -> Self {
+        match db.engine {
+            "postgres" | "pgbouncer" => Self::Postgres(client(&db.url).await),
+            "mariadb" | "mysql" => Self::Mysql(connection(&db.url).await),
             "sqlite" => Self::Sqlite(rusqlite::Connection::open_in_memory().unwrap()),
             _ => Self::Memory(rusqlite::Connection::open_in_memory().unwrap()),
         }
@@ -94,13 +90,13 @@ async fn connection(url: &str) -> Conn {
 }
 
 async fn held(locks: &Locks, ttl: Duration) -> LockGuard {
-    let lock = locks.lock("job").ttl(ttl).wait(SOON);
+    let lock = locks.lock("job").ttl(ttl).wait(TIMEOUT);
     lock.acquire().await.unwrap()
 }
 
-/// While a fence is open an expired lease is taken over by nobody; afterwards at once.
-async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
-    let (locks, other, mut user) = (lab.locks().await, lab.locks().await, User::of(lab).await);
+/// While a fence is open no client takes over an expired lease; afterwards one does at once.
+async fn no_client_takes_over_while_a_fence_is_open(db: &TestDb) {
+    let (locks, other, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
     let nineteen: Vec<LockGuard> = {
         let mut all = Vec::new();
         for n in 0..19 {
@@ -109,17 +105,17 @@ async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
         }
         all
     };
-    let store = lab.bench().ready().await;
+    let store = db.fixture().ready().await;
     // Last, since the fence must open within its lease.
     let lock = locks.lock("job").ttl(ms(700)).auto_renew(false);
     let guard = lock.acquire().await.unwrap();
     let (token, ticket) = (guard.token(), guard.ticket());
-    let waiting = other.lock("job").wait(SOON);
+    let waiting = other.lock("job").wait(TIMEOUT);
     let waiter = tokio::spawn(async move { waiting.acquire().await.map(|guard| (now(), guard)) });
     let committed = user
         .under(&guard, None, async |_| {
             let again = TakeOverCommand {
-                to: ask("job", guard.holder(), SOON),
+                to: acquire_command("job", guard.holder(), TIMEOUT),
                 token,
                 grant: Some(guard.grant_id().to_owned()),
             };
@@ -131,7 +127,7 @@ async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
             let began = now();
             while began.elapsed() < ms(4000) {
                 let asked = now();
-                let locks = lab.locks().await;
+                let locks = db.locks().await;
                 assert!(locks.lock("job").try_acquire().await.unwrap().is_none());
                 assert_eq!(
                     locks
@@ -151,20 +147,20 @@ async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
         })
         .await
         .unwrap();
-    let (got, next) = soon(waiter).await.unwrap().unwrap();
+    let (got, next) = in_time(waiter).await.unwrap().unwrap();
     assert!(got >= committed && got.duration_since(committed) < ms(5000));
     assert!(next.token() > token);
     let refused = user.under(&guard, None, async |_| ()).await.unwrap_err();
     assert!(matches!(refused, Error::Lost { .. }), "{}", refused.chain());
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// A holder that believes in its lease, and whose grant is gone.
-async fn a_grant_that_is_gone_is_not_fenced(lab: &Lab) {
-    let (locks, other, mut user) = (lab.locks().await, lab.locks().await, User::of(lab).await);
-    let guard = held(&locks, SOON).await;
+async fn a_grant_that_is_gone_is_not_fenced(db: &TestDb) {
+    let (locks, other, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
+    let guard = held(&locks, TIMEOUT).await;
     other.force_release("job").await.unwrap().expect("held");
-    let next = held(&other, SOON).await;
+    let next = held(&other, TIMEOUT).await;
     assert!(guard.is_held(), "it has not heard of it yet");
     let refused = user.under(&guard, None, async |_| ()).await.unwrap_err();
     assert!(
@@ -181,12 +177,12 @@ async fn a_grant_that_is_gone_is_not_fenced(lab: &Lab) {
     assert!(!guard.is_held(), "it has heard of it now");
     next.check().await.unwrap();
     user.under(&next, None, async |_| ()).await.unwrap();
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// Longer than the ttl, and held all along.
-async fn renewals_go_on_under_an_open_fence(lab: &Lab) {
-    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+async fn renewals_go_on_under_an_open_fence(db: &TestDb) {
+    let (locks, mut user) = (db.locks().await, User::of(db).await);
     let guard = held(&locks, ms(1500)).await;
     let began = now();
     let through = user.under(&guard, None, async |_| {
@@ -198,12 +194,12 @@ async fn renewals_go_on_under_an_open_fence(lab: &Lab) {
     });
     through.await.unwrap();
     guard.release().await.unwrap();
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// No renewal gets past it: the guard is neither held nor lost, and held again afterwards.
-async fn where_trust_runs_out_under_a_fence_the_guard_is_suspended(lab: &Lab) {
-    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+async fn a_guard_whose_trust_ends_under_a_fence_is_suspended(db: &TestDb) {
+    let (locks, mut user) = (db.locks().await, User::of(db).await);
     let lock = locks.lock("job").ttl(ms(9000)).margin(ms(4400));
     let guard = lock.acquire().await.unwrap();
     let (began, lost) = (now(), tokio::spawn(guard.lost()));
@@ -217,7 +213,7 @@ async fn where_trust_runs_out_under_a_fence_the_guard_is_suspended(lab: &Lab) {
         }
         assert!(began.elapsed() > ms(4000));
         assert_eq!(guard.trusted_for(), Duration::ZERO);
-        assert!(!lost.is_finished(), "nobody is interrupted");
+        assert!(!lost.is_finished(), "no loss during the fence");
         for refused in [
             guard.open_fence(None).await.map(drop),
             guard.fence_statement().map(drop),
@@ -234,15 +230,15 @@ async fn where_trust_runs_out_under_a_fence_the_guard_is_suspended(lab: &Lab) {
     }
     assert!(!lost.is_finished());
     guard.check().await.unwrap();
-    guard.extend(SOON).await.unwrap();
+    guard.extend(TIMEOUT).await.unwrap();
     user.under(&guard, None, async |_| ()).await.unwrap();
     guard.release().await.unwrap();
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// The same where the lease has ended meanwhile: lost, with the reason, but only at the end.
-async fn where_the_lease_ends_under_a_fence_the_loss_is_told_after_it(lab: &Lab) {
-    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+async fn a_lease_that_ends_under_a_fence_is_lost_when_the_fence_closes(db: &TestDb) {
+    let (locks, mut user) = (db.locks().await, User::of(db).await);
     let guard = held(&locks, ms(1000)).await;
     let lost = tokio::spawn(guard.lost());
     let through = user.under(&guard, None, async |_| {
@@ -250,16 +246,16 @@ async fn where_the_lease_ends_under_a_fence_the_loss_is_told_after_it(lab: &Lab)
         assert!(!guard.is_held() && !lost.is_finished());
     });
     through.await.unwrap();
-    assert_eq!(soon(lost).await.unwrap().reason(), LostReason::Expired);
+    assert_eq!(in_time(lost).await.unwrap().reason(), LostReason::Expired);
     let refused = guard.release().await.unwrap_err();
     assert!(matches!(refused, Error::Lost { .. }), "{refused}");
-    drop(held(&locks, SOON).await);
-    promise("P9", lab.engine);
+    drop(held(&locks, TIMEOUT).await);
+    promise("P9", db.engine);
 }
 
 /// A guard whose trust has run out under its fence can be released all the same.
-async fn a_suspended_guard_can_be_released(lab: &Lab) {
-    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+async fn a_suspended_guard_can_be_released(db: &TestDb) {
+    let (locks, mut user) = (db.locks().await, User::of(db).await);
     let lock = locks.lock("job").ttl(ms(6000)).margin(ms(2900));
     let guard = lock.acquire().await.unwrap();
     let mut release = None;
@@ -272,14 +268,14 @@ async fn a_suspended_guard_can_be_released(lab: &Lab) {
     .await
     .unwrap();
     assert!(release.is_some());
-    soon(guard.release()).await.unwrap();
+    in_time(guard.release()).await.unwrap();
     let next = locks.lock("job").try_acquire().await.unwrap();
     next.expect("free").release().await.unwrap();
 }
 
-/// Who says how long the transaction lasts has the lease renewed to that first.
-async fn a_long_transaction_is_covered(lab: &Lab) {
-    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+/// If the caller says how long the transaction lasts, the lease is first renewed to that length.
+async fn a_long_transaction_is_covered(db: &TestDb) {
+    let (locks, mut user) = (db.locks().await, User::of(db).await);
     let guard = held(&locks, ms(1500)).await;
     let began = now();
     let through = user.under(&guard, Some(ms(5000)), async |_| {
@@ -305,35 +301,35 @@ async fn a_long_transaction_is_covered(lab: &Lab) {
         "{refused}"
     );
     guard.release().await.unwrap();
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
-/// It waits a moment, and says why.
-async fn a_release_by_force_never_overtakes_an_open_fence(lab: &Lab) {
-    let (locks, other, mut user) = (lab.locks().await, lab.locks().await, User::of(lab).await);
-    let guard = held(&locks, SOON).await;
+/// It waits a moment, and the error says why it failed.
+async fn a_release_by_force_never_overtakes_an_open_fence(db: &TestDb) {
+    let (locks, other, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
+    let guard = held(&locks, TIMEOUT).await;
     user.under(&guard, None, async |_| {
         let began = now();
         let error = other.force_release("job").await.unwrap_err();
         assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
         assert!(error.chain().contains("fenced transaction"));
-        assert!(began.elapsed() >= ms(1900) && began.elapsed() < SOON);
+        assert!(began.elapsed() >= ms(1900) && began.elapsed() < TIMEOUT);
     })
     .await
     .unwrap();
     guard.check().await.unwrap();
     other.force_release("job").await.unwrap().expect("freed");
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
-/// A guard that is released under its own fence does not wait for it, whatever the lease has left.
-async fn a_release_under_its_own_fence_is_done_when_the_transaction_ends(lab: &Lab) {
+/// A guard that is released under its own fence does not wait for it, however long the lease is.
+async fn a_release_under_its_own_fence_is_done_when_the_transaction_ends(db: &TestDb) {
     let (locks, other, mut user) = (
-        lab.locks().await,
-        lab.locks().await,
-        connection(&lab.url).await,
+        db.locks().await,
+        db.locks().await,
+        connection(&db.url).await,
     );
-    for ttl in [SOON * 3, ms(1500)] {
+    for ttl in [TIMEOUT * 3, ms(1500)] {
         let guard = held(&locks, ttl).await;
         let mut tx = user.start_transaction(TxOpts::default()).await.unwrap();
         let open = guard.fence(&mut tx).await.unwrap();
@@ -345,16 +341,18 @@ async fn a_release_under_its_own_fence_is_done_when_the_transaction_ends(lab: &L
         assert!(taken.is_none(), "while the transaction is open");
         tx.commit().await.unwrap();
         drop(open);
-        drop(held(&other, SOON).await);
+        drop(held(&other, TIMEOUT).await);
         other.drain().await;
     }
 }
 
 /// The same of a release by ticket, and by force: the process that has the fence open is asked.
-async fn what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends(lab: &Lab) {
-    let (locks, other, mut user) = (lab.locks().await, lab.locks().await, User::of(lab).await);
+async fn a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends(
+    db: &TestDb,
+) {
+    let (locks, other, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
     for by_force in [false, true] {
-        let guard = held(&locks, SOON * 3).await;
+        let guard = held(&locks, TIMEOUT * 3).await;
         user.under(&guard, None, async |_| {
             let began = now();
             if by_force {
@@ -369,19 +367,19 @@ async fn what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends
         })
         .await
         .unwrap();
-        drop(held(&other, SOON).await);
+        drop(held(&other, TIMEOUT).await);
         other.drain().await;
         assert!(matches!(guard.check().await, Err(Error::Lost { .. })));
     }
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// Two of them at once, where that goes; and a release under one frees the lock only for
 /// afterwards.
-async fn fences_of_one_guard_may_overlap(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
-    let (mut first, mut second) = (User::of(lab).await, User::of(lab).await);
-    let guard = held(&locks, SOON).await;
+async fn fences_of_one_guard_may_overlap(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
+    let (mut first, mut second) = (User::of(db).await, User::of(db).await);
+    let guard = held(&locks, TIMEOUT).await;
     first
         .under(&guard, None, async |_| {
             second.under(&guard, None, async |_| ()).await.unwrap();
@@ -398,25 +396,25 @@ async fn fences_of_one_guard_may_overlap(lab: &Lab) {
         })
         .await
         .unwrap();
-    drop(held(&other, SOON).await);
-    promise("P9", lab.engine);
+    drop(held(&other, TIMEOUT).await);
+    promise("P9", db.engine);
 }
 
 /// Where the transaction is somewhere else, the fence would fence nothing.
-async fn a_transaction_in_another_database_is_refused(lab: &Lab) {
-    let (locks, mut own) = (lab.locks().await, User::of(lab).await);
-    let guard = held(&locks, SOON).await;
+async fn a_transaction_in_another_database_is_refused(db: &TestDb) {
+    let (locks, mut own) = (db.locks().await, User::of(db).await);
+    let guard = held(&locks, TIMEOUT).await;
     let mut refusals = Vec::new();
-    if lab.engine == "sqlite" {
+    if db.engine == "sqlite" {
         if let Some(server) = Postgres::shared() {
             let mut user = User::Postgres(client(&server.fresh_database()).await);
             refusals.push(user.under(&guard, None, async |_| ()).await);
         }
     } else {
-        let another = match lab.engine {
-            "postgres" => Lab::postgres(),
-            "mysql" => Lab::mysql(),
-            _ => Lab::mariadb(),
+        let another = match db.engine {
+            "postgres" => TestDb::postgres(),
+            "mysql" => TestDb::mysql(),
+            _ => TestDb::mariadb(),
         };
         let another = another.unwrap();
         let mut user = User::of(&another).await;
@@ -424,7 +422,7 @@ async fn a_transaction_in_another_database_is_refused(lab: &Lab) {
         refusals.push(user.under(&guard, None, async |_| ()).await);
         let theirs = another.locks().await;
         refusals.push(user.under(&guard, None, async |_| ()).await);
-        let _held = held(&theirs, SOON).await;
+        let _held = held(&theirs, TIMEOUT).await;
         refusals.push(user.under(&guard, None, async |_| ()).await);
         let mut user = User::Sqlite(rusqlite::Connection::open_in_memory().unwrap());
         refusals.push(user.under(&guard, None, async |_| ()).await);
@@ -445,14 +443,14 @@ async fn a_transaction_in_another_database_is_refused(lab: &Lab) {
     }
     assert!(guard.is_held());
     own.under(&guard, None, async |_| ()).await.unwrap();
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// A conflict that has nothing to do with the grant is the transaction's own.
-async fn a_conflict_of_the_transaction_is_no_loss(lab: &Lab) {
-    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
-    let guard = held(&locks, SOON).await;
-    let (sql, patience) = match lab.engine {
+async fn a_conflict_of_the_transaction_is_no_loss(db: &TestDb) {
+    let (locks, mut user) = (db.locks().await, User::of(db).await);
+    let guard = held(&locks, TIMEOUT).await;
+    let (sql, patience) = match db.engine {
         "postgres" => ("FOR UPDATE", "SET lock_timeout = '100ms'"),
         _ => ("FOR UPDATE", "SET innodb_lock_wait_timeout = 1"),
     };
@@ -461,7 +459,7 @@ async fn a_conflict_of_the_transaction_is_no_loss(lab: &Lab) {
         User::Mysql(conn) => conn.query_drop(patience).await.unwrap(),
         _ => unreachable!(),
     }
-    let hold = lab.hold(&format!(
+    let hold = db.begin_with(&format!(
         "SELECT id FROM database_locks_lock WHERE name = 'job' {sql}"
     ));
     let refused = user.under(&guard, None, async |_| ()).await.unwrap_err();
@@ -471,23 +469,23 @@ async fn a_conflict_of_the_transaction_is_no_loss(lab: &Lab) {
         refused.chain()
     );
     assert!(refused.chain().contains("try the transaction again"));
-    hold.leave();
+    hold.rollback();
     assert!(guard.is_held());
     user.under(&guard, None, async |_| ()).await.unwrap();
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// What it has read may be older than what the holder before has written.
-async fn one_that_read_before_the_grant_is_refused(lab: &Lab) {
-    let locks = lab.locks().await;
-    held(&locks, SOON).await.release().await.unwrap();
-    let mut conn = connection(&lab.url).await;
+async fn a_transaction_that_read_before_the_grant_is_refused(db: &TestDb) {
+    let locks = db.locks().await;
+    held(&locks, TIMEOUT).await.release().await.unwrap();
+    let mut conn = connection(&db.url).await;
     let mut tx = conn.start_transaction(TxOpts::default()).await.unwrap();
     let _: Option<i64> = tx
         .query_first("SELECT count(*) FROM database_locks_lock")
         .await
         .unwrap();
-    let guard = held(&locks, SOON).await;
+    let guard = held(&locks, TIMEOUT).await;
     let refused = guard.fence(&mut tx).await.unwrap_err();
     assert!(
         matches!(
@@ -504,26 +502,26 @@ async fn one_that_read_before_the_grant_is_refused(lab: &Lab) {
     let mut tx = conn.start_transaction(TxOpts::default()).await.unwrap();
     drop(guard.fence(&mut tx).await.unwrap());
     tx.commit().await.unwrap();
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// It takes no other right than those that the locks themselves take.
-async fn it_takes_the_rights_to_read_and_update_alone(lab: &Lab) {
-    let locks = lab.locks().await;
-    let guard = held(&locks, SOON).await;
-    let database = lab.url.rsplit('/').next().unwrap();
+async fn select_and_update_are_the_only_privileges_required(db: &TestDb) {
+    let locks = db.locks().await;
+    let guard = held(&locks, TIMEOUT).await;
+    let database = db.url.rsplit('/').next().unwrap();
     let grant = format!("GRANT SELECT, UPDATE ON database_locks_lock TO fencer_{database}");
-    let (at, rest) = (lab.url.find("//").unwrap() + 2, lab.url.find('@').unwrap());
-    let url = format!("{}fencer_{database}{}", &lab.url[..at], &lab.url[rest..]);
-    let mut user = match lab.engine {
+    let (at, rest) = (db.url.find("//").unwrap() + 2, db.url.find('@').unwrap());
+    let url = format!("{}fencer_{database}{}", &db.url[..at], &db.url[rest..]);
+    let mut user = match db.engine {
         "postgres" => {
-            lab.sql(&format!("CREATE ROLE fencer_{database} LOGIN"));
-            lab.sql(&grant);
+            db.sql(&format!("CREATE ROLE fencer_{database} LOGIN"));
+            db.sql(&grant);
             User::Postgres(client(&url).await)
         }
         _ => {
-            lab.sql(&format!("CREATE USER fencer_{database}"));
-            lab.sql(&grant);
+            db.sql(&format!("CREATE USER fencer_{database}"));
+            db.sql(&grant);
             User::Mysql(connection(&url).await)
         }
     };
@@ -532,10 +530,10 @@ async fn it_takes_the_rights_to_read_and_update_alone(lab: &Lab) {
 }
 
 /// Statement by statement there is nothing that the fence could hold.
-async fn outside_of_a_transaction_nothing_is_fenced(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
-    let guard = held(&locks, SOON).await;
-    let mut client = client(&lab.url).await;
+async fn outside_of_a_transaction_nothing_is_fenced(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
+    let guard = held(&locks, TIMEOUT).await;
+    let mut client = client(&db.url).await;
     let refused = guard.fence(&mut client).await.unwrap_err();
     assert!(refused.to_string().contains("outside"), "{refused}");
     client.batch_execute("BEGIN").await.unwrap();
@@ -548,54 +546,54 @@ async fn outside_of_a_transaction_nothing_is_fenced(lab: &Lab) {
 }
 
 /// A fence leaves nothing behind when it is closed.
-async fn nothing_piles_up(lab: &Lab) {
-    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+async fn a_closed_fence_leaves_no_file_behind(db: &TestDb) {
+    let (locks, mut user) = (db.locks().await, User::of(db).await);
     for n in 0..50 {
         let guard = locks.lock(format!("job {n}")).acquire().await.unwrap();
         user.under(&guard, None, async |_| ()).await.unwrap();
     }
     let path = PathBuf::from(format!(
         "{}-fences",
-        lab.url.strip_prefix("sqlite://").unwrap()
+        db.url.strip_prefix("sqlite://").unwrap()
     ));
     assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
 }
 
-lab_tests!(memory: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+db_tests!(memory: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap);
-lab_tests!(sqlite: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap);
+db_tests!(sqlite: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
-    a_transaction_in_another_database_is_refused, nothing_piles_up);
-lab_tests!(postgres: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
+    a_transaction_in_another_database_is_refused, a_closed_fence_leaves_no_file_behind);
+db_tests!(postgres: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
-    outside_of_a_transaction_nothing_is_fenced, it_takes_the_rights_to_read_and_update_alone);
-lab_tests!(pgbouncer: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    outside_of_a_transaction_nothing_is_fenced, select_and_update_are_the_only_privileges_required);
+db_tests!(pgbouncer: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
     a_transaction_in_another_database_is_refused);
-lab_tests!(mariadb: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
-    where_trust_runs_out_under_a_fence_the_guard_is_suspended,
-    where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
+db_tests!(mariadb: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    a_guard_whose_trust_ends_under_a_fence_is_suspended,
+    a_lease_that_ends_under_a_fence_is_lost_when_the_fence_closes,
     a_suspended_guard_can_be_released, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
     a_release_under_its_own_fence_is_done_when_the_transaction_ends,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
-    one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);
-lab_tests!(mysql: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
-    where_trust_runs_out_under_a_fence_the_guard_is_suspended,
-    where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
+    a_transaction_that_read_before_the_grant_is_refused, select_and_update_are_the_only_privileges_required);
+db_tests!(mysql: no_client_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    a_guard_whose_trust_ends_under_a_fence_is_suspended,
+    a_lease_that_ends_under_a_fence_is_lost_when_the_fence_closes,
     a_suspended_guard_can_be_released, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
     a_release_under_its_own_fence_is_done_when_the_transaction_ends,
-    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends,
+    a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
-    one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);
+    a_transaction_that_read_before_the_grant_is_refused, select_and_update_are_the_only_privileges_required);

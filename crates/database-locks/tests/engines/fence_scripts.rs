@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 
 use database_locks::LockGuard;
-use testkit::{Lab, MariaDb, MySql, Postgres, lab_tests, promise};
+use testkit::{MariaDb, MySql, Postgres, TestDb, db_tests, promise};
 
 const DOCUMENT: &str = include_str!("../../docs/protocol.md");
 const MARK: &str = "<!-- A test runs these. -->";
@@ -19,21 +19,21 @@ fn script(client: &str) -> &'static str {
     found.unwrap_or_else(|| panic!("no script for {client}"))
 }
 
-/// Run it as `dblock run` would, with a client that knows where the server is.
-fn run(lab: &Lab, guard: &LockGuard) -> Output {
-    let database = lab.url.rsplit('/').next().unwrap();
-    let (client, at) = match lab.engine {
+/// Runs it as `dblock run` would, with a client that knows where the server is.
+fn run(db: &TestDb, guard: &LockGuard) -> Output {
+    let database = db.url.rsplit('/').next().unwrap();
+    let (client, at) = match db.engine {
         "postgres" => {
             let bin = Postgres::shared().unwrap().bin().join("psql");
             let at = format!(
                 "psql() {{ {} --no-psqlrc '{}' \"$@\"; }}",
                 bin.display(),
-                lab.url
+                db.url
             );
             ("psql -v", at)
         }
         _ => {
-            let server = match lab.engine {
+            let server = match db.engine {
                 "mysql" => MySql::shared(),
                 _ => MariaDb::shared(),
             };
@@ -54,27 +54,27 @@ fn run(lab: &Lab, guard: &LockGuard) -> Output {
         .unwrap()
 }
 
-async fn a_script_can_fence_its_writes(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
-    lab.sql("CREATE TABLE report (body text)");
+async fn a_script_can_fence_its_writes(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
+    db.sql("CREATE TABLE report (body text)");
     for name in ["job", "it's \"a\" näme \\ 100% :'name'"] {
-        lab.sql("DELETE FROM report");
-        lab.sql("INSERT INTO report VALUES ('old')");
+        db.sql("DELETE FROM report");
+        db.sql("INSERT INTO report VALUES ('old')");
         let guard = locks.lock(name).acquire().await.unwrap();
-        let done = run(lab, &guard);
+        let done = run(db, &guard);
         assert!(done.status.success(), "{name}: {done:?}");
-        assert_eq!(lab.sql("SELECT body FROM report"), "new");
+        assert_eq!(db.sql("SELECT body FROM report"), "new");
 
         other.force_release(name).await.unwrap().expect("held");
         let _next = other.lock(name).acquire().await.unwrap();
-        lab.sql("UPDATE report SET body = 'of its successor'");
-        let refused = run(lab, &guard);
+        db.sql("UPDATE report SET body = 'of its successor'");
+        let refused = run(db, &guard);
         assert!(!refused.status.success(), "{name}: {refused:?}");
-        assert_eq!(lab.sql("SELECT body FROM report"), "of its successor");
+        assert_eq!(db.sql("SELECT body FROM report"), "of its successor");
     }
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
-lab_tests!(postgres: a_script_can_fence_its_writes);
-lab_tests!(mariadb: a_script_can_fence_its_writes);
-lab_tests!(mysql: a_script_can_fence_its_writes);
+db_tests!(postgres: a_script_can_fence_its_writes);
+db_tests!(mariadb: a_script_can_fence_its_writes);
+db_tests!(mysql: a_script_can_fence_its_writes);

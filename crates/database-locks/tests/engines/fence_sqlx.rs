@@ -4,22 +4,22 @@ use std::time::Duration;
 
 use database_locks::{Error, FenceTransaction, LockGuard, Locks};
 use sqlx::{Connection, MySqlConnection, PgConnection, SqliteConnection};
-use testkit::{Lab, lab_tests, promise};
+use testkit::{TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn held(locks: &Locks) -> LockGuard {
     // A lease that is renewed this often does not listen for a release by force.
-    let lock = locks.lock("job").ttl(SOON / 2).wait(SOON);
+    let lock = locks.lock("job").ttl(TIMEOUT / 2).wait(TIMEOUT);
     lock.acquire().await.unwrap()
 }
 
-/// Nobody gets the lock before the transaction has ended, and a grant that is gone is refused; all
-/// of it with transactions that `begin!` makes.
+/// With transactions that `begin!` makes: no other client gets the lock before the transaction has
+/// ended, and a grant that is gone is refused.
 macro_rules! fenced {
-    ($lab:expr, $connection:expr) => {{
-        let (lab, mut connection): (&Lab, _) = ($lab, $connection);
-        let (locks, other) = (lab.locks().await, lab.locks().await);
+    ($db:expr, $connection:expr) => {{
+        let (db, mut connection): (&TestDb, _) = ($db, $connection);
+        let (locks, other) = (db.locks().await, db.locks().await);
         let guard = held(&locks).await;
 
         let outside = refused(&guard, &mut connection).await;
@@ -45,7 +45,7 @@ macro_rules! fenced {
         assert!(matches!(lost, Error::Lost { .. }), "{}", lost.chain());
         tx.rollback().await.unwrap();
         next.check().await.unwrap();
-        promise("P9", lab.engine);
+        promise("P9", db.engine);
     }};
 }
 
@@ -53,18 +53,18 @@ async fn refused(guard: &LockGuard, tx: &mut impl FenceTransaction) -> Error {
     guard.fence(tx).await.unwrap_err()
 }
 
-async fn a_transaction_of_sqlx_can_be_fenced(lab: &Lab) {
-    match lab.engine {
-        "postgres" => fenced!(lab, PgConnection::connect(&lab.url).await.unwrap()),
-        "mariadb" | "mysql" => fenced!(lab, MySqlConnection::connect(&lab.url).await.unwrap()),
+async fn a_transaction_of_sqlx_can_be_fenced(db: &TestDb) {
+    match db.engine {
+        "postgres" => fenced!(db, PgConnection::connect(&db.url).await.unwrap()),
+        "mariadb" | "mysql" => fenced!(db, MySqlConnection::connect(&db.url).await.unwrap()),
         _ => fenced!(
-            lab,
+            db,
             SqliteConnection::connect("sqlite::memory:").await.unwrap()
         ),
     }
 }
 
-lab_tests!(sqlite: a_transaction_of_sqlx_can_be_fenced);
-lab_tests!(postgres: a_transaction_of_sqlx_can_be_fenced);
-lab_tests!(mariadb: a_transaction_of_sqlx_can_be_fenced);
-lab_tests!(mysql: a_transaction_of_sqlx_can_be_fenced);
+db_tests!(sqlite: a_transaction_of_sqlx_can_be_fenced);
+db_tests!(postgres: a_transaction_of_sqlx_can_be_fenced);
+db_tests!(mariadb: a_transaction_of_sqlx_can_be_fenced);
+db_tests!(mysql: a_transaction_of_sqlx_can_be_fenced);

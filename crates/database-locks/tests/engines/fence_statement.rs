@@ -1,19 +1,15 @@
-//! The plain form of the fence, run by somebody who has nothing of this library: in each isolation
-//! level, with a snapshot that is older, against every statement that changes a grant.
+//! The fence as a plain statement, run by a client without this library: at each isolation level,
+//! with an older snapshot, against every statement that changes a grant.
 
 use std::time::Duration;
 
 use database_locks::seam::{Outcome, TakeOverCommand};
 use database_locks::{Error, Fence, FenceFailure, LockGuard, Locks, LostReason, ParamStyle, Prune};
-use testkit::contract::{ask, take_over};
-use testkit::time::now;
-use testkit::{Lab, Stranger, lab_tests, promise};
+use testkit::contract::{acquire_command, take_over};
+use testkit::time::{ms, now};
+use testkit::{SqlSession, TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(20);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// With the parameters in it, as a script has it.
 fn filled(sql: &str, fence: &Fence) -> String {
@@ -23,17 +19,17 @@ fn filled(sql: &str, fence: &Fence) -> String {
         .replace("$3", &format!("'{grant}'"))
 }
 
-/// A transaction of somebody who writes only under the fence.
+/// A client that writes only under the fence.
 struct Writer {
-    session: Stranger,
+    session: SqlSession,
     mysql_like: bool,
 }
 
 impl Writer {
-    fn new(lab: &Lab) -> Self {
+    fn new(db: &TestDb) -> Self {
         Self {
-            session: lab.stranger(),
-            mysql_like: lab.is_mysql_like(),
+            session: db.sql_session(),
+            mysql_like: db.is_mysql_like(),
         }
     }
 
@@ -55,7 +51,7 @@ impl Writer {
         self.run("SELECT count(*) FROM elsewhere");
     }
 
-    /// Run the statement of the fence alone.
+    /// Runs the statement of the fence alone.
     fn statement(&mut self, fence: &Fence) -> Result<(), FenceFailure> {
         let sql = filled(&fence.sql(ParamStyle::Numbered).unwrap(), fence);
         let failed = |error: &dyn std::fmt::Display| {
@@ -78,7 +74,7 @@ impl Writer {
         }
     }
 
-    /// As [`Fence`] says that it is to be done.
+    /// As the documentation of [`Fence`] says.
     fn fence(&mut self, fence: &Fence) -> Result<(), FenceFailure> {
         if let Some(before) = fence.before(ParamStyle::Numbered) {
             let rows = self.run(&filled(&before, fence)).len() as u64;
@@ -90,8 +86,8 @@ impl Writer {
     }
 }
 
-fn levels(lab: &Lab) -> &'static [&'static str] {
-    match lab.engine {
+fn levels(db: &TestDb) -> &'static [&'static str] {
+    match db.engine {
         "mariadb" | "mysql" => &[
             "READ UNCOMMITTED",
             "READ COMMITTED",
@@ -127,24 +123,24 @@ const CHANGES: [Change; 8] = [
 ];
 
 async fn acquired(locks: &Locks, name: &str) -> LockGuard {
-    locks.lock(name).wait(SOON).acquire().await.unwrap()
+    locks.lock(name).wait(TIMEOUT).acquire().await.unwrap()
 }
 
 impl Change {
-    /// A grant that nobody renews, and its fence.
+    /// A grant that is not renewed, and its fence.
     async fn prepare(self, locks: &Locks, name: &str) -> (LockGuard, Fence) {
         let expires = matches!(
             self,
             Self::Preempted | Self::RenewedAndPreempted | Self::Pruned | Self::PrunedAndMadeAnew
         );
-        let ttl = if expires { ms(400) } else { SOON };
+        let ttl = if expires { ms(400) } else { TIMEOUT };
         let lock = locks.lock(name).ttl(ttl).auto_renew(false);
         let guard = lock.acquire().await.unwrap();
         let fence = guard.fence_statement().unwrap();
         (guard, fence)
     }
 
-    async fn happens(self, lab: &Lab, guard: LockGuard, other: &Locks) -> Option<LockGuard> {
+    async fn happens(self, db: &TestDb, guard: LockGuard, other: &Locks) -> Option<LockGuard> {
         let (name, ticket) = (guard.name().to_string(), guard.ticket());
         match self {
             Self::Preempted => return Some(acquired(other, &name).await),
@@ -161,11 +157,11 @@ impl Change {
             }
             Self::BySameHolder => {
                 let again = TakeOverCommand {
-                    to: ask(&name, guard.holder(), SOON),
+                    to: acquire_command(&name, guard.holder(), TIMEOUT),
                     token: guard.token(),
                     grant: Some(guard.grant_id().to_owned()),
                 };
-                let store = lab.bench().ready().await;
+                let store = db.fixture().ready().await;
                 let over = take_over(&*store, &again).await;
                 assert!(matches!(over, Outcome::Granted { .. }), "{over:?}");
             }
@@ -179,7 +175,7 @@ impl Change {
                     .unwrap()
                     == 0
                 {
-                    assert!(began.elapsed() < SOON, "not pruned");
+                    assert!(began.elapsed() < TIMEOUT, "not pruned");
                 }
                 if matches!(self, Self::PrunedAndMadeAnew) {
                     return Some(acquired(other, &name).await);
@@ -190,17 +186,17 @@ impl Change {
     }
 }
 
-/// P9: whatever made the grant another's, the fence does not pass, however old the snapshot.
-async fn no_statement_that_changes_a_grant_is_missed(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
-    lab.sql("CREATE TABLE elsewhere (x int)");
-    for level in levels(lab) {
+/// P9: once the grant is lost in any way, the fence refuses, however old the snapshot is.
+async fn no_statement_that_changes_a_grant_is_missed(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
+    db.sql("CREATE TABLE elsewhere (x int)");
+    for level in levels(db) {
         for change in CHANGES {
             let (guard, fence) = change.prepare(&locks, "job").await;
-            let mut writer = Writer::new(lab);
+            let mut writer = Writer::new(db);
             writer.begin(level);
             writer.look();
-            let next = change.happens(lab, guard, &other).await;
+            let next = change.happens(db, guard, &other).await;
             let passed = writer.fence(&fence);
             assert!(passed.is_err(), "{level}: passed although {change:?}");
             writer.run("ROLLBACK");
@@ -211,26 +207,26 @@ async fn no_statement_that_changes_a_grant_is_missed(lab: &Lab) {
             let _ = other.force_release("job").await.unwrap();
         }
     }
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// The same where the change is made while the transaction of the writer is at its fence: one of
 /// them comes first.
-async fn a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("CREATE TABLE elsewhere (x int)");
-    for level in levels(lab) {
+async fn a_fence_statement_waits_for_a_concurrent_take_over_or_precedes_it(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("CREATE TABLE elsewhere (x int)");
+    for level in levels(db) {
         let guard = acquired(&locks, "job").await;
         let fence = guard.fence_statement().unwrap();
-        let mut taker = lab.stranger();
-        taker.run("BEGIN").unwrap();
-        taker
+        let mut session = db.sql_session();
+        session.run("BEGIN").unwrap();
+        session
             .run("SELECT id FROM database_locks_lock WHERE name = 'job' FOR UPDATE")
             .unwrap();
-        taker
+        session
             .run("UPDATE database_locks_lock SET token = token + 1, grant_id = 'x' WHERE name = 'job'")
             .unwrap();
-        let mut writer = Writer::new(lab);
+        let mut writer = Writer::new(db);
         writer.begin(level);
         writer.look();
         let fencing = std::thread::spawn(move || {
@@ -239,26 +235,26 @@ async fn a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody(lab: &L
             passed
         });
         tokio::time::sleep(ms(200)).await;
-        taker.run("COMMIT").unwrap();
+        session.run("COMMIT").unwrap();
         assert!(fencing.join().unwrap().is_err(), "{level}");
         drop(guard);
-        lab.sql("DELETE FROM database_locks_lock");
+        db.sql("DELETE FROM database_locks_lock");
     }
 }
 
 /// A renewal that the snapshot has not seen is no take-over.
-async fn our_own_renewal_does_not_stop_it(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("CREATE TABLE elsewhere (x int)");
-    for level in levels(lab) {
+async fn a_renewal_after_the_snapshot_does_not_fail_the_fence_statement(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("CREATE TABLE elsewhere (x int)");
+    for level in levels(db) {
         for rounds in [1, 3] {
             let guard = acquired(&locks, "job").await;
             let fence = guard.fence_statement().unwrap();
-            let mut writer = Writer::new(lab);
+            let mut writer = Writer::new(db);
             writer.begin(level);
             writer.look();
             for _ in 0..rounds {
-                locks.renew(&guard.ticket(), SOON).await.unwrap();
+                locks.renew(&guard.ticket(), TIMEOUT).await.unwrap();
             }
             assert_eq!(writer.fence(&fence), Ok(()), "{level}");
             writer.run("COMMIT");
@@ -268,12 +264,12 @@ async fn our_own_renewal_does_not_stop_it(lab: &Lab) {
     }
 }
 
-/// Where the server fails whatever writes to a row that its snapshot does not know, a renewal is
-/// such a row: a conflict, no loss. As the first statement it passes.
-async fn a_server_that_keeps_snapshots_apart_is_no_loss(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("CREATE TABLE elsewhere (x int)");
-    if lab
+/// If the server refuses writes to a row that is newer than the snapshot, a renewal makes the row
+/// such: a conflict and no loss. As the first statement of its transaction it passes.
+async fn a_server_that_keeps_snapshots_apart_is_no_loss(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("CREATE TABLE elsewhere (x int)");
+    if db
         .sql("SHOW VARIABLES LIKE 'innodb_snapshot_isolation'")
         .is_empty()
     {
@@ -281,11 +277,11 @@ async fn a_server_that_keeps_snapshots_apart_is_no_loss(lab: &Lab) {
     }
     let guard = acquired(&locks, "job").await;
     let fence = guard.fence_statement().unwrap();
-    let mut writer = Writer::new(lab);
+    let mut writer = Writer::new(db);
     writer.run("SET SESSION innodb_snapshot_isolation = ON");
     writer.begin("REPEATABLE READ");
     writer.look();
-    locks.renew(&guard.ticket(), SOON).await.unwrap();
+    locks.renew(&guard.ticket(), TIMEOUT).await.unwrap();
     assert_eq!(writer.fence(&fence), Err(FenceFailure::Conflict));
     writer.run("ROLLBACK");
     let error = guard.fence_failed(FenceFailure::Conflict).await;
@@ -300,23 +296,23 @@ async fn a_server_that_keeps_snapshots_apart_is_no_loss(lab: &Lab) {
     writer.run("ROLLBACK");
     let error = guard.fence_failed(FenceFailure::Conflict).await;
     assert!(matches!(error, Error::Lost { .. }), "{}", error.chain());
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
 /// A transaction that read before the lock was acquired: where the level keeps to what it has read,
 /// the fence refuses it.
-async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("CREATE TABLE elsewhere (x int)");
+async fn a_snapshot_that_is_older_than_the_grant_is_refused(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("CREATE TABLE elsewhere (x int)");
     acquired(&locks, "job").await.release().await.unwrap();
-    for level in levels(lab) {
-        let mut writer = Writer::new(lab);
+    for level in levels(db) {
+        let mut writer = Writer::new(db);
         writer.begin(level);
         writer.look();
         let guard = acquired(&locks, "job").await;
         let fence = guard.fence_statement().unwrap();
-        let keeps = match lab.engine {
-            // Its plain reads lock what they read, so nobody can have changed that since.
+        let keeps = match db.engine {
+            // Its plain reads lock what they read, so no other client can have changed that since.
             "mariadb" | "mysql" => *level == "REPEATABLE READ",
             _ => *level != "READ COMMITTED",
         };
@@ -328,7 +324,7 @@ async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
                     Error::Config { .. } | Error::Conflict { .. } => {}
                     error => panic!("{}", error.chain()),
                 }
-                if lab.is_mysql_like() {
+                if db.is_mysql_like() {
                     assert_eq!(writer.statement(&fence), Ok(()), "what the look is for");
                 }
             }
@@ -338,20 +334,20 @@ async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
     }
 }
 
-/// While the fence is open nobody gets the lock, nobody waits for that, and the other locks go on.
-async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
-    let store = lab.bench().ready().await;
+/// While the fence is open no other client gets the lock, none blocks on it, and other locks go on.
+async fn no_other_client_gets_the_lock_under_an_open_fence(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
+    let store = db.fixture().ready().await;
     let mut nineteen = Vec::new();
     for n in 0..19 {
         let name = format!("other {n}");
         nineteen.push(testkit::contract::granted(&*store, &name, "me", ms(5000)).await);
     }
-    for level in levels(lab) {
+    for level in levels(db) {
         let lock = locks.lock("job").ttl(ms(1000)).auto_renew(false);
         let guard = lock.acquire().await.unwrap();
         let (fence, ticket) = (guard.fence_statement().unwrap(), guard.ticket());
-        let mut writer = Writer::new(lab);
+        let mut writer = Writer::new(db);
         writer.begin(level);
         assert_eq!(writer.fence(&fence), Ok(()), "{level}");
 
@@ -379,7 +375,7 @@ async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
                 .iter()
                 .map(|grant| (grant.clone(), ms(5000).into()))
                 .collect();
-            let answers = store.renew(&all, SOON).await.unwrap();
+            let answers = store.renew(&all, TIMEOUT).await.unwrap();
             assert_eq!(answers.len(), 19);
             for answer in answers {
                 assert!(answer.is_renewed());
@@ -395,19 +391,19 @@ async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
         assert!(passed.is_err());
         next.release().await.unwrap();
     }
-    promise("P9", lab.engine);
+    promise("P9", db.engine);
 }
 
-lab_tests!(#[ignore = "make prove"] postgres18: no_statement_that_changes_a_grant_is_missed);
-lab_tests!(postgres: no_statement_that_changes_a_grant_is_missed,
-    a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
-    our_own_renewal_does_not_stop_it, a_snapshot_that_is_older_than_the_grant_is_refused,
-    nobody_gets_the_lock_under_an_open_fence);
-lab_tests!(mariadb: no_statement_that_changes_a_grant_is_missed,
-    a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
-    our_own_renewal_does_not_stop_it, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
-    nobody_gets_the_lock_under_an_open_fence);
-lab_tests!(mysql: no_statement_that_changes_a_grant_is_missed,
-    a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
-    our_own_renewal_does_not_stop_it, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
-    nobody_gets_the_lock_under_an_open_fence);
+db_tests!(#[ignore = "make prove"] postgres18: no_statement_that_changes_a_grant_is_missed);
+db_tests!(postgres: no_statement_that_changes_a_grant_is_missed,
+    a_fence_statement_waits_for_a_concurrent_take_over_or_precedes_it,
+    a_renewal_after_the_snapshot_does_not_fail_the_fence_statement, a_snapshot_that_is_older_than_the_grant_is_refused,
+    no_other_client_gets_the_lock_under_an_open_fence);
+db_tests!(mariadb: no_statement_that_changes_a_grant_is_missed,
+    a_fence_statement_waits_for_a_concurrent_take_over_or_precedes_it,
+    a_renewal_after_the_snapshot_does_not_fail_the_fence_statement, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
+    no_other_client_gets_the_lock_under_an_open_fence);
+db_tests!(mysql: no_statement_that_changes_a_grant_is_missed,
+    a_fence_statement_waits_for_a_concurrent_take_over_or_precedes_it,
+    a_renewal_after_the_snapshot_does_not_fail_the_fence_statement, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
+    no_other_client_gets_the_lock_under_an_open_fence);

@@ -8,21 +8,17 @@ use std::task::Poll;
 use std::time::Duration;
 
 use database_locks::{Error, LockState, Locks, LostReason, Ttl};
-use testkit::time::now;
-use testkit::{Lab, lab_tests, promise};
+use testkit::time::{ms, now};
+use testkit::{TestDb, db_tests, promise};
 
 /// Longer than anything that a test waits for should take.
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
-}
-
-/// Free within `bound`: somebody else gets it.
+/// Asserts that the lock is free within `bound`: another client gets it.
 async fn free_within(locks: &Locks, name: &str, bound: Duration) {
     let got = locks.lock(name).wait(bound).acquire().await;
     got.unwrap_or_else(|error| panic!("{}", error.chain()))
@@ -31,8 +27,8 @@ async fn free_within(locks: &Locks, name: &str, bound: Duration) {
         .expect("releases");
 }
 
-async fn one_holder_at_a_time(lab: &Lab) {
-    let (a, b) = (lab.locks().await, lab.locks().await);
+async fn one_holder_at_a_time(db: &TestDb) {
+    let (a, b) = (db.locks().await, db.locks().await);
     let guard = a.lock("job").try_acquire().await.unwrap().expect("free");
     assert!(guard.is_held() && guard.trusted_for() > ms(10_000));
     assert!(b.lock("job").try_acquire().await.unwrap().is_none());
@@ -49,14 +45,14 @@ async fn one_holder_at_a_time(lab: &Lab) {
         .unwrap()
         .expect("free again");
     assert!(again.is_held());
-    promise("P1", lab.engine);
+    promise("P1", db.engine);
 }
 
-async fn counted_increments_are_not_lost(lab: &Lab) {
+async fn counted_increments_are_not_lost(db: &TestDb) {
     let (mut tasks, total) = (Vec::new(), Arc::new(AtomicUsize::new(0)));
     let inside: &'static AtomicUsize = Box::leak(Box::new(AtomicUsize::new(0)));
     for client in 0..4 {
-        let (locks, total) = (lab.locks().await, Arc::clone(&total));
+        let (locks, total) = (db.locks().await, Arc::clone(&total));
         for _ in 0..5 {
             let (locks, total) = (locks.clone(), Arc::clone(&total));
             tasks.push(tokio::spawn(async move {
@@ -79,12 +75,12 @@ async fn counted_increments_are_not_lost(lab: &Lab) {
             .unwrap();
     }
     assert_eq!(total.load(Ordering::SeqCst), 80);
-    promise("P1", lab.engine);
-    promise("P15", lab.engine);
+    promise("P1", db.engine);
+    promise("P15", db.engine);
 }
 
-async fn a_lease_outlives_its_ttl_while_it_is_held(lab: &Lab) {
-    let (a, b) = (lab.locks().await, lab.locks().await);
+async fn a_lease_outlives_its_ttl_while_it_is_held(db: &TestDb) {
+    let (a, b) = (db.locks().await, db.locks().await);
     let guard = a.lock("job").ttl(ms(1500)).acquire().await.unwrap();
     for _ in 0..8 {
         tokio::time::sleep(ms(500)).await;
@@ -94,9 +90,9 @@ async fn a_lease_outlives_its_ttl_while_it_is_held(lab: &Lab) {
     guard.release().await.unwrap();
 }
 
-/// The order of a loss: first the holder knows, and only later may anybody else have it.
-async fn trust_ends_before_the_lease(lab: &Lab) {
-    let (a, b) = (lab.locks().await, lab.locks().await);
+/// The order of a loss: the holder knows first, and only later can another client have the lock.
+async fn trust_ends_before_the_lease(db: &TestDb) {
+    let (a, b) = (db.locks().await, db.locks().await);
     let lock = a
         .lock("job")
         .ttl(ms(4000))
@@ -104,21 +100,21 @@ async fn trust_ends_before_the_lease(lab: &Lab) {
         .auto_renew(false);
     let guard = lock.acquire().await.unwrap();
     assert!(guard.trusted_for() <= ms(2100));
-    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Expired);
+    assert_eq!(in_time(guard.lost()).await.reason(), LostReason::Expired);
     assert!(!guard.is_held());
     let row = b.show("job").await.unwrap().expect("a row");
     assert!(
         matches!(row.state, LockState::Held { .. }),
-        "still ours in the database: {row:?}"
+        "still held in the database: {row:?}"
     );
     // Without the guard's release, which frees earlier than that, it would be free at its end.
     std::mem::forget(guard);
-    free_within(&b, "job", SOON).await;
-    promise("P4", lab.engine);
+    free_within(&b, "job", TIMEOUT).await;
+    promise("P4", db.engine);
 }
 
-async fn a_long_lease_begins_with_its_whole_length(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_long_lease_begins_with_its_whole_length(db: &TestDb) {
+    let locks = db.locks().await;
     let hour = locks
         .lock("hour")
         .ttl(Duration::from_secs(3600))
@@ -142,15 +138,17 @@ async fn a_long_lease_begins_with_its_whole_length(lab: &Lab) {
     );
 }
 
-async fn extend_lengthens_at_once(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn extend_lengthens_at_once(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks
         .lock("job")
         .ttl(Duration::from_secs(5))
         .acquire()
         .await
         .unwrap();
-    soon(guard.extend(Duration::from_secs(600))).await.unwrap();
+    in_time(guard.extend(Duration::from_secs(600)))
+        .await
+        .unwrap();
     assert!(guard.trusted_for() > Duration::from_secs(500));
     let refused = guard.extend(ms(1)).await.unwrap_err();
     assert!(
@@ -160,8 +158,8 @@ async fn extend_lengthens_at_once(lab: &Lab) {
     assert!(guard.is_held(), "a refused setting changes nothing");
 }
 
-async fn a_release_by_force_is_noticed_and_explained(lab: &Lab) {
-    let (a, b) = (lab.locks().await, lab.locks().await);
+async fn a_release_by_force_is_noticed_and_explained(db: &TestDb) {
+    let (a, b) = (db.locks().await, db.locks().await);
     let guard = a
         .lock("job")
         .ttl(ms(1500))
@@ -169,13 +167,9 @@ async fn a_release_by_force_is_noticed_and_explained(lab: &Lab) {
         .acquire()
         .await
         .unwrap();
-    let from = b
-        .force_release("job")
-        .await
-        .unwrap()
-        .expect("somebody had it");
+    let from = b.force_release("job").await.unwrap().expect("it was held");
     assert_eq!(from.holder.as_deref(), Some("me"));
-    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Forced);
+    assert_eq!(in_time(guard.lost()).await.reason(), LostReason::Forced);
     let lost = guard.release().await.unwrap_err();
     assert!(
         matches!(
@@ -188,11 +182,11 @@ async fn a_release_by_force_is_noticed_and_explained(lab: &Lab) {
         "{lost}"
     );
     assert_eq!(b.force_release("job").await.unwrap(), None);
-    promise("P6", lab.engine);
+    promise("P6", db.engine);
 }
 
-async fn check_notices_at_once(lab: &Lab) {
-    let (a, b) = (lab.locks().await, lab.locks().await);
+async fn check_notices_at_once(db: &TestDb) {
+    let (a, b) = (db.locks().await, db.locks().await);
     let guard = a
         .lock("job")
         .ttl(Duration::from_secs(300))
@@ -218,15 +212,15 @@ async fn check_notices_at_once(lab: &Lab) {
     next.check()
         .await
         .expect("the old guard's end touched nothing");
-    promise("P3", lab.engine);
+    promise("P3", db.engine);
 }
 
-async fn a_deleted_row_is_a_loss_and_is_not_made_again(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_deleted_row_is_a_loss_and_is_not_made_again(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks.lock("job").ttl(ms(1500)).acquire().await.unwrap();
     let token = guard.token();
-    lab.sql("DELETE FROM database_locks_lock");
-    assert_eq!(soon(guard.lost()).await.reason(), LostReason::RowGone);
+    db.sql("DELETE FROM database_locks_lock");
+    assert_eq!(in_time(guard.lost()).await.reason(), LostReason::RowGone);
     drop(guard);
     locks.drain().await;
     assert_eq!(locks.show("job").await.unwrap(), None);
@@ -234,28 +228,28 @@ async fn a_deleted_row_is_a_loss_and_is_not_made_again(lab: &Lab) {
         locks.lock("job").acquire().await.unwrap().token() > token,
         "tokens grow all the same"
     );
-    promise("P2", lab.engine);
-    promise("P6", lab.engine);
+    promise("P2", db.engine);
+    promise("P6", db.engine);
 }
 
 /// Return, error, panic, cancellation, the end of the runtime: each frees the lock.
-async fn whatever_ends_the_body_frees_the_lock(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
+async fn every_end_of_the_body_frees_the_lock(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
     let lock = locks.lock("job").ttl(Duration::from_secs(600));
 
     assert_eq!(lock.run(async { 42 }).await.unwrap(), 42);
-    free_within(&other, "job", SOON).await;
+    free_within(&other, "job", TIMEOUT).await;
 
     let failed: Result<(), &str> = lock.run(async { Err("went wrong") }).await.unwrap();
     assert_eq!(failed, Err("went wrong"));
-    free_within(&other, "job", SOON).await;
+    free_within(&other, "job", TIMEOUT).await;
 
     let panics = {
         let lock = lock.clone();
         tokio::spawn(async move { lock.run(async { panic!("in the body") }).await })
     };
     assert!(panics.await.unwrap_err().is_panic());
-    free_within(&other, "job", SOON).await;
+    free_within(&other, "job", TIMEOUT).await;
 
     let task = {
         let lock = lock.clone();
@@ -265,7 +259,7 @@ async fn whatever_ends_the_body_frees_the_lock(lab: &Lab) {
         tokio::time::sleep(ms(5)).await;
     }
     task.abort();
-    free_within(&other, "job", SOON).await;
+    free_within(&other, "job", TIMEOUT).await;
 
     let of_its_own = lock.clone();
     std::thread::spawn(move || {
@@ -281,20 +275,20 @@ async fn whatever_ends_the_body_frees_the_lock(lab: &Lab) {
     })
     .join()
     .unwrap();
-    free_within(&other, "job", SOON).await;
-    promise("P7", lab.engine);
+    free_within(&other, "job", TIMEOUT).await;
+    promise("P7", db.engine);
 }
 
 /// Polled exactly n times and dropped, for every n until it is ready: nothing stays held.
-async fn an_acquire_dropped_after_any_poll_leaves_nothing(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
+async fn an_acquire_dropped_after_any_poll_leaves_nothing(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
     let mut ready = false;
     for polls in 0..60 {
         if ready {
             break;
         }
         for ttl in [Ttl::from(Duration::from_secs(20)), Ttl::Infinite] {
-            let lock = locks.lock("job").ttl(ttl).wait(SOON);
+            let lock = locks.lock("job").ttl(ttl).wait(TIMEOUT);
             let mut acquire = pin!(lock.acquire());
             for _ in 0..polls {
                 let once = poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx)));
@@ -306,17 +300,17 @@ async fn an_acquire_dropped_after_any_poll_leaves_nothing(lab: &Lab) {
                 tokio::time::sleep(ms(1)).await;
             }
         }
-        free_within(&other, "job", SOON).await;
+        free_within(&other, "job", TIMEOUT).await;
         locks.drain().await;
         let row = other.show("job").await.unwrap().expect("a row");
         assert_eq!(row.state, LockState::Free, "after {polls} polls");
     }
     assert!(ready, "sixty polls were not enough for one acquire");
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
-async fn a_waiter_that_gives_up_leaves_the_line(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_waiter_that_gives_up_leaves_the_queue(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
     let lock = locks.lock("job");
     let gives_up = tokio::time::timeout(ms(150), lock.acquire());
@@ -326,12 +320,18 @@ async fn a_waiter_that_gives_up_leaves_the_line(lab: &Lab) {
     };
     assert!(gives_up.await.is_err());
     guard.release().await.unwrap();
-    soon(waits).await.unwrap().unwrap().release().await.unwrap();
-    promise("P12", lab.engine);
+    in_time(waits)
+        .await
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    promise("P12", db.engine);
 }
 
-async fn a_wait_keeps_to_its_limit_and_names_the_holder(lab: &Lab) {
-    let (a, b) = (lab.locks().await, lab.locks().await);
+async fn a_wait_keeps_to_its_limit_and_names_the_holder(db: &TestDb) {
+    let (a, b) = (db.locks().await, db.locks().await);
     let _guard = a
         .lock("job")
         .holder("the other one")
@@ -369,17 +369,17 @@ async fn a_wait_keeps_to_its_limit_and_names_the_holder(lab: &Lab) {
     };
     assert_eq!(holder.as_deref(), Some("the other one"));
     assert!(held_for.is_some());
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
-async fn a_waiter_gets_it_when_its_turn_comes(lab: &Lab) {
-    let (a, b) = (lab.locks().await, lab.locks().await);
+async fn a_waiter_gets_the_lock_when_it_is_first_in_the_queue(db: &TestDb) {
+    let (a, b) = (db.locks().await, db.locks().await);
     let guard = a.lock("job").acquire().await.unwrap();
     let waiter = tokio::spawn(async move { b.lock("job").acquire().await });
     tokio::time::sleep(ms(1200)).await;
     assert!(!waiter.is_finished());
     guard.release().await.unwrap();
-    soon(waiter)
+    in_time(waiter)
         .await
         .unwrap()
         .unwrap()
@@ -396,13 +396,15 @@ async fn a_waiter_gets_it_when_its_turn_comes(lab: &Lab) {
         .await
         .unwrap();
     std::mem::forget(crashed);
-    let next = soon(lab.locks().await.lock("job").acquire()).await.unwrap();
+    let next = in_time(db.locks().await.lock("job").acquire())
+        .await
+        .unwrap();
     assert!(next.is_held());
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
-async fn waiters_of_one_process_come_in_order(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn waiters_of_one_process_are_served_in_order(db: &TestDb) {
+    let locks = db.locks().await;
     let first = locks.lock("job").acquire().await.unwrap();
     let (came, mut waiters) = (Arc::new(std::sync::Mutex::new(Vec::new())), Vec::new());
     for i in 0..8 {
@@ -416,14 +418,14 @@ async fn waiters_of_one_process_come_in_order(lab: &Lab) {
     }
     first.release().await.unwrap();
     for waiter in waiters {
-        soon(waiter).await.unwrap();
+        in_time(waiter).await.unwrap();
     }
     assert_eq!(*came.lock().unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
 }
 
-/// The question is answered from memory, however many ask and whatever goes on.
-async fn asking_whether_it_is_held_costs_nothing(lab: &Lab) {
-    let locks = lab.locks().await;
+/// `is_held` reads memory only, however many tasks call it and whatever else is under way.
+async fn asking_whether_it_is_held_costs_nothing(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
     let began = now();
     for _ in 0..100_000 {
@@ -434,11 +436,11 @@ async fn asking_whether_it_is_held_costs_nothing(lab: &Lab) {
         "{:?}",
         began.elapsed()
     );
-    promise("P8", lab.engine);
+    promise("P8", db.engine);
 }
 
-async fn bad_settings_are_refused_before_anything_happens(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn bad_settings_are_refused_before_anything_happens(db: &TestDb) {
+    let locks = db.locks().await;
     let refused = [
         (locks.lock(""), "name"),
         (locks.lock("x".repeat(256)), "name"),
@@ -466,9 +468,9 @@ async fn bad_settings_are_refused_before_anything_happens(lab: &Lab) {
     assert!(locks.list().await.unwrap().is_empty());
 }
 
-async fn the_blocking_face_does_the_same(lab: &Lab) {
-    let url = lab.url.clone();
-    let other = lab.locks().await;
+async fn the_blocking_api_does_the_same(db: &TestDb) {
+    let url = db.url.clone();
+    let other = db.locks().await;
     let work = move || {
         let locks = database_locks::blocking::Locks::connect(&url).unwrap();
         let guard = locks.lock("job").acquire().unwrap();
@@ -482,12 +484,12 @@ async fn the_blocking_face_does_the_same(lab: &Lab) {
         assert_eq!(row.state, LockState::Free);
     };
     tokio::task::spawn_blocking(work).await.unwrap();
-    free_within(&other, "job", SOON).await;
+    free_within(&other, "job", TIMEOUT).await;
 }
 
 /// The runtime of threads that block is driven by no thread once none blocks.
-async fn dropped_locks_leave_no_connection_open(lab: &Lab) {
-    let count = match lab.is_mysql_like() {
+async fn dropped_locks_leave_no_connection_open(db: &TestDb) {
+    let count = match db.is_mysql_like() {
         true => {
             "SELECT count(*) FROM information_schema.processlist
               WHERE db = database() AND id <> connection_id()"
@@ -497,7 +499,7 @@ async fn dropped_locks_leave_no_connection_open(lab: &Lab) {
               WHERE datname = current_database() AND pid <> pg_backend_pid()"
         }
     };
-    let url = lab.url.clone();
+    let url = db.url.clone();
     let work = move || {
         let locks = database_locks::blocking::Locks::connect(url).unwrap();
         locks.migrate().unwrap();
@@ -508,16 +510,20 @@ async fn dropped_locks_leave_no_connection_open(lab: &Lab) {
     };
     // A thread of no runtime.
     let locks = std::thread::spawn(work).join().unwrap();
-    let ours: u32 = lab.sql(count).parse().unwrap();
-    assert!(ours >= 2, "{ours}");
+    let connections: u32 = db.sql(count).parse().unwrap();
+    assert!(connections >= 2, "{connections}");
     drop(locks);
-    let gone = || lab.sql(count) == "0";
-    assert!(testkit::time::wait_until(SOON, gone), "{}", lab.sql(count));
+    let gone = || db.sql(count) == "0";
+    assert!(
+        testkit::time::wait_until(TIMEOUT, gone),
+        "{}",
+        db.sql(count)
+    );
 }
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
+        db_tests!($engine:
             one_holder_at_a_time,
             counted_increments_are_not_lost,
             a_lease_outlives_its_ttl_while_it_is_held,
@@ -526,33 +532,33 @@ macro_rules! on {
             extend_lengthens_at_once,
             a_release_by_force_is_noticed_and_explained,
             check_notices_at_once,
-            whatever_ends_the_body_frees_the_lock,
+            every_end_of_the_body_frees_the_lock,
             an_acquire_dropped_after_any_poll_leaves_nothing,
-            a_waiter_that_gives_up_leaves_the_line,
+            a_waiter_that_gives_up_leaves_the_queue,
             a_wait_keeps_to_its_limit_and_names_the_holder,
-            a_waiter_gets_it_when_its_turn_comes,
-            waiters_of_one_process_come_in_order,
+            a_waiter_gets_the_lock_when_it_is_first_in_the_queue,
+            waiters_of_one_process_are_served_in_order,
             asking_whether_it_is_held_costs_nothing,
             bad_settings_are_refused_before_anything_happens,
-            the_blocking_face_does_the_same,
+            the_blocking_api_does_the_same,
         );
     )* };
 }
 on!(memory, sqlite, postgres, mariadb, mysql);
 
 mod rows {
-    //! What needs a table that somebody else can write to.
+    //! Tests that need a table to which another client can write.
     use super::*;
-    lab_tests!(sqlite: a_deleted_row_is_a_loss_and_is_not_made_again);
-    lab_tests!(postgres:
+    db_tests!(sqlite: a_deleted_row_is_a_loss_and_is_not_made_again);
+    db_tests!(postgres:
         a_deleted_row_is_a_loss_and_is_not_made_again,
         dropped_locks_leave_no_connection_open,
     );
-    lab_tests!(mariadb:
+    db_tests!(mariadb:
         a_deleted_row_is_a_loss_and_is_not_made_again,
         dropped_locks_leave_no_connection_open,
     );
-    lab_tests!(mysql:
+    db_tests!(mysql:
         a_deleted_row_is_a_loss_and_is_not_made_again,
         dropped_locks_leave_no_connection_open,
     );

@@ -9,30 +9,30 @@ use database_locks::seam::{Table, open};
 use database_locks::{Error, Lock, LockGuard, Locks, LostReason, blocking};
 use testkit::contract::granted;
 use testkit::time::{now, wait_until};
-use testkit::{Lab, Proxy, lab_tests, promise};
+use testkit::{Proxy, TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const TTL: Duration = Duration::from_secs(2);
 /// For how long replies are held back: longer than a lease of `TTL` lasts, and not as long as a
 /// request may take.
 const DELAY: Duration = Duration::from_millis(2_500);
 
-async fn through(proxy: &Proxy, lab: &Lab) -> Locks {
-    Locks::connect(proxy.url(&lab.url)).await.unwrap()
+async fn through(proxy: &Proxy, db: &TestDb) -> Locks {
+    Locks::connect(proxy.url(&db.url)).await.unwrap()
 }
 
 fn short(locks: &Locks, name: &str) -> Lock {
     locks.lock(name).ttl(TTL)
 }
 
-/// Hold back replies from now on, until `DELAY` after the first.
+/// Holds back replies from now on, until `DELAY` after the first.
 fn delay_replies(proxy: &Arc<Proxy>) -> tokio::task::JoinHandle<()> {
     let before = proxy.faults_hit();
     proxy.stall_replies();
     let (proxy, began) = (Arc::clone(proxy), now());
     tokio::spawn(async move {
         while proxy.faults_hit() == before {
-            assert!(began.elapsed() < SOON, "nothing was held back");
+            assert!(began.elapsed() < TIMEOUT, "nothing was held back");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         tokio::time::sleep(DELAY).await;
@@ -54,9 +54,9 @@ async fn body(guard: LockGuard, inside: &AtomicI32) {
 
 /// The reply to the first request comes when its lease is over and another client works under the
 /// lock.
-async fn a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(lab: &Lab) {
-    let proxy = Arc::new(Proxy::to_url(&lab.url));
-    let (slow, other) = (through(&proxy, lab).await, lab.locks().await);
+async fn a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(db: &TestDb) {
+    let proxy = Arc::new(Proxy::to_url(&db.url));
+    let (slow, other) = (through(&proxy, db).await, db.locks().await);
     // So that connections are up and statements prepared.
     for _ in 0..3 {
         short(&slow, "job")
@@ -70,7 +70,7 @@ async fn a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(lab:
     let inside = Arc::new(AtomicI32::new(0));
     let delayed = delay_replies(&proxy);
     let first = {
-        let (lock, inside) = (short(&slow, "job").wait(SOON), Arc::clone(&inside));
+        let (lock, inside) = (short(&slow, "job").wait(TIMEOUT), Arc::clone(&inside));
         tokio::spawn(async move {
             let guard = lock.acquire().await.unwrap();
             assert!(guard.is_held(), "handed out, and not held");
@@ -80,27 +80,27 @@ async fn a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(lab:
     // Until it is granted, as far as the database is concerned.
     let began = now();
     while !other.show("job").await.unwrap().unwrap().is_held() {
-        assert!(began.elapsed() < SOON, "it is not granted");
+        assert!(began.elapsed() < TIMEOUT, "it is not granted");
     }
     assert!(other.lock("job").try_acquire().await.unwrap().is_none());
     let second = other
         .lock("job")
-        .ttl(SOON)
-        .wait(SOON)
+        .ttl(TIMEOUT)
+        .wait(TIMEOUT)
         .acquire()
         .await
         .unwrap();
     body(second, &inside).await;
     delayed.await.unwrap();
     first.await.unwrap();
-    promise("P1", lab.engine);
-    promise("P4", lab.engine);
+    promise("P1", db.engine);
+    promise("P4", db.engine);
 }
 
 /// A try-once whose reply is late learns that it is lost, and what it got is given back.
-async fn a_try_whose_reply_is_late_is_lost_and_leaves_nothing_held(lab: &Lab) {
-    let proxy = Arc::new(Proxy::to_url(&lab.url));
-    let (slow, other) = (through(&proxy, lab).await, lab.locks().await);
+async fn a_try_with_a_late_reply_fails_and_leaves_nothing_held(db: &TestDb) {
+    let proxy = Arc::new(Proxy::to_url(&db.url));
+    let (slow, other) = (through(&proxy, db).await, db.locks().await);
     for _ in 0..3 {
         short(&slow, "once")
             .acquire()
@@ -122,16 +122,16 @@ async fn a_try_whose_reply_is_late_is_lost_and_leaves_nothing_held(lab: &Lab) {
     }
     delayed.await.unwrap();
     let began = now();
-    drop(other.lock("once").wait(SOON).acquire().await.unwrap());
-    assert!(began.elapsed() < SOON / 2, "{:?}", began.elapsed());
-    promise("P7", lab.engine);
+    drop(other.lock("once").wait(TIMEOUT).acquire().await.unwrap());
+    assert!(began.elapsed() < TIMEOUT / 2, "{:?}", began.elapsed());
+    promise("P7", db.engine);
 }
 
 /// The same of a lock that is gone on with by its ticket, and of one that its own holder takes
 /// over.
-async fn what_is_taken_over_or_up_too_late_is_not_handed_out(lab: &Lab) {
-    let proxy = Arc::new(Proxy::to_url(&lab.url));
-    let (slow, other) = (through(&proxy, lab).await, lab.locks().await);
+async fn a_lock_taken_over_or_resumed_too_late_is_not_handed_out(db: &TestDb) {
+    let proxy = Arc::new(Proxy::to_url(&db.url));
+    let (slow, other) = (through(&proxy, db).await, db.locks().await);
     for name in ["ticket", "mine"] {
         short(&slow, name)
             .acquire()
@@ -142,7 +142,7 @@ async fn what_is_taken_over_or_up_too_late_is_not_handed_out(lab: &Lab) {
             .unwrap();
     }
     let ticket = short(&other, "ticket")
-        .ttl(SOON)
+        .ttl(TIMEOUT)
         .acquire()
         .await
         .unwrap()
@@ -157,22 +157,27 @@ async fn what_is_taken_over_or_up_too_late_is_not_handed_out(lab: &Lab) {
         Err(other) => panic!("{}", other.chain()),
     }
 
-    let mine = |locks: &Locks| short(locks, "mine").holder("me").preempt(true).wait(SOON);
+    let mine = |locks: &Locks| {
+        short(locks, "mine")
+            .holder("me")
+            .preempt(true)
+            .wait(TIMEOUT)
+    };
     // As another process of the same holder would.
-    let store = open(&lab.url, &Table::default()).unwrap();
-    let before = granted(&*store, "mine", "me", SOON).await;
+    let store = open(&db.url, &Table::default()).unwrap();
+    let before = granted(&*store, "mine", "me", TIMEOUT).await;
     let delayed = delay_replies(&proxy);
     let after = mine(&slow).acquire().await.unwrap();
     assert!(after.is_held(), "handed out, and not held");
     delayed.await.unwrap();
     assert!(after.token() > before.token);
-    promise("P4", lab.engine);
+    promise("P4", db.engine);
 }
 
 /// The grant is there in time, and the caller's own thread is too busy to take it. No renewal keeps
 /// it alive.
-async fn a_caller_that_comes_late_is_handed_nothing_that_is_lost(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.locks().await);
+async fn a_late_caller_is_handed_no_lost_lock(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.locks().await);
     let ttl = Duration::from_millis(300);
     let lock = locks.lock("late").ttl(ttl).auto_renew(false);
     // So that there is a row.
@@ -186,7 +191,7 @@ async fn a_caller_that_comes_late_is_handed_nothing_that_is_lost(lab: &Lab) {
         before = token(&other).await;
         trying = Box::pin(lock.try_acquire());
     }
-    let granted = busy(lab, before, ttl);
+    let granted = busy(db, before, ttl);
     match trying.await {
         Err(Error::Lost { reason, .. }) => assert_eq!(reason, LostReason::Expired),
         // What the caller's own runtime has to send is sent when that goes on.
@@ -194,7 +199,7 @@ async fn a_caller_that_comes_late_is_handed_nothing_that_is_lost(lab: &Lab) {
         other => panic!("granted: {granted}, {other:?}"),
     }
 
-    let lock = lock.wait(SOON);
+    let lock = lock.wait(TIMEOUT);
     before = token(&other).await;
     let mut waiting = Box::pin(lock.acquire());
     while let Some(answered) = futures_poll(waiting.as_mut()) {
@@ -202,22 +207,22 @@ async fn a_caller_that_comes_late_is_handed_nothing_that_is_lost(lab: &Lab) {
         before = token(&other).await;
         waiting = Box::pin(lock.acquire());
     }
-    busy(lab, before, ttl);
+    busy(db, before, ttl);
     let guard = waiting.await.unwrap();
     assert!(guard.is_held(), "handed out, and not held");
     drop(guard);
-    drop(other.lock("late").wait(SOON).acquire().await.unwrap());
-    promise("P4", lab.engine);
+    drop(other.lock("late").wait(TIMEOUT).acquire().await.unwrap());
+    promise("P4", db.engine);
 }
 
 async fn token(locks: &Locks) -> i64 {
     locks.show("late").await.unwrap().unwrap().token.get()
 }
 
-/// Block this thread until the lock is granted, after the grant of that token, and the lease is
+/// Blocks this thread until the lock is granted, after the grant of that token, and the lease is
 /// over; or for two seconds. Whether it was granted.
-fn busy(lab: &Lab, before: i64, ttl: Duration) -> bool {
-    let url = lab.url.clone();
+fn busy(db: &TestDb, before: i64, ttl: Duration) -> bool {
+    let url = db.url.clone();
     let work = move || {
         let locks = blocking::Locks::connect(url).unwrap();
         let token = || locks.show("late").unwrap().unwrap().token.get();
@@ -238,17 +243,17 @@ fn futures_poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
 }
 
 macro_rules! on {
-    ($($engine:ident),*) => { $( lab_tests!($engine:
+    ($($engine:ident),*) => { $( db_tests!($engine:
         a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on,
-        a_try_whose_reply_is_late_is_lost_and_leaves_nothing_held,
-        what_is_taken_over_or_up_too_late_is_not_handed_out,
-        a_caller_that_comes_late_is_handed_nothing_that_is_lost,
+        a_try_with_a_late_reply_fails_and_leaves_nothing_held,
+        a_lock_taken_over_or_resumed_too_late_is_not_handed_out,
+        a_late_caller_is_handed_no_lost_lock,
     ); )* };
 }
 on!(postgres, mariadb, mysql);
 
 mod embedded {
-    use super::a_caller_that_comes_late_is_handed_nothing_that_is_lost;
-    testkit::lab_tests!(memory: a_caller_that_comes_late_is_handed_nothing_that_is_lost);
-    testkit::lab_tests!(sqlite: a_caller_that_comes_late_is_handed_nothing_that_is_lost);
+    use super::a_late_caller_is_handed_no_lost_lock;
+    testkit::db_tests!(memory: a_late_caller_is_handed_no_lost_lock);
+    testkit::db_tests!(sqlite: a_late_caller_is_handed_no_lost_lock);
 }

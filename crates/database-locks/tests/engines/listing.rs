@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use database_locks::{ListFilter, Prune};
 use testkit::time::now;
-use testkit::{Lab, lab_tests};
+use testkit::{TestDb, db_tests};
 
 const ROWS: usize = 200_000;
 /// Much longer than a page of rows takes.
@@ -12,8 +12,8 @@ const TTL: Duration = Duration::from_secs(9);
 /// Several times shorter than one list takes.
 const EVERY: Duration = Duration::from_millis(100);
 
-fn fill(lab: &Lab) {
-    let rows = match lab.engine {
+fn fill(db: &TestDb) {
+    let rows = match db.engine {
         "mariadb" => format!("SELECT CONCAT('row ', seq), 1 FROM seq_1_to_{ROWS}"),
         "mysql" => {
             let digits = (0..10).map(|digit| format!("SELECT {digit} d"));
@@ -30,14 +30,14 @@ fn fill(lab: &Lab) {
         ),
         _ => format!("SELECT 'row ' || i, 1 FROM generate_series(1, {ROWS}) i"),
     };
-    lab.sql(&format!(
+    db.sql(&format!(
         "INSERT INTO database_locks_lock (name, token) {rows}"
     ));
 }
 
-async fn a_short_lease_outlives_lists_and_prunes_of_a_large_table(lab: &Lab) {
-    let locks = lab.locks().await;
-    fill(lab);
+async fn a_short_lease_outlives_lists_and_prunes_of_a_large_table(db: &TestDb) {
+    let locks = db.locks().await;
+    fill(db);
     let guard = locks.lock("job").ttl(TTL).acquire().await.unwrap();
     let often = locks.lock("often").ttl(TTL).renew_every(EVERY);
     let often = often.acquire().await.unwrap();
@@ -70,7 +70,7 @@ async fn a_short_lease_outlives_lists_and_prunes_of_a_large_table(lab: &Lab) {
 
 macro_rules! on {
     ($($(# $attribute:tt)? $engine:ident),*) => { $(
-        lab_tests!($(# $attribute)? $engine: a_short_lease_outlives_lists_and_prunes_of_a_large_table);
+        db_tests!($(# $attribute)? $engine: a_short_lease_outlives_lists_and_prunes_of_a_large_table);
     )* };
 }
 on!(

@@ -2,6 +2,7 @@
 //! one server of each engine.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
+mod api_usage;
 mod contract;
 mod deadlines;
 mod doctor;
@@ -15,18 +16,17 @@ mod fence_scripts;
 ))]
 mod fence_sqlx;
 mod fence_statement;
-mod forced;
+mod force_release;
 mod guard;
+mod invalid_rows;
 mod late_replies;
-mod least;
+mod least_privilege;
 mod listing;
-mod passing;
+mod other_writers;
 mod pruning;
-mod refused;
-mod rubbish;
-mod shapes;
-mod strangers;
+mod refused_renewals;
 mod take_over;
 mod testing;
 mod tickets;
+mod transient_errors;
 mod triggers;

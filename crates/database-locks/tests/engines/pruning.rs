@@ -1,44 +1,44 @@
-//! Rows of locks that nobody has had for long, and lengths that nobody can wait for.
+//! Pruning of rows that have been free for long, and durations beyond every clock.
 
 use std::time::Duration;
 
 use database_locks::{Locks, Prune, Token, Ttl};
 use testkit::time::now;
-use testkit::{Lab, lab_tests, promise};
+use testkit::{TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn cycle(locks: &Locks, name: &str) -> Token {
-    let guard = locks.lock(name).wait(SOON).acquire().await.unwrap();
+    let guard = locks.lock(name).wait(TIMEOUT).acquire().await.unwrap();
     let token = guard.token();
     guard.release().await.unwrap();
     token
 }
 
 /// A lock that was granted more than a thousand times a second, all its life long.
-async fn with_a_token_ahead_of_the_clock(lab: &Lab, locks: &Locks) -> Token {
+async fn with_a_token_ahead_of_the_clock(db: &TestDb, locks: &Locks) -> Token {
     let first = cycle(locks, "busy").await;
-    if lab.engine == "memory" {
+    if db.engine == "memory" {
         let began = now();
         let mut latest = first;
         while u128::from((latest.get() - first.get()).unsigned_abs())
             < began.elapsed().as_millis() + 3_000
         {
             latest = cycle(locks, "busy").await;
-            assert!(began.elapsed() < SOON, "not a thousand grants a second");
+            assert!(began.elapsed() < TIMEOUT, "not a thousand grants a second");
         }
         return latest;
     }
     // In the year 2100.
-    lab.sql("UPDATE database_locks_lock SET token = 4102444800000 WHERE name = 'busy'");
+    db.sql("UPDATE database_locks_lock SET token = 4102444800000 WHERE name = 'busy'");
     let token = locks.show("busy").await.unwrap().unwrap().token;
     assert_eq!(token.get(), 4_102_444_800_000);
     token
 }
 
-async fn tokens_grow_in_spite_of_pruning(lab: &Lab) {
-    let locks = lab.locks().await;
-    let latest = with_a_token_ahead_of_the_clock(lab, &locks).await;
+async fn tokens_grow_in_spite_of_pruning(db: &TestDb) {
+    let locks = db.locks().await;
+    let latest = with_a_token_ahead_of_the_clock(db, &locks).await;
     let usual = cycle(&locks, "usual").await;
     tokio::time::sleep(Duration::from_millis(30)).await;
     assert_eq!(
@@ -51,11 +51,11 @@ async fn tokens_grow_in_spite_of_pruning(lab: &Lab) {
     assert!(locks.show("usual").await.unwrap().is_none());
     assert!(cycle(&locks, "busy").await > latest, "a token went back");
     assert!(cycle(&locks, "usual").await > usual);
-    promise("P2", lab.engine);
+    promise("P2", db.engine);
 }
 
-async fn nothing_is_too_long(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn the_longest_durations_are_accepted(db: &TestDb) {
+    let locks = db.locks().await;
     cycle(&locks, "job").await;
     for idle in [Duration::MAX, Duration::from_secs(u64::MAX / 1_000_000)] {
         assert_eq!(
@@ -90,7 +90,7 @@ async fn nothing_is_too_long(lab: &Lab) {
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine: tokens_grow_in_spite_of_pruning, nothing_is_too_long);
+        db_tests!($engine: tokens_grow_in_spite_of_pruning, the_longest_durations_are_accepted);
     )* };
 }
 on!(memory, sqlite, postgres, postgres18, mariadb, mysql);

@@ -5,29 +5,29 @@ use std::time::Duration;
 use database_locks::__testing::{expire, lose};
 use database_locks::{Error, LockState, LostReason, Ttl};
 use testkit::time::now;
-use testkit::{Lab, lab_tests};
+use testkit::{TestDb, db_tests};
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Less than a third of the ttl, which is when the holder would learn it by itself.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
-async fn a_lease_ends_when_the_test_wants_it(lab: &Lab) {
-    let (locks, others) = (lab.locks().await, lab.locks().await);
+async fn a_lease_ends_when_the_test_wants_it(db: &TestDb) {
+    let (locks, others) = (db.locks().await, db.locks().await);
     for ttl in [Ttl::from(Duration::from_secs(3600)), Ttl::Infinite] {
         let guard = locks.lock("job").ttl(ttl).acquire().await.unwrap();
-        let waiter = locks.lock("job").wait(SOON);
+        let waiter = locks.lock("job").wait(TIMEOUT);
         let waiter = tokio::spawn(async move { waiter.acquire().await });
         let kept = locks.lock("kept").acquire().await.unwrap();
         let began = now();
         // By another connection to the same table.
         assert!(expire(&others, "job").await.unwrap());
-        assert!(!guard.is_held(), "it is told before the call ends");
-        assert_eq!(soon(guard.lost()).await.reason(), LostReason::Expired);
-        let next = soon(waiter).await.unwrap().unwrap();
+        assert!(!guard.is_held(), "the loss comes before the call ends");
+        assert_eq!(in_time(guard.lost()).await.reason(), LostReason::Expired);
+        let next = in_time(waiter).await.unwrap().unwrap();
         assert!(began.elapsed() < AT_ONCE);
         assert!(next.token() > guard.token());
         let message = guard.release().await.unwrap_err();
@@ -43,15 +43,15 @@ async fn a_lease_ends_when_the_test_wants_it(lab: &Lab) {
         );
         next.check().await.expect("not touched by the late release");
         next.release().await.unwrap();
-        assert!(!expire(&locks, "job").await.unwrap(), "nobody has it");
+        assert!(!expire(&locks, "job").await.unwrap(), "it is free");
         kept.check().await.expect("another lock");
     }
     assert!(!expire(&locks, "never made").await.unwrap());
     assert!(locks.show("never made").await.unwrap().is_none());
 }
 
-async fn work_is_stopped_as_by_a_real_loss(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn work_is_stopped_as_by_a_real_loss(db: &TestDb) {
+    let locks = db.locks().await;
     let (started, begun) = tokio::sync::oneshot::channel();
     let work = {
         let locks = locks.clone();
@@ -60,7 +60,7 @@ async fn work_is_stopped_as_by_a_real_loss(lab: &Lab) {
                 started.send(()).unwrap();
                 std::future::pending::<()>().await;
             };
-            // Nobody but the test tells it within an hour.
+            // Without the test, no loss comes within an hour.
             locks
                 .lock("job")
                 .ttl(Duration::from_secs(10_800))
@@ -70,7 +70,7 @@ async fn work_is_stopped_as_by_a_real_loss(lab: &Lab) {
     };
     begun.await.unwrap();
     assert!(expire(&locks, "job").await.unwrap());
-    let message = soon(work).await.unwrap().unwrap_err();
+    let message = in_time(work).await.unwrap().unwrap_err();
     assert!(
         matches!(
             message,
@@ -83,8 +83,8 @@ async fn work_is_stopped_as_by_a_real_loss(lab: &Lab) {
     );
 }
 
-async fn elsewhere_the_clock_goes_on(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn leases_of_a_real_database_cannot_be_expired_by_tests(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
     let message = expire(&locks, "job").await.unwrap_err();
     assert!(
@@ -94,17 +94,17 @@ async fn elsewhere_the_clock_goes_on(lab: &Lab) {
     guard.check().await.expect("nothing happened");
 }
 
-async fn a_lock_is_lost_by_force_and_told_at_once(lab: &Lab) {
-    let (locks, others) = (lab.locks().await, lab.locks().await);
+async fn a_forced_loss_is_reported_at_once(db: &TestDb) {
+    let (locks, others) = (db.locks().await, db.locks().await);
     let guard = locks.lock("job").acquire().await.unwrap();
     let began = now();
     assert!(lose(&others, "job").await.unwrap());
-    assert!(!guard.is_held(), "it is told before the call ends");
-    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Forced);
+    assert!(!guard.is_held(), "the loss comes before the call ends");
+    assert_eq!(in_time(guard.lost()).await.reason(), LostReason::Forced);
     assert!(began.elapsed() < AT_ONCE);
     let row = locks.show("job").await.unwrap().expect("a row");
     assert_eq!(row.state, LockState::Free);
-    assert!(!lose(&locks, "job").await.unwrap(), "nobody has it");
+    assert!(!lose(&locks, "job").await.unwrap(), "it is free");
     let next = locks.lock("job").acquire().await.unwrap();
     assert!(next.token() > guard.token());
     drop(guard);
@@ -114,12 +114,12 @@ async fn a_lock_is_lost_by_force_and_told_at_once(lab: &Lab) {
         .expect("not touched by the one that was lost");
 }
 
-lab_tests!(memory:
+db_tests!(memory:
     a_lease_ends_when_the_test_wants_it,
     work_is_stopped_as_by_a_real_loss,
-    a_lock_is_lost_by_force_and_told_at_once,
+    a_forced_loss_is_reported_at_once,
 );
-lab_tests!(sqlite: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
-lab_tests!(postgres: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
-lab_tests!(mariadb: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
-lab_tests!(mysql: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
+db_tests!(sqlite: leases_of_a_real_database_cannot_be_expired_by_tests, a_forced_loss_is_reported_at_once);
+db_tests!(postgres: leases_of_a_real_database_cannot_be_expired_by_tests, a_forced_loss_is_reported_at_once);
+db_tests!(mariadb: leases_of_a_real_database_cannot_be_expired_by_tests, a_forced_loss_is_reported_at_once);
+db_tests!(mysql: leases_of_a_real_database_cannot_be_expired_by_tests, a_forced_loss_is_reported_at_once);

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use database_locks::{Error, LockState, LostReason, Ticket, Ttl};
-use testkit::{Lab, lab_tests, promise};
+use testkit::{TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn why(lost: Error) -> LostReason {
     match lost {
@@ -14,8 +14,8 @@ fn why(lost: Error) -> LostReason {
     }
 }
 
-async fn a_lock_goes_on_elsewhere_under_the_same_token(lab: &Lab) {
-    let (giver, taker) = (lab.locks().await, lab.locks().await);
+async fn a_lock_is_resumed_by_another_client_under_the_same_token(db: &TestDb) {
+    let (giver, receiver) = (db.locks().await, db.locks().await);
     let name = "a.b c/ä";
     let guard = giver
         .lock(name)
@@ -27,7 +27,7 @@ async fn a_lock_goes_on_elsewhere_under_the_same_token(lab: &Lab) {
     let text = guard.into_ticket().unwrap().to_string();
 
     let ticket: Ticket = text.parse().unwrap();
-    let taken = taker.resume(&ticket).await.unwrap();
+    let taken = receiver.resume(&ticket).await.unwrap();
     assert_eq!((taken.token(), taken.name().as_str()), (token, name));
     assert!(taken.is_held());
     assert!(
@@ -43,20 +43,20 @@ async fn a_lock_goes_on_elsewhere_under_the_same_token(lab: &Lab) {
         LostReason::Resumed
     );
     assert_eq!(
-        why(giver.renew(&ticket, SOON).await.unwrap_err()),
+        why(giver.renew(&ticket, TIMEOUT).await.unwrap_err()),
         LostReason::Resumed
     );
     taken.check().await.unwrap();
     taken.release().await.unwrap();
     assert_eq!(
-        why(taker.resume(&ticket).await.unwrap_err()),
+        why(receiver.resume(&ticket).await.unwrap_err()),
         LostReason::Released
     );
-    promise("P3", lab.engine);
+    promise("P3", db.engine);
 }
 
-async fn a_ticket_can_be_renewed_and_released_without_taking_it_up(lab: &Lab) {
-    let (giver, other) = (lab.locks().await, lab.locks().await);
+async fn a_ticket_can_be_renewed_and_released_without_resuming_it(db: &TestDb) {
+    let (giver, other) = (db.locks().await, db.locks().await);
     let lock = giver.lock("job").ttl(Duration::from_millis(1500));
     let ticket = lock.acquire().await.unwrap().into_ticket().unwrap();
     other.renew(&ticket, Duration::from_secs(60)).await.unwrap();
@@ -73,24 +73,24 @@ async fn a_ticket_can_be_renewed_and_released_without_taking_it_up(lab: &Lab) {
     assert!(other.lock("job").try_acquire().await.unwrap().is_some());
 }
 
-async fn nobody_renews_what_was_handed_over(lab: &Lab) {
-    let (giver, other) = (lab.locks().await, lab.locks().await);
+async fn a_lock_that_was_handed_over_is_no_longer_renewed(db: &TestDb) {
+    let (giver, other) = (db.locks().await, db.locks().await);
     let lock = giver.lock("job").ttl(Duration::from_millis(900));
     let ticket = lock.acquire().await.unwrap().into_ticket().unwrap();
-    let next = other.lock("job").wait(SOON).acquire().await.unwrap();
+    let next = other.lock("job").wait(TIMEOUT).acquire().await.unwrap();
     assert_eq!(
         why(giver.resume(&ticket).await.unwrap_err()),
         LostReason::Preempted
     );
     assert_eq!(
-        why(giver.renew(&ticket, SOON).await.unwrap_err()),
+        why(giver.renew(&ticket, TIMEOUT).await.unwrap_err()),
         LostReason::Preempted
     );
     next.check().await.unwrap();
 }
 
-async fn what_was_released_by_its_ticket_says_so(lab: &Lab) {
-    let (holder, other) = (lab.locks().await, lab.locks().await);
+async fn a_guard_released_by_its_ticket_says_so(db: &TestDb) {
+    let (holder, other) = (db.locks().await, db.locks().await);
     let guard = holder
         .lock("job")
         .ttl(Duration::from_millis(1500))
@@ -98,14 +98,14 @@ async fn what_was_released_by_its_ticket_says_so(lab: &Lab) {
         .await
         .unwrap();
     other.release(&guard.ticket()).await.unwrap();
-    let lost = tokio::time::timeout(SOON, guard.lost())
+    let lost = tokio::time::timeout(TIMEOUT, guard.lost())
         .await
         .expect("in time");
     assert_eq!(lost.reason(), LostReason::Released);
 }
 
-async fn settings_come_with_the_lock_that_takes_up(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_resumed_guard_has_the_settings_of_its_lock(db: &TestDb) {
+    let locks = db.locks().await;
     let ticket = locks
         .lock("job")
         .acquire()
@@ -135,12 +135,12 @@ async fn settings_come_with_the_lock_that_takes_up(lab: &Lab) {
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
-            a_lock_goes_on_elsewhere_under_the_same_token,
-            a_ticket_can_be_renewed_and_released_without_taking_it_up,
-            nobody_renews_what_was_handed_over,
-            what_was_released_by_its_ticket_says_so,
-            settings_come_with_the_lock_that_takes_up,
+        db_tests!($engine:
+            a_lock_is_resumed_by_another_client_under_the_same_token,
+            a_ticket_can_be_renewed_and_released_without_resuming_it,
+            a_lock_that_was_handed_over_is_no_longer_renewed,
+            a_guard_released_by_its_ticket_says_so,
+            a_resumed_guard_has_the_settings_of_its_lock,
         );
     )* };
 }

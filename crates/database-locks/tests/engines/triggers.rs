@@ -3,27 +3,27 @@
 
 use std::time::Duration;
 
-use testkit::{Lab, lab_tests, promise};
+use testkit::{TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// On MySQL and MariaDB a trigger that contains a statement makes the answer to ours carry the
-/// insert id 0.
-async fn a_grant_has_its_token_and_lasts_where_a_trigger_audits(lab: &Lab) {
-    let locks = lab.locks().await;
+/// On MySQL and MariaDB a trigger that contains a statement makes the answer to the library's
+/// INSERT carry the insert id 0.
+async fn a_grant_has_its_token_and_lasts_where_a_trigger_audits(db: &TestDb) {
+    let locks = db.locks().await;
     for i in 0..60 {
         let guard = locks.lock(format!("job {i}")).acquire().await.unwrap();
         guard.release().await.unwrap();
     }
     let audit = "CREATE TABLE audit (id bigint AUTO_INCREMENT PRIMARY KEY, name varchar(255))";
-    match lab.engine {
+    match db.engine {
         "postgres" => {
-            lab.sql("CREATE TABLE audit (id bigserial PRIMARY KEY, name text)");
-            lab.sql(
+            db.sql("CREATE TABLE audit (id bigserial PRIMARY KEY, name text)");
+            db.sql(
                 "CREATE FUNCTION audits() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
                    INSERT INTO audit (name) VALUES (NEW.name); RETURN NEW; END $$; \
                  CREATE TRIGGER audits AFTER UPDATE ON database_locks_lock \
@@ -31,8 +31,8 @@ async fn a_grant_has_its_token_and_lasts_where_a_trigger_audits(lab: &Lab) {
             );
         }
         _ => {
-            lab.sql(audit);
-            lab.sql(
+            db.sql(audit);
+            db.sql(
                 "CREATE TRIGGER audits AFTER UPDATE ON database_locks_lock \
                  FOR EACH ROW INSERT INTO audit (name) VALUES (NEW.name)",
             );
@@ -47,7 +47,7 @@ async fn a_grant_has_its_token_and_lasts_where_a_trigger_audits(lab: &Lab) {
     let endless = endless.acquire().await.unwrap();
     let crowd: Vec<_> = (3..60)
         .map(|i| {
-            let lock = locks.lock(format!("job {i}")).ttl(SOON);
+            let lock = locks.lock(format!("job {i}")).ttl(TIMEOUT);
             tokio::spawn(async move { lock.acquire().await.unwrap() })
         })
         .collect();
@@ -68,19 +68,19 @@ async fn a_grant_has_its_token_and_lasts_where_a_trigger_audits(lab: &Lab) {
         let next = locks.lock(format!("job {i}")).try_acquire().await.unwrap();
         next.expect("it was released").release().await.unwrap();
     }
-    promise("P2", lab.engine);
-    promise("P3", lab.engine);
+    promise("P2", db.engine);
+    promise("P3", db.engine);
 }
 
 /// Of many tries that share a statement one is refused, by an error that calls itself a lack of
 /// room.
-async fn a_name_that_the_database_refuses_fails_no_other_try(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_name_that_the_database_refuses_fails_no_other_try(db: &TestDb) {
+    let locks = db.locks().await;
     for i in 0..60 {
         let guard = locks.lock(format!("job {i}")).acquire().await.unwrap();
         guard.release().await.unwrap();
     }
-    lab.sql(
+    db.sql(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
            IF NEW.name = 'job 7' AND NEW.expires_at IS NOT NULL THEN \
              RAISE EXCEPTION 'no room' USING ERRCODE = '53100'; END IF; \
@@ -103,15 +103,15 @@ async fn a_name_that_the_database_refuses_fails_no_other_try(lab: &Lab) {
 }
 
 /// The trigger of one row waits for another table: the statement that renews it hangs.
-async fn a_row_that_hangs_takes_few_other_leases_along(lab: &Lab) {
+async fn a_row_that_hangs_takes_few_other_leases_along(db: &TestDb) {
     const LEASES: usize = 32;
-    let locks = lab.locks().await;
+    let locks = db.locks().await;
     let mut guards = Vec::new();
     for i in 0..LEASES {
         let lock = locks.lock(format!("job {i}")).ttl(secs(30));
         guards.push(lock.acquire().await.unwrap());
     }
-    lab.sql(match lab.engine {
+    db.sql(match db.engine {
         "postgres" => {
             "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
                IF NEW.name = 'job 7' THEN PERFORM pg_sleep(60); END IF; RETURN NEW; END $$; \
@@ -128,16 +128,16 @@ async fn a_row_that_hangs_takes_few_other_leases_along(lab: &Lab) {
     // Halves that got through were renewed, and the rest had no time.
     assert!(held >= LEASES / 2, "{held} of {LEASES}");
     assert!(!guards[7].is_held());
-    eprintln_held(lab, held);
+    eprintln_held(db, held);
 }
 
 #[allow(clippy::print_stderr, reason = "for who runs it by hand")]
-fn eprintln_held(lab: &Lab, held: usize) {
-    eprintln!("{}: {held} held", lab.engine);
+fn eprintln_held(db: &TestDb, held: usize) {
+    eprintln!("{}: {held} held", db.engine);
 }
 
 macro_rules! on {
-    ($($engine:ident),*) => { $( lab_tests!($engine:
+    ($($engine:ident),*) => { $( db_tests!($engine:
         a_grant_has_its_token_and_lasts_where_a_trigger_audits,
         a_row_that_hangs_takes_few_other_leases_along,
     ); )* };
@@ -146,5 +146,5 @@ on!(postgres, mariadb, mysql);
 
 mod crowds {
     use super::a_name_that_the_database_refuses_fails_no_other_try;
-    testkit::lab_tests!(postgres: a_name_that_the_database_refuses_fails_no_other_try);
+    testkit::db_tests!(postgres: a_name_that_the_database_refuses_fails_no_other_try);
 }

@@ -3,7 +3,7 @@
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
-/// Count from now on.
+/// Counts from now on.
 pub(crate) fn counted() -> Snapshotter {
     let recorder = DebuggingRecorder::new();
     let counted = recorder.snapshotter();

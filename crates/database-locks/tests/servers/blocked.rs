@@ -1,31 +1,27 @@
-//! A table that somebody else has locked as a whole, as an ALTER TABLE does: statements hang in it,
-//! and those that nobody waits for any more must not pile up in the server.
+//! A table that another client has locked as a whole, as ALTER TABLE does. Statements hang in it,
+//! and those that were given up must not pile up in the server.
 
 use std::time::Duration;
 
 use database_locks::{Error, LockGuard, Locks, Ttl};
-use testkit::sql::Stranger;
-use testkit::time::{now, wait_until};
+use testkit::sql::SqlSession;
+use testkit::time::{ms, now, wait_until};
 use testkit::tls::Authority;
 use testkit::{MariaDb, MySql, MySqlServer, Postgres, promise};
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Renewals give a connection up each 100 ms, so without an end to them there would be some forty.
 const BLOCKED_FOR: Duration = Duration::from_secs(5);
 /// What is there at any one time: the latest, and some that are being ended.
 const AT_MOST: usize = 12;
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 async fn holder(locks: &Locks) -> LockGuard {
     let lock = locks.lock("held").ttl(Ttl::Infinite).renew_every(ms(100));
     lock.acquire().await.unwrap()
 }
 
-/// Hold a lock and wait for others, while `blocked` says how many statements hang in the server;
-/// answers the most that there were at once.
+/// Holds a lock and waits for others, while `blocked` counts the statements that hang in the
+/// server. Returns the most that there were at once.
 async fn most_that_hang(
     locks: &Locks,
     guard: &LockGuard,
@@ -42,35 +38,35 @@ async fn most_that_hang(
 }
 
 /// How many sessions of this database wait for a lock.
-fn waiting(admin: &mut Stranger) -> usize {
+fn waiting(admin: &mut SqlSession) -> usize {
     let count = "SELECT count(*) FROM pg_stat_activity
                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
     admin.run(count).unwrap().remove(0).parse().unwrap()
 }
 
-async fn nothing_piles_up(server: &Postgres, url: &str, database: &str) {
+async fn a_closed_fence_leaves_no_file_behind(server: &Postgres, url: &str, database: &str) {
     let locks = Locks::connect(url).await.unwrap();
     locks.migrate().await.unwrap();
     let guard = holder(&locks).await;
-    let (mut stranger, mut admin) = (server.stranger(database), server.stranger(database));
-    stranger.run("BEGIN").unwrap();
-    stranger
+    let (mut session, mut admin) = (server.sql_session(database), server.sql_session(database));
+    session.run("BEGIN").unwrap();
+    session
         .run("LOCK TABLE database_locks_lock IN ACCESS EXCLUSIVE MODE")
         .unwrap();
     let most = most_that_hang(&locks, &guard, || waiting(&mut admin)).await;
     assert!(most > 0, "nothing hung");
     assert!(most <= AT_MOST, "{most} hang at once");
 
-    stranger.run("ROLLBACK").unwrap();
-    // What is cancelled harms nobody: all goes on as before.
-    tokio::time::timeout(SOON, async { while guard.check().await.is_err() {} })
+    session.run("ROLLBACK").unwrap();
+    // Cancelled statements do no harm: all goes on as before.
+    tokio::time::timeout(TIMEOUT, async { while guard.check().await.is_err() {} })
         .await
         .expect("goes on");
-    let got = locks.lock("free").wait(SOON).acquire().await.unwrap();
+    let got = locks.lock("free").wait(TIMEOUT).acquire().await.unwrap();
     got.release().await.unwrap();
     guard.release().await.unwrap();
-    // Nobody to use it: all that was sent is ended as well, if not in this very moment.
-    assert!(wait_until(SOON, || waiting(&mut admin) == 0));
+    // Once the client is dropped, its statements end as well, if not at this very moment.
+    assert!(wait_until(TIMEOUT, || waiting(&mut admin) == 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -79,9 +75,9 @@ async fn statements_that_hang_do_not_pile_up_in_postgres() {
         return;
     };
     let url = server.fresh_database();
-    nothing_piles_up(server, &url, &url).await;
+    a_closed_fence_leaves_no_file_behind(server, &url, &url).await;
     let database = server.fresh_database();
-    nothing_piles_up(server, &server.socket_url(&database), &database).await;
+    a_closed_fence_leaves_no_file_behind(server, &server.socket_url(&database), &database).await;
     promise("P4", "postgres");
 }
 
@@ -94,7 +90,7 @@ async fn statements_that_hang_are_cancelled_through_tls_too() {
     };
     let database = server.fresh_database();
     let url = format!("{database}?sslmode=require");
-    nothing_piles_up(&server, &url, &database).await;
+    a_closed_fence_leaves_no_file_behind(&server, &url, &database).await;
 }
 
 /// There the wait for such a table has its own limit, which is set at each connect.
@@ -117,8 +113,8 @@ async fn do_not_pile_up(server: &MySqlServer) {
     let locks = Locks::connect(&url).await.unwrap();
     locks.migrate().await.unwrap();
     let guard = holder(&locks).await;
-    let (mut stranger, mut admin) = (server.stranger(&url), server.stranger(&url));
-    stranger
+    let (mut session, mut admin) = (server.sql_session(&url), server.sql_session(&url));
+    session
         .run("LOCK TABLES database_locks_lock WRITE")
         .unwrap();
     let count = "SELECT count(*) FROM information_schema.processlist
@@ -129,22 +125,22 @@ async fn do_not_pile_up(server: &MySqlServer) {
     // Each for a second, and a new one each 100 ms.
     assert!(most <= 2 * AT_MOST, "{most} hang at once");
 
-    stranger.run("UNLOCK TABLES").unwrap();
-    tokio::time::timeout(SOON, async { while guard.check().await.is_err() {} })
+    session.run("UNLOCK TABLES").unwrap();
+    tokio::time::timeout(TIMEOUT, async { while guard.check().await.is_err() {} })
         .await
         .expect("goes on");
     guard.release().await.unwrap();
     promise("P4", server.flavor().engine());
 }
 
-/// A backup's lock on all tables: a lock that was never taken is not said to be held, and what is
-/// held is kept.
+/// A backup's lock on all tables: a lock that was never acquired is not reported as held, and held
+/// locks are kept.
 async fn a_table_under_a_backup_is_blocked_and_not_held(server: Option<MySqlServer>, engine: &str) {
     let Some(server) = server else { return };
     let url = server.fresh_database();
     let locks = Locks::connect(&url).await.unwrap();
     locks.migrate().await.unwrap();
-    let guard = locks.lock("held").ttl(SOON).acquire().await.unwrap();
+    let guard = locks.lock("held").ttl(TIMEOUT).acquire().await.unwrap();
     locks
         .lock("free")
         .acquire()
@@ -153,7 +149,7 @@ async fn a_table_under_a_backup_is_blocked_and_not_held(server: Option<MySqlServ
         .release()
         .await
         .unwrap();
-    let mut backup = server.stranger("mysql");
+    let mut backup = server.sql_session("mysql");
     backup.run("FLUSH TABLES WITH READ LOCK").unwrap();
     for name in ["never had", "free"] {
         let tried = locks.lock(name).try_acquire().await.unwrap_err();
@@ -186,7 +182,7 @@ async fn a_table_under_a_backup_is_blocked_and_not_held(server: Option<MySqlServ
     for name in ["never had", "free"] {
         locks
             .lock(name)
-            .wait(SOON)
+            .wait(TIMEOUT)
             .acquire()
             .await
             .unwrap()

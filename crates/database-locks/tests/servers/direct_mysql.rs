@@ -13,12 +13,12 @@ use database_locks::seam::{
     AcquireCommand, DirectConnection, Grant, Outcome, ReleaseCommand, Released, Store, StoreError,
     Table, open,
 };
-use testkit::contract::{ask, granted, info};
+use testkit::contract::{acquire_command, granted, info};
 use testkit::time::wait_until;
 use testkit::{MariaDb, MySql, MySqlServer as Server, Proxy};
 use tokio::runtime::{Builder, Runtime};
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(25);
 
 macro_rules! on_servers {
@@ -49,15 +49,15 @@ on_servers!(
     a_connection_that_is_killed_during_a_call_costs_no_call,
     a_call_that_was_late_takes_its_connection_with_it,
     a_future_that_is_not_polled_any_more_keeps_no_call_from_the_direct_connection,
-    callers_that_do_not_wait_for_the_connection_come_to_have_it,
+    a_connect_that_callers_gave_up_completes,
     a_connection_that_is_refused_is_asked_for_again,
     renewals_go_over_the_direct_connection_while_the_background_has_no_connection,
     the_background_connects_once_a_renewal_is_due_soon,
     a_renewal_goes_before_the_acquires_that_wait,
-    where_there_is_room_for_one_connection_leases_are_renewed,
+    with_a_single_connection_leases_are_renewed,
 );
 
-/// One of a test's own.
+/// One for one test.
 struct Database {
     server: &'static Server,
     name: String,
@@ -70,11 +70,11 @@ impl Database {
         let this = Self { server, name };
         let made = this.store();
         runtime().block_on(async {
-            made.connect(SOON).await.unwrap();
-            made.install(SOON).await.unwrap();
+            made.connect(TIMEOUT).await.unwrap();
+            made.install(TIMEOUT).await.unwrap();
         });
         drop(made);
-        assert!(wait_until(SOON, || this.connections().is_empty()));
+        assert!(wait_until(TIMEOUT, || this.connections().is_empty()));
         this
     }
 
@@ -106,13 +106,13 @@ impl Database {
         self.processes("TRUE")
     }
 
-    /// Close the table to all statements until that is dropped.
-    fn close(&self) -> testkit::Stranger {
-        let mut stranger = self.server.stranger(&self.name);
-        stranger
+    /// Closes the table to all statements until that is dropped.
+    fn close(&self) -> testkit::SqlSession {
+        let mut session = self.server.sql_session(&self.name);
+        session
             .run("LOCK TABLES database_locks_lock WRITE")
             .unwrap();
-        stranger
+        session
     }
 
     /// Until a statement waits for the table.
@@ -122,7 +122,7 @@ impl Database {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        soon(waits).await;
+        in_time(waits).await;
     }
 }
 
@@ -136,21 +136,21 @@ fn threads() -> Runtime {
 }
 
 fn want(lock: &str) -> AcquireCommand {
-    ask(lock, "me", LONG)
+    acquire_command(lock, "me", LONG)
 }
 
-async fn soon<T>(answer: impl Future<Output = T>) -> T {
-    let answer = tokio::time::timeout(SOON, answer).await;
+async fn in_time<T>(answer: impl Future<Output = T>) -> T {
+    let answer = tokio::time::timeout(TIMEOUT, answer).await;
     answer.expect("no answer")
 }
 
-async fn acquired(direct: &dyn DirectConnection, ask: &AcquireCommand) -> Grant {
-    match soon(direct.acquire(from_ref(ask))).await.as_deref() {
+async fn acquired(direct: &dyn DirectConnection, command: &AcquireCommand) -> Grant {
+    match in_time(direct.acquire(from_ref(command))).await.as_deref() {
         Ok([Outcome::Granted { token, .. }]) => Grant {
-            name: ask.name.clone(),
+            name: command.name.clone(),
             token: *token,
-            id: ask.grant,
-            holder: Arc::clone(&ask.holder),
+            id: command.grant,
+            holder: Arc::clone(&command.holder),
             confirmed_by: None,
         },
         other => panic!("not granted: {other:?}"),
@@ -159,7 +159,7 @@ async fn acquired(direct: &dyn DirectConnection, ask: &AcquireCommand) -> Grant 
 
 async fn release(direct: &dyn DirectConnection, grant: &Grant) -> Result<Released, StoreError> {
     let what = ReleaseCommand::of(grant, Ttl::from(LONG));
-    Ok(soon(direct.release(&[what])).await?.remove(0))
+    Ok(in_time(direct.release(&[what])).await?.remove(0))
 }
 
 fn a_lock_is_taken_and_released_on_one_connection(database: &Database) {
@@ -174,7 +174,7 @@ fn a_lock_is_taken_and_released_on_one_connection(database: &Database) {
     });
     drop(direct);
     let closed = || database.connections().is_empty();
-    assert!(wait_until(SOON, closed), "the connection stays open");
+    assert!(wait_until(TIMEOUT, closed), "the connection stays open");
 }
 
 fn a_runtime_that_has_ended_leaves_the_direct_connection_to_the_next(database: &Database) {
@@ -186,24 +186,24 @@ fn a_runtime_that_has_ended_leaves_the_direct_connection_to_the_next(database: &
         assert_eq!(released.unwrap(), Released::Freed);
     }
     let one = || database.connections().len() == 1;
-    assert!(wait_until(SOON, one), "{:?}", database.connections());
+    assert!(wait_until(TIMEOUT, one), "{:?}", database.connections());
 }
 
 fn a_runtime_that_ends_during_a_call_leaves_the_direct_connection_to_the_next(database: &Database) {
     let direct = database.direct();
     for first in [runtime(), threads()] {
-        let ask = want("job");
+        let command = want("job");
         first.block_on(direct.connect()).unwrap();
         let closed = database.close();
-        let (calling, asked) = (Arc::clone(&direct), ask.clone());
+        let (calling, asked) = (Arc::clone(&direct), command.clone());
         let call = first.spawn(async move { calling.acquire(&[asked]).await.map(drop) });
         first.block_on(database.is_waited_for());
         drop(first);
-        closed.leave();
+        closed.close();
         let next = runtime();
         assert!(next.block_on(call).unwrap_err().is_cancelled());
         // It may have been carried out.
-        let grant = next.block_on(acquired(&*direct, &ask));
+        let grant = next.block_on(acquired(&*direct, &command));
         let released = next.block_on(release(&*direct, &grant));
         assert_eq!(released.unwrap(), Released::Freed);
     }
@@ -221,7 +221,7 @@ fn kill(database: &Database) {
         let left = database.connections();
         connections.iter().all(|id| !left.contains(id))
     };
-    assert!(wait_until(SOON, gone), "still there");
+    assert!(wait_until(TIMEOUT, gone), "still there");
 }
 
 fn a_connection_that_was_killed_between_two_calls_costs_no_call(database: &Database) {
@@ -241,14 +241,14 @@ fn a_connection_that_is_killed_during_a_call_costs_no_call(database: &Database) 
     let (store, direct) = (database.store(), database.direct());
     let runtime = threads();
     runtime.block_on(direct.connect()).unwrap();
-    let ask = want("job");
+    let command = want("job");
 
     let closed = database.close();
-    let (calling, asked) = (Arc::clone(&direct), ask.clone());
+    let (calling, asked) = (Arc::clone(&direct), command.clone());
     let call = runtime.spawn(async move { acquired(&*calling, &asked).await });
     runtime.block_on(database.is_waited_for());
     kill(database);
-    closed.leave();
+    closed.close();
     let grant = runtime.block_on(call).unwrap();
 
     let closed = database.close();
@@ -256,8 +256,8 @@ fn a_connection_that_is_killed_during_a_call_costs_no_call(database: &Database) 
     let call = runtime.spawn(async move { release(&*calling, &held).await });
     runtime.block_on(database.is_waited_for());
     kill(database);
-    closed.leave();
-    // Where the first had been carried out, the second cannot tell.
+    closed.close();
+    // If the first was executed, the second cannot know.
     let released = runtime.block_on(call).unwrap();
     assert!(
         matches!(
@@ -276,18 +276,21 @@ fn a_call_that_was_late_takes_its_connection_with_it(database: &Database) {
     runtime().block_on(async {
         direct.connect().await.unwrap();
         let before = database.connections();
-        let ask = want("job");
+        let command = want("job");
         let closed = database.close();
-        let late = tokio::time::timeout(Duration::from_millis(200), direct.acquire(from_ref(&ask)));
+        let late = tokio::time::timeout(
+            Duration::from_millis(200),
+            direct.acquire(from_ref(&command)),
+        );
         assert!(late.await.is_err(), "the table was locked");
         direct.give_up();
-        closed.leave();
-        let grant = acquired(&*direct, &ask).await;
+        closed.close();
+        let grant = acquired(&*direct, &command).await;
         let gone = || {
             let now = database.connections();
             now.len() == 1 && now != before
         };
-        assert!(wait_until(SOON, gone), "{:?}", database.connections());
+        assert!(wait_until(TIMEOUT, gone), "{:?}", database.connections());
         assert_eq!(release(&*direct, &grant).await.unwrap(), Released::Freed);
     });
 }
@@ -298,25 +301,27 @@ fn a_future_that_is_not_polled_any_more_keeps_no_call_from_the_direct_connection
     let direct = database.direct();
     runtime().block_on(async {
         direct.connect().await.unwrap();
-        let asks = [want("first")];
-        let mut stuck = direct.acquire(&asks);
+        let commands = [want("first")];
+        let mut stuck = direct.acquire(&commands);
         let once = poll_fn(|context| Poll::Ready(stuck.as_mut().poll(context).is_pending()));
         assert!(once.await);
-        let ask = want("second");
-        let waits =
-            tokio::time::timeout(Duration::from_millis(100), direct.acquire(from_ref(&ask)));
+        let command = want("second");
+        let waits = tokio::time::timeout(
+            Duration::from_millis(100),
+            direct.acquire(from_ref(&command)),
+        );
         assert!(waits.await.is_err(), "two calls at once on one connection");
         direct.give_up();
-        let grant = acquired(&*direct, &ask).await;
+        let grant = acquired(&*direct, &command).await;
         assert_eq!(release(&*direct, &grant).await.unwrap(), Released::Freed);
         let first = stuck.await.unwrap();
         assert!(matches!(first[0], Outcome::Granted { .. }), "{first:?}");
     });
     let one = || database.connections().len() == 1;
-    assert!(wait_until(SOON, one), "{:?}", database.connections());
+    assert!(wait_until(TIMEOUT, one), "{:?}", database.connections());
 }
 
-fn callers_that_do_not_wait_for_the_connection_come_to_have_it(database: &Database) {
+fn a_connect_that_callers_gave_up_completes(database: &Database) {
     let proxy = Proxy::to_url(&database.url());
     let store = open(&proxy.url(&database.url()), &Table::default()).unwrap();
     let direct = store.direct().unwrap();
@@ -328,7 +333,7 @@ fn callers_that_do_not_wait_for_the_connection_come_to_have_it(database: &Databa
             direct.give_up();
         }
         proxy.resume();
-        soon(direct.connect()).await.unwrap();
+        in_time(direct.connect()).await.unwrap();
         assert_eq!(proxy.counts().connections, 1, "each caller made one");
     });
 }
@@ -344,14 +349,14 @@ fn a_connection_that_is_refused_is_asked_for_again(database: &Database) {
             assert!(matches!(refused, StoreError::Unavailable(_)), "{refused}");
         }
         proxy.refuse(false);
-        // Not at once: what was said the last time stands for a moment.
+        // Not at once: the last refusal counts for a moment.
         let granted = async {
             while direct.connect().await.is_err() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             acquired(&*direct, &want("job")).await
         };
-        soon(granted).await;
+        in_time(granted).await;
     });
 }
 
@@ -365,7 +370,7 @@ fn renewals_go_over_the_direct_connection_while_the_background_has_no_connection
     let grant = home.block_on(acquired(&*direct, &want("job")));
     let renews = || {
         let grants = [(grant.clone(), Ttl::from(LONG))];
-        let renewal = runtime().block_on(store.renew(&grants, SOON));
+        let renewal = runtime().block_on(store.renew(&grants, TIMEOUT));
         renewal.map(|renewals| renewals[0].clone())
     };
     proxy.refuse(true);
@@ -375,7 +380,7 @@ fn renewals_go_over_the_direct_connection_while_the_background_has_no_connection
     renews().expect_err("no runtime drives the connection");
     proxy.refuse(false);
     let again = || renews().is_ok_and(|renewal| renewal.is_renewed());
-    assert!(wait_until(SOON, again));
+    assert!(wait_until(TIMEOUT, again));
 }
 
 fn the_background_connects_once_a_renewal_is_due_soon(database: &Database) {
@@ -387,7 +392,7 @@ fn the_background_connects_once_a_renewal_is_due_soon(database: &Database) {
     for _ in 0..3 {
         background.block_on(async { store.prepare_to_renew() });
         let two = || database.connections().len() == 2;
-        assert!(wait_until(SOON, two), "{:?}", database.connections());
+        assert!(wait_until(TIMEOUT, two), "{:?}", database.connections());
     }
 }
 
@@ -403,19 +408,19 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
             .map(|i| {
                 let (store, done) = (Arc::clone(&store), Arc::clone(&done));
                 tokio::spawn(async move {
-                    let asks = [want(&format!("lock {i}"))];
-                    let _ = store.acquire(&asks, SOON).await;
+                    let commands = [want(&format!("lock {i}"))];
+                    let _ = store.acquire(&commands, TIMEOUT).await;
                     done.fetch_add(1, Ordering::SeqCst);
                 })
             })
             .collect();
         database.is_waited_for().await;
         let grants = [(grant, Ttl::from(LONG))];
-        let mut renewal = store.renew(&grants, SOON);
+        let mut renewal = store.renew(&grants, TIMEOUT);
         // It is queued once it is polled.
         let queued = tokio::time::timeout(Duration::from_millis(50), &mut renewal).await;
         assert!(queued.is_err(), "{queued:?}");
-        closed.leave();
+        closed.close();
         assert!(renewal.await.unwrap()[0].is_renewed());
         let before = done.load(Ordering::SeqCst);
         assert!(before < CROWD / 2, "behind {before} acquires");
@@ -427,7 +432,7 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
 
 /// The direct connection has the only connection that the server allows, and no thread blocks on
 /// its runtime.
-fn where_there_is_room_for_one_connection_leases_are_renewed(database: &Database) {
+fn with_a_single_connection_leases_are_renewed(database: &Database) {
     let user = format!("alone_{}", database.name);
     for sql in [
         format!("CREATE USER {user} IDENTIFIED BY 'x' WITH MAX_USER_CONNECTIONS 1"),

@@ -6,24 +6,20 @@ use std::time::Duration;
 
 use database_locks::{Error, LockState, LostReason, Ttl};
 use testkit::contract;
-use testkit::time::now;
-use testkit::{Lab, Proxy, lab_tests, promise};
+use testkit::time::{ms, now};
+use testkit::{Proxy, TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
-}
-
-/// The call hangs; the loss is told when trust ends all the same, and asking never waits.
-async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
-    let other = lab.locks().await;
+/// The call hangs; the loss comes when trust ends all the same, and `is_held` never blocks.
+async fn a_database_that_never_answers_delays_no_loss(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
+    let other = db.locks().await;
     let guard = locks
         .lock("job")
         .ttl(ms(3000))
@@ -43,17 +39,20 @@ async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
         assert!(began.elapsed() < trusted + ms(500), "trusted for too long");
         tokio::time::sleep(ms(10)).await;
     }
-    assert_eq!(soon(lost).await.unwrap().reason(), LostReason::Unreachable);
+    assert_eq!(
+        in_time(lost).await.unwrap().reason(),
+        LostReason::Unreachable
+    );
     let loss = guard.loss().expect("it is lost");
-    assert_eq!(loss.now_held_by(), None, "nobody has answered");
+    assert_eq!(loss.now_held_by(), None, "no answer");
     assert!(
         loss.held_for().is_some_and(|held| held < ms(3000)),
         "{loss}"
     );
-    // Trust ended first: in the database it is still ours.
+    // Trust ended first: the row still has this grant.
     let row = other.show("job").await.unwrap().expect("a row");
     assert!(matches!(row.state, LockState::Held { .. }), "{row:?}");
-    let next = soon(other.lock("job").acquire()).await.unwrap();
+    let next = in_time(other.lock("job").acquire()).await.unwrap();
 
     let release = guard.release().await.unwrap_err();
     assert!(
@@ -71,17 +70,17 @@ async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
         "nothing hung"
     );
     proxy.resume();
-    soon(locks.drain()).await;
+    in_time(locks.drain()).await;
     next.check().await.expect("what came late touched nothing");
     for id in ["P3", "P4", "P6", "P8"] {
-        promise(id, lab.engine);
+        promise(id, db.engine);
     }
 }
 
 /// A wait has its own limit, whatever the database does.
-async fn a_wait_ends_in_time_although_nobody_answers(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+async fn a_wait_ends_in_time_without_an_answer(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
     proxy.stall();
     let began = now();
     let error = locks.lock("job").wait(ms(700)).acquire().await.unwrap_err();
@@ -94,22 +93,22 @@ async fn a_wait_ends_in_time_although_nobody_answers(lab: &Lab) {
     );
     assert!(proxy.faults_hit() > 0);
     proxy.resume();
-    soon(locks.lock("job").acquire())
+    in_time(locks.lock("job").acquire())
         .await
         .unwrap()
         .release()
         .await
         .unwrap();
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
 /// The database renewed it, and its answer was lost: that harms nothing.
-async fn a_lost_reply_to_a_renewal_loses_nothing(lab: &Lab) {
+async fn a_lost_reply_to_a_renewal_loses_nothing(db: &TestDb) {
     for ttl in [Ttl::from(ms(2400)), Ttl::Infinite] {
-        let proxy = Proxy::to_url(&lab.url);
-        let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+        let proxy = Proxy::to_url(&db.url);
+        let locks = db.locks_at(&proxy.url(&db.url)).await;
         let lock = locks.lock("job").ttl(ttl).renew_every(ms(500));
-        let guard = soon(lock.acquire()).await.unwrap();
+        let guard = in_time(lock.acquire()).await.unwrap();
         proxy.lose_next_reply(guard.grant_id());
         let began = now();
         while began.elapsed() < ms(4000) {
@@ -117,21 +116,21 @@ async fn a_lost_reply_to_a_renewal_loses_nothing(lab: &Lab) {
             tokio::time::sleep(ms(20)).await;
         }
         assert_eq!(proxy.faults_hit(), 1, "{ttl}");
-        soon(guard.release()).await.unwrap();
+        in_time(guard.release()).await.unwrap();
     }
-    promise("P3", lab.engine);
-    promise("P6", lab.engine);
+    promise("P3", db.engine);
+    promise("P6", db.engine);
 }
 
 /// The rule of the guide: an outage costs the lock soonest when it begins just before a renewal,
 /// and then after `ttl - margin - renew_every`. One that is two seconds shorter, the longest pause
 /// between two tries to connect, costs nothing.
-async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(lab: &Lab) {
+async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(db: &TestDb) {
     let (ttl, margin, renew_every) = (ms(6000), ms(600), ms(2000));
     let survived = ttl - margin - renew_every;
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
-    let guard = soon(locks.lock("job").ttl(ttl).acquire()).await.unwrap();
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
+    let guard = in_time(locks.lock("job").ttl(ttl).acquire()).await.unwrap();
     proxy.watch_for(guard.grant_id());
     let renewals = || proxy.count(guard.grant_id());
     let cut_off = async || {
@@ -152,29 +151,32 @@ async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(la
             proxy.refuse(false);
         }
     };
-    let began = soon(cut_off()).await;
+    let began = in_time(cut_off()).await;
     let shorter = survived - Duration::from_secs(2);
     tokio::time::sleep(shorter.saturating_sub(began.elapsed())).await;
     proxy.refuse(false);
-    let began = soon(cut_off()).await;
-    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Unreachable);
+    let began = in_time(cut_off()).await;
+    assert_eq!(
+        in_time(guard.lost()).await.reason(),
+        LostReason::Unreachable
+    );
     let took = began.elapsed();
     assert!(took >= survived, "after {took:?}");
     assert!(took < survived + Duration::from_secs(2), "after {took:?}");
-    promise("P4", lab.engine);
-    promise("P6", lab.engine);
+    promise("P4", db.engine);
+    promise("P6", db.engine);
 }
 
 /// What a slow answer takes is not trusted on top: the lease began before it came.
-async fn a_slow_answer_to_an_acquire_lengthens_no_trust(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+async fn a_slow_answer_to_an_acquire_lengthens_no_trust(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
     proxy.stall_replies();
     let lock = locks.lock("job").ttl(Duration::from_secs(20));
     let acquire = tokio::spawn(async move { lock.acquire().await });
     tokio::time::sleep(ms(1500)).await;
     proxy.resume();
-    let guard = soon(acquire).await.unwrap().unwrap();
+    let guard = in_time(acquire).await.unwrap().unwrap();
     assert!(proxy.faults_hit() > 0);
     // 20 s, less the margin of 2 s, less what the answer took.
     assert!(
@@ -183,19 +185,19 @@ async fn a_slow_answer_to_an_acquire_lengthens_no_trust(lab: &Lab) {
         guard.trusted_for()
     );
     guard.release().await.unwrap();
-    promise("P4", lab.engine);
+    promise("P4", db.engine);
 }
 
 /// The database granted it, and its answer was lost: a waiter asks again and gets that very grant;
 /// a try-once gives it back; nothing is held for longer than 30 s.
-async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
-    let other = lab.locks().await;
+async fn a_lost_reply_to_an_acquire_leaves_nothing_held(db: &TestDb) {
+    let other = db.locks().await;
     for (i, ttl) in [Ttl::from(Duration::from_secs(20)), Ttl::Infinite]
         .into_iter()
         .enumerate()
     {
-        let proxy = Proxy::to_url(&lab.url);
-        let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+        let proxy = Proxy::to_url(&db.url);
+        let locks = db.locks_at(&proxy.url(&db.url)).await;
         let name = format!("waited for {i}");
         // The row is there, so that the request that is lost is the grant.
         other
@@ -209,7 +211,7 @@ async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
 
         proxy.lose_next_reply(&name);
         let began = now();
-        let guard = soon(locks.lock(&name).ttl(ttl).acquire()).await.unwrap();
+        let guard = in_time(locks.lock(&name).ttl(ttl).acquire()).await.unwrap();
         assert_eq!(proxy.faults_hit(), 1);
         // Another would have had to wait for the end of the first one.
         assert!(began.elapsed() < ms(15_000), "the same grant, not another");
@@ -231,7 +233,7 @@ async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
         let began = now();
         other
             .lock(&name)
-            .wait(SOON)
+            .wait(TIMEOUT)
             .acquire()
             .await
             .expect("given back")
@@ -243,26 +245,26 @@ async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
             "given back, not outwaited"
         );
     }
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
 /// The database freed it, and its answer was lost: that is a release all the same.
-async fn a_lost_reply_to_a_release_is_a_release(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+async fn a_lost_reply_to_a_release_is_a_release(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
     let guard = locks.lock("job").acquire().await.unwrap();
     proxy.lose_next_reply(guard.grant_id());
-    soon(guard.release()).await.expect("released");
+    in_time(guard.release()).await.expect("released");
     assert_eq!(proxy.faults_hit(), 1);
     let next = locks.lock("job").try_acquire().await.unwrap();
     next.expect("free").release().await.unwrap();
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
 /// Connections that are cut are made anew, under a holder and under a waiter.
-async fn cut_connections_are_made_anew(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let (locks, other) = (lab.locks_at(&proxy.url(&lab.url)).await, lab.locks().await);
+async fn cut_connections_are_made_anew(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let (locks, other) = (db.locks_at(&proxy.url(&db.url)).await, db.locks().await);
     let guard = locks.lock("held").ttl(ms(2400)).acquire().await.unwrap();
     let blocker = other.lock("waited for").acquire().await.unwrap();
     let waiter = {
@@ -276,7 +278,7 @@ async fn cut_connections_are_made_anew(lab: &Lab) {
     }
     assert!(proxy.counts().connections >= 4, "{:?}", proxy.counts());
     blocker.release().await.unwrap();
-    soon(waiter)
+    in_time(waiter)
         .await
         .unwrap()
         .unwrap()
@@ -284,15 +286,15 @@ async fn cut_connections_are_made_anew(lab: &Lab) {
         .await
         .unwrap();
     guard.release().await.unwrap();
-    promise("P6", lab.engine);
-    promise("P12", lab.engine);
+    promise("P6", db.engine);
+    promise("P12", db.engine);
 }
 
 /// One round trip for a lock that is free, one for its release; a losing try leaves the row as it
 /// is.
-async fn an_uncontended_acquire_is_one_round_trip(lab: &Lab) {
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+async fn an_uncontended_acquire_is_one_round_trip(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let locks = db.locks_at(&proxy.url(&db.url)).await;
     // The first time makes the row, the third one the direct connection, and each prepares what it
     // uses.
     for _ in 0..3 {
@@ -310,7 +312,7 @@ async fn an_uncontended_acquire_is_one_round_trip(lab: &Lab) {
             before = counts;
         }
     };
-    soon(quiet).await;
+    in_time(quiet).await;
     // A connection that was idle for so long is asked first whether it is still there.
     let guard = locks.lock("job").acquire().await.unwrap();
     guard.release().await.unwrap();
@@ -324,19 +326,19 @@ async fn an_uncontended_acquire_is_one_round_trip(lab: &Lab) {
     assert_eq!(proxy.counts().chunks_up, 1, "to acquire");
     guard.release().await.unwrap();
     assert_eq!(proxy.counts().chunks_up, 2, "to acquire and release");
-    promise("P1", lab.engine);
+    promise("P1", db.engine);
 }
 
-/// `poll` is the longest pause between the looks at a lock that somebody else has.
-async fn a_waiter_looks_as_often_as_it_was_told(lab: &Lab) {
-    // Where it is woken it hardly looks at all.
-    let pooled = match lab.engine {
-        "postgres" => Lab::pgbouncer(),
+/// `poll` is the longest pause between two polls of a lock that another client has.
+async fn a_waiter_polls_at_its_interval(db: &TestDb) {
+    // With notifications a waiter hardly polls at all.
+    let pooled = match db.engine {
+        "postgres" => TestDb::pgbouncer(),
         _ => None,
     };
-    let lab = pooled.as_ref().unwrap_or(lab);
-    let proxy = Proxy::to_url(&lab.url);
-    let (locks, other) = (lab.locks_at(&proxy.url(&lab.url)).await, lab.locks().await);
+    let db = pooled.as_ref().unwrap_or(db);
+    let proxy = Proxy::to_url(&db.url);
+    let (locks, other) = (db.locks_at(&proxy.url(&db.url)).await, db.locks().await);
     let held = other.lock("job").acquire().await.unwrap();
     let mut looks = Vec::new();
     for longest in [ms(5), ms(250)] {
@@ -348,15 +350,15 @@ async fn a_waiter_looks_as_often_as_it_was_told(lab: &Lab) {
     // 5 ms at most, against 30 to 50 by default.
     assert!(looks[0] > 2 * looks[1] && looks[1] > 4, "{looks:?}");
     held.release().await.unwrap();
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
-/// Nothing secret is shown, whatever goes wrong.
-async fn a_password_is_never_shown(lab: &Lab) {
+/// No error shows a secret.
+async fn a_password_is_never_shown(db: &TestDb) {
     let secret = "hunter2-s3cret";
-    let proxy = Proxy::to_url(&lab.url);
-    let rest = lab.url.split_once('@').map_or("", |(_, rest)| rest);
-    let scheme = lab.url.split_once(':').map_or("", |(scheme, _)| scheme);
+    let proxy = Proxy::to_url(&db.url);
+    let rest = db.url.split_once('@').map_or("", |(_, rest)| rest);
+    let scheme = db.url.split_once(':').map_or("", |(scheme, _)| scheme);
     let good_host = format!("{scheme}://locker:{secret}@{rest}");
     let refused = database_locks::Locks::connect(&good_host)
         .await
@@ -373,7 +375,7 @@ async fn a_password_is_never_shown(lab: &Lab) {
     );
     let nobody = database_locks::Locks::connect(&nobody)
         .await
-        .expect_err("nobody there");
+        .expect_err("no server");
     assert!(
         nobody.chain().contains("127.0.0.1"),
         "says where: {}",
@@ -384,7 +386,7 @@ async fn a_password_is_never_shown(lab: &Lab) {
             assert!(!shown.contains("hunter2"), "{shown}");
         }
     }
-    let locks = lab.locks().await;
+    let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
     let metadata = locks
         .show("job")
@@ -399,14 +401,14 @@ async fn a_password_is_never_shown(lab: &Lab) {
     );
     let shown = format!("{locks:?} {guard:?} {:?}", locks.lock("job"));
     assert!(!shown.contains("://") && !shown.contains(secret), "{shown}");
-    promise("P14", lab.engine);
+    promise("P14", db.engine);
 }
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
+        db_tests!($engine:
             a_database_that_never_answers_delays_no_loss,
-            a_wait_ends_in_time_although_nobody_answers,
+            a_wait_ends_in_time_without_an_answer,
             a_slow_answer_to_an_acquire_lengthens_no_trust,
             a_lost_reply_to_a_renewal_loses_nothing,
         an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so,
@@ -414,14 +416,14 @@ macro_rules! on {
             a_lost_reply_to_a_release_is_a_release,
             cut_connections_are_made_anew,
             an_uncontended_acquire_is_one_round_trip,
-            a_waiter_looks_as_often_as_it_was_told,
+            a_waiter_polls_at_its_interval,
             a_password_is_never_shown,
         );
     )* };
 }
 on!(postgres, mariadb, mysql);
 
-/// A server of a test's own.
+/// A server for one test.
 trait Restart {
     fn engine(&self) -> &'static str;
     fn fresh_url(&self) -> String;
@@ -499,17 +501,19 @@ async fn restarted<S: Restart + Send + 'static>(server: Option<S>) {
     tokio::time::sleep(ms(3000)).await;
     for guard in &guards {
         assert!(guard.is_held(), "{guard:?}");
-        soon(guard.check()).await.expect("held in the database too");
+        in_time(guard.check())
+            .await
+            .expect("held in the database too");
     }
     assert!(
         waiters.iter().all(|waiter| !waiter.is_finished()),
-        "nobody gets it early"
+        "no client gets it early"
     );
     for guard in guards {
-        soon(guard.release()).await.unwrap();
+        in_time(guard.release()).await.unwrap();
     }
     for waiter in waiters {
-        soon(waiter)
+        in_time(waiter)
             .await
             .unwrap()
             .unwrap()
@@ -537,8 +541,8 @@ async fn mysql_is_restarted_under_holders_and_waiters() {
     restarted(testkit::MySql::start()).await;
 }
 
-/// Nobody is there when a waiter begins; it gets the lock when the database is.
-async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
+/// A wait begins while the server is down, and gets the lock once it is up.
+async fn wait_before_the_start<S: Restart + Send + 'static>(server: Option<S>) {
     let Some(mut server) = server else { return };
     let (engine, url) = (server.engine(), server.fresh_url());
     let before = database_locks::Locks::connect(&url).await.unwrap();
@@ -554,37 +558,37 @@ async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
     let (message, took) = (bounded.unwrap_err(), began.elapsed());
     assert!(matches!(message, Error::Unavailable { .. }), "{message}");
     assert!(took >= ms(700) && took < ms(5000), "{took:?}");
-    let waiter = locks.lock("job").wait(SOON);
+    let waiter = locks.lock("job").wait(TIMEOUT);
     let waiter = tokio::spawn(async move { waiter.acquire().await });
     tokio::time::sleep(ms(1500)).await;
-    assert!(!waiter.is_finished(), "nobody can have answered");
+    assert!(!waiter.is_finished(), "no server can have answered");
     let server = tokio::task::spawn_blocking(move || {
         server.restart();
         server
     });
     let _server = server.await.unwrap();
-    let guard = soon(waiter).await.unwrap().unwrap();
-    soon(guard.release()).await.unwrap();
+    let guard = in_time(waiter).await.unwrap().unwrap();
+    in_time(guard.release()).await.unwrap();
     promise("P12", engine);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres_may_start_later_than_who_waits_for_a_lock() {
-    started_late(testkit::Postgres::start()).await;
+async fn a_wait_may_begin_before_postgres_has_started() {
+    wait_before_the_start(testkit::Postgres::start()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb_may_start_later_than_who_waits_for_a_lock() {
-    started_late(testkit::MariaDb::start()).await;
+async fn a_wait_may_begin_before_mariadb_has_started() {
+    wait_before_the_start(testkit::MariaDb::start()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mysql_may_start_later_than_who_waits_for_a_lock() {
-    started_late(testkit::MySql::start()).await;
+async fn a_wait_may_begin_before_mysql_has_started() {
+    wait_before_the_start(testkit::MySql::start()).await;
 }
 
 #[test]
-fn opening_looks_at_url_and_table_and_at_nothing_else() {
+fn a_lazy_connect_checks_url_and_table_only() {
     use database_locks::blocking::Locks;
     let refused = |url, table| {
         let builder = Locks::builder(url).table(table);
@@ -602,13 +606,13 @@ fn opening_looks_at_url_and_table_and_at_nothing_else() {
 
 /// The server's own time zone, and its sessions', change nothing.
 async fn odd_zone(engine: &'static str, url: String) {
-    let bench = || contract::Bench::new(engine, url.clone());
-    contract::the_first_token_is_the_clock(&bench()).await;
+    let fixture = || contract::StoreFixture::new(engine, url.clone());
+    contract::the_first_token_is_the_time_of_the_database(&fixture()).await;
     let locks = database_locks::Locks::connect(&url).await.unwrap();
     locks.force_release("job").await.unwrap();
-    contract::expired_is_free(&bench()).await;
+    contract::an_expired_lock_is_free(&fixture()).await;
     locks.force_release("job").await.unwrap();
-    contract::a_held_lock_names_its_holder(&bench()).await;
+    contract::a_held_lock_names_its_holder(&fixture()).await;
     let row = locks.show("job").await.unwrap().expect("a row");
     #[allow(clippy::disallowed_methods, reason = "the zone is what is tested")]
     let wall = std::time::SystemTime::now();
@@ -621,7 +625,7 @@ async fn odd_zone(engine: &'static str, url: String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres_may_live_in_another_time_zone() {
+async fn postgres_may_be_in_another_time_zone() {
     let server = testkit::Postgres::options()
         .time_zone("Asia/Kathmandu")
         .start();
@@ -631,14 +635,14 @@ async fn postgres_may_live_in_another_time_zone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb_may_live_in_another_time_zone() {
+async fn mariadb_may_be_in_another_time_zone() {
     if let Some(server) = testkit::MariaDb::options().time_zone("+05:45").start() {
         odd_zone("mariadb", server.fresh_database()).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mysql_may_live_in_another_time_zone() {
+async fn mysql_may_be_in_another_time_zone() {
     if let Some(server) = testkit::MySql::options().time_zone("+05:45").start() {
         odd_zone("mysql", server.fresh_database()).await;
     }

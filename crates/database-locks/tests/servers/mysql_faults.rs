@@ -4,15 +4,11 @@
 use std::time::Duration;
 
 use database_locks::{Error, LockState, Locks, LostReason};
-use testkit::contract::{self, Bench};
-use testkit::time::now;
+use testkit::contract::{self, StoreFixture};
+use testkit::time::{ms, now};
 use testkit::{MariaDb, MySql, MySqlServer as Server, promise};
 
-const SOON: Duration = Duration::from_secs(30);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 macro_rules! on_servers {
     ($($test:ident $(($($setting:expr),+))?),+ $(,)?) => {
@@ -39,14 +35,14 @@ on_servers!(
     a_lease_outlives_a_full_connection_table,
     a_process_has_two_connections_at_most,
     a_server_without_prepared_statements_left_is_served,
-    a_server_that_shows_few_rows_is_known_for_what_it_is,
-    a_server_made_read_only_is_given_up,
+    a_select_limit_of_the_server_does_not_hide_its_settings,
+    a_connection_to_a_server_that_becomes_read_only_is_replaced,
     a_prune_goes_by_pages_of_ids,
     a_waiter_outlives_a_table_that_is_away_for_a_moment,
-    ids_that_are_used_up_say_what_to_do,
-    a_client_that_makes_many_rows_at_once_is_waited_for,
+    the_error_for_used_up_ids_names_the_fix,
+    an_insert_of_many_rows_by_another_client_is_waited_for,
     every_grant_raises_the_token_to_the_clock,
-    a_table_is_made_whatever_the_defaults_are(
+    a_table_is_created_under_any_server_defaults(
         "innodb-default-row-format=compact",
         "default-storage-engine=MyISAM",
         "character-set-server=latin1"
@@ -73,7 +69,7 @@ async fn stays_held(guard: &database_locks::LockGuard, for_long: Duration) {
     }
 }
 
-/// Wait until a renewal got through that was sent from now on.
+/// Waits until a renewal got through that was sent from now on.
 async fn is_renewed(guard: &database_locks::LockGuard, ttl: Duration) {
     let began = now();
     while guard.trusted_for() + began.elapsed() <= ttl {
@@ -99,7 +95,7 @@ async fn a_lease_outlives_a_full_connection_table(server: &Server, engine: &'sta
     let locks = connect(&url).await;
     drop(locks.list().await.unwrap());
     // That of the superuser comes on top.
-    let mut root = server.stranger("mysql");
+    let mut root = server.sql_session("mysql");
     let there = root.run("SHOW STATUS LIKE 'Threads_connected'").unwrap();
     let there: usize = there[0].rsplit('\t').next().unwrap().parse().unwrap();
     let most = there.max(10);
@@ -131,7 +127,7 @@ async fn a_lease_outlives_a_full_connection_table(server: &Server, engine: &'sta
     promise("P6", engine);
 }
 
-/// Whatever it does at once: renewing, waiting, and taking locks in a crowd and one after another.
+/// Renewals, waits, and acquires both at the same time and one after another.
 async fn a_process_has_two_connections_at_most(server: &Server, _: &'static str) {
     let locks = connect(&server.locker_url(&server.fresh_database())).await;
     let held = locks.lock("held").ttl(ms(1000)).acquire().await.unwrap();
@@ -164,18 +160,18 @@ async fn a_server_without_prepared_statements_left_is_served(
 ) {
     let none = "SET GLOBAL max_prepared_stmt_count = 0";
     server.query("mysql", none).unwrap();
-    let bench = || Bench::new(engine, server.locker_url(&server.fresh_database()));
-    contract::a_held_lock_names_its_holder(&bench()).await;
-    contract::tokens_grow(&bench()).await;
-    contract::distinct_names_are_distinct_locks(&bench()).await;
-    contract::a_reader_sees_what_the_holder_wrote(&bench()).await;
-    contract::a_crowd_of_acquires_is_answered_one_by_one(&bench()).await;
-    contract::a_crowd_of_releases_is_answered_one_by_one(&bench()).await;
-    contract::two_thousand_leases_are_renewed_by_one_call(&bench()).await;
-    contract::a_ticket_resumes_a_lock_once(&bench()).await;
-    contract::the_same_holder_takes_over(&bench()).await;
-    contract::pruning_deletes_what_is_long_free(&bench()).await;
-    contract::a_release_by_force_is_told_to_the_holder(&bench()).await;
+    let fixture = || StoreFixture::new(engine, server.locker_url(&server.fresh_database()));
+    contract::a_held_lock_names_its_holder(&fixture()).await;
+    contract::tokens_grow(&fixture()).await;
+    contract::distinct_names_are_distinct_locks(&fixture()).await;
+    contract::a_reader_sees_what_the_holder_wrote(&fixture()).await;
+    contract::a_large_batch_of_acquires_is_answered_one_by_one(&fixture()).await;
+    contract::a_large_batch_of_releases_is_answered_one_by_one(&fixture()).await;
+    contract::two_thousand_leases_are_renewed_by_one_call(&fixture()).await;
+    contract::a_ticket_resumes_a_lock_once(&fixture()).await;
+    contract::the_same_holder_takes_over(&fixture()).await;
+    contract::pruning_deletes_locks_that_are_free_for_long(&fixture()).await;
+    contract::a_release_by_force_is_a_loss_for_the_holder(&fixture()).await;
 
     // On a connection that has some prepared already.
     server
@@ -199,7 +195,7 @@ async fn a_server_without_prepared_statements_left_is_served(
 }
 
 /// Its defaults hide all rows but one of every answer.
-async fn a_server_that_shows_few_rows_is_known_for_what_it_is(
+async fn a_select_limit_of_the_server_does_not_hide_its_settings(
     server: &Server,
     engine: &'static str,
 ) {
@@ -216,12 +212,15 @@ async fn a_server_that_shows_few_rows_is_known_for_what_it_is(
     for guard in guards {
         guard.release().await.unwrap();
     }
-    contract::a_batch_of_renewals_is_answered_one_by_one(&Bench::new(engine, url)).await;
+    contract::a_batch_of_renewals_is_answered_one_by_one(&StoreFixture::new(engine, url)).await;
 }
 
 /// A privileged user may go on writing there. What is written to a replica is seen by no other
 /// client.
-async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static str) {
+async fn a_connection_to_a_server_that_becomes_read_only_is_replaced(
+    server: &Server,
+    engine: &'static str,
+) {
     let url = server.url_of(server.fresh_database().rsplit('/').next().unwrap());
     let locks = connect(&url).await;
     let lock = |name: &str| locks.lock(name).ttl(ms(5000)).renew_every(ms(500));
@@ -243,19 +242,11 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
     assert!(privileged.is_ok(), "the user of this test may write");
     for name in ["old", "new"] {
         let error = lock(name).try_acquire().await.unwrap_err();
-        assert!(
-            matches!(error, Error::Unavailable { .. }),
-            "{}",
-            error.chain()
-        );
-        assert!(
-            error
-                .chain()
-                .contains("the database cannot do it now: the server at 127.0.0.1:"),
-            "{}",
-            error.chain()
-        );
-        assert!(error.chain().contains("is read-only"), "{}", error.chain());
+        let message = error.chain();
+        assert!(matches!(error, Error::Unavailable { .. }), "{message}");
+        let server = "the database cannot do it now: the server at 127.0.0.1:";
+        assert!(message.contains(server), "{message}");
+        assert!(message.contains("is read-only"), "{message}");
     }
     // Those that ask at the same time are answered together, from one attempt to connect.
     let together: Vec<_> = (0..5)
@@ -268,7 +259,7 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
         let message = answer.await.unwrap().unwrap_err().chain();
         assert!(message.contains("cannot do it now: "), "{message}");
     }
-    let lost = tokio::time::timeout(SOON, kept.lost())
+    let lost = tokio::time::timeout(TIMEOUT, kept.lost())
         .await
         .expect("not renewed");
     assert_eq!(lost.reason(), LostReason::Refused, "{lost:?}");
@@ -287,7 +278,7 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
         ["1", "0"]
     );
 
-    let waiter = lock("old").wait(SOON);
+    let waiter = lock("old").wait(TIMEOUT);
     let waiter = tokio::spawn(async move { waiter.acquire().await });
     tokio::time::sleep(ms(500)).await;
     server.query("mysql", "SET GLOBAL read_only = 0").unwrap();
@@ -301,11 +292,11 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
     promise("P6", engine);
 }
 
-/// A statement looks at a page of rows, however many there are that have to stay.
+/// A statement reads a page of rows, however many rows stay.
 async fn a_prune_goes_by_pages_of_ids(server: &Server, engine: &'static str) {
     const ROWS: u64 = 2_500;
     let url = server.fresh_database();
-    let store = Bench::new(engine, url.clone()).ready().await;
+    let store = StoreFixture::new(engine, url.clone()).ready().await;
     let digits = (0..10).map(|digit| format!("SELECT {digit} d"));
     let digits = digits.collect::<Vec<_>>().join(" UNION ALL ");
     let fill = format!(
@@ -318,7 +309,7 @@ async fn a_prune_goes_by_pages_of_ids(server: &Server, engine: &'static str) {
     server.query(&url, &fill).unwrap();
     let (mut after, mut deleted) = (None, Vec::new());
     loop {
-        let page = store.prune(Duration::ZERO, true, after, SOON).await;
+        let page = store.prune(Duration::ZERO, true, after, TIMEOUT).await;
         let page = page.unwrap();
         if page.last.is_none() {
             break;
@@ -329,7 +320,7 @@ async fn a_prune_goes_by_pages_of_ids(server: &Server, engine: &'static str) {
     }
     // A thousand are held.
     assert_eq!(deleted, [0, 1_000, 500]);
-    let behind = store.prune(Duration::ZERO, true, after, SOON).await;
+    let behind = store.prune(Duration::ZERO, true, after, TIMEOUT).await;
     assert_eq!(behind.unwrap().deleted, 0);
 }
 
@@ -347,9 +338,9 @@ async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(
 
     let (locks, others) = (connect(&url).await, connect(&url).await);
     // Several renewals are due while the table is away.
-    let holder = locks.lock("job").ttl(SOON).renew_every(ms(500));
+    let holder = locks.lock("job").ttl(TIMEOUT).renew_every(ms(500));
     let holder = holder.acquire().await.unwrap();
-    let waiter = others.lock("job").wait(SOON);
+    let waiter = others.lock("job").wait(TIMEOUT);
     let waiter = tokio::spawn(async move { waiter.acquire().await });
     tokio::time::sleep(ms(500)).await;
     server
@@ -362,9 +353,9 @@ async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(
     server
         .query(&url, "RENAME TABLE away TO database_locks_lock")
         .unwrap();
-    is_renewed(&holder, SOON).await;
+    is_renewed(&holder, TIMEOUT).await;
     holder.release().await.unwrap();
-    let next = tokio::time::timeout(SOON, waiter)
+    let next = tokio::time::timeout(TIMEOUT, waiter)
         .await
         .unwrap()
         .unwrap()
@@ -377,7 +368,7 @@ async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(
     promise("P12", engine);
 }
 
-async fn ids_that_are_used_up_say_what_to_do(server: &Server, _: &'static str) {
+async fn the_error_for_used_up_ids_names_the_fix(server: &Server, _: &'static str) {
     let url = server.fresh_database();
     let locks = connect(&url).await;
     let alter = "ALTER TABLE database_locks_lock MODIFY id int NOT NULL AUTO_INCREMENT";
@@ -393,8 +384,8 @@ async fn ids_that_are_used_up_say_what_to_do(server: &Server, _: &'static str) {
         found.unwrap().message.contains("of 2147483647 ids of"),
         "{found:?}"
     );
-    let new = locks.lock("new").wait(SOON);
-    let error = tokio::time::timeout(SOON / 2, new.acquire())
+    let new = locks.lock("new").wait(TIMEOUT);
+    let error = tokio::time::timeout(TIMEOUT / 2, new.acquire())
         .await
         .expect("no wait mends it")
         .unwrap_err();
@@ -485,10 +476,10 @@ async fn every_grant_raises_the_token_to_the_clock(server: &Server, engine: &'st
     promise("P2", engine);
 }
 
-/// An old row format keeps its place through many upgrades; its index is too short for our names.
-async fn a_table_is_made_whatever_the_defaults_are(server: &Server, engine: &'static str) {
-    let bench = || Bench::new(engine, server.fresh_database());
-    contract::distinct_names_are_distinct_locks(&bench()).await;
+/// An old row format survives many upgrades; its index is too short for the names of locks.
+async fn a_table_is_created_under_any_server_defaults(server: &Server, engine: &'static str) {
+    let fixture = || StoreFixture::new(engine, server.fresh_database());
+    contract::distinct_names_are_distinct_locks(&fixture()).await;
     // One of the legacy package, in the format of that server.
     let url = server.fresh_database();
     let legacy = "CREATE TABLE database_locks_lock (id integer AUTO_INCREMENT NOT NULL PRIMARY KEY, name \
@@ -516,11 +507,11 @@ async fn a_table_is_made_whatever_the_defaults_are(server: &Server, engine: &'st
 
 /// An INSERT … SELECT has the counter of the ids locked to its end, and others do not get an id
 /// meanwhile.
-async fn a_client_that_makes_many_rows_at_once_is_waited_for(server: &Server, engine: &str) {
+async fn an_insert_of_many_rows_by_another_client_is_waited_for(server: &Server, engine: &str) {
     let url = server.fresh_database();
     let locks = connect(&url).await;
-    let mut stranger = server.stranger(&url);
-    stranger.send(
+    let mut session = server.sql_session(&url);
+    session.send(
         "INSERT INTO database_locks_lock (name)
          SELECT CONCAT('row ', n.n, SLEEP(1)) FROM (SELECT 1 n UNION ALL SELECT 2 UNION ALL SELECT 3
                 UNION ALL SELECT 4) n",
@@ -528,11 +519,11 @@ async fn a_client_that_makes_many_rows_at_once_is_waited_for(server: &Server, en
     // The first of its rows is there after a second.
     tokio::time::sleep(ms(1_500)).await;
     for i in 0..5 {
-        let lock = locks.lock(format!("new {i}")).wait(SOON);
+        let lock = locks.lock(format!("new {i}")).wait(TIMEOUT);
         let guard = lock.acquire().await;
         let guard = guard.unwrap_or_else(|error| panic!("{}", error.chain()));
         guard.release().await.unwrap();
     }
-    stranger.answer(SOON).unwrap().unwrap();
+    session.answer(TIMEOUT).unwrap().unwrap();
     promise("P15", engine);
 }

@@ -6,24 +6,20 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use database_locks::{Error, Lock, LockGuard, Locks};
-use testkit::time::now;
-use testkit::{Lab, PgBouncer, Postgres, Proxy, promise};
+use testkit::time::{ms, now};
+use testkit::{PgBouncer, Postgres, Proxy, TestDb, promise};
 use tokio::task::JoinHandle;
 use tokio_postgres::{AsyncMessage, NoTls};
 
 /// Longer than anything that a test waits for should take.
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause of a waiter that polls. Behind notifications it is 15 s at least.
 const POLL: Duration = Duration::from_secs(600);
-/// A lease whose end wakes nobody while a test runs.
+/// A lease that does not end while a test runs.
 const TTL: Duration = Duration::from_secs(600);
 
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
-
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
 /// A lock for which a poll comes too late.
@@ -35,36 +31,36 @@ fn waits(lock: Lock) -> JoinHandle<Result<LockGuard, Error>> {
     tokio::spawn(async move { lock.acquire().await })
 }
 
-/// Until the row says that somebody waits.
-async fn awaited(lab: &Lab, name: &str) {
+/// Waits until the row records a waiter.
+async fn wait_for_waiter(db: &TestDb, name: &str) {
     let asked = format!(
         "SELECT count(*) FROM database_locks_lock WHERE name = '{name}'
             AND waiting_until > clock_timestamp()"
     );
-    until(|| lab.sql(&asked).trim() == "1").await;
+    until(|| db.sql(&asked).trim() == "1").await;
 }
 
 async fn until(mut what: impl FnMut() -> bool) {
     let began = now();
     while !what() {
-        assert!(began.elapsed() < SOON, "it never came");
+        assert!(began.elapsed() < TIMEOUT, "it never came");
         tokio::time::sleep(ms(20)).await;
     }
 }
 
 /// A client that is not of this library listens, and counts.
 struct Listener {
-    heard: Arc<AtomicU64>,
+    count: Arc<AtomicU64>,
     client: tokio_postgres::Client,
 }
 
 impl Listener {
-    async fn at(lab: &Lab) -> Self {
-        let (client, mut connection) = tokio_postgres::connect(&lab.direct_url(), NoTls)
+    async fn at(db: &TestDb) -> Self {
+        let (client, mut connection) = tokio_postgres::connect(&db.direct_url(), NoTls)
             .await
             .unwrap();
-        let heard = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&heard);
+        let count = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&count);
         tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
                 if matches!(message, AsyncMessage::Notification(_)) {
@@ -79,45 +75,45 @@ impl Listener {
             .get::<_, u32>(0);
         let listen = format!("LISTEN database_locks_{number}");
         client.batch_execute(&listen).await.unwrap();
-        Self { heard, client }
+        Self { count, client }
     }
 
-    /// All that was notified until now has been heard when this is.
-    async fn heard(&self) -> u64 {
+    /// The number of notifications so far, all of them delivered.
+    async fn notifications(&self) -> u64 {
         self.client.batch_execute("SELECT 1").await.unwrap();
         tokio::time::sleep(ms(200)).await;
         self.client.batch_execute("SELECT 1").await.unwrap();
-        self.heard.load(Ordering::SeqCst)
+        self.count.load(Ordering::SeqCst)
     }
 }
 
 /// No poll is in time for this.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_wakes_a_waiter_of_another_process() {
-    let Some(lab) = Lab::postgres() else { return };
-    let (here, there) = (lab.locks().await, lab.locks().await);
+    let Some(db) = TestDb::postgres() else { return };
+    let (here, there) = (db.locks().await, db.locks().await);
     // In the second round the process listens already, the third is with a name of all bytes.
     for name in ["job", "job", "ünï 'q' \"d\" \\ %"] {
         let guard = slow(&here, name).acquire().await.unwrap();
         let waiting = waits(slow(&there, name));
-        awaited(&lab, &name.replace('\'', "''")).await;
+        wait_for_waiter(&db, &name.replace('\'', "''")).await;
         let began = now();
         guard.release().await.unwrap();
-        let next = soon(waiting).await.unwrap().unwrap();
+        let next = in_time(waiting).await.unwrap().unwrap();
         assert!(began.elapsed() < ms(5000), "{:?}", began.elapsed());
         next.release().await.unwrap();
     }
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_release_by_force_a_drop_and_a_batch_wake_as_well() {
-    let Some(lab) = Lab::postgres() else { return };
-    let (here, there) = (lab.locks().await, lab.locks().await);
+async fn a_release_by_force_a_drop_and_a_batch_wake_waiters() {
+    let Some(db) = TestDb::postgres() else { return };
+    let (here, there) = (db.locks().await, db.locks().await);
     for how in ["force", "drop", "ticket"] {
         let guard = slow(&here, how).acquire().await.unwrap();
         let waiting = waits(slow(&there, how));
-        awaited(&lab, how).await;
+        wait_for_waiter(&db, how).await;
         let began = now();
         match how {
             "force" => drop(here.force_release(how).await.unwrap().unwrap()),
@@ -127,7 +123,7 @@ async fn a_release_by_force_a_drop_and_a_batch_wake_as_well() {
                 here.resume(&ticket).await.unwrap().release().await.unwrap();
             }
         }
-        soon(waiting)
+        in_time(waiting)
             .await
             .unwrap()
             .unwrap()
@@ -144,11 +140,11 @@ async fn a_release_by_force_a_drop_and_a_batch_wake_as_well() {
     }
     let waiting: Vec<_> = names.iter().map(|name| waits(slow(&there, name))).collect();
     for name in &names {
-        awaited(&lab, name).await;
+        wait_for_waiter(&db, name).await;
     }
     drop(guards);
     for waiting in waiting {
-        soon(waiting)
+        in_time(waiting)
             .await
             .unwrap()
             .unwrap()
@@ -160,42 +156,42 @@ async fn a_release_by_force_a_drop_and_a_batch_wake_as_well() {
 
 /// A NOTIFY makes the server carry out one commit after the other: none is sent in vain.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_waiters_a_release_notifies_nobody() {
-    let Some(lab) = Lab::postgres() else { return };
-    let (here, there) = (lab.locks().await, lab.locks().await);
-    let listener = Listener::at(&lab).await;
+async fn a_release_without_waiters_sends_no_notification() {
+    let Some(db) = TestDb::postgres() else { return };
+    let (here, there) = (db.locks().await, db.locks().await);
+    let listener = Listener::at(&db).await;
     for _ in 0..20 {
         let guard = slow(&here, "job").acquire().await.unwrap();
         // A try is not a wait.
         assert!(there.lock("job").try_acquire().await.unwrap().is_none());
         guard.release().await.unwrap();
     }
-    assert_eq!(listener.heard().await, 0);
+    assert_eq!(listener.notifications().await, 0);
     // But a release by force notifies the holder.
     let guard = slow(&here, "job").acquire().await.unwrap();
     here.force_release("job").await.unwrap();
     drop(guard);
-    assert_eq!(listener.heard().await, 1);
-    // The control: the listener does hear.
-    let guard = soon(slow(&here, "job").acquire()).await.unwrap();
+    assert_eq!(listener.notifications().await, 1);
+    // The control: the listener does get notifications.
+    let guard = in_time(slow(&here, "job").acquire()).await.unwrap();
     let waiting = waits(slow(&there, "job"));
-    awaited(&lab, "job").await;
+    wait_for_waiter(&db, "job").await;
     guard.release().await.unwrap();
-    let next = soon(waiting).await.unwrap().unwrap();
-    assert_eq!(listener.heard().await, 2);
+    let next = in_time(waiting).await.unwrap().unwrap();
+    assert_eq!(listener.notifications().await, 2);
     // What was waited for once notifies in vain until then, and no longer.
-    lab.sql("UPDATE database_locks_lock SET waiting_until = clock_timestamp() - interval '1s'");
+    db.sql("UPDATE database_locks_lock SET waiting_until = clock_timestamp() - interval '1s'");
     next.release().await.unwrap();
-    assert_eq!(listener.heard().await, 2);
+    assert_eq!(listener.notifications().await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn within_one_process_a_release_notifies_nobody_and_no_waiter_asks_in_vain() {
-    let Some(lab) = Lab::postgres() else { return };
-    drop(lab.locks().await);
-    let ear = Listener::at(&lab).await;
-    let proxy = Proxy::to_url(&lab.url);
-    let locks = Locks::connect(proxy.url(&lab.url)).await.unwrap();
+async fn a_release_to_a_local_waiter_sends_no_notification_and_no_acquire_fails() {
+    let Some(db) = TestDb::postgres() else { return };
+    drop(db.locks().await);
+    let ear = Listener::at(&db).await;
+    let proxy = Proxy::to_url(&db.url);
+    let locks = Locks::connect(proxy.url(&db.url)).await.unwrap();
     proxy.watch_for("of the queue");
     // Not longer than a grant lasts without a renewal right after it.
     let ttl = Duration::from_secs(30);
@@ -212,21 +208,21 @@ async fn within_one_process_a_release_notifies_nobody_and_no_waiter_asks_in_vain
     tokio::time::sleep(ms(300)).await;
     guard.release().await.unwrap();
     for next in queue {
-        soon(next).await.unwrap();
+        in_time(next).await.unwrap();
     }
-    assert_eq!(ear.heard().await, 0);
+    assert_eq!(ear.notifications().await, 0);
     // An acquire and a release each, and the tries of the first in the queue.
     let statements = proxy.count("of the queue");
     assert!((102..=110).contains(&statements), "{statements} statements");
 }
 
-/// A crowd that waits here does not keep out one waiter there: a release that notified lets it try
-/// first.
+/// Many local waiters do not keep out a waiter of another process: a release that notified lets
+/// that one try first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_waiter_of_another_process_goes_before_a_crowd_of_this_one() {
+async fn a_waiter_of_another_process_is_served_before_many_local_waiters() {
     const CROWD: u32 = 200;
-    let Some(lab) = Lab::postgres() else { return };
-    let (here, there) = (lab.locks().await, lab.locks().await);
+    let Some(db) = TestDb::postgres() else { return };
+    let (here, there) = (db.locks().await, db.locks().await);
     let guard = slow(&here, "job").acquire().await.unwrap();
     let had = Arc::new(AtomicU32::new(0));
     let mut crowd = Vec::new();
@@ -238,73 +234,73 @@ async fn a_waiter_of_another_process_goes_before_a_crowd_of_this_one() {
             guard.release().await.unwrap();
         }));
     }
-    let stranger = waits(slow(&there, "job"));
-    awaited(&lab, "job").await;
+    let distant = waits(slow(&there, "job"));
+    wait_for_waiter(&db, "job").await;
     guard.release().await.unwrap();
-    let stranger = soon(stranger).await.unwrap().unwrap();
+    let distant = in_time(distant).await.unwrap().unwrap();
     let before = had.load(Ordering::SeqCst);
     // On a busy machine it may miss some head starts.
     assert!(before < CROWD / 4, "{before} had it before it");
-    stranger.release().await.unwrap();
+    distant.release().await.unwrap();
     for one in crowd {
-        soon(one).await.unwrap();
+        in_time(one).await.unwrap();
     }
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
 /// The next waiter within the process goes away at the moment of the release.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_local_waiter_that_goes_away_keeps_out_no_other() {
-    let Some(lab) = Lab::postgres() else { return };
-    let (here, there) = (lab.locks().await, lab.locks().await);
+async fn a_cancelled_local_waiter_delays_no_other_process() {
+    let Some(db) = TestDb::postgres() else { return };
+    let (here, there) = (db.locks().await, db.locks().await);
     for round in 0..20 {
         let guard = slow(&here, "job").acquire().await.unwrap();
         let fickle = waits(slow(&here, "job"));
-        let stranger = waits(slow(&there, "job"));
-        awaited(&lab, "job").await;
+        let distant = waits(slow(&there, "job"));
+        wait_for_waiter(&db, "job").await;
         tokio::time::sleep(ms(20)).await;
         let began = now();
         let releasing = tokio::spawn(guard.release());
         tokio::time::sleep(Duration::from_micros(100 * round)).await;
         fickle.abort();
         drop(fickle);
-        soon(releasing).await.unwrap().unwrap();
-        let stranger = soon(stranger).await.unwrap().unwrap();
+        in_time(releasing).await.unwrap().unwrap();
+        let distant = in_time(distant).await.unwrap().unwrap();
         // A poll would be 15 s away.
         assert!(began.elapsed() < ms(2000), "{:?}", began.elapsed());
-        stranger.release().await.unwrap();
+        distant.release().await.unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_release_that_notifies_nobody_costs_one_slow_poll() {
-    let Some(lab) = Lab::postgres() else { return };
-    let (here, there) = (lab.locks().await, lab.locks().await);
+async fn a_release_without_a_notification_is_noticed_by_the_next_slow_poll() {
+    let Some(db) = TestDb::postgres() else { return };
+    let (here, there) = (db.locks().await, db.locks().await);
     let guard = here.lock("job").ttl(TTL).acquire().await.unwrap();
     let waiting = waits(there.lock("job").ttl(TTL));
-    awaited(&lab, "job").await;
+    wait_for_waiter(&db, "job").await;
     let began = now();
-    lab.sql(
+    db.sql(
         "UPDATE database_locks_lock SET expires_at = NULL, granted_until = NULL,
                 grant_id = NULL WHERE name = 'job'",
     );
-    let next = soon(waiting).await.unwrap().unwrap();
+    let next = in_time(waiting).await.unwrap().unwrap();
     // 5 s at most, and room for a busy machine.
     assert!(began.elapsed() < ms(15_000), "{:?}", began.elapsed());
     drop(guard);
     next.release().await.unwrap();
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
-/// The connection is cut and cannot be made again: what is notified meanwhile is not heard.
+/// The connection is cut and cannot be made again: notifications meanwhile are missed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_notification_that_is_not_heard_costs_no_wait() {
-    let Some(lab) = Lab::postgres() else { return };
-    let proxy = Proxy::to_url(&lab.url);
-    let (here, there) = (lab.locks().await, lab.locks_at(&proxy.url(&lab.url)).await);
+async fn a_missed_notification_does_not_prolong_a_wait() {
+    let Some(db) = TestDb::postgres() else { return };
+    let proxy = Proxy::to_url(&db.url);
+    let (here, there) = (db.locks().await, db.locks_at(&proxy.url(&db.url)).await);
     let guard = slow(&here, "job").acquire().await.unwrap();
     let waiting = waits(slow(&there, "job"));
-    awaited(&lab, "job").await;
+    wait_for_waiter(&db, "job").await;
     proxy.refuse(true);
     proxy.cut();
     until(|| proxy.open_connections() == 0).await;
@@ -312,7 +308,7 @@ async fn a_notification_that_is_not_heard_costs_no_wait() {
     tokio::time::sleep(ms(500)).await;
     assert!(!waiting.is_finished(), "it was cut off");
     proxy.refuse(false);
-    soon(waiting)
+    in_time(waiting)
         .await
         .unwrap()
         .unwrap()
@@ -320,21 +316,21 @@ async fn a_notification_that_is_not_heard_costs_no_wait() {
         .await
         .unwrap();
 
-    // Cut for a moment alone: it listens again, and hears.
+    // Cut only for a moment: it listens again and is notified.
     let guard = slow(&here, "job").acquire().await.unwrap();
     let waiting = waits(slow(&there, "job"));
-    awaited(&lab, "job").await;
+    wait_for_waiter(&db, "job").await;
     proxy.watch_for("LISTEN database_locks_");
     proxy.cut();
     until(|| proxy.count("LISTEN database_locks_") == 1).await;
     guard.release().await.unwrap();
-    let next = soon(waiting).await.unwrap().unwrap();
+    let next = in_time(waiting).await.unwrap().unwrap();
     next.release().await.unwrap();
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_waiter_hears_again_after_a_restart_of_the_server() {
+async fn a_waiter_listens_again_after_a_restart_of_the_server() {
     let Some(mut server) = Postgres::start() else {
         return;
     };
@@ -361,8 +357,8 @@ async fn a_waiter_hears_again_after_a_restart_of_the_server() {
     }
     assert!(!waiting.is_finished());
     assert!(guard.is_held(), "its lease is long");
-    soon(guard.release()).await.unwrap();
-    let next = soon(waiting).await.unwrap().unwrap();
+    in_time(guard.release()).await.unwrap();
+    let next = in_time(waiting).await.unwrap().unwrap();
     next.release().await.unwrap();
     promise("P12", "postgres");
 }
@@ -406,7 +402,7 @@ async fn a_release_wakes_one_waiter_of_each_process() {
     assert_eq!(served.load(Ordering::SeqCst), 0);
     guard.release().await.unwrap();
     for waiter in waiters {
-        soon(waiter).await.unwrap();
+        in_time(waiter).await.unwrap();
     }
     let all = u64::from(PROCESSES * WAITERS);
     assert_eq!(u64::from(served.load(Ordering::SeqCst)), all);
@@ -425,26 +421,28 @@ async fn a_release_wakes_one_waiter_of_each_process() {
     promise("P12", "postgres");
 }
 
-/// The pooler's connections are not ours to listen on: waiters poll, and often.
+/// A client cannot listen on the connections of a pooler: waiters poll, and often.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn through_a_pooler_waiters_poll() {
-    let Some(lab) = Lab::pgbouncer() else { return };
-    let proxy = Proxy::to_url(&lab.url);
+    let Some(db) = TestDb::pgbouncer() else {
+        return;
+    };
+    let proxy = Proxy::to_url(&db.url);
     proxy.watch_for("LISTEN");
-    let (here, there) = (lab.locks().await, lab.locks_at(&proxy.url(&lab.url)).await);
+    let (here, there) = (db.locks().await, db.locks_at(&proxy.url(&db.url)).await);
     for _ in 0..2 {
         let guard = here.lock("job").ttl(TTL).acquire().await.unwrap();
         let waiting = waits(there.lock("job").ttl(TTL));
         tokio::time::sleep(ms(700)).await;
         let began = now();
         guard.release().await.unwrap();
-        let next = soon(waiting).await.unwrap().unwrap();
+        let next = in_time(waiting).await.unwrap().unwrap();
         // A poll behind notifications comes after 2.5 s at the earliest.
         assert!(began.elapsed() < ms(2200), "{:?}", began.elapsed());
         next.release().await.unwrap();
     }
     assert_eq!(proxy.count("LISTEN"), 0);
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
 /// A pooler that dies takes no lock along.
@@ -453,7 +451,7 @@ async fn a_pooler_that_is_killed_and_started_again_loses_nothing() {
     let Some(server) = Postgres::shared() else {
         return;
     };
-    // One connection for all, and whatever a session has set is gone with each transaction.
+    // One connection for all, and what a session has set is gone after each transaction.
     let settings = ["server_reset_query_always = 1", "default_pool_size = 1"];
     let Some(mut pooler) = PgBouncer::start(server, &settings) else {
         return;
@@ -482,13 +480,13 @@ async fn a_pooler_that_is_killed_and_started_again_loses_nothing() {
             pooler.restart();
         });
         assert!(guard.is_held());
-        soon(guard.check()).await.expect("it is still ours");
+        in_time(guard.check()).await.expect("still held");
     }
     assert!(!waiting.iter().any(JoinHandle::is_finished));
-    soon(guard.release()).await.unwrap();
+    in_time(guard.release()).await.unwrap();
     let mut tokens = Vec::new();
     for waiting in waiting {
-        tokens.push(soon(waiting).await.unwrap());
+        tokens.push(in_time(waiting).await.unwrap());
     }
     assert_ne!(tokens[0], tokens[1]);
     for id in ["P3", "P6", "P12"] {

@@ -1,31 +1,25 @@
 //! What a URL sets of a connection: where the table is found, what is run first, how long to try.
 
 use std::net::TcpListener;
-use std::time::Duration;
 
 use database_locks::{Error, Locks};
-use testkit::contract::{self, Bench};
-use testkit::time::now;
-use testkit::{Lab, MariaDb, MySql, MySqlServer, Proxy, lab_tests, promise};
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
+use testkit::contract::{self, StoreFixture};
+use testkit::time::{ms, now};
+use testkit::{MariaDb, MySql, MySqlServer, Proxy, TestDb, db_tests, promise};
 
 async fn works(url: &str) -> Locks {
     let locks = Locks::connect(url).await;
     let locks = locks.unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
     locks.migrate().await.expect("makes the table");
     let guard = locks.lock("job").acquire().await.expect("free");
-    guard.release().await.expect("ours");
+    guard.release().await.expect("still held");
     locks
 }
 
-/// The table of one schema is another than that of the next, and whoever names it in another way
-/// finds the same.
-async fn a_search_path_says_where_the_table_is(lab: &Lab) {
+/// The tables of two schemas are two, and each spelling of a table's name finds the same one.
+async fn a_search_path_says_where_the_table_is(db: &TestDb) {
     for schema in ["app", "\"two words\"", "empty"] {
-        lab.sql(&format!("CREATE SCHEMA {schema}"));
+        db.sql(&format!("CREATE SCHEMA {schema}"));
     }
     let forms = [
         "search_path=app,public",
@@ -36,63 +30,63 @@ async fn a_search_path_says_where_the_table_is(lab: &Lab) {
         "search_path=app&options=-c default_transaction_isolation=serializable -c jit=off \
          -c TimeZone=Asia/Kathmandu -c datestyle=SQL,DMY -c intervalstyle=sql_standard",
     ];
-    let ours = Locks::builder(&lab.url)
+    let migrated = Locks::builder(&db.url)
         .table("app.database_locks_lock")
         .connect()
         .await;
-    let ours = ours.unwrap();
-    ours.migrate().await.unwrap();
+    let migrated = migrated.unwrap();
+    migrated.migrate().await.unwrap();
     for form in forms {
-        let locks = works(&format!("{}?{form}", lab.url)).await;
+        let locks = works(&format!("{}?{form}", db.url)).await;
         let guard = locks.lock("job").acquire().await.unwrap();
-        let same = ours.lock("job").try_acquire().await.unwrap();
+        let same = migrated.lock("job").try_acquire().await.unwrap();
         assert!(same.is_none(), "{form}: another table");
         guard.release().await.unwrap();
     }
-    let odd = works(&format!("{}?search_path=\"two words\", public", lab.url)).await;
+    let odd = works(&format!("{}?search_path=\"two words\", public", db.url)).await;
     let guard = odd.lock("job").acquire().await.unwrap();
-    assert!(ours.lock("job").try_acquire().await.unwrap().is_some());
+    assert!(migrated.lock("job").try_acquire().await.unwrap().is_some());
     assert_eq!(
-        lab.sql("SELECT count(*) FROM \"two words\".database_locks_lock")
+        db.sql("SELECT count(*) FROM \"two words\".database_locks_lock")
             .trim(),
         "1"
     );
     guard.release().await.unwrap();
-    promise("P1", lab.engine);
+    promise("P1", db.engine);
 }
 
-/// Another role than the one that logged in: who owns the table, for one.
-async fn a_role_may_be_taken(lab: &Lab) {
-    let database = lab.url.rsplit('/').next().unwrap();
+/// Another role than the one that logged in, for example the owner of the table.
+async fn a_role_may_be_taken(db: &TestDb) {
+    let database = db.url.rsplit('/').next().unwrap();
     let role = format!("owner_of_{database}");
-    lab.sql(&format!("CREATE ROLE {role}"));
-    lab.sql(&format!("CREATE SCHEMA app AUTHORIZATION {role}"));
-    let url = format!("{}?options=-c role={role} -c search_path=app", lab.url);
+    db.sql(&format!("CREATE ROLE {role}"));
+    db.sql(&format!("CREATE SCHEMA app AUTHORIZATION {role}"));
+    let url = format!("{}?options=-c role={role} -c search_path=app", db.url);
     works(&url).await;
     let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'database_locks_lock'";
-    assert_eq!(lab.sql(owner).trim(), role);
-    let nobody = format!("{}?options=-c role=nobody_of_that_name", lab.url);
+    assert_eq!(db.sql(owner).trim(), role);
+    let nobody = format!("{}?options=-c role=nobody_of_that_name", db.url);
     let message = Locks::connect(nobody).await.unwrap_err();
     assert!(matches!(message, Error::Rejected { .. }), "{message:?}");
 }
 
-/// Whatever is run first, ours holds afterwards: what others see, whose clock ends a lease, and how
-/// names and batches are told apart.
+/// The library's own settings take effect after any `init_command`: isolation, the clock that ends
+/// a lease, and how names and batches are compared.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_init_command_harms_nothing_on_mariadb() {
+async fn locks_work_under_any_init_command_on_mariadb() {
     if let Some(server) = MariaDb::shared() {
-        an_init_command_harms_nothing(server).await;
+        locks_work_under_any_init_command(server).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_init_command_harms_nothing_on_mysql() {
+async fn locks_work_under_any_init_command_on_mysql() {
     if let Some(server) = MySql::shared() {
-        an_init_command_harms_nothing(server).await;
+        locks_work_under_any_init_command(server).await;
     }
 }
 
-async fn an_init_command_harms_nothing(server: &MySqlServer) {
+async fn locks_work_under_any_init_command(server: &MySqlServer) {
     let engine = server.flavor().engine();
     for command in [
         "SET SESSION sql_mode=''",
@@ -104,21 +98,21 @@ async fn an_init_command_harms_nothing(server: &MySqlServer) {
         "SET timestamp=1000000000",
         "SET NAMES latin1, character_set_results=NULL",
     ] {
-        let bench = || {
-            Bench::new(
+        let fixture = || {
+            StoreFixture::new(
                 engine,
                 format!("{}?init_command={command}", server.fresh_database()),
             )
         };
-        contract::a_held_lock_names_its_holder(&bench()).await;
-        contract::expired_is_free(&bench()).await;
-        contract::the_first_token_is_the_clock(&bench()).await;
-        contract::a_reader_sees_what_the_holder_wrote(&bench()).await;
-        contract::a_batch_of_renewals_is_answered_one_by_one(&bench()).await;
-        // Of a name with more than ASCII, as somebody else sees it.
+        contract::a_held_lock_names_its_holder(&fixture()).await;
+        contract::an_expired_lock_is_free(&fixture()).await;
+        contract::the_first_token_is_the_time_of_the_database(&fixture()).await;
+        contract::a_reader_sees_what_the_holder_wrote(&fixture()).await;
+        contract::a_batch_of_renewals_is_answered_one_by_one(&fixture()).await;
+        // A name beyond ASCII, as another client reads it.
         let plain = server.fresh_database();
-        let told = works(&format!("{plain}?init_command={command}")).await;
-        let guard = told.lock("jöb 🔒").acquire().await.unwrap();
+        let locks = works(&format!("{plain}?init_command={command}")).await;
+        let guard = locks.lock("jöb 🔒").acquire().await.unwrap();
         let other = Locks::connect(&plain).await.unwrap();
         let row = other.show("jöb 🔒").await.unwrap().expect("committed");
         assert_eq!(row.token, guard.token());
@@ -130,14 +124,14 @@ async fn an_init_command_harms_nothing(server: &MySqlServer) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb_runs_an_init_command_on_each_connection_and_tells_when_it_fails() {
+async fn mariadb_runs_an_init_command_on_each_connection_and_its_failure_is_reported() {
     if let Some(server) = MariaDb::shared() {
         an_init_command_is_run_on_each_connection(server).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mysql_runs_an_init_command_on_each_connection_and_tells_when_it_fails() {
+async fn mysql_runs_an_init_command_on_each_connection_and_its_failure_is_reported() {
     if let Some(server) = MySql::shared() {
         an_init_command_is_run_on_each_connection(server).await;
     }
@@ -182,9 +176,9 @@ async fn an_init_command_is_run_on_each_connection(server: &MySqlServer) {
 }
 
 /// Each host has so long, and no longer.
-async fn a_host_is_tried_for_as_long_as_the_url_says(lab: &Lab) {
+async fn a_host_is_tried_for_as_long_as_the_url_says(db: &TestDb) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (login, rest) = lab.url.split_once('@').unwrap();
+    let (login, rest) = db.url.split_once('@').unwrap();
     let (_, database) = rest.split_once('/').unwrap();
     let at = listener.local_addr().unwrap();
     for (seconds, least) in [(1, ms(900)), (6, ms(5900))] {
@@ -201,21 +195,21 @@ async fn a_host_is_tried_for_as_long_as_the_url_says(lab: &Lab) {
         assert!(took >= least && took < least + ms(2500), "{took:?}");
     }
     // By default it would be given up after 3 or 4 s.
-    let proxy = Proxy::to_url(&lab.url);
+    let proxy = Proxy::to_url(&db.url);
     proxy.stall_replies();
-    let url = format!("{}?connect_timeout=30", proxy.url(&lab.url));
+    let url = format!("{}?connect_timeout=30", proxy.url(&db.url));
     let connect = tokio::spawn(async move { works(&url).await });
     tokio::time::sleep(ms(6000)).await;
     assert!(!connect.is_finished());
     proxy.resume();
     drop(connect.await.unwrap());
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
-lab_tests!(postgres:
+db_tests!(postgres:
     a_search_path_says_where_the_table_is,
     a_role_may_be_taken,
     a_host_is_tried_for_as_long_as_the_url_says,
 );
-lab_tests!(mariadb: a_host_is_tried_for_as_long_as_the_url_says);
-lab_tests!(mysql: a_host_is_tried_for_as_long_as_the_url_says);
+db_tests!(mariadb: a_host_is_tried_for_as_long_as_the_url_says);
+db_tests!(mysql: a_host_is_tried_for_as_long_as_the_url_says);

@@ -174,7 +174,7 @@ fn an_unknown_finding_cannot_be_ignored() {
 }
 
 /// The servers of the tests do not flush, so those findings are ignored.
-fn assert_no_findings_but_no_delete(server: Option<testkit::Lab>) {
+fn assert_no_findings_but_no_delete(server: Option<testkit::TestDb>) {
     let Some(server) = server else { return };
     let sandbox = Sandbox::new();
     let doctor = ["doctor", "--url", &server.url, "--ignore", "not-flushed"];
@@ -191,9 +191,9 @@ fn assert_no_findings_but_no_delete(server: Option<testkit::Lab>) {
 
 #[tokio::test]
 async fn the_user_that_the_security_page_recommends_has_no_findings_but_no_delete() {
-    assert_no_findings_but_no_delete(testkit::Lab::postgres_least().await);
-    assert_no_findings_but_no_delete(testkit::Lab::mariadb_least().await);
-    assert_no_findings_but_no_delete(testkit::Lab::mysql_least().await);
+    assert_no_findings_but_no_delete(testkit::TestDb::postgres_least().await);
+    assert_no_findings_but_no_delete(testkit::TestDb::mariadb_least().await);
+    assert_no_findings_but_no_delete(testkit::TestDb::mysql_least().await);
 }
 
 /// Only `dblock` runs under faketime.

@@ -5,7 +5,7 @@ use testkit::{Commits, Pair, Postgres};
 
 const HOLD: &str = "touch begun; trap 'exit 0' TERM; while :; do sleep 0.02; done";
 
-fn run_excludes_and_stops(server: Option<testkit::Lab>) {
+fn run_excludes_and_stops(server: Option<testkit::TestDb>) {
     // The test kit has reported that this is skipped.
     let Some(server) = server else { return };
     let sandbox = Sandbox::new();
@@ -64,17 +64,17 @@ fn run_excludes_and_stops(server: Option<testkit::Lab>) {
 
 #[test]
 fn postgres_serves_the_command() {
-    run_excludes_and_stops(testkit::Lab::postgres());
+    run_excludes_and_stops(testkit::TestDb::postgres());
 }
 
 #[test]
 fn mariadb_serves_the_command() {
-    run_excludes_and_stops(testkit::Lab::mariadb());
+    run_excludes_and_stops(testkit::TestDb::mariadb());
 }
 
 #[test]
 fn mysql_serves_the_command() {
-    run_excludes_and_stops(testkit::Lab::mysql());
+    run_excludes_and_stops(testkit::TestDb::mysql());
 }
 
 /// The grant did not reach the standby that is promoted.

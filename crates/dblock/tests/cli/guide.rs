@@ -137,10 +137,10 @@ fn the_units_of_the_guide_are_accepted_by_systemd() {
     let message = String::from_utf8_lossy(&output.stderr);
     // systemd-analyze also reports the units of the machine.
     let names = ["report.service", "report.timer", "worker.service"];
-    let ours = message
+    let line = message
         .lines()
         .filter(|line| names.iter().any(|name| line.contains(name)));
-    assert_eq!(ours.collect::<Vec<_>>(), Vec::<&str>::new(), "{message}");
+    assert_eq!(line.collect::<Vec<_>>(), Vec::<&str>::new(), "{message}");
 }
 
 #[test]

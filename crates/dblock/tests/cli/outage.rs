@@ -383,7 +383,7 @@ fn a_blocked_table_is_not_reported_as_held_on_postgres() {
     assert_eq!(run(&sandbox, &url, &["init"]).code(), 0);
     let free = |name| run(&sandbox, &url, &["run", "-n", name, "--", "true"]);
     assert_eq!(free("had before").code(), 0);
-    let mut backup = server.stranger(&url);
+    let mut backup = server.sql_session(&url);
     backup.run("BEGIN").expect("begins");
     let lock = "LOCK TABLE database_locks_lock IN EXCLUSIVE MODE";
     backup.run(lock).expect("locked");
@@ -406,7 +406,7 @@ fn a_blocked_table_is_not_reported_as_held_on_mariadb() {
     };
     let (sandbox, url) = (Sandbox::new(), server.fresh_database());
     assert_eq!(run(&sandbox, &url, &["init"]).code(), 0);
-    let mut backup = server.stranger(&url);
+    let mut backup = server.sql_session(&url);
     backup.run("FLUSH TABLES WITH READ LOCK").expect("locked");
     blocked(&sandbox, &url);
     let waiting = start(

@@ -26,11 +26,11 @@ class Found:
         """The URL. `LockConfigError` names the alias, each option, and what to do."""
         if self.url is not None:
             return self.url
-        said = "; ".join(
-            f"DATABASES[{alias!r}]{problem.option}: {problem.said}: {problem.hint}"
+        message = "; ".join(
+            f"DATABASES[{alias!r}]{problem.option}: {problem.cause}: {problem.hint}"
             for problem in self.problems
         )
-        raise LockConfigError(said)
+        raise LockConfigError(message)
 
 
 def find(
@@ -73,5 +73,5 @@ def find_by_params(
     if vendor == "postgresql" and role and "assume_role" not in options:
         # Django does not pass it to the driver, but sets it after connecting.
         options["assume_role"] = role
-    said = {"ENGINE": settings.get("ENGINE"), "OPTIONS": options}
-    return find(alias, vendor, said, driver=driver)
+    configured = {"ENGINE": settings.get("ENGINE"), "OPTIONS": options}
+    return find(alias, vendor, configured, driver=driver)

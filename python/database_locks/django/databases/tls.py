@@ -64,15 +64,15 @@ class Tls:
                     )
                 )
             return
-        for key, said in value.items():
-            if said is None or said == "":
+        for key, given in value.items():
+            if given is None or given == "":
                 continue
             if key in ("ca", "cert", "key"):
-                self._file(key, said)
+                self._file(key, given)
             elif key == "check_hostname":
-                self.on, self.check_name = True, bool(said)
+                self.on, self.check_name = True, bool(given)
             elif key == "verify_mode":
-                self.on, self.verify = True, _verifies(said)
+                self.on, self.verify = True, _verifies(given)
             else:
                 problems.append(
                     urls.Problem(
@@ -115,9 +115,9 @@ class Tls:
                 options[name] = self.files[what]
 
 
-def _verifies(said: Any) -> bool | None:
+def _verifies(given: Any) -> bool | None:
     """PyMySQL's ``verify_mode``: a bool, a word, or a constant of `ssl`."""
-    word = urls.text(said).lower()
+    word = urls.text(given).lower()
     if word in ("none", "0", "false", "no", "verifymode.cert_none"):
         return False
     if word in ("optional", "1", "true", "yes", "required", "2"):

@@ -23,12 +23,12 @@ WAY_OUT = "give the locks a URL of their own with DATABASE_LOCKS_URL"
 class Problem:
     """A setting that cannot be used for locks.
 
-    ``option`` is its place in the settings, ``said`` the cause as a predicate ("is empty"),
+    ``option`` is its place in the settings, ``cause`` a predicate ("is empty"),
     ``hint`` what to do.
     """
 
     option: str
-    said: str
+    cause: str
     hint: str
     is_unknown: bool = False
     """The option is not known, rather than not supported."""
@@ -37,9 +37,9 @@ class Problem:
 class Refused(Exception):
     """The database cannot be used for locks with these settings."""
 
-    def __init__(self, option: str, said: str, hint: str) -> None:
-        super().__init__(said)
-        self.problem = Problem(option, said, hint)
+    def __init__(self, option: str, cause: str, hint: str) -> None:
+        super().__init__(cause)
+        self.problem = Problem(option, cause, hint)
 
 
 class Url:
@@ -106,9 +106,9 @@ def process_user() -> str:
 
 
 def unsupported(
-    option: str, said: str = "cannot be used for locks", hint: str = "leave it out"
+    option: str, cause: str = "cannot be used for locks", hint: str = "leave it out"
 ) -> Problem:
-    return Problem(f"['OPTIONS'][{option!r}]", said, f"{hint}, or {WAY_OUT}")
+    return Problem(f"['OPTIONS'][{option!r}]", cause, f"{hint}, or {WAY_OUT}")
 
 
 def unknown(option: str) -> Problem:

@@ -1,7 +1,7 @@
 "use strict";
 
-// What the database said when the page was made goes on from there by this browser's own clock, of
-// which only the differences count.
+// Durations come from the database with the page. This browser adds the time since then, by its own
+// clock, of which only differences count.
 (() => {
   const human = (seconds) => {
     const two = (first, unit, second, below) => first + unit + (second ? ` ${second}${below}` : "");

@@ -49,19 +49,19 @@ class AdminTests(LocksTestMixin, TestCase):
         ):
             with self.locks.lock("was taken"):
                 pass
-            said = self.client.get(LIST).content.decode()
-        self.assertIn("host.1.&lt;b&gt;", said)
-        self.assertIn('dblock-held">held', said)
-        self.assertIn('dblock-free">free', said)
-        self.assertIn("data-dblock-left=", said)
-        self.assertIn("without end", said)
-        self.assertNotIn("style=", said.split('id="content"')[1])
+            page = self.client.get(LIST).content.decode()
+        self.assertIn("host.1.&lt;b&gt;", page)
+        self.assertIn('dblock-held">held', page)
+        self.assertIn('dblock-free">free', page)
+        self.assertIn("data-dblock-left=", page)
+        self.assertIn("without end", page)
+        self.assertNotIn("style=", page.split('id="content"')[1])
 
     def test_the_page_has_no_inline_scripts_and_styles(self):
         with self.locks.lock("taken"):
-            said = self.client.get(LIST).content.decode().split('id="content"')[1]
+            page = self.client.get(LIST).content.decode().split('id="content"')[1]
         for bad in ("<script>", "onclick", "style="):
-            self.assertNotIn(bad, said)
+            self.assertNotIn(bad, page)
 
     def test_states_are_filtered_and_names_and_holders_searched(self):
         with self.locks.lock("alpha", locked_by="someone"):
@@ -177,14 +177,14 @@ class AdminTests(LocksTestMixin, TestCase):
 
     def test_an_unknown_name_shows_a_warning(self):
         for action in ("release", "change"):
-            said = self.client.get(self.page("never", action), follow=True)
-            self.assertContains(said, "There is no lock")
+            page = self.client.get(self.page("never", action), follow=True)
+            self.assertContains(page, "There is no lock")
 
     def test_the_detail_page_shows_all_facts(self):
         with self.locks.lock("job", locked_by="w.7"):
-            said = self.client.get(self.page("job", "change"))
-            self.assertContains(said, "w.7")
-            self.assertContains(said, "token")
+            page = self.client.get(self.page("job", "change"))
+            self.assertContains(page, "w.7")
+            self.assertContains(page, "token")
 
     def test_times_are_in_the_time_zone_of_the_project_on_every_page(self):
         for use_tz in (True, False):
@@ -193,9 +193,9 @@ class AdminTests(LocksTestMixin, TestCase):
                 self.locks.lock("job", lost_lock_cb=lambda *_: None),
             ):
                 began = datetime.now(ZoneInfo("Asia/Tokyo"))
-                said = self.client.get(LIST)
-                self.assertContains(said, "Since (Asia/Tokyo)")
-                (row,) = (row for row in said.context["rows"] if row["name"] == "job")
+                page = self.client.get(LIST)
+                self.assertContains(page, "Since (Asia/Tokyo)")
+                (row,) = (row for row in page.context["rows"] if row["name"] == "job")
                 shown = datetime.fromisoformat(row["since"]).replace(tzinfo=ZoneInfo("Asia/Tokyo"))
                 self.assertLess(abs(shown - began), timedelta(minutes=1))
                 detail = self.client.get(self.page("job", "change"))
@@ -228,9 +228,9 @@ class AdminTests(LocksTestMixin, TestCase):
         away = connect("postgres://nobody:hunter2@127.0.0.1:1/none")
         with conf.instead(away):
             for url in (LIST, self.page("x"), self.page("x", "change")):
-                said = self.client.get(url)
-                self.assertContains(said, "127.0.0.1:1", status_code=503)
-                self.assertNotContains(said, "hunter2", status_code=503)
+                page = self.client.get(url)
+                self.assertContains(page, "127.0.0.1:1", status_code=503)
+                self.assertNotContains(page, "hunter2", status_code=503)
 
 
 def _quoted(name):

@@ -121,9 +121,9 @@ class RequestTests(SimpleTestCase):
         with mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
             messages = checks.check_requests()
         self.assertEqual([message.id for message in messages], ["database_locks.W009"] * 2)
-        said = "".join(message.msg for message in messages)
-        self.assertIn(f"The view {__name__}.early frees its lock", said)
-        self.assertIn(f"The view {__name__}.Early.post frees its lock", said)
+        message = "".join(message.msg for message in messages)
+        self.assertIn(f"The view {__name__}.early frees its lock", message)
+        self.assertIn(f"The view {__name__}.Early.post frees its lock", message)
 
     def test_a_view_outside_the_transaction_is_not_found(self):
         with mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
@@ -150,7 +150,7 @@ class TableTests(TestCase):
         berlin = override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin")
         with berlin, connection.cursor() as cursor:
             self.assertEqual(found(lambda: checks.check_table(databases=["default"])), [])
-            # As 0.5 leaves the row of a lock that it has released.
+            # As legacy leaves the row of a lock that it has released.
             cursor.execute("INSERT INTO database_locks_lock (name) VALUES ('old')")
             (message,) = checks.check_table(databases=["default"])
             self.assertEqual(message.id, "database_locks.W006")

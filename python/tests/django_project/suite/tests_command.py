@@ -21,28 +21,28 @@ class CommandTests(TransactionTestCase):
             conf.locks().force_release(row["name"])
         conf.locks().prune(0, unknown=True)
 
-    def said(self, *words):
+    def output(self, *words):
         out = io.StringIO()
         call_command("locks", *words, stdout=out, no_color=True)
         return out.getvalue()
 
     def failed(self, code, *words):
         with self.assertRaises(CommandError) as caught:
-            self.said(*words)
+            self.output(*words)
         self.assertEqual(caught.exception.returncode, code, caught.exception)
         self.assertNotIn("\n", str(caught.exception))
         return str(caught.exception)
 
     def test_list_shows_held_locks_and_with_all_free_ones(self):
-        self.assertEqual(self.said("list"), "")
-        self.assertEqual(json.loads(self.said("list", "--json")), [])
+        self.assertEqual(self.output("list"), "")
+        self.assertEqual(json.loads(self.output("list", "--json")), [])
         with lock("a job", locked_by="me"):
             with lock("free"):
                 pass
-            head, line = self.said("list").splitlines()
+            head, line = self.output("list").splitlines()
             self.assertEqual(head.split()[:4], ["NAME", "STATE", "HOLDER", "TOKEN"])
             self.assertRegex(line, r"^a job +held +me +\d+ ")
-            (row,) = json.loads(self.said("list", "--json"))
+            (row,) = json.loads(self.output("list", "--json"))
             self.assertEqual(
                 list(row),
                 [
@@ -59,20 +59,20 @@ class CommandTests(TransactionTestCase):
                     "metadata",
                 ],
             )
-            self.assertEqual([r["name"] for r in json.loads(self.said("list", "--all", "--json"))],
+            self.assertEqual([r["name"] for r in json.loads(self.output("list", "--all", "--json"))],
                              ["a job", "free"])  # fmt: skip
 
     def test_control_characters_are_escaped(self):
         with lock("x\x1b[2J\ny", locked_by="\u202ewho"):
-            said = self.said("list")
-        self.assertIn("x\\u{1b}[2J\\ny", said)
-        self.assertIn("\\u{202e}who", said)
+            output = self.output("list")
+        self.assertIn("x\\u{1b}[2J\\ny", output)
+        self.assertIn("\\u{202e}who", output)
 
     def test_show_prints_all_facts(self):
         with lock("job", locked_by="me"):
-            self.assertIn("holder", self.said("show", "job"))
-            self.assertEqual(json.loads(self.said("show", "job", "--json"))["holder"], "me")
-        self.assertIn("last holder", self.said("show", "job"))
+            self.assertIn("holder", self.output("show", "job"))
+            self.assertEqual(json.loads(self.output("show", "job", "--json"))["holder"], "me")
+        self.assertIn("last holder", self.output("show", "job"))
         self.assertIn("there is no lock `none`", self.failed(1, "show", "none"))
 
     def test_release_requires_force(self):
@@ -80,28 +80,28 @@ class CommandTests(TransactionTestCase):
         # Without a block: no loss interrupts the command itself.
         job = lock("job", locked_by="me")
         job.acquire()
-        self.assertIn("me had held it for", self.said("release", "job", "--force"))
+        self.assertIn("me had held it for", self.output("release", "job", "--force"))
         self.assertEqual(conf.locks().show("job")["state"], "free")
         with self.assertRaises(LockLost):
             job.release()
-        self.assertEqual(self.said("release", "job", "--force"), "lock `job` was free already\n")
+        self.assertEqual(self.output("release", "job", "--force"), "lock `job` was free already\n")
 
     def test_prune_deletes_rows_that_are_free_for_long(self):
         with lock("job"):
             pass
         self.assertEqual(
-            self.said("prune", "--older-than", "30d"),
+            self.output("prune", "--older-than", "30d"),
             "0 rows deleted of locks unused for 30d\n",
         )
-        self.assertIn("1 row deleted", self.said("prune", "--older-than", "0"))
+        self.assertIn("1 row deleted", self.output("prune", "--older-than", "0"))
         with self.assertRaisesRegex(CommandError, "`soon`, must be a number with ms"):
-            self.said("prune", "--older-than", "soon")
+            self.output("prune", "--older-than", "soon")
 
     def test_doctor_lists_its_checks(self):
         try:
-            report = json.loads(self.said("doctor", "--json"))
+            report = json.loads(self.output("doctor", "--json"))
         except CommandError as errors:
-            # A server of the lab is not set up as one in production.
+            # A server of the tests is not set up as one in production.
             self.assertEqual(errors.returncode, 1)
             self.assertRegex(str(errors), r"^\d+ errors?$")
         else:
@@ -114,24 +114,26 @@ class CommandTests(TransactionTestCase):
         locks = connect(f"sqlite://{file}")
         locks.migrate()
         with conf.instead(locks):
-            self.assertNotIn("warning", self.said("doctor", "--strict"))
+            self.assertNotIn("warning", self.output("doctor", "--strict"))
             with contextlib.closing(sqlite3.connect(file)) as other:
                 other.execute("CREATE INDEX spare ON database_locks_lock (id)")
-            self.assertRegex(self.said("doctor"), r"\nwarning +index-unused ")
+            self.assertRegex(self.output("doctor"), r"\nwarning +index-unused ")
             self.assertEqual(self.failed(1, "doctor", "--strict"), "1 finding")
-            self.assertNotIn("warning", self.said("doctor", "--strict", "--ignore", "index-unused"))
+            self.assertNotIn(
+                "warning", self.output("doctor", "--strict", "--ignore", "index-unused")
+            )
             file.chmod(0o666)
             self.assertEqual(self.failed(1, "doctor"), "1 error")
             self.assertEqual(self.failed(1, "doctor", "--strict"), "2 findings")
 
     def test_init_creates_the_table(self):
-        self.assertEqual(self.said("init"), "table `database_locks_lock` is ready\n")
+        self.assertEqual(self.output("init"), "table `database_locks_lock` is ready\n")
 
     def test_a_bad_name_exits_with_the_code_for_usage(self):
         self.assertIn("255", self.failed(2, "show", "x" * 256))
 
     def test_an_unreachable_database_is_reported_in_one_line(self):
         with conf.instead(connect("postgres://nobody:hunter2@127.0.0.1:1/none")):
-            said = self.failed(69, "list")
-        self.assertIn("127.0.0.1:1", said)
-        self.assertNotIn("hunter2", said)
+            output = self.failed(69, "list")
+        self.assertIn("127.0.0.1:1", output)
+        self.assertNotIn("hunter2", output)

@@ -48,7 +48,7 @@ class Carried(TransactionTestCase):
 
 @unittest.skipUnless(connection.vendor == "postgresql", "of PostgreSQL")
 class PostgresTests(Carried):
-    OURS = """SELECT DISTINCT {} FROM pg_stat_activity
+    CURRENT = """SELECT DISTINCT {} FROM pg_stat_activity
                WHERE datname = current_database() AND application_name = 'carried'"""
 
     def named(self, **options):
@@ -58,7 +58,7 @@ class PostgresTests(Carried):
         folder = self.one("SHOW unix_socket_directories").split(",")[0].strip()
         port = self.one("SHOW port")
         seen = self.uses(
-            self.OURS.format("client_addr"), HOST=folder, PORT=port, OPTIONS=self.named()
+            self.CURRENT.format("client_addr"), HOST=folder, PORT=port, OPTIONS=self.named()
         )
         self.assertEqual(seen, [(None,)])
 
@@ -83,7 +83,7 @@ class PostgresTests(Carried):
             "DROP ROLE lock_owner",
         )  # fmt: skip
         options = self.named(assume_role="lock_owner")
-        seen = self.uses(self.OURS.format("usename"), USER="lock_user", OPTIONS=options)
+        seen = self.uses(self.CURRENT.format("usename"), USER="lock_user", OPTIONS=options)
         self.assertEqual(seen, [("lock_user",)])
 
 

@@ -10,7 +10,7 @@ from django.test import TestCase, TransactionTestCase
 from database_locks import LockConfigError, LockLost, LockTimeout, LockUnavailable, connect, lock
 
 from .tests_settings import _state, _url, other_aliases
-from .transaction_helpers import soon
+from .transaction_helpers import eventually
 
 
 def written():
@@ -105,7 +105,7 @@ class FencedTests(TransactionTestCase):
                         Group.objects.create(name=f"fenced {until} {ttl}")
                     # Half of what a release waits for an answer.
                     self.assertLess(time.monotonic() - began, 2.5)
-                soon(lambda: _state("job") == "free")
+                eventually(lambda: _state("job") == "free")
         self.assertEqual(len(written()), 4)
 
     def test_a_release_before_the_commit_logs_that_the_fence_is_open(self):
@@ -114,9 +114,9 @@ class FencedTests(TransactionTestCase):
         with self.assertLogs("database_locks.core", "INFO") as logs, transaction.atomic():
             with lock("job", until="exit") as held, held.atomic():
                 pass
-            soon(lambda: "its own fenced transaction is open" in str(logs.output))
+            eventually(lambda: "its own fenced transaction is open" in str(logs.output))
             self.assertEqual(_state("job"), "held")
-        soon(lambda: _state("job") == "free")
+        eventually(lambda: _state("job") == "free")
 
     def test_the_duration_of_a_fenced_transaction_is_checked(self):
         with lock("job") as held:

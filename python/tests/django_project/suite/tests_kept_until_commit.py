@@ -17,7 +17,7 @@ from database_locks.locks import DBLock
 from database_locks.signals import lock_acquired, lock_released
 
 from .tests_settings import _state, other_aliases
-from .transaction_helpers import lose, soon, write, written
+from .transaction_helpers import eventually, lose, write, written
 
 OTHER = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 
@@ -183,7 +183,7 @@ class KeptTests(TransactionTestCase):
             thread.start()
             with transaction.atomic(), lock("job") as again, lock("job"):
                 self.assertIs(again, held)
-            soon(lambda: failures)
+            eventually(lambda: failures)
             self.assertEqual(_state("job"), "held")
         thread.join(30)
         self.assertIsInstance(failures[0], LockTimeout)
@@ -213,7 +213,7 @@ class KeptTests(TransactionTestCase):
         thread.start()
         thread.join(30)
         # With its connection, which is a cycle.
-        soon(lambda: gc.collect() >= 0 and _state("job") == "free")
+        eventually(lambda: gc.collect() >= 0 and _state("job") == "free")
 
 
 class ByHandTests(TransactionTestCase):
@@ -293,7 +293,7 @@ class ByHandTests(TransactionTestCase):
                 write()
                 release()
                 lose()
-                soon(lambda: connection.needs_rollback)
+                eventually(lambda: connection.needs_rollback)
             self.assertEqual(written(), set())
 
     def test_a_loss_before_the_release_prevents_the_commit(self):

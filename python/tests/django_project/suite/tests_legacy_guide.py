@@ -83,10 +83,10 @@ class GuideTests(TransactionTestCase):
             call_command(kept_out())
         self.assertIsInstance(caught.exception, LockUnavailable)
         self.assertEqual(caught.exception.returncode, 69)
-        said = str(caught.exception)
-        self.assertIn("127.0.0.1:1", said)
-        self.assertNotIn("\n", said)
-        self.assertNotIn("hunter2", said)
+        output = str(caught.exception)
+        self.assertIn("127.0.0.1:1", output)
+        self.assertNotIn("\n", output)
+        self.assertNotIn("hunter2", output)
 
     def test_methods_and_blocks_without_a_name_have_default_names(self):
         self.assertEqual(SomeClass().locked(), "held")
@@ -150,9 +150,9 @@ class GuideTests(TransactionTestCase):
     def test_log_lines_have_the_words_of_legacy(self):
         with self.assertLogs("database_locks.locks", logging.DEBUG) as logs, lock("x1"):
             pass
-        said = [record.getMessage() for record in logs.records]
+        output = [record.getMessage() for record in logs.records]
         self.assertEqual(
-            said,
+            output,
             [
                 "acquiring lock x1",
                 "lock x1 acquired/renewed",

@@ -11,7 +11,7 @@ from django.test import TransactionTestCase
 from database_locks import LockLost, connect, lock
 
 from .tests_settings import _state
-from .transaction_helpers import lose, lose_and_wait, lose_unheard, soon, write, written
+from .transaction_helpers import eventually, lose, lose_and_wait, lose_in_database, write, written
 
 
 class LostTests(TransactionTestCase):
@@ -89,7 +89,7 @@ class LostTests(TransactionTestCase):
             with lock("job", lock_ttl=0.9, lost_lock_cb=lambda *_: called.set()):
                 write()
             lose()
-            soon(called.is_set)
+            eventually(called.is_set)
         self.assertEqual(written(), {"written"})
 
     def test_with_until_exit_no_loss_is_raised_after_the_block(self):
@@ -105,7 +105,7 @@ class LostTests(TransactionTestCase):
         with self.assertLogs("database_locks.locks", "WARNING") as logs, transaction.atomic():
             with lock("job", lock_ttl=14):
                 write()
-            lose_unheard()
+            lose_in_database()
         self.assertIn("lost before its transaction had ended", str(logs.output))
         self.assertEqual(written(), {"written"})
 

@@ -33,7 +33,7 @@ class MigrationTests(TransactionTestCase):
         return described()
 
     def made_by_0_5(self):
-        """As Django makes it for the first migration of 0.5, with rows."""
+        """As Django makes it for the first migration of legacy, with rows."""
         state = ProjectState()
         state.add_model(
             ModelState(
@@ -104,36 +104,36 @@ class MigrationTests(TransactionTestCase):
 
     @unittest.skipIf(connection.vendor == "sqlite", "the locks have a file of their own")
     def test_a_missing_and_an_old_table_are_found_by_check(self):
-        def told():
-            said = io.StringIO()
-            call_command("check", databases=["default"], stderr=said, no_color=True)
-            return said.getvalue()
+        def check_output():
+            output = io.StringIO()
+            call_command("check", databases=["default"], stderr=output, no_color=True)
+            return output.getvalue()
 
-        self.assertIn("database_locks.W007", told())
-        self.assertIn("manage.py migrate database_locks`", told())
+        self.assertIn("database_locks.W007", check_output())
+        self.assertIn("manage.py migrate database_locks`", check_output())
         # What has seen the table before waits for it to come back.
         conf.forget()
         with self.assertRaisesRegex(LockUnavailable, "`manage.py migrate database_locks`"):
             with lock("job", timeout=5):
                 pass
         self.made_by_0_5()
-        self.assertIn("W008) The table database_locks_lock lacks token, grant_id,", told())
-        self.assertIn("manage.py migrate database_locks`", told())
+        self.assertIn("W008) The table database_locks_lock lacks token, grant_id,", check_output())
+        self.assertIn("manage.py migrate database_locks`", check_output())
         if connection.vendor == "mysql":
             # Before the roll-out, when it can still be planned.
             with override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin"):
-                self.assertIn("database_locks.W006", told())
+                self.assertIn("database_locks.W006", check_output())
         # `migrate` itself does not ask for what it is about to do.
-        said = io.StringIO()
-        call_command("migrate", "database_locks", verbosity=0, skip_checks=False, stderr=said)
-        self.assertNotIn("database_locks.W", said.getvalue())
-        self.assertEqual(told(), "")
+        output = io.StringIO()
+        call_command("migrate", "database_locks", verbosity=0, skip_checks=False, stderr=output)
+        self.assertNotIn("database_locks.W", output.getvalue())
+        self.assertEqual(check_output(), "")
         # Dropped by hand: migrate would do nothing.
         with connection.cursor() as cursor:
             cursor.execute(f"DROP TABLE {TABLE}")
-        self.assertIn("Run `manage.py locks init`", told())
+        self.assertIn("Run `manage.py locks init`", check_output())
         call_command("locks", "init", stdout=io.StringIO())
-        self.assertEqual(told(), "")
+        self.assertEqual(check_output(), "")
 
     def test_locks_work_on_the_migrated_table(self):
         migrate()
@@ -168,10 +168,10 @@ class MigrationTests(TransactionTestCase):
         thread.join()
 
     def sqlmigrate(self, number, **how):
-        said = io.StringIO()
-        call_command("sqlmigrate", "database_locks", number, stdout=said, **how)
-        self.assertIn(TABLE, said.getvalue())
-        return said.getvalue()
+        output = io.StringIO()
+        call_command("sqlmigrate", "database_locks", number, stdout=output, **how)
+        self.assertIn(TABLE, output.getvalue())
+        return output.getvalue()
 
     def test_sqlmigrate_shows_the_statements(self):
         # Where there is no table yet the first migration makes all of it.
@@ -185,9 +185,9 @@ class MigrationTests(TransactionTestCase):
     def test_sqlmigrate_shows_the_statements_for_the_present_table(self):
         self.made_by_0_5()
         before = described()
-        said = self.sqlmigrate("0002")
+        output = self.sqlmigrate("0002")
         for column in install.COLUMNS:
-            self.assertRegex(said, rf"ADD COLUMN (IF NOT EXISTS )?{column} ")
+            self.assertRegex(output, rf"ADD COLUMN (IF NOT EXISTS )?{column} ")
         # Showing changes nothing.
         self.assertEqual(described(), before)
         ran = []
@@ -198,7 +198,7 @@ class MigrationTests(TransactionTestCase):
         changes = [sql for sql in ran if TABLE in sql and ("ALTER " in sql or "CREATE " in sql)]
         self.assertNotEqual(changes, [])
         for sql in changes:
-            self.assertIn(_squeezed(sql), _squeezed(said))
+            self.assertIn(_squeezed(sql), _squeezed(output))
         # And nothing is left to do.
         if connection.vendor != "postgresql":
             self.assertNotIn("ADD COLUMN", self.sqlmigrate("0002"))
@@ -255,6 +255,6 @@ def described():
         column.name: (column[1], *column[3 : 8 if extra else None])
         for column in columns
     }
-    # An integer in a table of 0.5, and stays one.
+    # An integer in a table of legacy, which stays one.
     fields["id"] = None
     return fields, keys, extra

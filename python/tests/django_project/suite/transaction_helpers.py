@@ -20,7 +20,7 @@ def write(name="written"):
     Group.objects.create(name=name)
 
 
-def soon(done, seconds=20):
+def eventually(done, seconds=20):
     until = time.monotonic() + seconds
     while not done():
         if time.monotonic() > until:
@@ -33,7 +33,7 @@ def lose(name="job"):
     connect(_url()).force_release(name)
 
 
-def lose_unheard(name="job"):
+def lose_in_database(name="job"):
     """The same without a notification, which on PostgreSQL a process hears that has waited for a lock."""
     if connection.vendor != "postgresql":
         return lose(name)

@@ -1,13 +1,13 @@
 //! A process that writes under a lock, which tests freeze and kill.
 //!
-//! `fenced-writer URL NAME TTL_MS HOW [FILE]`: takes the lock, says `held TOKEN`, waits for a line,
+//! `fenced-writer URL NAME TTL_MS HOW [FILE]` takes the lock, prints `held TOKEN`, waits for a line,
 //! writes its token into the table `data` (on SQLite in FILE, else in the database of the lock) in
-//! a transaction, and says `wrote`, or `refused` and why. HOW is
+//! a transaction, and prints `wrote`, or `refused` and the reason. HOW is
 //!
-//! - `fenced`: by the guard's own fence;
-//! - `statement`: by the plain statement, which it has from the guard before it says `held`;
-//! - `unfenced`: without, after it has looked whether it holds the lock before it says `held`;
-//! - `open`: as `fenced`, and it says `open` and waits for another line before it commits.
+//! - `fenced`: by the fence of the guard;
+//! - `statement`: by the plain statement, which it takes from the guard before it prints `held`;
+//! - `unfenced`: without a fence; it checks `is_held` before it prints `held`;
+//! - `open`: as `fenced`, and it prints `open` and waits for another line before it commits.
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::error::Error;
@@ -50,7 +50,7 @@ fn say(line: &str) {
     std::io::stdout().flush().expect("the test reads");
 }
 
-fn told() {
+fn wait_for_line() {
     std::io::stdin()
         .read_line(&mut String::new())
         .expect("a line");
@@ -64,7 +64,7 @@ struct Writer<'a> {
 }
 
 /// The result of the fence statement.
-async fn judged(guard: &LockGuard, fence: &Fence, rows: u64) -> Done<()> {
+async fn check_rows(guard: &LockGuard, fence: &Fence, rows: u64) -> Done<()> {
     match fence.passes(rows) {
         true => Ok(()),
         false => Err(guard.fence_failed(FenceFailure::NoRow).await.into()),
@@ -72,14 +72,14 @@ async fn judged(guard: &LockGuard, fence: &Fence, rows: u64) -> Done<()> {
 }
 
 impl Writer<'_> {
-    /// Take the lock, say so, and wait until told to go on.
+    /// Takes the lock, prints that, and waits for a line.
     async fn held(&self) -> Done<(Locks, LockGuard, Fence)> {
         let locks = Locks::connect(self.url).await?;
         let guard = locks.lock(self.name).ttl(self.ttl).acquire().await?;
         let fence = guard.fence_statement()?;
         assert!(guard.is_held());
         say(&format!("held {}", guard.token()));
-        told();
+        wait_for_line();
         Ok((locks, guard, fence))
     }
 
@@ -87,7 +87,7 @@ impl Writer<'_> {
         let _ = open;
         if self.how == "open" {
             say("open");
-            told();
+            wait_for_line();
         }
     }
 
@@ -102,7 +102,7 @@ impl Writer<'_> {
                 let sql = fence.sql(ParamStyle::Numbered).expect("a statement");
                 let (name, token, grant) = fence.params();
                 let rows = tx.query(&sql, &[&name, &token, &grant]).await?;
-                judged(&guard, &fence, rows.len() as u64).await?;
+                check_rows(&guard, &fence, rows.len() as u64).await?;
                 None
             }
             _ => Some(guard.fence(&mut tx).await?),
@@ -127,10 +127,10 @@ impl Writer<'_> {
             "statement" => {
                 let before = fence.before(ParamStyle::Question).expect("a statement");
                 let rows: Vec<Row> = tx.exec(before, fence.params()).await?;
-                judged(&guard, &fence, rows.len() as u64).await?;
+                check_rows(&guard, &fence, rows.len() as u64).await?;
                 let sql = fence.sql(ParamStyle::Question).expect("a statement");
                 tx.exec_drop(sql, fence.params()).await?;
-                judged(&guard, &fence, tx.affected_rows()).await?;
+                check_rows(&guard, &fence, tx.affected_rows()).await?;
                 None
             }
             _ => Some(guard.fence(&mut tx).await?),

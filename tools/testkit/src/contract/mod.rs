@@ -1,42 +1,43 @@
 //! The store contract: the clauses that each engine must pass.
 //!
-//! Each clause is an `async fn` of a [`Bench`]; [`contract_tests!`](crate::contract_tests) makes
+//! Each clause is an `async fn` of a [`StoreFixture`]; [`contract_tests!`](crate::contract_tests) makes
 //! one test of each clause for an engine. Leases are short and run by the clock of the database;
 //! the bounds of waits leave room for a busy machine.
 
 mod acquiring;
-pub(crate) mod bench;
-mod by_direct;
-mod crowds;
-mod giving_back;
+mod batches;
+mod direct_store;
+pub(crate) mod fixture;
+mod releasing;
 mod renewing;
 mod restored;
 mod same_holder;
 mod table;
 mod tickets;
 
-pub use crate::lab::DirectLab;
 pub use acquiring::*;
-pub use bench::{Bench, ask, granted, info, list, name, release, renew, try_once};
-pub use crowds::*;
-pub use giving_back::*;
+pub use batches::*;
+pub use fixture::{
+    StoreFixture, acquire_command, granted, info, list, name, release, renew, try_once,
+};
+pub use releasing::*;
 pub use renewing::*;
 pub use restored::*;
 pub use same_holder::*;
 pub use table::*;
 pub use tickets::*;
 
-/// Makes one test of each clause: `contract_tests!(memory, Lab::memory())`, where the expression is
-/// an `Option<Lab>`, and `None` skips. An attribute before the name is that of each test.
+/// Makes one test of each clause: `contract_tests!(memory, TestDb::memory())`, where the expression is
+/// an `Option<TestDb>`, and `None` skips. An attribute before the name is that of each test.
 #[macro_export(local_inner_macros)]
 macro_rules! contract_tests {
-    ($(# $attribute:tt)? $engine:ident, $lab:expr) => {
-        contract_tests!($(# $attribute)? $engine, $lab,
+    ($(# $attribute:tt)? $engine:ident, $db:expr) => {
+        contract_tests!($(# $attribute)? $engine, $db,
             a_held_lock_names_its_holder,
-            expired_is_free,
-            released_is_free,
+            an_expired_lock_is_free,
+            a_released_lock_is_free,
             tokens_grow,
-            the_first_token_is_the_clock,
+            the_first_token_is_the_time_of_the_database,
             a_grant_after_an_older_row_was_put_back_has_a_greater_token,
             a_take_over_after_an_older_row_was_put_back_has_a_greater_token,
             a_release_by_force_after_an_older_row_was_put_back_has_a_greater_token,
@@ -44,49 +45,49 @@ macro_rules! contract_tests {
             renewed_leases_outlive_their_first_length,
             a_renewal_shortens_nothing,
             a_renewal_may_be_repeated,
-            endless_ends_only_by_release,
+            an_endless_lease_ends_only_by_release,
             a_stale_grant_can_neither_renew_nor_release,
             the_same_holder_is_another_grant,
             a_late_renewal_revives_nothing,
-            each_part_of_a_grant_counts,
-            a_release_by_force_is_told_to_the_holder,
-            a_grant_whose_token_is_unknown_can_be_given_back,
+            a_grant_that_differs_in_any_part_is_refused,
+            a_release_by_force_is_a_loss_for_the_holder,
+            a_grant_whose_token_is_unknown_can_be_released,
             a_ticket_resumes_a_lock_once,
             a_dead_ticket_revives_nothing,
-            pruning_deletes_what_is_long_free,
+            pruning_deletes_locks_that_are_free_for_long,
             distinct_names_are_distinct_locks,
             a_batch_of_acquires_is_answered_one_by_one,
             a_batch_that_asks_for_a_lock_twice_gets_it_once,
             a_batch_writes_for_each_what_it_asked_for,
             a_batch_of_releases_is_answered_one_by_one,
             a_batch_of_renewals_is_answered_one_by_one,
-            a_crowd_of_acquires_is_answered_one_by_one,
-            a_crowd_of_releases_is_answered_one_by_one,
+            a_large_batch_of_acquires_is_answered_one_by_one,
+            a_large_batch_of_releases_is_answered_one_by_one,
             two_thousand_leases_are_renewed_by_one_call,
             first_use_by_twenty_at_once_has_one_winner,
             an_expired_lease_has_one_successor,
             contending_clients_hold_a_lock_one_at_a_time,
             a_reader_sees_what_the_holder_wrote,
             a_list_is_read_in_pages_and_filtered_where_the_rows_are,
-            a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try,
+            a_poll_returns_the_holder_or_that_the_lock_may_be_free,
             installing_twice_changes_nothing,
             the_same_holder_takes_over,
-            nothing_but_what_was_seen_is_taken_over,
-            what_nobody_has_is_not_taken_over,
+            only_the_observed_grant_is_taken_over,
+            a_free_lock_is_not_taken_over,
         );
     };
-    ($engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {
-        contract_tests!(#[cfg(all())] $engine, $lab, $($clause),*);
+    ($engine:ident, $db:expr, $($clause:ident),* $(,)?) => {
+        contract_tests!(#[cfg(all())] $engine, $db, $($clause),*);
     };
-    (# $attribute:tt $engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {
+    (# $attribute:tt $engine:ident, $db:expr, $($clause:ident),* $(,)?) => {
         mod $engine {
             use super::*;
             $(
                 # $attribute
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $clause() {
-                    if let Some(lab) = $lab {
-                        $crate::contract::$clause(&lab.bench()).await;
+                    if let Some(db) = $db {
+                        $crate::contract::$clause(&db.fixture()).await;
                     }
                 }
             )*

@@ -5,27 +5,27 @@ use std::time::Duration;
 use database_locks::seam::{AcquireCommand, Grant, Outcome, ReleaseCommand, Released, Renewal};
 use database_locks::{ListFilter, LockInfo, LockState, LostReason, Ttl};
 
-use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, list, name, outlived,
-    release, renew, try_once,
+use super::fixture::{
+    LONG, SHORT, StoreFixture, WITHIN, acquire_command, grant_of, granted, holder_of, info, list,
+    name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
 
 /// Renewing lengthens.
-pub async fn renewed_leases_outlive_their_first_length(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn renewed_leases_outlive_their_first_length(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let grant = granted(&*store, "job", "me", SHORT).await;
     assert!(renew(&*store, &grant, LONG).await.is_renewed());
     outlived(SHORT).await;
     assert!(matches!(
-        try_once(&*store, &ask("job", "other", LONG)).await,
+        try_once(&*store, &acquire_command("job", "other", LONG)).await,
         Outcome::Held(_)
     ));
 }
 
 /// Renewing never shortens.
-pub async fn a_renewal_shortens_nothing(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_renewal_shortens_nothing(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;
     assert!(renew(&*store, &grant, SHORT).await.is_renewed());
     outlived(SHORT).await;
@@ -41,8 +41,8 @@ pub async fn a_renewal_shortens_nothing(bench: &Bench) {
 }
 
 /// A renewal that is repeated, since its reply was lost, does no harm.
-pub async fn a_renewal_may_be_repeated(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_renewal_may_be_repeated(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;
     for _ in 0..3 {
         assert!(renew(&*store, &grant, LONG).await.is_renewed());
@@ -55,13 +55,13 @@ pub async fn a_renewal_may_be_repeated(bench: &Bench) {
     assert_eq!(release(&*store, &grant).await, Released::Freed);
 }
 
-/// A lease without end never ends, until it is released.
-pub async fn endless_ends_only_by_release(bench: &Bench) {
-    let store = bench.ready().await;
+/// A lease without end lasts until it is released.
+pub async fn an_endless_lease_ends_only_by_release(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let grant = granted(&*store, "job", "me", SHORT).await;
     assert!(renew(&*store, &grant, Ttl::Infinite).await.is_renewed());
     outlived(SHORT).await;
-    let Outcome::Held(by) = try_once(&*store, &ask("job", "other", LONG)).await else {
+    let Outcome::Held(by) = try_once(&*store, &acquire_command("job", "other", LONG)).await else {
         panic!("given away")
     };
     assert_eq!(by.free_in, None);
@@ -79,8 +79,8 @@ pub async fn endless_ends_only_by_release(bench: &Bench) {
 }
 
 /// After a take-over the old holder's late calls change nothing.
-pub async fn a_stale_grant_can_neither_renew_nor_release(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_stale_grant_can_neither_renew_nor_release(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let old = granted(&*store, "job", "first", SHORT).await;
     outlived(SHORT).await;
     let new = granted(&*store, "job", "second", LONG).await;
@@ -100,12 +100,12 @@ pub async fn a_stale_grant_can_neither_renew_nor_release(bench: &Bench) {
     let after = info(&*store, "job").await.expect("a row");
     assert_eq!(after.token, new.token);
     assert_eq!(after.expires_at, before.and_then(|row| row.expires_at));
-    promise("P3", bench.engine);
+    promise("P3", fixture.engine);
 }
 
-/// Nor where the same holder took it again: the grant counts, not the name.
-pub async fn the_same_holder_is_another_grant(bench: &Bench) {
-    let store = bench.ready().await;
+/// A grant of the same holder is another grant: the grant counts, not the holder's name.
+pub async fn the_same_holder_is_another_grant(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let old = granted(&*store, "job", "me", SHORT).await;
     outlived(SHORT).await;
     let new = granted(&*store, "job", "me", LONG).await;
@@ -115,8 +115,8 @@ pub async fn the_same_holder_is_another_grant(bench: &Bench) {
 }
 
 /// A renewal that comes after the release, or after the end, revives nothing.
-pub async fn a_late_renewal_revives_nothing(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_late_renewal_revives_nothing(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let released = granted(&*store, "released", "me", LONG).await;
     release(&*store, &released).await;
     let expired = granted(&*store, "expired", "me", SHORT).await;
@@ -128,7 +128,7 @@ pub async fn a_late_renewal_revives_nothing(bench: &Bench) {
     );
     assert_eq!(holder_of(&*store, "released").await, None);
     // On a cluster no clock ends the lease: its holder keeps it until another client takes over.
-    if !bench.is_cluster() {
+    if !fixture.is_cluster() {
         assert_eq!(
             renew(&*store, &expired, LONG).await.lost(),
             Some(LostReason::Expired)
@@ -148,12 +148,12 @@ pub async fn a_late_renewal_revives_nothing(bench: &Bench) {
         None,
         "renewing makes no row"
     );
-    promise("P3", bench.engine);
+    promise("P3", fixture.engine);
 }
 
 /// Token, grant id and holder must all be right.
-pub async fn each_part_of_a_grant_counts(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_grant_that_differs_in_any_part_is_refused(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;
     let other = granted(&*store, "other", "me", LONG).await;
     let token = other
@@ -191,9 +191,9 @@ pub async fn each_part_of_a_grant_counts(bench: &Bench) {
     assert!(renew(&*store, &grant, LONG).await.is_renewed());
 }
 
-/// Of several that are renewed at once each has its own answer and its own length.
-pub async fn a_batch_of_renewals_is_answered_one_by_one(bench: &Bench) {
-    let store = bench.ready().await;
+/// Each renewal of a batch has its own answer and its own length.
+pub async fn a_batch_of_renewals_is_answered_one_by_one(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let kept = granted(&*store, "kept", "me", SHORT).await;
     let gone = granted(&*store, "gone", "me", LONG).await;
     release(&*store, &gone).await;
@@ -225,20 +225,23 @@ pub async fn a_batch_of_renewals_is_answered_one_by_one(bench: &Bench) {
     assert_eq!(holder_of(&*store, "kept").await.as_deref(), Some("me"));
 }
 
-/// Two thousand leases are renewed by one call, and none of them is forgotten.
-pub async fn two_thousand_leases_are_renewed_by_one_call(bench: &Bench) {
-    let store = bench.ready().await;
-    let asks: Vec<AcquireCommand> = (0..2000)
-        .map(|i| ask(&format!("lock {i}"), "me", LONG))
+/// One call renews two thousand leases.
+pub async fn two_thousand_leases_are_renewed_by_one_call(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
+    let commands: Vec<AcquireCommand> = (0..2000)
+        .map(|i| acquire_command(&format!("lock {i}"), "me", LONG))
         .collect();
     let mut round = Vec::new();
-    for asks in asks.chunks(500) {
-        let outcomes = store.acquire(asks, WITHIN).await.expect("an answer");
-        for (ask, outcome) in asks.iter().zip(outcomes) {
+    for commands in commands.chunks(500) {
+        let outcomes = store.acquire(commands, WITHIN).await.expect("an answer");
+        for (command, outcome) in commands.iter().zip(outcomes) {
             let Outcome::Granted { token, .. } = outcome else {
                 panic!("{outcome:?}")
             };
-            round.push((grant_of(ask, token), Ttl::from(Duration::from_secs(600))));
+            round.push((
+                grant_of(command, token),
+                Ttl::from(Duration::from_secs(600)),
+            ));
         }
     }
     let answers = store.renew(&round, WITHIN).await.expect("an answer");

@@ -5,16 +5,16 @@ use std::time::Duration;
 use database_locks::Token;
 use database_locks::seam::{Force, Grant, Outcome, Store};
 
-use super::bench::{Bench, LONG, WITHIN, granted, info, release};
+use super::fixture::{LONG, StoreFixture, WITHIN, granted, info, release};
 use super::same_holder::{over, take_over};
 use crate::promise::promise;
 
-/// What a row may look like that was put back from a copy: an early token, or none.
+/// Tokens that a row restored from a copy may have: an early one, or none.
 const OLDER: [i64; 2] = [7, 0];
 
-/// The table of a process cannot be restored: that it follows the same rule is a test of its own.
-fn can_be_restored(bench: &Bench) -> bool {
-    bench.engine != "memory"
+/// A table in memory cannot be restored. A test of its own shows that it follows the same rule.
+fn can_be_restored(fixture: &StoreFixture) -> bool {
+    fixture.engine != "memory"
 }
 
 /// The last of some grants in quick succession, once the clock has passed its token.
@@ -28,8 +28,8 @@ async fn held(store: &dyn Store) -> Grant {
     last
 }
 
-fn set_back(bench: &Bench, token: i64) {
-    bench.sql(&format!(
+fn set_back(fixture: &StoreFixture, token: i64) {
+    fixture.sql(&format!(
         "UPDATE database_locks_lock SET token = {token} WHERE name = 'job'"
     ));
 }
@@ -39,22 +39,22 @@ async fn token_of(store: &dyn Store) -> Token {
 }
 
 /// Whether the row kept its place and went back, or was deleted and inserted again.
-pub async fn a_grant_after_an_older_row_was_put_back_has_a_greater_token(bench: &Bench) {
-    if !can_be_restored(bench) {
+pub async fn a_grant_after_an_older_row_was_put_back_has_a_greater_token(fixture: &StoreFixture) {
+    if !can_be_restored(fixture) {
         return;
     }
-    let store = bench.ready().await;
+    let store = fixture.ready().await;
     for token in OLDER {
         let last = held(&*store).await;
         release(&*store, &last).await;
-        set_back(bench, token);
+        set_back(fixture, token);
         let next = granted(&*store, "job", "me", LONG).await;
         assert!(next.token > last.token, "{token}: {next:?} after {last:?}");
         release(&*store, &next).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
 
-        bench.sql("DELETE FROM database_locks_lock WHERE name = 'job'");
-        bench.sql(&format!(
+        fixture.sql("DELETE FROM database_locks_lock WHERE name = 'job'");
+        fixture.sql(&format!(
             "INSERT INTO database_locks_lock (name, locked_by, token) VALUES ('job', 'me', {token})"
         ));
         let latest = granted(&*store, "job", "me", LONG).await;
@@ -65,18 +65,20 @@ pub async fn a_grant_after_an_older_row_was_put_back_has_a_greater_token(bench: 
         release(&*store, &latest).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    promise("P2", bench.engine);
+    promise("P2", fixture.engine);
 }
 
 /// The same of a grant that its holder takes over from itself.
-pub async fn a_take_over_after_an_older_row_was_put_back_has_a_greater_token(bench: &Bench) {
-    if !can_be_restored(bench) {
+pub async fn a_take_over_after_an_older_row_was_put_back_has_a_greater_token(
+    fixture: &StoreFixture,
+) {
+    if !can_be_restored(fixture) {
         return;
     }
-    let store = bench.ready().await;
+    let store = fixture.ready().await;
     for token in OLDER {
         let last = held(&*store).await;
-        set_back(bench, token);
+        set_back(fixture, token);
         let seen = Grant {
             token: token_of(&*store).await,
             ..last.clone()
@@ -88,19 +90,21 @@ pub async fn a_take_over_after_an_older_row_was_put_back_has_a_greater_token(ben
         assert!(next > last.token, "{token}: {next} after {}", last.token);
         store.force(&last.name, WITHIN).await.expect("an answer");
     }
-    promise("P2", bench.engine);
+    promise("P2", fixture.engine);
 }
 
-/// The same of a release by force, whose token has to be greater than that of the holder who is to
-/// learn of it.
-pub async fn a_release_by_force_after_an_older_row_was_put_back_has_a_greater_token(bench: &Bench) {
-    if !can_be_restored(bench) {
+/// The same of a release by force, whose token must be greater than that of the holder that is
+/// notified of it.
+pub async fn a_release_by_force_after_an_older_row_was_put_back_has_a_greater_token(
+    fixture: &StoreFixture,
+) {
+    if !can_be_restored(fixture) {
         return;
     }
-    let store = bench.ready().await;
+    let store = fixture.ready().await;
     for token in OLDER {
         let last = held(&*store).await;
-        set_back(bench, token);
+        set_back(fixture, token);
         let forced = store.force(&last.name, WITHIN).await.expect("an answer");
         assert!(matches!(forced, Force::Freed(_)), "{token}: {forced:?}");
         let raised = token_of(&*store).await;
@@ -114,5 +118,5 @@ pub async fn a_release_by_force_after_an_older_row_was_put_back_has_a_greater_to
         release(&*store, &next).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    promise("P2", bench.engine);
+    promise("P2", fixture.engine);
 }

@@ -6,8 +6,9 @@ use database_locks::seam::{
 };
 use database_locks::{LockState, Ttl};
 
-use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, info, name, outlived, release, renew,
+use super::fixture::{
+    LONG, SHORT, StoreFixture, WITHIN, acquire_command, grant_of, granted, info, name, outlived,
+    release, renew,
 };
 use crate::promise::promise;
 
@@ -17,14 +18,14 @@ pub fn over(seen: &Grant, holder: &str) -> TakeOverCommand {
     TakeOverCommand {
         to: AcquireCommand {
             metadata,
-            ..ask(seen.name.as_str(), holder, LONG)
+            ..acquire_command(seen.name.as_str(), holder, LONG)
         },
         token: seen.token,
         grant: Some(seen.id.as_str().to_owned()),
     }
 }
 
-/// Asks once; repeats after conflicts that are not about this lock.
+/// Sends a request once, and again after conflicts that are not about this lock.
 pub async fn take_over(store: &dyn Store, what: &TakeOverCommand) -> Outcome {
     for _ in 0..200 {
         match store.take_over(what, WITHIN).await {
@@ -37,11 +38,15 @@ pub async fn take_over(store: &dyn Store, what: &TakeOverCommand) -> Outcome {
     panic!("contention without end")
 }
 
-/// The same on a node that may not have the grant yet: it is asked again.
-async fn take_over_soon(bench: &Bench, store: &dyn Store, what: &TakeOverCommand) -> Outcome {
+/// Repeats the request while the node does not have the grant yet.
+async fn take_over_soon(
+    fixture: &StoreFixture,
+    store: &dyn Store,
+    what: &TakeOverCommand,
+) -> Outcome {
     let mut outcome = take_over(store, what).await;
     for _ in 0..200 {
-        if !bench.is_cluster() || matches!(outcome, Outcome::Granted { .. }) {
+        if !fixture.is_cluster() || matches!(outcome, Outcome::Granted { .. }) {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -50,20 +55,20 @@ async fn take_over_soon(bench: &Bench, store: &dyn Store, what: &TakeOverCommand
     outcome
 }
 
-/// The same holder gets a greater token at once, and what had it can do no more to it.
-pub async fn the_same_holder_takes_over(bench: &Bench) {
-    let store = bench.ready().await;
+/// The same holder gets a greater token at once, and its former grant can no longer change the row.
+pub async fn the_same_holder_takes_over(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     for ttl in [Ttl::from(LONG), Ttl::Infinite] {
         let old = granted(&*store, "job", "me", LONG).await;
         assert!(renew(&*store, &old, ttl).await.is_renewed());
         let what = over(&old, "me");
-        let other = bench.store();
-        let taken = take_over_soon(bench, &*other, &what).await;
+        let other = fixture.store();
+        let taken = take_over_soon(fixture, &*other, &what).await;
         let Outcome::Granted { token, length, .. } = taken else {
             panic!("{ttl}: not granted: {taken:?}")
         };
         assert!(token > old.token && length == LONG);
-        let again = take_over_soon(bench, &*store, &what).await;
+        let again = take_over_soon(fixture, &*store, &what).await;
         assert!(
             matches!(again, Outcome::Granted { token: same, .. } if same == token),
             "its reply may be lost: {again:?}"
@@ -95,13 +100,13 @@ pub async fn the_same_holder_takes_over(bench: &Bench) {
         );
     }
     for id in ["P2", "P3"] {
-        promise(id, bench.engine);
+        promise(id, fixture.engine);
     }
 }
 
-/// Only what was seen is taken over, and only by its own holder.
-pub async fn nothing_but_what_was_seen_is_taken_over(bench: &Bench) {
-    let store = bench.ready().await;
+/// Only the observed grant is taken over, and only by its own holder.
+pub async fn only_the_observed_grant_is_taken_over(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let held = granted(&*store, "job", "me", LONG).await;
     let other = granted(&*store, "other", "me", LONG).await;
     let by_another = over(&held, "you");
@@ -136,18 +141,18 @@ pub async fn nothing_but_what_was_seen_is_taken_over(bench: &Bench) {
         (before.token, before.expires_at)
     );
     assert!(renew(&*store, &held, LONG).await.is_renewed());
-    promise("P1", bench.engine);
+    promise("P1", fixture.engine);
 }
 
 /// A lock that is free or expired is not preempted, and no row is made.
-pub async fn what_nobody_has_is_not_taken_over(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_free_lock_is_not_taken_over(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let released = granted(&*store, "released", "me", LONG).await;
     release(&*store, &released).await;
     let expired = granted(&*store, "expired", "me", SHORT).await;
     outlived(SHORT).await;
     // On a cluster no clock ends the lease: its holder keeps it until another client takes over.
-    let ended = match bench.is_cluster() {
+    let ended = match fixture.is_cluster() {
         true => vec![released],
         false => vec![released, expired],
     };

@@ -7,15 +7,15 @@ use std::time::Duration;
 use database_locks::seam::{AcquireCommand, Outcome, PAGE};
 use database_locks::{ListFilter, Ttl};
 
-use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, granted, holder_of, info, info_soon, list, name, outlived,
-    release, renew, try_once,
+use super::fixture::{
+    LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, holder_of, info, info_soon, list,
+    name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
 
 /// Names that look alike are different locks.
-pub async fn distinct_names_are_distinct_locks(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn distinct_names_are_distinct_locks(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let longest = "x".repeat(255);
     let almost = format!("{}y", "x".repeat(254));
     let wide = "𝄞".repeat(255);
@@ -74,12 +74,12 @@ pub async fn distinct_names_are_distinct_locks(bench: &Bench) {
     let all = list(&*store, &ListFilter::new()).await;
     let listed: BTreeSet<&str> = all.iter().map(|row| row.name.as_str()).collect();
     assert_eq!(listed, names.into_iter().collect());
-    promise("P10", bench.engine);
+    promise("P10", fixture.engine);
 }
 
 /// Pruning deletes only locks that were free for long, and the tokens of a name keep growing.
-pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn pruning_deletes_locks_that_are_free_for_long(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     granted(&*store, "held", "me", LONG).await;
     let endless = granted(&*store, "endless", "me", LONG).await;
     assert!(renew(&*store, &endless, Ttl::Infinite).await.is_renewed());
@@ -94,9 +94,9 @@ pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
     assert_eq!(prune(Duration::from_secs(3600)).await, 0, "not long enough");
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let pruned = prune(Duration::from_secs(1)).await;
-    if bench.is_cluster() {
-        // What is made anew begins at the clock of the node that makes it: so nothing goes whose
-        // token that clock, were it behind, might not have reached yet.
+    if fixture.is_cluster() {
+        // A new row begins at the clock of the node that makes it. So pruning spares rows whose
+        // token that clock might not have reached yet.
         assert_eq!(pruned, 0);
     } else {
         assert_eq!(pruned, 2);
@@ -105,13 +105,12 @@ pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
         assert_eq!(names, ["endless", "held"]);
     }
     assert!(granted(&*store, "released", "me", LONG).await.token > released.token);
-    promise("P2", bench.engine);
+    promise("P2", fixture.engine);
 }
 
-/// One look answers for many locks, in the order of their names as they were given, one of them
-/// twice.
-pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(bench: &Bench) {
-    let store = bench.ready().await;
+/// One poll answers for many locks, in the order of their names, one of which occurs twice.
+pub async fn a_poll_returns_the_holder_or_that_the_lock_may_be_free(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let held = granted(&*store, "held", "me", LONG).await;
     let endless = granted(&*store, "endless", "you", LONG).await;
     assert!(renew(&*store, &endless, Ttl::Infinite).await.is_renewed());
@@ -134,32 +133,32 @@ pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(bench: &Bench
         .map(|by| by.as_ref().and_then(|by| by.holder.as_deref()))
         .collect();
     // On a cluster no clock ends a lease, only an observation.
-    let expired = bench.is_cluster().then_some("me");
+    let expired = fixture.is_cluster().then_some("me");
     let me = Some("me");
     assert_eq!(holders, [None, me, None, expired, Some("you"), me]);
     let by = seen[1].as_ref().expect("it is held");
     assert_eq!(by.grant.as_deref(), Some(held.id.as_str()));
     assert_eq!(by.token, Some(held.token));
     assert!(!by.is_legacy && by.free_in.is_some_and(|left| left <= LONG));
-    assert_eq!(by.observed_expiry.is_some(), bench.is_cluster());
+    assert_eq!(by.observed_expiry.is_some(), fixture.is_cluster());
     assert_eq!(seen[4].as_ref().and_then(|by| by.free_in), None);
-    // It changed nothing, and one alone is told the same.
+    // The poll changed nothing, and a poll of one name has the same answer.
     let alone = look(&[name("held")]).await;
     assert_eq!(alone[0].as_ref().map(|by| by.token), Some(by.token));
-    let again = try_once(&*store, &ask("held", "other", LONG)).await;
+    let again = try_once(&*store, &acquire_command("held", "other", LONG)).await;
     assert!(matches!(again, Outcome::Held(_)), "{again:?}");
-    promise("P12", bench.engine);
+    promise("P12", fixture.engine);
 }
 
-/// More rows than there are on a page; free ones, those of other names, and all.
-pub async fn a_list_is_read_in_pages_and_filtered_where_the_rows_are(bench: &Bench) {
-    let store = bench.ready().await;
+/// More rows than a page has; filtered by state and name.
+pub async fn a_list_is_read_in_pages_and_filtered_where_the_rows_are(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let rows = PAGE as usize + 50;
-    let asks: Vec<AcquireCommand> = (0..rows)
-        .map(|at| ask(&format!("many {at:04}"), "me", LONG))
+    let commands: Vec<AcquireCommand> = (0..rows)
+        .map(|at| acquire_command(&format!("many {at:04}"), "me", LONG))
         .collect();
-    for asks in asks.chunks(500) {
-        let outcomes = store.acquire(asks, WITHIN).await.expect("an answer");
+    for commands in commands.chunks(500) {
+        let outcomes = store.acquire(commands, WITHIN).await.expect("an answer");
         assert!(
             outcomes
                 .iter()
@@ -193,23 +192,23 @@ pub async fn a_list_is_read_in_pages_and_filtered_where_the_rows_are(bench: &Ben
     }
 }
 
-/// What a reader is told is what was written.
-pub async fn a_reader_sees_what_the_holder_wrote(bench: &Bench) {
-    let store = bench.ready().await;
+/// A reader gets the values that the holder wrote.
+pub async fn a_reader_sees_what_the_holder_wrote(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     assert_eq!(info(&*store, "job").await, None);
     let metadata: Arc<str> = r#"{"program":"x","meta":{"why":"\"quoted\" \\ 'ä' 🔒"}}"#.into();
-    let ask = AcquireCommand {
+    let command = AcquireCommand {
         metadata: Arc::clone(&metadata),
-        ..ask("job", "it's \"me\" \\ ä", LONG)
+        ..acquire_command("job", "it's \"me\" \\ ä", LONG)
     };
-    let Outcome::Granted { token, .. } = try_once(&*store, &ask).await else {
+    let Outcome::Granted { token, .. } = try_once(&*store, &command).await else {
         panic!("not granted")
     };
-    let row = info_soon(&*bench.store(), "job").await.expect("a row");
-    assert_eq!(row.holder.as_deref(), Some(&*ask.holder));
+    let row = info_soon(&*fixture.store(), "job").await.expect("a row");
+    assert_eq!(row.holder.as_deref(), Some(&*command.holder));
     assert_eq!(
         (row.token, row.grant.as_deref()),
-        (token, Some(ask.grant.as_str()))
+        (token, Some(command.grant.as_str()))
     );
     assert_eq!(row.metadata.as_deref(), Some(&*metadata));
     assert!(row.held_for.is_some_and(|age| age < LONG));
@@ -226,11 +225,11 @@ pub async fn a_reader_sees_what_the_holder_wrote(bench: &Bench) {
 }
 
 /// Making the table again changes nothing, and leaves held locks alone.
-pub async fn installing_twice_changes_nothing(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn installing_twice_changes_nothing(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;
     let before = info(&*store, "job").await;
-    for client in [&store, &bench.store()] {
+    for client in [&store, &fixture.store()] {
         client.install(WITHIN).await.expect("installs");
     }
     assert_eq!(

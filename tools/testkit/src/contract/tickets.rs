@@ -3,14 +3,16 @@
 use database_locks::LostReason;
 use database_locks::seam::{AcquireCommand, Grant, Released, Renewal, ResumeCommand, Store};
 
-use super::bench::{Bench, LONG, SHORT, WITHIN, ask, granted, info, outlived, release, renew};
+use super::fixture::{
+    LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, info, outlived, release, renew,
+};
 use crate::promise::promise;
 
 fn handed_to(grant: &Grant, holder: &str) -> ResumeCommand {
     let metadata = format!("{{\"from\":\"{}\"}}", grant.id).into();
     let to = AcquireCommand {
         metadata,
-        ..ask(grant.name.as_str(), holder, LONG)
+        ..acquire_command(grant.name.as_str(), holder, LONG)
     };
     ResumeCommand {
         token: grant.token,
@@ -23,13 +25,14 @@ async fn resume(store: &dyn Store, what: &ResumeCommand) -> Renewal {
     store.resume(what, WITHIN).await.expect("an answer")
 }
 
-/// A lock that is resumed has the same token and another grant; its giver can do no more to it.
-pub async fn a_ticket_resumes_a_lock_once(bench: &Bench) {
-    let store = bench.ready().await;
+/// A resumed lock has the same token and another grant. The former grant can no longer change the
+/// row.
+pub async fn a_ticket_resumes_a_lock_once(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let given = granted(&*store, "job", "giver", SHORT).await;
     let (what, again) = (handed_to(&given, "taker"), handed_to(&given, "another"));
     assert!(resume(&*store, &what).await.is_renewed());
-    let repeated = resume(&*bench.store(), &what).await;
+    let repeated = resume(&*fixture.store(), &what).await;
     assert!(repeated.is_renewed(), "its reply may be lost");
     outlived(SHORT).await;
 
@@ -58,17 +61,17 @@ pub async fn a_ticket_resumes_a_lock_once(bench: &Bench) {
         resume(&*store, &again).await.lost(),
         Some(LostReason::Released)
     );
-    promise("P3", bench.engine);
+    promise("P3", fixture.engine);
 }
 
 /// A ticket whose lease has ended resumes nothing, whether or not another client took the lock.
-pub async fn a_dead_ticket_revives_nothing(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_dead_ticket_revives_nothing(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let given = granted(&*store, "job", "giver", SHORT).await;
     outlived(SHORT).await;
     let late = handed_to(&given, "late");
     // On a cluster no clock ends the lease: the ticket is valid until another client takes over.
-    if !bench.is_cluster() {
+    if !fixture.is_cluster() {
         assert_eq!(
             resume(&*store, &late).await.lost(),
             Some(LostReason::Expired)
@@ -81,7 +84,7 @@ pub async fn a_dead_ticket_revives_nothing(bench: &Bench) {
     );
     assert!(renew(&*store, &next, LONG).await.is_renewed());
     let nowhere = ResumeCommand {
-        to: ask("no row", "late", LONG),
+        to: acquire_command("no row", "late", LONG),
         ..late
     };
     assert_eq!(

@@ -43,5 +43,5 @@ pub(crate) fn copy(data: &Path, node: &MySqlServer) {
     let state = to.join("grastate.dat");
     let text = std::fs::read_to_string(&state).expect("the first node wrote it");
     let text = text.replace("safe_to_bootstrap: 1", "safe_to_bootstrap: 0");
-    std::fs::write(&state, text).expect("the directory is ours");
+    std::fs::write(&state, text).expect("the directory can be written to");
 }

@@ -10,12 +10,12 @@ use crate::tls::Certificate;
 pub enum Flavor {
     /// MariaDB, as the distribution has it.
     MariaDb,
-    /// Oracle's MySQL, where `DBLOCK_MYSQLD` says: see `scripts/get-mysql`.
+    /// Oracle's MySQL, at the path in `DBLOCK_MYSQLD`: see `scripts/get-mysql`.
     MySql,
 }
 
 impl Flavor {
-    /// As it is called in promises and in `DBLOCK_REQUIRE`.
+    /// Its name in promises and in `DBLOCK_REQUIRE`.
     pub fn engine(self) -> &'static str {
         match self {
             Self::MariaDb => "mariadb",
@@ -31,7 +31,7 @@ impl Flavor {
         }
     }
 
-    /// Its server program. Debian's `mysqld` in PATH is MariaDB's, so it is not looked for there.
+    /// Its server program, not searched for in PATH: Debian's `mysqld` there is MariaDB's.
     pub fn program(self) -> Option<PathBuf> {
         match self {
             Self::MariaDb => find_binary("mariadbd", &[]),
@@ -65,7 +65,7 @@ impl Options {
         }
     }
 
-    /// Wait for the disk at a commit. Off by default: the machine does not lose power
+    /// Waits for the disk at a commit. Off by default: the machine does not lose power
     /// during a test, and a killed server loses nothing that it has given the kernel.
     #[must_use]
     pub fn fsync(mut self, on: bool) -> Self {

@@ -10,7 +10,7 @@ use super::state::{Loss, State};
 /// The size of a read: any request of a test fits, so that a pattern is never split.
 const CHUNK: usize = 64 * 1024;
 
-/// Forward in both directions until the server ends the connection or a fault does.
+/// Forwards in both directions until the server ends the connection or a fault does.
 pub(super) async fn both(state: &State, client: TcpStream, target: (String, u16)) {
     let Ok(server) = TcpStream::connect(target).await else {
         return;

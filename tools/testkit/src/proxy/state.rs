@@ -85,7 +85,7 @@ impl Tally {
         self.last
     }
 
-    /// Count a chunk of a client's, and say whether the scheduled loss is due to it.
+    /// Counts a chunk of a client; whether the scheduled loss is due to it.
     pub(super) fn request(&mut self, chunk: &[u8]) -> Option<Loss> {
         self.counts.chunks_up += 1;
         self.counts.bytes_up += chunk.len() as u64;

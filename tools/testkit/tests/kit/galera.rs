@@ -6,7 +6,7 @@ use testkit::haproxy::Balance;
 use testkit::{Galera, HaProxy, time};
 
 /// Long enough for anything a living cluster does, on a machine that is busy.
-const SOON: Duration = Duration::from_secs(40);
+const TIMEOUT: Duration = Duration::from_secs(40);
 
 fn count(cluster: &Galera, node: usize, url: &str) -> Option<String> {
     let sql = "SET SESSION wsrep_sync_wait = 1; SELECT count(*) FROM t";
@@ -36,7 +36,7 @@ fn the_nodes_hold_the_same_data_and_can_be_broken_and_mended() {
 
     // A moved connection: of those in turn one is at each node.
     if let Some(proxy) = HaProxy::start(&cluster, Balance::RoundRobin) {
-        assert!(time::wait_until(SOON, || proxy.connections() == [0, 0, 0]));
+        assert!(time::wait_until(TIMEOUT, || proxy.connections() == [0, 0, 0]));
         let port = cluster.node(0).port().to_string();
         let through = proxy.url(&url);
         assert!(through.contains(&proxy.port().to_string()) && !through.contains(&port));
@@ -46,13 +46,13 @@ fn the_nodes_hold_the_same_data_and_can_be_broken_and_mended() {
             proxy.connections().iter().all(|count| *count > 0)
         };
         assert!(
-            time::wait_until(SOON, each),
+            time::wait_until(TIMEOUT, each),
             "{:?}\n{}",
             proxy.connections(),
             proxy.server().log_tail()
         );
         proxy.take_out(1);
-        assert!(time::wait_until(SOON, || proxy.connections()[1] == 0));
+        assert!(time::wait_until(TIMEOUT, || proxy.connections()[1] == 0));
         proxy.put_back(1);
         drop(open);
     }
@@ -66,7 +66,7 @@ fn the_nodes_hold_the_same_data_and_can_be_broken_and_mended() {
     cluster.start_node(1);
     assert_eq!(count(&cluster, 1, &url).as_deref(), Some("2"));
 
-    // One that is cut off answers, and serves nobody.
+    // A node that is cut off answers, and does not serve.
     cluster.isolate(2);
     cluster.wait_until_cut_off(2);
     let refused = cluster

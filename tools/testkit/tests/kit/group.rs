@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use testkit::{Group, time};
 
-const SOON: Duration = Duration::from_secs(40);
+const TIMEOUT: Duration = Duration::from_secs(40);
 
 fn count(group: &Group, node: usize, url: &str) -> Option<String> {
     group.query(node, url, "SELECT COUNT(*) FROM t").ok()
@@ -14,7 +14,7 @@ fn count(group: &Group, node: usize, url: &str) -> Option<String> {
 /// In one test, since each change of the group takes seconds.
 #[test]
 #[ignore = "make prove"]
-fn its_nodes_have_the_same_data_and_come_back() {
+fn members_have_the_same_data_and_come_back() {
     let Some(mut group) = Group::shared_alone() else {
         return;
     };
@@ -28,14 +28,16 @@ fn its_nodes_have_the_same_data_and_come_back() {
     (0..3).for_each(|node| insert(&group, node));
     let all_have = |group: &Group, rows: &str| {
         (0..3).all(|node| {
-            time::wait_until(SOON, || count(group, node, &url).as_deref() == Some(rows))
+            time::wait_until(TIMEOUT, || {
+                count(group, node, &url).as_deref() == Some(rows)
+            })
         })
     };
     assert!(all_have(&group, "3"));
 
     // One that was started after it was killed belongs to no group, and takes writes for itself.
     group.kill(2);
-    assert!(time::wait_until(SOON, || group.members(0).len() == 2));
+    assert!(time::wait_until(TIMEOUT, || group.members(0).len() == 2));
     group.start_outside(2);
     assert!(!group.serves(2) && group.serves(0));
     group.mend();

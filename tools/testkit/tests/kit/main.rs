@@ -2,10 +2,10 @@
 
 mod galera;
 mod group;
-mod lab;
 mod mysql;
 mod pair;
 mod postgres;
 mod process;
 mod promise;
 mod proxy;
+mod test_servers;

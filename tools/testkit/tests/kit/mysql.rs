@@ -6,9 +6,9 @@ use testkit::mysql::{Flavor, Options};
 use testkit::{MariaDb, MySql, MySqlServer, time};
 
 /// Long enough for anything a living server does, on a machine that is busy.
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Long enough to believe that nobody answers.
+/// Long enough to be sure that no answer comes.
 const A_WHILE: Duration = Duration::from_millis(500);
 
 fn login(server: &MySqlServer, over: &[String], password: &str) -> (bool, String) {
@@ -33,7 +33,7 @@ fn login(server: &MySqlServer, over: &[String], password: &str) -> (bool, String
     )
 }
 
-fn the_locker_comes_in_by_password_only(server: &MySqlServer) {
+fn the_locker_needs_its_password(server: &MySqlServer) {
     let port = server.port();
     let tcp = [
         "--protocol=tcp".into(),
@@ -70,24 +70,24 @@ fn rows_are_lines_and_columns_are_apart_by_tabs(server: &MySqlServer) {
 }
 
 fn an_error_is_an_error_and_the_session_goes_on(server: &MySqlServer) {
-    let mut stranger = server.stranger(&server.fresh_database());
-    let error = stranger
+    let mut session = server.sql_session(&server.fresh_database());
+    let error = session
         .run("SELECT * FROM nothing_there")
         .expect_err("there is no such table");
     assert!(error.to_string().contains("1146"), "{error}");
     assert_eq!(
-        stranger.run("SELECT 1; SELECT 2"),
+        session.run("SELECT 1; SELECT 2"),
         Ok(vec!["1".into(), "2".into()])
     );
 }
 
-fn a_stranger_holds_a_row_until_it_commits(server: &MySqlServer) {
+fn a_session_locks_a_row_until_it_commits(server: &MySqlServer) {
     let url = server.fresh_database();
     server
         .query(&url, "CREATE TABLE t(a int); INSERT INTO t VALUES (1)")
         .expect("it is empty");
 
-    let mut holder = server.stranger(&url);
+    let mut holder = server.sql_session(&url);
     holder
         .run("BEGIN")
         .expect("a new session is in no transaction");
@@ -96,11 +96,11 @@ fn a_stranger_holds_a_row_until_it_commits(server: &MySqlServer) {
         Ok(vec!["1".into()])
     );
 
-    let mut waiter = server.stranger(&url);
+    let mut waiter = server.sql_session(&url);
     waiter.send("UPDATE t SET a = 2; SELECT a FROM t");
     assert_eq!(waiter.answer(A_WHILE), None);
     holder.run("COMMIT").expect("nothing is wrong with it");
-    assert_eq!(waiter.answer(SOON), Some(Ok(vec!["2".into()])));
+    assert_eq!(waiter.answer(TIMEOUT), Some(Ok(vec!["2".into()])));
 }
 
 fn a_stopped_server_keeps_its_data_and_port(options: Options) {
@@ -122,7 +122,7 @@ fn a_stopped_server_keeps_its_data_and_port(options: Options) {
     server.restart();
     assert_eq!(keep(&server), Ok("1".into()));
 
-    let mut session = server.stranger(&url);
+    let mut session = server.sql_session(&url);
     session.run("SELECT 1").expect("the server runs");
     server.kill();
     assert!(session.run("SELECT 1").is_err(), "a killed server answers");
@@ -134,23 +134,23 @@ fn a_frozen_server_answers_when_it_is_thawed(options: Options) {
     let Some(mut server) = options.start() else {
         return;
     };
-    let mut session = server.stranger("mysql");
+    let mut session = server.sql_session("mysql");
     session.run("SELECT 1").expect("the server runs");
 
     server.freeze();
     session.send("SELECT 2");
     assert_eq!(session.answer(A_WHILE), None);
     server.thaw();
-    assert_eq!(session.answer(SOON), Some(Ok(vec!["2".into()])));
+    assert_eq!(session.answer(TIMEOUT), Some(Ok(vec!["2".into()])));
 
     server.freeze();
     let start = time::now();
     drop(server);
-    assert!(start.elapsed() < SOON);
+    assert!(start.elapsed() < TIMEOUT);
 }
 
 #[test]
-fn what_is_made_once_a_machine_is_no_others() {
+fn each_server_has_a_uuid_of_its_own() {
     let (Some(one), Some(other)) = (MySql::start(), MySql::shared()) else {
         return;
     };
@@ -181,10 +181,10 @@ macro_rules! on {
     ($($module:ident: $kind:ident),*) => { $(
         on!($module, $kind,
             shared:
-            the_locker_comes_in_by_password_only,
+            the_locker_needs_its_password,
             rows_are_lines_and_columns_are_apart_by_tabs,
             an_error_is_an_error_and_the_session_goes_on,
-            a_stranger_holds_a_row_until_it_commits;
+            a_session_locks_a_row_until_it_commits;
             own:
             a_stopped_server_keeps_its_data_and_port,
             a_frozen_server_answers_when_it_is_thawed

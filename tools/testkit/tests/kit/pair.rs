@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use testkit::{Commits, Pair, Postgres, SqlError, Stranger};
+use testkit::{Commits, Pair, Postgres, SqlError, SqlSession};
 
 /// Long enough for anything a living server does, on a machine that is busy.
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Long enough to believe that nobody answers.
+/// Long enough to be sure that no answer comes.
 const A_WHILE: Duration = Duration::from_millis(500);
 
 fn pair(commits: Commits) -> Option<Pair> {
@@ -30,8 +30,8 @@ fn timeline(of: &Postgres) -> String {
 }
 
 /// An INSERT that is sent, and whose answer is still to come.
-fn inserting(into: &Postgres, value: u32) -> Stranger {
-    let mut session = into.stranger("postgres");
+fn inserting(into: &Postgres, value: u32) -> SqlSession {
+    let mut session = into.sql_session("postgres");
     session.run("SELECT 1").expect("it runs");
     session.send(&format!("INSERT INTO t VALUES ({value})"));
     session
@@ -44,7 +44,7 @@ fn a_synchronous_standby_has_all_that_was_answered() {
         return;
     };
     let mut session = inserting(pair.primary(), 1);
-    assert_eq!(session.answer(SOON), Some(Ok(vec![])));
+    assert_eq!(session.answer(TIMEOUT), Some(Ok(vec![])));
     pair.part();
     let mut session = inserting(pair.primary(), 2);
     assert_eq!(session.answer(A_WHILE), None, "answered by one alone");
@@ -54,9 +54,9 @@ fn a_synchronous_standby_has_all_that_was_answered() {
     assert_eq!(rows(pair.standby()), Ok("1".into()));
     let mut session = inserting(pair.standby(), 3);
     assert_eq!(
-        session.answer(SOON),
+        session.answer(TIMEOUT),
         Some(Ok(vec![])),
-        "it waits for nobody"
+        "it waits for no standby"
     );
     assert_eq!(timeline(pair.standby()), "00000002");
 
@@ -76,7 +76,7 @@ fn an_asynchronous_standby_lacks_what_did_not_reach_it() {
     };
     pair.part();
     let mut session = inserting(pair.primary(), 1);
-    assert_eq!(session.answer(SOON), Some(Ok(vec![])));
+    assert_eq!(session.answer(TIMEOUT), Some(Ok(vec![])));
     pair.promote();
     assert_eq!(rows(pair.standby()), Ok(String::new()));
     assert_eq!(rows(pair.primary()), Ok("1".into()), "both are there");

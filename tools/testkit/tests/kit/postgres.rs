@@ -5,9 +5,9 @@ use std::time::Duration;
 use testkit::{Postgres, Proxy, SqlError, time};
 
 /// Long enough for anything a living server does, on a machine that is busy.
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Long enough to believe that nobody answers.
+/// Long enough to be sure that no answer comes.
 const A_WHILE: Duration = Duration::from_millis(500);
 
 fn psql(postgres: &Postgres, url: &str) -> (bool, String) {
@@ -52,7 +52,7 @@ fn every_url_leads_to_its_database() {
 }
 
 #[test]
-fn a_fresh_database_is_the_lockers_to_make_tables_in() {
+fn the_locker_may_create_tables_in_a_fresh_database() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -67,19 +67,19 @@ fn an_error_is_an_error_and_the_session_goes_on() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
-    let mut stranger = postgres.stranger(&postgres.fresh_database());
-    let error = stranger
+    let mut session = postgres.sql_session(&postgres.fresh_database());
+    let error = session
         .run("SELECT * FROM nothing_there")
         .expect_err("there is no such table");
     assert!(error.to_string().contains("nothing_there"), "{error}");
     assert_eq!(
-        stranger.run("SELECT 1; SELECT 2"),
+        session.run("SELECT 1; SELECT 2"),
         Ok(vec!["1".into(), "2".into()])
     );
 }
 
 #[test]
-fn a_stranger_holds_a_row_until_it_commits() {
+fn a_session_locks_a_row_until_it_commits() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -88,7 +88,7 @@ fn a_stranger_holds_a_row_until_it_commits() {
         .query(&url, "CREATE TABLE t(a int); INSERT INTO t VALUES (1)")
         .expect("it is empty");
 
-    let mut holder = postgres.stranger(&url);
+    let mut holder = postgres.sql_session(&url);
     holder
         .run("BEGIN")
         .expect("a new session is in no transaction");
@@ -97,15 +97,15 @@ fn a_stranger_holds_a_row_until_it_commits() {
         Ok(vec!["1".into()])
     );
 
-    let mut waiter = postgres.stranger(&url);
+    let mut waiter = postgres.sql_session(&url);
     waiter.send("UPDATE t SET a = 2 RETURNING a");
     assert_eq!(waiter.answer(A_WHILE), None);
     holder.run("COMMIT").expect("nothing is wrong with it");
-    assert_eq!(waiter.answer(SOON), Some(Ok(vec!["2".into()])));
+    assert_eq!(waiter.answer(TIMEOUT), Some(Ok(vec!["2".into()])));
 }
 
 #[test]
-fn a_stranger_who_leaves_rolls_back() {
+fn a_closed_session_rolls_back() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -113,14 +113,14 @@ fn a_stranger_who_leaves_rolls_back() {
     postgres
         .query(&url, "CREATE TABLE t(a int primary key)")
         .expect("it is empty");
-    let mut stranger = postgres.stranger(&url);
-    stranger
+    let mut session = postgres.sql_session(&url);
+    session
         .run("BEGIN")
         .expect("a new session is in no transaction");
-    stranger
+    session
         .run("INSERT INTO t VALUES (1)")
         .expect("the table is empty");
-    drop(stranger);
+    drop(session);
 
     // Waits for the other insert to be decided.
     postgres
@@ -149,7 +149,7 @@ fn a_stopped_server_keeps_its_data_and_port() {
     assert!(psql(&postgres, &url).0);
     assert_eq!(keep(&postgres), Ok("1".into()));
 
-    let mut session = postgres.stranger(&url);
+    let mut session = postgres.sql_session(&url);
     session.run("SELECT 1").expect("the server runs");
     postgres.kill();
     assert!(session.run("SELECT 1").is_err(), "a killed server answers");
@@ -162,19 +162,19 @@ fn a_frozen_server_answers_when_it_is_thawed() {
     let Some(mut postgres) = Postgres::start() else {
         return;
     };
-    let mut session = postgres.stranger("postgres");
+    let mut session = postgres.sql_session("postgres");
     session.run("SELECT 1").expect("the server runs");
 
     postgres.freeze();
     session.send("SELECT 2");
     assert_eq!(session.answer(A_WHILE), None);
-    let mut late = postgres.stranger("postgres");
+    let mut late = postgres.sql_session("postgres");
     late.send("SELECT 3");
     assert_eq!(late.answer(A_WHILE), None);
 
     postgres.thaw();
-    assert_eq!(session.answer(SOON), Some(Ok(vec!["2".into()])));
-    assert_eq!(late.answer(SOON), Some(Ok(vec!["3".into()])));
+    assert_eq!(session.answer(TIMEOUT), Some(Ok(vec!["2".into()])));
+    assert_eq!(late.answer(TIMEOUT), Some(Ok(vec!["3".into()])));
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_frozen_server_can_be_dropped() {
     postgres.freeze();
     let start = time::now();
     drop(postgres);
-    assert!(start.elapsed() < SOON);
+    assert!(start.elapsed() < TIMEOUT);
     assert!(!dir.exists());
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
 }

@@ -1,4 +1,4 @@
-//! Every fault of the proxy, with a server that repeats what it hears.
+//! Every fault of the proxy, with a server that repeats what it receives.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -10,30 +10,30 @@ use std::time::Duration;
 use testkit::{Proxy, time};
 
 /// Long enough for anything that happens at all, on a machine that is busy.
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Long enough to believe that nothing comes.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-/// A server that repeats what it hears, and remembers it.
+/// A server that repeats and records what it receives.
 struct Echo {
     port: u16,
-    heard: Arc<Mutex<Vec<u8>>>,
+    received: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Echo {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let all = Arc::clone(&heard);
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&received);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (mut stream, heard) = (stream.unwrap(), Arc::clone(&all));
+                let (mut stream, received) = (stream.unwrap(), Arc::clone(&all));
                 std::thread::spawn(move || {
                     let mut buffer = [0; 1024];
                     while let Ok(length @ 1..) = stream.read(&mut buffer) {
-                        heard.lock().unwrap().extend(&buffer[..length]);
+                        received.lock().unwrap().extend(&buffer[..length]);
                         if stream.write_all(&buffer[..length]).is_err() {
                             return;
                         }
@@ -41,15 +41,15 @@ impl Echo {
                 });
             }
         });
-        Self { port, heard }
+        Self { port, received }
     }
 
-    fn heard(&self, what: &str) -> bool {
-        time::wait_until(SOON, || self.heard_now() == what)
+    fn receives(&self, what: &str) -> bool {
+        time::wait_until(TIMEOUT, || self.received_text() == what)
     }
 
-    fn heard_now(&self) -> String {
-        String::from_utf8(self.heard.lock().unwrap().clone()).unwrap()
+    fn received_text(&self) -> String {
+        String::from_utf8(self.received.lock().unwrap().clone()).unwrap()
     }
 }
 
@@ -62,17 +62,17 @@ fn start() -> (Echo, Proxy, TcpStream) {
 
 fn connect(proxy: &Proxy) -> TcpStream {
     let client = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
-    client.set_read_timeout(Some(SOON)).unwrap();
+    client.set_read_timeout(Some(TIMEOUT)).unwrap();
     client
 }
 
-fn hears(client: &mut TcpStream, what: &str) {
+fn expect_reply(client: &mut TcpStream, what: &str) {
     let mut buffer = vec![0; what.len()];
     client.read_exact(&mut buffer).unwrap();
     assert_eq!(String::from_utf8(buffer).unwrap(), what);
 }
 
-fn hears_nothing(client: &mut TcpStream) {
+fn expect_no_reply(client: &mut TcpStream) {
     client.set_read_timeout(Some(A_WHILE)).unwrap();
     let error = client.read(&mut [0]).expect_err("nothing may come");
     assert!(
@@ -82,10 +82,10 @@ fn hears_nothing(client: &mut TcpStream) {
         ),
         "{error}"
     );
-    client.set_read_timeout(Some(SOON)).unwrap();
+    client.set_read_timeout(Some(TIMEOUT)).unwrap();
 }
 
-/// The end of the connection, by whichever of its two ways.
+/// The end of the connection, by a close or a reset.
 fn is_closed(client: &mut TcpStream) {
     match client.read(&mut [0]) {
         Ok(length) => assert_eq!(length, 0, "something came instead of the end"),
@@ -94,12 +94,12 @@ fn is_closed(client: &mut TcpStream) {
 }
 
 #[test]
-fn it_forwards_and_counts() {
+fn a_proxy_forwards_and_counts() {
     let (_echo, proxy, mut client) = start();
     proxy.watch_for("UPDATE");
     for what in ["UPDATE 1", "SELECT", "an UPDATE too"] {
         client.write_all(what.as_bytes()).unwrap();
-        hears(&mut client, what);
+        expect_reply(&mut client, what);
     }
     let counts = proxy.counts();
     assert_eq!(
@@ -120,19 +120,19 @@ fn it_forwards_and_counts() {
 fn a_stall_holds_everything_and_loses_nothing() {
     let (echo, proxy, mut client) = start();
     client.write_all(b"a").unwrap();
-    hears(&mut client, "a");
+    expect_reply(&mut client, "a");
 
     proxy.stall();
     client.write_all(b"b").unwrap();
     let mut late = connect(&proxy);
     late.write_all(b"").unwrap();
-    hears_nothing(&mut client);
-    assert_eq!(echo.heard_now(), "a");
+    expect_no_reply(&mut client);
+    assert_eq!(echo.received_text(), "a");
 
     proxy.resume();
-    hears(&mut client, "b");
+    expect_reply(&mut client, "b");
     late.write_all(b"c").unwrap();
-    hears(&mut late, "c");
+    expect_reply(&mut late, "c");
 }
 
 #[test]
@@ -140,10 +140,10 @@ fn stalled_replies_are_to_requests_that_arrived() {
     let (echo, proxy, mut client) = start();
     proxy.stall_replies();
     client.write_all(b"a").unwrap();
-    assert!(echo.heard("a"));
-    hears_nothing(&mut client);
+    assert!(echo.receives("a"));
+    expect_no_reply(&mut client);
     proxy.resume();
-    hears(&mut client, "a");
+    expect_reply(&mut client, "a");
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn a_cut_closes_what_is_open_and_nothing_else() {
     let mut other = connect(&proxy);
     for client in [&mut client, &mut other] {
         client.write_all(b"a").unwrap();
-        hears(client, "a");
+        expect_reply(client, "a");
     }
     assert_eq!(proxy.open_connections(), 2);
     proxy.cut();
@@ -162,7 +162,7 @@ fn a_cut_closes_what_is_open_and_nothing_else() {
 
     let mut client = connect(&proxy);
     client.write_all(b"b").unwrap();
-    hears(&mut client, "b");
+    expect_reply(&mut client, "b");
 }
 
 #[test]
@@ -170,27 +170,27 @@ fn a_stalled_connection_can_be_cut() {
     let (_echo, proxy, mut client) = start();
     proxy.stall();
     client.write_all(b"a").unwrap();
-    hears_nothing(&mut client);
+    expect_no_reply(&mut client);
     proxy.cut();
     is_closed(&mut client);
 }
 
 #[test]
-fn refusing_is_for_new_connections() {
+fn refusing_affects_new_connections_only() {
     let (_echo, proxy, mut client) = start();
     client.write_all(b"a").unwrap();
-    hears(&mut client, "a");
+    expect_reply(&mut client, "a");
 
     proxy.refuse(true);
     is_closed(&mut connect(&proxy));
     client.write_all(b"b").unwrap();
-    hears(&mut client, "b");
+    expect_reply(&mut client, "b");
     assert_eq!(proxy.counts().connections, 1);
 
     proxy.refuse(false);
     let mut client = connect(&proxy);
     client.write_all(b"c").unwrap();
-    hears(&mut client, "c");
+    expect_reply(&mut client, "c");
 }
 
 #[test]
@@ -198,17 +198,17 @@ fn a_lost_reply_is_to_a_request_that_arrived() {
     let (echo, proxy, mut client) = start();
     proxy.lose_next_reply("renew");
     client.write_all(b"take ").unwrap();
-    hears(&mut client, "take ");
+    expect_reply(&mut client, "take ");
     assert_eq!(proxy.faults_hit(), 0);
 
     client.write_all(b"renew ").unwrap();
     is_closed(&mut client);
     assert_eq!(proxy.faults_hit(), 1);
-    assert_eq!(echo.heard_now(), "take renew ");
+    assert_eq!(echo.received_text(), "take renew ");
 
     let mut client = connect(&proxy);
     client.write_all(b"renew ").unwrap();
-    hears(&mut client, "renew ");
+    expect_reply(&mut client, "renew ");
     assert_eq!(proxy.faults_hit(), 1, "one loss was asked for");
 }
 
@@ -217,22 +217,22 @@ fn a_lost_request_never_arrives() {
     let (echo, proxy, mut client) = start();
     proxy.lose_next_request("renew");
     client.write_all(b"take ").unwrap();
-    hears(&mut client, "take ");
+    expect_reply(&mut client, "take ");
     client.write_all(b"renew ").unwrap();
     is_closed(&mut client);
     assert_eq!(proxy.faults_hit(), 1);
-    assert_eq!(echo.heard_now(), "take ");
+    assert_eq!(echo.received_text(), "take ");
 }
 
 #[test]
-fn an_end_by_either_side_reaches_the_other() {
+fn a_close_by_either_side_reaches_the_other() {
     let (_echo, proxy, mut client) = start();
     client.write_all(b"a").unwrap();
-    hears(&mut client, "a");
-    // Echo ends when we have said all, and so the proxy ends too.
+    expect_reply(&mut client, "a");
+    // Echo ends when the client has sent all, and so the proxy ends too.
     client.shutdown(std::net::Shutdown::Write).unwrap();
     is_closed(&mut client);
-    assert!(time::wait_until(SOON, || proxy.open_connections() == 0));
+    assert!(time::wait_until(TIMEOUT, || proxy.open_connections() == 0));
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn a_url_is_changed_in_its_host_and_port_only() {
 fn a_dropped_proxy_closes_its_connections() {
     let (_echo, proxy, mut client) = start();
     client.write_all(b"a").unwrap();
-    hears(&mut client, "a");
+    expect_reply(&mut client, "a");
     drop(proxy);
     is_closed(&mut client);
 }

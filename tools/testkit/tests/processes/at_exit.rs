@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use database_locks::{LockState, Locks};
 use testkit::time::now;
-use testkit::{Killable, Lab, lab_tests, promise};
+use testkit::{ChildProcess, TestDb, db_tests, promise};
 
-const ENDER: &str = env!("CARGO_BIN_EXE_lock-ender");
+const EXITING_HOLDER: &str = env!("CARGO_BIN_EXE_exiting-holder");
 /// Longer than anything that a test waits for should take.
-const SOON: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// As often as the main way is tried on each engine: a program that does not wait is seen by then.
 const OFTEN: usize = 20;
 const OTHER_WAYS: [&str; 16] = [
@@ -28,13 +28,13 @@ const OTHER_WAYS: [&str; 16] = [
     "elsewhere-dropped",
     "exit-elsewhere",
     "exit-beside",
-    "given-up",
+    "dropped-acquire",
     "fork",
 ];
 
-/// Run it to its end; whether it succeeded, and what it said.
+/// Runs it to its end; whether it succeeded, and its output.
 fn ended(url: &str, how: &str) -> (Option<i32>, String) {
-    let mut command = Command::new(Path::new(ENDER));
+    let mut command = Command::new(Path::new(EXITING_HOLDER));
     let out = command.args([url, "job", how]).output().expect("runs");
     let message = String::from_utf8_lossy(&out.stderr).into_owned();
     (out.status.code(), message)
@@ -45,8 +45,8 @@ async fn is_free(locks: &Locks) -> bool {
     row.is_none_or(|row| row.state == LockState::Free)
 }
 
-async fn free_after(lab: &Lab, locks: &Locks, how: &str) {
-    let (code, message) = ended(&lab.url, how);
+async fn free_after(db: &TestDb, locks: &Locks, how: &str) {
+    let (code, message) = ended(&db.url, how);
     let expected = match how {
         "question-mark" | "current-thread" => Some(1),
         "exit" | "exit-holding" | "exit-elsewhere" | "exit-beside" => Some(3),
@@ -57,33 +57,33 @@ async fn free_after(lab: &Lab, locks: &Locks, how: &str) {
     assert!(is_free(locks).await, "{how}: it is still held. {message}");
 }
 
-async fn a_guard_that_the_end_of_main_drops_is_free_when_the_program_has_ended(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_guard_that_the_end_of_main_drops_is_free_when_the_program_has_ended(db: &TestDb) {
+    let locks = db.locks().await;
     for _ in 0..OFTEN {
-        free_after(lab, &locks, "question-mark").await;
+        free_after(db, &locks, "question-mark").await;
     }
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
-async fn whichever_way_a_program_ends_its_dropped_guards_are_free(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn every_end_of_a_program_frees_its_dropped_guards(db: &TestDb) {
+    let locks = db.locks().await;
     for how in OTHER_WAYS {
         for _ in 0..3 {
-            free_after(lab, &locks, how).await;
+            free_after(db, &locks, how).await;
         }
     }
-    promise("P7", lab.engine);
+    promise("P7", db.engine);
 }
 
 /// A release that cannot be carried out keeps no program from ending.
-async fn a_release_that_is_not_answered_holds_up_the_end_for_some_two_seconds(lab: &Lab) {
-    let locks = lab.locks().await;
-    let mut ender = Killable::spawn(ENDER, [&lab.url, "job", "when-told"]);
-    assert_eq!(ender.expect_line(SOON), "held");
-    let blocked = lab.hold_row("job");
+async fn a_release_that_is_not_answered_holds_up_the_end_for_some_two_seconds(db: &TestDb) {
+    let locks = db.locks().await;
+    let mut process = ChildProcess::spawn(EXITING_HOLDER, [&db.url, "job", "on-input"]);
+    assert_eq!(process.expect_line(TIMEOUT), "held");
+    let blocked = db.lock_row("job");
     let began = now();
-    ender.send_line("end").expect("it listens");
-    let ended = ender.wait(SOON).expect("it ends");
+    process.send_line("end").expect("it listens");
+    let ended = process.wait(TIMEOUT).expect("it ends");
     let took = began.elapsed();
     assert!(ended.success(), "{ended}");
     assert!(
@@ -91,23 +91,23 @@ async fn a_release_that_is_not_answered_holds_up_the_end_for_some_two_seconds(la
         "given up after {took:?}"
     );
     assert!(took < Duration::from_secs(15), "it took {took:?}");
-    blocked.leave();
+    blocked.rollback();
     assert!(!is_free(&locks).await);
 }
 
 async fn a_child_that_drops_an_inherited_direct_connection_holds_up_none_of_its_parents_calls(
-    lab: &Lab,
+    db: &TestDb,
 ) {
-    let locks = lab.locks().await;
-    free_after(lab, &locks, "fork-direct").await;
-    promise("P13", lab.engine);
+    let locks = db.locks().await;
+    free_after(db, &locks, "fork-direct").await;
+    promise("P13", db.engine);
 }
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
+        db_tests!($engine:
             a_guard_that_the_end_of_main_drops_is_free_when_the_program_has_ended,
-            whichever_way_a_program_ends_its_dropped_guards_are_free,
+            every_end_of_a_program_frees_its_dropped_guards,
         );
     )* };
 }
@@ -116,12 +116,12 @@ on!(sqlite, postgres, mariadb, mysql);
 mod with_a_direct_connection {
     //! Where calls on it do not block.
     use super::*;
-    lab_tests!(mariadb: a_child_that_drops_an_inherited_direct_connection_holds_up_none_of_its_parents_calls);
-    lab_tests!(mysql: a_child_that_drops_an_inherited_direct_connection_holds_up_none_of_its_parents_calls);
+    db_tests!(mariadb: a_child_that_drops_an_inherited_direct_connection_holds_up_none_of_its_parents_calls);
+    db_tests!(mysql: a_child_that_drops_an_inherited_direct_connection_holds_up_none_of_its_parents_calls);
 }
 
 mod blocked {
     //! Where a test can keep a release from being carried out.
     use super::*;
-    lab_tests!(sqlite: a_release_that_is_not_answered_holds_up_the_end_for_some_two_seconds);
+    db_tests!(sqlite: a_release_that_is_not_answered_holds_up_the_end_for_some_two_seconds);
 }

@@ -10,17 +10,17 @@ use database_locks::seam::{
     AcquireCommand, DirectConnection, Notice, Outcome, ReleaseCommand, Released, Store, StoreError,
     Table,
 };
-use testkit::contract::{ask, granted, name};
-use testkit::sql::Stranger;
+use testkit::contract::{acquire_command, granted, name};
+use testkit::sql::SqlSession;
 use testkit::{Postgres, Proxy, promise, time};
 use tokio::runtime::{Builder, Runtime};
 
 /// Longer than anything that a test waits for should take.
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const TTL: Duration = Duration::from_secs(600);
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
 fn one_thread() -> Runtime {
@@ -45,8 +45,8 @@ impl Client {
         let store = database_locks::seam::open(url, &Table::default()).unwrap();
         let (direct, background) = (store.direct().unwrap(), threads());
         background.block_on(async {
-            store.connect(SOON).await.unwrap();
-            store.install(SOON).await.unwrap();
+            store.connect(TIMEOUT).await.unwrap();
+            store.install(TIMEOUT).await.unwrap();
         });
         Self {
             store,
@@ -60,10 +60,10 @@ impl Client {
     }
 
     async fn release(&self, what: &ReleaseCommand) -> Result<Released, StoreError> {
-        Ok(soon(self.direct.release(std::slice::from_ref(what))).await?[0])
+        Ok(in_time(self.direct.release(std::slice::from_ref(what))).await?[0])
     }
 
-    /// A cycle on the direct connection, whatever was before.
+    /// A cycle on the direct connection, in any state before.
     async fn cycle(&self) {
         let what = self.acquire("cycle").await.unwrap();
         assert_eq!(self.release(&what).await.unwrap(), Released::Freed);
@@ -71,26 +71,27 @@ impl Client {
 }
 
 async fn acquire(direct: &dyn DirectConnection, lock: &str) -> Result<ReleaseCommand, StoreError> {
-    let ask = ask(lock, "me", TTL);
-    let Outcome::Granted { token, .. } = soon(direct.acquire(std::slice::from_ref(&ask))).await?[0]
+    let command = acquire_command(lock, "me", TTL);
+    let Outcome::Granted { token, .. } =
+        in_time(direct.acquire(std::slice::from_ref(&command))).await?[0]
     else {
         panic!("{lock} is not free")
     };
-    Ok(back(&ask, Some(token)))
+    Ok(back(&command, Some(token)))
 }
 
-fn back(ask: &AcquireCommand, token: Option<Token>) -> ReleaseCommand {
+fn back(command: &AcquireCommand, token: Option<Token>) -> ReleaseCommand {
     ReleaseCommand {
-        name: ask.name.clone(),
+        name: command.name.clone(),
         token,
-        grant: ask.grant,
-        holder: Arc::clone(&ask.holder),
+        grant: command.grant,
+        holder: Arc::clone(&command.holder),
         durable: false,
     }
 }
 
 /// The pids of the connections of a database that are not `but`, the oldest first.
-fn sessions(admin: &mut Stranger, but: &[i32]) -> Vec<i32> {
+fn sessions(admin: &mut SqlSession, but: &[i32]) -> Vec<i32> {
     let sql = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()
                 AND application_name = 'database-locks' ORDER BY backend_start";
     let pids = admin.run(sql).unwrap().into_iter();
@@ -98,19 +99,19 @@ fn sessions(admin: &mut Stranger, but: &[i32]) -> Vec<i32> {
     pids.filter(|pid| !but.contains(pid)).collect()
 }
 
-/// Wait until so many sessions wait for a lock.
-fn hang(admin: &mut Stranger, count: usize) {
+/// Waits until so many sessions wait for a lock.
+fn hang(admin: &mut SqlSession, count: usize) {
     let sql = "SELECT count(*) FROM pg_stat_activity
                 WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    let done = time::wait_until(SOON, || {
+    let done = time::wait_until(TIMEOUT, || {
         admin.run(sql).unwrap().remove(0).parse() == Ok(count)
     });
     assert!(done, "not {count} that hang");
 }
 
 /// Lock the table as a whole, until it is left.
-fn whole_table(server: &Postgres, url: &str) -> Stranger {
-    let mut holder = server.stranger(url);
+fn whole_table(server: &Postgres, url: &str) -> SqlSession {
+    let mut holder = server.sql_session(url);
     holder.run("BEGIN").unwrap();
     holder
         .run("LOCK TABLE database_locks_lock IN ACCESS EXCLUSIVE MODE")
@@ -119,13 +120,13 @@ fn whole_table(server: &Postgres, url: &str) -> Stranger {
 }
 
 #[test]
-fn it_goes_on_on_another_runtime_when_its_own_has_ended() {
+fn the_direct_connection_moves_to_another_runtime_when_its_own_has_ended() {
     let Some(server) = Postgres::shared() else {
         return;
     };
     let url = server.fresh_database();
     let client = Client::of(&url);
-    let mut admin = server.stranger(&url);
+    let mut admin = server.sql_session(&url);
     let background = sessions(&mut admin, &[]);
     for home in [one_thread, threads] {
         let first = home();
@@ -141,42 +142,50 @@ fn it_goes_on_on_another_runtime_when_its_own_has_ended() {
                 .iter()
                 .all(|it| *it != before[0])
         };
-        assert!(time::wait_until(SOON, gone), "the first one is left open");
+        assert!(
+            time::wait_until(TIMEOUT, gone),
+            "the first one is left open"
+        );
         second.block_on(client.cycle());
     }
     promise("P17", "postgres");
 }
 
 #[test]
-fn a_call_whose_runtime_ends_leaves_nothing_that_hangs() {
+fn a_call_whose_runtime_ends_leaves_no_statement_behind() {
     let Some(server) = Postgres::shared() else {
         return;
     };
     let url = server.fresh_database();
     let client = Client::of(&url);
-    let mut admin = server.stranger(&url);
+    let mut admin = server.sql_session(&url);
     for (home, lock) in [one_thread, threads].into_iter().zip(["one", "two"]) {
         let first = home();
         let made = first.block_on(client.acquire(lock)).unwrap();
         first.block_on(client.release(&made)).unwrap();
         let blocker = whole_table(server, &url);
-        let ask = ask(lock, "me", TTL);
-        let (direct, asks) = (Arc::clone(&client.direct), [ask.clone()]);
-        first.spawn(async move { direct.acquire(&asks).await });
+        let command = acquire_command(lock, "me", TTL);
+        let (direct, commands) = (Arc::clone(&client.direct), [command.clone()]);
+        first.spawn(async move { direct.acquire(&commands).await });
         first.block_on(async { tokio::time::sleep(Duration::from_millis(100)).await });
         hang(&mut admin, 1);
         first.shutdown_background();
-        blocker.leave();
+        blocker.close();
         let second = home();
         second.block_on(client.cycle());
         // It may have been carried out, or may yet be: its grant id gives it back, on the other
         // connection.
-        let unknown = [back(&ask, None)];
-        let free = time::wait_until(SOON, || {
-            let given_back = client.store.release(&unknown, SOON);
-            client.background.block_on(given_back).unwrap();
+        let unknown = [back(&command, None)];
+        let free = time::wait_until(TIMEOUT, || {
+            let released = client.store.release(&unknown, TIMEOUT);
+            client.background.block_on(released).unwrap();
             second.block_on(async {
-                let made = soon(client.direct.acquire(&[self::ask(lock, "other", TTL)])).await;
+                let made = in_time(
+                    client
+                        .direct
+                        .acquire(&[self::acquire_command(lock, "other", TTL)]),
+                )
+                .await;
                 matches!(made.unwrap()[0], Outcome::Granted { .. })
             })
         });
@@ -196,14 +205,14 @@ fn a_connection_that_its_runtime_has_half_made_is_made_anew() {
     let first = threads();
     let direct = Arc::clone(&client.direct);
     first.spawn(async move { direct.connect().await });
-    assert!(time::wait_until(SOON, || proxy.open_connections() == 2));
+    assert!(time::wait_until(TIMEOUT, || proxy.open_connections() == 2));
     drop(first);
     proxy.resume();
     one_thread().block_on(client.cycle());
 }
 
 #[test]
-fn a_runtime_that_is_left_alone_keeps_no_other_from_connecting() {
+fn a_runtime_that_is_not_polled_blocks_no_other_from_connecting() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -218,8 +227,8 @@ fn a_runtime_that_is_left_alone_keeps_no_other_from_connecting() {
     // What it finds late takes the place of nothing, and is closed.
     left.block_on(look_up());
     next.block_on(client.cycle());
-    let mut admin = server.stranger(&url);
-    assert!(time::wait_until(SOON, || {
+    let mut admin = server.sql_session(&url);
+    assert!(time::wait_until(TIMEOUT, || {
         left.block_on(look_up());
         sessions(&mut admin, &[]).len() == 2
     }));
@@ -239,12 +248,12 @@ fn a_connection_that_was_killed_is_made_anew() {
     };
     let url = server.fresh_database();
     let client = Client::of(&url);
-    let mut admin = server.stranger(&url);
+    let mut admin = server.sql_session(&url);
     let background = sessions(&mut admin, &[]);
     let home = one_thread();
     home.block_on(client.cycle());
-    // While nobody uses it.
-    let kill = |admin: &mut Stranger| {
+    // While the connection is idle.
+    let kill = |admin: &mut SqlSession| {
         let pid = sessions(admin, &background)[0];
         admin
             .run(&format!("SELECT pg_terminate_backend({pid}, 20000)"))
@@ -262,7 +271,7 @@ fn a_connection_that_was_killed_is_made_anew() {
         let call = tokio::spawn(async move { acquire(&*direct, "job").await });
         look_up().await;
         tokio::task::spawn_blocking({
-            let mut other = server.stranger(&url);
+            let mut other = server.sql_session(&url);
             move || hang(&mut other, 1)
         })
         .await
@@ -271,37 +280,38 @@ fn a_connection_that_was_killed_is_made_anew() {
         let error = call.await.unwrap().unwrap_err();
         assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
         assert!(!error.is_undone(), "{error}");
-        blocker.leave();
+        blocker.close();
         client.cycle().await;
     });
     promise("P17", "postgres");
 }
 
 #[test]
-fn a_late_call_is_ended_in_the_server_and_the_next_one_is_made_elsewhere() {
+fn a_late_call_is_cancelled_in_the_server_and_the_next_uses_another_connection() {
     let Some(server) = Postgres::shared() else {
         return;
     };
     let url = server.fresh_database();
     let client = Client::of(&url);
-    let mut admin = server.stranger(&url);
+    let mut admin = server.sql_session(&url);
     let home = one_thread();
     home.block_on(client.cycle());
     let blocker = whole_table(server, &url);
     home.block_on(async {
-        let asks = [ask("late", "me", TTL)];
-        let late = tokio::time::timeout(Duration::from_millis(200), client.direct.acquire(&asks));
+        let commands = [acquire_command("late", "me", TTL)];
+        let late =
+            tokio::time::timeout(Duration::from_millis(200), client.direct.acquire(&commands));
         late.await.unwrap_err();
         client.direct.give_up();
-        soon(client.direct.connect()).await.unwrap();
+        in_time(client.direct.connect()).await.unwrap();
     });
     hang(&mut admin, 0);
-    blocker.leave();
+    blocker.close();
     home.block_on(client.cycle());
 }
 
 #[test]
-fn where_the_server_allows_no_second_connection_nothing_was_done() {
+fn without_a_second_connection_a_direct_call_changes_nothing() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -325,10 +335,10 @@ fn where_the_server_allows_no_second_connection_nothing_was_done() {
             assert!(refused.to_string().contains("53300"), "{refused}");
         }
     });
-    let ours = client
+    let grant = client
         .background
         .block_on(granted(&*client.store, "job", "me", TTL));
-    assert_eq!(ours.name, name("job"));
+    assert_eq!(grant.name, name("job"));
     server
         .query(&url, &format!("ALTER ROLE {user} CONNECTION LIMIT 2"))
         .unwrap();
@@ -341,46 +351,46 @@ fn where_the_server_allows_no_second_connection_nothing_was_done() {
     promise("P17", "postgres");
 }
 
-/// What the direct connection's connection notifies is heard on the other one, and is no news
-/// there.
+/// A notification that the direct connection sends arrives on the other connection of the process,
+/// and is ignored there.
 #[test]
-fn a_release_by_the_direct_connection_is_its_own() {
+fn a_release_by_the_direct_connection_is_no_news_to_its_own_process() {
     let Some(server) = Postgres::shared() else {
         return;
     };
     let url = server.fresh_database();
     let (client, other) = (Client::of(&url), Client::of(&url));
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = Arc::clone(&told);
+    let recorded = Arc::new(Mutex::new(Vec::new()));
+    let recorder = Arc::clone(&recorded);
     client.store.on_notified(Arc::new(move |notice| {
         if let Notice::Released(lock, _) = notice {
-            tell.lock().unwrap().push(lock.clone());
+            recorder.lock().unwrap().push(lock.clone());
         }
     }));
     let home = one_thread();
-    for (by, lock) in [(&client, "ours"), (&other, "theirs")] {
+    for (by, lock) in [(&client, "own"), (&other, "theirs")] {
         let held = home.block_on(by.acquire(lock)).unwrap();
         let (lock, store) = (name(lock), &client.store);
-        // Until it listens it does not say that it waits.
+        // It records its waiter in the row only once it listens.
         let says = || {
             client
                 .background
-                .block_on(store.announce(&lock, SOON, false))
+                .block_on(store.announce(&lock, TIMEOUT, false))
         };
-        assert!(time::wait_until(SOON, says));
+        assert!(time::wait_until(TIMEOUT, says));
         let released = home.block_on(by.release(&held)).unwrap();
         assert_eq!(released, Released::Awaited);
     }
-    let heard = || !told.lock().unwrap().is_empty();
-    assert!(time::wait_until(SOON, heard));
-    assert_eq!(*told.lock().unwrap(), [name("theirs")]);
+    let is_recorded = || !recorded.lock().unwrap().is_empty();
+    assert!(time::wait_until(TIMEOUT, is_recorded));
+    assert_eq!(*recorded.lock().unwrap(), [name("theirs")]);
     promise("P12", "postgres");
 }
 
 /// The direct connection has the only connection that the server allows: it makes way for the one
 /// that renews.
 #[test]
-fn where_there_is_room_for_one_connection_it_is_the_one_that_renews() {
+fn a_single_connection_is_used_for_renewals() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -409,12 +419,12 @@ fn where_there_is_room_for_one_connection_it_is_the_one_that_renews() {
 
 /// Its runtime rests between two calls, and so does not see that the connection has ended.
 #[test]
-fn a_try_on_a_connection_that_ended_unseen_is_made_once_more() {
+fn an_acquire_on_a_connection_that_was_closed_unnoticed_is_repeated() {
     let Some(server) = Postgres::shared() else {
         return;
     };
     let url = server.fresh_database();
-    let mut admin = server.stranger(&url);
+    let mut admin = server.sql_session(&url);
     let home = one_thread();
     let locks = home.block_on(async {
         let locks = database_locks::Locks::connect(&url).await.unwrap();
@@ -432,7 +442,7 @@ fn a_try_on_a_connection_that_ended_unseen_is_made_once_more() {
         });
         sessions(&mut admin, &[]).len() == 2
     };
-    assert!(time::wait_until(SOON, moved_in));
+    assert!(time::wait_until(TIMEOUT, moved_in));
     home.block_on(cycle());
     let direct = sessions(&mut admin, &[])[1];
     admin

@@ -8,37 +8,37 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use testkit::{Killable, Lab, lab_tests, promise};
+use testkit::{ChildProcess, TestDb, db_tests, promise};
 
-const TAKER: &str = env!("CARGO_BIN_EXE_lock-taker");
+const TEST_HOLDER: &str = env!("CARGO_BIN_EXE_test-holder");
 /// Longer than anything that a test waits for should take.
-const SOON: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How many grants each thread of each process has by the time that they have `total` together.
 /// There are as many processes as numbers of threads.
-fn grants(lab: &Lab, threads: &[usize], hold_ms: u32, total: u32) -> Vec<Vec<u32>> {
+fn grants(db: &TestDb, threads: &[usize], hold_ms: u32, total: u32) -> Vec<Vec<u32>> {
     // A name of their own: those before were killed, and one of them held it.
     let name = format!("wanted by {threads:?} for {hold_ms} ms");
     let start = |threads: &usize| {
         let [hold, threads] = [hold_ms.to_string(), threads.to_string()];
-        Killable::spawn(
-            TAKER,
-            ["loop", &lab.url, &name, &hold, &threads].map(String::from),
+        ChildProcess::spawn(
+            TEST_HOLDER,
+            ["loop", &db.url, &name, &hold, &threads].map(String::from),
         )
     };
     let mut takers: Vec<_> = threads.iter().map(start).collect();
-    for taker in &takers {
-        assert_eq!(taker.expect_line(SOON), "ready");
+    for holder_process in &takers {
+        assert_eq!(holder_process.expect_line(TIMEOUT), "ready");
     }
-    for taker in &mut takers {
-        taker.send_line("go").expect("it listens");
+    for holder_process in &mut takers {
+        holder_process.send_line("go").expect("it listens");
     }
     let all = AtomicU32::new(0);
-    let count = |taker: &Killable, threads| {
+    let count = |holder_process: &ChildProcess, threads| {
         let mut grants = vec![0; threads];
         while all.load(Ordering::Relaxed) < total {
             // None while others have it.
-            if let Some(message) = taker.line(Duration::from_millis(100)) {
+            if let Some(message) = holder_process.line(Duration::from_millis(100)) {
                 let thread = message.strip_prefix("grant ").expect("a grant");
                 grants[thread.parse::<usize>().expect("a thread")] += 1;
                 all.fetch_add(1, Ordering::Relaxed);
@@ -50,7 +50,7 @@ fn grants(lab: &Lab, threads: &[usize], hold_ms: u32, total: u32) -> Vec<Vec<u32
         let counting: Vec<_> = takers
             .iter()
             .zip(threads)
-            .map(|(taker, threads)| scope.spawn(|| count(taker, *threads)))
+            .map(|(holder_process, threads)| scope.spawn(|| count(holder_process, *threads)))
             .collect();
         counting
             .into_iter()
@@ -60,20 +60,20 @@ fn grants(lab: &Lab, threads: &[usize], hold_ms: u32, total: u32) -> Vec<Vec<u32
 }
 
 /// Each process has a quarter of a fair share at least. How many grants each thread has.
-fn is_fair(lab: &Lab, threads: &[usize], hold_ms: u32, total: u32) -> Vec<Vec<u32>> {
-    let grants = grants(lab, threads, hold_ms, total);
+fn is_fair(db: &TestDb, threads: &[usize], hold_ms: u32, total: u32) -> Vec<Vec<u32>> {
+    let grants = grants(db, threads, hold_ms, total);
     let shares: Vec<u32> = grants.iter().map(|threads| threads.iter().sum()).collect();
     let least = total / (4 * threads.len() as u32);
-    let what = format!("{}: {threads:?}, {hold_ms} ms: {shares:?}", lab.engine);
+    let what = format!("{}: {threads:?}, {hold_ms} ms: {shares:?}", db.engine);
     eprintln!("{what}");
     let fair = shares.iter().all(|share| *share >= least);
     assert!(fair, "{what}, and {least} would be fair");
     grants
 }
 
-async fn equal_loops_have_equal_shares(lab: &Lab) {
-    lab.locks().await;
-    let fair = |loops, hold_ms, total| drop(is_fair(lab, &vec![1; loops], hold_ms, total));
+async fn equal_loops_have_equal_shares(db: &TestDb) {
+    db.locks().await;
+    let fair = |loops, hold_ms, total| drop(is_fair(db, &vec![1; loops], hold_ms, total));
     std::thread::scope(|scope| {
         // Beside the others, since it takes long: a hold that is longer than the pause between two
         // polls.
@@ -82,28 +82,28 @@ async fn equal_loops_have_equal_shares(lab: &Lab) {
         fair(3, 5, 300);
         fair(6, 0, 600);
     });
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
-async fn crowds_have_equal_shares_and_each_of_their_waiters_has_one(lab: &Lab) {
-    lab.locks().await;
-    let grants = is_fair(lab, &[20; 3], 1, 300);
+async fn processes_with_many_waiters_have_equal_shares_and_each_waiter_has_one(db: &TestDb) {
+    db.locks().await;
+    let grants = is_fair(db, &[20; 3], 1, 300);
     let each = grants.iter().flatten().all(|grants| *grants > 0);
-    assert!(each, "{}: {grants:?}", lab.engine);
-    promise("P12", lab.engine);
+    assert!(each, "{}: {grants:?}", db.engine);
+    promise("P12", db.engine);
 }
 
-async fn a_lone_waiter_has_its_share_beside_a_crowd(lab: &Lab) {
-    lab.locks().await;
-    is_fair(lab, &[20, 1], 1, 100);
-    promise("P12", lab.engine);
+async fn a_process_with_one_waiter_has_its_share_beside_one_with_many(db: &TestDb) {
+    db.locks().await;
+    is_fair(db, &[20, 1], 1, 100);
+    promise("P12", db.engine);
 }
 
 macro_rules! on {
-    ($($(# $attribute:tt)? $engine:ident),*) => { $( lab_tests!($(# $attribute)? $engine:
+    ($($(# $attribute:tt)? $engine:ident),*) => { $( db_tests!($(# $attribute)? $engine:
         equal_loops_have_equal_shares,
-        crowds_have_equal_shares_and_each_of_their_waiters_has_one,
-        a_lone_waiter_has_its_share_beside_a_crowd); )* };
+        processes_with_many_waiters_have_equal_shares_and_each_waiter_has_one,
+        a_process_with_one_waiter_has_its_share_beside_one_with_many); )* };
 }
 on!(
     sqlite,

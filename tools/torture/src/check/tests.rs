@@ -1,4 +1,4 @@
-//! The checker on histories made by hand, good ones and bad ones.
+//! The checker on histories written for it, with and without violations.
 
 use super::*;
 use crate::history::{Event, What};
@@ -101,7 +101,7 @@ impl Story {
 }
 
 #[test]
-fn one_after_the_other_is_as_it_should_be() {
+fn holders_one_after_the_other_are_no_violation() {
     let story = Story::new()
         .asked(0, "x")
         .granted(5, "x", 7)
@@ -138,7 +138,7 @@ fn a_take_over_when_trust_has_ended_is_no_violation() {
     assert_eq!(story.found(), []);
 }
 
-/// A reply that came when trust had ended: its holder looks, and only then knows.
+/// A reply after the end of trust: the holder checks, and only then knows.
 fn handed_out_late(ended: u64) -> Story {
     let lost = What::Lost {
         request: 1,
@@ -155,19 +155,19 @@ fn handed_out_late(ended: u64) -> Story {
 }
 
 #[test]
-fn a_lock_that_is_handed_out_after_the_end_of_trust_is_found_and_so_are_the_two_bodies() {
+fn a_lock_handed_out_after_the_end_of_trust_and_two_bodies_at_once_are_found() {
     let found = handed_out_late(1350).found();
     // And the token is older than one that was granted before; but no holder trusted it.
     assert_eq!(found, [Kind::TwoHolders, Kind::HandedOutLost]);
 }
 
 #[test]
-fn a_process_that_was_busy_between_its_last_look_and_its_body_is_no_violation() {
+fn a_process_that_was_busy_between_its_last_check_and_its_body_is_no_violation() {
     assert_eq!(handed_out_late(1950).found(), []);
 }
 
 #[test]
-fn two_who_trust_at_once_are_found() {
+fn two_clients_that_trust_at_once_are_found() {
     let story = Story::new()
         .asked(0, "x")
         .granted(5, "x", 7)
@@ -178,10 +178,10 @@ fn two_who_trust_at_once_are_found() {
     assert_eq!(story.found(), [Kind::TwoHolders]);
 }
 
-/// Trust is what the holder said of the future too: that it was frozen and said no more changes
+/// Trust includes the time that the holder trusted in advance: that it was frozen meanwhile changes
 /// nothing.
 #[test]
-fn trust_goes_on_between_two_looks() {
+fn trust_lasts_from_one_check_to_the_next() {
     let story = Story::new()
         .asked(0, "x")
         .granted(5, "x", 0)
@@ -195,7 +195,7 @@ fn trust_goes_on_between_two_looks() {
 }
 
 #[test]
-fn a_look_that_was_frozen_between_question_and_answer_is_no_trust_at_its_end() {
+fn a_check_that_was_frozen_before_its_answer_is_no_trust_at_its_end() {
     let late = What::Trusted {
         request: 1,
         before: 10 * MS,
@@ -212,7 +212,7 @@ fn a_look_that_was_frozen_between_question_and_answer_is_no_trust_at_its_end() {
 }
 
 #[test]
-fn a_token_that_goes_back_or_comes_again_is_found() {
+fn a_token_that_goes_back_or_is_repeated_is_found() {
     let twice = |second| {
         Story::new()
             .asked(0, "x")
@@ -266,7 +266,7 @@ fn a_write_after_that_of_a_newer_holder_is_found() {
 }
 
 #[test]
-fn a_write_after_a_newer_grant_is_found_though_that_one_never_wrote() {
+fn a_write_after_a_newer_grant_is_found_even_without_a_newer_write() {
     let story = Story::new()
         .asked(0, "x")
         .granted(5, "x", 7)
@@ -276,10 +276,10 @@ fn a_write_after_a_newer_grant_is_found_though_that_one_never_wrote() {
     assert_eq!(story.found(), [Kind::StaleWrite]);
 }
 
-/// It was fenced when the older lease ended: nobody else had been granted the lock when it
-/// committed.
+/// The write was fenced when the older lease ended: no other client had been granted the lock when
+/// it was committed.
 #[test]
-fn a_long_write_before_the_next_grant_is_none() {
+fn a_long_write_before_the_next_grant_is_no_violation() {
     let story = Story::new()
         .asked(0, "x")
         .granted(5, "x", 7)
@@ -340,13 +340,13 @@ fn waited(until: u64) -> Story {
 }
 
 #[test]
-fn a_waiter_that_nobody_kept_waiting_is_found() {
+fn a_waiter_for_a_free_lock_is_found() {
     assert_eq!(waited(5000).found(), []);
     assert_eq!(waited(9000).found(), [Kind::ForgottenWaiter]);
 }
 
 #[test]
-fn a_waiter_that_could_not_get_on_was_not_forgotten() {
+fn an_outage_excuses_a_waiter() {
     assert_eq!(waited(9000).outage(None, 1000, 4000).found(), []);
     assert_eq!(waited(9000).outage(Some("y"), 1000, 4000).found(), []);
     let other = waited(9000).outage(Some("z"), 1000, 4000);
@@ -354,7 +354,7 @@ fn a_waiter_that_could_not_get_on_was_not_forgotten() {
 }
 
 #[test]
-fn a_holder_that_died_is_waited_for_until_its_lease_has_ended() {
+fn the_lease_of_a_dead_holder_excuses_a_waiter() {
     let story = |until| {
         Story::new()
             .asked(0, "x")

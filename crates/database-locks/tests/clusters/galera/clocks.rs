@@ -15,7 +15,7 @@ const TTL: Duration = Duration::from_secs(6);
 /// What it may take longer on a machine that is busy.
 const SLACK: Duration = Duration::from_secs(20);
 
-/// Where the lock is granted, and where somebody else wants it.
+/// The node where the lock is granted, and the one where another client waits for it.
 fn pairs() -> impl Iterator<Item = (usize, usize)> {
     (0..3).flat_map(|by| (0..3).map(move |to| (by, to)))
 }
@@ -27,7 +27,7 @@ fn name(by: usize, to: usize) -> String {
 /// At the same time, since each of the two is mostly waiting.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
-async fn a_node_whose_clock_is_wrong_gives_a_lock_away_when_its_lease_has_ended_and_not_before() {
+async fn a_node_with_a_wrong_clock_grants_a_lock_only_after_its_lease_has_ended() {
     let Some(mut cluster) = Cluster::shared_alone() else {
         return;
     };
@@ -35,7 +35,7 @@ async fn a_node_whose_clock_is_wrong_gives_a_lock_away_when_its_lease_has_ended_
     cluster.set_clock(2, 300);
     let url = database(&cluster).await;
     tokio::join!(
-        no_clock_gives_a_lock_away_that_is_held(&cluster, &url),
+        no_clock_jump_frees_a_held_lock(&cluster, &url),
         a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(&cluster, &url)
     );
     for id in ["P5", "P7", "P11"] {
@@ -43,9 +43,9 @@ async fn a_node_whose_clock_is_wrong_gives_a_lock_away_when_its_lease_has_ended_
     }
 }
 
-/// Held and renewed through each node, and wanted at each, for longer than the lease lasts: nobody
-/// gets it, and how long it goes on is told about right.
-async fn no_clock_gives_a_lock_away_that_is_held(cluster: &Cluster, url: &str) {
+/// A lock is held and renewed through each node, and tried at each, for longer than its lease. No
+/// other client gets it, and the time that it has left is reported about right.
+async fn no_clock_jump_frees_a_held_lock(cluster: &Cluster, url: &str) {
     let mut tasks = Vec::new();
     for (by, to) in pairs() {
         let (holders, others) = (client(cluster, &[by], url), client(cluster, &[to], url));
@@ -87,9 +87,8 @@ async fn no_clock_gives_a_lock_away_that_is_held(cluster: &Cluster, url: &str) {
     }
 }
 
-/// A holder is gone, and renews no more. Whoever tries once every second, each time as another
-/// program would, gets the lock when its lease has ended, and not before; so does who waits for
-/// less than that.
+/// The holder has ended. Programs that try once a second, each a new one, and waiters that wait for
+/// less than the lease get the lock when the lease has ended, and not before.
 async fn a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(cluster: &Cluster, url: &str) {
     let mut tasks = Vec::new();
     for (by, to) in pairs() {
@@ -116,8 +115,8 @@ async fn a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(cluster: &Cl
                 };
                 let after = began.elapsed();
                 assert!(after > TTL, "{name}: after {after:?}");
-                // Where its clock says that the lease goes on, a node is asked once more after its
-                // end, and only then watches.
+                // If the node's clock says that the lease goes on, the client asks once more after
+                // its end, and observes only then.
                 assert!(after < 2 * TTL + SLACK, "{name}: after {after:?}");
                 assert!(guard.token() > old.token, "{name}");
             }));

@@ -4,21 +4,17 @@
 use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
-use testkit::contract::DirectLab;
-use testkit::{Galera as Cluster, Lab, contract_tests};
+use testkit::time::ms;
+use testkit::{Galera as Cluster, TestDb, contract_tests};
 
-mod broken;
 mod clocks;
-mod crowd;
+mod contention;
 mod fence;
 mod node;
+mod node_failures;
 
 /// Long enough for anything that takes its usual time, on a machine that is busy.
-const SOON: Duration = Duration::from_secs(30);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -43,24 +39,24 @@ async fn database(cluster: &Cluster) -> String {
 }
 
 async fn held(locks: &Locks, name: &str, ttl: Duration) -> LockGuard {
-    let lock = locks.lock(name).ttl(ttl).wait(SOON);
+    let lock = locks.lock(name).ttl(ttl).wait(TIMEOUT);
     lock.acquire().await.unwrap()
 }
 
 contract_tests!(
     #[ignore = "make prove"]
     galera,
-    Lab::galera()
+    TestDb::galera()
 );
 contract_tests!(
     #[ignore = "make prove"]
     galera_direct,
-    Lab::galera().map(DirectLab),
+    TestDb::galera().map(TestDb::with_direct_connection),
     a_repeated_acquire_recognises_its_own_grant,
     first_use_by_twenty_at_once_has_one_winner,
     an_expired_lease_has_one_successor,
-    a_crowd_of_acquires_is_answered_one_by_one,
-    a_crowd_of_releases_is_answered_one_by_one,
+    a_large_batch_of_acquires_is_answered_one_by_one,
+    a_large_batch_of_releases_is_answered_one_by_one,
 );
 
 /// One node five minutes behind, and one ahead.

@@ -1,4 +1,4 @@
-//! A node of a cluster is looked at for what it is, and no clock of one ends, shortens or deletes a
+//! Nodes of a cluster: `doctor` examines them, and no node's clock ends, shortens or deletes a
 //! lease.
 
 #![allow(
@@ -13,7 +13,7 @@ use database_locks::{Error, LockState, Locks, Prune, Ticket};
 use testkit::galera::Alone;
 use testkit::{Galera, time};
 
-const SOON: Duration = Duration::from_secs(40);
+const TIMEOUT: Duration = Duration::from_secs(40);
 /// Outwaited by a test; long enough for a few round trips on a busy machine.
 const SHORT: Duration = Duration::from_millis(1500);
 
@@ -37,7 +37,7 @@ fn ids(report: &Report) -> Vec<&'static str> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "make prove"]
-async fn doctor_says_what_is_wrong_with_a_node() {
+async fn doctor_reports_the_faults_of_a_node() {
     let Some(cluster) = Galera::shared_alone() else {
         return;
     };
@@ -65,7 +65,7 @@ async fn doctor_says_what_is_wrong_with_a_node() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "make prove"]
-async fn a_node_whose_writes_stay_with_it_is_refused() {
+async fn a_node_that_does_not_replicate_its_writes_is_refused() {
     let Some(cluster) = Galera::shared() else {
         return;
     };
@@ -82,7 +82,7 @@ async fn a_node_whose_writes_stay_with_it_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "make prove"]
-async fn a_list_calls_a_lease_expired_when_it_was_watched_for_long_enough() {
+async fn a_list_shows_a_lease_as_expired_once_it_was_observed_for_its_length() {
     let Some(cluster) = skewed() else {
         return;
     };
@@ -112,7 +112,7 @@ async fn a_list_calls_a_lease_expired_when_it_was_watched_for_long_enough() {
                 }
                 _ => break assert!(matches!(row.state, LockState::Expired { .. }), "{row:?}"),
             }
-            assert!(began.elapsed() < SOON, "node {node}: held without end");
+            assert!(began.elapsed() < TIMEOUT, "node {node}: held without end");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert!(
@@ -126,7 +126,7 @@ async fn a_list_calls_a_lease_expired_when_it_was_watched_for_long_enough() {
 /// By the clock of that node the lease is long over, and the other lock long free.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "make prove"]
-async fn pruning_through_a_node_that_is_ahead_deletes_no_lease() {
+async fn pruning_through_a_node_whose_clock_is_ahead_deletes_no_lease() {
     let Some(cluster) = skewed() else {
         return;
     };
@@ -143,8 +143,8 @@ async fn pruning_through_a_node_that_is_ahead_deletes_no_lease() {
     let ahead = connected(&cluster.url_at(2, &url)).await;
     let minute = Duration::from_secs(60);
     let (mut pruned, began) = (0, time::now());
-    // It may not have heard of the row yet.
-    while pruned == 0 && began.elapsed() < SOON {
+    // The row may not have reached it yet.
+    while pruned == 0 && began.elapsed() < TIMEOUT {
         pruned = ahead.prune(Prune::older_than(minute)).await.unwrap();
     }
     let left = locks.list().await.unwrap();
@@ -158,7 +158,7 @@ async fn pruning_through_a_node_that_is_ahead_deletes_no_lease() {
 /// The length of a lease is what all the others watch: a holder trusts all of it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "make prove"]
-async fn a_renewal_makes_a_lease_no_shorter_whatever_the_clock_of_its_node() {
+async fn a_renewal_through_a_node_with_a_wrong_clock_shortens_no_lease() {
     let Some(cluster) = skewed() else {
         return;
     };
@@ -190,7 +190,7 @@ async fn a_renewal_makes_a_lease_no_shorter_whatever_the_clock_of_its_node() {
     }
 }
 
-/// That node may not have heard of the grant yet.
+/// The grant may not have reached that node yet.
 async fn renew(locks: &Locks, ticket: &Ticket, ttl: Duration) {
     let renewed = locks.renew(ticket, ttl).await;
     renewed.unwrap_or_else(|error| panic!("{error:?}"));

@@ -7,18 +7,18 @@ use std::process::Command;
 use database_locks::seam::{Outcome, TakeOverCommand, open};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
-use testkit::contract::{ask, take_over};
+use testkit::contract::{acquire_command, take_over};
 use testkit::mysql::Flavor;
 use testkit::{Group, promise, time};
 
-use super::{SOON, client, database, ms, secs};
+use super::{TIMEOUT, client, database, ms, secs};
 
 const ROUNDS: usize = 40;
 
 /// What the rounds came to.
 #[derive(Debug, Default)]
 struct Tally {
-    /// Ended by the fence, since the node had heard of the later grant.
+    /// Ended by the fence, since the later grant had reached the node.
     at_the_fence: usize,
     /// Refused later, by a statement or the commit.
     at_the_commit: usize,
@@ -42,7 +42,7 @@ async fn race(group: &Group, url: &str) -> Tally {
         let lock = locks.lock(name.as_str()).ttl(secs(25)).holder("worker");
         let old = lock.auto_renew(false).acquire().await.unwrap();
         let over = TakeOverCommand {
-            to: ask(&name, "worker", secs(25)),
+            to: acquire_command(&name, "worker", secs(25)),
             token: old.token(),
             grant: Some(old.grant_id().to_owned()),
         };
@@ -56,10 +56,10 @@ async fn race(group: &Group, url: &str) -> Tally {
             let token = loop {
                 match take_over(&*store, &over).await {
                     Outcome::Granted { token, .. } => break token.get(),
-                    // The node has not heard of the older grant yet.
+                    // The older grant has not reached the node yet.
                     _ => tokio::time::sleep(ms(1)).await,
                 }
-                assert!(began.elapsed() < SOON, "never taken over");
+                assert!(began.elapsed() < TIMEOUT, "never taken over");
             };
             let write = format!("INSERT INTO written VALUES ({round}, {token})");
             newer.query_drop(write).await.unwrap();

@@ -6,7 +6,7 @@ use database_locks::{Error, LockGuard, Locks};
 use testkit::time::now;
 use testkit::{Group, promise};
 
-use super::{SOON, client, database, held, ms, secs};
+use super::{TIMEOUT, client, database, held, ms, secs};
 
 /// Twice as long as it takes, on a busy machine, until the others go on without a node and a
 /// renewal that hung was tried again there.
@@ -22,11 +22,10 @@ async fn goes_on(guard: &LockGuard) {
         }
         tokio::time::sleep(ms(100)).await;
     }
-    panic!("the database does not say that it is held");
+    panic!("the database reports the lock as free");
 }
 
-/// Neither a lock that is held elsewhere nor one that is free is to be had there, and it is said
-/// why.
+/// Neither a held nor a free lock is granted there, and the error says why.
 async fn grants_nothing(there: &Locks, why: &str) {
     for name in ["kept", "never used"] {
         let began = now();
@@ -36,7 +35,7 @@ async fn grants_nothing(there: &Locks, why: &str) {
         };
         let message = error.chain();
         assert!(message.contains(why), "{message}");
-        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+        assert!(began.elapsed() < TIMEOUT, "{:?}", began.elapsed());
         assert!(
             !message.contains("p@ss") && !message.contains("p%40ss"),
             "{message}"
@@ -44,7 +43,7 @@ async fn grants_nothing(there: &Locks, why: &str) {
     }
 }
 
-/// A server that was started and has not joined can be written to, and no other hears of it.
+/// A server that was started and has not joined accepts writes, which no other member gets.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
 async fn a_member_that_has_not_joined_grants_nothing() {
@@ -59,7 +58,7 @@ async fn a_member_that_has_not_joined_grants_nothing() {
     let there = Locks::builder(group.locker_url(&[2], &url))
         .connect_lazy()
         .unwrap();
-    // That user may not look, the other may.
+    // The first user may not read the state, the second may.
     grants_nothing(&client(&group, &[2], &url), "not ready: offline").await;
     let grant = "SET sql_log_bin = 0; GRANT SELECT ON performance_schema.replication_group_members \
                  TO locker@'127.0.0.1'";
@@ -82,7 +81,7 @@ async fn a_member_that_has_not_joined_grants_nothing() {
     }
 }
 
-/// A member that hears of no other calls itself online.
+/// A member without a connection to the others calls itself online.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
 async fn a_member_without_a_majority_grants_nothing() {
@@ -97,14 +96,14 @@ async fn a_member_without_a_majority_grants_nothing() {
     let frozen = now();
     tokio::task::block_in_place(|| group.wait_until_cut_off(0));
     grants_nothing(&client(&group, &[0], &url), "not ready").await;
-    // No renewal passes there: whoever holds a lock hears of it before its lease has ended.
+    // No renewal succeeds there: the holder gets its loss before the lease has ended.
     let asked = now();
     let _ = guard.is_held();
     assert!(asked.elapsed() < ms(500), "the question waits");
-    tokio::time::timeout(SOON, guard.lost())
+    tokio::time::timeout(TIMEOUT, guard.lost())
         .await
-        .expect("told");
-    assert!(frozen.elapsed() < ttl + SOON, "{:?}", frozen.elapsed());
+        .expect("the loss comes");
+    assert!(frozen.elapsed() < ttl + TIMEOUT, "{:?}", frozen.elapsed());
     tokio::task::block_in_place(|| group.mend());
     drop(held(&client(&group, &[0, 1], &url), "never used", TTL).await);
     for id in ["P4", "P8"] {
@@ -115,7 +114,7 @@ async fn a_member_without_a_majority_grants_nothing() {
 /// A holder keeps its lock, and a waiter gets it, at the next primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
-async fn of_a_single_primary_that_is_killed_nothing_is_lost() {
+async fn a_killed_single_primary_loses_no_grant() {
     let Some(mut group) = Group::shared_alone() else {
         return;
     };
@@ -145,15 +144,14 @@ async fn of_a_single_primary_that_is_killed_nothing_is_lost() {
     }
 }
 
-/// A user without the right to look at the group's members cannot be kept from one that has left
-/// it.
+/// A user without the privilege to read the members cannot notice that a member has left the group.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
 #[allow(
     clippy::await_holding_lock,
     reason = "the group is kept as it is until the test ends"
 )]
-async fn a_group_that_the_user_may_not_look_at_is_a_finding() {
+async fn a_group_whose_state_the_user_may_not_read_is_a_finding() {
     let Some(group) = Group::shared() else {
         return;
     };

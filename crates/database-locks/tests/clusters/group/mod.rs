@@ -4,21 +4,17 @@
 use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
-use testkit::contract::DirectLab;
-use testkit::{Group as Cluster, Lab, contract_tests};
+use testkit::time::ms;
+use testkit::{Group as Cluster, TestDb, contract_tests};
 
 #[allow(clippy::duplicate_mod, reason = "the same tests on another cluster")]
-#[path = "../galera/crowd.rs"]
-mod crowd;
+#[path = "../galera/contention.rs"]
+mod contention;
 mod fence;
 mod members;
 
 /// Long enough for anything that takes its usual time, on a machine that is busy.
-const SOON: Duration = Duration::from_secs(30);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -40,24 +36,24 @@ async fn database(cluster: &Cluster) -> String {
 }
 
 async fn held(locks: &Locks, name: &str, ttl: Duration) -> LockGuard {
-    let lock = locks.lock(name).ttl(ttl).wait(SOON);
+    let lock = locks.lock(name).ttl(ttl).wait(TIMEOUT);
     lock.acquire().await.unwrap()
 }
 
 contract_tests!(
     #[ignore = "make prove"]
     group,
-    Lab::group()
+    TestDb::group()
 );
 contract_tests!(
     #[ignore = "make prove"]
     group_direct,
-    Lab::group().map(DirectLab),
+    TestDb::group().map(TestDb::with_direct_connection),
     a_repeated_acquire_recognises_its_own_grant,
     first_use_by_twenty_at_once_has_one_winner,
     an_expired_lease_has_one_successor,
-    a_crowd_of_acquires_is_answered_one_by_one,
-    a_crowd_of_releases_is_answered_one_by_one,
+    a_large_batch_of_acquires_is_answered_one_by_one,
+    a_large_batch_of_releases_is_answered_one_by_one,
 );
 
 /// Not here: servers of MySQL under faketime take all of a machine's processors, so clocks that

@@ -12,10 +12,10 @@ use database_locks::Locks;
 use database_locks::doctor::{Check, Finding, KINDS, Report, Severity};
 use testkit::programs::{find_binary, require};
 use testkit::{
-    Killable, Lab, MariaDb, MySql, MySqlServer, Postgres, Proxy, Stranger, lab_tests, time,
+    ChildProcess, MariaDb, MySql, MySqlServer, Postgres, Proxy, SqlSession, TestDb, db_tests, time,
 };
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The servers of the labs do not wait for their disks, to be quick.
 const OF_THE_LAB: &str = "not-flushed";
@@ -46,7 +46,7 @@ fn check<'a>(report: &'a Report, area: &str) -> &'a Check {
     found.unwrap_or_else(|| panic!("no {area}: {report:#?}"))
 }
 
-/// Exactly this is found, and it says this.
+/// Asserts that this is the only finding, and its message.
 #[track_caller]
 fn only(report: &Report, id: &str, message: &str) {
     assert_eq!(ids(report), [id], "{report:#?}");
@@ -70,8 +70,8 @@ fn each_finding_has_a_test_that_makes_it_appear() {
     }
 }
 
-async fn a_new_table_has_nothing_wrong_with_it(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_new_table_has_no_findings(db: &TestDb) {
+    let locks = db.locks().await;
     let _held = locks.lock("job").acquire().await.expect("acquires");
     let report = locks.doctor().await.expect("looks");
     assert!(ids(&report).is_empty(), "{report:#?}");
@@ -82,9 +82,9 @@ async fn a_new_table_has_nothing_wrong_with_it(lab: &Lab) {
     );
 }
 
-async fn what_is_wrong_is_told_with_what_to_do(lab: &Lab) {
-    let locks = Locks::connect(&lab.url).await.expect("connects");
-    lab.sql("DROP TABLE IF EXISTS database_locks_lock");
+async fn each_finding_names_its_fix(db: &TestDb) {
+    let locks = Locks::connect(&db.url).await.expect("connects");
+    db.sql("DROP TABLE IF EXISTS database_locks_lock");
     let report = locks.doctor().await.expect("looks");
     only(
         &report,
@@ -98,10 +98,10 @@ async fn what_is_wrong_is_told_with_what_to_do(lab: &Lab) {
     assert!(ids(&locks.doctor().await.expect("looks")).is_empty());
 }
 
-async fn a_table_of_0_5_lacks_columns(lab: &Lab) {
-    let locks = Locks::connect(&lab.url).await.expect("connects");
-    lab.sql("DROP TABLE IF EXISTS database_locks_lock");
-    lab.sql(match lab.engine {
+async fn a_legacy_table_lacks_columns(db: &TestDb) {
+    let locks = Locks::connect(&db.url).await.expect("connects");
+    db.sql("DROP TABLE IF EXISTS database_locks_lock");
+    db.sql(match db.engine {
         "sqlite" => {
             "CREATE TABLE database_locks_lock (id integer NOT NULL PRIMARY KEY AUTOINCREMENT, name \
              varchar(255) NOT NULL UNIQUE, locked_by text NULL, expires_at datetime NULL)"
@@ -122,18 +122,18 @@ async fn a_table_of_0_5_lacks_columns(lab: &Lab) {
         message.contains("lacks token, grant_id, granted_until"),
         "{report:#?}"
     );
-    if lab.is_mysql_like() {
+    if db.is_mysql_like() {
         assert!(
             the(&report, "name-collation")
                 .message
-                .contains(match lab.engine {
+                .contains(match db.engine {
                     "mysql" => "utf8mb4_0900_bin",
                     _ => "utf8mb4_nopad_bin",
                 })
         );
         assert!(the(&report, "column-type").message.contains("must be"));
     }
-    if lab.engine == "sqlite" {
+    if db.engine == "sqlite" {
         return;
     }
     locks.migrate().await.expect("adds them");
@@ -141,19 +141,19 @@ async fn a_table_of_0_5_lacks_columns(lab: &Lab) {
     assert!(ids(&report).is_empty(), "{report:#?}");
 }
 
-async fn columns_that_nobody_fills_are_found(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn columns_without_a_default_are_found(db: &TestDb) {
+    let locks = db.locks().await;
     // SQLite adds none without a default.
-    if lab.engine == "sqlite" {
-        lab.sql("DROP TABLE database_locks_lock");
+    if db.engine == "sqlite" {
+        db.sql("DROP TABLE database_locks_lock");
         let schema =
             include_str!("../../../schema/sqlite.sql").replace("{table}", "database_locks_lock");
-        lab.sql(&schema.replace(
+        db.sql(&schema.replace(
             "metadata      text         NULL",
             "metadata text, owner int NOT NULL",
         ));
     } else {
-        lab.sql("ALTER TABLE database_locks_lock ADD COLUMN owner integer NOT NULL");
+        db.sql("ALTER TABLE database_locks_lock ADD COLUMN owner integer NOT NULL");
     }
     only(
         &locks.doctor().await.expect("looks"),
@@ -162,19 +162,19 @@ async fn columns_that_nobody_fills_are_found(lab: &Lab) {
     );
 }
 
-async fn indexes_are_counted(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("CREATE INDEX locks_expiry ON database_locks_lock (expires_at)");
+async fn indexes_are_counted(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("CREATE INDEX locks_expiry ON database_locks_lock (expires_at)");
     only(
         &locks.doctor().await.expect("looks"),
         "index-on-changing",
         "an index locks_expiry on expires_at",
     );
-    lab.sql(match lab.engine {
+    db.sql(match db.engine {
         "mariadb" | "mysql" => "DROP INDEX locks_expiry ON database_locks_lock",
         _ => "DROP INDEX locks_expiry",
     });
-    lab.sql(match lab.engine {
+    db.sql(match db.engine {
         "postgres" => "CREATE INDEX locks_like ON database_locks_lock (name varchar_pattern_ops)",
         _ => "CREATE INDEX locks_like ON database_locks_lock (name)",
     });
@@ -185,11 +185,11 @@ async fn indexes_are_counted(lab: &Lab) {
     );
 }
 
-async fn names_that_nothing_keeps_apart_are_found(lab: &Lab) {
-    let locks = lab.locks().await;
-    match lab.engine {
+async fn a_missing_unique_index_is_found(db: &TestDb) {
+    let locks = db.locks().await;
+    match db.engine {
         "mariadb" | "mysql" => {
-            lab.sql("ALTER TABLE database_locks_lock RENAME INDEX name TO other");
+            db.sql("ALTER TABLE database_locks_lock RENAME INDEX name TO other");
             let report = locks.doctor().await.expect("looks");
             only(
                 &report,
@@ -197,24 +197,24 @@ async fn names_that_nothing_keeps_apart_are_found(lab: &Lab) {
                 "the unique index on name is called other",
             );
             // One that is cut off is none.
-            lab.sql("ALTER TABLE database_locks_lock DROP INDEX other, ADD UNIQUE name (name(20))");
+            db.sql("ALTER TABLE database_locks_lock DROP INDEX other, ADD UNIQUE name (name(20))");
         }
         "sqlite" => {
             let schema = include_str!("../../../schema/sqlite.sql");
             let schema = schema.replace("{table}", "database_locks_lock");
-            lab.sql("DROP TABLE database_locks_lock");
-            lab.sql(&schema.replace("NOT NULL UNIQUE", "NOT NULL COLLATE NOCASE UNIQUE"));
+            db.sql("DROP TABLE database_locks_lock");
+            db.sql(&schema.replace("NOT NULL UNIQUE", "NOT NULL COLLATE NOCASE UNIQUE"));
             let report = locks.doctor().await.expect("looks");
             only(
                 &report,
                 "name-collation",
                 "the collation of the column name is NOCASE",
             );
-            lab.sql("DROP TABLE database_locks_lock");
-            lab.sql(&schema.replace("NOT NULL UNIQUE", "NOT NULL"));
+            db.sql("DROP TABLE database_locks_lock");
+            db.sql(&schema.replace("NOT NULL UNIQUE", "NOT NULL"));
         }
         _ => {
-            lab.sql(
+            db.sql(
                 "ALTER TABLE database_locks_lock DROP CONSTRAINT database_locks_lock_name_key; \
                  CREATE UNIQUE INDEX ON database_locks_lock (name) WHERE token > 0",
             );
@@ -228,9 +228,9 @@ async fn names_that_nothing_keeps_apart_are_found(lab: &Lab) {
     );
 }
 
-async fn locks_that_are_left_behind_are_counted(lab: &Lab) {
-    let locks = lab.locks().await;
-    let (hour_ago, in_an_hour, days_ago) = match lab.engine {
+async fn locks_that_are_left_behind_are_counted(db: &TestDb) {
+    let locks = db.locks().await;
+    let (hour_ago, in_an_hour, days_ago) = match db.engine {
         "sqlite" => (
             "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 hour')",
             "strftime('%Y-%m-%d %H:%M:%f000', 'now', '+1 hour')",
@@ -247,7 +247,7 @@ async fn locks_that_are_left_behind_are_counted(lab: &Lab) {
             "now() - interval '2 days'",
         ),
     };
-    let end = match lab.engine {
+    let end = match db.engine {
         "postgres" => "'9999-12-31 00:00:00+00'",
         _ => "'9999-12-31 00:00:00.000000'",
     };
@@ -258,7 +258,7 @@ async fn locks_that_are_left_behind_are_counted(lab: &Lab) {
         ("held", in_an_hour, in_an_hour, hour_ago),
         ("of 0.5", in_an_hour, "NULL", "NULL"),
     ] {
-        lab.sql(&format!(
+        db.sql(&format!(
             "INSERT INTO database_locks_lock (name, token, expires_at, granted_until, acquired_at) \
              VALUES ('{name}', 7, {expires}, {granted}, {acquired})"
         ));
@@ -282,9 +282,9 @@ async fn locks_that_are_left_behind_are_counted(lab: &Lab) {
     );
 }
 
-async fn many_rows_are_too_many(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql(match lab.engine {
+async fn many_rows_are_too_many(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql(match db.engine {
         "sqlite" => {
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100001) \
              INSERT INTO database_locks_lock (name) SELECT 'n' || i FROM n"
@@ -302,25 +302,25 @@ async fn many_rows_are_too_many(lab: &Lab) {
     assert!(the(&report, "many-rows").fix.contains("dblock prune"));
 }
 
-lab_tests!(memory: a_new_table_has_nothing_wrong_with_it);
-lab_tests!(sqlite:
-    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
-    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
-    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+db_tests!(memory: a_new_table_has_no_findings);
+db_tests!(sqlite:
+    a_new_table_has_no_findings, each_finding_names_its_fix,
+    a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
+    a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
     many_rows_are_too_many);
-lab_tests!(postgres:
-    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
-    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
-    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+db_tests!(postgres:
+    a_new_table_has_no_findings, each_finding_names_its_fix,
+    a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
+    a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
     many_rows_are_too_many);
-lab_tests!(postgres18: a_new_table_has_nothing_wrong_with_it, a_table_of_0_5_lacks_columns);
-lab_tests!(mariadb:
-    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
-    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
-    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+db_tests!(postgres18: a_new_table_has_no_findings, a_legacy_table_lacks_columns);
+db_tests!(mariadb:
+    a_new_table_has_no_findings, each_finding_names_its_fix,
+    a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
+    a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
     many_rows_are_too_many);
-lab_tests!(mysql:
-    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
-    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
-    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+db_tests!(mysql:
+    a_new_table_has_no_findings, each_finding_names_its_fix,
+    a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
+    a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
     many_rows_are_too_many);

@@ -5,16 +5,16 @@ use testkit::mysql::{Flavor, Options};
 use super::*;
 
 #[tokio::test]
-async fn a_mariadb_that_is_set_up_well_has_nothing_wrong_with_it() {
-    nothing_is_wrong(MariaDb::options(), "MariaDB 1").await;
+async fn a_well_configured_mariadb_has_no_findings() {
+    assert_no_findings(MariaDb::options(), "MariaDB 1").await;
 }
 
 #[tokio::test]
-async fn a_mysql_that_is_set_up_well_has_nothing_wrong_with_it() {
-    nothing_is_wrong(MySql::options(), "MySQL 9").await;
+async fn a_well_configured_mysql_has_no_findings() {
+    assert_no_findings(MySql::options(), "MySQL 9").await;
 }
 
-async fn nothing_is_wrong(options: Options, version: &str) {
+async fn assert_no_findings(options: Options, version: &str) {
     let Some(server) = options.fsync(true).start() else {
         return;
     };
@@ -43,23 +43,23 @@ async fn nothing_is_wrong(options: Options, version: &str) {
 }
 
 #[tokio::test]
-async fn settings_of_mariadb_that_do_harm_are_found() {
+async fn harmful_settings_of_mariadb_are_found() {
     let binlog = find_binary("mariadb-binlog", &[]);
     let binlog = require("mariadb", "mariadb-binlog", binlog);
     let longest = ["max-statement-time=2", "max_statement_time is 2s"];
-    settings_that_do_harm(MariaDb::options(), binlog, longest).await;
+    harmful_settings(MariaDb::options(), binlog, longest).await;
 }
 
 #[tokio::test]
-async fn settings_of_mysql_that_do_harm_are_found() {
+async fn harmful_settings_of_mysql_are_found() {
     let binlog = Flavor::MySql.program();
     let binlog = binlog.map(|program| program.with_file_name("mysqlbinlog"));
     let longest = ["max-execution-time=2000", "max_execution_time is 2s"];
     let options = MySql::options().set("sync-binlog=0");
-    settings_that_do_harm(options, binlog, longest).await;
+    harmful_settings(options, binlog, longest).await;
 }
 
-async fn settings_that_do_harm(
+async fn harmful_settings(
     options: Options,
     binlog: Option<PathBuf>,
     [longest, found_longest]: [&str; 2],
@@ -93,7 +93,7 @@ async fn settings_that_do_harm(
     assert!(report.checks.iter().all(|check| check.seen), "{report:#?}");
     assert_eq!(check(&report, "replicas").message, "0 are connected");
 
-    // Not for root, who is told the time.
+    // Not for root, for which the server reports the time.
     let report = examine(&server.locker_url(&url)).await;
     assert!(
         the(&report, "clock-not-steady")
@@ -105,7 +105,7 @@ async fn settings_that_do_harm(
 
     let folder = tempfile::tempdir().unwrap();
     // What it does is what a replica does.
-    let _replica = Killable::spawn_command(
+    let _replica = ChildProcess::spawn_command(
         Command::new(binlog)
             .args([
                 "--no-defaults",
@@ -120,7 +120,7 @@ async fn settings_that_do_harm(
     );
     let readers = "SELECT COUNT(*) FROM information_schema.processlist \
                    WHERE command LIKE 'Binlog Dump%'";
-    assert!(time::wait_until(SOON, || server
+    assert!(time::wait_until(TIMEOUT, || server
         .query(&url, readers)
         .unwrap()
         == "1"));
@@ -134,18 +134,18 @@ async fn settings_that_do_harm(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rights_that_are_missing_are_found() {
+async fn missing_privileges_are_found() {
     let servers = [MariaDb::shared(), MySql::shared()];
     for server in servers.into_iter().flatten() {
-        rights_that_are_missing(server).await;
+        missing_privileges(server).await;
     }
 }
 
-async fn rights_that_are_missing(server: &MySqlServer) {
+async fn missing_privileges(server: &MySqlServer) {
     let url = server.fresh_database();
     Locks::connect(&url).await.unwrap().migrate().await.unwrap();
-    let mut root = server.stranger(&url);
-    let run = |root: &mut Stranger, sql: &str| drop(root.run(sql).expect("runs"));
+    let mut root = server.sql_session(&url);
+    let run = |root: &mut SqlSession, sql: &str| drop(root.run(sql).expect("runs"));
     run(&mut root, "CREATE USER poor@'127.0.0.1'");
     run(
         &mut root,
@@ -179,10 +179,10 @@ async fn rights_that_are_missing(server: &MySqlServer) {
     run(&mut root, "DROP USER poor@'127.0.0.1'");
 }
 
-async fn a_table_that_was_altered_is_found(lab: &Lab) {
-    let locks = lab.locks().await;
-    let alter = |what: &str| lab.sql(&format!("ALTER TABLE database_locks_lock {what}"));
-    let (another, narrower) = match lab.engine {
+async fn an_altered_table_is_found(db: &TestDb) {
+    let locks = db.locks().await;
+    let alter = |what: &str| db.sql(&format!("ALTER TABLE database_locks_lock {what}"));
+    let (another, narrower) = match db.engine {
         // Its keys have 1000 bytes there.
         "mysql" => ("MyISAM", ", MODIFY name varchar(240) NOT NULL"),
         _ => ("Aria", ""),
@@ -213,5 +213,5 @@ async fn a_table_that_was_altered_is_found(lab: &Lab) {
     );
 }
 
-lab_tests!(mariadb: a_table_that_was_altered_is_found);
-lab_tests!(mysql: a_table_that_was_altered_is_found);
+db_tests!(mariadb: an_altered_table_is_found);
+db_tests!(mysql: an_altered_table_is_found);

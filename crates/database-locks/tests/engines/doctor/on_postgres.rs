@@ -1,17 +1,18 @@
 //! What only PostgreSQL has.
 
 use super::*;
+use std::path::Path;
 
-/// Set something for all who connect to this database from now on.
-fn set(lab: &Lab, setting: &str) {
-    lab.sql(&format!(
+/// Changes a setting for all later sessions of this database.
+fn set(db: &TestDb, setting: &str) {
+    db.sql(&format!(
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET {}', current_database()); END $$",
         setting.replace('\'', "''")
     ));
 }
 
 #[tokio::test]
-async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
+async fn a_well_configured_server_has_no_findings() {
     let Some(server) = Postgres::options().fsync(true).start() else {
         return;
     };
@@ -49,32 +50,32 @@ async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_that_do_harm_are_found() {
-    let Some(lab) = Lab::postgres() else { return };
-    lab.locks().await;
-    set(&lab, "idle_session_timeout = '20s'");
+async fn harmful_settings_are_found() {
+    let Some(db) = TestDb::postgres() else { return };
+    db.locks().await;
+    set(&db, "idle_session_timeout = '20s'");
     only(
-        &examine(&lab.url).await,
+        &examine(&db.url).await,
         "idle-timeout",
         "idle_session_timeout is 20s",
     );
-    set(&lab, "idle_session_timeout = '60s'");
-    set(&lab, "statement_timeout = '1s'");
+    set(&db, "idle_session_timeout = '60s'");
+    set(&db, "statement_timeout = '1s'");
     only(
-        &examine(&lab.url).await,
+        &examine(&db.url).await,
         "statement-timeout",
         "statement_timeout is 1s",
     );
-    set(&lab, "statement_timeout = 0");
+    set(&db, "statement_timeout = 0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_not_right_is_found() {
-    let Some(lab) = Lab::postgres() else { return };
-    lab.locks().await;
+async fn a_wrong_clock_is_found() {
+    let Some(db) = TestDb::postgres() else { return };
+    db.locks().await;
     // In the place of the server's own.
-    set(&lab, "search_path = fake, pg_catalog, public");
-    lab.sql("CREATE SCHEMA fake; CREATE SEQUENCE fake.n");
+    set(&db, "search_path = fake, pg_catalog, public");
+    db.sql("CREATE SCHEMA fake; CREATE SEQUENCE fake.n");
     for (clock, id, message) in [
         (
             "now() + interval '310 seconds'",
@@ -97,16 +98,16 @@ async fn a_clock_that_is_not_right_is_found() {
             "stood still",
         ),
     ] {
-        lab.sql(&format!(
+        db.sql(&format!(
             "CREATE OR REPLACE FUNCTION fake.clock_timestamp() RETURNS timestamptz \
              LANGUAGE sql AS $$ SELECT {clock} $$"
         ));
-        only(&examine(&lab.url).await, id, message);
+        only(&examine(&db.url).await, id, message);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rights_that_are_missing_are_found() {
+async fn missing_privileges_are_found() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -153,7 +154,7 @@ async fn rights_that_are_missing_are_found() {
 
 /// As Django up to 4.0 makes it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sequence_wants_a_right_of_its_own() {
+async fn a_sequence_requires_a_privilege_of_its_own() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -174,7 +175,7 @@ async fn a_sequence_wants_a_right_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_was_altered_is_found() {
+async fn an_altered_table_is_found() {
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -230,15 +231,15 @@ async fn a_table_that_was_altered_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_rows_that_are_kept_are_found() {
-    let Some(lab) = Lab::postgres() else { return };
-    let locks = lab.locks().await;
-    lab.sql("ALTER TABLE database_locks_lock SET (autovacuum_enabled = off)");
-    lab.sql("INSERT INTO database_locks_lock (name) SELECT i FROM generate_series(1, 600) i");
+async fn dead_rows_that_vacuum_cannot_remove_are_found() {
+    let Some(db) = TestDb::postgres() else { return };
+    let locks = db.locks().await;
+    db.sql("ALTER TABLE database_locks_lock SET (autovacuum_enabled = off)");
+    db.sql("INSERT INTO database_locks_lock (name) SELECT i FROM generate_series(1, 600) i");
     // Nothing that died since is cleared away.
-    let _old = lab.hold("SELECT txid_current()");
+    let _old = db.begin_with("SELECT txid_current()");
     for _ in 0..20 {
-        lab.sql("UPDATE database_locks_lock SET token = token + 1");
+        db.sql("UPDATE database_locks_lock SET token = token + 1");
     }
     let handle = tokio::runtime::Handle::current();
     let looked = || {
@@ -246,11 +247,27 @@ async fn dead_rows_that_are_kept_are_found() {
         ids(&report.expect("looks")).contains(&"dead-rows")
     };
     // The server counts them some time later.
-    assert!(time::wait_until(SOON, looked));
+    assert!(time::wait_until(TIMEOUT, looked));
+}
+
+/// `pg_receivewal`, which a primary treats as a standby.
+fn start_pg_receivewal(server: &Postgres, wal: &Path) -> ChildProcess {
+    let hba = server.server().dir().join("data/pg_hba.conf");
+    let rules = std::fs::read_to_string(&hba).unwrap();
+    std::fs::write(&hba, format!("local replication all trust\n{rules}")).unwrap();
+    server.query("postgres", "SELECT pg_reload_conf()").unwrap();
+    ChildProcess::spawn_command(
+        Command::new(server.bin().join("pg_receivewal"))
+            .args(["--no-loop", "--synchronous", "-U", "postgres", "-D"])
+            .arg(wal)
+            .arg("-h")
+            .arg(server.socket_dir())
+            .args(["-p", &server.port().to_string()]),
+    )
 }
 
 #[tokio::test]
-async fn standbys_that_lag_behind_are_found() {
+async fn lagging_standbys_are_found() {
     let Some(server) = Postgres::options().set("full_page_writes=off").start() else {
         return;
     };
@@ -268,28 +285,16 @@ async fn standbys_that_lag_behind_are_found() {
         "no standby is connected"
     );
 
-    let hba = server.server().dir().join("data/pg_hba.conf");
-    let rules = std::fs::read_to_string(&hba).unwrap();
-    std::fs::write(&hba, format!("local replication all trust\n{rules}")).unwrap();
-    server.query(&url, "SELECT pg_reload_conf()").unwrap();
     let wal = tempfile::tempdir().unwrap();
-    // What it does is what a standby does.
-    let _standby = Killable::spawn_command(
-        Command::new(server.bin().join("pg_receivewal"))
-            .args(["--no-loop", "--synchronous", "-U", "postgres", "-D"])
-            .arg(wal.path())
-            .arg("-h")
-            .arg(server.socket_dir())
-            .args(["-p", &server.port().to_string()]),
-    );
+    let _standby = start_pg_receivewal(&server, wal.path());
     let standbys = |state: &str| {
         let sql = format!("SELECT count(*) FROM pg_stat_replication WHERE sync_state = '{state}'");
-        time::wait_until(SOON, || server.query(&url, &sql).unwrap() == "1")
+        time::wait_until(TIMEOUT, || server.query(&url, &sql).unwrap() == "1")
     };
     assert!(standbys("async"));
     let report = examine(&url).await;
     assert_eq!(ids(&report), ["torn-pages", "standby-async"], "{report:#?}");
-    // Who may not look at it can see this much.
+    // A user without pg_monitor sees this much.
     server
         .query(&url, "GRANT ALL ON database_locks_lock TO locker")
         .unwrap();
@@ -336,10 +341,12 @@ async fn standbys_that_lag_behind_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn that_waiters_poll_through_a_pooler_is_said() {
-    let Some(lab) = Lab::pgbouncer() else { return };
-    lab.locks().await;
-    let report = examine(&lab.url).await;
+async fn polling_through_a_pooler_is_a_finding() {
+    let Some(db) = TestDb::pgbouncer() else {
+        return;
+    };
+    db.locks().await;
+    let report = examine(&db.url).await;
     assert!(ids(&report).is_empty(), "{report:#?}");
     let message = &check(&report, "server").message;
     assert!(message.contains("and waiters poll"), "{report:#?}");
@@ -347,56 +354,56 @@ async fn that_waiters_poll_through_a_pooler_is_said() {
 
 /// A table of an earlier version goes on with its integers; one that is made anew has room.
 #[tokio::test(flavor = "multi_thread")]
-async fn ids_that_run_out_are_found_and_what_to_do_is_said_when_they_have() {
-    let Some(lab) = Lab::postgres() else { return };
-    lab.sql(
+async fn ids_that_run_out_are_found_and_the_error_names_the_fix() {
+    let Some(db) = TestDb::postgres() else { return };
+    db.sql(
         "CREATE TABLE database_locks_lock (id serial PRIMARY KEY, name varchar(255) NOT NULL UNIQUE,
                                            locked_by text, expires_at timestamptz)",
     );
-    let locks = lab.locks().await;
+    let locks = db.locks().await;
     let type_of = "SELECT format_type(atttypid, atttypmod) FROM pg_attribute
                     WHERE attrelid = 'database_locks_lock'::regclass AND attname = 'id'";
-    assert_eq!(lab.sql(type_of), "integer");
-    assert!(ids(&examine(&lab.url).await).is_empty());
+    assert_eq!(db.sql(type_of), "integer");
+    assert!(ids(&examine(&db.url).await).is_empty());
     let set = |to: i64| {
-        lab.sql(&format!(
+        db.sql(&format!(
             "SELECT setval('database_locks_lock_id_seq', {to})"
         ))
     };
     set(1_200_000_000);
     only(
-        &examine(&lab.url).await,
+        &examine(&db.url).await,
         "ids-run-out",
         "1200000000 of 2147483647 ids",
     );
     set(2_147_483_647);
     let exhausted = locks.lock("new").acquire().await.unwrap_err().chain();
     assert!(exhausted.contains("TYPE bigint"), "{exhausted}");
-    lab.sql(
+    db.sql(
         "ALTER TABLE database_locks_lock ALTER COLUMN id TYPE bigint;
          ALTER SEQUENCE database_locks_lock_id_seq AS bigint",
     );
     let guard = locks.lock("new").acquire().await.unwrap();
     guard.release().await.unwrap();
-    assert!(ids(&examine(&lab.url).await).is_empty());
+    assert!(ids(&examine(&db.url).await).is_empty());
 
-    let Some(lab) = Lab::postgres() else { return };
-    let locks = lab.locks().await;
-    assert_eq!(lab.sql(type_of), "bigint");
-    lab.sql("SELECT setval('database_locks_lock_id_seq', 3000000000)");
+    let Some(db) = TestDb::postgres() else { return };
+    let locks = db.locks().await;
+    assert_eq!(db.sql(type_of), "bigint");
+    db.sql("SELECT setval('database_locks_lock_id_seq', 3000000000)");
     let guard = locks.lock("new").acquire().await.unwrap();
     guard.release().await.unwrap();
-    assert!(ids(&examine(&lab.url).await).is_empty());
+    assert!(ids(&examine(&db.url).await).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_replicated_by_rows_is_found() {
-    let Some(lab) = Lab::postgres() else { return };
-    lab.locks().await;
-    lab.sql("CREATE PUBLICATION locks FOR TABLE database_locks_lock");
-    assert!(ids(&examine(&lab.url).await).is_empty());
+    let Some(db) = TestDb::postgres() else { return };
+    db.locks().await;
+    db.sql("CREATE PUBLICATION locks FOR TABLE database_locks_lock");
+    assert!(ids(&examine(&db.url).await).is_empty());
     // As a subscription leaves it that has copied the table.
-    lab.sql(
+    db.sql(
         "CREATE SUBSCRIPTION locks CONNECTION 'host=nowhere' PUBLICATION locks
              WITH (connect = false, slot_name = NONE);
          SET allow_system_table_mods = on;
@@ -404,20 +411,20 @@ async fn a_table_that_is_replicated_by_rows_is_found() {
               SELECT oid, 'database_locks_lock'::regclass, 'r' FROM pg_subscription",
     );
     only(
-        &examine(&lab.url).await,
+        &examine(&db.url).await,
         "written-elsewhere",
         "made elsewhere, and publishes it as well",
     );
-    lab.sql("DROP PUBLICATION locks");
+    db.sql("DROP PUBLICATION locks");
     only(
-        &examine(&lab.url).await,
+        &examine(&db.url).await,
         "written-elsewhere",
         "made elsewhere",
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_encoding_that_lacks_characters_is_told() {
+async fn an_encoding_that_lacks_characters_is_found() {
     let Some(server) = Postgres::shared() else {
         return;
     };

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 
 #[tokio::test]
-async fn a_file_that_everybody_may_write_is_found() {
+async fn a_world_writable_file_is_found() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("locks.sqlite3");
     let url = format!("sqlite://{}", file.display());
@@ -29,7 +29,7 @@ async fn a_file_that_everybody_may_write_is_found() {
 /// A commit there reaches no disk, and need not: a restart of the machine ends all holders.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_file_in_memory_is_not_said_to_be_on_disk() {
+async fn a_database_in_memory_is_not_reported_as_on_disk() {
     let durability = async |folder: &std::path::Path| {
         let url = format!("sqlite://{}", folder.join("locks.sqlite3").display());
         let report = Locks::connect(&url).await.unwrap().doctor().await.unwrap();

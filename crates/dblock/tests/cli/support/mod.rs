@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use testkit::tether::ScratchDir;
+use testkit::cleanup::ScratchDir;
 use testkit::time;
 
 pub const DBLOCK: &str = env!("CARGO_BIN_EXE_dblock");

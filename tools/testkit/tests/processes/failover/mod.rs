@@ -1,8 +1,9 @@
-//! A primary that is lost, and its standby in its place: what happens to locks.
+//! Failover of PostgreSQL from a primary to its standby.
 
 use std::time::Duration;
 
 use database_locks::{Error, LockGuard, Locks};
+use testkit::time::ms;
 use testkit::{Commits, Pair, Postgres};
 
 mod asynchronous;
@@ -10,91 +11,87 @@ mod direct;
 mod pooled;
 mod synchronous;
 
-/// As it is called in promises.
+/// Its name in promises.
 const ENGINE: &str = "postgres-failover";
 
 /// Longer than anything that a test waits for should take.
-const SOON: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
-}
-
-/// Something that blocks, while the other tasks of the test go on.
-fn meanwhile<T>(what: impl FnOnce() -> T) -> T {
+/// Runs a blocking function while the other tasks of the test go on.
+fn block_in_place<T>(what: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(what)
 }
 
-/// Wait until something is so, while the other tasks of the test go on.
+/// Waits for a condition while the other tasks of the test go on.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = testkit::time::now();
     while !is_so() {
-        assert!(began.elapsed() < SOON, "never: {what}");
+        assert!(began.elapsed() < TIMEOUT, "never: {what}");
         tokio::time::sleep(ms(10)).await;
     }
 }
 
-/// Two servers, and the URL of a database with the table of locks on both.
+/// A primary with its standby, and the URL of a database with the table on both.
 async fn pair(version: Option<u32>, commits: Commits) -> Option<(Pair, String)> {
     let mut options = Postgres::options();
     if let Some(major) = version {
         options = options.version(major);
     }
-    let pair = meanwhile(|| Pair::start(options, commits))?;
-    let database = meanwhile(|| pair.primary().fresh_database());
+    let pair = block_in_place(|| Pair::start(options, commits))?;
+    let database = block_in_place(|| pair.primary().fresh_database());
     let url = pair.locker_url(&database);
     client(&url).await.migrate().await.unwrap();
-    meanwhile(|| pair.catch_up());
+    block_in_place(|| pair.catch_up());
     Some((pair, url))
 }
 
-/// A client of its own, with its own connection.
+/// A new client with its own connections.
 async fn client(url: &str) -> Locks {
     let began = testkit::time::now();
     loop {
         match Locks::connect(url).await {
             Ok(locks) => return locks,
             // A busy machine, on which a login takes seconds.
-            Err(Error::Unavailable { .. }) if began.elapsed() < SOON => {}
+            Err(Error::Unavailable { .. }) if began.elapsed() < TIMEOUT => {}
             Err(error) => panic!("{}", error.chain()),
         }
     }
 }
 
-/// Held for long, and renewed so often that the next server hears of it soon.
+/// A guard with a long lease and frequent renewals, which reach the new primary soon.
 async fn held(locks: &Locks, name: &str) -> LockGuard {
     let lock = locks.lock(name).ttl(Duration::from_secs(30));
-    soon(lock.renew_every(ms(500)).acquire()).await.unwrap()
+    in_time(lock.renew_every(ms(500)).acquire()).await.unwrap()
 }
 
-/// Release it; on a busy machine that may go on in the background.
-async fn given_back(guard: LockGuard) {
-    match soon(guard.release()).await {
+/// Releases it. On a busy machine the release may go on in the background.
+async fn release(guard: LockGuard) {
+    match in_time(guard.release()).await {
         Ok(()) | Err(Error::Unavailable { .. }) => {}
         Err(error) => panic!("{}", error.chain()),
     }
 }
 
-/// What the database says of it, as soon as it says anything.
-async fn checked(guard: &LockGuard) -> Result<(), Error> {
+/// Repeats `check` until the database answers.
+async fn check(guard: &LockGuard) -> Result<(), Error> {
     let began = testkit::time::now();
     loop {
         match guard.check().await {
-            Err(Error::Unavailable { .. }) if began.elapsed() < SOON => {}
+            Err(Error::Unavailable { .. }) if began.elapsed() < TIMEOUT => {}
             message => return message,
         }
     }
 }
 
-/// What stands in the row, on a server that may be a standby: whether it is held, and its token.
+/// Whether the lock is held and its token, as `t\t17`, read from a server that may be a standby.
 fn row(of: &Postgres, url: &str, name: &str) -> String {
     let sql = format!(
         "SELECT coalesce(expires_at > clock_timestamp(), false), token \
            FROM database_locks_lock WHERE name = '{name}'"
     );
-    meanwhile(|| of.query(url, &sql)).unwrap()
+    block_in_place(|| of.query(url, &sql)).unwrap()
 }

@@ -1,21 +1,22 @@
-//! What was answered is on the standby as well: nothing is forgotten.
+//! Synchronous replication: each answered grant is on the standby too, and a failover loses none.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use database_locks::{Error, LockGuard, LostReason, Token};
+use database_locks::{Error, LockGuard, Locks, LostReason, Token};
 use testkit::time::{now, sleep};
-use testkit::{Commits, Killable, promise};
+use testkit::{ChildProcess, Commits, Pair, promise};
+use tokio::task::JoinHandle;
 
 use super::{
-    ENGINE, SOON, checked, client, given_back, held, meanwhile, ms, pair, row, soon, until,
+    ENGINE, TIMEOUT, block_in_place, check, client, held, in_time, ms, pair, release, row, until,
 };
 
-const TAKER: &str = env!("CARGO_BIN_EXE_lock-taker");
+const TEST_HOLDER: &str = env!("CARGO_BIN_EXE_test-holder");
 
-/// Who is at work, and the latest token of each name.
+/// The latest token of each name, and whether its holder is at work.
 #[derive(Debug, Default)]
 struct Record(Mutex<HashMap<String, (Option<Token>, bool)>>);
 
@@ -47,22 +48,22 @@ impl Record {
     }
 }
 
-/// Take these locks in turn until told to stop.
+/// Takes these locks in turn until `stop` is set.
 async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
     let locks = client(&url).await;
     while !stop.load(Ordering::Relaxed) {
         for name in ["one", "two", "three"] {
-            // Longer than the outage. But a release may be lost with the primary, and then the lock
-            // stays held for that long.
+            // Longer than the outage. If a release is lost with the primary, the lock stays held for
+            // that long.
             let lock = locks.lock(name).ttl(Duration::from_secs(20));
-            let guard = soon(lock.acquire()).await.unwrap();
+            let guard = in_time(lock.acquire()).await.unwrap();
             record.enter(&guard);
             tokio::time::sleep(ms(5)).await;
             record.leave(&guard);
             grants.fetch_add(1, Ordering::Relaxed);
-            match soon(guard.release()).await {
-                // In the background, once there is a server again; or it was freed on the one that
-                // is gone, and somebody else has it already.
+            match in_time(guard.release()).await {
+                // Released in the background once a server is back; or freed on the lost primary, and
+                // another client has it already.
                 Ok(()) | Err(Error::Unavailable { .. } | Error::Lost { .. }) => {}
                 Err(error) => panic!("{}", error.chain()),
             }
@@ -70,48 +71,55 @@ async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Ar
     }
 }
 
-/// Two hosts in the URL, the first of them killed and the second promoted.
-async fn killed(version: Option<u32>) {
+/// Four clients that work under the same locks in turn.
+fn start_workers(
+    url: &str,
+    record: &Arc<Record>,
+    grants: &Arc<AtomicU64>,
+    stop: &Arc<AtomicBool>,
+) -> Vec<JoinHandle<()>> {
+    let start = |_| {
+        let (record, grants, stop) = (Arc::clone(record), Arc::clone(grants), Arc::clone(stop));
+        tokio::spawn(work(url.to_owned(), record, grants, stop))
+    };
+    (0..4).map(start).collect()
+}
+
+/// Four clients with ten waiters each, which return their tokens.
+async fn start_waiters(url: &str, name: &str) -> Vec<JoinHandle<i64>> {
+    let mut waiters = Vec::new();
+    for _ in 0..4 {
+        let locks = client(url).await;
+        waiters.extend((0..10).map(|_| {
+            let lock = locks.lock(name);
+            tokio::spawn(async move {
+                let guard = lock.acquire().await.unwrap();
+                let token = guard.token().get();
+                release(guard).await;
+                token
+            })
+        }));
+    }
+    waiters
+}
+
+/// The URL has two hosts. The first is killed, and the second promoted.
+async fn primary_is_killed(version: Option<u32>) {
     let Some((mut pair, url)) = pair(version, Commits::Synchronous).await else {
         return;
     };
-    let (record, stop) = (
-        Arc::new(Record::default()),
-        Arc::new(AtomicBool::new(false)),
-    );
-    let grants = Arc::new(AtomicU64::new(0));
-    let workers: Vec<_> = (0..4)
-        .map(|_| {
-            tokio::spawn(work(
-                url.clone(),
-                Arc::clone(&record),
-                Arc::clone(&grants),
-                Arc::clone(&stop),
-            ))
-        })
-        .collect();
+    let (record, grants, stop) = Default::default();
+    let workers = start_workers(&url, &record, &grants, &stop);
 
     let locks = client(&url).await;
     let keeper = Arc::new(held(&locks, "kept").await);
     let kept = keeper.token();
     let brief = locks.lock("brief").ttl(ms(6000)).acquire().await.unwrap();
-    // Somebody in another process waits for each of the two.
-    let wait = |name| Killable::spawn(TAKER, ["hold", &url, name, "30000"]);
+    // Another process waits for each of the two.
+    let wait = |name| ChildProcess::spawn(TEST_HOLDER, ["hold", &url, name, "30000"]);
     let (mut for_kept, for_brief) = (wait("kept"), wait("brief"));
-    let mut crowd = Vec::new();
-    for _ in 0..4 {
-        let locks = client(&url).await;
-        crowd.extend((0..10).map(|_| {
-            let lock = locks.lock("kept");
-            tokio::spawn(async move {
-                let guard = lock.acquire().await.unwrap();
-                let token = guard.token().get();
-                given_back(guard).await;
-                token
-            })
-        }));
-    }
-    assert!(for_brief.line(ms(700)).is_none(), "nobody waits");
+    let waiters = start_waiters(&url, "kept").await;
+    assert!(for_brief.line(ms(700)).is_none(), "it does not wait");
     until("work begins", || grants.load(Ordering::Relaxed) > 20).await;
     let watch = {
         let (keeper, stop) = (Arc::clone(&keeper), Arc::clone(&stop));
@@ -124,16 +132,16 @@ async fn killed(version: Option<u32>) {
     };
 
     assert!(brief.is_held());
-    meanwhile(|| pair.primary_mut().kill());
-    // Its ttl is shorter than the outage: its holder is told before anybody else can have it.
-    let reason = soon(brief.lost()).await.reason();
-    let told = [LostReason::Unreachable, LostReason::Expired];
-    assert!(told.contains(&reason), "{reason}");
+    block_in_place(|| pair.primary_mut().kill());
+    // The ttl is shorter than the outage: the holder is notified before another client can have it.
+    let reason = in_time(brief.lost()).await.reason();
+    let expected = [LostReason::Unreachable, LostReason::Expired];
+    assert!(expected.contains(&reason), "{reason}");
     assert!(!brief.is_held() && for_brief.line(Duration::ZERO).is_none());
-    meanwhile(|| pair.promote());
+    block_in_place(|| pair.promote());
     let before = grants.load(Ordering::Relaxed);
 
-    let got = meanwhile(|| for_brief.expect_line(SOON));
+    let got = block_in_place(|| for_brief.expect_line(TIMEOUT));
     let token = got
         .strip_prefix("held ")
         .and_then(|token| token.parse().ok());
@@ -144,12 +152,12 @@ async fn killed(version: Option<u32>) {
     .await;
     let confirmed = row(pair.standby(), &url, "kept");
     assert_eq!(confirmed, format!("t\t{kept}"), "the same grant");
-    checked(&keeper).await.unwrap();
+    check(&keeper).await.unwrap();
 
     stop.store(true, Ordering::Relaxed);
-    soon(watch).await.unwrap();
+    in_time(watch).await.unwrap();
     for worker in workers {
-        soon(worker).await.unwrap();
+        in_time(worker).await.unwrap();
     }
     for name in ["one", "two", "three"] {
         let free = format!("f\t{}", record.latest(name).unwrap());
@@ -159,15 +167,15 @@ async fn killed(version: Option<u32>) {
         .await;
     }
     assert!(for_kept.line(Duration::ZERO).is_none());
-    assert!(!crowd.iter().any(|waiter| waiter.is_finished()));
+    assert!(!waiters.iter().any(|waiter| waiter.is_finished()));
     let keeper = Arc::into_inner(keeper).unwrap();
-    given_back(keeper).await;
-    // Everybody who waited through it has a turn, and nobody the same.
-    let got = meanwhile(|| for_kept.expect_line(SOON));
+    release(keeper).await;
+    // Each waiter gets the lock once.
+    let got = block_in_place(|| for_kept.expect_line(TIMEOUT));
     let mut tokens = vec![got.strip_prefix("held ").unwrap().parse().unwrap()];
     for_kept.send_line("release").unwrap();
-    for waiter in crowd {
-        tokens.push(soon(waiter).await.unwrap());
+    for waiter in waiters {
+        tokens.push(in_time(waiter).await.unwrap());
     }
     tokens.sort_unstable();
     tokens.dedup();
@@ -180,57 +188,26 @@ async fn killed(version: Option<u32>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
-async fn a_killed_primary_takes_no_grant_with_it() {
-    killed(None).await;
+async fn a_killed_primary_loses_no_grant() {
+    primary_is_killed(None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "make prove"]
-async fn a_killed_primary_of_version_18_takes_no_grant_with_it() {
-    killed(Some(18)).await;
+async fn a_killed_primary_of_version_18_loses_no_grant() {
+    primary_is_killed(Some(18)).await;
 }
 
-/// It is frozen, and so is every connection to it; it is thawed when another one serves.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "make prove"]
-async fn a_frozen_primary_that_comes_back_grants_nothing() {
-    let Some((mut pair, url)) = pair(None, Commits::Synchronous).await else {
-        return;
-    };
-    let old_url = pair.primary().locker_url(&url);
-    let (locks, idle, only_old) = (
-        client(&url).await,
-        client(&url).await,
-        client(&old_url).await,
-    );
-    let keeper = held(&locks, "kept").await;
-    // Connected to the old one, all of them, and nothing to do for some.
-    for locks in [&idle, &only_old] {
-        for name in ["free", "also free"] {
-            given_back(held(locks, name).await).await;
-        }
-    }
-
-    meanwhile(|| pair.primary_mut().freeze());
-    meanwhile(|| pair.promote());
-    let renewed = "SELECT renewed_at > clock_timestamp() - interval '5 s' \
-                      AND expires_at > clock_timestamp() \
-                     FROM database_locks_lock WHERE name = 'kept'";
-    let began = now();
-    while meanwhile(|| pair.standby().query(&url, renewed)).as_deref() != Ok("t")
-        || began.elapsed() < ms(5500)
-    {
-        assert!(began.elapsed() < SOON && keeper.is_held());
-        tokio::time::sleep(ms(50)).await;
-    }
-    checked(&keeper).await.unwrap();
-    let token = held(&locks, "free").await.token();
-
-    meanwhile(|| pair.primary_mut().thaw());
-    // The former primary never answers with a grant: its commits wait for a standby that is gone.
-    // Not even when it is asked again and has the row. A client that knows both hosts may find the
-    // new primary meanwhile, which may grant.
-    let [of_old, of_both] = [&only_old, &idle].map(|locks| {
+/// The former primary never answers with a grant: its commits wait for a standby that is gone. Not
+/// even when it is asked again and has the row. A client that knows both hosts may find the new
+/// primary meanwhile, which may grant.
+async fn assert_only_the_new_primary_grants(
+    pair: &Pair,
+    url: &str,
+    only_old: &Locks,
+    idle: &Locks,
+) {
+    let [of_old, of_both] = [only_old, idle].map(|locks| {
         let lock = locks.lock("also free").wait(ms(8000));
         tokio::spawn(async move { lock.acquire().await })
     });
@@ -238,52 +215,78 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         let expected = matches!(error, Error::Unavailable { .. } | Error::TimedOut { .. });
         assert!(expected, "{}", error.chain());
     };
-    let granted = soon(of_old).await.unwrap();
+    let granted = in_time(of_old).await.unwrap();
     refused(granted.map(|guard| guard.token()).unwrap_err());
-    match soon(of_both).await.unwrap() {
+    match in_time(of_both).await.unwrap() {
         Ok(guard) => {
             let granted = format!("t\t{}", guard.token());
-            assert_eq!(row(pair.standby(), &url, "also free"), granted);
-            given_back(guard).await;
+            assert_eq!(row(pair.standby(), url, "also free"), granted);
+            release(guard).await;
         }
         Err(error) => refused(error),
     }
-    let there = meanwhile(|| {
+}
+
+/// The primary is frozen with all its connections, and thawed after the standby is promoted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "make prove"]
+async fn a_frozen_primary_that_comes_back_grants_nothing() {
+    let Some((mut pair, url)) = pair(None, Commits::Synchronous).await else {
+        return;
+    };
+    let old_url = pair.primary().locker_url(&url);
+    let (locks, idle) = (client(&url).await, client(&url).await);
+    let only_old = client(&old_url).await;
+    let keeper = held(&locks, "kept").await;
+    // All are connected to the old primary, and some are idle.
+    for locks in [&idle, &only_old] {
+        for name in ["free", "also free"] {
+            release(held(locks, name).await).await;
+        }
+    }
+
+    block_in_place(|| pair.primary_mut().freeze());
+    block_in_place(|| pair.promote());
+    let renewed = "SELECT renewed_at > clock_timestamp() - interval '5 s' \
+                      AND expires_at > clock_timestamp() \
+                     FROM database_locks_lock WHERE name = 'kept'";
+    let began = now();
+    while block_in_place(|| pair.standby().query(&url, renewed)).as_deref() != Ok("t")
+        || began.elapsed() < ms(5500)
+    {
+        assert!(began.elapsed() < TIMEOUT && keeper.is_held());
+        tokio::time::sleep(ms(50)).await;
+    }
+    check(&keeper).await.unwrap();
+    let token = held(&locks, "free").await.token();
+
+    block_in_place(|| pair.primary_mut().thaw());
+    assert_only_the_new_primary_grants(&pair, &url, &only_old, &idle).await;
+    let there = block_in_place(|| {
         pair.primary()
             .query(&url, "SELECT count(*) FROM database_locks_lock")
     });
     assert_eq!(there.as_deref(), Ok("3"), "it answers what it is asked");
 
-    // Whom the new one has served does not go back, not even while that is restarted.
-    let waiter = {
-        let locks = locks.clone();
-        tokio::spawn(async move { locks.lock("waited for").acquire().await })
-    };
-    let waited_for = soon(waiter).await.unwrap().unwrap();
-    let waiter = {
-        let locks = locks.clone();
-        tokio::spawn(async move { locks.lock("waited for").acquire().await })
-    };
-    meanwhile(|| {
+    // A client of the new primary does not go back, not even while that is restarted.
+    let waited_for = in_time(locks.lock("waited for").acquire()).await.unwrap();
+    let waiter = locks.lock("waited for");
+    let waiter = tokio::spawn(async move { waiter.acquire().await });
+    block_in_place(|| {
         pair.standby_mut().stop();
         sleep(ms(1500));
         pair.standby_mut().restart();
     });
     assert!(waited_for.is_held() && keeper.is_held());
-    given_back(waited_for).await;
-    let got = soon(waiter).await.unwrap().unwrap();
-    assert_eq!(
-        row(pair.standby(), &url, "waited for"),
-        format!("t\t{}", got.token())
-    );
-    assert_eq!(
-        row(pair.primary(), &url, "waited for"),
-        "",
-        "never asked for there"
-    );
+    release(waited_for).await;
+    let got = in_time(waiter).await.unwrap().unwrap();
+    let granted = format!("t\t{}", got.token());
+    assert_eq!(row(pair.standby(), &url, "waited for"), granted);
+    let on_old = row(pair.primary(), &url, "waited for");
+    assert_eq!(on_old, "", "never requested there");
 
-    // Once somebody has seen to the old one, who was connected to it finds the new one.
-    meanwhile(|| pair.primary_mut().kill());
+    // Once the old primary is stopped, its clients find the new one.
+    block_in_place(|| pair.primary_mut().kill());
     let moved = held(&idle, "free for all").await;
     assert_eq!(
         row(pair.standby(), &url, "free for all"),
@@ -293,7 +296,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         row(pair.standby(), &url, "free").split('\t').nth(1),
         Some(&*token.to_string())
     );
-    given_back(keeper).await;
+    release(keeper).await;
     for id in ["P1", "P6", "P12"] {
         promise(id, ENGINE);
     }

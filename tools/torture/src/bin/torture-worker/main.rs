@@ -78,7 +78,7 @@ impl Worker {
             15..60 => Some(self.between(300, 6000)),
             _ => None,
         };
-        // What the control clients ask by is there before they ask, as ours is.
+        // Control clients prepare their statements before the first request, as the library does.
         let connection = match self.locks {
             Some(_) => None,
             None => Sql::connect(&self.settings.url).await.ok(),

@@ -4,22 +4,18 @@
 use std::time::Duration;
 
 use database_locks::{Error, LockGuard, Locks, LostReason};
-use testkit::time::now;
-use testkit::{Lab, lab_tests, promise};
+use testkit::time::{ms, now};
+use testkit::{TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
-
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
 }
 
 /// From now on each change of a row is refused for which that holds; `NEW` is the row.
-fn refuse(lab: &Lab, condition: &str) {
-    lab.sql(&match lab.engine {
+fn refuse(db: &TestDb, condition: &str) {
+    db.sql(&match db.engine {
         "postgres" => format!(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
                IF {condition} THEN RAISE EXCEPTION 'the row is poisoned'; END IF; \
@@ -40,8 +36,8 @@ fn refuse(lab: &Lab, condition: &str) {
     });
 }
 
-fn refuse_no_more(lab: &Lab) {
-    lab.sql(match lab.engine {
+fn refuse_no_more(db: &TestDb) {
+    db.sql(match db.engine {
         "postgres" => "DROP TRIGGER refuse ON database_locks_lock; DROP FUNCTION refuse()",
         _ => "DROP TRIGGER refuse",
     });
@@ -50,7 +46,7 @@ fn refuse_no_more(lab: &Lab) {
 async fn hold(locks: &Locks, names: impl Iterator<Item = String>, ttl: Duration) -> Vec<LockGuard> {
     let mut guards = Vec::new();
     for name in names {
-        guards.push(soon(locks.lock(name).ttl(ttl).acquire()).await.unwrap());
+        guards.push(in_time(locks.lock(name).ttl(ttl).acquire()).await.unwrap());
     }
     guards
 }
@@ -64,7 +60,7 @@ async fn after(guards: Vec<LockGuard>, time: Duration) -> (Vec<LockGuard>, Vec<L
     guards.into_iter().partition(LockGuard::is_held)
 }
 
-/// Wait until a renewal got through that was sent from now on.
+/// Waits until a renewal got through that was sent from now on.
 async fn is_renewed(guard: &LockGuard, ttl: Duration) {
     let began = now();
     while guard.trusted_for() + began.elapsed() <= ttl {
@@ -86,73 +82,73 @@ fn is_refused(guard: &LockGuard, by: &str) {
     assert_eq!(loss.now_held_by(), None, "{loss}");
 }
 
-async fn a_row_that_is_refused_loses_no_other_lease(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_row_that_is_refused_loses_no_other_lease(db: &TestDb) {
+    let locks = db.locks().await;
     let all = (0..11).map(|i| format!("job {i}"));
     let guards = hold(&locks, all, ms(7000)).await;
-    refuse(lab, "NEW.name = 'job 4'");
-    soon(guards[4].lost()).await;
+    refuse(db, "NEW.name = 'job 4'");
+    in_time(guards[4].lost()).await;
     // Those that were refused with it would be lost by then.
     let (held, lost) = after(guards, ms(3000)).await;
     assert_eq!((held.len(), names(&lost)), (10, vec!["job 4"]));
     is_refused(&lost[0], "the row is poisoned");
     // Trust ended; the row is as it was.
-    let error = soon(lost.into_iter().next().unwrap().release()).await;
+    let error = in_time(lost.into_iter().next().unwrap().release()).await;
     let Err(Error::Lost { reason, .. }) = error else {
         panic!("{error:?}")
     };
     assert_eq!(reason, LostReason::Refused);
-    promise("P6", lab.engine);
-    promise("P17", lab.engine);
+    promise("P6", db.engine);
+    promise("P17", db.engine);
 }
 
-async fn several_rows_that_are_refused_lose_no_other_lease(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn several_rows_that_are_refused_lose_no_other_lease(db: &TestDb) {
+    let locks = db.locks().await;
     let all = (0..300).map(|i| format!("job {i}"));
     let guards = hold(&locks, all, ms(9000)).await;
-    refuse(lab, "NEW.name LIKE 'job 1_7'");
+    refuse(db, "NEW.name LIKE 'job 1_7'");
     for i in (107..200).step_by(10) {
-        soon(guards[i].lost()).await;
+        in_time(guards[i].lost()).await;
     }
     // Those that were refused with them would be lost by then.
     let (held, lost) = after(guards, ms(4000)).await;
     assert_eq!((held.len(), lost.len()), (290, 10), "{:?}", names(&lost));
     assert!(names(&lost).iter().all(|name| name.ends_with('7')));
     // Renewed again from then on, if the database lets it be.
-    refuse_no_more(lab);
+    refuse_no_more(db);
     let (held, lost) = after(held, ms(1000)).await;
     assert_eq!((held.len(), lost.len()), (290, 0));
 }
 
-async fn a_refusal_that_passes_costs_no_lease(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_refusal_that_passes_costs_no_lease(db: &TestDb) {
+    let locks = db.locks().await;
     let all = (0..3).map(|i| format!("job {i}"));
     let ttl = ms(9000);
     let guards = hold(&locks, all, ttl).await;
     let away = "ALTER TABLE database_locks_lock RENAME TO away";
-    lab.sql(away);
+    db.sql(away);
     let (held, lost) = after(guards, ms(4500)).await;
     assert_eq!((held.len(), lost.len()), (3, 0), "still trusted");
-    lab.sql("ALTER TABLE away RENAME TO database_locks_lock");
+    db.sql("ALTER TABLE away RENAME TO database_locks_lock");
     for guard in &held {
         is_renewed(guard, ttl).await;
     }
-    // And one that does not pass loses all, with what was said.
-    lab.sql(away);
+    // A refusal that lasts loses all locks, with the message of the database.
+    db.sql(away);
     for guard in &held {
-        soon(guard.lost()).await;
+        in_time(guard.lost()).await;
         is_refused(guard, "database_locks_lock");
     }
-    promise("P6", lab.engine);
+    promise("P6", db.engine);
 }
 
-async fn a_refused_renewal_is_tried_again_on_a_new_connection(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_refused_renewal_is_tried_again_on_a_new_connection(db: &TestDb) {
+    let locks = db.locks().await;
     let ttl = ms(9000);
     let guards = hold(&locks, std::iter::once("job".into()), ttl).await;
     // So that all connections are there.
     is_renewed(&guards[0], ttl).await;
-    let (ask, this) = match lab.engine {
+    let (ask, this) = match db.engine {
         "postgres" => (
             "SELECT string_agg(pid::text, ', ') FROM pg_stat_activity \
               WHERE datname = current_database() AND pid <> pg_backend_pid()",
@@ -164,15 +160,15 @@ async fn a_refused_renewal_is_tried_again_on_a_new_connection(lab: &Lab) {
             "CONNECTION_ID()",
         ),
     };
-    let connections = lab.sql(ask);
-    refuse(lab, &format!("{this} IN ({})", connections.trim()));
+    let connections = db.sql(ask);
+    refuse(db, &format!("{this} IN ({})", connections.trim()));
     is_renewed(&guards[0], ttl).await;
-    promise("P6", lab.engine);
+    promise("P6", db.engine);
 }
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
+        db_tests!($engine:
             a_row_that_is_refused_loses_no_other_lease,
             several_rows_that_are_refused_lose_no_other_lease,
             a_refusal_that_passes_costs_no_lease,

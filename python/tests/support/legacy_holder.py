@@ -1,6 +1,6 @@
 """A process that holds locks with legacy (django-database-locks 0.5), in its environment.
 
-Takes the commands of ``holder.py``, and two more: ``migrate`` creates the table, and ``storm NAME``
+Takes the commands of ``holder.py``, and two more: ``migrate`` creates the table, and ``contend NAME``
 acquires and releases this lock and locks with new names until the next line, and prints the number of
 rounds.
 """
@@ -50,7 +50,7 @@ def is_held(name):
     return Lock.objects.get(name=name).active
 
 
-def storm(name):
+def contend(name):
     import database_locks
 
     rounds = 0
@@ -61,7 +61,7 @@ def storm(name):
                 pass
         rounds += 1
         if rounds == 1:
-            say("storming")
+            say("contending")
     say(f"{lines.get()} {rounds}")
 
 
@@ -107,8 +107,8 @@ def main():
             word, _, rest = lines.get().partition(" ")
             if word == "hold":
                 hold(json.loads(rest))
-            elif word == "storm":
-                storm(rest)
+            elif word == "contend":
+                contend(rest)
             elif word == "count":
                 count(**json.loads(rest))
             elif word == "migrate":

@@ -5,7 +5,7 @@
 use std::future::Future;
 
 use database_locks::{LockGuard, Locks};
-use testkit::lab::Lab;
+use testkit::TestDb;
 
 mod requests;
 
@@ -27,9 +27,14 @@ async fn all<T: Send + 'static>(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_of_tasks_shares_its_statements() {
     let counted = counted();
-    for lab in [Lab::postgres(), Lab::mariadb(), Lab::mysql(), Lab::sqlite()] {
-        let Some(lab) = lab else { continue };
-        let locks = Locks::connect(&lab.url).await.unwrap();
+    for db in [
+        TestDb::postgres(),
+        TestDb::mariadb(),
+        TestDb::mysql(),
+        TestDb::sqlite(),
+    ] {
+        let Some(db) = db else { continue };
+        let locks = Locks::connect(&db.url).await.unwrap();
         locks.migrate().await.unwrap();
         // Locks that are new, and then those that are there.
         for _ in 0..2 {
@@ -43,7 +48,7 @@ async fn a_crowd_of_tasks_shares_its_statements() {
             let [acquires] = requests(&counted, ["acquire"]);
             all((guards.into_iter()).map(|guard| async { guard.release().await.unwrap() })).await;
             let [releases] = requests(&counted, ["release"]);
-            let engine = lab.engine;
+            let engine = db.engine;
             assert!(acquires > 0 && releases > 0, "{engine}: not counted");
             assert!(acquires < TASKS / 5, "{engine}: {acquires} requests");
             assert!(releases < TASKS / 5, "{engine}: {releases} requests");

@@ -1,29 +1,28 @@
-//! A process that ends in various ways while, or just after, it holds a lock, which must be free
-//! then.
+//! A program that ends in one of many ways while it holds a lock or just after. The lock must be
+//! free then.
 //!
-//! `lock-ender URL NAME HOW`: takes the lock, and HOW is
+//! `exiting-holder URL NAME HOW` takes the lock. HOW is
 //!
-//! - `question-mark`: a `?` in a `main` on several threads drops the guard;
+//! - `question-mark`: `?` in a `main` on several threads drops the guard;
 //! - `current-thread`: the same on one thread;
-//! - `exit`: the guard is dropped, and `std::process::exit` called;
+//! - `exit`: the guard is dropped, then `std::process::exit` is called;
 //! - `panic`: `main` panics;
 //! - `task`: a task that never ends has the guard, and is dropped with the runtime;
 //! - `shutdown`: the same with a runtime that does not wait for its tasks;
-//! - `detached`: a thread has the guard that goes on until the process ends;
-//! - `exit-holding`: `std::process::exit` is called with the guard in hand;
+//! - `detached`: a thread that runs until the process ends has the guard;
+//! - `exit-holding`: `std::process::exit` is called while the guard is alive;
 //! - `leaked`: the guard is leaked;
 //! - `thread`: a thread drops the guard, and `main` does not wait for that thread to end;
 //! - `thread-local`: a thread-local value has the guard;
-//! - `elsewhere`: a thread has done it all and goes on, and `main` has never used the library;
+//! - `elsewhere`: another thread than `main` uses the library and goes on with the guard;
 //! - `elsewhere-dropped`: the same, and that thread has dropped the guard;
-//! - `exit-elsewhere`: a thread other than the main one calls `std::process::exit` with the guard
-//!   in hand;
+//! - `exit-elsewhere`: that thread calls `std::process::exit` while it has the guard;
 //! - `exit-beside`: such a thread calls it while the main thread has the guard;
-//! - `given-up`: nothing is held, but an acquire is given up in the middle;
-//! - `when-told`: says `held`, and `main` ends when it is sent a line;
-//! - `fork`: a forked child ends first, which must not wait for anything of its parent;
-//! - `fork-direct`: such a child drops a direct connection that its parent goes on using, and its
-//!   runtime, while a call is under way.
+//! - `dropped-acquire`: no lock is held, but a waiting acquire is dropped;
+//! - `on-input`: prints `held`, and `main` ends when it is sent a line;
+//! - `fork`: a forked child ends first, and must not wait for anything of its parent;
+//! - `fork-direct`: during a call, such a child drops the runtime and the direct connection that its
+//!   parent goes on using.
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::cell::RefCell;
@@ -37,7 +36,7 @@ use std::time::Duration;
 use database_locks::seam::{Outcome, ReleaseCommand, Released, Table, open};
 use database_locks::{Lock, LockGuard, Locks};
 use rustix::process::Pid;
-use testkit::contract::ask;
+use testkit::contract::acquire_command;
 use testkit::process::{fork, wait_for_child};
 use tokio::runtime::{Builder, Runtime};
 
@@ -96,8 +95,8 @@ fn main() -> Done {
             std::thread::spawn(|| std::process::exit(3));
             std::future::pending().await
         }),
-        "given-up" => threads().block_on(give_up(url, name)),
-        "when-told" => on(threads(), url, name, async |_guard| {
+        "dropped-acquire" => threads().block_on(give_up(url, name)),
+        "on-input" => on(threads(), url, name, async |_guard| {
             println!("held");
             std::io::stdin().read_line(&mut String::new())?;
             Ok(())
@@ -117,7 +116,7 @@ fn main() -> Done {
 
 fn in_thread_local(url: &str, name: &str) -> Done {
     thread_local!(static KEPT: RefCell<Option<LockGuard>> = const { RefCell::new(None) });
-    // Before anything of the library's, so that it is dropped after that.
+    // Before any thread-local value of the library, so that it is dropped after those.
     KEPT.with(|kept| *kept.borrow_mut() = None);
     on(one_thread(), url, name, async |guard| {
         KEPT.with(|kept| *kept.borrow_mut() = Some(guard));
@@ -146,7 +145,7 @@ fn one_thread() -> Runtime {
 
 async fn lock(url: &str, name: &str) -> Result<Lock, database_locks::Error> {
     let locks = Locks::connect(url).await?;
-    // Long, so that it is no lease that ends by itself which is found free.
+    // Long, so that the lock is not free because its lease has ended.
     Ok(locks.lock(name).ttl(Duration::from_secs(600)))
 }
 
@@ -164,7 +163,7 @@ fn fails(guard: &LockGuard) -> Done {
     Err("as programs do")?
 }
 
-/// On another thread, which goes on with what `then` returns until the process has ended.
+/// Acquires on another thread, which keeps the result of `then` until the process ends.
 fn elsewhere(url: &str, name: &str, then: fn(LockGuard) -> Option<LockGuard>) -> Done {
     let (url, name) = (url.to_owned(), name.to_owned());
     let (begin, begun) = std::sync::mpsc::channel();
@@ -201,19 +200,19 @@ fn fork_direct(url: &str, name: &str) -> Done {
     let store = open(url, &Table::default())?;
     let direct = store.direct().ok_or("the engine has no direct")?;
     let acquire = |name: &str| {
-        let (direct, ask) = (
+        let (direct, command) = (
             Arc::clone(&direct),
-            ask(name, "me", Duration::from_secs(25)),
+            acquire_command(name, "me", Duration::from_secs(25)),
         );
         async move {
-            let outcomes = direct.acquire(std::slice::from_ref(&ask)).await;
+            let outcomes = direct.acquire(std::slice::from_ref(&command)).await;
             match outcomes.map_err(|error| error.to_string())?[..] {
-                [Outcome::Granted { token, .. }] => Ok((ask, token)),
+                [Outcome::Granted { token, .. }] => Ok((command, token)),
                 ref other => Err(format!("{other:?}")),
             }
         }
     };
-    let (ask, token) = runtime.block_on(acquire(name))?;
+    let (command, token) = runtime.block_on(acquire(name))?;
     let call = runtime.spawn(acquire("another"));
     // The request is sent.
     runtime.block_on(tokio::task::yield_now());
@@ -223,10 +222,10 @@ fn fork_direct(url: &str, name: &str) -> Done {
     };
     child_ends(child);
     let what = ReleaseCommand {
-        name: ask.name,
+        name: command.name,
         token: Some(token),
-        grant: ask.grant,
-        holder: ask.holder,
+        grant: command.grant,
+        holder: command.holder,
         durable: false,
     };
     let goes_on = async {

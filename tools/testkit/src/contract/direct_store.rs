@@ -11,9 +11,9 @@ use database_locks::{ListFilter, LockInfo, LockName, Ttl};
 
 /// A store whose acquires and releases use its direct connection.
 #[derive(Debug)]
-pub(super) struct ByDirect(pub(super) Arc<dyn Store>);
+pub(super) struct DirectStore(pub(super) Arc<dyn Store>);
 
-impl ByDirect {
+impl DirectStore {
     fn direct(&self) -> Arc<dyn DirectConnection> {
         self.0.direct().expect("the engine has a direct connection")
     }
@@ -34,7 +34,7 @@ async fn kept<T>(
     }
 }
 
-impl Store for ByDirect {
+impl Store for DirectStore {
     fn direct(&self) -> Option<Arc<dyn DirectConnection>> {
         self.0.direct()
     }
@@ -49,12 +49,12 @@ impl Store for ByDirect {
 
     fn acquire<'a>(
         &'a self,
-        asks: &'a [AcquireCommand],
+        commands: &'a [AcquireCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async move {
             let direct = self.direct();
-            kept(within, &*direct, direct.acquire(asks)).await
+            kept(within, &*direct, direct.acquire(commands)).await
         })
     }
 

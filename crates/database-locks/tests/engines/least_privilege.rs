@@ -1,31 +1,31 @@
-//! A user with the rights that `SECURITY.md` names, and no others, can do what it says.
+//! A user with exactly the privileges that `SECURITY.md` names can do what that page says.
 
 use std::time::Duration;
 
 use database_locks::{Error, Locks, Prune};
-use testkit::{Lab, contract_tests};
+use testkit::{TestDb, contract_tests};
 
 macro_rules! all_but_pruning {
-    ($engine:ident, $lab:expr) => {
+    ($engine:ident, $db:expr) => {
         contract_tests!(
             $engine,
-            $lab,
+            $db,
             a_held_lock_names_its_holder,
-            expired_is_free,
-            released_is_free,
+            an_expired_lock_is_free,
+            a_released_lock_is_free,
             tokens_grow,
-            the_first_token_is_the_clock,
+            the_first_token_is_the_time_of_the_database,
             a_repeated_acquire_recognises_its_own_grant,
             renewed_leases_outlive_their_first_length,
             a_renewal_shortens_nothing,
             a_renewal_may_be_repeated,
-            endless_ends_only_by_release,
+            an_endless_lease_ends_only_by_release,
             a_stale_grant_can_neither_renew_nor_release,
             the_same_holder_is_another_grant,
             a_late_renewal_revives_nothing,
-            each_part_of_a_grant_counts,
-            a_release_by_force_is_told_to_the_holder,
-            a_grant_whose_token_is_unknown_can_be_given_back,
+            a_grant_that_differs_in_any_part_is_refused,
+            a_release_by_force_is_a_loss_for_the_holder,
+            a_grant_whose_token_is_unknown_can_be_released,
             a_ticket_resumes_a_lock_once,
             a_dead_ticket_revives_nothing,
             distinct_names_are_distinct_locks,
@@ -39,26 +39,26 @@ macro_rules! all_but_pruning {
             a_reader_sees_what_the_holder_wrote,
             installing_twice_changes_nothing,
             the_same_holder_takes_over,
-            nothing_but_what_was_seen_is_taken_over,
-            what_nobody_has_is_not_taken_over,
+            only_the_observed_grant_is_taken_over,
+            a_free_lock_is_not_taken_over,
         );
     };
 }
 
-all_but_pruning!(postgres, Lab::postgres_least().await);
-all_but_pruning!(mariadb, Lab::mariadb_least().await);
-all_but_pruning!(mysql, Lab::mysql_least().await);
+all_but_pruning!(postgres, TestDb::postgres_least().await);
+all_but_pruning!(mariadb, TestDb::mariadb_least().await);
+all_but_pruning!(mysql, TestDb::mysql_least().await);
 contract_tests!(
     postgres_with_a_sequence,
-    Lab::postgres_serial().await,
-    expired_is_free,
+    TestDb::postgres_serial().await,
+    an_expired_lock_is_free,
     first_use_by_twenty_at_once_has_one_winner,
     a_batch_of_acquires_is_answered_one_by_one,
 );
 
-/// What is missing is said with what for: nothing else, and not before it is needed.
-async fn what_is_missing_is_said(lab: Lab) {
-    let locks = Locks::connect(&lab.url).await.unwrap();
+/// The error names the missing privilege and its purpose, and comes only when it is needed.
+async fn missing_privileges_are_named(db: TestDb) {
+    let locks = Locks::connect(&db.url).await.unwrap();
     let report = locks.doctor().await.unwrap();
     let rights = report
         .findings
@@ -77,7 +77,7 @@ async fn what_is_missing_is_said(lab: Lab) {
     let long = Duration::from_secs(86_400);
     let error = locks.prune(Prune::older_than(long)).await.unwrap_err();
     refused(error, "DELETE on the table to prune");
-    let other = Locks::builder(&lab.url)
+    let other = Locks::builder(&db.url)
         .table("another_table")
         .connect()
         .await
@@ -86,22 +86,22 @@ async fn what_is_missing_is_said(lab: Lab) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_missing_is_said_on_postgres() {
-    if let Some(lab) = Lab::postgres_least().await {
-        what_is_missing_is_said(lab).await;
+async fn missing_privileges_are_named_on_postgres() {
+    if let Some(db) = TestDb::postgres_least().await {
+        missing_privileges_are_named(db).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_missing_is_said_on_mariadb() {
-    if let Some(lab) = Lab::mariadb_least().await {
-        what_is_missing_is_said(lab).await;
+async fn missing_privileges_are_named_on_mariadb() {
+    if let Some(db) = TestDb::mariadb_least().await {
+        missing_privileges_are_named(db).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_missing_is_said_on_mysql() {
-    if let Some(lab) = Lab::mysql_least().await {
-        what_is_missing_is_said(lab).await;
+async fn missing_privileges_are_named_on_mysql() {
+    if let Some(db) = TestDb::mysql_least().await {
+        missing_privileges_are_named(db).await;
     }
 }

@@ -1,22 +1,22 @@
-//! A process that takes locks, which tests kill, freeze, fork and cut off.
+//! A program that takes locks, which tests kill, freeze, fork and cut off.
 //!
-//! - `lock-taker count URL NAME ROUNDS FILE locked|unlocked`: adds 1 to the number in FILE, so many
+//! - `test-holder count URL NAME ROUNDS FILE locked|unlocked`: adds 1 to the number in FILE, so many
 //!   times, each time under the lock, or without it.
-//! - `lock-taker hold URL NAME TTL_MS [leak]`: takes the lock, says `held TOKEN`, says `lost
-//!   REASON` when it is, and answers the lines of its standard input: `ask` with `is_held
-//!   true|false`, `release` with what came of it. Ends when its input does; with `leak` it never
-//!   drops the guard.
-//! - `lock-taker hold URL NAME TTL_MS as HOLDER`: the same, as that holder, and at once where
-//!   another process of the same holder has it.
-//! - `lock-taker fork-as URL NAME HOLDER`: takes the lock as that holder and forks; the child comes
-//!   as the same one.
-//! - `lock-taker loop URL NAME HOLD_MS THREADS`: in so many threads takes the lock, says `grant`
-//!   and which thread it is, holds it for so long, gives it back, and begins anew at once, until it
-//!   is killed.
-//! - `lock-taker fork URL NAME`: takes the lock and forks; the child says what it may do with it,
-//!   the parent whether it still has it when the child has ended.
-//! - `lock-taker fork-ids`: has locks granted, forks, and has some more granted in both; says for
-//!   each process its pid, the one that the locks name, and the grant ids.
+//! - `test-holder hold URL NAME TTL_MS [leak]`: takes the lock, prints `held TOKEN`, and `lost
+//!   REASON` once it is lost. The line `ask` on its standard input is answered with `is_held
+//!   true|false`, the line `release` with the result of the release. Ends with its input; with
+//!   `leak` it never drops the guard.
+//! - `test-holder hold URL NAME TTL_MS as HOLDER`: the same as that holder, taking the lock over
+//!   from another process of the same holder.
+//! - `test-holder fork-as URL NAME HOLDER`: takes the lock as that holder and forks; the child
+//!   acquires as the same holder.
+//! - `test-holder loop URL NAME HOLD_MS THREADS`: so many threads take the lock, print `grant` and
+//!   their number, hold it for so long, release it, and begin anew at once, until the process is
+//!   killed.
+//! - `test-holder fork URL NAME`: takes the lock and forks; the child prints what it may do with the
+//!   lock, and the parent whether it still has it when the child has ended.
+//! - `test-holder fork-ids`: acquires locks, forks, and acquires more in both processes; prints for
+//!   each process its pid, the pid in the rows, and the grant ids.
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::io::Write;
@@ -153,7 +153,10 @@ fn fork(url: &str, name: &str) -> Result<(), Error> {
     let guard = locks.lock(name).ttl(ttl).acquire()?;
     let Some(child) = testkit::process::fork() else {
         say(&format!("child: is_held {}", guard.is_held()));
-        say(&format!("child: {}", guard.check().expect_err("not ours")));
+        say(&format!(
+            "child: {}",
+            guard.check().expect_err("another process")
+        ));
         // Longer than the ttl: were the child to renew or release it, the parent would notice.
         testkit::time::sleep(ttl);
         match locks.lock(name).try_acquire() {

@@ -48,7 +48,7 @@ const WATCHER: &str = r#"
 pub struct ScratchDir(tempfile::TempDir);
 
 impl ScratchDir {
-    /// Make an empty directory with `tag` in its name.
+    /// Makes an empty directory with `tag` in its name.
     ///
     /// # Panics
     ///
@@ -119,7 +119,7 @@ pub fn command(program: impl AsRef<std::ffi::OsStr>, signal: &str) -> Command {
     }
 }
 
-/// Start `command` from a thread that never ends.
+/// Starts `command` from a thread that never ends.
 ///
 /// The parent-death signal fires when the *thread* that started the process ends,
 /// and libtest runs every test in a thread of its own: a shared server would die

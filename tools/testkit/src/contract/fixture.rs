@@ -5,23 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::by_direct::ByDirect;
+use super::direct_store::DirectStore;
 use database_locks::seam::{
     AcquireCommand, Grant, Holder, ObservedExpiry, Outcome, PAGE, ReleaseCommand, Released,
     Renewal, Store, StoreError, Table, Version, open, random_grant_id,
 };
 use database_locks::{ListFilter, LockInfo, LockName, LockState, Token, Ttl};
 
-/// A lease that does not end while a test runs.
+/// A lease that does not end during a test.
 pub(super) const LONG: Duration = Duration::from_secs(25);
 /// A lease whose end the test awaits; long enough for a few round trips on a busy machine.
 pub(super) const SHORT: Duration = Duration::from_millis(400);
 /// How long a call may take.
 pub(super) const WITHIN: Duration = Duration::from_secs(20);
 
-/// A table of its own in some database, and how to connect to it.
+/// A table for one test, and the clients, connections and SQL that the test uses on it.
 #[derive(Clone, Debug)]
-pub struct Bench {
+pub struct StoreFixture {
     /// Its name in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `mysql`, `galera`,
     /// `mysql-group`.
     pub engine: &'static str,
@@ -30,21 +30,21 @@ pub struct Bench {
     clients: Arc<AtomicUsize>,
     /// The table, if it is not the usual one.
     pub table: Table,
-    by_hand: Option<ByHand>,
-    by_direct: bool,
+    sql: Option<RunSql>,
+    direct: bool,
 }
 
 /// Runs a statement on the database as another client than those that are tested.
 #[derive(Clone)]
-struct ByHand(Arc<dyn Fn(&str) + Send + Sync>);
+struct RunSql(Arc<dyn Fn(&str) + Send + Sync>);
 
-impl fmt::Debug for ByHand {
+impl fmt::Debug for RunSql {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ByHand")
+        f.write_str("RunSql")
     }
 }
 
-impl Bench {
+impl StoreFixture {
     /// The usual table at `url`.
     pub fn new(engine: &'static str, url: impl Into<String>) -> Self {
         Self::spread(engine, vec![url.into()])
@@ -57,22 +57,22 @@ impl Bench {
             urls,
             clients: Arc::default(),
             table: Table::default(),
-            by_hand: None,
-            by_direct: false,
+            sql: None,
+            direct: false,
         }
     }
 
     /// Adds a way to change rows by SQL; `memory` has none.
     #[must_use]
     pub fn with_sql(mut self, run: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        self.by_hand = Some(ByHand(Arc::new(run)));
+        self.sql = Some(RunSql(Arc::new(run)));
         self
     }
 
-    /// Lets the clients use the direct path.
+    /// Lets the clients use their direct connections.
     #[must_use]
-    pub fn by_direct(mut self) -> Self {
-        self.by_direct = true;
+    pub fn with_direct_connection(mut self) -> Self {
+        self.direct = true;
         self
     }
 
@@ -80,9 +80,9 @@ impl Bench {
     ///
     /// # Panics
     ///
-    /// If the bench has no [`Bench::with_sql`].
+    /// Without [`StoreFixture::with_sql`].
     pub fn sql(&self, statement: &str) {
-        let ByHand(run) = self.by_hand.as_ref().expect("a way to run SQL by hand");
+        let RunSql(run) = self.sql.as_ref().expect("a way to run SQL");
         run(statement);
     }
 
@@ -91,12 +91,12 @@ impl Bench {
         matches!(self.engine, "galera" | "mysql-group")
     }
 
-    /// Another client: a connection of its own.
+    /// Another client, with its own connection.
     pub fn store(&self) -> Arc<dyn Store> {
         let client = self.clients.fetch_add(1, Ordering::Relaxed);
         let store = open(&self.urls[client % self.urls.len()], &self.table).expect("a good URL");
-        match self.by_direct {
-            true => Arc::new(ByDirect(store)),
+        match self.direct {
+            true => Arc::new(DirectStore(store)),
             false => store,
         }
     }
@@ -110,13 +110,13 @@ impl Bench {
     }
 }
 
-/// A name that is good.
+/// A valid name.
 pub fn name(text: &str) -> LockName {
     LockName::new(text).expect("a good name")
 }
 
 /// A new request for `name`.
-pub fn ask(lock: &str, holder: &str, length: Duration) -> AcquireCommand {
+pub fn acquire_command(lock: &str, holder: &str, length: Duration) -> AcquireCommand {
     AcquireCommand {
         name: name(lock),
         grant: random_grant_id().expect("randomness"),
@@ -127,10 +127,10 @@ pub fn ask(lock: &str, holder: &str, length: Duration) -> AcquireCommand {
     }
 }
 
-/// Asks once; repeats after conflicts that are not about this lock.
-pub async fn try_once(store: &dyn Store, ask: &AcquireCommand) -> Outcome {
+/// Sends a request once, and again after conflicts that are not about this lock.
+pub async fn try_once(store: &dyn Store, command: &AcquireCommand) -> Outcome {
     for _ in 0..200 {
-        match store.acquire(std::slice::from_ref(ask), WITHIN).await {
+        match store.acquire(std::slice::from_ref(command), WITHIN).await {
             Ok(outcomes) => return outcomes[0].clone(),
             Err(StoreError::Contention(_)) => {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -141,12 +141,12 @@ pub async fn try_once(store: &dyn Store, ask: &AcquireCommand) -> Outcome {
     panic!("contention without end")
 }
 
-pub(super) fn grant_of(ask: &AcquireCommand, token: Token) -> Grant {
+pub(super) fn grant_of(command: &AcquireCommand, token: Token) -> Grant {
     Grant {
-        name: ask.name.clone(),
+        name: command.name.clone(),
         token,
-        id: ask.grant,
-        holder: Arc::clone(&ask.holder),
+        id: command.grant,
+        holder: Arc::clone(&command.holder),
         confirmed_by: None,
     }
 }
@@ -155,16 +155,16 @@ pub(super) fn grant_of(ask: &AcquireCommand, token: Token) -> Grant {
 ///
 /// On a cluster, an expired lease is first observed for its length.
 pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Duration) -> Grant {
-    let mut ask = ask(lock, holder, length);
+    let mut command = acquire_command(lock, holder, length);
     for _ in 0..100 {
-        match try_once(store, &ask).await {
-            Outcome::Granted { token, .. } => return grant_of(&ask, token),
+        match try_once(store, &command).await {
+            Outcome::Granted { token, .. } => return grant_of(&command, token),
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
             Outcome::Held(Holder {
                 observed_expiry: Some(expiry),
                 ..
             }) if expiry.length <= 2 * SHORT => {
-                ask.expired_version = observed(&expiry).await;
+                command.expired_version = observed(&expiry).await;
             }
             other => panic!("{lock} not granted: {other:?}"),
         }
@@ -178,28 +178,28 @@ async fn observed(expiry: &ObservedExpiry) -> Option<Version> {
 }
 
 /// The observation of an expired lease by a contender, on a cluster.
-pub(super) async fn expired_version(bench: &Bench, lock: &str) -> Option<Version> {
-    if !bench.is_cluster() {
+pub(super) async fn expired_version(fixture: &StoreFixture, lock: &str) -> Option<Version> {
+    if !fixture.is_cluster() {
         return None;
     }
-    let store = bench.store();
+    let store = fixture.store();
     let Outcome::Held(Holder {
         observed_expiry: Some(expiry),
         ..
-    }) = try_once(&*store, &ask(lock, "a watcher", SHORT)).await
+    }) = try_once(&*store, &acquire_command(lock, "a watcher", SHORT)).await
     else {
         panic!("{lock} is not held")
     };
     observed(&expiry).await
 }
 
-/// Renew one grant.
+/// Renews one grant.
 pub async fn renew(store: &dyn Store, grant: &Grant, ttl: impl Into<Ttl>) -> Renewal {
     let answers = store.renew(&[(grant.clone(), ttl.into())], WITHIN).await;
     answers.expect("an answer").remove(0)
 }
 
-/// Release one grant.
+/// Releases one grant.
 pub async fn release(store: &dyn Store, grant: &Grant) -> Released {
     let what = ReleaseCommand::of(grant, Ttl::from(LONG));
     store.release(&[what], WITHIN).await.expect("an answer")[0]

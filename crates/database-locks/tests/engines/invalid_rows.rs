@@ -1,16 +1,16 @@
-//! Rows that hold rubbish: another program's, a dump's, a hand's. Whatever is there, nothing
-//! panics, errors are clear, and never two have the lock.
+//! Rows with values of another program, a dump or a manual change. Nothing panics, errors are
+//! clear, and never two clients have the lock.
 
 use std::time::Duration;
 
 use database_locks::{Error, LockState, Locks, Prune};
-use testkit::{Lab, lab_tests};
+use testkit::{TestDb, db_tests};
 
 const LATER: &str = "'2999-01-01 00:00:00'";
 const PAST: &str = "'2001-01-01 00:00:00'";
 
 /// What stands in the row, as `SET` has it, and whether the lock can be had then.
-fn rubbish(engine: &str) -> Vec<(String, bool)> {
+fn invalid_values(engine: &str) -> Vec<(String, bool)> {
     let huge = "x".repeat(60_000);
     let mut all = vec![
         // Restored from a dump: it is plainly over.
@@ -61,16 +61,16 @@ fn rubbish(engine: &str) -> Vec<(String, bool)> {
     all
 }
 
-fn fill(lab: &Lab, set: &str) {
+fn fill(db: &TestDb, set: &str) {
     // What the strict mode refuses came in before that was switched on.
-    let mode = match lab.engine {
+    let mode = match db.engine {
         "mariadb" | "mysql" => "SET sql_mode = ''; ",
         _ => "",
     };
     let all =
         "token = 7, locked_by = 'me', expires_at = NULL, grant_id = NULL, granted_until = NULL,
                acquired_at = NULL, renewed_at = NULL, metadata = NULL";
-    lab.sql(&format!(
+    db.sql(&format!(
         "{mode}UPDATE database_locks_lock SET {all} WHERE name = 'job';
          UPDATE database_locks_lock SET {set} WHERE name = 'job'"
     ));
@@ -89,12 +89,12 @@ async fn look(locks: &Locks, set: &str) {
     locks.doctor().await.unwrap();
 }
 
-async fn rubbish_in_a_row_is_lived_with(lab: &Lab) {
-    let locks = lab.locks().await;
-    let other = lab.locks().await;
-    for (set, free) in rubbish(lab.engine) {
-        lab.sql("DELETE FROM database_locks_lock; INSERT INTO database_locks_lock (name) VALUES ('job')");
-        fill(lab, &set);
+async fn invalid_values_in_a_row_do_no_harm(db: &TestDb) {
+    let locks = db.locks().await;
+    let other = db.locks().await;
+    for (set, free) in invalid_values(db.engine) {
+        db.sql("DELETE FROM database_locks_lock; INSERT INTO database_locks_lock (name) VALUES ('job')");
+        fill(db, &set);
         look(&locks, &set).await;
         let before = locks.show("job").await.unwrap().unwrap();
         let tried = locks.lock("job").try_acquire().await;
@@ -133,7 +133,7 @@ async fn rubbish_in_a_row_is_lived_with(lab: &Lab) {
             .release()
             .await
             .unwrap_or_else(|e| panic!("{set}: {}", e.chain()));
-        fill(lab, &set);
+        fill(db, &set);
         locks
             .prune(Prune::older_than(Duration::from_secs(3600)).include_legacy())
             .await
@@ -141,13 +141,14 @@ async fn rubbish_in_a_row_is_lived_with(lab: &Lab) {
     }
 }
 
-/// There is no greater token: nobody is granted the lock, and the error says why and what to do.
-async fn the_last_token_is_never_passed(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("INSERT INTO database_locks_lock (name) VALUES ('job')");
+/// There is no greater token: no client is granted the lock, and the error names the cause and the
+/// fix.
+async fn a_row_with_the_greatest_token_is_refused(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("INSERT INTO database_locks_lock (name) VALUES ('job')");
     // What is below zero is mended like any other token that is behind the clock.
     for token in [-5, i64::MIN] {
-        fill(lab, &format!("token = {token}"));
+        fill(db, &format!("token = {token}"));
         let guard = locks.lock("job").try_acquire().await.unwrap().unwrap();
         assert!(guard.token().get() > 1_000_000_000_000, "{guard:?}");
         guard.release().await.unwrap();
@@ -158,12 +159,12 @@ async fn the_last_token_is_never_passed(lab: &Lab) {
             let message = error.chain();
             assert!(message.contains("its token is out of range"), "{message}");
         };
-        fill(lab, &format!("token = {token}"));
+        fill(db, &format!("token = {token}"));
         refused(locks.lock("job").try_acquire().await.unwrap_err());
         let row = locks.show("job").await.unwrap().unwrap();
         assert_eq!((row.token.get(), row.state), (token, LockState::Free));
         if token == i64::MAX {
-            fill(lab, &format!("token = {token}, expires_at = {LATER}"));
+            fill(db, &format!("token = {token}, expires_at = {LATER}"));
             refused(locks.force_release("job").await.unwrap_err());
             let row = locks.show("job").await.unwrap().unwrap();
             assert_eq!(row.token.get(), token);
@@ -174,17 +175,17 @@ async fn the_last_token_is_never_passed(lab: &Lab) {
     guard.release().await.unwrap();
 }
 
-/// SQLite puts anything into any column. What cannot be read is named, and is in nobody's way.
-async fn what_is_of_another_type_is_refused(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("INSERT INTO database_locks_lock (name) VALUES ('job')");
+/// SQLite accepts any value in any column. The error names an unreadable one, and other locks work.
+async fn a_value_of_another_type_is_refused(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("INSERT INTO database_locks_lock (name) VALUES ('job')");
     for (set, column) in [
         ("locked_by = x'ff00'", "locked_by"),
         ("token = 'abc'", "token"),
         ("token = 1.5", "token"),
         ("metadata = x'00'", "metadata"),
     ] {
-        fill(lab, set);
+        fill(db, set);
         let error = locks.show("job").await.unwrap_err();
         assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
         assert!(error.chain().contains(column), "{}", error.chain());
@@ -196,8 +197,8 @@ async fn what_is_of_another_type_is_refused(lab: &Lab) {
     }
 }
 
-lab_tests!(sqlite: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed,
-    what_is_of_another_type_is_refused);
-lab_tests!(postgres: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);
-lab_tests!(mariadb: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);
-lab_tests!(mysql: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);
+db_tests!(sqlite: invalid_values_in_a_row_do_no_harm, a_row_with_the_greatest_token_is_refused,
+    a_value_of_another_type_is_refused);
+db_tests!(postgres: invalid_values_in_a_row_do_no_harm, a_row_with_the_greatest_token_is_refused);
+db_tests!(mariadb: invalid_values_in_a_row_do_no_harm, a_row_with_the_greatest_token_is_refused);
+db_tests!(mysql: invalid_values_in_a_row_do_no_harm, a_row_with_the_greatest_token_is_refused);

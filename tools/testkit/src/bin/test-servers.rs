@@ -1,24 +1,22 @@
 //! Real servers for tests that are not written in Rust.
 //!
-//! `lab postgres postgres18 mariadb mysql pgbouncer galera` starts the servers named, says in one
-//! line of JSON where they are (`null` for one that this machine does not have, unless
-//! `DBLOCK_REQUIRE` names it: then it fails), and ends them when its standard input ends. Until
-//! then it takes commands, one a line, and answers each with one line of JSON, `{"error": …}` where
-//! it does not understand:
+//! `test-servers postgres postgres18 mariadb mysql pgbouncer galera` starts these servers and prints
+//! a line of JSON with their addresses: `null` for one that this machine does not have, or a failure
+//! if `DBLOCK_REQUIRE` names it. It stops them when its standard input ends. Each line of input is a
+//! command, answered by one line of JSON, `{"error": …}` if it is not understood:
 //!
-//! - `database SERVER`: makes an empty database, `{"url": …}`; of `pgbouncer`, which has a
-//!   PostgreSQL server of its own behind it, the `direct_url` too. The other commands are about
-//!   PgBouncer itself
-//! - `stop SERVER`, `kill SERVER` (by SIGKILL), `start SERVER`, `restart SERVER`: data and port
-//!   stay
-//! - `freeze SERVER`, `thaw SERVER`: connections stay open, and nothing is answered
-//! - a node of a cluster is a server too, `galera/0` to `galera/2`: `kill galera/1`; besides it
-//!   knows `isolate NODE` and `rejoin NODE` (cut off from the others, and back), `start NODE` waits
-//!   until it has caught up, `mend galera` until all have, and `status NODE` says `{"serves": …,
-//!   "size": …}`
+//! - `database SERVER`: makes an empty database, `{"url": …}`. `pgbouncer` has a PostgreSQL server of
+//!   its own: its answer has a `direct_url` too, and the other commands are about PgBouncer itself
+//! - `stop SERVER`, `kill SERVER` (by SIGKILL), `start SERVER`, `restart SERVER`: the data and the
+//!   port stay
+//! - `freeze SERVER`, `thaw SERVER`: connections stay open without answers
+//! - a node of a cluster is a server too, `galera/0` to `galera/2`, as in `kill galera/1`. Beside
+//!   these: `isolate NODE` and `rejoin NODE` (cut off from the other nodes, and back), `start NODE`
+//!   waits until it has caught up, `mend galera` until all nodes have, and `status NODE` answers
+//!   `{"serves": …, "size": …}`
 //! - `proxy URL`: starts a proxy to the server of that URL, `{"proxy": "p0", "url": …}`
 //! - `stall PROXY`, `stall-replies PROXY`, `resume PROXY`, `cut PROXY`, `refuse PROXY`,
-//!   `accept PROXY`, `close PROXY`, and `counts PROXY`: connections and bytes that have passed
+//!   `accept PROXY`, `close PROXY`; `counts PROXY`: the connections and bytes so far
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::collections::BTreeMap;
@@ -32,12 +30,12 @@ fn main() {
     if let Some(name) = names.iter().find(|name| !ENGINES.contains(&name.as_str())) {
         panic!("no engine `{name}`: there are {}", ENGINES.join(", "));
     }
-    let mut lab = Lab::start(&names);
-    say(&lab.describe());
+    let mut servers = Servers::start(&names);
+    say(&servers.describe());
     for line in std::io::stdin().lines() {
         let line = line.expect("commands are text");
         let answer = match line.split_once(' ') {
-            Some((verb, what)) => lab.obey(verb, what.trim()),
+            Some((verb, what)) => servers.obey(verb, what.trim()),
             None => Err(format!("`{line}`: a command is a verb and what it is for")),
         };
         say(&answer.unwrap_or_else(|why| json!({ "error": why })));
@@ -58,7 +56,7 @@ fn say(answer: &Value) {
     let _ = writeln!(std::io::stdout(), "{answer}");
 }
 
-struct Lab {
+struct Servers {
     servers: BTreeMap<String, Option<Server>>,
     proxies: BTreeMap<String, Proxy>,
     proxies_made: usize,
@@ -71,7 +69,7 @@ enum Server {
     Galera(Galera),
 }
 
-impl Lab {
+impl Servers {
     /// All at the same time: most of a start is waiting.
     fn start(names: &[String]) -> Self {
         let servers = std::thread::scope(|scope| {

@@ -6,11 +6,11 @@ use std::future::Future;
 use std::time::Duration;
 
 use database_locks::{Error, LockName, Locks, LostReason, Prune, Token, blocking};
-use testkit::{Lab, lab_tests};
+use testkit::{TestDb, db_tests};
 use tokio::task::JoinSet;
 
 /// Longer than anything that a test waits for should take.
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn memory(name: &str) -> Locks {
     Locks::connect(format!("memory:shapes-{name}"))
@@ -32,7 +32,7 @@ async fn an_acquire_is_selected_on_joined_and_timed_without_a_binding() {
     let locks = memory("select").await;
     let guard = tokio::select! {
         guard = locks.lock("a").acquire() => guard.unwrap(),
-        () = tokio::time::sleep(SOON) => panic!("not in time"),
+        () = tokio::time::sleep(TIMEOUT) => panic!("not in time"),
     };
     let (b, c) = tokio::join!(locks.lock("b").acquire(), locks.lock("c").try_acquire());
     assert!(b.unwrap().is_held() && c.unwrap().unwrap().is_held());
@@ -40,7 +40,7 @@ async fn an_acquire_is_selected_on_joined_and_timed_without_a_binding() {
     let late = tokio::time::timeout(Duration::from_millis(50), locks.lock("a").acquire());
     assert!(late.await.is_err(), "it is held");
     drop((guard, d, e));
-    let again = tokio::time::timeout(SOON, locks.lock("a").acquire());
+    let again = tokio::time::timeout(TIMEOUT, locks.lock("a").acquire());
     again.await.unwrap().unwrap().release().await.unwrap();
 }
 
@@ -64,7 +64,7 @@ async fn acquires_of_many_names_are_joined_and_spawned_from_a_closure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn work_under_a_lock_is_spawned_as_it_is() {
+async fn work_under_a_lock_can_be_spawned() {
     let locks = memory("run").await;
     let sum = tokio::spawn(locks.lock("a").run(async { 1 + 1 }));
     assert_eq!(sum.await.unwrap().unwrap(), 2);
@@ -78,7 +78,7 @@ async fn work_under_a_lock_is_spawned_as_it_is() {
 
 /// None of them borrows the locks, the ticket or the name.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_call_of_the_locks_is_spawned_as_it_is() {
+async fn every_method_of_locks_can_be_spawned() {
     let url = String::from("memory:shapes-all");
     let connecting = Locks::connect(&url);
     drop(url);
@@ -159,7 +159,7 @@ async fn work_that_fails_needs_one_question_mark_and_frees_the_lock() {
         Ok::<_, Failed>(())
     });
     let Err(Failed::Lock(Error::Lost { loss, .. })) = lost.await else {
-        panic!("not told");
+        panic!("no loss");
     };
     assert_eq!(loss.reason(), LostReason::Forced);
     // One error type for both, and spawned.
@@ -173,7 +173,7 @@ async fn work_that_fails_needs_one_question_mark_and_frees_the_lock() {
 }
 
 #[tokio::test]
-async fn names_and_tokens_convert_to_what_programs_store() {
+async fn names_and_tokens_convert_to_strings_and_integers() {
     let locks = memory("convert").await;
     let guard = locks.lock("nightly report").acquire().await.unwrap();
     let info = locks.show(guard.name()).await.unwrap().unwrap();
@@ -191,16 +191,16 @@ async fn names_and_tokens_convert_to_what_programs_store() {
 }
 
 /// One line, without a password, a statement, a row or the id of a grant.
-async fn debug_output_is_short_and_shows_no_secret(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn debug_output_is_short_and_shows_no_secret(db: &TestDb) {
+    let locks = db.locks().await;
     let lock = locks
         .lock("🔒\n".repeat(127))
         .holder("h".repeat(255))
-        .wait(SOON)
+        .wait(TIMEOUT)
         .metadata("note", "n".repeat(2000));
     let guard = lock.acquire().await.unwrap();
     let ticket = guard.ticket();
-    let builder = Locks::builder(&lab.url).table("database_locks_lock");
+    let builder = Locks::builder(&db.url).table("database_locks_lock");
     let shown = [
         format!("{builder:?}"),
         format!("{locks:?}"),
@@ -222,7 +222,7 @@ async fn debug_output_is_short_and_shows_no_secret(lab: &Lab) {
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine: debug_output_is_short_and_shows_no_secret);
+        db_tests!($engine: debug_output_is_short_and_shows_no_secret);
     )* };
 }
 on!(memory, sqlite, postgres, mariadb, mysql);

@@ -10,7 +10,9 @@ use database_locks::seam::{
 };
 use database_locks::{LockInfo, LockName, LockState, Ttl};
 
-use super::bench::{Bench, LONG, WITHIN, ask, grant_of, granted, name, release, try_once};
+use super::fixture::{
+    LONG, StoreFixture, WITHIN, acquire_command, grant_of, granted, name, release, try_once,
+};
 use crate::promise::promise;
 
 /// More locks than one statement of any engine takes.
@@ -18,15 +20,18 @@ const CROWD: usize = 300;
 
 fn crowd() -> Vec<AcquireCommand> {
     let one = |i: usize| {
-        let mut ask = ask(&format!("lock {i} é"), &format!("me {i} \"\\ 🔒"), LONG);
-        ask.metadata = format!(r#"{{"meta":{{"number":{i}}}}}"#).into();
-        ask
+        let mut command = acquire_command(&format!("lock {i} é"), &format!("me {i} \"\\ 🔒"), LONG);
+        command.metadata = format!(r#"{{"meta":{{"number":{i}}}}}"#).into();
+        command
     };
     (0..CROWD).map(one).collect()
 }
 
-async fn all(store: &dyn Store, asks: &[AcquireCommand]) -> HashMap<LockName, LockInfo> {
-    let names: Vec<LockName> = asks.iter().map(|ask| ask.name.clone()).collect();
+async fn all(store: &dyn Store, commands: &[AcquireCommand]) -> HashMap<LockName, LockInfo> {
+    let names: Vec<LockName> = commands
+        .iter()
+        .map(|command| command.name.clone())
+        .collect();
     let rows = store.read(&names, WITHIN).await.expect("an answer");
     rows.into_iter()
         .map(|row| (row.name.clone(), row))
@@ -35,15 +40,15 @@ async fn all(store: &dyn Store, asks: &[AcquireCommand]) -> HashMap<LockName, Lo
 
 async fn give_back(
     store: &dyn Store,
-    asks: &[AcquireCommand],
+    commands: &[AcquireCommand],
     outcomes: &[Outcome],
 ) -> Vec<ReleaseCommand> {
-    let returns: Vec<ReleaseCommand> = asks
+    let returns: Vec<ReleaseCommand> = commands
         .iter()
         .zip(outcomes)
-        .map(|(ask, outcome)| match outcome {
+        .map(|(command, outcome)| match outcome {
             Outcome::Granted { token, .. } => {
-                ReleaseCommand::of(&grant_of(ask, *token), Ttl::from(LONG))
+                ReleaseCommand::of(&grant_of(command, *token), Ttl::from(LONG))
             }
             other => panic!("{other:?}"),
         })
@@ -53,35 +58,35 @@ async fn give_back(
     returns
 }
 
-/// A crowd of locks is acquired as each of them would be alone: new ones, free ones, ones that are
-/// held, one that is asked for twice and one that is asked for with another length.
-pub async fn a_crowd_of_acquires_is_answered_one_by_one(bench: &Bench) {
-    let store = bench.ready().await;
-    let mut asks = crowd();
-    asks.truncate(CROWD - 10);
-    let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
-    give_back(&*store, &asks, &outcomes).await;
-    let first = all(&*store, &asks).await;
-    // First all of those that are there, then with everything in the way.
+/// Each lock of a large batch is acquired as if it were alone: new names, free locks, held ones, a
+/// name that occurs twice and one with another lease.
+pub async fn a_large_batch_of_acquires_is_answered_one_by_one(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
+    let mut commands = crowd();
+    commands.truncate(CROWD - 10);
+    let outcomes = store.acquire(&commands, WITHIN).await.expect("an answer");
+    give_back(&*store, &commands, &outcomes).await;
+    let first = all(&*store, &commands).await;
+    // First existing and free rows, then a batch in which some are held.
     for held in [Vec::new(), (0..CROWD - 10).step_by(37).collect()] {
         let others: Vec<AcquireCommand> = held
             .iter()
-            .map(|i| ask(asks[*i].name.as_str(), "other", LONG))
+            .map(|i| acquire_command(commands[*i].name.as_str(), "other", LONG))
             .collect();
         let theirs = store.acquire(&others, WITHIN).await.expect("an answer");
-        let mut asks = crowd();
+        let mut commands = crowd();
         if held.is_empty() {
-            asks.truncate(CROWD - 10);
+            commands.truncate(CROWD - 10);
         } else {
-            asks[40].length = LONG - Duration::from_secs(1);
-            let again = ask(asks[41].name.as_str(), "me again", LONG);
-            asks.push(again);
+            commands[40].length = LONG - Duration::from_secs(1);
+            let again = acquire_command(commands[41].name.as_str(), "me again", LONG);
+            commands.push(again);
         }
-        let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
-        let rows = all(&*store, &asks).await;
+        let outcomes = store.acquire(&commands, WITHIN).await.expect("an answer");
+        let rows = all(&*store, &commands).await;
         let (mut mine, mut granted) = (Vec::new(), Vec::new());
-        for (i, (ask, outcome)) in asks.iter().zip(&outcomes).enumerate() {
-            let row = &rows[&ask.name];
+        for (i, (command, outcome)) in commands.iter().zip(&outcomes).enumerate() {
+            let row = &rows[&command.name];
             let Outcome::Granted { token, length, .. } = outcome else {
                 assert!(
                     held.contains(&i) || i >= CROWD || i == 41,
@@ -90,13 +95,13 @@ pub async fn a_crowd_of_acquires_is_answered_one_by_one(bench: &Bench) {
                 continue;
             };
             assert!(!held.contains(&i), "{i}: {outcome:?}");
-            assert_eq!((row.token, *length), (*token, ask.length), "{i}");
-            assert_eq!(row.holder.as_deref(), Some(&*ask.holder));
-            assert_eq!(row.metadata.as_deref(), Some(&*ask.metadata));
-            if let Some(before) = first.get(&ask.name) {
+            assert_eq!((row.token, *length), (*token, command.length), "{i}");
+            assert_eq!(row.holder.as_deref(), Some(&*command.holder));
+            assert_eq!(row.metadata.as_deref(), Some(&*command.metadata));
+            if let Some(before) = first.get(&command.name) {
                 assert!(*token > before.token, "{i}: {token:?} after {before:?}");
             }
-            mine.push(ask.clone());
+            mine.push(command.clone());
             granted.push(outcome.clone());
         }
         let expected = match held.is_empty() {
@@ -118,25 +123,25 @@ pub async fn a_crowd_of_acquires_is_answered_one_by_one(bench: &Bench) {
     }
 }
 
-/// A crowd of locks is released as each of them would be alone: ones that were taken from us, one
-/// whose token was never learnt, one that is another's and one of no row; and nothing twice.
-pub async fn a_crowd_of_releases_is_answered_one_by_one(bench: &Bench) {
+/// Each lock of a large batch is released as if it were alone: a grant that was lost, one whose
+/// token is unknown, one of another holder, one without a row; and no lock is freed twice.
+pub async fn a_large_batch_of_releases_is_answered_one_by_one(fixture: &StoreFixture) {
     for size in [24, CROWD] {
-        releases(bench, size).await;
+        releases(fixture, size).await;
     }
 }
 
-async fn releases(bench: &Bench, size: usize) {
-    let store = bench.ready().await;
-    let mut asks = crowd();
-    asks.truncate(size);
-    let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
-    let mut returns: Vec<ReleaseCommand> = asks
+async fn releases(fixture: &StoreFixture, size: usize) {
+    let store = fixture.ready().await;
+    let mut commands = crowd();
+    commands.truncate(size);
+    let outcomes = store.acquire(&commands, WITHIN).await.expect("an answer");
+    let mut returns: Vec<ReleaseCommand> = commands
         .iter()
         .zip(&outcomes)
-        .map(|(ask, outcome)| match outcome {
+        .map(|(command, outcome)| match outcome {
             Outcome::Granted { token, .. } => {
-                ReleaseCommand::of(&grant_of(ask, *token), Ttl::from(LONG))
+                ReleaseCommand::of(&grant_of(command, *token), Ttl::from(LONG))
             }
             other => panic!("{other:?}"),
         })
@@ -163,34 +168,37 @@ async fn releases(bench: &Bench, size: usize) {
     assert_eq!(done, expected);
     let again = store.release(&returns, WITHIN).await.expect("an answer");
     assert_eq!(again, vec![Released::NotHeld; size]);
-    let rows = all(&*store, &asks).await;
-    for (i, ask) in asks.iter().enumerate() {
-        let free = rows[&ask.name].state == LockState::Free;
+    let rows = all(&*store, &commands).await;
+    for (i, command) in commands.iter().enumerate() {
+        let free = rows[&command.name].state == LockState::Free;
         assert_eq!(
             !free,
             [3, 5, 6, 7].contains(&i),
             "{i}: {:?}",
-            rows[&ask.name]
+            rows[&command.name]
         );
     }
     assert_eq!(release(&*store, &theirs).await, Released::Freed);
     for i in [5, 6, 7] {
-        let forced = store.force(&asks[i].name, WITHIN).await.expect("an answer");
+        let forced = store
+            .force(&commands[i].name, WITHIN)
+            .await
+            .expect("an answer");
         assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
     }
 }
 
 /// Clients that contend for two locks, and renew what they hold, hold each lock one at a time; each
 /// grant has a greater token than all before it.
-pub async fn contending_clients_hold_a_lock_one_at_a_time(bench: &Bench) {
+pub async fn contending_clients_hold_a_lock_one_at_a_time(fixture: &StoreFixture) {
     const CLIENTS: usize = 12;
     const GRANTS: usize = 10;
-    // A table in memory is gone with its last client, and its tokens with it.
-    let _first = bench.ready().await;
+    // The last client of a table in memory drops it, with its tokens.
+    let _first = fixture.ready().await;
     // Whether it is held, and the latest token; changed by the holder alone.
     let seen: Arc<[Mutex<(bool, i64)>; 2]> = Arc::default();
     let clients = (0..CLIENTS).map(|client| {
-        let (store, seen) = (bench.store(), Arc::clone(&seen));
+        let (store, seen) = (fixture.store(), Arc::clone(&seen));
         tokio::spawn(async move {
             for i in client..client + GRANTS {
                 let seen = &seen[i % 2];
@@ -224,15 +232,15 @@ pub async fn contending_clients_hold_a_lock_one_at_a_time(bench: &Bench) {
         client.await.expect("no panic");
     }
     for promised in ["P1", "P2", "P15"] {
-        promise(promised, bench.engine);
+        promise(promised, fixture.engine);
     }
 }
 
 async fn contended(store: &dyn Store, lock: &str, client: usize) -> Grant {
-    let ask = ask(lock, &format!("client {client}"), LONG);
+    let command = acquire_command(lock, &format!("client {client}"), LONG);
     for _ in 0..50_000 {
-        match try_once(store, &ask).await {
-            Outcome::Granted { token, .. } => return grant_of(&ask, token),
+        match try_once(store, &command).await {
+            Outcome::Granted { token, .. } => return grant_of(&command, token),
             Outcome::Held(_) | Outcome::Busy => pause().await,
         }
     }

@@ -1,17 +1,17 @@
-//! Many who want the same locks, at every node: transactions that conflict fail at a statement or
-//! at its commit, and nobody hears of it.
+//! Many clients at every node want the same locks. Transactions that conflict fail at a statement
+//! or at their commit, and no caller sees an error.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
 use testkit::promise;
 
-use super::{Cluster, SOON, client, database, ms, secs};
+use super::{Cluster, TIMEOUT, client, database, ms, secs};
 
 const NAMES: usize = 3;
 const CLIENTS: usize = 9;
 
-/// Who is at work under each name, and the greatest token that was granted.
+/// The holder at work under each name, and the greatest token that was granted.
 #[derive(Default)]
 struct Watched {
     inside: [AtomicU32; NAMES],
@@ -22,7 +22,7 @@ struct Watched {
 /// While the nodes' clocks are minutes apart, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
-async fn of_many_at_all_nodes_one_at_a_time_holds_a_lock_and_tokens_grow() {
+async fn contending_clients_at_all_nodes_hold_a_lock_one_at_a_time_and_tokens_grow() {
     let Some(mut cluster) = Cluster::shared_alone() else {
         return;
     };
@@ -37,7 +37,10 @@ async fn of_many_at_all_nodes_one_at_a_time_holds_a_lock_and_tokens_grow() {
             tokio::spawn(async move {
                 while began.elapsed() < secs(8) {
                     let which = fastrand::usize(..NAMES);
-                    let lock = locks.lock(format!("job {which}")).ttl(secs(20)).wait(SOON);
+                    let lock = locks
+                        .lock(format!("job {which}"))
+                        .ttl(secs(20))
+                        .wait(TIMEOUT);
                     let guard = lock.acquire().await.unwrap();
                     assert_eq!(watched.inside[which].fetch_add(1, Ordering::SeqCst), 0);
                     let token = guard.token().get();
@@ -47,7 +50,7 @@ async fn of_many_at_all_nodes_one_at_a_time_holds_a_lock_and_tokens_grow() {
                     watched.inside[which].fetch_sub(1, Ordering::SeqCst);
                     watched.grants.fetch_add(1, Ordering::SeqCst);
                     guard.release().await.unwrap();
-                    // So that somebody at another node tries while this is still on its way there.
+                    // A client at another node tries while this write is still being replicated.
                     if fastrand::bool() {
                         tokio::time::sleep(ms(fastrand::u64(0..5))).await;
                     }
@@ -62,7 +65,7 @@ async fn of_many_at_all_nodes_one_at_a_time_holds_a_lock_and_tokens_grow() {
     let conflicts = cluster.conflicts() - before;
     eprintln!("{grants} grants, {conflicts} conflicts");
     assert!(grants > 50, "only {grants} grants");
-    assert!(conflicts > 0, "nobody was in anybody's way");
+    assert!(conflicts > 0, "no conflicts");
     for id in ["P1", "P2", "P15"] {
         promise(id, Cluster::ENGINE);
     }

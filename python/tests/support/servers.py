@@ -1,4 +1,4 @@
-"""Servers of ``tools/testkit``, which its program ``lab`` starts and breaks."""
+"""Servers of ``tools/testkit``, which its program ``test-servers`` starts and breaks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from urllib.parse import urlsplit
 from .process import tool
 
 
-class Lab:
-    """Servers that end when this is closed, or this process has ended, whichever is first.
+class Servers:
+    """Servers that end when this is closed, or with this process.
 
-    Whatever a test breaks is whole again after :meth:`mend`.
+    :meth:`mend` repairs all that a test has broken.
     """
 
     def __init__(self, *engines: str) -> None:
         self._process = subprocess.Popen(
-            [tool("lab"), *engines], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [tool("test-servers"), *engines],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.servers: dict[str, Server | None] = {
             name: Server(self, name, about) if about else None
@@ -55,7 +58,7 @@ class Lab:
         return server
 
     def proxy(self, url: str) -> Proxy:
-        """A network between us and the server of a URL, to be cut and stalled."""
+        """A network between the test and the server of a URL, to be cut and stalled."""
         proxy = Proxy(self, **self.ask(f"proxy {url}"))
         self._proxies.append(proxy)
         return proxy
@@ -71,7 +74,7 @@ class Lab:
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, f"the lab has ended: {self._process.wait()}"
+        assert line, f"test-servers has ended: {self._process.wait()}"
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -94,8 +97,8 @@ class Server:
     """One server: ``url`` (its own database, as the superuser), ``locker_url`` (with a password),
     ``socket_url``, ``socket``, ``port``, ``data``, ``pid`` as it was started."""
 
-    def __init__(self, lab: Lab, name: str, about: dict[str, Any]) -> None:
-        self._lab = lab
+    def __init__(self, servers: Servers, name: str, about: dict[str, Any]) -> None:
+        self._servers = servers
         self.name = name
         self.url: str = about["url"]
         self.locker_url: str = about["locker_url"]
@@ -108,7 +111,7 @@ class Server:
 
     def database(self) -> str:
         """Make an empty database, which ``locker`` may use too; its URL."""
-        url: str = self._lab.ask(f"database {self.name}")["url"]
+        url: str = self._servers.ask(f"database {self.name}")["url"]
         return url
 
     def stop(self) -> None:
@@ -145,43 +148,43 @@ class Server:
             self._do(self._broken)
 
     def _do(self, verb: str, broken: str = "") -> None:
-        self._lab.ask(f"{verb} {self.name}")
+        self._servers.ask(f"{verb} {self.name}")
         self._broken = broken
 
 
 class Proxy:
     """A network that can be broken: connect to its ``url``."""
 
-    def __init__(self, lab: Lab, proxy: str, url: str) -> None:
-        self._lab = lab
+    def __init__(self, servers: Servers, proxy: str, url: str) -> None:
+        self._servers = servers
         self._name = proxy
         self.url = url
 
     def stall(self) -> None:
         """As with a pulled cable: nothing passes, in either direction, until :meth:`resume`."""
-        self._lab.ask(f"stall {self._name}")
+        self._servers.ask(f"stall {self._name}")
 
     def stall_replies(self) -> None:
         """Drop all answers until :meth:`resume`; the server still carries out the requests."""
-        self._lab.ask(f"stall-replies {self._name}")
+        self._servers.ask(f"stall-replies {self._name}")
 
     def resume(self) -> None:
-        self._lab.ask(f"resume {self._name}")
+        self._servers.ask(f"resume {self._name}")
 
     def cut(self) -> None:
         """Close all connections there are; new ones are accepted."""
-        self._lab.ask(f"cut {self._name}")
+        self._servers.ask(f"cut {self._name}")
 
     def refuse(self) -> None:
         """Close new connections at once, until :meth:`accept`."""
-        self._lab.ask(f"refuse {self._name}")
+        self._servers.ask(f"refuse {self._name}")
 
     def accept(self) -> None:
-        self._lab.ask(f"accept {self._name}")
+        self._servers.ask(f"accept {self._name}")
 
     def counts(self) -> dict[str, int]:
         """``connections`` so far, ``open`` now, ``bytes_up`` and ``bytes_down``."""
-        return self._lab.ask(f"counts {self._name}")
+        return self._servers.ask(f"counts {self._name}")
 
     def close(self) -> None:
-        self._lab.ask(f"close {self._name}")
+        self._servers.ask(f"close {self._name}")

@@ -1,4 +1,4 @@
-//! Others who write to the table, lock its rows, or came before us.
+//! Other clients that write to the table, lock its rows, or are legacy.
 
 use std::time::Duration;
 
@@ -6,46 +6,42 @@ use database_locks::seam::{
     AcquireCommand, Outcome, ReleaseCommand, Released, Renewal, StoreError, random_grant_id,
 };
 use database_locks::{Error, LockState, LostReason, Ttl};
-use testkit::contract::{ask, granted, info, name, release, renew, try_once};
-use testkit::time::now;
-use testkit::{Lab, lab_tests, promise};
+use testkit::contract::{acquire_command, granted, info, name, release, renew, try_once};
+use testkit::time::{ms, now};
+use testkit::{TestDb, db_tests, promise};
 
 const LONG: Duration = Duration::from_secs(25);
-const SOON: Duration = Duration::from_secs(20);
-/// "Does not wait for a row": a round trip or two, with room for a busy machine; waiting for the
-/// stranger would take until the test ends.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// The limit for calls that do not wait for a row: a round trip or two on a busy machine. Waiting
+/// for the other transaction would take until the end of the test.
 const AT_ONCE: Duration = Duration::from_secs(3);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 async fn at_once<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(AT_ONCE, what)
         .await
-        .expect("waits for nobody")
+        .expect("waits for a row")
 }
 
-/// Fill the table with rows that have nothing to do with it.
-fn crowd(lab: &Lab, rows: usize) {
+/// Fills the table with rows that have nothing to do with it.
+fn crowd(db: &TestDb, rows: usize) {
     for start in (0..rows).step_by(500) {
         let values: Vec<String> = (start..rows.min(start + 500))
             .map(|i| format!("('crowd {i}')"))
             .collect();
-        lab.sql(&format!(
+        db.sql(&format!(
             "INSERT INTO database_locks_lock (name) VALUES {}",
             values.join(",")
         ));
     }
 }
 
-/// One row of twenty is locked by a stranger: the nineteen are renewed, that one is busy, not lost.
-async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
-    let bench = lab.bench();
-    let store = bench.ready().await;
+/// Another client locks one row of twenty: nineteen are renewed, and that one is busy, not lost.
+async fn a_locked_row_is_busy_and_delays_no_other_lock(db: &TestDb) {
+    let fixture = db.fixture();
+    let store = fixture.ready().await;
     for rows in [0, 5, 5_000] {
-        lab.sql("DELETE FROM database_locks_lock");
-        crowd(lab, rows);
+        db.sql("DELETE FROM database_locks_lock");
+        crowd(db, rows);
         let mut round = Vec::new();
         for i in 0..20 {
             round.push((
@@ -53,9 +49,11 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
                 Ttl::from(LONG),
             ));
         }
-        let hold = lab.hold_row("lock 7");
+        let hold = db.lock_row("lock 7");
 
-        let answers = at_once(store.renew(&round, SOON)).await.expect("an answer");
+        let answers = at_once(store.renew(&round, TIMEOUT))
+            .await
+            .expect("an answer");
         for (i, answer) in answers.into_iter().enumerate() {
             let expected = match i {
                 7 => answer == Renewal::Busy,
@@ -70,55 +68,55 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
             ReleaseCommand::of(&round[7].0, LONG.into()),
             ReleaseCommand::of(&round[8].0, LONG.into()),
         ];
-        let released = at_once(store.release(&back, SOON))
+        let released = at_once(store.release(&back, TIMEOUT))
             .await
             .expect("an answer");
         assert_eq!(released, [Released::Busy, Released::Freed]);
-        let forced = at_once(store.force(&name("lock 7"), SOON))
+        let forced = at_once(store.force(&name("lock 7"), TIMEOUT))
             .await
             .expect("an answer");
         assert_eq!(forced, database_locks::seam::Force::Busy);
-        let other = at_once(try_once(&*store, &ask("lock 8", "other", LONG))).await;
+        let other = at_once(try_once(&*store, &acquire_command("lock 8", "other", LONG))).await;
         assert!(matches!(other, Outcome::Granted { .. }), "{other:?}");
 
-        hold.leave();
+        hold.rollback();
         assert!(renew(&*store, &round[7].0, LONG).await.is_renewed());
         assert_eq!(release(&*store, &round[7].0).await, Released::Freed);
     }
-    promise("P6", lab.engine);
-    promise("P15", lab.engine);
+    promise("P6", db.engine);
+    promise("P15", db.engine);
 }
 
-/// The same of a crowd that is acquired and released at once: whoever has one of its rows locked
-/// keeps that one lock from being had, or given back, and no other.
-async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
-    let store = lab.bench().ready().await;
-    let mut asks: Vec<AcquireCommand> = (0..150)
-        .map(|i| ask(&format!("lock {i}"), "me", LONG))
+/// The same in a large batch of acquires and releases: a transaction that has one of the rows
+/// locked blocks that lock and no other.
+async fn in_a_large_batch_only_the_locked_row_is_busy(db: &TestDb) {
+    let store = db.fixture().ready().await;
+    let mut commands: Vec<AcquireCommand> = (0..150)
+        .map(|i| acquire_command(&format!("lock {i}"), "me", LONG))
         .collect();
-    let held = store.acquire(&asks, SOON).await.expect("an answer");
-    let back = |asks: &[AcquireCommand], outcomes: &[Outcome]| -> Vec<ReleaseCommand> {
-        let grants = asks.iter().zip(outcomes);
-        let grants = grants.filter_map(|(ask, outcome)| match outcome {
+    let held = store.acquire(&commands, TIMEOUT).await.expect("an answer");
+    let back = |commands: &[AcquireCommand], outcomes: &[Outcome]| -> Vec<ReleaseCommand> {
+        let grants = commands.iter().zip(outcomes);
+        let grants = grants.filter_map(|(command, outcome)| match outcome {
             Outcome::Granted { token, .. } => Some(ReleaseCommand {
-                name: ask.name.clone(),
+                name: command.name.clone(),
                 token: Some(*token),
-                grant: ask.grant,
-                holder: ask.holder.clone(),
+                grant: command.grant,
+                holder: command.holder.clone(),
                 durable: false,
             }),
             _ => None,
         });
         grants.collect()
     };
-    let released = store.release(&back(&asks, &held), SOON).await;
+    let released = store.release(&back(&commands, &held), TIMEOUT).await;
     assert_eq!(released.expect("an answer"), vec![Released::Freed; 150]);
 
-    let hold = lab.hold_row("lock 7");
-    for ask in &mut asks {
-        ask.grant = random_grant_id().expect("randomness");
+    let hold = db.lock_row("lock 7");
+    for command in &mut commands {
+        command.grant = random_grant_id().expect("randomness");
     }
-    let outcomes = at_once(store.acquire(&asks, SOON))
+    let outcomes = at_once(store.acquire(&commands, TIMEOUT))
         .await
         .expect("an answer");
     for (i, outcome) in outcomes.iter().enumerate() {
@@ -126,13 +124,19 @@ async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
         assert_eq!(granted, i != 7, "lock {i}: {outcome:?}");
     }
     assert_eq!(outcomes[7], Outcome::Busy);
-    hold.leave();
+    hold.rollback();
 
-    let back = back(&asks, &outcomes);
-    let hold = lab.hold_row("lock 9");
+    let back = back(&commands, &outcomes);
+    let hold = db.lock_row("lock 9");
     let (few, many) = back.split_at(20);
-    let mut released = at_once(store.release(few, SOON)).await.expect("an answer");
-    released.extend(at_once(store.release(many, SOON)).await.expect("an answer"));
+    let mut released = at_once(store.release(few, TIMEOUT))
+        .await
+        .expect("an answer");
+    released.extend(
+        at_once(store.release(many, TIMEOUT))
+            .await
+            .expect("an answer"),
+    );
     for (what, released) in back.iter().zip(released) {
         let expected = match what.name == name("lock 9") {
             true => Released::Busy,
@@ -140,13 +144,13 @@ async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
         };
         assert_eq!(released, expected, "{what:?}");
     }
-    hold.leave();
-    promise("P15", lab.engine);
+    hold.rollback();
+    promise("P15", db.engine);
 }
 
-/// A free lock whose row is locked can soon be had, and asking for it waits for nobody.
-async fn a_locked_free_row_is_tried_again(lab: &Lab) {
-    let locks = lab.locks().await;
+/// A free lock whose row is locked is granted soon after, and no request blocks on the row.
+async fn a_locked_free_row_is_tried_again(db: &TestDb) {
+    let locks = db.locks().await;
     locks
         .lock("job")
         .acquire()
@@ -155,12 +159,12 @@ async fn a_locked_free_row_is_tried_again(lab: &Lab) {
         .release()
         .await
         .unwrap();
-    let hold = lab.hold_row("job");
+    let hold = db.lock_row("job");
     let tried = at_once(locks.lock("job").try_acquire()).await.unwrap();
-    assert!(tried.is_none(), "nobody has it, but it is not to be had");
+    assert!(tried.is_none(), "its row is locked");
     let waiter = {
         let locks = locks.clone();
-        tokio::spawn(async move { locks.lock("job").wait(SOON).acquire().await })
+        tokio::spawn(async move { locks.lock("job").wait(TIMEOUT).acquire().await })
     };
     // Another lock over the same connection is not held up meanwhile.
     for _ in 0..5 {
@@ -172,31 +176,31 @@ async fn a_locked_free_row_is_tried_again(lab: &Lab) {
             .unwrap();
     }
     assert!(!waiter.is_finished());
-    hold.leave();
+    hold.rollback();
     waiter.await.unwrap().unwrap().release().await.unwrap();
-    promise("P15", lab.engine);
+    promise("P15", db.engine);
 }
 
-/// A release by force never overtakes an open transaction: it waits a moment, then says so.
-async fn a_release_by_force_is_held_off_by_a_locked_row(lab: &Lab) {
-    let locks = lab.locks().await;
+/// A release by force never overtakes an open transaction: it waits a moment and then fails.
+async fn a_release_by_force_of_a_locked_row_is_a_conflict(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
-    let hold = lab.hold_row("job");
+    let hold = db.lock_row("job");
     let error = locks.force_release("job").await.unwrap_err();
     assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
     assert!(guard.is_held());
-    hold.leave();
+    hold.rollback();
     assert!(locks.force_release("job").await.unwrap().is_some());
 }
 
 /// A row that is locked for longer than the ttl lasts: held until the end of trust, then lost.
-async fn a_row_locked_past_the_ttl_is_lost_in_time(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_row_locked_past_the_ttl_is_lost_in_time(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks.lock("job").ttl(ms(2000)).acquire().await.unwrap();
-    let hold = lab.hold_row("job");
+    let hold = db.lock_row("job");
     tokio::time::sleep(ms(900)).await;
     assert!(guard.is_held(), "busy is not lost");
-    let loss = tokio::time::timeout(SOON, guard.lost())
+    let loss = tokio::time::timeout(TIMEOUT, guard.lost())
         .await
         .expect("in time");
     // On SQLite it is the file that cannot be written, and so nothing is known of the row.
@@ -204,43 +208,43 @@ async fn a_row_locked_past_the_ttl_is_lost_in_time(lab: &Lab) {
         matches!(loss.reason(), LostReason::Expired | LostReason::Unreachable),
         "{loss:?}"
     );
-    hold.leave();
+    hold.rollback();
     drop(guard);
     locks
         .lock("job")
-        .wait(SOON)
+        .wait(TIMEOUT)
         .acquire()
         .await
         .unwrap()
         .release()
         .await
         .unwrap();
-    promise("P4", lab.engine);
-    promise("P6", lab.engine);
+    promise("P4", db.engine);
+    promise("P6", db.engine);
 }
 
 /// While that goes on, the question is answered at once.
-async fn asking_waits_for_no_writer(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn asking_waits_for_no_writer(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
-    let hold = lab.hold_row("job");
+    let hold = db.lock_row("job");
     let release = tokio::spawn(async move { (guard.is_held(), guard) });
     let (held, guard) = at_once(release).await.unwrap();
     let began = now();
     assert!((0..10_000).all(|_| guard.is_held()) && held);
     assert!(began.elapsed() < AT_ONCE);
-    hold.leave();
+    hold.rollback();
     guard.release().await.unwrap();
-    promise("P8", lab.engine);
+    promise("P8", db.engine);
 }
 
-/// A stranger has inserted the name and not committed: whoever uses it for the first time does not
-/// wait in the database, and has it once the stranger is gone, whichever way that was.
-async fn an_uncommitted_first_use_is_waited_for(lab: &Lab) {
+/// Another client has inserted the name and not committed: the first acquire of the name does not
+/// block in the database, and gets the lock once that transaction has ended, by commit or rollback.
+async fn an_uncommitted_first_use_is_waited_for(db: &TestDb) {
     for commit in [false, true] {
-        let locks = lab.locks().await;
-        lab.sql("DELETE FROM database_locks_lock");
-        // There already: InnoDB locks the gap beside the stranger's row against new ones.
+        let locks = db.locks().await;
+        db.sql("DELETE FROM database_locks_lock");
+        // This row exists already: InnoDB locks the gap beside the inserted row against new ones.
         locks
             .lock("other")
             .acquire()
@@ -249,12 +253,12 @@ async fn an_uncommitted_first_use_is_waited_for(lab: &Lab) {
             .release()
             .await
             .unwrap();
-        let hold = lab.hold("INSERT INTO database_locks_lock (name) VALUES ('job')");
+        let hold = db.begin_with("INSERT INTO database_locks_lock (name) VALUES ('job')");
         let tried = at_once(locks.lock("job").try_acquire()).await.unwrap();
         assert!(tried.is_none());
         let waiter = {
             let locks = locks.clone();
-            tokio::spawn(async move { locks.lock("job").wait(SOON).acquire().await })
+            tokio::spawn(async move { locks.lock("job").wait(TIMEOUT).acquire().await })
         };
         for _ in 0..3 {
             at_once(locks.lock("other").acquire())
@@ -268,7 +272,7 @@ async fn an_uncommitted_first_use_is_waited_for(lab: &Lab) {
         if commit {
             hold.commit()
         } else {
-            hold.leave()
+            hold.rollback()
         }
         let guard = waiter
             .await
@@ -276,16 +280,16 @@ async fn an_uncommitted_first_use_is_waited_for(lab: &Lab) {
             .unwrap_or_else(|error| panic!("{}", error.chain()));
         guard.release().await.unwrap();
     }
-    promise("P1", lab.engine);
-    promise("P15", lab.engine);
+    promise("P1", db.engine);
+    promise("P15", db.engine);
 }
 
 /// The rows of django-database-locks 0.5, which knows only the first four columns.
-async fn rows_of_the_old_package_are_honoured(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn legacy_leases_are_respected(db: &TestDb) {
+    let locks = db.locks().await;
     let insert = |lock: &str, expires: &str| {
         let columns = "database_locks_lock (name, locked_by, expires_at)";
-        lab.sql(&format!(
+        db.sql(&format!(
             "INSERT INTO {columns} VALUES ('{lock}', 'old.17', {expires})"
         ));
     };
@@ -305,25 +309,25 @@ async fn rows_of_the_old_package_are_honoured(lab: &Lab) {
         );
     }
 
-    // It takes an expired lock of ours: our grant is lost, and what it left is not shown.
-    let guard = locks.lock("ours").ttl(ms(3000)).acquire().await.unwrap();
-    lab.sql(
+    // A legacy client takes an expired lock: the grant is lost, and its metadata is not shown.
+    let guard = locks.lock("current").ttl(ms(3000)).acquire().await.unwrap();
+    db.sql(
         "UPDATE database_locks_lock SET locked_by = 'old.17', expires_at = '2999-01-01 00:00:00' \
-         WHERE name = 'ours'",
+         WHERE name = 'current'",
     );
-    let loss = tokio::time::timeout(SOON, guard.lost())
+    let loss = tokio::time::timeout(TIMEOUT, guard.lost())
         .await
         .expect("in time");
     assert_eq!(loss.reason(), LostReason::Preempted);
-    let row = locks.show("ours").await.unwrap().expect("a row");
+    let row = locks.show("current").await.unwrap().expect("a row");
     assert_eq!((row.held_for, row.grant, row.metadata), (None, None, None));
     assert!(matches!(row.state, LockState::Held { .. }));
-    promise("P6", lab.engine);
+    promise("P6", db.engine);
 }
 
-async fn a_missing_table_says_what_to_do(lab: &Lab) {
-    let locks = lab.locks().await;
-    lab.sql("DROP TABLE database_locks_lock");
+async fn the_error_for_a_missing_table_names_the_fix(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("DROP TABLE database_locks_lock");
     for error in [
         locks.lock("job").acquire().await.unwrap_err(),
         locks.lock("job").try_acquire().await.unwrap_err(),
@@ -336,23 +340,23 @@ async fn a_missing_table_says_what_to_do(lab: &Lab) {
     }
 }
 
-/// On SQLite a stranger's transaction has the whole file: that is contention, and no error.
-async fn a_busy_file_is_contention(lab: &Lab) {
-    let store = lab.bench().ready().await;
+/// On SQLite another transaction locks the whole file: contention, and no error.
+async fn a_busy_file_is_contention(db: &TestDb) {
+    let store = db.fixture().ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;
-    let hold = lab.hold_row("job");
+    let hold = db.lock_row("job");
     let round = [(grant.clone(), Ttl::from(LONG))];
-    let renewal = at_once(store.renew(&round, SOON)).await;
+    let renewal = at_once(store.renew(&round, TIMEOUT)).await;
     assert!(
         matches!(renewal, Err(StoreError::Contention(_))),
         "{renewal:?}"
     );
-    let losing = at_once(try_once(&*store, &ask("job", "other", LONG))).await;
+    let losing = at_once(try_once(&*store, &acquire_command("job", "other", LONG))).await;
     assert!(
         matches!(losing, Outcome::Held(_)),
         "a losing try needs no write lock"
     );
-    let locks = lab.locks_at(&lab.url);
+    let locks = db.locks_at(&db.url);
     let tried = at_once(async { locks.await.lock("new").try_acquire().await }).await;
     // Blocked is not held: no holder is known.
     let blocked = tried.expect_err("it could not be tried");
@@ -362,32 +366,32 @@ async fn a_busy_file_is_contention(lab: &Lab) {
         "{}",
         blocked.chain()
     );
-    hold.leave();
+    hold.rollback();
     assert!(info(&*store, "job").await.is_some());
-    promise("P15", lab.engine);
+    promise("P15", db.engine);
 }
 
 macro_rules! on_servers {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
-            a_locked_row_is_busy_and_holds_up_nobody,
-            of_a_crowd_only_what_is_locked_is_busy,
+        db_tests!($engine:
+            a_locked_row_is_busy_and_delays_no_other_lock,
+            in_a_large_batch_only_the_locked_row_is_busy,
             a_locked_free_row_is_tried_again,
-            a_release_by_force_is_held_off_by_a_locked_row,
+            a_release_by_force_of_a_locked_row_is_a_conflict,
             a_row_locked_past_the_ttl_is_lost_in_time,
             asking_waits_for_no_writer,
             an_uncommitted_first_use_is_waited_for,
-            rows_of_the_old_package_are_honoured,
-            a_missing_table_says_what_to_do,
+            legacy_leases_are_respected,
+            the_error_for_a_missing_table_names_the_fix,
         );
     )* };
 }
 on_servers!(postgres, mariadb, mysql);
-lab_tests!(sqlite:
-    a_release_by_force_is_held_off_by_a_locked_row,
+db_tests!(sqlite:
+    a_release_by_force_of_a_locked_row_is_a_conflict,
     a_row_locked_past_the_ttl_is_lost_in_time,
     asking_waits_for_no_writer,
-    rows_of_the_old_package_are_honoured,
-    a_missing_table_says_what_to_do,
+    legacy_leases_are_respected,
+    the_error_for_a_missing_table_names_the_fix,
     a_busy_file_is_contention,
 );

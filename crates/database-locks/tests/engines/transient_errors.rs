@@ -4,48 +4,46 @@
 use std::time::Duration;
 
 use database_locks::{Error, Locks};
-use testkit::{Lab, Postgres, lab_tests, promise};
+use testkit::time::ms;
+use testkit::{Postgres, TestDb, db_tests, promise};
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
-
-/// Renamed away for a moment while one holds and another waits, and before anybody has used it.
-async fn a_table_that_is_renamed_away_for_a_while_ends_neither_a_lease_nor_a_wait(lab: &Lab) {
-    let locks = lab.locks().await;
+/// The table is renamed away for a moment: under a holder, under a waiter, and before the first
+/// use.
+async fn a_table_that_is_renamed_away_for_a_while_ends_neither_a_lease_nor_a_wait(db: &TestDb) {
+    let locks = db.locks().await;
     // Several renewals are due while the table is away.
-    let holder = locks.lock("job").ttl(SOON).renew_every(ms(500));
+    let holder = locks.lock("job").ttl(TIMEOUT).renew_every(ms(500));
     let guard = holder.acquire().await.unwrap();
-    let (others, waits) = (lab.locks().await, SOON);
+    let (others, waits) = (db.locks().await, TIMEOUT);
     let waiter = tokio::spawn(async move { others.lock("job").wait(waits).acquire().await });
     tokio::time::sleep(ms(500)).await;
-    lab.sql("ALTER TABLE database_locks_lock RENAME TO away");
+    db.sql("ALTER TABLE database_locks_lock RENAME TO away");
     tokio::time::sleep(ms(1_500)).await;
-    let late = Locks::connect(&lab.url).await.unwrap();
-    let refused = late.lock("job").wait(SOON).acquire().await.unwrap_err();
+    let late = Locks::connect(&db.url).await.unwrap();
+    let refused = late.lock("job").wait(TIMEOUT).acquire().await.unwrap_err();
     assert!(matches!(refused, Error::Rejected { .. }), "{refused}");
     assert!(refused.chain().contains("`dblock init`"), "{refused}");
-    lab.sql("ALTER TABLE away RENAME TO database_locks_lock");
+    db.sql("ALTER TABLE away RENAME TO database_locks_lock");
     assert!(guard.is_held());
     guard.check().await.unwrap();
     assert!(!waiter.is_finished(), "the waiter has died");
     guard.release().await.unwrap();
     waiter.await.unwrap().unwrap().release().await.unwrap();
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
-/// Nobody has the lock: what is in the way is a session that has locked the table.
-async fn a_blocked_table_is_called_blocked_and_names_who_blocks_it(lab: &Lab) {
-    let locks = lab.locks().await;
+/// The lock is free, but another session has locked the table.
+async fn the_error_for_a_blocked_table_names_the_blocking_session(db: &TestDb) {
+    let locks = db.locks().await;
     for mode in ["SHARE", "ACCESS EXCLUSIVE"] {
-        let mut stranger = lab.stranger();
-        stranger.run("BEGIN").unwrap();
-        stranger
+        let mut session = db.sql_session();
+        session.run("BEGIN").unwrap();
+        session
             .run(&format!("LOCK TABLE database_locks_lock IN {mode} MODE"))
             .unwrap();
-        let pid = stranger.run("SELECT pg_backend_pid()").unwrap().remove(0);
+        let pid = session.run("SELECT pg_backend_pid()").unwrap().remove(0);
         let once = locks.lock("never had").try_acquire().await.unwrap_err();
         let message = once.chain();
         assert!(
@@ -68,18 +66,23 @@ async fn a_blocked_table_is_called_blocked_and_names_who_blocks_it(lab: &Lab) {
             assert!(waited.contains(&format!("pid {pid}")), "{mode}: {waited}");
             assert!(!waited.contains("held"), "{mode}: {waited}");
         }
-        stranger.run("ROLLBACK").unwrap();
-        let got = locks.lock("never had").wait(SOON).acquire().await.unwrap();
+        session.run("ROLLBACK").unwrap();
+        let got = locks
+            .lock("never had")
+            .wait(TIMEOUT)
+            .acquire()
+            .await
+            .unwrap();
         got.release().await.unwrap();
     }
-    promise("P15", lab.engine);
+    promise("P15", db.engine);
 }
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
+        db_tests!($engine:
             a_table_that_is_renamed_away_for_a_while_ends_neither_a_lease_nor_a_wait,
-            a_blocked_table_is_called_blocked_and_names_who_blocks_it,
+            the_error_for_a_blocked_table_names_the_blocking_session,
         );
     )* };
 }
@@ -89,29 +92,31 @@ on!(postgres, postgres18);
 /// them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_timeout_of_the_server_does_not_end_a_wait() {
-    let Some(lab) = Lab::postgres18() else { return };
-    lab.locks().await;
-    lab.sql(
+    let Some(db) = TestDb::postgres18() else {
+        return;
+    };
+    db.locks().await;
+    db.sql(
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET transaction_timeout = 300',
                                     current_database()); END $$",
     );
-    let locks = Locks::connect(&lab.url).await.unwrap();
-    let mut stranger = lab.stranger();
-    stranger.run("SET transaction_timeout = 0").unwrap();
-    stranger.run("BEGIN").unwrap();
-    stranger
+    let locks = Locks::connect(&db.url).await.unwrap();
+    let mut session = db.sql_session();
+    session.run("SET transaction_timeout = 0").unwrap();
+    session.run("BEGIN").unwrap();
+    session
         .run("LOCK TABLE database_locks_lock IN ACCESS EXCLUSIVE MODE")
         .unwrap();
-    let waiter = tokio::spawn(async move { locks.lock("job").wait(SOON).acquire().await });
+    let waiter = tokio::spawn(async move { locks.lock("job").wait(TIMEOUT).acquire().await });
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(!waiter.is_finished(), "the waiter has died");
-    stranger.run("ROLLBACK").unwrap();
+    session.run("ROLLBACK").unwrap();
     waiter.await.unwrap().unwrap().release().await.unwrap();
-    promise("P12", lab.engine);
+    promise("P12", db.engine);
 }
 
-/// What we add ourselves keeps nobody from a lock; what the caller gives is refused if it cannot be
-/// held.
+/// Metadata that the library adds never prevents an acquire. Values of the caller that the encoding
+/// lacks are refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_of_another_encoding_refuses_names_that_it_cannot_hold_and_nothing_else() {
     let Some(server) = Postgres::shared() else {

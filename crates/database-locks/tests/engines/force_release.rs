@@ -1,113 +1,113 @@
-//! A holder whose renewals are rare hears at once that its lock was taken from it, on PostgreSQL.
+//! A holder with rare renewals is notified at once of a release by force, on PostgreSQL.
 
 use std::time::Duration;
 
 use database_locks::seam::{Force, Outcome, TakeOverCommand};
 use database_locks::{LockGuard, Locks, LostReason};
-use testkit::contract::{ask, name, take_over};
+use testkit::contract::{acquire_command, name, take_over};
 use testkit::time::now;
-use testkit::{Lab, lab_tests, promise};
+use testkit::{TestDb, db_tests, promise};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Its first renewal that is not sent at once comes after a third of it: 20 s.
-const SOON: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 async fn held(locks: &Locks, lock: &str) -> LockGuard {
     let lock = locks.lock(lock).holder("me").ttl(LONG);
     lock.acquire().await.unwrap()
 }
 
-/// Wait until the process listens, which it does once it has held a lock for a while.
-async fn listens(lab: &Lab, guard: &LockGuard) {
-    listening(lab, "1").await;
+/// Waits until the process listens, which it does once it has held a lock for a while.
+async fn listens(db: &TestDb, guard: &LockGuard) {
+    listening(db, "1").await;
     assert!(guard.is_held());
 }
 
-/// Wait until so many connections listen. LISTEN is the last that such a one was asked for: the
+/// Waits until so many connections listen. LISTEN is the last that such a one was asked for: the
 /// next renewal is due much later.
-async fn listening(lab: &Lab, connections: &str) {
+async fn listening(db: &TestDb, connections: &str) {
     let began = now();
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
                       AND state = 'idle' AND query LIKE 'LISTEN database_locks_%'";
-    while lab.sql(sessions).trim() != connections {
-        assert!(began.elapsed() < SOON, "not {connections}");
+    while db.sql(sessions).trim() != connections {
+        assert!(began.elapsed() < TIMEOUT, "not {connections}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 async fn lost_soon(guard: &LockGuard) -> LostReason {
     let began = now();
-    let lost = tokio::time::timeout(SOON, guard.lost()).await;
-    let loss = lost.unwrap_or_else(|_| panic!("not told within {:?}", began.elapsed()));
+    let lost = tokio::time::timeout(TIMEOUT, guard.lost()).await;
+    let loss = lost.unwrap_or_else(|_| panic!("not lost within {:?}", began.elapsed()));
     loss.reason()
 }
 
-async fn a_release_by_force_is_told_to_a_holder_that_renews_rarely(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.bench().ready().await);
+async fn a_holder_that_renews_rarely_is_notified_of_a_release_by_force(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.fixture().ready().await);
     let guard = held(&locks, "job").await;
-    listens(lab, &guard).await;
+    listens(db, &guard).await;
     let bystander = held(&locks, "other").await;
     let renewed = locks.show("other").await.unwrap().unwrap().renewed_at;
     let forced = other.force(&name("job"), LONG).await.unwrap();
     assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
     assert_eq!(lost_soon(&guard).await, LostReason::Forced);
-    // What is told of one lock renews no other.
+    // A notification about one lock renews no other.
     assert!(bystander.is_held());
     let now = locks.show("other").await.unwrap().unwrap().renewed_at;
     assert_eq!(now, renewed);
     bystander.release().await.unwrap();
-    promise("P4", lab.engine);
+    promise("P4", db.engine);
 }
 
-async fn a_take_over_is_told_to_a_holder_that_renews_rarely(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.bench().ready().await);
+async fn a_holder_that_renews_rarely_is_notified_of_a_take_over(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.fixture().ready().await);
     let guard = held(&locks, "job").await;
-    listens(lab, &guard).await;
+    listens(db, &guard).await;
     let row = locks.show("job").await.unwrap().unwrap();
     let what = TakeOverCommand {
-        to: ask("job", "me", LONG / 2),
+        to: acquire_command("job", "me", LONG / 2),
         token: row.token,
         grant: row.grant,
     };
     let taken = take_over(&*other, &what).await;
     assert!(matches!(taken, Outcome::Granted { .. }), "{taken:?}");
     assert_eq!(lost_soon(&guard).await, LostReason::Preempted);
-    promise("P4", lab.engine);
+    promise("P4", db.engine);
 }
 
 /// By the same connection as that which holds it, too.
-async fn what_is_forced_by_its_own_process_is_told_at_once(lab: &Lab) {
-    let locks = lab.locks().await;
+async fn a_release_by_force_in_the_process_of_the_holder_is_noticed_at_once(db: &TestDb) {
+    let locks = db.locks().await;
     let guard = held(&locks, "job").await;
-    listens(lab, &guard).await;
+    listens(db, &guard).await;
     assert!(locks.force_release("job").await.unwrap().is_some());
     assert_eq!(lost_soon(&guard).await, LostReason::Forced);
 }
 
 /// The connection that listened has gone: the next one listens too, once something is renewed on
 /// it.
-async fn it_is_told_on_the_next_connection_as_well(lab: &Lab) {
-    let (locks, other) = (lab.locks().await, lab.bench().ready().await);
+async fn a_holder_is_notified_on_the_next_connection_too(db: &TestDb) {
+    let (locks, other) = (db.locks().await, db.fixture().ready().await);
     let guard = held(&locks, "job").await;
-    listens(lab, &guard).await;
-    lab.sql(
+    listens(db, &guard).await;
+    db.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
           WHERE datname = current_database() AND pid <> pg_backend_pid()",
     );
-    listening(lab, "0").await;
+    listening(db, "0").await;
     guard.extend(LONG).await.unwrap();
-    listens(lab, &guard).await;
+    listens(db, &guard).await;
     while other.force(&name("job"), LONG).await.is_err() {}
     assert_eq!(lost_soon(&guard).await, LostReason::Forced);
 }
 
 macro_rules! on {
     ($($engine:ident),*) => { $(
-        lab_tests!($engine:
-            a_release_by_force_is_told_to_a_holder_that_renews_rarely,
-            a_take_over_is_told_to_a_holder_that_renews_rarely,
-            what_is_forced_by_its_own_process_is_told_at_once,
-            it_is_told_on_the_next_connection_as_well,
+        db_tests!($engine:
+            a_holder_that_renews_rarely_is_notified_of_a_release_by_force,
+            a_holder_that_renews_rarely_is_notified_of_a_take_over,
+            a_release_by_force_in_the_process_of_the_holder_is_noticed_at_once,
+            a_holder_is_notified_on_the_next_connection_too,
         );
     )* };
 }

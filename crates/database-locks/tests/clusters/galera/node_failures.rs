@@ -7,13 +7,13 @@ use testkit::haproxy::Balance;
 use testkit::time::now;
 use testkit::{Galera, HaProxy, promise};
 
-use super::{SOON, client, database, held, ms, secs};
+use super::{TIMEOUT, client, database, held, ms, secs};
 
 /// Twice as long as it takes, on a busy machine, until the others go on without a node and a
 /// renewal that hung was tried again there.
 const TTL: Duration = Duration::from_secs(40);
 
-/// Somebody who waits for what `holder` has, and says when it came.
+/// A waiter for the lock of `holder`, which reports when it got the lock.
 fn waiter(locks: &Locks, name: &str) -> tokio::task::JoinHandle<Result<LockGuard, Error>> {
     let lock = locks.lock(name).ttl(TTL).wait(secs(120));
     tokio::spawn(async move { lock.acquire().await })
@@ -22,14 +22,14 @@ fn waiter(locks: &Locks, name: &str) -> tokio::task::JoinHandle<Result<LockGuard
 /// The guard is good, by the database's word, and stays so for longer than it takes to renew it.
 async fn goes_on(guard: &LockGuard) {
     let began = now();
-    while began.elapsed() < SOON {
+    while began.elapsed() < TIMEOUT {
         assert!(guard.is_held());
         if guard.check().await.is_ok() {
             return;
         }
         tokio::time::sleep(ms(100)).await;
     }
-    panic!("the database does not say that it is held");
+    panic!("the database reports the lock as free");
 }
 
 /// The node of a holder and of a waiter is killed, then the next one frozen: with several hosts in
@@ -60,7 +60,7 @@ async fn with_several_hosts_a_holder_keeps_its_lock_and_a_waiter_goes_on() {
 
     assert!(!waiting.is_finished(), "given away");
     guard.release().await.unwrap();
-    let next = tokio::time::timeout(SOON, waiting)
+    let next = tokio::time::timeout(TIMEOUT, waiting)
         .await
         .unwrap()
         .unwrap()
@@ -145,7 +145,7 @@ async fn a_connection_that_a_proxy_moves_loses_nothing() {
     tokio::time::sleep(ms(500)).await;
     assert!(proxy.connections()[0] > 0, "{:?}", proxy.connections());
 
-    // By whoever runs the proxy, once, and by the end of the node.
+    // Moved once by the operator of the proxy, and once by the end of the node.
     proxy.take_out(0);
     goes_on(&guard).await;
     assert!(proxy.connections()[1] > 0, "{:?}", proxy.connections());
@@ -156,7 +156,7 @@ async fn a_connection_that_a_proxy_moves_loses_nothing() {
 
     let token = guard.token();
     guard.release().await.unwrap();
-    let next = tokio::time::timeout(SOON, waiting)
+    let next = tokio::time::timeout(TIMEOUT, waiting)
         .await
         .unwrap()
         .unwrap()
@@ -165,8 +165,8 @@ async fn a_connection_that_a_proxy_moves_loses_nothing() {
     promise("P12", "galera");
 }
 
-/// All nodes stop answering: whoever holds a lock hears that it is lost before its lease has ended,
-/// and is never kept waiting by the question. When they go on so does everybody.
+/// All nodes stop answering. Each holder gets its loss before its lease has ended, and `is_held`
+/// never blocks. When the nodes go on, holders and waiters do too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
 async fn trust_ends_before_the_lease_while_no_node_answers() {

@@ -6,25 +6,27 @@ use std::time::Duration;
 
 use database_locks::Locks;
 
-use crate::contract::bench::Bench;
+use crate::cleanup::ScratchDir;
+use crate::contract::fixture::StoreFixture;
 use crate::galera::{self, Galera};
 use crate::group::{self, Group};
 use crate::mysql::{MariaDb, MySql, MySqlServer, Options};
 use crate::nodes::{NODES, Nodes};
 use crate::pgbouncer::PgBouncer;
 use crate::postgres::Postgres;
-use crate::sql::Stranger;
-use crate::tether::ScratchDir;
+use crate::sql::SqlSession;
 
 /// An empty database.
 #[derive(Debug)]
-pub struct Lab {
+pub struct TestDb {
     /// Its name in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `mysql`, `galera`,
     /// `mysql-group`.
     pub engine: &'static str,
     /// Its URL.
     pub url: String,
     home: Home,
+    /// Whether the clients of [`TestDb::fixture`] use their direct connections.
+    direct: bool,
 }
 
 #[derive(Debug)]
@@ -40,79 +42,76 @@ enum Home {
 /// An open transaction of another client, which locks rows, or on SQLite the whole file. It ends on
 /// drop.
 #[derive(Debug)]
-pub enum Hold {
+pub enum OpenTransaction {
     /// A session on a server.
-    Session(Stranger),
+    Session(SqlSession),
     /// A connection with the write lock.
     File(rusqlite::Connection),
 }
 
-impl Hold {
-    /// End the transaction without a change, and wait until it has ended.
-    pub fn leave(self) {
+impl OpenTransaction {
+    /// Ends the transaction without a change, and waits until it has ended.
+    pub fn rollback(self) {
         match self {
-            Self::Session(stranger) => stranger.leave(),
+            Self::Session(session) => session.close(),
             Self::File(connection) => connection.execute_batch("ROLLBACK").expect("rolls back"),
         }
     }
 
-    /// Commit the transaction.
+    /// Commits the transaction.
     pub fn commit(self) {
         match self {
-            Self::Session(mut stranger) => drop(stranger.run("COMMIT").expect("commits")),
+            Self::Session(mut session) => drop(session.run("COMMIT").expect("commits")),
             Self::File(connection) => connection.execute_batch("COMMIT").expect("commits"),
         }
     }
 }
 
-impl Lab {
+impl TestDb {
+    fn new(engine: &'static str, url: String, home: Home) -> Self {
+        Self {
+            engine,
+            url,
+            home,
+            direct: false,
+        }
+    }
+
     /// Locks of this process alone.
     pub fn memory() -> Option<Self> {
         use std::sync::atomic::{AtomicU64, Ordering};
         static MADE: AtomicU64 = AtomicU64::new(0);
-        let url = format!("memory:lab-{}", MADE.fetch_add(1, Ordering::Relaxed));
-        Some(Self {
-            engine: "memory",
-            url,
-            home: Home::Process,
-        })
+        let url = format!("memory:test-{}", MADE.fetch_add(1, Ordering::Relaxed));
+        Some(Self::new("memory", url, Home::Process))
     }
 
     /// A file that is not there yet.
     pub fn sqlite() -> Option<Self> {
         let folder = ScratchDir::new("sqlite");
         let url = format!("sqlite://{}", folder.join(FILE).display());
-        Some(Self {
-            engine: "sqlite",
-            url,
-            home: Home::Folder(folder),
-        })
+        Some(Self::new("sqlite", url, Home::Folder(folder)))
     }
 
     /// A database on the shared PostgreSQL.
     pub fn postgres() -> Option<Self> {
         let server = Postgres::shared()?;
-        Some(Self {
-            engine: "postgres",
-            url: server.fresh_database(),
-            home: Home::Postgres(server),
-        })
+        Some(Self::new(
+            "postgres",
+            server.fresh_database(),
+            Home::Postgres(server),
+        ))
     }
 
     /// A database on the shared PostgreSQL 18.
     pub fn postgres18() -> Option<Self> {
         let server = Postgres::shared_18()?;
         let url = server.fresh_database();
-        Some(Self {
-            engine: "postgres18",
-            url,
-            home: Home::Postgres(server),
-        })
+        Some(Self::new("postgres18", url, Home::Postgres(server)))
     }
 
     /// A PostgreSQL database whose sessions begin with unusual settings.
     pub fn postgres_odd() -> Option<Self> {
-        let lab = Self::postgres()?;
+        let db = Self::postgres()?;
         for setting in [
             "default_transaction_isolation = 'serializable'",
             "timezone = 'Asia/Kathmandu'",
@@ -126,17 +125,17 @@ impl Lab {
             "enable_indexscan = off",
             "statement_timeout = '20s'",
         ] {
-            lab.sql(&format!("ALTER DATABASE {} SET {setting}", lab.database()));
+            db.sql(&format!("ALTER DATABASE {} SET {setting}", db.database()));
         }
-        Some(lab)
+        Some(db)
     }
 
-    /// A PostgreSQL database whose transactions are of that level, unless they say otherwise.
+    /// A PostgreSQL database with that default isolation level.
     pub fn postgres_isolated(level: &str) -> Option<Self> {
-        let lab = Self::postgres()?;
+        let db = Self::postgres()?;
         let set = format!("SET default_transaction_isolation = '{level}'");
-        lab.sql(&format!("ALTER DATABASE {} {set}", lab.database()));
-        Some(lab)
+        db.sql(&format!("ALTER DATABASE {} {set}", db.database()));
+        Some(db)
     }
 
     /// A MariaDB database on a server whose sessions begin with unusual settings.
@@ -160,21 +159,21 @@ impl Lab {
 
     fn on(server: Option<&'static MySqlServer>) -> Option<Self> {
         let server = server?;
-        Some(Self {
-            engine: server.flavor().engine(),
-            url: server.fresh_database(),
-            home: Home::MySql(server),
-        })
+        Some(Self::new(
+            server.flavor().engine(),
+            server.fresh_database(),
+            Home::MySql(server),
+        ))
     }
 
     /// A database on the shared PostgreSQL, by way of the shared PgBouncer in transaction mode.
     pub fn pgbouncer() -> Option<Self> {
         let (pooler, server) = (PgBouncer::shared()?, Postgres::shared()?);
-        Some(Self {
-            engine: "pgbouncer",
-            url: pooler.url(&server.fresh_database()),
-            home: Home::Postgres(server),
-        })
+        Some(Self::new(
+            "pgbouncer",
+            pooler.url(&server.fresh_database()),
+            Home::Postgres(server),
+        ))
     }
 
     /// The URL of the server behind a pooler.
@@ -207,21 +206,21 @@ impl Lab {
     /// A database on the shared cluster, whose URL is that at the first node.
     pub fn galera() -> Option<Self> {
         let cluster = Galera::shared()?;
-        Some(Self {
-            engine: "galera",
-            url: cluster.fresh_database(),
-            home: Home::Galera(cluster),
-        })
+        Some(Self::new(
+            "galera",
+            cluster.fresh_database(),
+            Home::Galera(cluster),
+        ))
     }
 
     /// A database on the shared group of MySQL, whose URL is that at the first node.
     pub fn group() -> Option<Self> {
         let group = Group::shared()?;
-        Some(Self {
-            engine: Group::ENGINE,
-            url: group.fresh_database(),
-            home: Home::Group(group),
-        })
+        Some(Self::new(
+            Group::ENGINE,
+            group.fresh_database(),
+            Home::Group(group),
+        ))
     }
 
     fn nodes(&self) -> Option<&Nodes> {
@@ -250,41 +249,44 @@ impl Lab {
         !matches!(self.home, Home::Process | Home::Folder(_))
     }
 
+    /// The same database, whose fixture has clients that use their direct connections.
+    #[must_use]
+    pub fn with_direct_connection(mut self) -> Self {
+        self.direct = true;
+        self
+    }
+
     /// For the store contract.
-    pub fn bench(&self) -> Bench {
+    pub fn fixture(&self) -> StoreFixture {
         let urls = match self.nodes() {
             Some(_) => (0..NODES).map(|node| self.url_at(node)).collect(),
             None => vec![self.url.clone()],
         };
-        let (bench, url) = (Bench::spread(self.engine, urls), self.url.clone());
+        let (mut fixture, url) = (StoreFixture::spread(self.engine, urls), self.url.clone());
+        if self.direct {
+            fixture = fixture.with_direct_connection();
+        }
         match &self.home {
-            Home::Process => bench,
+            Home::Process => fixture,
             Home::Folder(folder) => {
                 let file = folder.join(FILE);
-                bench.with_sql(move |sql| open(&file).execute_batch(sql).expect("runs"))
+                fixture.with_sql(move |sql| open(&file).execute_batch(sql).expect("runs"))
             }
             Home::Postgres(server) => {
                 let server = *server;
-                bench.with_sql(move |sql| drop(server.query(&url, sql).expect("runs")))
+                fixture.with_sql(move |sql| drop(server.query(&url, sql).expect("runs")))
             }
             Home::MySql(server) => {
                 let server = *server;
                 // Some servers of the tests have autocommit off.
-                bench.with_sql(move |sql| {
+                fixture.with_sql(move |sql| {
                     let committed = format!("{sql}; COMMIT");
                     drop(server.query(&url, &committed).expect("runs"));
                 })
             }
-            Home::Galera(cluster) => {
-                let session = Mutex::new(cluster.stranger(0, &url));
-                bench.with_sql(move |sql| {
-                    let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
-                    session.run(sql).expect("runs");
-                })
-            }
-            Home::Group(cluster) => {
-                let session = Mutex::new(cluster.stranger(0, &url));
-                bench.with_sql(move |sql| {
+            Home::Galera(_) | Home::Group(_) => {
+                let session = Mutex::new(self.sql_session());
+                fixture.with_sql(move |sql| {
                     let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
                     session.run(sql).expect("runs");
                 })
@@ -292,7 +294,7 @@ impl Lab {
         }
     }
 
-    /// A client with a connection of its own, and the table made.
+    /// A client with its own connection, and the table made.
     pub async fn locks(&self) -> Locks {
         self.locks_at(&self.url).await
     }
@@ -329,13 +331,13 @@ impl Lab {
     /// # Panics
     ///
     /// On engines without a server.
-    pub fn stranger(&self) -> Stranger {
+    pub fn sql_session(&self) -> SqlSession {
         match &self.home {
             Home::Process | Home::Folder(_) => panic!("{}: has no server", self.engine),
-            Home::Postgres(server) => server.stranger(&self.url),
-            Home::MySql(server) => server.stranger(&self.url),
-            Home::Galera(cluster) => cluster.stranger(0, &self.url),
-            Home::Group(group) => group.stranger(0, &self.url),
+            Home::Postgres(server) => server.sql_session(&self.url),
+            Home::MySql(server) => server.sql_session(&self.url),
+            Home::Galera(cluster) => cluster.sql_session(0, &self.url),
+            Home::Group(group) => group.sql_session(0, &self.url),
         }
     }
 
@@ -343,47 +345,30 @@ impl Lab {
     ///
     /// # Panics
     ///
-    /// As [`Lab::sql`].
-    pub fn hold(&self, statement: &str) -> Hold {
-        let mut stranger = match &self.home {
-            Home::Process => panic!("memory: knows no SQL"),
-            Home::Folder(folder) => {
-                let file = open(&folder.join(FILE));
-                file.execute_batch("BEGIN IMMEDIATE")
-                    .expect("gets the write lock");
-                return Hold::File(file);
-            }
-            Home::Postgres(server) => server.stranger(&self.url),
-            Home::MySql(server) => server.stranger(&self.url),
-            Home::Galera(cluster) => cluster.stranger(0, &self.url),
-            Home::Group(group) => group.stranger(0, &self.url),
-        };
-        stranger.run("BEGIN").expect("begins");
-        stranger.run(statement).expect("runs");
-        Hold::Session(stranger)
+    /// As [`TestDb::sql`].
+    pub fn begin_with(&self, statement: &str) -> OpenTransaction {
+        if let Home::Folder(folder) = &self.home {
+            let file = open(&folder.join(FILE));
+            file.execute_batch("BEGIN IMMEDIATE")
+                .expect("gets the write lock");
+            return OpenTransaction::File(file);
+        }
+        let mut session = self.sql_session();
+        session.run("BEGIN").expect("begins");
+        session.run(statement).expect("runs");
+        OpenTransaction::Session(session)
     }
 
     /// Locks the row of a lock as another client; on SQLite, the file.
     ///
     /// # Panics
     ///
-    /// As [`Lab::sql`].
-    pub fn hold_row(&self, name: &str) -> Hold {
+    /// As [`TestDb::sql`].
+    pub fn lock_row(&self, name: &str) -> OpenTransaction {
         let name = name.replace('\'', "''");
-        self.hold(&format!(
+        self.begin_with(&format!(
             "SELECT id FROM database_locks_lock WHERE name = '{name}' FOR UPDATE"
         ))
-    }
-}
-
-/// A lab for [`contract_tests!`](crate::contract_tests) whose clients use the direct path.
-#[derive(Debug)]
-pub struct DirectLab(pub Lab);
-
-impl DirectLab {
-    /// For the store contract.
-    pub fn bench(&self) -> Bench {
-        self.0.bench().by_direct()
     }
 }
 
@@ -413,12 +398,12 @@ fn open(file: &Path) -> rusqlite::Connection {
     file
 }
 
-/// Makes tests of `async fn clause(lab: &Lab)` on an engine: `lab_tests!(postgres: one_clause,
+/// Makes tests of `async fn clause(db: &TestDb)` on an engine: `db_tests!(postgres: one_clause,
 /// another);`. An attribute before the engine is that of each test.
 #[macro_export(local_inner_macros)]
-macro_rules! lab_tests {
+macro_rules! db_tests {
     ($engine:ident: $($clause:ident),* $(,)?) => {
-        lab_tests!(#[cfg(all())] $engine: $($clause),*);
+        db_tests!(#[cfg(all())] $engine: $($clause),*);
     };
     (# $attribute:tt $engine:ident: $($clause:ident),* $(,)?) => {
         mod $engine {
@@ -426,8 +411,8 @@ macro_rules! lab_tests {
                 # $attribute
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $clause() {
-                    if let Some(lab) = $crate::lab::Lab::$engine() {
-                        super::$clause(&lab).await;
+                    if let Some(db) = $crate::test_db::TestDb::$engine() {
+                        super::$clause(&db).await;
                     }
                 }
             )*

@@ -3,12 +3,12 @@
 use database_locks::seam::{Force, ReleaseCommand, Released, Renewal, random_grant_id};
 use database_locks::{LostReason, Ttl};
 
-use super::bench::{Bench, LONG, WITHIN, granted, holder_of, name, release, renew};
+use super::fixture::{LONG, StoreFixture, WITHIN, granted, holder_of, name, release, renew};
 use crate::promise::promise;
 
 /// A release by force frees the lock, notifies the holder, and keeps tokens growing.
-pub async fn a_release_by_force_is_told_to_the_holder(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_release_by_force_is_a_loss_for_the_holder(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     assert_eq!(
         store.force(&name("job"), WITHIN).await.expect("an answer"),
         Force::WasFree
@@ -32,32 +32,32 @@ pub async fn a_release_by_force_is_told_to_the_holder(bench: &Bench) {
         renew(&*store, &grant, LONG).await,
         Renewal::Lost(_)
     ));
-    promise("P6", bench.engine);
+    promise("P6", fixture.engine);
 }
 
 /// A grant whose reply was lost is released by its grant id alone.
-pub async fn a_grant_whose_token_is_unknown_can_be_given_back(bench: &Bench) {
-    let store = bench.ready().await;
+pub async fn a_grant_whose_token_is_unknown_can_be_released(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;
     let what = ReleaseCommand {
         token: None,
         ..ReleaseCommand::of(&grant, Ttl::from(LONG))
     };
-    let stranger = ReleaseCommand {
+    let other_grant = ReleaseCommand {
         grant: random_grant_id().expect("randomness"),
         ..what.clone()
     };
     let done = store
-        .release(&[stranger, what], WITHIN)
+        .release(&[other_grant, what], WITHIN)
         .await
         .expect("an answer");
     assert_eq!(done, [Released::NotHeld, Released::Freed]);
     granted(&*store, "job", "other", LONG).await;
 }
 
-/// Of several that are given back at once each has its own answer.
-pub async fn a_batch_of_releases_is_answered_one_by_one(bench: &Bench) {
-    let store = bench.ready().await;
+/// Each release of a batch has its own answer.
+pub async fn a_batch_of_releases_is_answered_one_by_one(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
     let mut returns = Vec::new();
     for lock in ["a", "forced", "b", "lost", "c"] {
         let grant = granted(&*store, lock, "me", LONG).await;
