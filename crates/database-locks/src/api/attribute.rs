@@ -161,9 +161,14 @@ use crate::error::Error;
 ///   `#[tokio::main]`: below it, it would be on a blocking function.
 /// - Arguments that the body does not use are dropped after the release.
 ///
-/// [`Duration`]: std::time::Duration [`Lock`]: crate::Lock [`Lock::acquire`]: crate::Lock::acquire
-/// [`Lock::run`]: crate::Lock::run [`Locks`]: crate::Locks [`Locks::get_default`]:
-/// crate::Locks::get_default [`Locks::set_default`]: crate::Locks::set_default [`Ttl`]: crate::Ttl
+/// [`Duration`]: std::time::Duration
+/// [`Lock`]: crate::Lock
+/// [`Lock::acquire`]: crate::Lock::acquire
+/// [`Lock::run`]: crate::Lock::run
+/// [`Locks`]: crate::Locks
+/// [`Locks::get_default`]: crate::Locks::get_default
+/// [`Locks::set_default`]: crate::Locks::set_default
+/// [`Ttl`]: crate::Ttl
 pub use database_locks_macros::locked;
 
 /// What a function returns if its lock was not acquired, or was lost: `Err` where it returns a
