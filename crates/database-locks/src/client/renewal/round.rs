@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Scheduler;
+use super::lease_table::{LeaseTable, Round};
 use super::split::Split;
-use super::{LeaseTable, Round, Scheduler};
 use crate::client::renewal::grant_state::RenewalFailure;
 use crate::client::renewal::lease_events::{Failing, LeaseEvents};
 use crate::metrics::{self, Engine};

@@ -1,0 +1,238 @@
+//! The leases of one scheduler, ordered by when it has to act on them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::client::renewal::grant_state::{Confirmed, GrantState, RenewalFailure};
+use crate::client::renewal::lease_events::LeaseEvents;
+use crate::client::renewal::outage::{Outage, Reconnects};
+use crate::runtime::clock;
+use protocol::{Answer, BootInstant, Gone, Grant, GrantId, Lease, LostReason, Next, Ttl};
+
+/// The longest sleep while there are leases. It bounds a sleep that became useless because its
+/// leases were released.
+pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+/// How long before a renewal its connection is made, if there is none. A connect that succeeds
+/// takes less.
+pub(super) const CONNECT_AHEAD: Duration = Duration::from_secs(4);
+
+/// The leases that one statement renews.
+pub(super) type Round = Vec<(Grant, Ttl)>;
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) lease: Lease,
+    pub(super) held: Arc<GrantState>,
+    /// The time under which the entry is in `deadlines`.
+    at: BootInstant,
+    /// Refused while others were renewed. It is renewed separately, since it would make the
+    /// statement of others fail.
+    pub(super) separate: bool,
+    /// When the first of its consecutive failed renewals was answered.
+    pub(super) failing_since: Option<BootInstant>,
+}
+
+impl Entry {
+    pub(super) fn renewing(&mut self) -> (Grant, Ttl) {
+        self.held.renewing();
+        (self.held.latest_grant(), self.lease.renewing())
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct LeaseTable {
+    pub(super) entries: HashMap<GrantId, Entry>,
+    pub(super) deadlines: BTreeSet<(BootInstant, GrantId)>,
+    /// Until when the task sleeps, whatever happens to the leases. `None`: until it is woken.
+    sleeps_until: Option<BootInstant>,
+    pub(super) outage: Outage,
+    pub(super) reconnects: Reconnects,
+}
+
+/// When the scheduler has to act on a lease.
+fn due_at(lease: &Lease, now: BootInstant) -> BootInstant {
+    match lease.next(now) {
+        Next::Wait(until) => until,
+        Next::Renew | Next::Lost(_) => now,
+    }
+}
+
+/// The leases to renew now.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    pub(super) together: Round,
+    pub(super) separate: Round,
+}
+
+impl LeaseTable {
+    pub(super) fn add(&mut self, lease: Lease, held: Arc<GrantState>, now: BootInstant) {
+        let (id, at) = (held.grant.id, due_at(&lease, now));
+        self.entries.insert(
+            id,
+            Entry {
+                lease,
+                held,
+                at,
+                separate: false,
+                failing_since: None,
+            },
+        );
+        self.deadlines.insert((at, id));
+    }
+
+    pub(super) fn remove(&mut self, id: GrantId) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        self.deadlines.remove(&(entry.at, id));
+        if self.entries.is_empty() {
+            // Without a lease no renewal would report the end of the outage.
+            self.outage = Outage::default();
+        }
+        Some(entry)
+    }
+
+    /// Update a lease's deadline.
+    pub(super) fn plan(&mut self, id: GrantId, now: BootInstant) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        self.deadlines.remove(&(entry.at, id));
+        entry.at = due_at(&entry.lease, now);
+        self.deadlines.insert((entry.at, id));
+    }
+
+    /// Start a sleep until the next deadline. `None`: until the task is woken.
+    pub(super) fn sleep(&mut self, now: BootInstant) -> Option<BootInstant> {
+        let first = self.deadlines.first().map(|(at, _)| *at);
+        self.sleeps_until = first.map(|at| {
+            let ahead = Some(at - CONNECT_AHEAD).filter(|ahead| *ahead > now);
+            ahead.unwrap_or(at).min(now + LONGEST_SLEEP)
+        });
+        self.sleeps_until
+    }
+
+    /// Whether a renewal is due within [`CONNECT_AHEAD`].
+    pub(super) fn renews_soon(&self, now: BootInstant) -> bool {
+        let soon = now + CONNECT_AHEAD;
+        self.deadlines.first().is_some_and(|(at, _)| *at <= soon)
+    }
+
+    /// Whether the task sleeps past the first deadline. A sleep that should have ended already does
+    /// not count: the machine was suspended.
+    pub(super) fn oversleeps(&self, now: BootInstant) -> bool {
+        let in_time = |at| {
+            self.sleeps_until
+                .is_some_and(|until| (now..=at).contains(&until))
+        };
+        self.deadlines.first().is_some_and(|(at, _)| !in_time(*at))
+    }
+
+    /// Take the leases that are due, and those that may be renewed along with them. Mark expired
+    /// ones lost.
+    pub(super) fn due(&mut self, now: BootInstant, events: &mut LeaseEvents) -> Due {
+        let mut due = Due::default();
+        while let Some(&(at, id)) = self.deadlines.first() {
+            if at > now {
+                break;
+            }
+            let Some(entry) = self.entries.get_mut(&id) else {
+                self.deadlines.pop_first();
+                continue;
+            };
+            match entry.lease.next(now) {
+                Next::Lost(reason) => {
+                    self.lost(id, reason.into(), events);
+                    continue;
+                }
+                Next::Renew => match entry.separate {
+                    true => due.separate.push(entry.renewing()),
+                    false => due.together.push(entry.renewing()),
+                },
+                Next::Wait(_) => {}
+            }
+            self.plan(id, now);
+        }
+        if !due.together.is_empty() {
+            let early: Vec<GrantId> = self
+                .entries
+                .iter()
+                .filter(|(_, entry)| !entry.separate && entry.lease.may_come_along(now))
+                .map(|(id, _)| *id)
+                .collect();
+            for id in early {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    due.together.push(entry.renewing());
+                }
+                self.plan(id, now);
+            }
+        }
+        due
+    }
+
+    /// Record the answer to a renewal that did not lose the lease, and the reason if it was not
+    /// renewed.
+    pub(super) fn answered(
+        &mut self,
+        id: GrantId,
+        sent: BootInstant,
+        (answer, trouble): (Answer, Option<RenewalFailure>),
+        events: &mut LeaseEvents,
+    ) {
+        let now = clock::now();
+        // Released meanwhile.
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        if answer == Answer::Renewed {
+            entry.failing_since = None;
+            if std::mem::take(&mut entry.separate) {
+                events.renewed_again.push(Arc::clone(&entry.held));
+            }
+        } else {
+            entry.failing_since.get_or_insert(now);
+        }
+        entry.held.answered(trouble);
+        entry.lease.answered(sent, answer, now);
+        if let Next::Lost(_) = entry.lease.next(now) {
+            // `due` reports the loss, at once.
+            self.plan(id, now);
+        } else {
+            self.confirm(id, now, events);
+        }
+    }
+
+    /// Let the guard trust its lease as far as it is confirmed.
+    pub(super) fn confirm(&mut self, id: GrantId, now: BootInstant, events: &mut LeaseEvents) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        match entry.held.confirm(&entry.lease) {
+            Confirmed::TooLate => return self.lost(id, LostReason::Expired.into(), events),
+            Confirmed::Changed => events.confirmed.push(Arc::clone(&entry.held)),
+            Confirmed::Unchanged => {}
+        }
+        self.plan(id, now);
+    }
+
+    pub(super) fn lost(&mut self, id: GrantId, gone: Gone, events: &mut LeaseEvents) {
+        if let Some(entry) = self.remove(id)
+            && let Some(loss) = entry.held.mark_lost(gone)
+        {
+            events.lost.push((entry.held, loss));
+        }
+    }
+
+    /// The timeout of a round that is sent behind `behind` others.
+    pub(super) fn patience(&self, round: &[(Grant, Ttl)], behind: u32) -> Duration {
+        let of = |grant: &Grant| {
+            self.entries
+                .get(&grant.id)
+                .map(|entry| entry.lease.patience(behind))
+        };
+        round
+            .iter()
+            .filter_map(|(grant, _)| of(grant))
+            .min()
+            .unwrap_or_default()
+    }
+}
