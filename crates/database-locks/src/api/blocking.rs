@@ -29,8 +29,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::api::administration::PreviousHolder;
 use crate::api::fence::{FenceFailure, FenceTransaction, OpenFence};
-use crate::api::locks::PreviousHolder;
 use crate::api::{builder, lock, locks};
 use crate::client::guard;
 use crate::doctor::Report;

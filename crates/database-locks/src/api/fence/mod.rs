@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::Client;
-use crate::client::guard::{LockGuard, mark_lost};
+use crate::client::guard::LockGuard;
+use crate::client::guard::lease::mark_lost;
 use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::runtime;
