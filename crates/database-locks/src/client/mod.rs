@@ -35,7 +35,7 @@ use crate::error::Error;
 use crate::metrics;
 use crate::runtime::fork::PerProcess;
 use crate::store::{api::Notice, measured::Observed};
-use protocol::{AcquireCommand, LockName, Observations, REQUEST_TIMEOUT, ReleaseCommand, Version};
+use protocol::{AcquireCommand, LockName, Observations, ReleaseCommand, Version};
 
 /// The store, the leases and the queues of one [`Locks`](crate::Locks) in one process.
 #[derive(Debug)]
@@ -75,10 +75,10 @@ impl Client {
         }));
         let client = Arc::new(Self {
             scheduler,
-            acquires: Batch::new(store.clone(), REQUEST_TIMEOUT),
-            releases: Batch::new(store.clone(), REQUEST_TIMEOUT),
+            acquires: Batch::new(store.clone()),
+            releases: Batch::new(store.clone()),
             direct: DirectPath::of(&store)?,
-            poller: Poller::new(store.clone(), REQUEST_TIMEOUT),
+            poller: Poller::new(store.clone()),
             store,
             queues,
             outages: Outages::default(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::store::{api::StoreError, measured::Observed};
-use protocol::{Holder, LockName};
+use protocol::{Holder, LockName, REQUEST_TIMEOUT};
 
 /// The divisor of a pause that gives its first part, in which the poll of another waiter comes too
 /// early to be of use.
@@ -32,7 +32,6 @@ pub(crate) struct Poller(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     store: Observed,
-    within: Duration,
     waiting: Mutex<Waiting>,
 }
 
@@ -55,11 +54,9 @@ impl fmt::Debug for Slot {
 }
 
 impl Poller {
-    /// `within`: timeout of each poll.
-    pub(crate) fn new(store: Observed, within: Duration) -> Self {
+    pub(crate) fn new(store: Observed) -> Self {
         Self(Arc::new(Shared {
             store,
-            within,
             waiting: Mutex::default(),
         }))
     }
@@ -86,7 +83,10 @@ impl Poller {
                     // Another waiter is polling for this one.
                     0 => {}
                     1 => self.0.poll(due).await,
-                    _ => drop(tokio::spawn(Arc::clone(&self.0).poll_for_all(due))),
+                    _ => {
+                        let shared = Arc::clone(&self.0);
+                        tokio::spawn(async move { shared.poll(due).await });
+                    }
                 }
                 seen.await
             }
@@ -125,14 +125,10 @@ impl Shared {
         PollSlot { shared: self, id }
     }
 
-    async fn poll_for_all(self: Arc<Self>, due: Vec<Slot>) {
-        self.poll(due).await;
-    }
-
     async fn poll(&self, due: Vec<Slot>) {
         let (names, reply): (Vec<LockName>, Vec<_>) =
             due.into_iter().map(|slot| (slot.name, slot.reply)).unzip();
-        let seen: Vec<LockRow> = match self.store.look(&names, self.within).await {
+        let seen: Vec<LockRow> = match self.store.look(&names, REQUEST_TIMEOUT).await {
             Ok(seen) => seen.into_iter().map(Ok).collect(),
             Err(failure) => names.iter().map(|_| Err(failure.again())).collect(),
         };
@@ -187,7 +183,7 @@ mod tests {
         };
         let granted = store.acquire(&[ask], LONG).await.unwrap();
         assert!(matches!(granted[..], [Outcome::Granted { .. }]));
-        Arc::new(Poller::new(store, LONG))
+        Arc::new(Poller::new(store))
     }
 
     type Polling = tokio::task::JoinHandle<Option<String>>;
