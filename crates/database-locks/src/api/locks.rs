@@ -175,7 +175,7 @@ impl Locks {
         let locks = self.clone();
         async move {
             let Ok(client) = locks.client() else { return };
-            while client.is_pending() {
+            while !client.pending_releases.is_empty() {
                 let nap = async {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     Ok::<_, Error>(())

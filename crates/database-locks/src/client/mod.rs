@@ -11,7 +11,7 @@ pub(crate) mod handover;
 pub(crate) mod holder;
 pub(crate) mod open_fences;
 pub(crate) mod own_grants;
-pub(crate) mod pending;
+pub(crate) mod pending_releases;
 mod process_exit;
 pub(crate) mod read;
 pub(crate) mod release;
@@ -20,8 +20,6 @@ pub(crate) mod renewal;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::watch;
-
 use crate::client::acquire::poller::Poller;
 use crate::client::acquire::queue::Queues;
 use crate::client::acquire::reports::Outages;
@@ -29,7 +27,7 @@ use crate::client::batch::Batch;
 use crate::client::direct::DirectPath;
 use crate::client::holder::default_holder;
 use crate::client::open_fences::OpenFences;
-use crate::client::pending::Pending;
+use crate::client::pending_releases::PendingReleases;
 use crate::client::renewal::Scheduler;
 use crate::error::Error;
 use crate::metrics;
@@ -50,9 +48,7 @@ pub(crate) struct Client {
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
     pub(crate) observations: Observations<LockName, Version>,
-    /// Cloned for each background release, so that its receivers count the releases under way.
-    pub(crate) pending: Pending,
-    all_done: watch::Sender<()>,
+    pub(crate) pending_releases: PendingReleases,
     /// The default for `locked_by`.
     pub(crate) holder: Arc<str>,
 }
@@ -60,7 +56,6 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
         metrics::describe();
-        let (all_done, pending) = watch::channel(());
         let scheduler = Scheduler::start(store.clone())?;
         let queues = Queues::default();
         let (renewals, waiters) = (Arc::downgrade(&scheduler), queues.clone());
@@ -84,20 +79,13 @@ impl Client {
             outages: Outages::default(),
             fences: OpenFences::default(),
             observations: Observations::default(),
-            pending: Pending::new(pending),
-            all_done,
+            pending_releases: PendingReleases::default(),
             holder: default_holder().into(),
         });
         let mut known = known();
         known.retain(|client| client.strong_count() > 0);
         known.push(Arc::downgrade(&client));
         Ok(client)
-    }
-
-    /// Whether a background release is under way.
-    pub(crate) fn is_pending(&self) -> bool {
-        // `self.pending` itself holds one receiver.
-        self.all_done.receiver_count() > 1
     }
 }
 

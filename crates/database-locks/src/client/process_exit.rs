@@ -1,13 +1,10 @@
 //! Releases at process exit: every lock that the process still holds is released.
-//!
-//! `exit`, which a return from `main` calls too, runs the destructors of the calling thread's
-//! thread-local values and then the `atexit` handlers. Other threads keep running meanwhile.
 
 use std::sync::{Arc, Once};
 
 use protocol::{ReleaseCommand, Ttl};
 
-use crate::client::pending::{Release, wait};
+use crate::client::pending_releases::{ReleaseNumber, wait};
 use crate::client::release::release_grant;
 use crate::client::{self, Client};
 use crate::runtime;
@@ -41,7 +38,7 @@ extern "C" fn at_exit() {
     if !client::all().is_empty() {
         // On the background thread: the thread-local values of this thread, such as a log
         // subscriber's, are already destroyed.
-        let release = Here::new(Release::begin());
+        let release = Here::new(ReleaseNumber::begin());
         let _ = runtime::spawn(async move {
             client::all().iter().for_each(release_all);
             drop(release);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::client::Client;
 use crate::client::acquire::queue::Waiters;
 use crate::client::direct::DIRECT_TIMEOUT;
-use crate::client::pending::Pending;
+use crate::client::pending_releases::PendingRelease;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
 use crate::runtime;
@@ -63,7 +63,7 @@ impl ReleaseRequest {
             Ttl::Finite(ttl) => clock::now() + ttl,
             Ttl::Infinite => BootInstant::MAX,
         };
-        let pending = Some(client.pending.clone());
+        let pending = Some(client.pending_releases.begin());
         Self(Some(Here::new(ReleaseTask {
             pending,
             ..ReleaseTask::new(client, command, end, held_for)
@@ -145,7 +145,8 @@ struct ReleaseTask {
     /// An earlier try whose reply was lost may have released the lock.
     unsure: bool,
     logged: bool,
-    pending: Option<Pending>,
+    /// `None`: the end of a thread or process does not wait for it.
+    pending: Option<PendingRelease>,
 }
 
 impl ReleaseTask {
@@ -311,7 +312,7 @@ impl ReleaseTask {
                 let _ = tokio::time::timeout(LONGEST_RETRY, fence.wait()).await;
             }
             if task.client.fences.end_of(grant).is_none() {
-                task.pending = Some(task.client.pending.clone());
+                task.pending = Some(task.client.pending_releases.begin());
             }
             // The lease may have ended during the fence. The grant is still in the row until
             // another client acquires the lock.
@@ -354,7 +355,7 @@ pub(crate) fn force_after_fence(client: &Arc<Client>, name: &LockName) -> Option
     let client = Arc::clone(client);
     let _ = runtime::spawn(async move {
         fence.wait().await;
-        let pending = client.pending.clone();
+        let pending = client.pending_releases.begin();
         let (name, grant) = (&held.grant.name, held.grant.id.as_str());
         let forced = while_contended(REQUEST_TIMEOUT, || async {
             let row = client

@@ -254,7 +254,7 @@ impl Drop for Attempt {
         // By then the grant has expired: an acquire requests none that is longer.
         let ttl = Ttl::Finite(MAX_FIRST_GRANT);
         let client = Arc::clone(&self.client);
-        let pending = client.pending.clone();
+        let pending = client.pending_releases.begin();
         let release = move |what| release_grant(Arc::clone(&client), what, ttl, None);
         let (first, mut under_way) = (release(what.clone()), self.under_way.take());
         let _ = runtime::spawn(async move {

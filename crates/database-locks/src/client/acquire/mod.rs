@@ -192,7 +192,7 @@ struct PendingCancellation {
 impl Drop for PendingCancellation {
     fn drop(&mut self) {
         if let Some(task) = self.task.take() {
-            let pending = self.client.pending.clone();
+            let pending = self.client.pending_releases.begin();
             // Spawning succeeds: the task runs on the same runtime.
             let _ = runtime::spawn(async move {
                 let _ = task.await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::LockGuard;
 use super::lease::why_lost;
-use crate::client::pending;
+use crate::client::pending_releases;
 use crate::client::release::ReleaseRequest;
 use crate::client::renewal::grant_state::{Status, ms};
 use crate::error::Error;
@@ -182,7 +182,7 @@ impl Drop for LockGuard {
     fn drop(&mut self) {
         if let Some(release) = self.begin_release() {
             drop(release);
-            pending::guard_dropped();
+            pending_releases::guard_dropped();
         }
     }
 }

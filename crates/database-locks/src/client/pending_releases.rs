@@ -9,11 +9,8 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use tokio::sync::watch;
 
 use crate::runtime;
 use crate::runtime::fork::{Here, PerProcess};
@@ -25,37 +22,30 @@ const MAX_WAIT: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(2);
 
-/// One background release, counted by [`Client`](crate::client::Client) as pending until it is
-/// dropped. The client keeps one itself, to be cloned.
-pub(crate) struct Pending {
-    /// The sender counts its receivers.
-    receiver: watch::Receiver<()>,
-    _release: Option<Here<Release>>,
-}
+/// The releases of one [`Client`](crate::client::Client) that are under way.
+#[derive(Debug, Default)]
+pub(crate) struct PendingReleases(Arc<()>);
 
-impl Pending {
-    pub(crate) fn new(receiver: watch::Receiver<()>) -> Self {
-        Self {
-            receiver,
-            _release: None,
-        }
-    }
-}
-
-impl Clone for Pending {
-    fn clone(&self) -> Self {
+impl PendingReleases {
+    /// Begin a release. The end of this thread then waits for it.
+    pub(crate) fn begin(&self) -> PendingRelease {
         watch_this_thread();
-        Self {
-            receiver: self.receiver.clone(),
-            _release: Some(Here::new(Release::begin())),
+        PendingRelease {
+            _of_client: Arc::clone(&self.0),
+            _of_process: Here::new(ReleaseNumber::begin()),
         }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
     }
 }
 
-impl fmt::Debug for Pending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Pending")
-    }
+/// A release that is under way until this is dropped.
+#[derive(Debug)]
+pub(crate) struct PendingRelease {
+    _of_client: Arc<()>,
+    _of_process: Here<ReleaseNumber>,
 }
 
 /// The numbers of the releases of this process that are under way, in order of their start.
@@ -71,10 +61,11 @@ fn under_way() -> MutexGuard<'static, UnderWay> {
     under_way.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Marks one release as under way until it is dropped.
-pub(crate) struct Release(u64);
+/// The number of a release that is under way until this is dropped.
+#[derive(Debug)]
+pub(crate) struct ReleaseNumber(u64);
 
-impl Release {
+impl ReleaseNumber {
     pub(crate) fn begin() -> Self {
         let mut under_way = under_way();
         let number = under_way.next;
@@ -84,7 +75,7 @@ impl Release {
     }
 }
 
-impl Drop for Release {
+impl Drop for ReleaseNumber {
     fn drop(&mut self) {
         under_way().numbers.remove(&self.0);
     }
