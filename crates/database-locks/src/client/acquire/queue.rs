@@ -67,26 +67,22 @@ impl Queues {
     }
 
     /// Run `change` on the queue of this lock, if there is one.
-    fn with(&self, name: &LockName, change: impl FnOnce(&mut Queue)) {
-        if let Some(queue) = self.names().queues.get_mut(name) {
-            change(queue);
-        }
+    fn with<T>(&self, name: &LockName, change: impl FnOnce(&mut Queue) -> T) -> Option<T> {
+        self.names().queues.get_mut(name).map(change)
     }
 
     /// How long this process lets other processes try first.
     pub(crate) fn head_start(&self, name: &LockName) -> Duration {
-        let mut left = Duration::ZERO;
-        self.with(name, |queue| left = queue.head_start.left(clock::now()));
-        left
+        let left = self.with(name, |queue| queue.head_start.left(clock::now()));
+        left.unwrap_or_default()
     }
 
     /// Whether a new caller has to join the queue before it tries.
     pub(crate) fn is_busy(&self, name: &LockName) -> bool {
-        let mut busy = false;
-        self.with(name, |queue| {
-            busy = !queue.slots.is_empty() || !queue.head_start.left(clock::now()).is_zero();
+        let busy = self.with(name, |queue| {
+            !queue.slots.is_empty() || !queue.head_start.left(clock::now()).is_zero()
         });
-        busy
+        busy.unwrap_or_default()
     }
 
     /// Join the queue at its end.
@@ -137,11 +133,10 @@ impl Queues {
     /// The token that the row still has if no other process acquired the lock in the last pause.
     /// `None` if there is nothing to check.
     pub(crate) fn probe(&self, name: &LockName) -> Option<Token> {
-        let mut token = None;
         self.with(name, |queue| {
-            token = queue.token.filter(|_| queue.head_start.probes());
-        });
-        token
+            queue.token.filter(|_| queue.head_start.probes())
+        })
+        .flatten()
     }
 
     /// This process released the lock after holding it for `held_for`.
@@ -194,12 +189,11 @@ impl QueueSlot {
     }
 
     fn is_front(&self) -> bool {
-        let mut front = false;
-        self.queues.with(&self.name, |queue| {
+        let front = self.queues.with(&self.name, |queue| {
             let first = queue.slots.front();
-            front = first.is_some_and(|first| Arc::ptr_eq(first, &self.wake));
+            first.is_some_and(|first| Arc::ptr_eq(first, &self.wake))
         });
-        front
+        front.unwrap_or_default()
     }
 
     /// Wait until the lock may be free.
@@ -219,9 +213,8 @@ impl QueueSlot {
 
     /// Whether a guard of this process holds the lock, so that a try would be in vain.
     pub(crate) fn is_held_here(&self) -> bool {
-        let mut held = false;
-        self.queues.with(&self.name, |queue| held = queue.held_here);
-        held
+        let held = self.queues.with(&self.name, |queue| queue.held_here);
+        held.unwrap_or_default()
     }
 
     /// See [`Queues::head_start`].
