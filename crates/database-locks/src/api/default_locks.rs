@@ -45,10 +45,8 @@ impl Chosen {
 /// Held while connecting, so that concurrent first users share one connection.
 fn connecting() -> &'static Mutex<()> {
     static CONNECTING: PerProcess<Mutex<()>> = PerProcess::new();
-    match CONNECTING.get_or_try_init(|| Ok::<_, Infallible>(Mutex::new(()))) {
-        Ok(connecting) => connecting,
-        Err(never) => match never {},
-    }
+    let Ok(connecting) = CONNECTING.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
+    connecting
 }
 
 impl Locks {

@@ -76,10 +76,8 @@ impl Drop for Open {
         // A release that waits for this fence finds the row unlocked.
         self.client.fences.closed(self.grant);
         if self.holds_back {
-            self.client.scheduler.with(self.grant, |lease, now| {
-                lease.fence_closed(now);
-                true
-            });
+            let scheduler = &self.client.scheduler;
+            scheduler.update(self.grant, |lease, now| lease.fence_closed(now));
         }
     }
 }
@@ -139,10 +137,8 @@ impl LockGuard {
             let length = self.covering(lasting)?;
             if holds_back && self.trusted_for() < lasting {
                 let mut status = self.held.watch();
-                self.client.scheduler.with(id, |lease, now| {
-                    lease.cover(length, now);
-                    true
-                });
+                let scheduler = &self.client.scheduler;
+                scheduler.update(id, |lease, now| lease.cover(length, now));
                 let settled = status
                     .wait_for(|status| *status != Status::Held(None))
                     .await;
@@ -154,7 +150,8 @@ impl LockGuard {
         if holds_back {
             let opened = client
                 .scheduler
-                .with(id, |lease, now| lease.fence_opened(now));
+                .update(id, |lease, now| lease.fence_opened(now))
+                .unwrap_or_default();
             if !opened {
                 self.still_trusted()?;
             }
@@ -293,13 +290,13 @@ impl LockGuard {
         lasting: Option<Duration>,
     ) -> Result<OpenFence, Error> {
         let fence = self.fence_statement()?;
-        if fence.engine() != T::ENGINE && fence.engine() != "memory" {
+        if fence.engine != T::ENGINE && fence.engine != "memory" {
             return Err(Error::config(
                 "fence",
                 format!("in a transaction of {}", T::ENGINE),
                 format!(
                     "in one of {}, where lock `{}` is",
-                    fence.engine(),
+                    fence.engine,
                     self.name()
                 ),
             ));

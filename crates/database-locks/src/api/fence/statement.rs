@@ -90,10 +90,6 @@ impl Fence {
     pub fn passes(&self, rows: u64) -> bool {
         rows == 1
     }
-
-    pub(crate) fn engine(&self) -> Engine {
-        self.engine
-    }
 }
 
 /// Convert the parameters to another style.

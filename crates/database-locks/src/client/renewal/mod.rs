@@ -106,28 +106,21 @@ impl Scheduler {
 
     /// Renew a lease to another ttl, at once and from now on.
     pub(crate) fn extend(&self, id: GrantId, timing: Timing) {
-        self.with(id, |lease, now| {
-            lease.extend(timing, now);
-            true
-        });
+        self.update(id, |lease, now| lease.extend(timing, now));
     }
 
-    /// Change a lease that is being renewed; `false` if there is none with this id, or if `change`
-    /// returns it.
-    pub(crate) fn with(
+    /// Change a lease that is being renewed; `None` if there is none with this id.
+    pub(crate) fn update<T>(
         &self,
         id: GrantId,
-        change: impl FnOnce(&mut Lease, BootInstant) -> bool,
-    ) -> bool {
+        change: impl FnOnce(&mut Lease, BootInstant) -> T,
+    ) -> Option<T> {
         let mut events = LeaseEvents::default();
         let (mut table, now) = (self.table(), clock::now());
-        let Some(entry) = table.entries.get_mut(&id) else {
-            return false;
-        };
-        let done = change(&mut entry.lease, now);
+        let changed = change(&mut table.entries.get_mut(&id)?.lease, now);
         table.confirm(id, now, &mut events);
         self.unlock_and_deliver(table, now, events);
-        done
+        Some(changed)
     }
 
     /// Renew the leases of this lock at once, because they may have been released by force.

@@ -26,17 +26,6 @@ pub(crate) struct Failed {
     pub(crate) error: StoreError,
 }
 
-impl Failed {
-    fn is_contention(&self) -> bool {
-        matches!(self.error, StoreError::Contention(_))
-    }
-
-    /// Whether the database was reached, and the error is its answer.
-    fn is_answer(&self) -> bool {
-        self.error.is_answer()
-    }
-}
-
 impl Scheduler {
     /// Send one round of renewals, split it if it fails, and deliver the results.
     ///
@@ -145,7 +134,9 @@ impl Scheduler {
     fn failed(&self, failed: Failed) -> Failed {
         let (answer, message) = match &failed.error {
             StoreError::Contention(message) => (Answer::Busy, message),
-            StoreError::Unavailable(message) if failed.is_answer() => (Answer::Refused, message),
+            StoreError::Unavailable(message) if failed.error.is_answer() => {
+                (Answer::Refused, message)
+            }
             StoreError::Unavailable(message) => (Answer::Unknown, message),
             StoreError::Rejected { source, .. } => (Answer::Refused, source),
         };
@@ -230,7 +221,7 @@ impl LeaseTable {
         if leases.is_empty() {
             return;
         }
-        let contention = failed.is_contention();
+        let contention = matches!(failed.error, StoreError::Contention(_));
         if self.outage.failed(failed.sent, clock::now(), contention) {
             events.failing = Some(Failing {
                 leases,
