@@ -7,11 +7,11 @@ use super::LockGuard;
 use super::lease::why_lost;
 use crate::client::pending_releases;
 use crate::client::release::ReleaseRequest;
-use crate::client::renewal::grant_state::{Status, ms};
+use crate::client::renewal::grant_state::{Status, log_grant, ms};
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
-use protocol::{BootInstant, Grant, LockName, LostReason, ReleaseCommand, Released, Ticket};
+use protocol::{BootInstant, LockName, LostReason, ReleaseCommand, Released, Ticket};
 
 /// How long [`LockGuard::release`] waits for the database. After it, the background continues.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
@@ -49,16 +49,9 @@ impl LockGuard {
         self.client.scheduler.remove(self.held.grant.id);
         self.held.released();
         self.client.queues.left(self.name());
-        let Grant {
-            name,
-            token,
-            holder,
-            ..
-        } = &self.held.grant;
-        tracing::debug!(
-            lock.name = name.as_str(),
-            lock.token = token.get(),
-            lock.holder = &**holder,
+        log_grant!(
+            debug,
+            &self.held.grant,
             lock.held_ms = ms(self.held.held_for()),
             "lock handed over"
         );

@@ -66,6 +66,20 @@ pub(crate) fn ms(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Log a record about one grant, with its name, token and holder.
+macro_rules! log_grant {
+    ($level:ident, $grant:expr, $($rest:tt)+) => {{
+        let grant: &protocol::Grant = $grant;
+        tracing::$level!(
+            lock.name = grant.name.as_str(),
+            lock.token = grant.token.get(),
+            lock.holder = &*grant.holder,
+            $($rest)+
+        );
+    }};
+}
+pub(crate) use log_grant;
+
 impl GrantState {
     pub(crate) fn new(engine: Engine, grant: Grant, lease: &Lease) -> Arc<Self> {
         metrics::held(engine);
@@ -235,16 +249,9 @@ impl GrantState {
     pub(crate) fn log_lost(&self, loss: &Loss) {
         metrics::lost(self.engine, loss.reason());
         metrics::ended(self.engine, self.held_for());
-        let Grant {
-            name,
-            token,
-            holder,
-            ..
-        } = &self.grant;
-        tracing::warn!(
-            lock.name = name.as_str(),
-            lock.token = token.get(),
-            lock.holder = &**holder,
+        log_grant!(
+            warn,
+            &self.grant,
             lock.held_ms = loss.held_for().map(ms),
             lock.lost_reason = loss.reason().as_str(),
             lock.last_answer = loss.last_answer(),
@@ -255,47 +262,22 @@ impl GrantState {
     }
 
     pub(crate) fn log_refused(&self, error: &str) {
-        let Grant {
-            name,
-            token,
-            holder,
-            ..
-        } = &self.grant;
-        tracing::warn!(
-            lock.name = name.as_str(),
-            lock.token = token.get(),
-            lock.holder = &**holder,
+        log_grant!(
+            warn,
+            &self.grant,
             locks = 1,
             "renewals fail, trying again until the leases end: {error}; other leases are renewed"
         );
     }
 
     pub(crate) fn log_renewed_again(&self) {
-        let Grant {
-            name,
-            token,
-            holder,
-            ..
-        } = &self.grant;
-        tracing::info!(
-            lock.name = name.as_str(),
-            lock.token = token.get(),
-            lock.holder = &**holder,
-            "renewals get through again"
-        );
+        log_grant!(info, &self.grant, "renewals get through again");
     }
 
     pub(crate) fn log_busy(&self) {
-        let Grant {
-            name,
-            token,
-            holder,
-            ..
-        } = &self.grant;
-        tracing::debug!(
-            lock.name = name.as_str(),
-            lock.token = token.get(),
-            lock.holder = &**holder,
+        log_grant!(
+            debug,
+            &self.grant,
             "not renewed, trying again: another transaction has its row locked"
         );
     }

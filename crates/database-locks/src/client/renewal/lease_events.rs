@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::renewal::grant_state::{GrantState, Status, ms};
+use crate::client::renewal::grant_state::{GrantState, Status, log_grant, ms};
 use crate::error::loss::Loss;
 use crate::runtime::callbacks;
 use crate::runtime::callbacks::shielded;
@@ -29,10 +29,9 @@ impl Failing {
     fn log(&self) {
         let mut held = self.held();
         let Some(first) = held.next() else { return };
-        tracing::warn!(
-            lock.name = first.grant.name.as_str(),
-            lock.token = first.grant.token.get(),
-            lock.holder = &*first.grant.holder,
+        log_grant!(
+            warn,
+            &first.grant,
             locks = 1 + held.count(),
             "renewals fail, trying again until the leases end: {}",
             self.error
