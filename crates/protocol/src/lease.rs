@@ -24,12 +24,12 @@ const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// The shortest time that a renewal may take before its connection is given up. A short lease needs
 /// a second try, on a new connection, before it ends.
-pub const SHORTEST_PATIENCE: Duration = Duration::from_millis(100);
+pub const MIN_RENEWAL_TIMEOUT: Duration = Duration::from_millis(100);
 /// The longest such time.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
+const MAX_RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time that a renewal has to wait for each full statement of renewals before it: ten times
 /// what such a statement takes if the disk keeps up.
-const LARGE_ROUND: Duration = Duration::from_millis(500);
+const FULL_STATEMENT_TIME: Duration = Duration::from_millis(500);
 /// The length that a renewal asks for if it only has to tell whether the lease is still there.
 const CHECK: Ttl = Ttl::Finite(Duration::from_millis(1));
 
@@ -205,7 +205,7 @@ impl Lease {
     /// Whether to renew it early, in a round of renewals that is sent at `now`.
     ///
     /// Leases that were acquired one after another are renewed in one statement from then on.
-    pub fn may_come_along(&self, now: BootInstant) -> bool {
+    pub fn may_renew_early(&self, now: BootInstant) -> bool {
         let Some(at) = self.renew_at else {
             return false;
         };
@@ -318,10 +318,10 @@ impl Lease {
     ///
     /// A slow answer behind large statements is no sign that the connection is dead. But the wait
     /// must leave time for a second try.
-    pub fn patience(&self, behind: u32) -> Duration {
-        let every = self.timing.renew_every().unwrap_or(LONGEST_PATIENCE);
-        let alone = every.clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE);
-        let longer = alone.saturating_add(LARGE_ROUND.saturating_mul(behind));
+    pub fn renewal_timeout(&self, behind: u32) -> Duration {
+        let every = self.timing.renew_every().unwrap_or(MAX_RENEWAL_TIMEOUT);
+        let alone = every.clamp(MIN_RENEWAL_TIMEOUT, MAX_RENEWAL_TIMEOUT);
+        let longer = alone.saturating_add(FULL_STATEMENT_TIME.saturating_mul(behind));
         longer.min(every.max(alone))
     }
 }

@@ -26,7 +26,7 @@ mod values;
 
 pub use info::{ListFilter, LockInfo, LockState, Prune};
 pub use judge::{judge, judge_elsewhere, judge_ticket};
-pub use lease::{Answer, Lease, Next, SHORTEST_PATIENCE};
+pub use lease::{Answer, Lease, MIN_RENEWAL_TIMEOUT, Next};
 pub use lost::{Gone, HeldBy, LostReason};
 pub use messages::{
     AcquireCommand, Force, Grant, Holder, Outcome, PAGE, Page, Primary, Pruned, ReleaseCommand,

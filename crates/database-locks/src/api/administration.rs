@@ -13,11 +13,11 @@ use crate::store::retry::while_contended;
 use protocol::{Force, Holder, ListFilter, LockInfo, LockName, Prune, REQUEST_TIMEOUT, Token};
 
 /// Timeout of DDL, which waits on a busy server for transactions that use the table.
-const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
+const MIGRATE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Timeout of all reads of one examination, which reads every row once.
-const EXAMINE_PATIENCE: Duration = Duration::from_secs(30);
+const EXAMINE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a release by force retries while the row is locked.
-const FORCE_PATIENCE: Duration = Duration::from_secs(2);
+const FORCE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Locks {
     /// Make the table, or add the missing columns to a legacy one (django-database-locks 0.5). A
@@ -33,7 +33,7 @@ impl Locks {
     /// May be dropped at any time; a statement that was sent is still carried out.
     pub fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         self.in_background(move |client| async move {
-            while_contended(INSTALL_PATIENCE, || client.store.install(INSTALL_PATIENCE))
+            while_contended(MIGRATE_TIMEOUT, || client.store.install(MIGRATE_TIMEOUT))
                 .await
                 .map_err(|e| e.into_error("make the table"))
         })
@@ -184,7 +184,7 @@ impl Locks {
         name: LockName,
     ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
         self.in_background(move |client| async move {
-            let forced = while_contended(FORCE_PATIENCE, || async {
+            let forced = while_contended(FORCE_TIMEOUT, || async {
                 match client.store.force(&name, REQUEST_TIMEOUT).await? {
                     Force::Freed(from) => Ok((Some(from), true)),
                     Force::WasFree => Ok((None, true)),
@@ -275,7 +275,7 @@ impl Locks {
     /// May be dropped at any time.
     pub fn doctor(&self) -> impl Future<Output = Result<Report, Error>> + Send + use<> {
         self.in_background(move |client| async move {
-            while_contended(REQUEST_TIMEOUT, || client.store.examine(EXAMINE_PATIENCE))
+            while_contended(REQUEST_TIMEOUT, || client.store.examine(EXAMINE_TIMEOUT))
                 .await
                 .map_err(|e| e.into_error("look for what is wrong"))
         })

@@ -63,7 +63,7 @@ impl Client {
             Notice::Released(name, by) => {
                 waiters.notified(name, by);
                 if let Some(scheduler) = renewals.upgrade() {
-                    scheduler.check_soon(name);
+                    scheduler.check_lock(name);
                 }
             }
             Notice::Missed => waiters.wake_all(),

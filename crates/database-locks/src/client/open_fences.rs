@@ -18,7 +18,7 @@ pub(crate) struct OpenFences(Mutex<HashMap<GrantId, Entry>>);
 
 #[derive(Debug)]
 struct Entry {
-    held: Arc<GrantState>,
+    state: Arc<GrantState>,
     open: usize,
     /// Dropped with the entry, which wakes every [`FenceEnd`].
     ended: watch::Sender<()>,
@@ -40,10 +40,10 @@ impl OpenFences {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn opened(&self, held: &Arc<GrantState>) {
+    pub(crate) fn opened(&self, state: &Arc<GrantState>) {
         let mut entries = self.entries();
-        let entry = entries.entry(held.grant.id).or_insert_with(|| Entry {
-            held: Arc::clone(held),
+        let entry = entries.entry(state.grant.id).or_insert_with(|| Entry {
+            state: Arc::clone(state),
             open: 0,
             ended: watch::Sender::new(()),
         });
@@ -73,7 +73,7 @@ impl OpenFences {
         let entries = self.entries();
         let mut of_lock = entries
             .values()
-            .filter(|entry| entry.held.grant.name == *name);
-        of_lock.next().map(|entry| Arc::clone(&entry.held))
+            .filter(|entry| entry.state.grant.name == *name);
+        of_lock.next().map(|entry| Arc::clone(&entry.state))
     }
 }

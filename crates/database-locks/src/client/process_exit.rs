@@ -49,11 +49,11 @@ extern "C" fn at_exit() {
 
 /// Release every lock that this client still holds.
 fn release_all(client: &Arc<Client>) {
-    for held in client.scheduler.take_all() {
-        held.released();
+    for state in client.scheduler.remove_all() {
+        state.released();
         // A resumed guard does not know the ttl in its row, so the release must assume the longest.
         let ttl = Ttl::Infinite;
-        let (command, held_for) = (ReleaseCommand::of(&held.grant, ttl), held.held_for());
+        let (command, held_for) = (ReleaseCommand::of(&state.grant, ttl), state.held_for());
         tokio::spawn(release_grant(
             Arc::clone(client),
             command,

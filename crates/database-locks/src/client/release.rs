@@ -338,25 +338,25 @@ pub(crate) fn defer(client: &Arc<Client>, command: &ReleaseCommand) -> bool {
 ///
 /// Returns the holder; `None` if no such fence is open, and nothing is done.
 pub(crate) fn force_after_fence(client: &Arc<Client>, name: &LockName) -> Option<Holder> {
-    let held = client.fences.of_lock(name)?;
-    let fence = client.fences.end_of(held.grant.id)?;
+    let state = client.fences.of_lock(name)?;
+    let fence = client.fences.end_of(state.grant.id)?;
     let holder = Holder {
-        holder: Some(held.grant.holder.as_ref().to_owned()),
-        token: Some(held.grant.token),
-        held_for: Some(held.held_for()),
+        holder: Some(state.grant.holder.as_ref().to_owned()),
+        token: Some(state.grant.token),
+        held_for: Some(state.held_for()),
         ..Holder::default()
     };
     tracing::warn!(
         lock.name = name.as_str(),
-        lock.token = held.grant.token.get(),
-        lock.holder = &*held.grant.holder,
+        lock.token = state.grant.token.get(),
+        lock.holder = &*state.grant.holder,
         "lock to be released by force when its own fenced transaction ends"
     );
     let client = Arc::clone(client);
     let _ = runtime::spawn(async move {
         fence.wait().await;
         let pending = client.pending_releases.begin();
-        let (name, grant) = (&held.grant.name, held.grant.id.as_str());
+        let (name, grant) = (&state.grant.name, state.grant.id.as_str());
         let forced = while_contended(REQUEST_TIMEOUT, || async {
             let row = client
                 .store

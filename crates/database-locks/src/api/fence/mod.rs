@@ -56,14 +56,14 @@ struct Open {
 impl Open {
     fn new(
         client: &Arc<Client>,
-        held: &Arc<GrantState>,
+        state: &Arc<GrantState>,
         holds_back: bool,
         barrier: Option<Barrier>,
     ) -> Self {
-        client.fences.opened(held);
+        client.fences.opened(state);
         Self {
             client: Arc::clone(client),
-            grant: held.grant.id,
+            grant: state.grant.id,
             holds_back,
             barrier,
         }
@@ -102,7 +102,7 @@ impl LockGuard {
     /// [suspended](LockGuard::is_suspended).
     pub fn fence_statement(&self) -> Result<Fence, Error> {
         self.still_trusted()?;
-        let grant = &self.held.grant;
+        let grant = &self.state.grant;
         Ok(Fence {
             engine: self.client.store.engine(),
             name: grant.name.clone(),
@@ -131,12 +131,12 @@ impl LockGuard {
     /// If the future is dropped, no fence is open; the lease may have been renewed.
     pub async fn open_fence(&self, lasting: Option<Duration>) -> Result<OpenFence, Error> {
         self.still_trusted()?;
-        let id = self.held.grant.id;
+        let id = self.state.grant.id;
         let holds_back = !self.client.store.renews_under_fence();
         if let Some(lasting) = lasting {
             let length = self.covering(lasting)?;
             if holds_back && self.trusted_for() < lasting {
-                let mut status = self.held.watch();
+                let mut status = self.state.watch();
                 let scheduler = &self.client.scheduler;
                 scheduler.update(id, |lease, now| lease.cover(length, now));
                 let settled = status
@@ -146,7 +146,7 @@ impl LockGuard {
                 self.still_trusted()?;
             }
         }
-        let (client, held) = (Arc::clone(&self.client), Arc::clone(&self.held));
+        let (client, state) = (Arc::clone(&self.client), Arc::clone(&self.state));
         if holds_back {
             let opened = client
                 .scheduler
@@ -156,22 +156,22 @@ impl LockGuard {
                 self.still_trusted()?;
             }
             return Ok(OpenFence(Here::new(Open::new(
-                &client, &held, opened, None,
+                &client, &state, opened, None,
             ))));
         }
         runtime::run(async move {
-            let name = &held.grant.name;
+            let name = &state.grant.name;
             let opened = while_contended(REQUEST_TIMEOUT, || {
-                client.store.open_fence(&held.grant, REQUEST_TIMEOUT)
+                client.store.open_fence(&state.grant, REQUEST_TIMEOUT)
             })
             .await;
             let opened = opened.map_err(|e| e.into_error(format!("fence lock `{name}`")))?;
             match opened {
                 Ok(barrier) => {
-                    let open = Open::new(&client, &held, false, Some(barrier));
+                    let open = Open::new(&client, &state, false, Some(barrier));
                     Ok(OpenFence(Here::new(open)))
                 }
-                Err(gone) => Err(mark_lost(&client, &held, gone)),
+                Err(gone) => Err(mark_lost(&client, &state, gone)),
             }
         })
         .await
@@ -183,7 +183,7 @@ impl LockGuard {
             let allowed = "less than 10 years";
             Error::config("lasting", Human(lasting).to_string(), allowed)
         };
-        let timing = self.client.scheduler.timing(self.held.grant.id);
+        let timing = self.client.scheduler.timing(self.state.grant.id);
         let trusted = lasting.saturating_add(ROUND_TRIP);
         let length = timing.map_or(trusted, |timing| timing.length_for(trusted));
         Timing::new(Ttl::Finite(length), Renewing::Never, None).map_err(|_| refuse())?;

@@ -288,10 +288,10 @@ pub(crate) async fn start_renewing(
     grant: Grant,
     lease: Lease,
 ) -> Result<LockGuard, Loss> {
-    let held = GrantState::new(client.store.engine(), grant, &lease);
-    let guard = LockGuard::new(Arc::clone(client), Arc::clone(&held), lease.timing().ttl());
-    client.scheduler.add(lease, Arc::clone(&held));
-    let settled = held
+    let state = GrantState::new(client.store.engine(), grant, &lease);
+    let guard = LockGuard::new(Arc::clone(client), Arc::clone(&state), lease.timing().ttl());
+    client.scheduler.add(lease, Arc::clone(&state));
+    let settled = state
         .watch()
         .wait_for(|status| !matches!(status, Status::Held(None)))
         .await
@@ -300,6 +300,6 @@ pub(crate) async fn start_renewing(
         Status::Lost(loss) => Err(loss),
         Status::Held(_) | Status::Released if guard.is_held() => Ok(guard),
         // The scheduler has not marked the loss yet.
-        Status::Held(_) | Status::Released => Err(guard.held.lose(LostReason::Expired)),
+        Status::Held(_) | Status::Released => Err(guard.state.lose(LostReason::Expired)),
     }
 }

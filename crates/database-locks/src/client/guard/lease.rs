@@ -40,28 +40,28 @@ impl LockGuard {
     /// ```
     pub async fn check(&self) -> Result<(), Error> {
         self.still_trusted()?;
-        let (client, held) = (Arc::clone(&self.client), Arc::clone(&self.held));
+        let (client, state) = (Arc::clone(&self.client), Arc::clone(&self.state));
         let ttl = *self.longest_ttl();
         runtime::run(async move {
-            let op = || format!("check lock `{}`", held.grant.name);
-            let names = [held.grant.name.clone()];
+            let op = || format!("check lock `{}`", state.grant.name);
+            let names = [state.grant.name.clone()];
             let rows = client.store.read(&names, REQUEST_TIMEOUT).await;
             let own = rows
                 .map_err(|e| e.into_error(op()))?
                 .pop()
                 .is_some_and(|row| {
-                    row.token == held.grant.token
-                        && row.grant.as_deref() == Some(held.grant.id.as_str())
+                    row.token == state.grant.token
+                        && row.grant.as_deref() == Some(state.grant.id.as_str())
                         && matches!(row.state, LockState::Held { .. })
                 });
             if own {
                 return Ok(());
             }
-            match why_lost(&client, &held, ttl)
+            match why_lost(&client, &state, ttl)
                 .await
                 .map_err(|e| e.into_error(op()))?
             {
-                Some(gone) => Err(mark_lost(&client, &held, gone)),
+                Some(gone) => Err(mark_lost(&client, &state, gone)),
                 None => Ok(()),
             }
         })
@@ -99,7 +99,7 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub async fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        let (ttl, id) = (ttl.into(), self.held.grant.id);
+        let (ttl, id) = (ttl.into(), self.state.grant.id);
         self.still_trusted()?;
         let Some(timing) = self.client.scheduler.timing(id) else {
             return self.still_trusted();
@@ -113,7 +113,7 @@ impl LockGuard {
                 _ => Ttl::Infinite,
             };
         }
-        let mut status = self.held.watch();
+        let mut status = self.state.watch();
         self.client.scheduler.extend(id, timing);
         let settled = status
             .wait_for(|status| *status != Status::Held(None))
@@ -126,12 +126,12 @@ impl LockGuard {
 /// The reason of a loss, as answered to a renewal of the same grant.
 pub(super) async fn why_lost(
     client: &Client,
-    held: &GrantState,
+    state: &GrantState,
     ttl: Ttl,
 ) -> Result<Option<Gone>, StoreError> {
     let answers = client
         .store
-        .renew(&[(held.latest_grant(), ttl)], REQUEST_TIMEOUT)
+        .renew(&[(state.latest_grant(), ttl)], REQUEST_TIMEOUT)
         .await?;
     Ok(answers.into_iter().find_map(|answer| match answer {
         Renewal::Lost(gone) => Some(gone),
@@ -140,8 +140,8 @@ pub(super) async fn why_lost(
 }
 
 /// Mark a grant lost because the database reported so outside of a renewal.
-pub(crate) fn mark_lost(client: &Client, held: &GrantState, gone: Gone) -> Error {
-    let loss = held.lose(gone);
-    client.scheduler.remove(held.grant.id);
-    Error::lost(&held.grant.name, loss)
+pub(crate) fn mark_lost(client: &Client, state: &GrantState, gone: Gone) -> Error {
+    let loss = state.lose(gone);
+    client.scheduler.remove(state.grant.id);
+    Error::lost(&state.grant.name, loss)
 }

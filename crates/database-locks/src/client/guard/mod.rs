@@ -36,7 +36,7 @@ mod release;
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard {
     pub(crate) client: Here<Arc<Client>>,
-    pub(crate) held: Here<Arc<GrantState>>,
+    pub(crate) state: Here<Arc<GrantState>>,
     /// The longest ttl that the row may have, which a release must assume.
     ttl: Mutex<Ttl>,
     released: bool,
@@ -53,10 +53,10 @@ impl fmt::Debug for LockGuard {
 }
 
 impl LockGuard {
-    pub(crate) fn new(client: Arc<Client>, held: Arc<GrantState>, ttl: Ttl) -> Self {
+    pub(crate) fn new(client: Arc<Client>, state: Arc<GrantState>, ttl: Ttl) -> Self {
         Self {
             client: Here::new(client),
-            held: Here::new(held),
+            state: Here::new(state),
             ttl: Mutex::new(ttl),
             released: false,
         }
@@ -74,7 +74,7 @@ impl LockGuard {
 
     /// The name of the lock.
     pub fn name(&self) -> &LockName {
-        &self.held.grant.name
+        &self.state.grant.name
     }
 
     /// The fencing number of this grant, greater than that of every earlier grant of this name.
@@ -82,18 +82,18 @@ impl LockGuard {
     /// Send it along with writes to other systems, and let them refuse a smaller one than they have
     /// seen. It stays the same when the lock is renewed, extended or resumed.
     pub fn token(&self) -> Token {
-        self.held.grant.token
+        self.state.grant.token
     }
 
     /// The random id of this grant, 32 hexadecimal digits.
     pub fn grant_id(&self) -> &str {
-        self.held.grant.id.as_str()
+        self.state.grant.id.as_str()
     }
 
     /// The name of the holder, for people: that of [`Lock::holder`](crate::Lock::holder), or
     /// `host.pid.random`.
     pub fn holder(&self) -> &str {
-        &self.held.grant.holder
+        &self.state.grant.holder
     }
 
     /// Whether the lease is trusted. Never waits for I/O.
@@ -117,8 +117,8 @@ impl LockGuard {
     /// The guard is then not [held](LockGuard::is_held), but not lost before that transaction has
     /// ended.
     pub fn is_suspended(&self) -> bool {
-        let suspended = self.held.outlives_trust();
-        !self.is_held() && suspended && matches!(self.held.status(), Status::Held(_))
+        let suspended = self.state.outlives_trust();
+        !self.is_held() && suspended && matches!(self.state.status(), Status::Held(_))
     }
 
     /// How long the lease is trusted if no further renewal gets through: until its end, minus the
@@ -145,8 +145,8 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub fn trusted_for(&self) -> Duration {
-        match self.held.is_here() {
-            true => self.held.trusted_for(),
+        match self.state.is_here() {
+            true => self.state.trusted_for(),
             false => Duration::ZERO,
         }
     }
@@ -185,7 +185,7 @@ impl LockGuard {
     /// }
     /// ```
     pub fn lost(&self) -> impl Future<Output = Loss> + Send + use<> {
-        let status = self.held.is_here().then(|| self.held.watch());
+        let status = self.state.is_here().then(|| self.state.watch());
         async move {
             let Some(mut status) = status else {
                 return Loss::of_another(LostReason::Forked);
@@ -207,16 +207,16 @@ impl LockGuard {
     /// released before it could be lost. Otherwise `Some` once [`is_held`](LockGuard::is_held) has
     /// returned `false`.
     pub fn loss(&self) -> Option<Loss> {
-        if !self.held.is_here() {
+        if !self.state.is_here() {
             return Some(Loss::of_another(LostReason::Forked));
         }
         // Read in this order, because a status may change in between from each to the next.
-        let suspended = self.held.outlives_trust();
+        let suspended = self.state.outlives_trust();
         let ended = !self.is_held() && !suspended;
-        match self.held.status() {
+        match self.state.status() {
             Status::Lost(loss) => Some(loss),
             // The scheduler has not marked the loss yet.
-            Status::Held(_) if ended => Some(self.held.loss(LostReason::Expired)),
+            Status::Held(_) if ended => Some(self.state.loss(LostReason::Expired)),
             Status::Held(_) | Status::Released => None,
         }
     }
@@ -254,12 +254,12 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub fn on_lost(&self, f: impl FnOnce(Loss) + Send + 'static) {
-        if !self.held.is_here() {
+        if !self.state.is_here() {
             return f(Loss::of_another(LostReason::Forked));
         }
-        let wanted = || matches!(self.held.status(), Status::Held(_));
-        let unwanted = self.held.listeners.add(Box::new(f), wanted);
-        if let (Some(f), Status::Lost(loss)) = (unwanted, self.held.status()) {
+        let wanted = || matches!(self.state.status(), Status::Held(_));
+        let unwanted = self.state.listeners.add(Box::new(f), wanted);
+        if let (Some(f), Status::Lost(loss)) = (unwanted, self.state.status()) {
             f(loss);
         }
     }
@@ -267,17 +267,17 @@ impl LockGuard {
     /// Succeeds if the guard is trusted. Every operation that needs the lock must check this first.
     pub(crate) fn still_trusted(&self) -> Result<(), Error> {
         // Read before trust: a suspension is cleared only after trust was renewed.
-        let suspended = self.held.outlives_trust();
+        let suspended = self.state.outlives_trust();
         if self.is_held() {
             return Ok(());
         }
-        if !self.held.is_here() {
+        if !self.state.is_here() {
             return Err(Error::lost(
                 self.name(),
                 Loss::of_another(LostReason::Forked),
             ));
         }
-        if suspended && matches!(self.held.status(), Status::Held(_)) {
+        if suspended && matches!(self.state.status(), Status::Held(_)) {
             return Err(Error::Conflict {
                 op: format!("say whether lock `{}` is held", self.name()),
                 source: "a fenced transaction is open that lasts longer than the lease: no renewal gets \
@@ -289,14 +289,14 @@ impl LockGuard {
         // continues.
         Err(Error::lost(
             self.name(),
-            self.held.lose(LostReason::Expired),
+            self.state.lose(LostReason::Expired),
         ))
     }
 
     /// A ticket of this grant, with which another process can release or renew the lock while this
     /// guard holds it. To hand the lock over see [`into_ticket`](LockGuard::into_ticket).
     pub fn ticket(&self) -> Ticket {
-        let grant = &self.held.grant;
+        let grant = &self.state.grant;
         Ticket {
             name: grant.name.clone(),
             token: grant.token,

@@ -14,7 +14,7 @@ use crate::runtime::clock;
 use protocol::{BootInstant, LockName, LostReason, ReleaseCommand, Released, Ticket};
 
 /// How long [`LockGuard::release`] waits for the database. After it, the background continues.
-const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl LockGuard {
     /// Hand the lock over: stop renewing it, and return a ticket for another task or process. No
@@ -46,13 +46,13 @@ impl LockGuard {
         self.forget_listeners();
         self.still_trusted()?;
         self.released = true;
-        self.client.scheduler.remove(self.held.grant.id);
-        self.held.released();
+        self.client.scheduler.remove(self.state.grant.id);
+        self.state.released();
         self.client.queues.left(self.name());
         log_grant!(
             debug,
-            &self.held.grant,
-            lock.held_ms = ms(self.held.held_for()),
+            &self.state.grant,
+            lock.held_ms = ms(self.state.held_for()),
             "lock handed over"
         );
         Ok(self.ticket())
@@ -100,39 +100,39 @@ impl LockGuard {
         };
         let done = match release.directly().await {
             Some(done) => done,
-            None => in_background(name, release, began + RELEASE_PATIENCE).await?,
+            None => in_background(name, release, began + RELEASE_TIMEOUT).await?,
         };
         if done != Released::NotHeld {
             return Ok(());
         }
-        let (client, held) = (Arc::clone(&self.client), Arc::clone(&self.held));
+        let (client, state) = (Arc::clone(&self.client), Arc::clone(&self.state));
         let ttl = *self.longest_ttl();
         let why = runtime::run(async move {
-            Ok::<_, Error>(why_lost(&client, &held, ttl).await.ok().flatten())
+            Ok::<_, Error>(why_lost(&client, &state, ttl).await.ok().flatten())
         });
         let gone = why.await?.unwrap_or(LostReason::Preempted.into());
-        Err(Error::lost(self.name(), self.held.loss(gone)))
+        Err(Error::lost(self.name(), self.state.loss(gone)))
     }
 
     /// Drop the listeners: no loss is reported after a release.
     fn forget_listeners(&self) {
         // In a forked child a thread that does not exist there may have locked their mutex.
-        if self.held.is_here() {
-            drop(self.held.listeners.take());
+        if self.state.is_here() {
+            drop(self.state.listeners.take());
         }
     }
 
     /// Stop renewals and build the release; `None` if there is nothing to release.
     fn begin_release(&mut self) -> Option<ReleaseRequest> {
         // A forked child must neither release nor touch its parent's grant.
-        if std::mem::replace(&mut self.released, true) || !self.held.is_here() {
+        if std::mem::replace(&mut self.released, true) || !self.state.is_here() {
             return None;
         }
         self.forget_listeners();
-        self.client.scheduler.remove(self.held.grant.id);
+        self.client.scheduler.remove(self.state.grant.id);
         let _ = self.still_trusted();
-        let before = self.held.status();
-        self.held.released();
+        let before = self.state.status();
+        self.state.released();
         // After a loss to another holder, or of the row, there is nothing to release.
         let releasable = match before {
             Status::Held(_) => true,
@@ -143,8 +143,8 @@ impl LockGuard {
             self.client.queues.left(self.name());
         }
         let ttl = *self.longest_ttl();
-        let command = ReleaseCommand::of(&self.held.grant, ttl);
-        let held_for = Some(self.held.held_for());
+        let command = ReleaseCommand::of(&self.state.grant, ttl);
+        let held_for = Some(self.state.held_for());
         releasable.then(|| ReleaseRequest::new(Arc::clone(&self.client), command, ttl, held_for))
     }
 }

@@ -46,13 +46,13 @@ pub(crate) struct GrantState {
     /// read at once even while the scheduler is busy.
     trusted_until: AtomicU64,
     /// The end of trust that a caller has read, on the same clock.
-    ended: AtomicU64,
+    reported_end: AtomicU64,
     /// Whether the grant is kept past the end of trust, because of a fence. It is set while the
     /// grant is trusted and cleared after trust was renewed, so it has to be read before trust.
     outlives_trust: AtomicBool,
     /// Whether a renewal is under way.
-    unanswered: AtomicBool,
-    trouble: Mutex<Option<RenewalFailure>>,
+    renewal_under_way: AtomicBool,
+    failure: Mutex<Option<RenewalFailure>>,
     status: watch::Sender<Status>,
     pub(crate) listeners: Listeners,
 }
@@ -90,10 +90,10 @@ impl GrantState {
             engine,
             since: clock::now(),
             trusted_until: AtomicU64::new(lease.trusted_until().as_nanos()),
-            ended: AtomicU64::new(0),
+            reported_end: AtomicU64::new(0),
             outlives_trust: AtomicBool::new(false),
-            unanswered: AtomicBool::new(false),
-            trouble: Mutex::default(),
+            renewal_under_way: AtomicBool::new(false),
+            failure: Mutex::default(),
             status: watch::Sender::new(Status::Held(lease.confirmed())),
             listeners: Listeners::default(),
         })
@@ -135,7 +135,7 @@ impl GrantState {
             }
             // Set before any caller can read that trust ended. A confirmation in between can only
             // raise it.
-            self.ended.fetch_max(until, Ordering::Relaxed);
+            self.reported_end.fetch_max(until, Ordering::Relaxed);
             match self.trusted_until.compare_exchange(
                 until,
                 ENDED,
@@ -165,38 +165,38 @@ impl GrantState {
     /// A description of the loss of this grant for this reason.
     pub(crate) fn loss(&self, gone: impl Into<Gone>) -> Loss {
         let until = match self.trusted_until.load(Ordering::Acquire) {
-            ENDED => self.ended.load(Ordering::Relaxed),
+            ENDED => self.reported_end.load(Ordering::Relaxed),
             until => until,
         };
         let at = clock::now().min(BootInstant::from_nanos(until));
-        let (mut gone, trouble) = (gone.into(), self.trouble());
+        let (mut gone, failure) = (gone.into(), self.failure());
         if gone.reason == LostReason::Expired {
-            gone.reason = match &trouble {
-                Some(trouble) if trouble.reason != LostReason::Expired => trouble.reason,
-                _ if self.unanswered.load(Ordering::Relaxed) => LostReason::Unreachable,
+            gone.reason = match &failure {
+                Some(failure) if failure.reason != LostReason::Expired => failure.reason,
+                _ if self.renewal_under_way.load(Ordering::Relaxed) => LostReason::Unreachable,
                 _ => LostReason::Expired,
             };
         }
         // If the database reports the grant gone, that is its answer.
-        let message = trouble.filter(|_| gone.reason.leaves_a_lease());
-        Loss::of_held(gone, message.map(|trouble| trouble.message), self.since, at)
+        let message = failure.filter(|_| gone.reason.leaves_a_lease());
+        Loss::of_held(gone, message.map(|failure| failure.message), self.since, at)
     }
 
-    fn trouble(&self) -> Option<RenewalFailure> {
-        let trouble = self.trouble.lock();
-        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    fn failure(&self) -> Option<RenewalFailure> {
+        let failure = self.failure.lock();
+        failure.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A renewal was sent.
     pub(crate) fn renewing(&self) {
-        self.unanswered.store(true, Ordering::Relaxed);
+        self.renewal_under_way.store(true, Ordering::Relaxed);
     }
 
     /// The renewal was answered. `None`: the lease was renewed.
-    pub(crate) fn answered(&self, trouble: Option<RenewalFailure>) {
-        self.unanswered.store(false, Ordering::Relaxed);
-        let before = self.trouble.lock();
-        *before.unwrap_or_else(PoisonError::into_inner) = trouble;
+    pub(crate) fn answered(&self, failure: Option<RenewalFailure>) {
+        self.renewal_under_way.store(false, Ordering::Relaxed);
+        let before = self.failure.lock();
+        *before.unwrap_or_else(PoisonError::into_inner) = failure;
     }
 
     /// Set the end of trust.
@@ -303,9 +303,13 @@ impl GrantState {
     /// Trust the grant as far as its lease is confirmed. Does not wake waiting tasks.
     pub(crate) fn confirm(&self, lease: &Lease) -> Confirmed {
         let until = lease.trusted_until().as_nanos();
-        let go_on = |before| (before != ENDED).then_some(until);
-        let (set, fetch) = (Ordering::AcqRel, Ordering::Acquire);
-        if self.trusted_until.fetch_update(set, fetch, go_on).is_err() {
+        let unless_ended = |before| (before != ENDED).then_some(until);
+        let (success, failure_ordering) = (Ordering::AcqRel, Ordering::Acquire);
+        if self
+            .trusted_until
+            .fetch_update(success, failure_ordering, unless_ended)
+            .is_err()
+        {
             return Confirmed::TooLate;
         }
         // After the renewed trust, which replaces it.

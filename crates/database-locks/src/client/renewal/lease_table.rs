@@ -23,7 +23,7 @@ pub(super) type Round = Vec<(Grant, Ttl)>;
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) lease: Lease,
-    pub(super) held: Arc<GrantState>,
+    pub(super) state: Arc<GrantState>,
     /// The time under which the entry is in `deadlines`.
     at: BootInstant,
     /// Refused while others were renewed. It is renewed separately, since it would make the
@@ -35,8 +35,8 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn renewing(&mut self) -> (Grant, Ttl) {
-        self.held.renewing();
-        (self.held.latest_grant(), self.lease.renewing())
+        self.state.renewing();
+        (self.state.latest_grant(), self.lease.renewing())
     }
 }
 
@@ -66,13 +66,13 @@ pub(super) struct Due {
 }
 
 impl LeaseTable {
-    pub(super) fn add(&mut self, lease: Lease, held: Arc<GrantState>, now: BootInstant) {
-        let (id, at) = (held.grant.id, due_at(&lease, now));
+    pub(super) fn add(&mut self, lease: Lease, state: Arc<GrantState>, now: BootInstant) {
+        let (id, at) = (state.grant.id, due_at(&lease, now));
         self.entries.insert(
             id,
             Entry {
                 lease,
-                held,
+                state,
                 at,
                 separate: false,
                 failing_since: None,
@@ -92,7 +92,7 @@ impl LeaseTable {
     }
 
     /// Update a lease's deadline.
-    pub(super) fn plan(&mut self, id: GrantId, now: BootInstant) {
+    pub(super) fn reschedule(&mut self, id: GrantId, now: BootInstant) {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
@@ -119,7 +119,7 @@ impl LeaseTable {
 
     /// Whether the task sleeps past the first deadline. A sleep that should have ended already does
     /// not count: the machine was suspended.
-    pub(super) fn oversleeps(&self, now: BootInstant) -> bool {
+    pub(super) fn sleeps_past_deadline(&self, now: BootInstant) -> bool {
         let in_time = |at| {
             self.sleeps_until
                 .is_some_and(|until| (now..=at).contains(&until))
@@ -150,20 +150,20 @@ impl LeaseTable {
                 },
                 Next::Wait(_) => {}
             }
-            self.plan(id, now);
+            self.reschedule(id, now);
         }
         if !due.together.is_empty() {
             let early: Vec<GrantId> = self
                 .entries
                 .iter()
-                .filter(|(_, entry)| !entry.separate && entry.lease.may_come_along(now))
+                .filter(|(_, entry)| !entry.separate && entry.lease.may_renew_early(now))
                 .map(|(id, _)| *id)
                 .collect();
             for id in early {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     due.together.push(entry.renewing());
                 }
-                self.plan(id, now);
+                self.reschedule(id, now);
             }
         }
         due
@@ -175,7 +175,7 @@ impl LeaseTable {
         &mut self,
         id: GrantId,
         sent: BootInstant,
-        (answer, trouble): (Answer, Option<RenewalFailure>),
+        (answer, failure): (Answer, Option<RenewalFailure>),
         events: &mut LeaseEvents,
     ) {
         let now = clock::now();
@@ -186,16 +186,16 @@ impl LeaseTable {
         if answer == Answer::Renewed {
             entry.failing_since = None;
             if std::mem::take(&mut entry.separate) {
-                events.renewed_again.push(Arc::clone(&entry.held));
+                events.renewed_again.push(Arc::clone(&entry.state));
             }
         } else {
             entry.failing_since.get_or_insert(now);
         }
-        entry.held.answered(trouble);
+        entry.state.answered(failure);
         entry.lease.answered(sent, answer, now);
         if let Next::Lost(_) = entry.lease.next(now) {
             // `due` reports the loss, at once.
-            self.plan(id, now);
+            self.reschedule(id, now);
         } else {
             self.confirm(id, now, events);
         }
@@ -206,28 +206,28 @@ impl LeaseTable {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        match entry.held.confirm(&entry.lease) {
+        match entry.state.confirm(&entry.lease) {
             Confirmed::TooLate => return self.lost(id, LostReason::Expired.into(), events),
-            Confirmed::Changed => events.confirmed.push(Arc::clone(&entry.held)),
+            Confirmed::Changed => events.confirmed.push(Arc::clone(&entry.state)),
             Confirmed::Unchanged => {}
         }
-        self.plan(id, now);
+        self.reschedule(id, now);
     }
 
     pub(super) fn lost(&mut self, id: GrantId, gone: Gone, events: &mut LeaseEvents) {
         if let Some(entry) = self.remove(id)
-            && let Some(loss) = entry.held.mark_lost(gone)
+            && let Some(loss) = entry.state.mark_lost(gone)
         {
-            events.lost.push((entry.held, loss));
+            events.lost.push((entry.state, loss));
         }
     }
 
     /// The timeout of a round that is sent behind `behind` others.
-    pub(super) fn patience(&self, round: &[(Grant, Ttl)], behind: u32) -> Duration {
+    pub(super) fn timeout(&self, round: &[(Grant, Ttl)], behind: u32) -> Duration {
         let of = |grant: &Grant| {
             self.entries
                 .get(&grant.id)
-                .map(|entry| entry.lease.patience(behind))
+                .map(|entry| entry.lease.renewal_timeout(behind))
         };
         round
             .iter()

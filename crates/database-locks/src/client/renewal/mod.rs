@@ -59,9 +59,9 @@ impl Scheduler {
     }
 
     /// Renew this lease from now on.
-    pub(crate) fn add(&self, lease: Lease, held: Arc<GrantState>) {
+    pub(crate) fn add(&self, lease: Lease, state: Arc<GrantState>) {
         let (mut table, now) = (self.table(), clock::now());
-        table.add(lease, held, now);
+        table.add(lease, state, now);
         self.unlock_and_deliver(table, now, LeaseEvents::default());
     }
 
@@ -72,7 +72,7 @@ impl Scheduler {
         now: BootInstant,
         events: LeaseEvents,
     ) {
-        let wake = table.oversleeps(now);
+        let wake = table.sleeps_past_deadline(now);
         drop(table);
         if wake {
             self.changed.notify_one();
@@ -88,11 +88,11 @@ impl Scheduler {
     }
 
     /// Stop renewing all leases and return their grants.
-    pub(crate) fn take_all(&self) -> Vec<Arc<GrantState>> {
+    pub(crate) fn remove_all(&self) -> Vec<Arc<GrantState>> {
         let mut table = self.table();
         let ids: Vec<GrantId> = table.entries.keys().copied().collect();
         ids.into_iter()
-            .filter_map(|id| table.remove(id).map(|entry| entry.held))
+            .filter_map(|id| table.remove(id).map(|entry| entry.state))
             .collect()
     }
 
@@ -124,10 +124,10 @@ impl Scheduler {
     }
 
     /// Renew the leases of this lock at once, because they may have been released by force.
-    pub(crate) fn check_soon(&self, name: &LockName) {
+    pub(crate) fn check_lock(&self, name: &LockName) {
         let (mut table, now) = (self.table(), clock::now());
         let named = table.entries.iter_mut();
-        let named = named.filter(|(_, entry)| entry.held.grant.name == *name);
+        let named = named.filter(|(_, entry)| entry.state.grant.name == *name);
         let ids: Vec<GrantId> = named
             .map(|(id, entry)| {
                 entry.lease.check(now);
@@ -135,7 +135,7 @@ impl Scheduler {
             })
             .collect();
         for id in ids {
-            table.plan(id, now);
+            table.reschedule(id, now);
         }
         self.unlock_and_deliver(table, now, LeaseEvents::default());
     }
@@ -165,8 +165,8 @@ impl Scheduler {
                     while !due.is_empty() {
                         let rest = due.split_off(due.len().min(LARGEST_ROUND));
                         let round = std::mem::replace(&mut due, rest);
-                        let patience = table.patience(&round, behind);
-                        rounds.spawn(Arc::clone(&self).round(round, patience));
+                        let timeout = table.timeout(&round, behind);
+                        rounds.spawn(Arc::clone(&self).round(round, timeout));
                         behind += 1;
                     }
                 }

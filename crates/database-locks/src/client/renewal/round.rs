@@ -11,7 +11,7 @@ use crate::client::renewal::lease_events::{Failing, LeaseEvents};
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{Answer, BootInstant, Grant, LostReason, Renewal, SHORTEST_PATIENCE, Ttl};
+use protocol::{Answer, BootInstant, Grant, LostReason, MIN_RENEWAL_TIMEOUT, Renewal, Ttl};
 
 /// The answer to a renewal whose row is locked.
 const ROW_LOCKED: &str = "its row is locked by another transaction";
@@ -32,8 +32,8 @@ impl Scheduler {
     /// A rejected round is split at once. Contention or a missing answer usually passes, so such a
     /// round is split only when it fails again. A single row that hangs or is locked then affects
     /// no other lease.
-    pub(crate) async fn round(self: Arc<Self>, round: Round, patience: Duration) {
-        let (began, mut tally) = (clock::now(), Tally::default());
+    pub(crate) async fn round(self: Arc<Self>, round: Round, timeout: Duration) {
+        let (began, mut counts) = (clock::now(), ResultCounts::default());
         let failed_before = self.table().are_failing(&round);
         let (mut split, mut failed) = (Split::new(round, failed_before), Vec::new());
         while let Some(mut part) = split.next() {
@@ -45,13 +45,13 @@ impl Scheduler {
             let sent = clock::now();
             // After one part succeeded, a slow one is not slow because of the server.
             let within = match failed_before && split.has_renewed() {
-                true => (patience / 4).max(SHORTEST_PATIENCE),
-                false => patience,
+                true => (timeout / 4).max(MIN_RENEWAL_TIMEOUT),
+                false => timeout,
             };
             let error = match self.store.renew(&part, within).await {
                 Ok(answers) => {
                     split.renewed();
-                    self.renewed(&part, sent, answers, &mut tally);
+                    self.renewed(&part, sent, answers, &mut counts);
                     continue;
                 }
                 Err(error) => error,
@@ -60,8 +60,8 @@ impl Scheduler {
                 let mut settled = split.refused(part);
                 let took = clock::now() - began;
                 let most = match error.is_answer() {
-                    true => patience.saturating_mul(SPLIT_TIMEOUTS),
-                    false => patience,
+                    true => timeout.saturating_mul(SPLIT_TIMEOUTS),
+                    false => timeout,
                 };
                 if !split.has_renewed() && took > most {
                     settled.extend(split.rest());
@@ -71,14 +71,14 @@ impl Scheduler {
                 part
             };
             if !settled.is_empty() {
-                tally.unknown += settled.len();
+                counts.unknown += settled.len();
                 let part = settled;
                 failed.push(self.failed(Failed { part, sent, error }));
             }
         }
-        tally.count(self.store.engine());
+        counts.count(self.store.engine());
         if !failed.is_empty() {
-            self.conclude(&failed, split.has_renewed());
+            self.report_failures(&failed, split.has_renewed());
         }
     }
 
@@ -88,7 +88,7 @@ impl Scheduler {
         part: &[(Grant, Ttl)],
         sent: BootInstant,
         answers: Vec<Renewal>,
-        tally: &mut Tally,
+        counts: &mut ResultCounts,
     ) {
         let mut events = LeaseEvents::default();
         let mut table = self.table();
@@ -97,31 +97,31 @@ impl Scheduler {
         for ((grant, _), answer) in part.iter().zip(answers) {
             match answer {
                 Renewal::Renewed { confirmed_by } => {
-                    tally.renewed += 1;
+                    counts.renewed += 1;
                     if let Some(entry) = table.entries.get(&grant.id) {
-                        entry.held.confirmed_by(confirmed_by);
+                        entry.state.confirmed_by(confirmed_by);
                     }
                     table.answered(grant.id, sent, (Answer::Renewed, None), &mut events);
                 }
                 Renewal::Busy => {
-                    tally.busy += 1;
+                    counts.busy += 1;
                     if let Some(entry) = table.entries.get(&grant.id)
                         && !entry.lease.is_failing()
                     {
-                        events.busy.push(Arc::clone(&entry.held));
+                        events.busy.push(Arc::clone(&entry.state));
                     }
-                    let trouble = RenewalFailure {
+                    let failure = RenewalFailure {
                         reason: LostReason::Expired,
                         message: ROW_LOCKED.into(),
                     };
-                    table.answered(grant.id, sent, (Answer::Busy, Some(trouble)), &mut events);
+                    table.answered(grant.id, sent, (Answer::Busy, Some(failure)), &mut events);
                 }
                 Renewal::Lost(gone) => {
-                    tally.lost += 1;
+                    counts.lost += 1;
                     // The database's answer is the reason of the loss, rather than an earlier
                     // failure.
                     if let Some(entry) = table.entries.get(&grant.id) {
-                        entry.held.answered(None);
+                        entry.state.answered(None);
                     }
                     table.lost(grant.id, gone, &mut events);
                 }
@@ -140,14 +140,14 @@ impl Scheduler {
             StoreError::Unavailable(message) => (Answer::Unknown, message),
             StoreError::Rejected { source, .. } => (Answer::Refused, source),
         };
-        let trouble = RenewalFailure {
+        let failure = RenewalFailure {
             reason: answer.lost_reason(),
             message: message.to_string().into(),
         };
         let mut events = LeaseEvents::default();
         let mut table = self.table();
         for (grant, _) in &failed.part {
-            let answer = (answer, Some(trouble.clone()));
+            let answer = (answer, Some(failure.clone()));
             table.answered(grant.id, failed.sent, answer, &mut events);
         }
         self.unlock_and_deliver(table, clock::now(), events);
@@ -155,7 +155,7 @@ impl Scheduler {
     }
 
     /// Log the failures, and reconnect if another connection may succeed.
-    fn conclude(&self, failed: &[Failed], others_renewed: bool) {
+    fn report_failures(&self, failed: &[Failed], others_renewed: bool) {
         let mut events = LeaseEvents::default();
         let mut table = self.table();
         let mut refused = false;
@@ -207,7 +207,9 @@ impl LeaseTable {
         }
         if !std::mem::replace(&mut entry.separate, true) {
             let error = failed.error.to_string();
-            events.refused.push((Arc::clone(&entry.held), error.into()));
+            events
+                .refused
+                .push((Arc::clone(&entry.state), error.into()));
         }
         true
     }
@@ -216,7 +218,7 @@ impl LeaseTable {
     pub(crate) fn failing(&mut self, failed: &Failed, events: &mut LeaseEvents) {
         let entries = failed.part.iter();
         let entries = entries.filter_map(|(grant, _)| self.entries.get(&grant.id));
-        let leases: Vec<_> = entries.map(|entry| Arc::clone(&entry.held)).collect();
+        let leases: Vec<_> = entries.map(|entry| Arc::clone(&entry.state)).collect();
         // All were lost meanwhile, and the record would follow their last one.
         if leases.is_empty() {
             return;
@@ -233,14 +235,14 @@ impl LeaseTable {
 
 /// Counts of the results of a round.
 #[derive(Default)]
-struct Tally {
+struct ResultCounts {
     renewed: usize,
     busy: usize,
     lost: usize,
     unknown: usize,
 }
 
-impl Tally {
+impl ResultCounts {
     fn count(&self, engine: Engine) {
         let results = [
             ("renewed", self.renewed),

@@ -18,18 +18,18 @@ fn table_of(n: u64) -> (LeaseTable, BootInstant) {
     let (mut table, start) = (LeaseTable::default(), clock::now());
     for i in 0..n {
         let sent = start + Duration::from_millis(i);
-        let (held, lease) = held_for(Duration::from_secs(30), sent);
-        table.add(lease, held, sent);
+        let (state, lease) = held_for(Duration::from_secs(30), sent);
+        table.add(lease, state, sent);
     }
     (table, start)
 }
 
 /// Add a lease of this ttl; returns whether that wakes the task.
 fn wakes(table: &mut LeaseTable, ttl: Duration, now: BootInstant) -> (bool, GrantId) {
-    let (held, lease) = held_for(ttl, now);
-    let id = held.grant.id;
-    table.add(lease, held, now);
-    (table.oversleeps(now), id)
+    let (state, lease) = held_for(ttl, now);
+    let id = state.grant.id;
+    table.add(lease, state, now);
+    (table.sleeps_past_deadline(now), id)
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn cycles_of_acquire_and_release_wake_the_task_once_in_six_seconds() {
             until = table.sleep(now);
         }
         table.remove(id);
-        assert!(!table.oversleeps(now), "woken by a release");
+        assert!(!table.sleeps_past_deadline(now), "woken by a release");
     }
     assert_eq!(woken, 10);
     // After the last release the task sleeps until it is woken.
@@ -78,10 +78,10 @@ fn a_deadline_before_the_end_of_the_sleep_wakes_the_task() {
     let now = start + secs(2);
     let id = *table.entries.keys().next().unwrap();
     table.entries.get_mut(&id).unwrap().lease.check(now);
-    table.plan(id, now);
-    assert!(table.oversleeps(now));
+    table.reschedule(id, now);
+    assert!(table.sleeps_past_deadline(now));
     table.remove(id);
-    assert!(!table.oversleeps(now));
+    assert!(!table.sleeps_past_deadline(now));
     // The machine was suspended, and the task has not woken yet.
     assert!(wakes(&mut table, secs(30), start + secs(60)).0);
 }
@@ -125,18 +125,18 @@ fn a_lease_that_was_refused_alone_is_renewed_separately_until_that_succeeds() {
 fn a_loss_names_the_latest_failure_whether_the_guard_or_the_scheduler_detects_it() {
     for asked in [false, true] {
         let (mut table, _) = table_of(0);
-        let (held, lease) = trusted_until(clock::now() + Duration::from_millis(1));
-        let id = held.grant.id;
-        table.add(lease, Arc::clone(&held), clock::now());
+        let (state, lease) = trusted_until(clock::now() + Duration::from_millis(1));
+        let id = state.grant.id;
+        table.add(lease, Arc::clone(&state), clock::now());
         table.entries.get_mut(&id).unwrap().renewing();
-        let trouble = RenewalFailure {
+        let failure = RenewalFailure {
             reason: LostReason::Refused,
             message: "permission denied".into(),
         };
-        held.answered(Some(trouble));
+        state.answered(Some(failure));
         let loss = match asked {
-            true => held.lose(LostReason::Expired),
-            false => held.mark_lost(LostReason::Refused.into()).unwrap(),
+            true => state.lose(LostReason::Expired),
+            false => state.mark_lost(LostReason::Refused.into()).unwrap(),
         };
         assert_eq!(loss.reason(), LostReason::Refused);
         assert_eq!(loss.last_answer(), Some("permission denied"));
@@ -145,9 +145,9 @@ fn a_loss_names_the_latest_failure_whether_the_guard_or_the_scheduler_detects_it
 
 /// A grant trusted until `until`, and a lease whose renewal confirms it for longer.
 fn trusted_until(until: BootInstant) -> (Arc<GrantState>, Lease) {
-    let (held, lease) = held_for(Duration::from_secs(30), clock::now());
-    held.trust_until(until);
-    (held, lease)
+    let (state, lease) = held_for(Duration::from_secs(30), clock::now());
+    state.trust_until(until);
+    (state, lease)
 }
 
 /// A grant that was requested at `sent`.
@@ -166,15 +166,15 @@ fn held_for(ttl: Duration, sent: BootInstant) -> (Arc<GrantState>, Lease) {
 
 #[test]
 fn a_late_confirmation_does_not_revoke_a_reported_end_of_trust() {
-    let (held, lease) = trusted_until(clock::now());
-    assert!(held.trusted_for().is_zero());
-    assert!(matches!(held.confirm(&lease), Confirmed::TooLate));
-    assert!(held.trusted_for().is_zero(), "held again");
+    let (state, lease) = trusted_until(clock::now());
+    assert!(state.trusted_for().is_zero());
+    assert!(matches!(state.confirm(&lease), Confirmed::TooLate));
+    assert!(state.trusted_for().is_zero(), "held again");
 
     // No caller has read the end of trust, so the confirmation counts.
-    let (held, lease) = trusted_until(clock::now());
-    assert!(!matches!(held.confirm(&lease), Confirmed::TooLate));
-    assert!(!held.trusted_for().is_zero());
+    let (state, lease) = trusted_until(clock::now());
+    assert!(!matches!(state.confirm(&lease), Confirmed::TooLate));
+    assert!(!state.trusted_for().is_zero());
 }
 
 /// After a suspended process continues, the loss counts from the end of trust, whoever detects
@@ -183,28 +183,28 @@ fn a_late_confirmation_does_not_revoke_a_reported_end_of_trust() {
 fn a_loss_counts_from_the_end_of_trust() {
     let ago = Duration::from_secs(5);
     for asked in [false, true] {
-        let (held, _) = trusted_until(clock::now() - ago);
+        let (state, _) = trusted_until(clock::now() - ago);
         if asked {
-            assert!(held.trusted_for().is_zero());
+            assert!(state.trusted_for().is_zero());
         }
-        let loss = held.lose(LostReason::Expired);
+        let loss = state.lose(LostReason::Expired);
         assert!(loss.elapsed() >= ago, "{loss}");
         assert!(loss.elapsed() < ago * 10, "{loss}");
-        assert_eq!(held.lose(LostReason::Forced), loss);
+        assert_eq!(state.lose(LostReason::Forced), loss);
     }
 }
 
 #[test]
 fn a_grant_that_is_confirmed_too_late_is_lost() {
     let (mut table, _) = table_of(0);
-    let (held, lease) = trusted_until(clock::now());
-    let (id, now) = (held.grant.id, clock::now());
-    table.add(lease, Arc::clone(&held), now);
-    assert!(held.trusted_for().is_zero());
+    let (state, lease) = trusted_until(clock::now());
+    let (id, now) = (state.grant.id, clock::now());
+    table.add(lease, Arc::clone(&state), now);
+    assert!(state.trusted_for().is_zero());
     table.entries.get_mut(&id).unwrap().lease.renewing();
     let mut events = LeaseEvents::default();
     table.answered(id, now, (Answer::Renewed, None), &mut events);
-    assert!(matches!(held.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired));
+    assert!(matches!(state.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired));
     assert_eq!(events.lost.len(), 1);
     assert!(table.entries.is_empty());
     events.deliver();
@@ -212,10 +212,10 @@ fn a_grant_that_is_confirmed_too_late_is_lost() {
 
 #[test]
 fn a_failure_is_not_logged_for_a_lease_that_is_lost() {
-    let fails = |table: &mut LeaseTable, held: &GrantState| {
+    let fails = |table: &mut LeaseTable, state: &GrantState| {
         let mut events = LeaseEvents::default();
         let failed = Failed {
-            part: vec![(held.grant.clone(), Ttl::Infinite)],
+            part: vec![(state.grant.clone(), Ttl::Infinite)],
             sent: clock::now(),
             error: StoreError::rejected("permission denied", None),
         };
@@ -223,21 +223,21 @@ fn a_failure_is_not_logged_for_a_lease_that_is_lost() {
         events
     };
     let (mut table, _) = table_of(1);
-    let held = Arc::clone(&table.entries.values().next().unwrap().held);
-    let logged = fails(&mut table, &held).failing.expect("logged");
-    assert_eq!(logged.held().count(), 1);
+    let state = Arc::clone(&table.entries.values().next().unwrap().state);
+    let logged = fails(&mut table, &state).failing.expect("logged");
+    assert_eq!(logged.still_held().count(), 1);
     let mut events = LeaseEvents::default();
-    table.lost(held.grant.id, LostReason::Refused.into(), &mut events);
+    table.lost(state.grant.id, LostReason::Refused.into(), &mut events);
     events.deliver();
     // Neither if the lease is lost after the failure, nor if the failure follows the loss.
-    assert_eq!(logged.held().count(), 0);
-    assert!(fails(&mut table, &held).failing.is_none());
+    assert_eq!(logged.still_held().count(), 0);
+    assert!(fails(&mut table, &state).failing.is_none());
 }
 
 #[test]
 fn a_reported_end_of_trust_is_final_with_concurrent_readers() {
     for round in 0..400 {
-        let (held, lease) = trusted_until(clock::now() + Duration::from_micros(100));
+        let (state, lease) = trusted_until(clock::now() + Duration::from_micros(100));
         let start = std::sync::Barrier::new(3);
         std::thread::scope(|scope| {
             for _ in 0..2 {
@@ -245,7 +245,7 @@ fn a_reported_end_of_trust_is_final_with_concurrent_readers() {
                     start.wait();
                     let mut ended = false;
                     for _ in 0..2_000 {
-                        let now_ended = held.trusted_for().is_zero();
+                        let now_ended = state.trusted_for().is_zero();
                         assert!(now_ended || !ended, "held again, in round {round}");
                         ended = now_ended;
                     }
@@ -254,7 +254,7 @@ fn a_reported_end_of_trust_is_final_with_concurrent_readers() {
             start.wait();
             let at = clock::now() + Duration::from_micros(round % 100);
             while clock::now() < at {}
-            held.confirm(&lease);
+            state.confirm(&lease);
         });
     }
 }
@@ -262,7 +262,7 @@ fn a_reported_end_of_trust_is_final_with_concurrent_readers() {
 #[test]
 fn a_lost_lease_leaves_the_table_and_notifies_its_guard() {
     let (mut table, start) = table_of(1);
-    let held = Arc::clone(&table.entries.values().next().unwrap().held);
+    let state = Arc::clone(&table.entries.values().next().unwrap().state);
     let mut events = LeaseEvents::default();
     assert!(
         table
@@ -270,7 +270,7 @@ fn a_lost_lease_leaves_the_table_and_notifies_its_guard() {
             .together
             .is_empty()
     );
-    assert!(matches!(held.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired));
+    assert!(matches!(state.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired));
     events.deliver();
     assert!(table.entries.is_empty() && table.deadlines.is_empty());
 }
