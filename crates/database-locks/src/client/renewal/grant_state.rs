@@ -45,10 +45,10 @@ pub(crate) struct GrantState {
     /// Nanoseconds of the boot-time clock. An atomic rather than a mutex, so that a guard can be
     /// read at once even while the scheduler is busy.
     trusted_until: AtomicU64,
-    /// The end of trust that a caller has read, on the same clock.
+    /// The end of trust that was reported to a caller, on the same clock.
     reported_end: AtomicU64,
-    /// Whether the grant is kept past the end of trust, because of a fence. It is set while the
-    /// grant is trusted and cleared after trust was renewed, so it has to be read before trust.
+    /// Whether the end of trust does not lose the grant, because of a fence. It is set before trust
+    /// ends and cleared after trust is renewed, so a reader must read it before trust.
     outlives_trust: AtomicBool,
     /// Whether a renewal is under way.
     renewal_under_way: AtomicBool,
@@ -57,8 +57,8 @@ pub(crate) struct GrantState {
     pub(crate) listeners: Listeners,
 }
 
-/// A value of `trusted_until`: a caller has read that trust ended, and no late confirmation may
-/// revoke that.
+/// A value of `trusted_until`: the end of trust was reported to a caller, and no late confirmation
+/// may revoke that.
 const ENDED: u64 = 0;
 
 /// Milliseconds, for a field of a log record.
@@ -99,7 +99,7 @@ impl GrantState {
         })
     }
 
-    /// Note the server that renewed the grant.
+    /// Record the server that renewed the grant.
     pub(crate) fn confirmed_by(&self, server: Option<Primary>) {
         if server.is_some() {
             let confirmed_by = self.confirmed_by.lock();
@@ -116,8 +116,8 @@ impl GrantState {
         }
     }
 
-    /// How long the grant may still be trusted. Zero: lost, whether or not the scheduler has marked
-    /// it.
+    /// How long the grant is still trusted. Zero: trust has ended, whether or not the scheduler has
+    /// marked the loss.
     pub(crate) fn trusted_for(&self) -> Duration {
         if !matches!(self.status(), Status::Held(_)) {
             return Duration::ZERO;
@@ -133,8 +133,8 @@ impl GrantState {
             if !left.is_zero() || self.outlives_trust() {
                 return left;
             }
-            // Set before any caller can read that trust ended. A confirmation in between can only
-            // raise it.
+            // Stored before any caller can read that trust ended. A confirmation in between only
+            // raises it.
             self.reported_end.fetch_max(until, Ordering::Relaxed);
             match self.trusted_until.compare_exchange(
                 until,
@@ -158,6 +158,7 @@ impl GrantState {
         self.status.borrow().clone()
     }
 
+    /// Subscribe to changes of the status.
     pub(crate) fn watch(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
     }
@@ -177,7 +178,7 @@ impl GrantState {
                 _ => LostReason::Expired,
             };
         }
-        // If the database reports the grant gone, that is its answer.
+        // If the database reported the loss, an earlier failure does not explain it.
         let message = failure.filter(|_| gone.reason.leaves_a_lease());
         Loss::of_held(gone, message.map(|failure| failure.message), self.since, at)
     }
@@ -187,12 +188,12 @@ impl GrantState {
         failure.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A renewal was sent.
+    /// Record that a renewal is sent.
     pub(crate) fn renewing(&self) {
         self.renewal_under_way.store(true, Ordering::Relaxed);
     }
 
-    /// The renewal was answered. `None`: the lease was renewed.
+    /// Record the answer to a renewal; `None` if it succeeded.
     pub(crate) fn answered(&self, failure: Option<RenewalFailure>) {
         self.renewal_under_way.store(false, Ordering::Relaxed);
         let before = self.failure.lock();
@@ -208,7 +209,7 @@ impl GrantState {
 
     /// Mark the grant lost, if it is held: the first reason counts.
     ///
-    /// Neither wakes nor notifies. That may run foreign code which calls this library again, and
+    /// It does not wake waiting tasks, which may run foreign code that calls this library again:
     /// the caller may have the lease table locked.
     pub(crate) fn mark_lost(&self, gone: Gone) -> Option<Loss> {
         let (loss, mut newly) = (self.loss(gone), false);
@@ -287,6 +288,7 @@ impl GrantState {
         clock::now() - self.since
     }
 
+    /// Mark the grant released, if it is held.
     pub(crate) fn released(&self) {
         let newly = self.status.send_if_modified(|status| {
             let held = matches!(status, Status::Held(_));
@@ -312,18 +314,18 @@ impl GrantState {
         {
             return Confirmed::TooLate;
         }
-        // After the renewed trust, which replaces it.
+        // Stored after the renewed trust, so that a reader never sees neither of them.
         self.outlives_trust
             .store(lease.outlives_trust(), Ordering::Release);
-        let (confirmed, mut events) = (Status::Held(lease.confirmed()), false);
+        let (confirmed, mut changed) = (Status::Held(lease.confirmed()), false);
         self.status.send_if_modified(|status| {
-            events = matches!(status, Status::Held(_)) && *status != confirmed;
-            if events {
+            changed = matches!(status, Status::Held(_)) && *status != confirmed;
+            if changed {
                 *status = confirmed;
             }
             false
         });
-        if events {
+        if changed {
             Confirmed::Changed
         } else {
             Confirmed::Unchanged
@@ -331,11 +333,11 @@ impl GrantState {
     }
 }
 
-/// What a confirmation of the lease means for the tasks that wait on the grant.
+/// The effect of a confirmation on the tasks that wait for the grant.
 pub(crate) enum Confirmed {
     Unchanged,
     /// Waiting tasks have to be woken.
     Changed,
-    /// A caller has already read that the grant is not held.
+    /// The end of trust was already reported to a caller.
     TooLate,
 }

@@ -9,7 +9,7 @@ use crate::runtime::callbacks;
 use crate::runtime::callbacks::shielded;
 use protocol::Human;
 
-/// A failure of renewals.
+/// The beginning of an outage of renewals.
 #[derive(Debug)]
 pub(crate) struct Failing {
     /// The leases whose renewals failed.
@@ -18,14 +18,14 @@ pub(crate) struct Failing {
 }
 
 impl Failing {
-    /// Those leases that are still held.
+    /// The leases that are still held.
     pub(crate) fn still_held(&self) -> impl Iterator<Item = &Arc<GrantState>> {
         let is_held = |state: &&Arc<GrantState>| matches!(state.status(), Status::Held(_));
         self.leases.iter().filter(is_held)
     }
 
-    /// Leases that were lost or released meanwhile are left out: the record would follow their last
-    /// one.
+    /// Log the outage, without leases that are lost or released by now: no record may follow that
+    /// of their end.
     fn log(&self) {
         let mut leases = self.still_held();
         let Some(first) = leases.next() else { return };
@@ -53,7 +53,7 @@ pub(crate) struct LeaseEvents {
     pub(crate) busy: Vec<Arc<GrantState>>,
     /// Leases that are refused alone, with the error.
     pub(crate) refused: Vec<(Arc<GrantState>, Arc<str>)>,
-    /// Leases of `refused` that were renewed since.
+    /// Leases that were refused alone and are renewed again.
     pub(crate) renewed_again: Vec<Arc<GrantState>>,
     /// The length of an outage that has ended.
     pub(crate) outage_ended: Option<Duration>,
@@ -74,7 +74,7 @@ impl LeaseEvents {
         for (state, loss) in &self.lost {
             if !state.listeners.is_empty() {
                 let (state, loss) = (Arc::clone(state), loss.clone());
-                // Taken there, so that a release before the call can still drop them.
+                // Removed on that thread, so that a release before the call can still drop them.
                 callbacks::call(move || state.listeners.take().call(&loss));
             }
         }

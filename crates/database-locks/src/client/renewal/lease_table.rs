@@ -20,38 +20,42 @@ pub(super) const CONNECT_AHEAD: Duration = Duration::from_secs(4);
 /// The leases that one statement renews.
 pub(super) type Round = Vec<(Grant, Ttl)>;
 
+/// One lease and the state of its grant.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) lease: Lease,
     pub(super) state: Arc<GrantState>,
-    /// The time under which the entry is in `deadlines`.
-    at: BootInstant,
-    /// Refused while others were renewed. It is renewed separately, since it would make the
-    /// statement of others fail.
+    /// Its key in `deadlines`.
+    deadline: BootInstant,
+    /// The database refused this renewal while others succeeded. It is sent separately, since it
+    /// would make the statement of others fail.
     pub(super) separate: bool,
-    /// When the first of its consecutive failed renewals was answered.
+    /// When the first of the latest consecutive renewals that failed was answered.
     pub(super) failing_since: Option<BootInstant>,
 }
 
 impl Entry {
-    pub(super) fn renewing(&mut self) -> (Grant, Ttl) {
+    /// Mark a renewal as under way, and return its parameters.
+    pub(super) fn begin_renewal(&mut self) -> (Grant, Ttl) {
         self.state.renewing();
         (self.state.latest_grant(), self.lease.renewing())
     }
 }
 
+/// The leases of one scheduler.
 #[derive(Debug, Default)]
 pub(super) struct LeaseTable {
     pub(super) entries: HashMap<GrantId, Entry>,
     pub(super) deadlines: BTreeSet<(BootInstant, GrantId)>,
-    /// Until when the task sleeps, whatever happens to the leases. `None`: until it is woken.
+    /// When the sleep of the task ends, unless it is woken. `None`: the task sleeps until it is
+    /// woken.
     sleeps_until: Option<BootInstant>,
     pub(super) outage: Outage,
     pub(super) reconnects: Reconnects,
 }
 
 /// When the scheduler has to act on a lease.
-fn due_at(lease: &Lease, now: BootInstant) -> BootInstant {
+fn deadline_of(lease: &Lease, now: BootInstant) -> BootInstant {
     match lease.next(now) {
         Next::Wait(until) => until,
         Next::Renew | Next::Lost(_) => now,
@@ -67,23 +71,23 @@ pub(super) struct Due {
 
 impl LeaseTable {
     pub(super) fn add(&mut self, lease: Lease, state: Arc<GrantState>, now: BootInstant) {
-        let (id, at) = (state.grant.id, due_at(&lease, now));
+        let (id, deadline) = (state.grant.id, deadline_of(&lease, now));
         self.entries.insert(
             id,
             Entry {
                 lease,
                 state,
-                at,
+                deadline,
                 separate: false,
                 failing_since: None,
             },
         );
-        self.deadlines.insert((at, id));
+        self.deadlines.insert((deadline, id));
     }
 
     pub(super) fn remove(&mut self, id: GrantId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
-        self.deadlines.remove(&(entry.at, id));
+        self.deadlines.remove(&(entry.deadline, id));
         if self.entries.is_empty() {
             // Without a lease no renewal would report the end of the outage.
             self.outage = Outage::default();
@@ -96,13 +100,13 @@ impl LeaseTable {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        self.deadlines.remove(&(entry.at, id));
-        entry.at = due_at(&entry.lease, now);
-        self.deadlines.insert((entry.at, id));
+        self.deadlines.remove(&(entry.deadline, id));
+        entry.deadline = deadline_of(&entry.lease, now);
+        self.deadlines.insert((entry.deadline, id));
     }
 
-    /// Start a sleep until the next deadline. `None`: until the task is woken.
-    pub(super) fn sleep(&mut self, now: BootInstant) -> Option<BootInstant> {
+    /// Record and return when the next sleep of the task ends; `None` if only a wake-up ends it.
+    pub(super) fn begin_sleep(&mut self, now: BootInstant) -> Option<BootInstant> {
         let first = self.deadlines.first().map(|(at, _)| *at);
         self.sleeps_until = first.map(|at| {
             let ahead = Some(at - CONNECT_AHEAD).filter(|ahead| *ahead > now);
@@ -127,9 +131,9 @@ impl LeaseTable {
         self.deadlines.first().is_some_and(|(at, _)| !in_time(*at))
     }
 
-    /// Take the leases that are due, and those that may be renewed along with them. Mark expired
-    /// ones lost.
-    pub(super) fn due(&mut self, now: BootInstant, events: &mut LeaseEvents) -> Due {
+    /// Begin the renewals that are due, and those that may be sent early with them. Mark expired
+    /// leases lost.
+    pub(super) fn begin_due(&mut self, now: BootInstant, events: &mut LeaseEvents) -> Due {
         let mut due = Due::default();
         while let Some(&(at, id)) = self.deadlines.first() {
             if at > now {
@@ -141,12 +145,12 @@ impl LeaseTable {
             };
             match entry.lease.next(now) {
                 Next::Lost(reason) => {
-                    self.lost(id, reason.into(), events);
+                    self.mark_lost(id, reason.into(), events);
                     continue;
                 }
                 Next::Renew => match entry.separate {
-                    true => due.separate.push(entry.renewing()),
-                    false => due.together.push(entry.renewing()),
+                    true => due.separate.push(entry.begin_renewal()),
+                    false => due.together.push(entry.begin_renewal()),
                 },
                 Next::Wait(_) => {}
             }
@@ -161,7 +165,7 @@ impl LeaseTable {
                 .collect();
             for id in early {
                 if let Some(entry) = self.entries.get_mut(&id) {
-                    due.together.push(entry.renewing());
+                    due.together.push(entry.begin_renewal());
                 }
                 self.reschedule(id, now);
             }
@@ -179,7 +183,7 @@ impl LeaseTable {
         events: &mut LeaseEvents,
     ) {
         let now = clock::now();
-        // Released meanwhile.
+        // The lock was released meanwhile.
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
@@ -194,7 +198,7 @@ impl LeaseTable {
         entry.state.answered(failure);
         entry.lease.answered(sent, answer, now);
         if let Next::Lost(_) = entry.lease.next(now) {
-            // `due` reports the loss, at once.
+            // `begin_due` reports the loss, at once.
             self.reschedule(id, now);
         } else {
             self.confirm(id, now, events);
@@ -207,14 +211,14 @@ impl LeaseTable {
             return;
         };
         match entry.state.confirm(&entry.lease) {
-            Confirmed::TooLate => return self.lost(id, LostReason::Expired.into(), events),
+            Confirmed::TooLate => return self.mark_lost(id, LostReason::Expired.into(), events),
             Confirmed::Changed => events.confirmed.push(Arc::clone(&entry.state)),
             Confirmed::Unchanged => {}
         }
         self.reschedule(id, now);
     }
 
-    pub(super) fn lost(&mut self, id: GrantId, gone: Gone, events: &mut LeaseEvents) {
+    pub(super) fn mark_lost(&mut self, id: GrantId, gone: Gone, events: &mut LeaseEvents) {
         if let Some(entry) = self.remove(id)
             && let Some(loss) = entry.state.mark_lost(gone)
         {
@@ -222,7 +226,7 @@ impl LeaseTable {
         }
     }
 
-    /// The timeout of a round that is sent behind `behind` others.
+    /// The timeout of a round that is sent after `behind` others.
     pub(super) fn timeout(&self, round: &[(Grant, Ttl)], behind: u32) -> Duration {
         let of = |grant: &Grant| {
             self.entries

@@ -50,7 +50,7 @@ impl Scheduler {
             changed: Notify::new(),
             closed: AtomicBool::new(false),
         });
-        runtime::spawn(Arc::clone(&scheduler).work())?;
+        runtime::spawn(Arc::clone(&scheduler).run())?;
         Ok(scheduler)
     }
 
@@ -140,10 +140,10 @@ impl Scheduler {
         self.unlock_and_deliver(table, now, LeaseEvents::default());
     }
 
-    /// Mark a grant lost because the database reported so.
-    pub(crate) fn lost(&self, id: GrantId, gone: Gone) {
+    /// Mark a grant lost, as the database reported.
+    pub(crate) fn mark_lost(&self, id: GrantId, gone: Gone) {
         let mut events = LeaseEvents::default();
-        self.table().lost(id, gone, &mut events);
+        self.table().mark_lost(id, gone, &mut events);
         events.deliver();
     }
 
@@ -153,24 +153,24 @@ impl Scheduler {
         self.changed.notify_one();
     }
 
-    async fn work(self: Arc<Self>) {
+    async fn run(self: Arc<Self>) {
         let mut rounds = JoinSet::new();
         while !self.closed.load(Ordering::Acquire) {
             let mut events = LeaseEvents::default();
             let (until, soon) = {
                 let (mut table, now) = (self.table(), clock::now());
-                let Due { together, separate } = table.due(now, &mut events);
+                let Due { together, separate } = table.begin_due(now, &mut events);
                 let mut behind = 0;
                 for mut due in [together, separate] {
                     while !due.is_empty() {
                         let rest = due.split_off(due.len().min(LARGEST_ROUND));
                         let round = std::mem::replace(&mut due, rest);
                         let timeout = table.timeout(&round, behind);
-                        rounds.spawn(Arc::clone(&self).round(round, timeout));
+                        rounds.spawn(Arc::clone(&self).send_round(round, timeout));
                         behind += 1;
                     }
                 }
-                (table.sleep(now), table.renews_soon(now))
+                (table.begin_sleep(now), table.renews_soon(now))
             };
             events.deliver();
             if soon {

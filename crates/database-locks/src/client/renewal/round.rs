@@ -16,7 +16,7 @@ use protocol::{Answer, BootInstant, Grant, LostReason, MIN_RENEWAL_TIMEOUT, Rene
 /// The answer to a renewal whose row is locked.
 const ROW_LOCKED: &str = "its row is locked by another transaction";
 
-/// How many timeouts a round may spend on splitting while none of its leases is renewed.
+/// How long a round may be split while none of its leases is renewed, in timeouts.
 const SPLIT_TIMEOUTS: u32 = 3;
 
 /// A part of a round that failed, and the error.
@@ -32,18 +32,18 @@ impl Scheduler {
     /// A rejected round is split at once. Contention or a missing answer usually passes, so such a
     /// round is split only when it fails again. A single row that hangs or is locked then affects
     /// no other lease.
-    pub(crate) async fn round(self: Arc<Self>, round: Round, timeout: Duration) {
+    pub(crate) async fn send_round(self: Arc<Self>, round: Round, timeout: Duration) {
         let (began, mut counts) = (clock::now(), ResultCounts::default());
         let failed_before = self.table().are_failing(&round);
         let (mut split, mut failed) = (Split::new(round, failed_before), Vec::new());
         while let Some(mut part) = split.next() {
-            // Lost or released since the lease was due.
+            // Some leases may be lost or released since they were due.
             part.retain(|(grant, _)| self.table().entries.contains_key(&grant.id));
             if part.is_empty() {
                 continue;
             }
             let sent = clock::now();
-            // After one part succeeded, a slow one is not slow because of the server.
+            // If another part succeeded, a slow answer is caused by a row, not by the server.
             let within = match failed_before && split.has_renewed() {
                 true => (timeout / 4).max(MIN_RENEWAL_TIMEOUT),
                 false => timeout,
@@ -51,7 +51,7 @@ impl Scheduler {
             let error = match self.store.renew(&part, within).await {
                 Ok(answers) => {
                     split.renewed();
-                    self.renewed(&part, sent, answers, &mut counts);
+                    self.record_answers(&part, sent, answers, &mut counts);
                     continue;
                 }
                 Err(error) => error,
@@ -73,7 +73,7 @@ impl Scheduler {
             if !settled.is_empty() {
                 counts.unknown += settled.len();
                 let part = settled;
-                failed.push(self.failed(Failed { part, sent, error }));
+                failed.push(self.record_failure(Failed { part, sent, error }));
             }
         }
         counts.count(self.store.engine());
@@ -83,7 +83,7 @@ impl Scheduler {
     }
 
     /// Record the answers to a part that succeeded.
-    fn renewed(
+    fn record_answers(
         &self,
         part: &[(Grant, Ttl)],
         sent: BootInstant,
@@ -123,15 +123,15 @@ impl Scheduler {
                     if let Some(entry) = table.entries.get(&grant.id) {
                         entry.state.answered(None);
                     }
-                    table.lost(grant.id, gone, &mut events);
+                    table.mark_lost(grant.id, gone, &mut events);
                 }
             }
         }
         self.unlock_and_deliver(table, clock::now(), events);
     }
 
-    /// Record a part that failed, to be sent again later.
-    fn failed(&self, failed: Failed) -> Failed {
+    /// Record a part that failed. Its leases are renewed again later.
+    fn record_failure(&self, failed: Failed) -> Failed {
         let (answer, message) = match &failed.error {
             StoreError::Contention(message) => (Answer::Busy, message),
             StoreError::Unavailable(message) if failed.error.is_answer() => {
@@ -163,7 +163,7 @@ impl Scheduler {
             // If others are renewed, the connection is not the cause of a refused lease.
             if !table.refused_alone(failed, others_renewed, &mut events) {
                 refused |= matches!(failed.error, StoreError::Rejected { .. });
-                table.failing(failed, &mut events);
+                table.begin_outage(failed, &mut events);
             }
         }
         let reconnect = !others_renewed && refused && table.reconnects.due(clock::now());
@@ -192,7 +192,7 @@ impl LeaseTable {
         events: &mut LeaseEvents,
     ) -> bool {
         let [(grant, _)] = failed.part.as_slice() else {
-            // All of them are marked already.
+            // Not an outage either if all of them are renewed separately already.
             let mut ids = failed.part.iter().map(|(grant, _)| grant.id);
             return ids.all(|id| self.entries.get(&id).is_none_or(|entry| entry.separate));
         };
@@ -215,11 +215,11 @@ impl LeaseTable {
     }
 
     /// Start an outage, or continue it. Logged once an outage.
-    pub(crate) fn failing(&mut self, failed: &Failed, events: &mut LeaseEvents) {
+    pub(crate) fn begin_outage(&mut self, failed: &Failed, events: &mut LeaseEvents) {
         let entries = failed.part.iter();
         let entries = entries.filter_map(|(grant, _)| self.entries.get(&grant.id));
         let leases: Vec<_> = entries.map(|entry| Arc::clone(&entry.state)).collect();
-        // All were lost meanwhile, and the record would follow their last one.
+        // All of them are lost by now: no record may follow that of the loss.
         if leases.is_empty() {
             return;
         }

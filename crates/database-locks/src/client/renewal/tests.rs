@@ -41,16 +41,16 @@ fn cycles_of_acquire_and_release_wake_the_task_once_in_six_seconds() {
         if until.is_some_and(|until| until <= now) {
             assert!(
                 table
-                    .due(now, &mut LeaseEvents::default())
+                    .begin_due(now, &mut LeaseEvents::default())
                     .together
                     .is_empty()
             );
-            until = table.sleep(now);
+            until = table.begin_sleep(now);
         }
         let (wake, id) = wakes(&mut table, Duration::from_secs(30), now);
         if wake {
             woken += 1;
-            until = table.sleep(now);
+            until = table.begin_sleep(now);
         }
         table.remove(id);
         assert!(!table.sleeps_past_deadline(now), "woken by a release");
@@ -58,8 +58,8 @@ fn cycles_of_acquire_and_release_wake_the_task_once_in_six_seconds() {
     assert_eq!(woken, 10);
     // After the last release the task sleeps until it is woken.
     let end = start + Duration::from_secs(70);
-    table.due(end, &mut LeaseEvents::default());
-    assert_eq!(table.sleep(end), None);
+    table.begin_due(end, &mut LeaseEvents::default());
+    assert_eq!(table.begin_sleep(end), None);
 }
 
 #[test]
@@ -67,7 +67,10 @@ fn a_deadline_before_the_end_of_the_sleep_wakes_the_task() {
     let (mut table, start) = (LeaseTable::default(), clock::now());
     let secs = Duration::from_secs;
     assert!(wakes(&mut table, secs(30), start).0, "it sleeps for good");
-    assert_eq!(table.sleep(start), Some(start + secs(10) - CONNECT_AHEAD));
+    assert_eq!(
+        table.begin_sleep(start),
+        Some(start + secs(10) - CONNECT_AHEAD)
+    );
     assert!(!wakes(&mut table, secs(30), start + secs(5)).0);
     assert!(!wakes(&mut table, secs(300), start + secs(5)).0);
     assert!(!wakes(&mut table, secs(6), start + secs(5)).0, "due later");
@@ -90,14 +93,14 @@ fn a_deadline_before_the_end_of_the_sleep_wakes_the_task() {
 fn a_lease_with_a_late_deadline_wakes_the_task_now_and_then() {
     let (mut table, start) = (LeaseTable::default(), clock::now());
     wakes(&mut table, Duration::from_secs(3_600), start);
-    assert_eq!(table.sleep(start), Some(start + LONGEST_SLEEP));
+    assert_eq!(table.begin_sleep(start), Some(start + LONGEST_SLEEP));
 }
 
 #[test]
 fn locks_acquired_one_after_another_are_renewed_together() {
     let (mut table, start) = table_of(3_000);
     let mut due = |secs| {
-        table.due(
+        table.begin_due(
             start + Duration::from_secs(secs),
             &mut LeaseEvents::default(),
         )
@@ -113,7 +116,7 @@ fn a_lease_that_was_refused_alone_is_renewed_separately_until_that_succeeds() {
     let id = *table.entries.keys().next().unwrap();
     table.entries.get_mut(&id).unwrap().separate = true;
     let mut events = LeaseEvents::default();
-    let due = table.due(at(11), &mut events);
+    let due = table.begin_due(at(11), &mut events);
     assert_eq!((due.together.len(), due.separate.len()), (99, 1));
     assert_eq!(due.separate[0].0.id, id);
     table.answered(id, at(11), (Answer::Renewed, None), &mut events);
@@ -128,7 +131,7 @@ fn a_loss_names_the_latest_failure_whether_the_guard_or_the_scheduler_detects_it
         let (state, lease) = trusted_until(clock::now() + Duration::from_millis(1));
         let id = state.grant.id;
         table.add(lease, Arc::clone(&state), clock::now());
-        table.entries.get_mut(&id).unwrap().renewing();
+        table.entries.get_mut(&id).unwrap().begin_renewal();
         let failure = RenewalFailure {
             reason: LostReason::Refused,
             message: "permission denied".into(),
@@ -177,8 +180,8 @@ fn a_late_confirmation_does_not_revoke_a_reported_end_of_trust() {
     assert!(!state.trusted_for().is_zero());
 }
 
-/// After a suspended process continues, the loss counts from the end of trust, whoever detects
-/// it first.
+/// After a suspended process continues, the loss counts from the end of trust, whether the guard or
+/// the scheduler detects it.
 #[test]
 fn a_loss_counts_from_the_end_of_trust() {
     let ago = Duration::from_secs(5);
@@ -219,7 +222,7 @@ fn a_failure_is_not_logged_for_a_lease_that_is_lost() {
             sent: clock::now(),
             error: StoreError::rejected("permission denied", None),
         };
-        table.failing(&failed, &mut events);
+        table.begin_outage(&failed, &mut events);
         events
     };
     let (mut table, _) = table_of(1);
@@ -227,7 +230,7 @@ fn a_failure_is_not_logged_for_a_lease_that_is_lost() {
     let logged = fails(&mut table, &state).failing.expect("logged");
     assert_eq!(logged.still_held().count(), 1);
     let mut events = LeaseEvents::default();
-    table.lost(state.grant.id, LostReason::Refused.into(), &mut events);
+    table.mark_lost(state.grant.id, LostReason::Refused.into(), &mut events);
     events.deliver();
     // Neither if the lease is lost after the failure, nor if the failure follows the loss.
     assert_eq!(logged.still_held().count(), 0);
@@ -266,7 +269,7 @@ fn a_lost_lease_leaves_the_table_and_notifies_its_guard() {
     let mut events = LeaseEvents::default();
     assert!(
         table
-            .due(start + Duration::from_secs(40), &mut events)
+            .begin_due(start + Duration::from_secs(40), &mut events)
             .together
             .is_empty()
     );
