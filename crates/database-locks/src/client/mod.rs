@@ -72,7 +72,7 @@ impl Client {
             scheduler,
             acquires: Batch::new(store.clone()),
             releases: Batch::new(store.clone()),
-            direct: DirectPath::of(&store)?,
+            direct: DirectPath::for_store(&store)?,
             poller: Poller::new(store.clone()),
             store,
             queues,

@@ -21,14 +21,14 @@ impl Entry {
     /// request is answered or late, or when the runtime ends.
     pub(crate) async fn acquire(
         self,
-        ask: AcquireCommand,
+        command: AcquireCommand,
         wait: Option<Duration>,
         under_way: oneshot::Sender<()>,
     ) -> Option<Result<Outcome, StoreError>> {
         let (store, direct) = (self.path.store.clone(), Arc::clone(&self.path.direct));
         let reply = async move {
             let _under_way = under_way;
-            only(store.acquire_on(&*direct, from_ref(&ask)).await)
+            single_answer(store.acquire_on(&*direct, from_ref(&command)).await)
         };
         self.call(reply, wait).await
     }
@@ -36,14 +36,15 @@ impl Entry {
     /// Release on the direct connection. See [`call`](Self::call).
     pub(crate) async fn release(
         self,
-        what: ReleaseCommand,
+        command: ReleaseCommand,
     ) -> Option<Result<Released, StoreError>> {
         let (store, direct) = (self.path.store.clone(), Arc::clone(&self.path.direct));
-        let reply = async move { only(store.release_on(&*direct, from_ref(&what)).await) };
+        let reply =
+            async move { single_answer(store.release_on(&*direct, from_ref(&command)).await) };
         self.call(reply, None).await
     }
 
-    /// Wait for a reply, for `wait` at most if that is given; `None` if it has not come.
+    /// Wait for a reply, for at most `wait` if that is given; `None` if none has arrived.
     ///
     /// # Cancel safety
     ///
@@ -59,29 +60,29 @@ impl Entry {
                 call.until = clock::now() + wait;
             }
             if wait < CHECK_INTERVAL {
-                self.path.more.notify_one();
+                self.path.call_begun.notify_one();
             }
         }
         InFlight {
             reply: Some(Gated::of(Box::pin(reply))),
             entry: Some(self),
-            dropped: false,
+            abandoned: false,
         }
         .await
     }
 
-    /// The state of an unanswered call.
-    fn wait(&self, waker: &Waker) -> Wait {
+    /// The state of an unanswered call. Registers the waker.
+    fn state(&self, waker: &Waker) -> CallState {
         let mut state = self.path.state();
-        let old = match state.call(self.number) {
-            None => return Wait::Late,
-            Some(call) if call.until <= clock::now() => return Wait::Ended,
+        let old_waker = match state.call(self.number) {
+            None => return CallState::Late,
+            Some(call) if call.until <= clock::now() => return CallState::Ended,
             Some(call) if call.waker.as_ref().is_some_and(|it| it.will_wake(waker)) => None,
             Some(call) => call.waker.replace(waker.clone()),
         };
         drop(state);
-        drop(old);
-        Wait::Unanswered
+        drop(old_waker);
+        CallState::Unanswered
     }
 
     /// Whether the direct connection was given up during the call. Blocking calls are answered in
@@ -90,8 +91,7 @@ impl Entry {
         !self.path.direct.blocks() && self.path.state().call(self.number).is_none()
     }
 
-    /// End a call that was answered, or that was not sent because the direct connection is not
-    /// `connected`.
+    /// End a call that was answered, or, if not `connected`, that could not be sent.
     fn answered(&self, connected: bool) {
         let mut state = self.path.state();
         let Some(ended) = state.take(self.number) else {
@@ -110,29 +110,29 @@ impl Entry {
     }
 }
 
-enum Wait {
+enum CallState {
     Unanswered,
     /// The caller has stopped waiting.
     Ended,
-    /// The direct connection did not answer in time, and its connection was given up.
+    /// The connection did not answer in time and was given up.
     Late,
 }
 
 /// The answer to the only request.
-fn only<T>(answers: Result<Vec<T>, StoreError>) -> Result<T, StoreError> {
+fn single_answer<T>(answers: Result<Vec<T>, StoreError>) -> Result<T, StoreError> {
     let none = || StoreError::Unavailable("the store returned no answer".into());
     answers?.pop().ok_or_else(none)
 }
 
-type Answer<T> = dyn Future<Output = Result<T, StoreError>> + Send;
+type ReplyFuture<T> = dyn Future<Output = Result<T, StoreError>> + Send;
 
 /// One call on the direct connection.
 struct InFlight<T: Send + 'static> {
     /// `None`: done.
-    reply: Option<Gated<Answer<T>>>,
+    reply: Option<Gated<ReplyFuture<T>>>,
     entry: Option<Entry>,
-    /// The caller has dropped it.
-    dropped: bool,
+    /// The caller has dropped the call.
+    abandoned: bool,
 }
 
 impl<T: Send + 'static> Future for InFlight<T> {
@@ -141,14 +141,14 @@ impl<T: Send + 'static> Future for InFlight<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let call = &mut *self;
-        // Taken out, so that a panic leaves nothing to be polled again.
+        // Removed first, so that it is not polled again after a panic.
         let (Some(mut reply), Some(entry)) = (call.reply.take(), &call.entry) else {
             return Poll::Pending;
         };
         if !reply.is_here() {
             return Poll::Pending;
         }
-        // A late call sends nothing more.
+        // A late call must send nothing more.
         if entry.is_late() {
             return Poll::Ready(None);
         }
@@ -157,14 +157,14 @@ impl<T: Send + 'static> Future for InFlight<T> {
             entry.answered(!answer.as_ref().is_err_and(unsent));
             return Poll::Ready(Some(answer));
         }
-        match entry.wait(context.waker()) {
-            Wait::Late => Poll::Ready(None),
-            Wait::Unanswered => {
+        match entry.state(context.waker()) {
+            CallState::Late => Poll::Ready(None),
+            CallState::Unanswered => {
                 runtime::needed();
                 call.reply = Some(reply);
                 Poll::Pending
             }
-            Wait::Ended => {
+            CallState::Ended => {
                 call.reply = Some(reply);
                 Poll::Ready(None)
             }
@@ -177,9 +177,9 @@ impl<T: Send + 'static> Drop for InFlight<T> {
         let (Some(reply), Some(entry)) = (self.reply.take(), self.entry.take()) else {
             return;
         };
-        // In a forked child the reply is leaked. A runtime that has ended drops what is spawned on
-        // it.
-        if !reply.is_here() || self.dropped {
+        // In a forked child the reply is leaked. An abandoned call is dropped when its runtime
+        // ends.
+        if !reply.is_here() || self.abandoned {
             return;
         }
         if let Some(call) = entry.path.state().call(entry.number) {
@@ -189,7 +189,7 @@ impl<T: Send + 'static> Drop for InFlight<T> {
         let rest = InFlight {
             reply: Some(reply),
             entry: Some(entry),
-            dropped: true,
+            abandoned: true,
         };
         let rest = owner.spawn(Gated::new(async move { drop(rest.await) }));
         runtime::finish(&owner, rest);

@@ -44,7 +44,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// How often the background checks for a late call, while there are calls.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
-/// Ticks without a call after which the checks stop until the next call.
+/// Checks without a call after which they pause until the next call.
 const IDLE_CHECKS: u32 = 40;
 
 /// The direct path of one [`Locks`](crate::Locks).
@@ -53,7 +53,8 @@ pub(crate) struct DirectPath {
     store: Observed,
     direct: Arc<dyn DirectConnection>,
     state: Mutex<State>,
-    more: Arc<Notify>,
+    /// Notified when a call begins, to continue the checks for late calls.
+    call_begun: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -71,8 +72,8 @@ struct State {
     call: Option<Call>,
     /// The number of the latest call.
     latest: u64,
-    /// The checks for late calls are stopped until `more` is notified.
-    asleep: bool,
+    /// The checks for late calls are paused until `call_begun` is notified.
+    checks_paused: bool,
 }
 
 #[derive(Debug)]
@@ -98,7 +99,7 @@ impl Owner {
 struct Call {
     number: u64,
     /// When the call is late. The background checks it, because a caller may block its own runtime.
-    due: BootInstant,
+    late_at: BootInstant,
     /// When the caller stops waiting.
     until: BootInstant,
     waker: Option<Waker>,
@@ -122,7 +123,7 @@ impl State {
 
 impl DirectPath {
     /// `None` if the engine has no direct path.
-    pub(crate) fn of(store: &Observed) -> Result<Option<Arc<Self>>, Error> {
+    pub(crate) fn for_store(store: &Observed) -> Result<Option<Arc<Self>>, Error> {
         store
             .direct()
             .map(|direct| Self::new(store, direct))
@@ -134,11 +135,11 @@ impl DirectPath {
             store: store.clone(),
             direct,
             state: Mutex::default(),
-            more: Arc::default(),
+            call_begun: Arc::default(),
         });
         runtime::spawn(check_for_late_calls(
             Arc::downgrade(&path),
-            Arc::clone(&path.more),
+            Arc::clone(&path.call_begun),
         ))?;
         Ok(path)
     }
@@ -147,8 +148,8 @@ impl DirectPath {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Take the direct connection for one call, if the caller's runtime owns it and no other call
-    /// is under way.
+    /// Begin a call on the direct connection, if the caller's runtime owns it and no other call is
+    /// under way. Otherwise `None`.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entry> {
         let (runtime, blocking) = runtime::of_caller()?;
         if self.direct.blocks() && !blocking {
@@ -190,7 +191,7 @@ impl DirectPath {
             return None;
         }
         if !blocking {
-            // Without the mutex, because a panic runs the application's panic hook.
+            // With the mutex free: a panic runs the application's panic hook.
             drop(state);
             let supported = is_supported();
             state = self.state();
@@ -204,7 +205,7 @@ impl DirectPath {
             }
         }
         (state.used, state.candidate, state.call) = (now, None, None);
-        // The old connection belongs to the runtime that owned the direct connection before.
+        // The old connection belongs to the previous owner.
         self.direct.give_up();
         let (ended, dropped_owner) = match blocking {
             true => (None, None),
@@ -235,12 +236,12 @@ impl DirectPath {
         let number = state.latest;
         state.call = Some(Call {
             number,
-            due: clock::now() + timeout,
+            late_at: clock::now() + timeout,
             until: BootInstant::MAX,
             waker: None,
         });
-        if std::mem::take(&mut state.asleep) {
-            self.more.notify_one();
+        if std::mem::take(&mut state.checks_paused) {
+            self.call_begun.notify_one();
         }
         Entry {
             path: Here::new(Arc::clone(self)),
@@ -249,8 +250,8 @@ impl DirectPath {
         }
     }
 
-    /// Connect on the new owner, and watch it until it ends. Until the direct connection is
-    /// connected its calls go through the background.
+    /// Connect on the new owner, and watch the owner until it ends. Until the connection is there,
+    /// its calls go through the background.
     fn connect_owner(
         self: &Arc<Self>,
         runtime: &Handle,
@@ -258,7 +259,7 @@ impl DirectPath {
     ) {
         let id = runtime.id();
         let (direct, path) = (Arc::clone(&self.direct), Arc::downgrade(self));
-        let stay = async move {
+        let connect_and_watch = async move {
             let connected = direct.connect().await;
             drop(direct);
             if let Some(path) = path.upgrade() {
@@ -271,7 +272,7 @@ impl DirectPath {
             }
             let _ = dropped_owner.await;
         };
-        runtime.spawn(Gated::new(stay));
+        runtime.spawn(Gated::new(connect_and_watch));
     }
 
     /// Check whether the call under way is late or its caller has stopped waiting. Returns the
@@ -282,7 +283,7 @@ impl DirectPath {
         let Some(call) = &mut state.call else {
             return (None, CHECK_INTERVAL);
         };
-        if call.due <= now {
+        if call.late_at <= now {
             let waker = call.waker.take();
             state.disable();
             drop(state);
@@ -290,16 +291,16 @@ impl DirectPath {
             return (waker, CHECK_INTERVAL);
         }
         let next = match call.until <= now {
-            true => call.due,
-            false => call.due.min(call.until),
+            true => call.late_at,
+            false => call.late_at.min(call.until),
         };
         let waker = (call.until <= now).then(|| call.waker.take()).flatten();
         (waker, (next - now).min(CHECK_INTERVAL))
     }
 }
 
-/// Whether the runtime of this thread drives timers and I/O. Tokio reports that only by a panic,
-/// once for each runtime that does not. A program built with `panic = "abort"` must not try.
+/// Whether the runtime of this thread drives timers and I/O. For one that does not, tokio panics.
+/// So a program that is built with `panic = "abort"` does not try.
 fn is_supported() -> bool {
     let drives = || {
         drop(tokio::time::sleep(Duration::ZERO));
@@ -311,7 +312,7 @@ fn is_supported() -> bool {
 /// The right to make one call on the direct connection. Dropping it frees the direct connection.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// Not touched in a forked child, where a thread that does not exist may have locked the mutex.
+    /// Not used in a forked child, where the mutex may be locked for ever.
     path: Here<Arc<DirectPath>>,
     owner: Handle,
     number: u64,
@@ -320,7 +321,7 @@ pub(crate) struct Entry {
 impl Drop for DirectPath {
     fn drop(&mut self) {
         // Ends the checks for late calls.
-        self.more.notify_one();
+        self.call_begun.notify_one();
     }
 }
 
@@ -328,27 +329,27 @@ impl Drop for Entry {
     fn drop(&mut self) {
         if self.path.is_here() {
             let ended = self.path.state().take(self.number);
-            // Without the mutex: dropping a waker runs foreign code.
+            // With the mutex free: dropping a waker runs foreign code.
             drop(ended);
         }
     }
 }
 
 /// Check for late calls until the direct path is dropped.
-async fn check_for_late_calls(path: Weak<DirectPath>, more: Arc<Notify>) {
+async fn check_for_late_calls(path: Weak<DirectPath>, call_begun: Arc<Notify>) {
     let (mut idle, mut last) = (0, 0);
     loop {
         let Some(known) = path.upgrade() else { return };
         let (waker, pause) = known.check();
-        let asleep = {
+        let paused = {
             let mut state = known.state();
             idle = match state.call.is_some() || state.latest != last {
                 true => 0,
                 false => idle + 1,
             };
             last = state.latest;
-            state.asleep = idle > IDLE_CHECKS;
-            state.asleep
+            state.checks_paused = idle > IDLE_CHECKS;
+            state.checks_paused
         };
         drop(known);
         if let Some(waker) = waker {
@@ -356,8 +357,8 @@ async fn check_for_late_calls(path: Weak<DirectPath>, more: Arc<Notify>) {
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
         tokio::select! {
-            () = more.notified() => {}
-            () = tokio::time::sleep(pause), if !asleep => {}
+            () = call_begun.notified() => {}
+            () = tokio::time::sleep(pause), if !paused => {}
         }
     }
 }

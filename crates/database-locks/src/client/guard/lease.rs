@@ -13,13 +13,13 @@ use protocol::{Gone, LockState, REQUEST_TIMEOUT, Renewal, Ttl};
 impl LockGuard {
     /// Ask the database whether this grant still holds the lock. Renews nothing.
     ///
-    /// One read, with a deadline of 5 s. It finds a release by force before the next renewal does;
-    /// otherwise [`is_held`](LockGuard::is_held) is enough.
+    /// One read, with a timeout of 5 s. It finds a release by force before the next renewal does.
+    /// In other cases [`is_held`](LockGuard::is_held) is enough.
     ///
     /// # Errors
     ///
     /// [`Error::Lost`] if the lock is not held; the guard is lost from then on.
-    /// [`Error::Unavailable`] or [`Error::Rejected`] if the database does not say, which changes
+    /// [`Error::Unavailable`] or [`Error::Rejected`] if the database cannot be read, which changes
     /// nothing. [`Error::Conflict`] while the guard is [suspended](LockGuard::is_suspended).
     ///
     /// # Cancel safety
@@ -123,7 +123,7 @@ impl LockGuard {
     }
 }
 
-/// The reason of a loss, as answered to a renewal of the same grant.
+/// Why the grant is lost, by the answer to a renewal of it; `None` if it is not lost.
 pub(super) async fn why_lost(
     client: &Client,
     state: &GrantState,
@@ -139,7 +139,7 @@ pub(super) async fn why_lost(
     }))
 }
 
-/// Mark a grant lost because the database reported so outside of a renewal.
+/// Mark a grant lost, as the database reported outside of a renewal.
 pub(crate) fn mark_lost(client: &Client, state: &GrantState, gone: Gone) -> Error {
     let loss = state.lose(gone);
     client.scheduler.remove(state.grant.id);

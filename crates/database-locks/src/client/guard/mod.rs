@@ -37,8 +37,8 @@ mod release;
 pub struct LockGuard {
     pub(crate) client: Here<Arc<Client>>,
     pub(crate) state: Here<Arc<GrantState>>,
-    /// The longest ttl that the row may have, which a release must assume.
-    ttl: Mutex<Ttl>,
+    /// The longest ttl that the row may have. A release has to assume it.
+    longest_ttl: Mutex<Ttl>,
     released: bool,
 }
 
@@ -57,7 +57,7 @@ impl LockGuard {
         Self {
             client: Here::new(client),
             state: Here::new(state),
-            ttl: Mutex::new(ttl),
+            longest_ttl: Mutex::new(ttl),
             released: false,
         }
     }
@@ -69,7 +69,9 @@ impl LockGuard {
     }
 
     fn longest_ttl(&self) -> MutexGuard<'_, Ttl> {
-        self.ttl.lock().unwrap_or_else(PoisonError::into_inner)
+        self.longest_ttl
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The name of the lock.
@@ -111,8 +113,8 @@ impl LockGuard {
         !self.trusted_for().is_zero()
     }
 
-    /// Whether trust has run out under an open fence that no renewal can pass, on MySQL and
-    /// MariaDB. Never waits for I/O.
+    /// Whether trust has ended under an open fence that blocks renewals, on MySQL and MariaDB.
+    /// Never waits for I/O.
     ///
     /// The guard is then not [held](LockGuard::is_held), but not lost before that transaction has
     /// ended.
@@ -121,7 +123,7 @@ impl LockGuard {
         !self.is_held() && suspended && matches!(self.state.status(), Status::Held(_))
     }
 
-    /// How long the lease is trusted if no further renewal gets through: until its end, minus the
+    /// How long the lease is trusted if no further renewal succeeds: until its end, minus the
     /// [margin](crate::Lock::margin). Never waits for I/O.
     ///
     /// Zero exactly if the guard is not [held](LockGuard::is_held); [`Duration::MAX`] for an
@@ -210,7 +212,7 @@ impl LockGuard {
         if !self.state.is_here() {
             return Some(Loss::of_another(LostReason::Forked));
         }
-        // Read in this order, because a status may change in between from each to the next.
+        // In this order: each state may change to the next one between two reads.
         let suspended = self.state.outlives_trust();
         let ended = !self.is_held() && !suspended;
         match self.state.status() {
@@ -231,7 +233,7 @@ impl LockGuard {
     ///   error. A call that began before may still be running.
     /// - `f` may block, panic, use or drop guards, and acquire. At most 64 callbacks of a process
     ///   run at once; the others wait until one returns.
-    /// - If `on_lost` is called several times, each `f` is called, one after another.
+    /// - If `on_lost` is called several times, the callbacks run one after another.
     ///
     /// # Example
     ///
@@ -257,14 +259,15 @@ impl LockGuard {
         if !self.state.is_here() {
             return f(Loss::of_another(LostReason::Forked));
         }
-        let wanted = || matches!(self.state.status(), Status::Held(_));
-        let unwanted = self.state.listeners.add(Box::new(f), wanted);
-        if let (Some(f), Status::Lost(loss)) = (unwanted, self.state.status()) {
+        let is_held = || matches!(self.state.status(), Status::Held(_));
+        let refused = self.state.listeners.add(Box::new(f), is_held);
+        if let (Some(f), Status::Lost(loss)) = (refused, self.state.status()) {
             f(loss);
         }
     }
 
-    /// Succeeds if the guard is trusted. Every operation that needs the lock must check this first.
+    /// An error unless the guard is trusted. Every operation that needs the lock has to check this
+    /// first.
     pub(crate) fn still_trusted(&self) -> Result<(), Error> {
         // Read before trust: a suspension is cleared only after trust was renewed.
         let suspended = self.state.outlives_trust();
@@ -280,9 +283,10 @@ impl LockGuard {
         if suspended && matches!(self.state.status(), Status::Held(_)) {
             return Err(Error::Conflict {
                 op: format!("say whether lock `{}` is held", self.name()),
-                source: "a fenced transaction is open that lasts longer than the lease: no renewal gets \
-                         past it, and what comes after it decides"
-                    .into(),
+                source:
+                    "a fenced transaction lasts longer than the lease and blocks its renewals: the \
+                         first renewal after it decides"
+                        .into(),
             });
         }
         // The scheduler has not marked the loss yet, for example after a suspended process

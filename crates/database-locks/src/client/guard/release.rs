@@ -116,7 +116,7 @@ impl LockGuard {
 
     /// Drop the listeners: no loss is reported after a release.
     fn forget_listeners(&self) {
-        // In a forked child a thread that does not exist there may have locked their mutex.
+        // In a forked child their mutex may be locked for ever, by a thread of the parent.
         if self.state.is_here() {
             drop(self.state.listeners.take());
         }
@@ -149,7 +149,7 @@ impl LockGuard {
     }
 }
 
-/// Run the release in the background, and wait for it until `until`.
+/// Run the release in the background, and wait for its result until `until`.
 async fn in_background(
     name: LockName,
     release: ReleaseRequest,
