@@ -70,13 +70,13 @@ impl ReleaseRequest {
         })))
     }
 
-    /// One try on the direct path, if the caller's runtime owns it. `None`: not decided, and the
-    /// background must continue.
+    /// Try once on the direct connection, if the caller's runtime owns it. `None`: the release is
+    /// not decided, and the background has to continue it.
     pub(crate) async fn directly(&mut self) -> Option<Released> {
         let task = self.0.as_mut()?.here_mut()?;
         let entry = task.client.direct.as_ref()?.enter()?;
-        // In place until the answer comes, in case this future is dropped.
-        task.first = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
+        // Until the answer arrives, in case this future is dropped.
+        task.first_answer = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
         match entry.release(task.command.clone()).await {
             None => None,
             Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld))) => {
@@ -84,13 +84,13 @@ impl ReleaseRequest {
                 self.0 = None;
                 Some(done)
             }
-            // Nothing was sent for lack of a connection; the background has one of its own.
+            // Nothing was sent, for lack of a connection. The background has its own.
             Some(Err(failure)) if failure.is_undone() && !failure.is_answer() => {
-                task.first = None;
+                task.first_answer = None;
                 None
             }
             Some(answer) => {
-                task.first = Some(answer);
+                task.first_answer = Some(answer);
                 None
             }
         }
@@ -135,15 +135,15 @@ struct ReleaseTask {
     client: Arc<Client>,
     command: ReleaseCommand,
     /// When the lease ends by itself.
-    end: BootInstant,
+    lease_end: BootInstant,
     held_for: Option<Duration>,
-    /// The answer on the direct path, for the first iteration. While that request is unanswered:
-    /// the error that its answer is late.
-    first: Option<Result<Released, StoreError>>,
+    /// The answer on the direct connection, for the first iteration. While that request is
+    /// unanswered: the error of a late answer.
+    first_answer: Option<Result<Released, StoreError>>,
     /// `None`: the caller has no answer yet.
     retry: Option<Retry>,
-    /// An earlier try whose reply was lost may have released the lock.
-    unsure: bool,
+    /// A try whose reply was lost may have released the lock.
+    may_be_released: bool,
     logged: bool,
     /// `None`: the end of a thread or process does not wait for it.
     pending: Option<PendingRelease>,
@@ -153,17 +153,17 @@ impl ReleaseTask {
     fn new(
         client: Arc<Client>,
         command: ReleaseCommand,
-        end: BootInstant,
+        lease_end: BootInstant,
         held_for: Option<Duration>,
     ) -> Self {
         Self {
             client,
             command,
-            end,
+            lease_end,
             held_for,
-            first: None,
+            first_answer: None,
             retry: None,
-            unsure: false,
+            may_be_released: false,
             logged: false,
             pending: None,
         }
@@ -173,7 +173,7 @@ impl ReleaseTask {
         let mut pause = FIRST_RETRY;
         loop {
             let sent = clock::now();
-            let answer = match self.first.take() {
+            let answer = match self.first_answer.take() {
                 Some(answer) => answer,
                 None => self.client.releases.ask(self.command.clone()).await,
             };
@@ -189,12 +189,12 @@ impl ReleaseTask {
                     StoreError::Contention("its row is locked by another transaction".into())
                 }
                 Err(failure) => {
-                    self.unsure |= matches!(failure, StoreError::Unavailable(_));
+                    self.may_be_released |= matches!(failure, StoreError::Unavailable(_));
                     failure
                 }
             };
             let rejected = matches!(failure, StoreError::Rejected { .. });
-            let ended = clock::now() + pause >= self.end;
+            let ended = clock::now() + pause >= self.lease_end;
             if ended || (rejected && self.retry != Some(Retry::AfterRejection)) {
                 return Err(self.failed(failure, ended));
             }
@@ -215,7 +215,7 @@ impl ReleaseTask {
         let waiters = match done {
             Released::Awaited => Waiters::Notified,
             // The earlier try may have notified other processes.
-            _ if self.unsure => Waiters::Notified,
+            _ if self.may_be_released => Waiters::Notified,
             Released::Freed if self.client.store.waiters_poll() => Waiters::Poll,
             _ => Waiters::None,
         };
@@ -225,7 +225,10 @@ impl ReleaseTask {
             waiters,
             self.held_for.unwrap_or_default(),
         );
-        let done = if self.unsure { Released::Freed } else { done };
+        let done = match self.may_be_released {
+            true => Released::Freed,
+            false => done,
+        };
         let message = match (done, self.held_for) {
             (Released::NotHeld, _) => "nothing left to release",
             (_, Some(_)) => "lock released",
@@ -286,17 +289,17 @@ impl ReleaseTask {
         let _ = runtime::spawn(self.after_fence());
     }
 
-    /// The same release, whose caller has its answer. It does not count as pending.
-    fn again(self, retry: Retry) -> Self {
+    /// The same release after its caller has an answer. It does not count as pending.
+    fn detached(self, retry: Retry) -> Self {
         Self {
             retry: Some(retry),
-            ..Self::new(self.client, self.command, self.end, self.held_for)
+            ..Self::new(self.client, self.command, self.lease_end, self.held_for)
         }
     }
 
     /// Continue a release that was rejected.
     fn after_rejection(self) -> Background {
-        let task = self.again(Retry::AfterRejection);
+        let task = self.detached(Retry::AfterRejection);
         Box::pin(async move {
             let _ = task.run().await;
         })
@@ -304,7 +307,7 @@ impl ReleaseTask {
 
     /// Wait for the end of the open fence, then release.
     fn after_fence(self) -> Background {
-        let mut task = self.again(Retry::AfterFence);
+        let mut task = self.detached(Retry::AfterFence);
         Box::pin(async move {
             let grant = task.command.grant;
             if let Some(fence) = task.client.fences.end_of(grant) {
@@ -317,7 +320,7 @@ impl ReleaseTask {
             // The lease may have ended during the fence. The grant is still in the row until
             // another client acquires the lock.
             let least = clock::now() + REQUEST_TIMEOUT;
-            task.end = task.end.max(least);
+            task.lease_end = task.lease_end.max(least);
             let _ = task.run().await;
         })
     }
@@ -362,7 +365,7 @@ pub(crate) fn force_after_fence(client: &Arc<Client>, name: &LockName) -> Option
                 .store
                 .read(std::slice::from_ref(name), REQUEST_TIMEOUT)
                 .await?;
-            // Only the grant of the fence is to be released, not a later one.
+            // Release only the grant of the fence, not a later one.
             if row.first().and_then(|row| row.grant.as_deref()) != Some(grant) {
                 return Ok(());
             }
