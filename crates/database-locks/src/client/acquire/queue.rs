@@ -28,7 +28,7 @@ struct Names {
     queues: HashMap<LockName, Queue>,
     /// The number of names after the last clean-up. The next one follows at twice as many, so that
     /// its cost per operation is constant.
-    left: usize,
+    kept: usize,
 }
 
 /// The queue of one lock, kept for some time after its last release.
@@ -52,10 +52,10 @@ impl Queue {
 
 impl Names {
     fn queue(&mut self, name: &LockName, now: BootInstant) -> &mut Queue {
-        if self.queues.len() > 2 * self.left.max(MIN_NAMES) {
+        if self.queues.len() > 2 * self.kept.max(MIN_NAMES) {
             self.queues
                 .retain(|_, queue| !queue.slots.is_empty() || queue.head_start.is_recent(now));
-            self.left = self.queues.len();
+            self.kept = self.queues.len();
         }
         self.queues.entry(name.clone()).or_default()
     }
@@ -98,18 +98,18 @@ impl Queues {
         slot
     }
 
-    /// The lock may be free: wake the first waiter.
+    /// Wake the first waiter, because the lock may be free.
     pub(crate) fn wake(&self, name: &LockName) {
         self.with(name, |queue| queue.wake());
     }
 
-    /// Notifications may have been missed: wake the first waiter of each queue.
+    /// Wake the first waiter of each queue, because notifications may have been missed.
     pub(crate) fn wake_all(&self) {
         self.names().queues.values().for_each(Queue::wake);
     }
 
-    /// Another process released the lock, according to the database backend `by`. `None`: the
-    /// notification may be of a release of this process.
+    /// The database backend `by` of another process released the lock. `None`: the release may be
+    /// one of this process.
     pub(crate) fn notified(&self, name: &LockName, by: Option<i32>) {
         self.with(name, |queue| {
             queue.head_start.notified(by, clock::now());
@@ -134,7 +134,7 @@ impl Queues {
     /// `None` if there is nothing to check.
     pub(crate) fn probe(&self, name: &LockName) -> Option<Token> {
         self.with(name, |queue| {
-            queue.token.filter(|_| queue.head_start.probes())
+            queue.token.filter(|_| queue.head_start.take_probe())
         })
         .flatten()
     }
@@ -206,12 +206,12 @@ impl QueueSlot {
         let _ = tokio::time::timeout(pause, self.woken()).await;
     }
 
-    /// Forget pending wake-ups, which the try sent next takes into account.
+    /// Discard pending wake-ups: the next try is sent after them.
     pub(crate) fn clear(&self) {
         pin!(self.wake.notified()).enable();
     }
 
-    /// Whether a guard of this process holds the lock, so that a try would be in vain.
+    /// Whether a guard of this process holds the lock, so that a try would fail.
     pub(crate) fn is_held_here(&self) -> bool {
         let held = self.queues.with(&self.name, |queue| queue.held_here);
         held.unwrap_or_default()
