@@ -1,6 +1,5 @@
 //! The default locks of a program: set at its start, or read from its environment.
 
-use std::convert::Infallible;
 use std::sync::OnceLock;
 
 use tokio::sync::Mutex;
@@ -42,12 +41,8 @@ impl Chosen {
     }
 }
 
-/// Held while connecting, so that concurrent first users share one connection.
-fn connecting() -> &'static Mutex<()> {
-    static CONNECTING: PerProcess<Mutex<()>> = PerProcess::new();
-    let Ok(connecting) = CONNECTING.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
-    connecting
-}
+/// Locked while connecting, so that concurrent first users share one connection.
+static CONNECTING: PerProcess<Mutex<()>> = PerProcess::new();
 
 impl Locks {
     /// Set the locks that [`Locks::get_default`] returns, and that every `#[locked]` function
@@ -94,7 +89,7 @@ impl Locks {
         if let Some(known) = DEFAULT.last() {
             return Ok(known.clone());
         }
-        let _alone = connecting().lock().await;
+        let _alone = CONNECTING.get_or_default().lock().await;
         if let Some(known) = DEFAULT.last() {
             return Ok(known.clone());
         }

@@ -17,8 +17,7 @@ pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renewal;
 
-use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::client::acquire::poller::Poller;
 use crate::client::acquire::queue::Queues;
@@ -97,8 +96,7 @@ impl Drop for Client {
 
 fn known() -> MutexGuard<'static, Vec<Weak<Client>>> {
     static KNOWN: PerProcess<Mutex<Vec<Weak<Client>>>> = PerProcess::new();
-    let Ok(known) = KNOWN.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
-    known.lock().unwrap_or_else(PoisonError::into_inner)
+    KNOWN.lock()
 }
 
 /// The clients of this process that are still in use.

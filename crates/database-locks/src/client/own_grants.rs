@@ -4,8 +4,7 @@
 //! own: see [`Lock::preempt`](crate::Lock::preempt). A forked child has none of its parent's.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::runtime::fork::PerProcess;
 use protocol::GrantId;
@@ -14,8 +13,7 @@ use protocol::GrantId;
 /// them may use the same table.
 fn all() -> MutexGuard<'static, HashMap<GrantId, u32>> {
     static ALL: PerProcess<Mutex<HashMap<GrantId, u32>>> = PerProcess::new();
-    let Ok(all) = ALL.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
-    all.lock().unwrap_or_else(PoisonError::into_inner)
+    ALL.lock()
 }
 
 /// While it lives, this grant counts as one of this process.

@@ -8,8 +8,7 @@
 //! releases the locks that any thread still holds.
 
 use std::collections::BTreeSet;
-use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::runtime;
@@ -57,8 +56,7 @@ struct UnderWay {
 
 fn under_way() -> MutexGuard<'static, UnderWay> {
     static UNDER_WAY: PerProcess<Mutex<UnderWay>> = PerProcess::new();
-    let Ok(under_way) = UNDER_WAY.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
-    under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    UNDER_WAY.lock()
 }
 
 /// The number of a release that is under way until this is dropped.

@@ -5,11 +5,12 @@
 //! made.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::future::Future;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Once, OnceLock};
+use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -282,6 +283,22 @@ struct Node<T> {
 impl<T> Default for PerProcess<T> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl<T: Default> PerProcess<T> {
+    /// The value of this process, made on first use.
+    pub(crate) fn get_or_default(&self) -> &T {
+        let Ok(value) = self.get_or_try_init(|| Ok::<_, Infallible>(T::default()));
+        value
+    }
+}
+
+impl<T: Default> PerProcess<Mutex<T>> {
+    /// Lock the mutex of this process.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        let mutex = self.get_or_default();
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
