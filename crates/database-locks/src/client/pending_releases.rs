@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::runtime;
-use crate::runtime::fork::{Here, PerProcess};
+use crate::runtime::fork::{ForkSafe, PerProcess};
 
 /// The longest wait at the end of a thread.
 const MAX_WAIT: Duration = Duration::from_secs(2);
@@ -31,7 +31,7 @@ impl PendingReleases {
         watch_this_thread();
         PendingRelease {
             _of_client: Arc::clone(&self.0),
-            _of_process: Here::new(ReleaseNumber::begin()),
+            _of_process: ForkSafe::new(ReleaseNumber::begin()),
         }
     }
 
@@ -44,7 +44,7 @@ impl PendingReleases {
 #[derive(Debug)]
 pub(crate) struct PendingRelease {
     _of_client: Arc<()>,
-    _of_process: Here<ReleaseNumber>,
+    _of_process: ForkSafe<ReleaseNumber>,
 }
 
 /// The numbers of the releases of this process that are under way, in order of their start.
@@ -89,7 +89,7 @@ struct AtEnd;
 impl Drop for AtEnd {
     fn drop(&mut self) {
         // The background thread carries the releases out: waiting on it would deadlock.
-        if !runtime::drives() {
+        if !runtime::drives_background() {
             wait();
         }
     }
@@ -102,7 +102,7 @@ pub(crate) fn watch_this_thread() -> bool {
 
 /// Called after a guard was dropped, possibly by the destructor of another thread-local value.
 pub(crate) fn guard_dropped() {
-    if !watch_this_thread() && !runtime::drives() {
+    if !watch_this_thread() && !runtime::drives_background() {
         wait();
     }
 }

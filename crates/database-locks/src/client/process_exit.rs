@@ -8,7 +8,7 @@ use crate::client::pending_releases::{ReleaseNumber, wait};
 use crate::client::release::release_grant;
 use crate::client::{self, Client};
 use crate::runtime;
-use crate::runtime::fork::Here;
+use crate::runtime::fork::ForkSafe;
 
 /// Register the `atexit` handler that releases all held locks and waits for the releases.
 ///
@@ -32,13 +32,13 @@ pub(crate) fn watch() {
 extern "C" fn at_exit() {
     // The background thread carries the releases out. If that thread ends the process, waiting
     // would deadlock.
-    if runtime::drives() {
+    if runtime::drives_background() {
         return;
     }
     if !client::all().is_empty() {
         // On the background thread: the thread-local values of this thread, such as a log
         // subscriber's, are already destroyed.
-        let release = Here::new(ReleaseNumber::begin());
+        let release = ForkSafe::new(ReleaseNumber::begin());
         let _ = runtime::spawn(async move {
             client::all().iter().for_each(release_all);
             drop(release);

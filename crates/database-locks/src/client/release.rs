@@ -12,7 +12,7 @@ use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
-use crate::runtime::fork::Here;
+use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
@@ -50,7 +50,7 @@ pub(crate) fn release_grant(
 
 /// A release in progress. If it is dropped before it is done, the background completes it.
 #[derive(Debug)]
-pub(crate) struct ReleaseRequest(Option<Here<ReleaseTask>>);
+pub(crate) struct ReleaseRequest(Option<ForkSafe<ReleaseTask>>);
 
 impl ReleaseRequest {
     pub(crate) fn new(
@@ -64,7 +64,7 @@ impl ReleaseRequest {
             Ttl::Infinite => BootInstant::MAX,
         };
         let pending = Some(client.pending_releases.begin());
-        Self(Some(Here::new(ReleaseTask {
+        Self(Some(ForkSafe::new(ReleaseTask {
             pending,
             ..ReleaseTask::new(client, command, end, held_for)
         })))
@@ -73,7 +73,7 @@ impl ReleaseRequest {
     /// Try once on the direct connection, if the caller's runtime owns it. `None`: the release is
     /// not decided, and the background has to continue it.
     pub(crate) async fn directly(&mut self) -> Option<Released> {
-        let task = self.0.as_mut()?.here_mut()?;
+        let task = self.0.as_mut()?.get_mut()?;
         let entry = task.client.direct.as_ref()?.enter()?;
         // Until the answer arrives, in case this future is dropped.
         task.first_answer = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
@@ -100,7 +100,7 @@ impl ReleaseRequest {
     pub(crate) fn in_background(
         mut self,
     ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
-        let task = self.0.take().and_then(Here::into_inner);
+        let task = self.0.take().and_then(ForkSafe::into_inner);
         async move {
             match task {
                 Some(task) => task.run().await,
@@ -112,7 +112,7 @@ impl ReleaseRequest {
 
 impl Drop for ReleaseRequest {
     fn drop(&mut self) {
-        if let Some(task) = self.0.take().and_then(Here::into_inner) {
+        if let Some(task) = self.0.take().and_then(ForkSafe::into_inner) {
             let _ = runtime::spawn(task.run());
         }
     }

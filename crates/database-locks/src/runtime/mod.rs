@@ -28,7 +28,7 @@ pub(crate) mod callbacks;
 pub(crate) mod clock;
 pub(crate) mod fork;
 
-/// Why work was not done.
+/// Why work was not run or not completed.
 #[derive(Debug)]
 pub(crate) enum RuntimeError {
     /// The operating system started no thread or runtime.
@@ -56,7 +56,7 @@ fn background() -> Result<&'static Handle, RuntimeError> {
             .name("database-locks".into())
             .spawn(move || {
                 let _at_work = AtWork::begin();
-                DRIVES.set(Some(fork::generation()));
+                BACKGROUND_THREAD_IN.set(Some(fork::generation()));
                 runtime.block_on(std::future::pending::<()>());
             })
             .map_err(RuntimeError::NotStarted)?;
@@ -79,12 +79,12 @@ fn blocking() -> Result<&'static Runtime, RuntimeError> {
 }
 
 /// How long the background drives the blocking runtime for one task.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
+const DRIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// If `owner` is the blocking runtime, drive it until its task `work` is done, for at most
-/// [`FINISH_TIMEOUT`]. No thread drives it while none blocks: an unused connection would stay open,
-/// and keep its database from being dropped.
-pub(crate) fn finish<T: Send + 'static>(
+/// [`DRIVE_TIMEOUT`]. While no thread blocks, no thread drives that runtime, and a connection that
+/// should close would stay open.
+pub(crate) fn drive_until_done<T: Send + 'static>(
     owner: &Handle,
     work: impl Future<Output = T> + Send + 'static,
 ) {
@@ -93,23 +93,23 @@ pub(crate) fn finish<T: Send + 'static>(
     };
     if owner.id() == shared.handle().id() {
         let drive =
-            move || shared.block_on(async { tokio::time::timeout(FINISH_TIMEOUT, work).await });
+            move || shared.block_on(async { tokio::time::timeout(DRIVE_TIMEOUT, work).await });
         let _ = spawn(async { drop(tokio::task::spawn_blocking(drive)) });
     }
 }
 
-/// When a wait in the blocking runtime last began, in milliseconds.
-static DRIVEN: AtomicU64 = AtomicU64::new(0);
+/// When the latest wait in the blocking runtime began, in milliseconds.
+static LAST_DRIVEN: AtomicU64 = AtomicU64::new(0);
 /// For how many milliseconds after that its tasks need not be polled first.
 const RECENT_MS: u64 = 100;
 
 thread_local! {
-    /// The fork generation in which this thread is the background thread, if it is.
-    static DRIVES: Cell<Option<u64>> = const { Cell::new(None) };
+    /// The fork generation in which this thread is the background thread; `None` on other threads.
+    static BACKGROUND_THREAD_IN: Cell<Option<u64>> = const { Cell::new(None) };
     /// The future that this thread waits for needs the runtime that the thread drives.
-    static NEEDED: Cell<bool> = const { Cell::new(false) };
+    static NEEDS_RUNTIME: Cell<bool> = const { Cell::new(false) };
     /// This thread is in the blocking runtime.
-    static BLOCKS: Cell<bool> = const { Cell::new(false) };
+    static IN_BLOCKING_RUNTIME: Cell<bool> = const { Cell::new(false) };
     /// This thread waits outside the runtime that it is in, which may be blocked until the wait
     /// ends.
     static PARKED: Cell<bool> = const { Cell::new(false) };
@@ -117,24 +117,24 @@ thread_local! {
 
 /// Whether this thread is the background thread, which must not wait for its own work. Foreign code
 /// runs there as a waker, a log subscriber or an awaited future.
-pub(crate) fn drives() -> bool {
+pub(crate) fn drives_background() -> bool {
     // A child forked from this thread has another background thread.
-    DRIVES.get() == Some(fork::generation())
+    BACKGROUND_THREAD_IN.get() == Some(fork::generation())
 }
 
-/// The runtime that polls the caller and will continue to, unless it is the background runtime; and
-/// whether it is the blocking runtime.
-pub(crate) fn of_caller() -> Option<(Handle, bool)> {
-    if PARKED.get() || drives() {
+/// The runtime that polls the caller, and whether it is the blocking runtime. `None` outside of a
+/// runtime, on the background thread, and where the runtime is blocked by the wait of the caller.
+pub(crate) fn caller_runtime() -> Option<(Handle, bool)> {
+    if PARKED.get() || drives_background() {
         return None;
     }
     let handle = Handle::try_current().ok()?;
-    Some((handle, BLOCKS.get()))
+    Some((handle, IN_BLOCKING_RUNTIME.get()))
 }
 
 /// Mark that the future being polled needs the runtime of this thread.
-pub(crate) fn needed() {
-    NEEDED.set(true);
+pub(crate) fn mark_runtime_needed() {
+    NEEDS_RUNTIME.set(true);
 }
 
 /// Run `work` in the background. Dropping the handle does not stop it.
@@ -152,9 +152,9 @@ pub(crate) async fn run<T: Send + 'static, E: From<RuntimeError> + Send + 'stati
     done.unwrap_or_else(|stopped| Err(RuntimeError::Stopped(stopped).into()))
 }
 
-/// Fails if this thread must not wait for the background runtime.
-fn may_block() -> Result<(), RuntimeError> {
-    match drives() {
+/// An error if this thread must not wait for the background runtime.
+fn check_may_block() -> Result<(), RuntimeError> {
+    match drives_background() {
         false => Ok(()),
         true => Err(RuntimeError::DrivesRuntime),
     }
@@ -162,7 +162,7 @@ fn may_block() -> Result<(), RuntimeError> {
 
 /// Wait for a future on this thread.
 pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, RuntimeError> {
-    may_block()?;
+    check_may_block()?;
     let mut future = pin!(future);
     loop {
         if let Some(done) = wait(future.as_mut(), None) {
@@ -176,7 +176,7 @@ pub(crate) fn block_on_for<F: Future + ?Sized>(
     future: Pin<&mut F>,
     at_most: Duration,
 ) -> Result<Option<F::Output>, RuntimeError> {
-    may_block()?;
+    check_may_block()?;
     Ok(wait(future, Some(clock::now() + at_most)))
 }
 
@@ -188,7 +188,7 @@ fn wait<F: Future + ?Sized>(
     let outside = Handle::try_current().is_err_and(|why| why.is_missing_context());
     if outside && let Ok(runtime) = blocking() {
         let done = {
-            let _blocks = FlagGuard::begin(&BLOCKS);
+            let _blocks = FlagGuard::begin(&IN_BLOCKING_RUNTIME);
             runtime.block_on(drive(future.as_mut(), until))
         };
         if let Driven::Done(done) = done {
@@ -200,10 +200,11 @@ fn wait<F: Future + ?Sized>(
     park(future, until)
 }
 
+/// The result of driving the blocking runtime for a future.
 enum Driven<T> {
     Done(T),
-    /// The future no longer needs the runtime.
-    Elsewhere,
+    /// The future does not need the runtime any more.
+    NotNeeded,
     Late,
 }
 
@@ -215,19 +216,19 @@ async fn drive<F: Future + ?Sized>(
     // If the runtime's tasks were not polled for a while, they come first: one of them detects that
     // the server has closed the connection.
     let now = u64::try_from(clock::now().since_boot().as_millis()).unwrap_or(u64::MAX);
-    if now.saturating_sub(DRIVEN.swap(now, Ordering::Relaxed)) > RECENT_MS {
+    if now.saturating_sub(LAST_DRIVEN.swap(now, Ordering::Relaxed)) > RECENT_MS {
         tokio::task::yield_now().await;
     }
     let driven = poll_fn(|context| {
-        NEEDED.set(false);
+        NEEDS_RUNTIME.set(false);
         let polled = {
             let _at_work = AtWork::begin();
             future.as_mut().poll(context)
         };
         match polled {
             Poll::Ready(done) => Poll::Ready(Driven::Done(done)),
-            Poll::Pending if NEEDED.get() => Poll::Pending,
-            Poll::Pending => Poll::Ready(Driven::Elsewhere),
+            Poll::Pending if NEEDS_RUNTIME.get() => Poll::Pending,
+            Poll::Pending => Poll::Ready(Driven::NotNeeded),
         }
     });
     match until {

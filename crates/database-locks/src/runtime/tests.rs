@@ -22,11 +22,11 @@ fn a_wait_leaves_the_shared_runtime_when_it_no_longer_needs_it() {
     let sleeps = || async {
         let mut sleep = pin!(tokio::time::sleep(Duration::from_millis(1)));
         poll_fn(|context| {
-            needed();
+            mark_runtime_needed();
             sleep.as_mut().poll(context)
         })
         .await;
-        of_caller().is_some_and(|(_, blocking)| blocking)
+        caller_runtime().is_some_and(|(_, blocking)| blocking)
     };
     for _ in 0..3 {
         assert!(block_on(sleeps()).unwrap());

@@ -197,7 +197,7 @@ pub trait Store: Send + Sync + fmt::Debug {
 /// It is used on one runtime at a time, its *home*, within whose context every call is made and
 /// polled. It connects by itself at the first call, and anew when the connection is gone: tasks
 /// that it spawns (`tokio::spawn`) are tasks of the home, wrapped in
-/// [`Gated`](crate::runtime::fork::Gated). When the home ends, so do they, and the next call is
+/// [`ForkSafeFuture`](crate::runtime::fork::Gated). When the home ends, so do they, and the next call is
 /// made on another runtime.
 ///
 /// There is one call at a time, unless calls [block](DirectConnection::blocks). It has no deadline

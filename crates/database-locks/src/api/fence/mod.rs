@@ -10,7 +10,7 @@ use crate::client::guard::lease::mark_lost;
 use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::runtime;
-use crate::runtime::fork::Here;
+use crate::runtime::fork::ForkSafe;
 use crate::store::api::Barrier;
 use crate::store::retry::while_contended;
 use protocol::{GrantId, Human, REQUEST_TIMEOUT, Renewing, Timing, Ttl};
@@ -43,7 +43,7 @@ const ROUND_TRIP: Duration = Duration::from_secs(1);
 /// It may outlive its guard: a lock that is released under its own open fence is free when the
 /// transaction ends. It ends with the process.
 #[must_use = "the fenced transaction counts as ended when this is dropped"]
-pub struct OpenFence(Here<Open>);
+pub struct OpenFence(ForkSafe<Open>);
 
 struct Open {
     client: Arc<Client>,
@@ -85,7 +85,7 @@ impl Drop for Open {
 impl fmt::Debug for OpenFence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpenFence")
-            .field("here", &self.0.is_here())
+            .field("here", &self.0.is_in_owner_process())
             .finish_non_exhaustive()
     }
 }
@@ -155,7 +155,7 @@ impl LockGuard {
             if !opened {
                 self.still_trusted()?;
             }
-            return Ok(OpenFence(Here::new(Open::new(
+            return Ok(OpenFence(ForkSafe::new(Open::new(
                 &client, &state, opened, None,
             ))));
         }
@@ -169,7 +169,7 @@ impl LockGuard {
             match opened {
                 Ok(barrier) => {
                     let open = Open::new(&client, &state, false, Some(barrier));
-                    Ok(OpenFence(Here::new(open)))
+                    Ok(OpenFence(ForkSafe::new(open)))
                 }
                 Err(gone) => Err(mark_lost(&client, &state, gone)),
             }

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;
 use crate::runtime::clock;
-use crate::runtime::fork::Here;
+use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
@@ -32,7 +32,7 @@ use protocol::{
 #[derive(Debug)]
 pub(crate) struct Attempt {
     /// Not used in a forked child.
-    client: Here<Arc<Client>>,
+    client: ForkSafe<Arc<Client>>,
     request: Arc<AcquireRequest>,
     command: AcquireCommand,
     /// Registered before the request is sent: from then on the row may contain the grant.
@@ -58,7 +58,7 @@ impl Attempt {
             expired_version: None,
         };
         Ok(Self {
-            client: Here::new(Arc::clone(client)),
+            client: ForkSafe::new(Arc::clone(client)),
             request: Arc::clone(request),
             _own: OwnGrant::new(command.grant),
             command,
@@ -246,7 +246,7 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.is_unknown || !self.client.is_here() {
+        if !self.is_unknown || !self.client.is_in_owner_process() {
             return;
         }
         let command = &self.command;

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::{CHECK_INTERVAL, Entry};
 use crate::runtime;
 use crate::runtime::clock;
-use crate::runtime::fork::Gated;
+use crate::runtime::fork::ForkSafeFuture;
 use crate::store::api::StoreError;
 use protocol::{AcquireCommand, BootInstant, Outcome, ReleaseCommand, Released};
 
@@ -64,7 +64,7 @@ impl Entry {
             }
         }
         InFlight {
-            reply: Some(Gated::of(Box::pin(reply))),
+            reply: Some(ForkSafeFuture::of(Box::pin(reply))),
             entry: Some(self),
             abandoned: false,
         }
@@ -129,7 +129,7 @@ type ReplyFuture<T> = dyn Future<Output = Result<T, StoreError>> + Send;
 /// One call on the direct connection.
 struct InFlight<T: Send + 'static> {
     /// `None`: done.
-    reply: Option<Gated<ReplyFuture<T>>>,
+    reply: Option<ForkSafeFuture<ReplyFuture<T>>>,
     entry: Option<Entry>,
     /// The caller has dropped the call.
     abandoned: bool,
@@ -145,7 +145,7 @@ impl<T: Send + 'static> Future for InFlight<T> {
         let (Some(mut reply), Some(entry)) = (call.reply.take(), &call.entry) else {
             return Poll::Pending;
         };
-        if !reply.is_here() {
+        if !reply.is_in_owner_process() {
             return Poll::Pending;
         }
         // A late call must send nothing more.
@@ -160,7 +160,7 @@ impl<T: Send + 'static> Future for InFlight<T> {
         match entry.state(context.waker()) {
             CallState::Late => Poll::Ready(None),
             CallState::Unanswered => {
-                runtime::needed();
+                runtime::mark_runtime_needed();
                 call.reply = Some(reply);
                 Poll::Pending
             }
@@ -179,7 +179,7 @@ impl<T: Send + 'static> Drop for InFlight<T> {
         };
         // In a forked child the reply is leaked. An abandoned call is dropped when its runtime
         // ends.
-        if !reply.is_here() || self.abandoned {
+        if !reply.is_in_owner_process() || self.abandoned {
             return;
         }
         if let Some(call) = entry.path.state().call(entry.number) {
@@ -191,7 +191,7 @@ impl<T: Send + 'static> Drop for InFlight<T> {
             entry: Some(entry),
             abandoned: true,
         };
-        let rest = owner.spawn(Gated::new(async move { drop(rest.await) }));
-        runtime::finish(&owner, rest);
+        let rest = owner.spawn(ForkSafeFuture::new(async move { drop(rest.await) }));
+        runtime::drive_until_done(&owner, rest);
     }
 }

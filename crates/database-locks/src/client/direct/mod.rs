@@ -21,7 +21,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
-use crate::runtime::fork::{Gated, Here};
+use crate::runtime::fork::{ForkSafe, ForkSafeFuture};
 use crate::store::{api::DirectConnection, measured::Observed};
 use protocol::BootInstant;
 
@@ -151,7 +151,7 @@ impl DirectPath {
     /// Begin a call on the direct connection, if the caller's runtime owns it and no other call is
     /// under way. Otherwise `None`.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entry> {
-        let (runtime, blocking) = runtime::of_caller()?;
+        let (runtime, blocking) = runtime::caller_runtime()?;
         if self.direct.blocks() && !blocking {
             return None;
         }
@@ -244,7 +244,7 @@ impl DirectPath {
             self.call_begun.notify_one();
         }
         Entry {
-            path: Here::new(Arc::clone(self)),
+            path: ForkSafe::new(Arc::clone(self)),
             owner,
             number,
         }
@@ -272,7 +272,7 @@ impl DirectPath {
             }
             let _ = dropped_owner.await;
         };
-        runtime.spawn(Gated::new(connect_and_watch));
+        runtime.spawn(ForkSafeFuture::new(connect_and_watch));
     }
 
     /// Check whether the call under way is late or its caller has stopped waiting. Returns the
@@ -313,7 +313,7 @@ fn is_supported() -> bool {
 #[derive(Debug)]
 pub(crate) struct Entry {
     /// Not used in a forked child, where the mutex may be locked for ever.
-    path: Here<Arc<DirectPath>>,
+    path: ForkSafe<Arc<DirectPath>>,
     owner: Handle,
     number: u64,
 }
@@ -327,7 +327,7 @@ impl Drop for DirectPath {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if self.path.is_here() {
+        if self.path.is_in_owner_process() {
             let ended = self.path.state().take(self.number);
             // With the mutex free: dropping a waker runs foreign code.
             drop(ended);

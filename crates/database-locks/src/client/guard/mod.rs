@@ -8,7 +8,7 @@ use crate::client::Client;
 use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::error::loss::Loss;
-use crate::runtime::fork::Here;
+use crate::runtime::fork::ForkSafe;
 use protocol::{LockName, LostReason, Short, Ticket, Token, Ttl};
 
 pub(crate) mod lease;
@@ -35,8 +35,8 @@ mod release;
 /// s.
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard {
-    pub(crate) client: Here<Arc<Client>>,
-    pub(crate) state: Here<Arc<GrantState>>,
+    pub(crate) client: ForkSafe<Arc<Client>>,
+    pub(crate) state: ForkSafe<Arc<GrantState>>,
     /// The longest ttl that the row may have. A release has to assume it.
     longest_ttl: Mutex<Ttl>,
     released: bool,
@@ -55,8 +55,8 @@ impl fmt::Debug for LockGuard {
 impl LockGuard {
     pub(crate) fn new(client: Arc<Client>, state: Arc<GrantState>, ttl: Ttl) -> Self {
         Self {
-            client: Here::new(client),
-            state: Here::new(state),
+            client: ForkSafe::new(client),
+            state: ForkSafe::new(state),
             longest_ttl: Mutex::new(ttl),
             released: false,
         }
@@ -147,7 +147,7 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub fn trusted_for(&self) -> Duration {
-        match self.state.is_here() {
+        match self.state.is_in_owner_process() {
             true => self.state.trusted_for(),
             false => Duration::ZERO,
         }
@@ -187,7 +187,7 @@ impl LockGuard {
     /// }
     /// ```
     pub fn lost(&self) -> impl Future<Output = Loss> + Send + use<> {
-        let status = self.state.is_here().then(|| self.state.watch());
+        let status = self.state.is_in_owner_process().then(|| self.state.watch());
         async move {
             let Some(mut status) = status else {
                 return Loss::of_another(LostReason::Forked);
@@ -209,7 +209,7 @@ impl LockGuard {
     /// released before it could be lost. Otherwise `Some` once [`is_held`](LockGuard::is_held) has
     /// returned `false`.
     pub fn loss(&self) -> Option<Loss> {
-        if !self.state.is_here() {
+        if !self.state.is_in_owner_process() {
             return Some(Loss::of_another(LostReason::Forked));
         }
         // In this order: each state may change to the next one between two reads.
@@ -256,7 +256,7 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub fn on_lost(&self, f: impl FnOnce(Loss) + Send + 'static) {
-        if !self.state.is_here() {
+        if !self.state.is_in_owner_process() {
             return f(Loss::of_another(LostReason::Forked));
         }
         let is_held = || matches!(self.state.status(), Status::Held(_));
@@ -274,7 +274,7 @@ impl LockGuard {
         if self.is_held() {
             return Ok(());
         }
-        if !self.state.is_here() {
+        if !self.state.is_in_owner_process() {
             return Err(Error::lost(
                 self.name(),
                 Loss::of_another(LostReason::Forked),

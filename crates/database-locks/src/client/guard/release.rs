@@ -117,7 +117,7 @@ impl LockGuard {
     /// Drop the listeners: no loss is reported after a release.
     fn forget_listeners(&self) {
         // In a forked child their mutex may be locked for ever, by a thread of the parent.
-        if self.state.is_here() {
+        if self.state.is_in_owner_process() {
             drop(self.state.listeners.take());
         }
     }
@@ -125,7 +125,7 @@ impl LockGuard {
     /// Stop renewals and build the release; `None` if there is nothing to release.
     fn begin_release(&mut self) -> Option<ReleaseRequest> {
         // A forked child must neither release nor touch its parent's grant.
-        if std::mem::replace(&mut self.released, true) || !self.state.is_here() {
+        if std::mem::replace(&mut self.released, true) || !self.state.is_in_owner_process() {
             return None;
         }
         self.forget_listeners();

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use crate::runtime;
-use crate::runtime::fork::Gated;
+use crate::runtime::fork::ForkSafeFuture;
 use crate::store::api::{DirectConnection, Reply, StoreError, keep_to};
 use crate::store::connect::backoff::Backoff;
 use crate::store::mysql::connection::caught::{caught, panicked};
@@ -132,7 +132,7 @@ impl MysqlDirect {
             }
             made = true;
             let (server, dialled) = (Arc::clone(&self.server), Flag::set(&slot.dialled));
-            slot.home.spawn(Gated::new(async move {
+            slot.home.spawn(ForkSafeFuture::new(async move {
                 let _dialled = dialled;
                 match connect(&server, &mut place.backoff).await {
                     Ok(session) => (place.session, place.failure) = (Some(session), None),
@@ -189,13 +189,13 @@ impl MysqlDirect {
         let home = slot.map(|slot| slot.home.clone()).ok_or_else(ended)?;
         let direct = Arc::clone(self);
         let (driven, ended_too) = oneshot::channel::<()>();
-        let task = home.spawn(Gated::new(async move {
+        let task = home.spawn(ForkSafeFuture::new(async move {
             let _driven = driven;
             let done = direct.call(&*grants, |on, all| Box::pin(on.renew(all)), |_| true);
             done.await
         }));
         // No thread drives the runtime of blocking callers while none of them blocks.
-        runtime::finish(&home, ended_too);
+        runtime::drive_until_done(&home, ended_too);
         let stop = task.abort_handle();
         let answer = async { task.await.unwrap_or_else(|_| Err(ended())) };
         keep_to(within, answer, || stop.abort()).await
