@@ -239,8 +239,8 @@ impl Locks {
     /// assert_eq!(locks.prune(Prune::older_than(month)).await?, 0);
     /// # Ok(()) }
     /// ```
-    pub fn prune(&self, what: Prune) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
-        let Prune { idle, legacy } = what;
+    pub fn prune(&self, which: Prune) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
+        let Prune { idle, legacy } = which;
         self.in_background(move |client| async move {
             let (mut total, mut after) = (0, None);
             // Each page is a separate request, so that renewals are sent in between.
@@ -259,11 +259,11 @@ impl Locks {
         })
     }
 
-    /// Examine connection, rights, table, clock, durability, replicas, settings and locks, and say
-    /// how to fix what is wrong.
+    /// Examine connection, rights, table, clock, durability, replicas, settings and locks, and
+    /// report problems with their fixes.
     ///
-    /// Changes nothing and needs no special rights; what this user may not see is reported as
-    /// unseen. [`doctor`](crate::doctor) lists all findings and has an example.
+    /// Changes nothing and needs no special rights. A check for which this user lacks a right is
+    /// reported as unseen. [`doctor`](crate::doctor) lists all findings and has an example.
     ///
     /// # Errors
     ///
@@ -277,7 +277,7 @@ impl Locks {
         self.in_background(move |client| async move {
             while_contended(REQUEST_TIMEOUT, || client.store.examine(EXAMINE_TIMEOUT))
                 .await
-                .map_err(|e| e.into_error("look for what is wrong"))
+                .map_err(|e| e.into_error("examine the database"))
         })
     }
 }

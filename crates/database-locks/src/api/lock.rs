@@ -1,4 +1,4 @@
-//! A lock as it is wanted: a name and settings, to be acquired any number of times.
+//! A lock before it is acquired: its name and settings.
 
 use std::fmt;
 use std::sync::Arc;
@@ -163,7 +163,7 @@ impl Lock {
         self.renewing = match (on, self.renewing) {
             (false, _) => Renewing::Never,
             (true, Renewing::Never) => Renewing::ByDefault,
-            (true, as_it_is) => as_it_is,
+            (true, unchanged) => unchanged,
         };
         self
     }

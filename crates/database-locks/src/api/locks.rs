@@ -41,7 +41,7 @@ impl fmt::Debug for Locks {
 }
 
 impl Locks {
-    pub(crate) fn at(endpoint: Arc<Endpoint>) -> Self {
+    pub(crate) fn new(endpoint: Arc<Endpoint>) -> Self {
         Self(endpoint)
     }
 
@@ -153,8 +153,8 @@ impl Locks {
 
     /// Wait for all background releases: those of dropped guards and of abandoned acquires.
     ///
-    /// Waits without a limit. The end of a process waits for the same, for at most 2 s: see
-    /// [`LockGuard`](LockGuard#at-the-end-of-the-process).
+    /// Waits without a limit. The end of a process waits for these releases too, for at most 2 s:
+    /// see [`LockGuard`](LockGuard#at-the-end-of-the-process).
     ///
     /// # Cancel safety
     ///
@@ -176,11 +176,11 @@ impl Locks {
         async move {
             let Ok(client) = locks.client() else { return };
             while !client.pending_releases.is_empty() {
-                let nap = async {
+                let pause = async {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     Ok::<_, Error>(())
                 };
-                if runtime::run(nap).await.is_err() {
+                if runtime::run(pause).await.is_err() {
                     return;
                 }
             }
@@ -206,7 +206,8 @@ impl Locks {
     }
 }
 
-/// For `via` of `#[locked]`: a type that contains the locks of a program implements this.
+/// For `via` of `#[locked]`. A type of the application that contains its locks can implement it
+/// too.
 impl AsRef<Self> for Locks {
     fn as_ref(&self) -> &Self {
         self

@@ -1,5 +1,5 @@
-//! What users name: [`Locks`](locks::Locks), [`Lock`](lock::Lock), fences, the blocking face and
-//! the attribute.
+//! The public API: [`Locks`](locks::Locks), [`Lock`](lock::Lock), fences, the blocking API and the
+//! attribute.
 
 pub(crate) mod administration;
 #[cfg(feature = "macros")]

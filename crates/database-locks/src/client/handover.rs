@@ -64,7 +64,10 @@ async fn in_background(
         let to = &command.to;
         let lease = Lease::granted(request.timing, sent, to.length);
         if lease.trusted_until() <= clock::now() {
-            return Err(Error::lost(&to.name, Loss::of_another(LostReason::Expired)));
+            return Err(Error::lost(
+                &to.name,
+                Loss::of_other_grant(LostReason::Expired),
+            ));
         }
         unresumed.command = None;
         let grant = Grant {
@@ -95,7 +98,7 @@ async fn retry_resume(
         let failure = match client.store.resume(command, REQUEST_TIMEOUT).await {
             Ok(Renewal::Renewed { confirmed_by }) => return Ok((sent, confirmed_by)),
             Ok(Renewal::Lost(gone)) => {
-                return Err(Error::lost(&command.to.name, Loss::of_another(gone)));
+                return Err(Error::lost(&command.to.name, Loss::of_other_grant(gone)));
             }
             Ok(Renewal::Busy) => {
                 StoreError::Contention("its row is locked by another transaction".into())
@@ -163,7 +166,7 @@ pub(crate) async fn by_ticket(
             }
         });
         match done.await.map_err(|e| e.into_error(op))? {
-            Renewal::Lost(gone) => Err(Error::lost(&ticket.name, Loss::of_another(gone))),
+            Renewal::Lost(gone) => Err(Error::lost(&ticket.name, Loss::of_other_grant(gone))),
             Renewal::Renewed { .. } | Renewal::Busy => Ok(()),
         }
     })

@@ -43,17 +43,18 @@ const ROUND_TRIP: Duration = Duration::from_secs(1);
 /// It may outlive its guard: a lock that is released under its own open fence is free when the
 /// transaction ends. It ends with the process.
 #[must_use = "the fenced transaction counts as ended when this is dropped"]
-pub struct OpenFence(ForkSafe<Open>);
+pub struct OpenFence(ForkSafe<FencedTransaction>);
 
-struct Open {
+struct FencedTransaction {
     client: Arc<Client>,
     grant: GrantId,
+    /// Whether renewals are held back while it is open.
     holds_back: bool,
     /// Dropped before renewals continue.
     barrier: Option<Barrier>,
 }
 
-impl Open {
+impl FencedTransaction {
     fn new(
         client: &Arc<Client>,
         state: &Arc<GrantState>,
@@ -70,7 +71,7 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for FencedTransaction {
     fn drop(&mut self) {
         self.barrier = None;
         // A release that waits for this fence finds the row unlocked.
@@ -134,7 +135,7 @@ impl LockGuard {
         let id = self.state.grant.id;
         let holds_back = !self.client.store.renews_under_fence();
         if let Some(lasting) = lasting {
-            let length = self.covering(lasting)?;
+            let length = self.ttl_for(lasting)?;
             if holds_back && self.trusted_for() < lasting {
                 let mut status = self.state.watch();
                 let scheduler = &self.client.scheduler;
@@ -155,7 +156,7 @@ impl LockGuard {
             if !opened {
                 self.still_trusted()?;
             }
-            return Ok(OpenFence(ForkSafe::new(Open::new(
+            return Ok(OpenFence(ForkSafe::new(FencedTransaction::new(
                 &client, &state, opened, None,
             ))));
         }
@@ -168,7 +169,7 @@ impl LockGuard {
             let opened = opened.map_err(|e| e.into_error(format!("fence lock `{name}`")))?;
             match opened {
                 Ok(barrier) => {
-                    let open = Open::new(&client, &state, false, Some(barrier));
+                    let open = FencedTransaction::new(&client, &state, false, Some(barrier));
                     Ok(OpenFence(ForkSafe::new(open)))
                 }
                 Err(gone) => Err(mark_lost(&client, &state, gone)),
@@ -178,7 +179,7 @@ impl LockGuard {
     }
 
     /// The ttl that covers a transaction of this duration.
-    fn covering(&self, lasting: Duration) -> Result<Duration, Error> {
+    fn ttl_for(&self, lasting: Duration) -> Result<Duration, Error> {
         let refuse = || {
             let allowed = "less than 10 years";
             Error::config("lasting", Human(lasting).to_string(), allowed)

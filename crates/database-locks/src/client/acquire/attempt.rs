@@ -230,7 +230,7 @@ impl Attempt {
     ) -> Result<LockGuard, Loss> {
         let lease = Lease::granted(self.request.timing, self.sent, length);
         if lease.trusted_until() <= clock::now() {
-            return Err(Loss::of_another(LostReason::Expired));
+            return Err(Loss::of_other_grant(LostReason::Expired));
         }
         self.is_unknown = false;
         let grant = Grant {

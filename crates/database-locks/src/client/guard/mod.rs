@@ -190,7 +190,7 @@ impl LockGuard {
         let status = self.state.is_in_owner_process().then(|| self.state.watch());
         async move {
             let Some(mut status) = status else {
-                return Loss::of_another(LostReason::Forked);
+                return Loss::of_other_grant(LostReason::Forked);
             };
             loop {
                 if let Status::Lost(loss) = &*status.borrow_and_update() {
@@ -210,7 +210,7 @@ impl LockGuard {
     /// returned `false`.
     pub fn loss(&self) -> Option<Loss> {
         if !self.state.is_in_owner_process() {
-            return Some(Loss::of_another(LostReason::Forked));
+            return Some(Loss::of_other_grant(LostReason::Forked));
         }
         // In this order: each state may change to the next one between two reads.
         let suspended = self.state.outlives_trust();
@@ -257,7 +257,7 @@ impl LockGuard {
     /// ```
     pub fn on_lost(&self, f: impl FnOnce(Loss) + Send + 'static) {
         if !self.state.is_in_owner_process() {
-            return f(Loss::of_another(LostReason::Forked));
+            return f(Loss::of_other_grant(LostReason::Forked));
         }
         let is_held = || matches!(self.state.status(), Status::Held(_));
         let refused = self.state.listeners.add(Box::new(f), is_held);
@@ -277,7 +277,7 @@ impl LockGuard {
         if !self.state.is_in_owner_process() {
             return Err(Error::lost(
                 self.name(),
-                Loss::of_another(LostReason::Forked),
+                Loss::of_other_grant(LostReason::Forked),
             ));
         }
         if suspended && matches!(self.state.status(), Status::Held(_)) {

@@ -180,7 +180,7 @@ impl GrantState {
         }
         // If the database reported the loss, an earlier failure does not explain it.
         let message = failure.filter(|_| gone.reason.leaves_a_lease());
-        Loss::of_held(gone, message.map(|failure| failure.message), self.since, at)
+        Loss::of_grant(gone, message.map(|failure| failure.message), self.since, at)
     }
 
     fn failure(&self) -> Option<RenewalFailure> {
