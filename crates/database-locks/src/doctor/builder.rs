@@ -146,7 +146,7 @@ impl Notes {
 
     /// Record that an area could not be examined.
     pub(crate) fn unseen(&mut self, area: &'static str, why: impl fmt::Display) {
-        let message = format!("not examined: {why}");
+        let message = format!("could not look: {why}");
         self.report.checks.push(Check {
             area,
             seen: false,

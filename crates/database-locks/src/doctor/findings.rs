@@ -2,7 +2,7 @@
 
 use crate::doctor::report::Severity;
 
-/// A kind of finding: what all findings with one id have in common.
+/// A kind of finding: the parts that all findings with one id share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Kind {
@@ -23,7 +23,7 @@ macro_rules! kinds {
         $(pub(crate) const $name: Kind = Kind {
             id: $id, area: $area, severity: Severity::$severity, impact: $impact, fix: $fix,
         };)*
-        /// Everything that can be found.
+        /// All kinds of findings.
         pub const KINDS: &[Kind] = &[$($name),*];
     };
 }

@@ -4,13 +4,13 @@ use std::fmt;
 
 use serde_json::json;
 
-/// What was examined, and what was found; see [`Locks::doctor`](crate::Locks::doctor).
+/// Checks and findings; see [`Locks::doctor`](crate::Locks::doctor).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// What was examined and is fine, and what could not be examined.
+    /// Areas without a problem, and areas that could not be examined.
     pub checks: Vec<Check>,
-    /// What is wrong, errors first.
+    /// Problems, errors first.
     pub findings: Vec<Finding>,
 }
 
@@ -40,7 +40,7 @@ impl Report {
     }
 }
 
-/// Something that was examined.
+/// One examination of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Check {
@@ -52,7 +52,7 @@ pub struct Check {
     pub message: String,
 }
 
-/// Something that is wrong, or could be better.
+/// A problem, or a possible improvement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
@@ -60,21 +60,21 @@ pub struct Finding {
     pub id: &'static str,
     /// The subject, as in [`Check::area`].
     pub area: &'static str,
-    /// How bad it is.
+    /// Its severity.
     pub severity: Severity,
-    /// What is wrong, and its consequence.
+    /// The problem and its consequence.
     pub message: String,
-    /// What to do about it.
+    /// How to fix it.
     pub fix: String,
 }
 
-/// How bad a [`Finding`] is.
+/// The severity of a [`Finding`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Severity {
     /// Locks cannot be used, or a promise is not kept.
     Error,
-    /// Locks work and could do better.
+    /// Locks work, with a risk or a cost.
     Warning,
 }
 
