@@ -59,7 +59,7 @@ mod api;
 mod client;
 #[cfg_attr(
     not(all(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled")),
-    allow(dead_code)
+    allow(dead_code, unused_imports)
 )]
 pub mod doctor;
 mod error;

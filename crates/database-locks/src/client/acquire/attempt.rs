@@ -211,7 +211,7 @@ impl Attempt {
                     length,
                     overdue,
                 }) => {
-                    let left = observations.saw(name, version, *length, *overdue, clock::now());
+                    let left = observations.record(name, version, *length, *overdue, clock::now());
                     holder.free_in = Some(left);
                 }
                 None => observations.forget(name),

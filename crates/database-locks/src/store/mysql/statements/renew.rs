@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::{Done, Session};
 use crate::store::mysql::rows::{micros, packed};
-use protocol::{Grant, LockName, LockRow, Renewal, Ttl, judge};
+use protocol::{Grant, LockName, LockRow, Renewal, Ttl, failed_renewal_outcome};
 
 impl Session {
     /// Extend what is still held by exactly these grants; `length` is null for a lease without end.
@@ -128,7 +128,7 @@ impl Session {
             let at = row
                 .and_then(|row| row.renewed_at)
                 .and_then(|at| u64::try_from(at).ok());
-            answers.push(match judge(grant, row) {
+            answers.push(match failed_renewal_outcome(grant, row) {
                 Renewal::Busy if done.rows > 0 && at == Some(done.id) => {
                     Renewal::Renewed { confirmed_by: None }
                 }

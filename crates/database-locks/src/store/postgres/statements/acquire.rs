@@ -281,7 +281,7 @@ async fn made(on: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, Se
         outcomes[at] = match row.try_get("granted")? {
             true => granted(on, asks[at].length, row)?,
             false => {
-                let outcome = state(row)?.refusal(asks[at].grant.as_str());
+                let outcome = state(row)?.failed_acquire_outcome(asks[at].grant.as_str());
                 outcome.confirmed_by(on.primary)
             }
         };

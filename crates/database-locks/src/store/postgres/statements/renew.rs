@@ -9,7 +9,10 @@ use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::{Kind, ServerError};
 use crate::store::postgres::failover;
 use crate::store::postgres::rows::{micros, place};
-use protocol::{Grant, LockName, LockRow, Renewal, Ttl, judge, judge_elsewhere};
+use protocol::{
+    Grant, LockName, LockRow, Renewal, Ttl, failed_renewal_outcome,
+    failed_renewal_outcome_elsewhere,
+};
 
 /// Lengthen what is still held by exactly these grants.
 ///
@@ -115,8 +118,10 @@ async fn judge_all(on: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>, Serv
     let verdict = |grant: &&Grant| {
         let row = rows.get(grant.name.as_str()).copied();
         match (grant.confirmed_by, on.primary) {
-            (Some(before), Some(now)) if before != now => judge_elsewhere(grant, row),
-            _ => judge(grant, row),
+            (Some(before), Some(now)) if before != now => {
+                failed_renewal_outcome_elsewhere(grant, row)
+            }
+            _ => failed_renewal_outcome(grant, row),
         }
     };
     let verdicts: Vec<_> = grants.iter().map(verdict).collect();

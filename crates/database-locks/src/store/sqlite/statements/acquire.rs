@@ -60,5 +60,7 @@ fn grant(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcom
 /// Which grant the lock is held by, which may be the one that was asked for.
 fn refusal(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let row = session.read(&ask.name)?;
-    Ok(row.map_or(Outcome::Busy, |row| row.refusal(ask.grant.as_str())))
+    Ok(row.map_or(Outcome::Busy, |row| {
+        row.failed_acquire_outcome(ask.grant.as_str())
+    }))
 }
