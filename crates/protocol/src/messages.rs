@@ -52,6 +52,19 @@ pub struct AcquireCommand {
     pub expired_version: Option<Version>,
 }
 
+impl AcquireCommand {
+    /// The grant that was made with this token, confirmed by this server.
+    pub fn granted(&self, token: Token, confirmed_by: Option<Primary>) -> Grant {
+        Grant {
+            name: self.name.clone(),
+            token,
+            id: self.grant,
+            holder: Arc::clone(&self.holder),
+            confirmed_by,
+        }
+    }
+}
+
 /// The outcome of an [`AcquireCommand`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -191,6 +204,13 @@ pub struct ResumeCommand {
     pub to: AcquireCommand,
 }
 
+impl ResumeCommand {
+    /// The grant that continues the one of the ticket, confirmed by this server.
+    pub fn granted(&self, confirmed_by: Option<Primary>) -> Grant {
+        self.to.granted(self.token, confirmed_by)
+    }
+}
+
 /// A request to release a grant.
 #[derive(Clone, Debug)]
 pub struct ReleaseCommand {
@@ -277,6 +297,34 @@ mod tests {
             assert_eq!(asked, (name, Some(token), id, holder));
             assert_eq!(release.durable, durable);
         }
+    }
+
+    #[test]
+    fn a_resumed_grant_has_the_server_that_confirmed_it_as_an_acquired_one_has() {
+        let to = AcquireCommand {
+            name: LockName::new("job").unwrap(),
+            grant: GrantId::of([8; 16]),
+            holder: "me".into(),
+            length: Duration::from_secs(30),
+            metadata: "{}".into(),
+            expired_version: None,
+        };
+        let server = Some(Primary {
+            system: 1,
+            timeline: 2,
+        });
+        let expected = Grant {
+            id: to.grant,
+            confirmed_by: server,
+            ..grant()
+        };
+        assert_eq!(to.granted(Token::from_db(7), server), expected);
+        let resume = ResumeCommand {
+            token: Token::from_db(7),
+            from: grant().id,
+            to,
+        };
+        assert_eq!(resume.granted(server), expected);
     }
 
     #[test]

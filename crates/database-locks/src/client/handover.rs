@@ -70,13 +70,7 @@ async fn in_background(
             ));
         }
         unresumed.command = None;
-        let grant = Grant {
-            name: to.name.clone(),
-            token: command.token,
-            id: to.grant,
-            holder: Arc::clone(&to.holder),
-            confirmed_by,
-        };
+        let grant = command.granted(confirmed_by);
         let guard = start_renewing(&client, grant, lease).await;
         let guard = guard.map_err(|loss| Error::lost(&to.name, loss))?;
         metrics::resumed(client.store.engine());

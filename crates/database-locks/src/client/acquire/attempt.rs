@@ -233,13 +233,7 @@ impl Attempt {
             return Err(Loss::of_other_grant(LostReason::Expired));
         }
         self.is_unknown = false;
-        let grant = Grant {
-            name: self.request.name.clone(),
-            token,
-            id: self.command.grant,
-            holder: Arc::clone(&self.request.holder),
-            confirmed_by: self.confirmed_by,
-        };
+        let grant = self.command.granted(token, self.confirmed_by);
         start_renewing(&self.client, grant, lease).await
     }
 }

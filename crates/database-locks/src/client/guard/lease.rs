@@ -135,7 +135,11 @@ pub(super) async fn why_lost(
         .await?;
     Ok(answers.into_iter().find_map(|answer| match answer {
         Renewal::Lost(gone) => Some(gone),
-        Renewal::Renewed { .. } | Renewal::Busy => None,
+        Renewal::Renewed { confirmed_by } => {
+            state.confirmed_by(confirmed_by);
+            None
+        }
+        Renewal::Busy => None,
     }))
 }
 

@@ -11,7 +11,8 @@ use crate::client::grant_id::random_grant_id;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::{
-    Answer, BootInstant, Grant, GrantId, Lease, LockName, LostReason, Renewing, Timing, Token, Ttl,
+    Answer, BootInstant, Grant, GrantId, Lease, LockName, LostReason, Primary, Renewing, Timing,
+    Token, Ttl,
 };
 
 fn table_of(n: u64) -> (LeaseTable, BootInstant) {
@@ -165,6 +166,23 @@ fn held_for(ttl: Duration, sent: BootInstant) -> (Arc<GrantState>, Lease) {
     };
     let lease = Lease::granted(timing, sent, ttl);
     (GrantState::new("memory", grant, &lease), lease)
+}
+
+#[test]
+fn each_renewal_names_the_server_that_confirmed_the_grant_last() {
+    let (mut table, _) = table_of(1);
+    let entry = table.entries.values_mut().next().unwrap();
+    assert_eq!(entry.begin_renewal().0.confirmed_by, None);
+    let server = |timeline| {
+        Some(Primary {
+            system: 1,
+            timeline,
+        })
+    };
+    for (confirmed_by, named) in [(server(1), 1), (None, 1), (server(2), 2)] {
+        entry.state.confirmed_by(confirmed_by);
+        assert_eq!(entry.begin_renewal().0.confirmed_by, server(named));
+    }
 }
 
 #[test]
