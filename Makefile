@@ -114,6 +114,7 @@ check-docs: ## the links of the documents, and that none is missing in the table
 	scripts/check-links
 
 check-rust: ## the part of it that is for Rust
+	scripts/check-layers
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	for features in $(FEATURES); do \

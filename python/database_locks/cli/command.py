@@ -63,8 +63,10 @@ class Command(BaseCommand):
             "--older-than", metavar="DURATION", required=True, type=_duration, help="30d, 12h"
         )
         added.add_argument(
+            "--include-legacy",
             "--include-unknown",
             action="store_true",
+            dest="include_legacy",
             help="also delete free rows without a time of release, as version 0.5 writes them",
         )
         added = word(
@@ -147,8 +149,8 @@ class Command(BaseCommand):
         age = "" if held_for is None else f" for {formatting.human(held_for)}"
         self.say(f"lock `{shown}` released by force: {who} had held it{age}")
 
-    def prune(self, *, older_than: float, include_unknown: bool, **_: Any) -> None:
-        deleted = conf.locks().prune(older_than, unknown=include_unknown)
+    def prune(self, *, older_than: float, include_legacy: bool, **_: Any) -> None:
+        deleted = conf.locks().prune(older_than, unknown=include_legacy)
         what = "row" if deleted == 1 else "rows"
         self.say(f"{deleted} {what} deleted of locks unused for {formatting.human(older_than)}")
 

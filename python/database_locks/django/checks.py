@@ -343,7 +343,7 @@ def _local_times(connection: Any, cursor: Any) -> Iterator[CheckMessage]:
             f"{settings.TIME_ZONE}, and this version reads UTC: during a roll-out the two do not "
             "exclude each other.",
             hint="Update all processes together, or set TIME_ZONE = 'UTC' until no process uses 0.5. "
-            "Afterwards `manage.py locks prune --older-than 0 --include-unknown` removes its "
+            "Afterwards `manage.py locks prune --older-than 0 --include-legacy` removes its "
             "rows.",
             id=_id("W006"),
         )

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use database_locks::Lock;
+use database_locks::{Lock, Ttl};
 
 use crate::cli::AcquireArgs;
 use crate::exit::{self, Failure};
@@ -52,11 +52,18 @@ pub(crate) async fn acquire(
         ));
     }
     let name = output::shell_word(args.name.as_str());
-    output::notice(&format!(
-        "lock `{}` is held {}, and is not renewed in the background: renew it with `dblock renew \
-         {name} --ticket TICKET`, and release it with `dblock release {name} --ticket TICKET`",
+    let held = format!(
+        "lock `{}` is held {}",
         args.name,
-        output::lease_end(row.as_ref()),
-    ));
+        output::lease_end(row.as_ref())
+    );
+    let release = format!("release it with `dblock release {name} --ticket TICKET`");
+    output::notice(&match args.ttl {
+        Ttl::Infinite => format!("{held}: {release}"),
+        Ttl::Finite(_) => format!(
+            "{held}, and is not renewed in the background: renew it with `dblock renew {name} \
+             --ticket TICKET`, and {release}"
+        ),
+    });
     Ok(0)
 }

@@ -96,7 +96,8 @@ fn acquire_json_is_one_object_with_the_ticket_and_its_grant() {
             .ends_with("\"expires_at\":null,\"free_in\":null}\n"),
         "{endless:?}"
     );
-    assert!(endless.err.contains("is held without end"), "{endless:?}");
+    let advice = "is held without end: release it with `dblock release endless --ticket TICKET`";
+    assert!(endless.err.contains(advice), "{endless:?}");
 }
 
 #[test]
