@@ -286,7 +286,7 @@ impl Locks {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousHolder {
-    /// Its name, as [`Lock::holder`] set it.
+    /// Its name, as [`Lock::holder`](crate::Lock::holder) set it.
     pub holder: Option<String>,
     /// The fencing token of its grant; `None` for a legacy holder (django-database-locks 0.5).
     pub token: Option<Token>,

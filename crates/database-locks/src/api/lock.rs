@@ -354,12 +354,13 @@ impl Lock {
         })
     }
 
-    /// Resume a lock that was handed over, with the settings of this one: see [`Locks::resume`].
-    /// The future borrows nothing.
+    /// Resume a lock that was handed over, with the settings of this one: see
+    /// [`Locks::resume`](crate::Locks::resume). The future borrows nothing.
     ///
     /// # Errors
     ///
-    /// As [`Locks::resume`], and [`Error::Config`] if the ticket is for another lock.
+    /// As [`Locks::resume`](crate::Locks::resume), and [`Error::Config`] if the ticket is for
+    /// another lock.
     ///
     /// # Cancel safety
     ///

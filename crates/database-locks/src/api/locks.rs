@@ -154,7 +154,7 @@ impl Locks {
     /// Wait for all background releases: those of dropped guards and of abandoned acquires.
     ///
     /// Waits without a limit. The end of a process waits for these releases too, for at most 2 s:
-    /// see [`LockGuard`](LockGuard#at-the-end-of-the-process).
+    /// see [`LockGuard`](crate::LockGuard#at-the-end-of-the-process).
     ///
     /// # Cancel safety
     ///

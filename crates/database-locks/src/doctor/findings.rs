@@ -6,15 +6,16 @@ use crate::doctor::report::Severity;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Kind {
-    /// See [`Finding::id`].
+    /// See [`Finding::id`](crate::doctor::Finding::id).
     pub id: &'static str,
-    /// See [`Finding::area`].
+    /// See [`Finding::area`](crate::doctor::Finding::area).
     pub area: &'static str,
-    /// See [`Finding::severity`].
+    /// See [`Finding::severity`](crate::doctor::Finding::severity).
     pub severity: Severity,
     /// The consequence.
     pub impact: &'static str,
-    /// See [`Finding::fix`]; `{table}` stands for the name of the table.
+    /// See [`Finding::fix`](crate::doctor::Finding::fix); `{table}` stands for the name of the
+    /// table.
     pub fix: &'static str,
 }
 

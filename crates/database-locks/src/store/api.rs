@@ -73,8 +73,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Read some of the rows, in the order in which they were made: those behind `after`. Locks
     /// nothing.
     ///
-    /// A page looks at [`PAGE`] rows at most, whatever matches, so that no renewal waits long
-    /// behind it.
+    /// A page looks at [`PAGE`](protocol::PAGE) rows at most, whatever matches, so that no renewal
+    /// waits long behind it.
     fn page<'a>(
         &'a self,
         filter: &'a ListFilter,
@@ -197,8 +197,8 @@ pub trait Store: Send + Sync + fmt::Debug {
 /// It is used on one runtime at a time, its *home*, within whose context every call is made and
 /// polled. It connects by itself at the first call, and anew when the connection is gone: tasks
 /// that it spawns (`tokio::spawn`) are tasks of the home, wrapped in
-/// [`ForkSafeFuture`](crate::runtime::fork::Gated). When the home ends, so do they, and the next call is
-/// made on another runtime.
+/// [`ForkSafeFuture`](crate::runtime::fork::ForkSafeFuture). When the home ends, so do they, and
+/// the next call is made on another runtime.
 ///
 /// There is one call at a time, unless calls [block](DirectConnection::blocks). It has no deadline
 /// of its own: when it is late the client calls [`give_up`](DirectConnection::give_up), and drops
