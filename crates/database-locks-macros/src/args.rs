@@ -1,4 +1,4 @@
-//! What stands in the parentheses of `#[locked(…)]`.
+//! The arguments of `#[locked(…)]`.
 
 use protocol::{LockName, MAX_CHARS, Ttl, parse_duration};
 use std::time::Duration;
@@ -8,10 +8,10 @@ use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
 use syn::{Error, Expr, ExprLit, Ident, Lit, LitStr, Path, Result, Token};
 
-/// Every key there is, for messages.
+/// All keys, for messages.
 const KEYS: &str = "`name`, `ttl`, `wait`, `poll`, `renew_every`, `auto_renew`, `margin`, `holder`, \
                     `preempt`, `metadata`, `via` and `crate`";
-/// What other libraries call an argument, and what it is called here.
+/// Names of arguments in other libraries, and the key here.
 const ALIASES: [(&str, &str); 10] = [
     ("database", "via"),
     ("db", "via"),
@@ -25,7 +25,7 @@ const ALIASES: [(&str, &str); 10] = [
     ("timeout", "wait"),
 ];
 
-/// The arguments, as far as they were given.
+/// The arguments that were given.
 #[derive(Default)]
 pub(crate) struct Args {
     pub(crate) name: Option<Expr>,
@@ -39,38 +39,38 @@ pub(crate) struct Args {
     pub(crate) preempt: Option<Expr>,
     pub(crate) metadata: Option<Metadata>,
     pub(crate) via: Option<Expr>,
-    /// Where the core is found, if it has another name than its own.
+    /// The path of `database_locks`, if it was renamed.
     pub(crate) core: Option<Path>,
 }
 
-/// What the holder says about itself.
+/// The metadata of the holder.
 pub(crate) enum Metadata {
-    /// Keys and values that are written out, each value of a type of its own.
+    /// An array literal of pairs. Each value may have another type.
     Pairs(Vec<(Expr, Expr)>),
-    /// Pairs that are known when the function is called.
+    /// An expression that iterates over pairs.
     Computed(Expr),
 }
 
-/// How long something is.
+/// A duration or ttl.
 pub(crate) enum Length {
-    /// Known now.
+    /// A literal.
     Fixed(Duration),
-    /// Without end, known now.
+    /// The literal `"inf"`.
     Infinite,
-    /// An expression, known when the function is called.
+    /// An expression, evaluated at each call.
     Computed(Expr),
 }
 
-/// What a duration that is known now may be.
+/// The allowed values of a duration literal.
 struct Bounds {
     key: &'static str,
-    /// In words, for messages.
+    /// The allowed values, for messages.
     allowed: &'static str,
     /// The types of an expression.
     types: &'static str,
     least: Duration,
     most: Duration,
-    endless: bool,
+    infinite: bool,
 }
 
 // A bound that depends on two settings is checked when the lock is made.
@@ -80,7 +80,7 @@ const TTL: Bounds = Bounds {
     types: "`Duration` or `Ttl`",
     least: Ttl::MIN,
     most: Ttl::MAX,
-    endless: true,
+    infinite: true,
 };
 const WAIT: Bounds = Bounds {
     key: "wait",
@@ -88,7 +88,7 @@ const WAIT: Bounds = Bounds {
     types: "`Duration`",
     least: Duration::ZERO,
     most: Duration::MAX,
-    endless: false,
+    infinite: false,
 };
 const POLL: Bounds = Bounds {
     key: "poll",
@@ -96,7 +96,7 @@ const POLL: Bounds = Bounds {
     types: "`Duration`",
     least: Duration::from_millis(1),
     most: Duration::MAX,
-    endless: false,
+    infinite: false,
 };
 const RENEW_EVERY: Bounds = Bounds {
     key: "renew_every",
@@ -104,7 +104,7 @@ const RENEW_EVERY: Bounds = Bounds {
     types: "`Duration`",
     least: Duration::from_millis(10),
     most: Duration::MAX,
-    endless: false,
+    infinite: false,
 };
 const MARGIN: Bounds = Bounds {
     key: "margin",
@@ -112,7 +112,7 @@ const MARGIN: Bounds = Bounds {
     types: "`Duration`",
     least: Duration::ZERO,
     most: Duration::MAX,
-    endless: false,
+    infinite: false,
 };
 
 impl Parse for Args {
@@ -121,22 +121,22 @@ impl Parse for Args {
         let mut first = true;
         while !input.is_empty() {
             if input.peek(Ident::peek_any) && input.peek2(Token![=]) {
-                args.take_key(input)?;
+                args.parse_named(input)?;
             } else {
-                args.take_bare(input, first)?;
+                args.parse_unnamed(input, first)?;
             }
             first = false;
             if !input.is_empty() {
                 input.parse::<Token![,]>()?;
             }
         }
-        args.check_pairs()?;
+        args.check_combinations()?;
         Ok(args)
     }
 }
 
 impl Args {
-    fn take_key(&mut self, input: ParseStream<'_>) -> Result<()> {
+    fn parse_named(&mut self, input: ParseStream<'_>) -> Result<()> {
         let key = input.call(Ident::parse_any)?;
         let equals = input.parse::<Token![=]>()?;
         if input.is_empty() || input.peek(Token![,]) {
@@ -144,39 +144,40 @@ impl Args {
             return Err(Error::new_spanned(equals, text));
         }
         match key.to_string().as_str() {
-            "name" => fill(&mut self.name, &key, text(&key, input.parse()?)?),
-            "ttl" => fill(&mut self.ttl, &key, length(&TTL, input.parse()?)?),
-            "wait" => fill(&mut self.wait, &key, length(&WAIT, input.parse()?)?),
-            "poll" => fill(&mut self.poll, &key, length(&POLL, input.parse()?)?),
-            "renew_every" => fill(
+            "name" => set(&mut self.name, &key, text(&key, input.parse()?)?),
+            "ttl" => set(&mut self.ttl, &key, length(&TTL, input.parse()?)?),
+            "wait" => set(&mut self.wait, &key, length(&WAIT, input.parse()?)?),
+            "poll" => set(&mut self.poll, &key, length(&POLL, input.parse()?)?),
+            "renew_every" => set(
                 &mut self.renew_every,
                 &key,
                 length(&RENEW_EVERY, input.parse()?)?,
             ),
-            "auto_renew" => fill(&mut self.auto_renew, &key, flag(&key, input.parse()?)?),
-            "margin" => fill(&mut self.margin, &key, length(&MARGIN, input.parse()?)?),
-            "holder" => fill(&mut self.holder, &key, text(&key, input.parse()?)?),
-            "preempt" => fill(&mut self.preempt, &key, flag(&key, input.parse()?)?),
-            "metadata" => fill(&mut self.metadata, &key, metadata(input.parse()?)?),
-            "via" => fill(&mut self.via, &key, locks(input.parse()?)?),
-            "crate" => fill(&mut self.core, &key, path(input)?),
+            "auto_renew" => set(&mut self.auto_renew, &key, flag(&key, input.parse()?)?),
+            "margin" => set(&mut self.margin, &key, length(&MARGIN, input.parse()?)?),
+            "holder" => set(&mut self.holder, &key, text(&key, input.parse()?)?),
+            "preempt" => set(&mut self.preempt, &key, flag(&key, input.parse()?)?),
+            "metadata" => set(&mut self.metadata, &key, metadata(input.parse()?)?),
+            "via" => set(&mut self.via, &key, locks(input.parse()?)?),
+            "crate" => set(&mut self.core, &key, path(input)?),
             other => Err(Error::new(key.span(), unknown(other))),
         }
     }
 
     /// A name without its key, as in `#[locked("report")]` or `#[locked(names::REPORT)]`.
     ///
-    /// A lone word that is not written like a constant may as well be a key that was misremembered.
-    fn take_bare(&mut self, input: ParseStream<'_>, first: bool) -> Result<()> {
+    /// A single identifier that is not written like a constant is refused: it may be a misspelled
+    /// key.
+    fn parse_unnamed(&mut self, input: ParseStream<'_>, first: bool) -> Result<()> {
         let value: Expr = input.parse()?;
-        if let Some(word) = lone_word(&value) {
+        if let Some(word) = lone_identifier(&value) {
             let text = format!(
                 "{}; a variable with the lock's name is given as `name = {word}`",
                 unknown(&word)
             );
             return Err(Error::new_spanned(value, text));
         }
-        if !is_name(&value) {
+        if !can_be_name(&value) {
             return Err(Error::new_spanned(
                 value,
                 format!(
@@ -194,8 +195,8 @@ impl Args {
         Ok(())
     }
 
-    /// What depends on two arguments and is known while compiling.
-    fn check_pairs(&self) -> Result<()> {
+    /// The rules between two arguments that can be checked at compile time.
+    fn check_combinations(&self) -> Result<()> {
         if let Some(on) = &self.preempt
             && matches!(literal(on), Some(Lit::Bool(on)) if on.value)
             && self.holder.is_none()
@@ -214,30 +215,30 @@ fn unknown(key: &str) -> String {
     format!("no argument of `#[locked]` is called `{key}`; {meant}there are {KEYS}")
 }
 
-/// A path of one word that is not written like a constant.
-fn lone_word(value: &Expr) -> Option<String> {
+/// The identifier that this path is, unless it is written like a constant.
+fn lone_identifier(value: &Expr) -> Option<String> {
     let Expr::Path(path) = value else { return None };
     let word = path.path.get_ident()?.unraw().to_string();
     (word.to_uppercase() != word).then_some(word)
 }
 
-/// Whether an expression can be a name without its key: a string, a constant, or a macro's answer.
-fn is_name(value: &Expr) -> bool {
+/// Whether an expression can be a name without its key: a string, a constant or a macro.
+fn can_be_name(value: &Expr) -> bool {
     match value {
         Expr::Path(_) | Expr::Macro(_) => true,
-        Expr::Group(group) => is_name(&group.expr),
+        Expr::Group(group) => can_be_name(&group.expr),
         _ => matches!(literal(value), Some(Lit::Str(_))),
     }
 }
 
-fn fill<T>(slot: &mut Option<T>, key: &Ident, value: T) -> Result<()> {
+fn set<T>(slot: &mut Option<T>, key: &Ident, value: T) -> Result<()> {
     if slot.replace(value).is_some() {
         return Err(Error::new(key.span(), format!("`{key}` is given twice")));
     }
     Ok(())
 }
 
-/// The literal that an expression is; what a macro by example passes on may be wrapped.
+/// The literal that an expression is. A `macro_rules!` macro may pass it in an invisible group.
 pub(crate) fn literal(value: &Expr) -> Option<&Lit> {
     match value {
         Expr::Lit(ExprLit { lit, .. }) => Some(lit),
@@ -247,11 +248,11 @@ pub(crate) fn literal(value: &Expr) -> Option<&Lit> {
     }
 }
 
-/// Something that is `AsRef<str>`: a name or a holder.
+/// Check a name or a holder: an expression that is `AsRef<str>`.
 fn text(key: &Ident, value: Expr) -> Result<Expr> {
     let problem = match literal(&value) {
         None => None,
-        Some(Lit::Str(literal)) => unfit(literal).map(|problem| {
+        Some(Lit::Str(literal)) => invalid_text(literal).map(|problem| {
             format!("`{key}` is {problem}, must be 1 to {MAX_CHARS} characters without NUL")
         }),
         Some(_) => Some(format!(
@@ -264,7 +265,7 @@ fn text(key: &Ident, value: Expr) -> Result<Expr> {
     }
 }
 
-fn unfit(literal: &LitStr) -> Option<String> {
+fn invalid_text(literal: &LitStr) -> Option<String> {
     LockName::new(literal.value())
         .err()
         .map(|invalid| invalid.got)
@@ -285,7 +286,7 @@ fn length(bounds: &Bounds, value: Expr) -> Result<Length> {
             ));
         }
     };
-    if literal.trim() == "inf" && bounds.endless {
+    if literal.trim() == "inf" && bounds.infinite {
         return Ok(Length::Infinite);
     }
     match parse_duration(&literal) {
@@ -306,7 +307,7 @@ fn flag(key: &Ident, value: Expr) -> Result<Expr> {
     Ok(value)
 }
 
-/// `[("key", value), …]`, of which each value may have another type, or any expression of pairs.
+/// An array literal of pairs, `[("key", value), …]`, or any expression that iterates over pairs.
 fn metadata(value: Expr) -> Result<Metadata> {
     let form = "must be pairs of a key and a value, as in `[(\"order\", id), (\"by\", user)]`, or an \
                 expression that iterates over such pairs";
@@ -337,7 +338,7 @@ fn metadata(value: Expr) -> Result<Metadata> {
 fn locks(value: Expr) -> Result<Expr> {
     if literal(&value).is_some() {
         let text = "`via` must be an expression that is `AsRef<Locks>`: a `Locks`, a `&Locks`, or \
-                    something of yours that has one";
+                    a type of yours that contains one";
         return Err(Error::new_spanned(value, text));
     }
     Ok(value)
@@ -350,131 +351,4 @@ fn path(input: ParseStream<'_>) -> Result<Path> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refused(args: &str) -> String {
-        match syn::parse_str::<Args>(args) {
-            Ok(_) => panic!("{args} was taken"),
-            Err(error) => error.to_string(),
-        }
-    }
-
-    fn ttl(args: &str) -> Option<Duration> {
-        match syn::parse_str::<Args>(args).unwrap().ttl {
-            Some(Length::Fixed(length)) => Some(length),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn everything_is_optional() {
-        let args = syn::parse_str::<Args>("").unwrap();
-        assert!(args.name.is_none() && args.ttl.is_none() && args.core.is_none());
-    }
-
-    #[test]
-    fn a_name_stands_alone_or_with_its_key() {
-        for args in [
-            "\"a\"",
-            "\"a\",",
-            "name = \"a\"",
-            "ttl = \"1s\", name = f(id)?",
-        ] {
-            assert!(
-                syn::parse_str::<Args>(args).unwrap().name.is_some(),
-                "{args}"
-            );
-        }
-        assert_eq!(refused("\"a\", name = \"b\""), "`name` is given twice");
-        assert!(refused("ttl = \"1s\", \"a\"").contains("goes first"));
-    }
-
-    #[test]
-    fn the_ends_of_the_ttl_range_are_within_it() {
-        assert_eq!(ttl("ttl = \"100ms\""), Some(Duration::from_millis(100)));
-        assert!(ttl("ttl = \"3652.5d\"").is_some());
-        for beyond in ["99ms", "0", "3652.6d"] {
-            let message = refused(&format!("ttl = \"{beyond}\""));
-            assert!(message.contains("100ms"), "{message}");
-        }
-    }
-
-    #[test]
-    fn only_a_ttl_is_without_end() {
-        let args = syn::parse_str::<Args>("ttl = \"inf\"").unwrap();
-        assert!(matches!(args.ttl, Some(Length::Infinite)));
-        assert!(refused("wait = \"inf\"").contains("left out"));
-        assert!(refused("margin = \"inf\"").contains("half of the ttl"));
-    }
-
-    #[test]
-    fn a_wait_of_zero_is_a_try() {
-        let args = syn::parse_str::<Args>("wait = \"0\"").unwrap();
-        assert!(matches!(args.wait, Some(Length::Fixed(Duration::ZERO))));
-    }
-
-    #[test]
-    fn a_key_that_is_not_known_is_answered_with_those_that_are() {
-        assert!(refused("timeout = \"5s\"").contains(KEYS));
-        let message = refused("no_wait");
-        assert!(
-            message.contains(KEYS) && message.contains("`name = no_wait`"),
-            "{message}"
-        );
-        assert!(refused("timeout = \"5s\"").contains("did you mean `wait`?"));
-    }
-
-    #[test]
-    fn a_name_without_its_key_is_a_constant_or_a_macro_too() {
-        for args in [
-            "NAME",
-            "crate::names::report",
-            "Self::NAME, ttl = \"1s\"",
-            "concat!(\"a\", \"b\")",
-        ] {
-            assert!(
-                syn::parse_str::<Args>(args).unwrap().name.is_some(),
-                "{args}"
-            );
-        }
-        for args in ["5", "ttl(\"5s\")", "\"a\".len()"] {
-            assert!(refused(args).contains("`name = …`"), "{args}");
-        }
-    }
-
-    #[test]
-    fn metadata_is_pairs_or_an_expression_of_such() {
-        let metadata = |args| syn::parse_str::<Args>(args).unwrap().metadata;
-        let pairs = metadata("metadata = [(\"a\", 1), (KEY, f()),]");
-        assert!(matches!(pairs, Some(Metadata::Pairs(pairs)) if pairs.len() == 2));
-        assert!(matches!(
-            metadata("metadata = map"),
-            Some(Metadata::Computed(_))
-        ));
-        for value in ["\"a\"", "[1]", "[(\"a\", 1, 2)]", "[(1, \"a\")]"] {
-            assert!(
-                refused(&format!("metadata = {value}")).contains("pairs"),
-                "{value}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_same_holder_again_must_be_named() {
-        assert!(refused("\"a\", preempt = true").contains("`holder`"));
-        for args in [
-            "preempt = true, holder = \"me\"",
-            "preempt = on",
-            "preempt = false",
-        ] {
-            assert!(syn::parse_str::<Args>(args).is_ok(), "{args}");
-        }
-    }
-
-    #[test]
-    fn the_core_may_have_another_name() {
-        let args = syn::parse_str::<Args>("crate = crate::vendored::locks").unwrap();
-        assert_eq!(args.core.unwrap().segments.len(), 3);
-    }
-}
+mod tests;

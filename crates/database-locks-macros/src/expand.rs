@@ -1,8 +1,8 @@
-//! The function as it was written, to the function that takes the lock first.
+//! Expansion: from the function as it was written to one that acquires the lock first.
 //!
 //! ```text
 //! async fn report(id: u64) -> Result<(), E> {
-//!     let locks = match Locks::get_default().await { Ok(locks) => locks, Err(error) => return /* fail */ };
+//!     let locks = match Locks::get_default().await { Ok(locks) => locks, Err(error) => return /* on_error */ };
 //!     let lock = locks.lock(/* name */).ttl(/* … */);
 //!     match lock.run(async move { /* the body */ }).await {
 //!         Ok(output) => output,
@@ -11,33 +11,30 @@
 //! }
 //! ```
 //!
-//! The body becomes an async block or a closure, so that its own `return` and `?` end the body and
-//! not the holding of the lock. Names of ours are hygienic: no argument is hidden by them.
+//! The body becomes an async block or a closure. So its own `return` and `?` end the body, and the
+//! lock is still released. Names that the expansion introduces are hygienic and hide no argument.
 //!
-//! A `fn` that returns a boxed future, which is what `#[async_trait]` makes of an `async fn`, or an
-//! `impl Future`, is rewritten to a future of the same type that takes the lock, calls the body and
-//! awaits what it returns.
+//! A `fn` that returns a boxed future or an `impl Future` is rewritten to return a future of the
+//! same type. That future acquires the lock, calls the body and awaits the future that the body
+//! returns. `#[async_trait]` turns an `async fn` into such a `fn`.
 
 use proc_macro2::{Delimiter, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
-use syn::parse::{Parse, ParseStream};
 use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
-use syn::{
-    Attribute, Error, Expr, FnArg, Lit, Pat, Path, Result, ReturnType, Signature, Token, Type,
-    Visibility, parse_quote,
-};
+use syn::{Path, ReturnType, Signature, Type, parse_quote};
 
-use crate::args::{Args, Length, Metadata, literal};
+use crate::args::{Args, Length, Metadata};
+use crate::function::Function;
 use crate::future::{self, Shape};
 
-/// Expand, or say what is wrong beside the function as it was: without it, whoever calls it would
-/// hear of errors that are none.
+/// Expand the attribute. After an error the function is kept unchanged beside the error, or each
+/// caller of it would fail to compile too.
 pub(crate) fn locked(args: TokenStream, function: TokenStream) -> TokenStream {
     let expanded = syn::parse2(function.clone()).and_then(|parsed: Function| {
         let args = syn::parse2(args)?;
-        parsed.refuse_what_cannot_be_locked(&args)?;
+        parsed.check(&args)?;
         Ok(expand(&args, &parsed))
     });
     expanded.unwrap_or_else(|error| {
@@ -46,127 +43,13 @@ pub(crate) fn locked(args: TokenStream, function: TokenStream) -> TokenStream {
     })
 }
 
-/// A function whose body is passed on unread.
-struct Function {
-    attrs: Vec<Attribute>,
-    vis: Visibility,
-    sig: Signature,
-    body: TokenStream,
-}
-
-impl Parse for Function {
-    fn parse(input: ParseStream<'_>) -> Result<Self> {
-        let attrs = input.call(Attribute::parse_outer)?;
-        let vis = input.parse()?;
-        let start = input.span();
-        // The compiler has parsed the item before: what is not a signature is another kind of item.
-        let sig: Signature = input.parse().map_err(|_| {
-            let text = "`#[locked]` goes on a function or a method: `fn` or `async fn`";
-            Error::new(start, text)
-        })?;
-        if input.peek(Token![;]) {
-            return Err(Error::new_spanned(
-                sig,
-                "`#[locked]` needs a body to run: put it where the function is implemented",
-            ));
-        }
-        let body = input.parse()?;
-        Ok(Self {
-            attrs,
-            vis,
-            sig,
-            body,
-        })
-    }
-}
-
-impl Function {
-    fn refuse_what_cannot_be_locked(&self, args: &Args) -> Result<()> {
-        let Signature {
-            inputs,
-            output,
-            generics,
-            ..
-        } = &self.sig;
-        if let Some(constness) = &self.sig.constness {
-            let text = "a `const fn` cannot be locked: it may run while compiling";
-            return Err(Error::new_spanned(constness, text));
-        }
-        if let Some(abi) = &self.sig.abi {
-            let text = "an `extern fn` cannot be locked: lock a function of Rust that it calls";
-            return Err(Error::new_spanned(abi, text));
-        }
-        let is_future = |name: &str| name.ends_with("Future");
-        if matches!(future::shape(&self.sig), Shape::Blocking) && mentions(output, is_future) {
-            let text = "the lock would be free again before this future runs: make it an `async fn`, or \
-                        return `impl Future<Output = …>` or `Pin<Box<dyn Future<Output = …> + …>>`";
-            return Err(Error::new_spanned(output, text));
-        }
-        let is_self = |name: &str| name == "Self";
-        let of_a_type = self.sig.receiver().is_some()
-            || mentions(inputs, is_self)
-            || mentions(output, is_self)
-            || mentions(&generics.where_clause, is_self);
-        match &args.name {
-            None if of_a_type => Err(Error::new_spanned(
-                &self.sig,
-                "a method must give its lock a name, as in `#[locked(\"name\")]`: here its type \
-                 is not known, and methods of two types would share a lock",
-            )),
-            Some(name) => self.refuse_a_format_string(name),
-            None => Ok(()),
-        }
-    }
-
-    /// One lock for all invoices is no error that shows: nothing runs twice, everything waits.
-    fn refuse_a_format_string(&self, name: &Expr) -> Result<()> {
-        let Some(Lit::Str(literal)) = literal(name) else {
-            return Ok(());
-        };
-        let text = literal.value();
-        for argument in self.sig.inputs.iter().filter_map(name_of) {
-            let written = format!("{{{argument}}}");
-            if text.contains(&written) {
-                return Err(Error::new_spanned(
-                    name,
-                    format!("a name is not formatted: write `name = format!({text:?})`"),
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What an argument is called, if it is one plain name.
-fn name_of(argument: &FnArg) -> Option<String> {
-    match argument {
-        FnArg::Typed(typed) => match &*typed.pat {
-            Pat::Ident(pat) => Some(pat.ident.unraw().to_string()),
-            _ => None,
-        },
-        FnArg::Receiver(_) => None,
-    }
-}
-
-/// Whether a name that is looked for stands anywhere in these tokens.
-fn mentions(tokens: &impl ToTokens, wanted: impl Fn(&str) -> bool + Copy) -> bool {
-    tokens
-        .to_token_stream()
-        .into_iter()
-        .any(|token| match token {
-            TokenTree::Ident(ident) => wanted(&ident.to_string()),
-            TokenTree::Group(group) => mentions(&group.stream(), wanted),
-            TokenTree::Punct(_) | TokenTree::Literal(_) => false,
-        })
-}
-
-/// What the parts of the expansion have in common.
+/// The input of all parts of the expansion.
 struct Expansion<'a> {
     args: &'a Args,
     sig: &'a Signature,
     core: Path,
     shape: Shape,
-    /// The type that the work ends with, as it may be written within a body.
+    /// The output type of the body, with `_` in place of each `impl Trait`.
     answer: Type,
     /// Whether the function returns `!`.
     never: bool,
@@ -196,14 +79,13 @@ fn expand(args: &Args, function: &Function) -> TokenStream {
     let lock = expansion.lock();
     let work = expansion.work(body);
     let wait = expansion.is_async().then(|| quote!(.await));
-    let ours = Span::mixed_site();
-    let done = expansion.done();
-    let fail = expansion.fail();
-    let run = quote_spanned! {ours=>
+    let on_output = expansion.on_output();
+    let on_error = expansion.on_error();
+    let run = quote_spanned! {Span::mixed_site()=>
         let lock = #lock;
         match lock.run(#work) #wait {
-            ::core::result::Result::Ok(output) => #done,
-            ::core::result::Result::Err(error) => #fail,
+            ::core::result::Result::Ok(output) => #on_output,
+            ::core::result::Result::Err(error) => #on_error,
         }
     };
     let run = match expansion.shape {
@@ -215,12 +97,12 @@ fn expand(args: &Args, function: &Function) -> TokenStream {
 }
 
 impl Expansion<'_> {
-    /// Whether the lock is taken in a future.
+    /// Whether the lock is acquired in a future.
     fn is_async(&self) -> bool {
         !matches!(self.shape, Shape::Blocking)
     }
 
-    /// The lock with its settings, as a value that borrows nothing of the arguments.
+    /// The lock with its settings. It borrows none of the arguments.
     fn lock(&self) -> TokenStream {
         let core = &self.core;
         let locks = match &self.args.via {
@@ -231,7 +113,7 @@ impl Expansion<'_> {
             }
         };
         let name = match &self.args.name {
-            // `&`, since an argument that is named is not given away.
+            // By reference, so that the body can still use the argument.
             Some(name) => quote_spanned!(name.span()=> &#name),
             None => {
                 let function = self.sig.ident.unraw().to_string();
@@ -252,7 +134,7 @@ impl Expansion<'_> {
     }
 
     fn default_locks(&self) -> TokenStream {
-        let (core, fail) = (&self.core, self.fail());
+        let (core, on_error) = (&self.core, self.on_error());
         let get = match self.is_async() {
             true => quote!(#core::Locks::get_default().await),
             false => quote!(#core::blocking::Locks::get_default()),
@@ -260,12 +142,12 @@ impl Expansion<'_> {
         quote_spanned! {Span::mixed_site()=>
             match #get {
                 ::core::result::Result::Ok(locks) => locks,
-                ::core::result::Result::Err(error) => #fail,
+                ::core::result::Result::Err(error) => #on_error,
             }
         }
     }
 
-    /// The calls of the builder, in an order of which none undoes another.
+    /// The calls that set up the lock, in an order in which none overrides another.
     fn settings(&self) -> TokenStream {
         let (args, core) = (self.args, &self.core);
         let length = |method: &str, length: &Option<Length>| {
@@ -285,7 +167,7 @@ impl Expansion<'_> {
             length("wait", &args.wait),
             length("poll", &args.poll),
             length("renew_every", &args.renew_every),
-            // Switching off is forgotten where a period is set after it.
+            // After `renew_every`, which would switch renewals on again.
             args.auto_renew
                 .as_ref()
                 .map(|on| quote_spanned!(on.span()=> .auto_renew(#on))),
@@ -310,30 +192,30 @@ impl Expansion<'_> {
         calls
     }
 
-    /// The body as something that the lock can run.
+    /// The body as an argument of `Lock::run`.
     fn work(&self, body: &TokenStream) -> TokenStream {
         let (answer, core, output) = (&self.answer, &self.core, &self.sig.output);
         let body = match self.shape {
             Shape::Blocking => return quote!(move || -> #answer #body),
             Shape::Async => unwrapped(body),
             Shape::Boxed(_) => quote!(#core::__locked::call(move || #output #body).await),
-            // `impl Future` is no type that a closure could be told.
+            // A closure cannot declare the return type `impl Future`.
             Shape::Opaque(_) => quote!(#core::__locked::call(move || #body).await),
         };
-        // An async block cannot be told its type, and `?` and coercions want to know it: a return
-        // that never runs tells.
-        let tell = quote_spanned! {inside(answer.span())=>
+        // An async block cannot declare its output type, and `?` and coercions depend on it. A
+        // `return` that never runs fixes the type.
+        let type_hint = quote_spanned! {hygienic(answer.span())=>
             #[allow(unreachable_code, clippy::all, clippy::pedantic)]
             if false {
                 let answer: #answer = loop {};
                 return answer;
             }
         };
-        quote!(async move { #tell #body })
+        quote!(async move { #type_hint #body })
     }
 
-    /// What becomes of `output`.
-    fn done(&self) -> TokenStream {
+    /// The expression for the `output` of the body.
+    fn on_output(&self) -> TokenStream {
         let core = &self.core;
         if self.never {
             return quote_spanned!(Span::mixed_site()=> match output {});
@@ -341,8 +223,8 @@ impl Expansion<'_> {
         if self.is_async() {
             return quote_spanned!(Span::mixed_site()=> output);
         }
-        // The signature does not show every future: there are aliases, and types of all names.
-        quote_spanned! {inside(self.answer.span())=> {
+        // The signature does not show each future: its type may be an alias.
+        quote_spanned! {hygienic(self.answer.span())=> {
             #[allow(unused_imports)]
             use #core::__locked::Finished as _;
             #core::__locked::require_finished(#core::__locked::Returned(&output).work());
@@ -350,15 +232,15 @@ impl Expansion<'_> {
         }}
     }
 
-    /// What becomes of `error`, at the end of which the function has returned.
-    fn fail(&self) -> TokenStream {
+    /// The expression for an `error` of the lock. It returns from the function, or panics.
+    fn on_error(&self) -> TokenStream {
         let (core, answer) = (&self.core, &self.answer);
         // Neither `!` nor `impl Trait` can be named here, and neither is a `Result`.
         if self.never || matches!(answer, Type::Infer(_)) {
             return quote_spanned!(Span::mixed_site()=> #core::__locked::panic(error));
         }
-        // The place is that of the return type: there the compiler says which `From` is missing.
-        quote_spanned! {inside(answer.span())=> {
+        // With the span of the return type, where the compiler reports a missing `From`.
+        quote_spanned! {hygienic(answer.span())=> {
             #[allow(unused_imports)]
             use #core::__locked::Panics as _;
             return #core::__locked::Failure::<#answer>::answer(error)
@@ -366,26 +248,25 @@ impl Expansion<'_> {
     }
 }
 
-/// The body without its braces, of which a lint says that they are too many where others are
-/// around.
+/// The body without its braces, which a lint would report as superfluous in an async block.
 fn unwrapped(body: &TokenStream) -> TokenStream {
     let mut tokens = body.clone().into_iter();
     match (tokens.next(), tokens.next()) {
         (Some(TokenTree::Group(block)), None) => match block.delimiter() {
             Delimiter::Brace => block.stream(),
-            // What a macro by example passes on may be wrapped.
+            // A `macro_rules!` macro may pass it in an invisible group.
             _ => unwrapped(&block.stream()),
         },
         _ => body.clone(),
     }
 }
 
-/// A place in the user's code, for names and lints of ours.
-fn inside(place: Span) -> Span {
+/// A span of the user's code, with hygiene for the names that the expansion introduces.
+fn hygienic(place: Span) -> Span {
     place.resolved_at(Span::mixed_site())
 }
 
-/// The return type as it may be written within a body, where `impl Trait` may not.
+/// The return type with `_` in place of each `impl Trait`, which is not allowed in a body.
 fn answer_of(output: &ReturnType) -> Type {
     struct Erase;
     impl VisitMut for Erase {
@@ -398,7 +279,7 @@ fn answer_of(output: &ReturnType) -> Type {
     }
     let mut answer = match output {
         ReturnType::Default => parse_quote!(()),
-        // A type argument cannot be `!`; what cannot be can become this as well.
+        // A type argument cannot be `!`. No value of `Infallible` exists either.
         _ if is_never(output) => parse_quote!(::core::convert::Infallible),
         ReturnType::Type(_, ty) => (**ty).clone(),
     };

@@ -1,17 +1,17 @@
-//! Which functions return a future, and of what.
+//! Detects functions that return a future, by their signature.
 
 use syn::{
     GenericArgument, Path, PathArguments, ReturnType, Signature, Type, TypeParamBound, TypePath,
 };
 
-/// How a function runs its body, as far as its signature tells.
+/// How a function runs its body.
 pub(crate) enum Shape {
     /// On the thread that calls it.
     Blocking,
     /// An `async fn`.
     Async,
-    /// A `fn` that returns a pinned box of a future with this output: by hand, or an `async fn`
-    /// that `#[async_trait]` has rewritten.
+    /// A `fn` that returns a pinned box of a future with this output, such as an `async fn` that
+    /// `#[async_trait]` has rewritten.
     Boxed(Box<Type>),
     /// A `fn` that returns `impl Future` with this output.
     Opaque(Box<Type>),
@@ -42,8 +42,8 @@ fn of_type(ty: &Type) -> Option<Shape> {
     }
 }
 
-/// The output of `Pin<Box<dyn Future<Output = T> + …>>`, or of the name that the crate `futures`
-/// has for it.
+/// The output `T` of `Pin<Box<dyn Future<Output = T> + …>>`, or of the aliases of the crate
+/// `futures` for it.
 fn boxed(path: &Path) -> Option<&Type> {
     let last = path.segments.last()?;
     match last.ident.to_string().as_str() {
@@ -76,7 +76,7 @@ fn type_argument(path: &Path) -> Option<&Type> {
         })
 }
 
-/// The output that is written in a bound `Future<Output = T>`.
+/// The output `T` of a bound `Future<Output = T>`.
 fn output<'a>(bounds: impl IntoIterator<Item = &'a TypeParamBound>) -> Option<&'a Type> {
     bounds.into_iter().find_map(|bound| {
         let TypeParamBound::Trait(bound) = bound else {

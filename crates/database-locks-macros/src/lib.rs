@@ -7,10 +7,12 @@
 //! | --- | --- |
 //! | `args.rs` | the arguments in the parentheses, checked as far as possible at compile time |
 //! | `expand.rs` | expansion: a function that acquires the lock first |
+//! | `function.rs` | the function under the attribute, and the checks of its signature |
 //! | `future.rs` | which functions return a future, and of what type |
 
 mod args;
 mod expand;
+mod function;
 mod future;
 
 use proc_macro::TokenStream;

@@ -59,7 +59,7 @@ mod api;
 mod client;
 #[cfg_attr(
     not(all(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled")),
-    allow(dead_code)
+    allow(dead_code, unused_imports)
 )]
 pub mod doctor;
 mod error;
@@ -68,13 +68,14 @@ mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
 
+pub use api::administration::PreviousHolder;
 #[cfg(feature = "macros")]
 pub use api::attribute::locked;
 pub use api::blocking;
 pub use api::builder::LocksBuilder;
 pub use api::fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
 pub use api::lock::Lock;
-pub use api::locks::{Locks, PreviousHolder};
+pub use api::locks::Locks;
 pub use client::guard::LockGuard;
 pub use error::loss::Loss;
 pub use error::{BoxError, Error};

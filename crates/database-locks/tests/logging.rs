@@ -200,7 +200,7 @@ async fn a_loss_is_a_warning_with_its_reason() {
     assert_eq!((lost.len(), lost[0].level), (1, Level::WARN));
     assert!(
         lost[0]
-            .says(": released by force; its holder was told, and nothing is left to be released"),
+            .says(": released by force; its holder was notified, and there is nothing to release"),
         "{lost:#?}"
     );
     assert_eq!(lost[0].get("lock.lost_reason"), "forced");

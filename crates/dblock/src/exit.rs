@@ -4,12 +4,12 @@ use database_locks::{Error, LockName, LostReason};
 
 use crate::time::human;
 
-/// `show` of a lock that the table has no row of.
-pub(crate) const UNKNOWN: u8 = 1;
+/// `show` of a lock without a row in the table.
+pub(crate) const UNKNOWN_LOCK: u8 = 1;
 /// The output could not be written: the disk is full, or stdout is closed.
-pub(crate) const UNPRINTED: u8 = 1;
+pub(crate) const NOT_PRINTED: u8 = 1;
 /// `doctor` has found an error, or with `--strict` a warning.
-pub(crate) const FOUND: u8 = 1;
+pub(crate) const FINDINGS: u8 = 1;
 /// Bad usage, a bad URL, a bad setting, a bad name.
 pub(crate) const USAGE: u8 = 2;
 /// The database cannot be reached, refuses, or is blocked (`EX_UNAVAILABLE`).
@@ -54,7 +54,7 @@ impl Failure {
 
     /// A renewal, release or resumption by ticket failed.
     ///
-    /// `now` says who has the lock, if the database could be asked.
+    /// `now` describes the present holder, if it could be read.
     pub(crate) fn of_ticket(error: Error, now: Option<&str>) -> Self {
         let Error::Lost { name, reason, .. } = error else {
             return error.into();

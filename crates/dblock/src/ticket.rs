@@ -43,7 +43,7 @@ impl TicketSource {
         }
     }
 
-    /// Reads the ticket. One of another lock is refused: with two locks they are easily mixed up.
+    /// Reads the ticket. A ticket for another lock is refused.
     pub(crate) fn read(&self, name: &LockName) -> Result<Ticket, Failure> {
         let text = match self {
             Self::Argument(text) => text.clone(),
@@ -75,7 +75,7 @@ impl TicketSource {
     }
 }
 
-/// Reads the first line, and not a byte more: the rest of standard input belongs to CMD.
+/// Reads the first line, byte by byte: the rest of standard input is for CMD.
 fn first_line(input: impl AsFd) -> rustix::io::Result<String> {
     let mut line = Vec::new();
     let mut byte = [0];

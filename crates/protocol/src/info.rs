@@ -1,4 +1,4 @@
-//! A lock as people and JSON see it, and which locks to list or prune.
+//! A lock for people and as JSON, and the selection of locks to list or prune.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -285,7 +285,7 @@ impl LockInfo {
     }
 }
 
-/// A JSON value as text, a string without its quotes.
+/// A JSON value as text. A string is written without quotes.
 fn plain(value: &Value) -> String {
     match value {
         Value::Null => String::new(),

@@ -6,10 +6,10 @@
 //! so ends later than the trust. Between confirmations trust only shrinks. A renewal that failed,
 //! timed out or found its row locked changes only when the next one is tried.
 //!
-//! On some engines no renewal gets past an open fence. There, renewals are held back until the
-//! fence is closed. An open fence does not extend trust, but it keeps every other client out as
-//! well. So if trust ends under an open fence, the lease is not lost but *suspended*, neither held
-//! nor lost, until the fence is closed and the renewal that follows decides.
+//! On some engines an open fence blocks renewals. There, renewals are held back until the fence is
+//! closed. An open fence does not extend trust, but no other client is granted the lock under it
+//! either. So if trust ends under an open fence, the lease is *suspended*, neither held nor lost,
+//! until the fence is closed and the next renewal decides.
 
 use std::time::Duration;
 
@@ -20,17 +20,18 @@ use crate::values::ttl::Ttl;
 
 /// The first pause after a renewal that failed. It doubles with each further failure.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
-/// The longest pause. In the last seconds of a lease, a database that is back must be noticed.
+/// The longest pause. In the last seconds of a lease, a renewal has to be tried soon after the
+/// database is available again.
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
-/// The shortest time that a renewal may take before its connection is given up. A short lease needs
-/// a second try, on a new connection, before it ends.
-pub const SHORTEST_PATIENCE: Duration = Duration::from_millis(100);
-/// The longest such time.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
-/// The time that a renewal has to wait for each full statement of renewals before it: ten times
-/// what such a statement takes if the disk keeps up.
-const LARGE_ROUND: Duration = Duration::from_millis(500);
-/// The length that a renewal asks for if it only has to tell whether the lease is still there.
+/// The shortest timeout of a renewal, after which its connection is closed. A short lease needs a
+/// second try, on a new connection, before it ends.
+pub const MIN_RENEWAL_TIMEOUT: Duration = Duration::from_millis(100);
+/// The longest timeout of a renewal.
+const MAX_RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time that is added to the timeout for each full statement of renewals that is sent before:
+/// ten times the usual duration of such a statement.
+const FULL_STATEMENT_TIME: Duration = Duration::from_millis(500);
+/// The length that a renewal requests if it only checks whether the grant still holds the lock.
 const CHECK: Ttl = Ttl::Finite(Duration::from_millis(1));
 
 /// The next step for a lease.
@@ -38,7 +39,7 @@ const CHECK: Ttl = Ttl::Finite(Duration::from_millis(1));
 pub enum Next {
     /// Send a renewal.
     Renew,
-    /// Ask again at that instant.
+    /// Wait until that instant.
     Wait(BootInstant),
     /// The lease is lost: trust has ended.
     Lost(LostReason),
@@ -51,7 +52,7 @@ pub enum Answer {
     Renewed,
     /// The grant holds the lock, but another transaction has its row locked.
     Busy,
-    /// No answer, or one that says nothing about the lease.
+    /// No answer, or none about the lease.
     Unknown,
     /// An error from a database that can be reached.
     Refused,
@@ -75,22 +76,22 @@ pub struct Lease {
     trusted_until: BootInstant,
     /// When the next renewal is due; `None`: never.
     renew_at: Option<BootInstant>,
-    /// The ttl that the renewal under way asks for.
+    /// The ttl that the renewal under way requests.
     under_way: Option<Ttl>,
     /// The ttl that the database has confirmed.
     confirmed: Option<Ttl>,
     /// How many renewals failed since the last one that succeeded.
     failures: u32,
     /// Why the lease is lost if trust ends now, if the latest renewal failed.
-    failed: Option<LostReason>,
+    failure_reason: Option<LostReason>,
     /// Whether to renew once more after the renewal under way.
     check: bool,
-    /// The number of open fences that no renewal gets past.
+    /// The number of open fences that block renewals.
     fences: u32,
-    /// Set when a fence is closed that held renewals back: until then an answer counts even if
-    /// trust has ended.
+    /// Set when a fence that held renewals back is closed. Until this instant an answer counts even
+    /// if trust has ended.
     undecided_until: Option<BootInstant>,
-    /// The length that the next renewal asks for if that is more than the ttl.
+    /// The length that the next renewal requests if that is more than the ttl.
     cover: Option<Duration>,
 }
 
@@ -102,10 +103,9 @@ fn trust(timing: &Timing, sent: BootInstant, length: Duration) -> BootInstant {
 impl Lease {
     /// The lease of a grant of `length` whose request was sent at `sent`.
     pub fn granted(timing: Timing, sent: BootInstant, length: Duration) -> Self {
-        // A length other than the ttl has to be confirmed by a renewal at once. Either it is only
-        // the beginning of a long lease, or it is the rest of a grant that was made by an earlier
-        // request. That one was only read: a primary that was replaced can show a grant that it
-        // could not commit.
+        // A length other than the ttl has to be confirmed by a renewal at once. It is either the
+        // beginning of a long lease, or the rest of a grant of an earlier request. The latter was
+        // only read, and a primary that was replaced can show a grant that it could not commit.
         let is_whole = timing.ttl() == Ttl::Finite(length);
         Self {
             trusted_until: trust(&timing, sent, length),
@@ -117,7 +117,7 @@ impl Lease {
             under_way: None,
             confirmed: is_whole.then_some(timing.ttl()),
             failures: 0,
-            failed: None,
+            failure_reason: None,
             check: false,
             fences: 0,
             undecided_until: None,
@@ -126,7 +126,7 @@ impl Lease {
         }
     }
 
-    /// What to do at `now`.
+    /// The next step at `now`.
     pub fn next(&self, now: BootInstant) -> Next {
         if self.fences > 0 {
             return Next::Wait(BootInstant::MAX);
@@ -134,11 +134,11 @@ impl Lease {
         let undecided = self.undecided_until.unwrap_or(self.trusted_until);
         let until = undecided.max(self.trusted_until);
         if now >= until {
-            let reason = match self.failed {
+            let reason = match self.failure_reason {
                 Some(LostReason::Refused) => LostReason::Refused,
-                // A renewal that has no answer by now counts as failed.
+                // A renewal without an answer by now counts as failed.
                 _ if self.under_way.is_some() => LostReason::Unreachable,
-                failed => failed.unwrap_or(LostReason::Expired),
+                failure_reason => failure_reason.unwrap_or(LostReason::Expired),
             };
             return Next::Lost(reason);
         }
@@ -156,15 +156,15 @@ impl Lease {
         self.fences > 0 || self.undecided_until.is_some()
     }
 
-    /// A fence is about to be opened that no renewal gets past. `false`: trust has ended, and it
-    /// must not be opened.
+    /// Record that a fence that blocks renewals is about to be opened. `false`: trust has ended,
+    /// and the fence must not be opened.
     pub fn fence_opened(&mut self, now: BootInstant) -> bool {
         let trusted = now < self.trusted_until;
         self.fences += u32::from(trusted);
         trusted
     }
 
-    /// The transaction of such a fence has ended.
+    /// Record that the transaction of such a fence has ended.
     pub fn fence_closed(&mut self, now: BootInstant) {
         self.fences = self.fences.saturating_sub(1);
         if self.fences > 0 {
@@ -186,7 +186,7 @@ impl Lease {
         }
     }
 
-    /// Renew at once, to this length if it is more than the ttl. Later renewals ask for the ttl
+    /// Renew at once, to this length if it is more than the ttl. Later renewals request the ttl
     /// again.
     pub fn cover(&mut self, length: Duration, now: BootInstant) {
         self.cover = self.cover.max(Some(length));
@@ -194,7 +194,7 @@ impl Lease {
         self.renew_at = Some(now);
     }
 
-    /// The length that the next renewal asks for.
+    /// The length that the next renewal requests.
     fn longest(&self) -> Ttl {
         match (self.timing.ttl(), self.cover) {
             (Ttl::Finite(ttl), Some(cover)) => Ttl::Finite(ttl.max(cover)),
@@ -202,10 +202,9 @@ impl Lease {
         }
     }
 
-    /// Whether to renew it early, in a round of renewals that is sent at `now`.
-    ///
-    /// Leases that were acquired one after another are renewed in one statement from then on.
-    pub fn may_come_along(&self, now: BootInstant) -> bool {
+    /// Whether a round of renewals that is sent at `now` may renew this lease early. Leases that
+    /// were acquired one after another are then renewed by one statement.
+    pub fn may_renew_early(&self, now: BootInstant) -> bool {
         let Some(at) = self.renew_at else {
             return false;
         };
@@ -217,7 +216,7 @@ impl Lease {
             && now < self.trusted_until
     }
 
-    /// Renew at once, to learn whether the lease is still there.
+    /// Renew at once, to check whether the grant still holds the lock.
     pub fn check(&mut self, now: BootInstant) {
         self.check = true;
         if self.under_way.is_none() {
@@ -225,33 +224,33 @@ impl Lease {
         }
     }
 
-    /// A renewal is about to be sent. Returns the length that it has to ask for.
+    /// Record that a renewal is about to be sent. Returns the length that it has to request.
     pub fn renewing(&mut self) -> Ttl {
         self.check = false;
         // A check does not extend a lease that is never renewed.
         let only_checks = self.timing.renew_every().is_none() && self.confirmed.is_some();
-        let ask = if only_checks { CHECK } else { self.longest() };
-        *self.under_way.insert(ask)
+        let requested = if only_checks { CHECK } else { self.longest() };
+        *self.under_way.insert(requested)
     }
 
-    /// The renewal that was sent at `sent` has this outcome, known at `now`.
+    /// Record the outcome, known at `now`, of the renewal that was sent at `sent`.
     pub fn answered(&mut self, sent: BootInstant, answer: Answer, now: BootInstant) {
-        let Some(asked) = self.under_way.take() else {
+        let Some(requested) = self.under_way.take() else {
             return;
         };
         if now >= self.trusted_until && !self.outlives_trust() {
-            // Callers may have seen already that the lock is lost: it must stay lost.
+            // Callers may have read already that the lock is lost: it must stay lost.
             return;
         }
         match answer {
-            Answer::Renewed => self.renewed(asked, sent, now),
+            Answer::Renewed => self.renewed(requested, sent, now),
             Answer::Busy | Answer::Unknown | Answer::Refused => self.retry(answer, now),
         }
     }
 
-    /// The database confirmed the length that was asked for at `sent`.
-    fn renewed(&mut self, asked: Ttl, sent: BootInstant, now: BootInstant) {
-        let until = match asked {
+    /// Record that the database confirmed the length that was requested at `sent`.
+    fn renewed(&mut self, requested: Ttl, sent: BootInstant, now: BootInstant) {
+        let until = match requested {
             Ttl::Finite(length) => trust(&self.timing, sent, length),
             Ttl::Infinite => BootInstant::MAX,
         };
@@ -259,16 +258,16 @@ impl Lease {
         if now < self.trusted_until {
             self.undecided_until = None;
         }
-        (self.failures, self.failed) = (0, None);
-        if asked == CHECK {
+        (self.failures, self.failure_reason) = (0, None);
+        if requested == CHECK {
             self.renew_at = None;
-        } else if asked == self.longest() {
+        } else if requested == self.longest() {
             self.cover = None;
             self.confirmed = Some(self.timing.ttl());
             let every = self.timing.renew_every();
             self.renew_at = every.map(|every| sent + every);
         } else {
-            // A longer lease was asked for since: the next renewal confirms it.
+            // A longer lease was requested since then: the next renewal confirms it.
             self.renew_at = Some(now);
         }
         if self.check {
@@ -276,9 +275,9 @@ impl Lease {
         }
     }
 
-    /// The renewal failed: try again after a pause.
+    /// Record that the renewal failed. It is sent again after a pause.
     fn retry(&mut self, answer: Answer, now: BootInstant) {
-        self.failed = Some(answer.lost_reason());
+        self.failure_reason = Some(answer.lost_reason());
         let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(10));
         let longest = self.timing.renew_every().unwrap_or(LONGEST_RETRY) / 2;
         self.failures = self.failures.saturating_add(1);
@@ -313,15 +312,14 @@ impl Lease {
         self.failures > 0
     }
 
-    /// How long to wait for the answer to a renewal that is sent behind this many full statements
-    /// of renewals.
+    /// The timeout of a renewal that is sent after this many full statements of renewals.
     ///
-    /// A slow answer behind large statements is no sign that the connection is dead. But the wait
-    /// must leave time for a second try.
-    pub fn patience(&self, behind: u32) -> Duration {
-        let every = self.timing.renew_every().unwrap_or(LONGEST_PATIENCE);
-        let alone = every.clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE);
-        let longer = alone.saturating_add(LARGE_ROUND.saturating_mul(behind));
+    /// A slow answer after large statements is no sign of a dead connection. But there has to be
+    /// time for a second try.
+    pub fn renewal_timeout(&self, behind: u32) -> Duration {
+        let every = self.timing.renew_every().unwrap_or(MAX_RENEWAL_TIMEOUT);
+        let alone = every.clamp(MIN_RENEWAL_TIMEOUT, MAX_RENEWAL_TIMEOUT);
+        let longer = alone.saturating_add(FULL_STATEMENT_TIME.saturating_mul(behind));
         longer.min(every.max(alone))
     }
 }

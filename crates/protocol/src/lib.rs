@@ -8,15 +8,15 @@
 //! | `values`      | what callers pass and get: names, tokens, tickets, durations             |
 //! | `lease`       | when a lease is renewed, until when it is trusted, and when it is lost    |
 //! | `observation` | how a lease ends on a cluster whose nodes have several clocks            |
-//! | `row`         | what a row of the table means                                            |
-//! | `judge`       | why a grant that was not renewed is lost                                 |
-//! | `messages`    | what a client asks of a store, and the answers                           |
-//! | `info`        | a lock as people and JSON see it                                         |
+//! | `row`         | the interpretation of a row of the table                                 |
+//! | `failed_renewal` | why a grant that could not be renewed is lost                         |
+//! | `messages`    | requests of a client to a store, and the answers                         |
+//! | `info`        | a lock for people and as JSON                                            |
 //!
 //! No function reads a clock: each takes the instant or the length that it needs.
 
+mod failed_renewal;
 mod info;
-mod judge;
 mod lease;
 mod lost;
 mod messages;
@@ -24,9 +24,11 @@ mod observation;
 mod row;
 mod values;
 
+pub use failed_renewal::{
+    failed_renewal_outcome, failed_renewal_outcome_elsewhere, failed_resume_outcome,
+};
 pub use info::{ListFilter, LockInfo, LockState, Prune};
-pub use judge::{judge, judge_elsewhere, judge_ticket};
-pub use lease::{Answer, Lease, Next, SHORTEST_PATIENCE};
+pub use lease::{Answer, Lease, MIN_RENEWAL_TIMEOUT, Next};
 pub use lost::{Gone, HeldBy, LostReason};
 pub use messages::{
     AcquireCommand, Force, Grant, Holder, Outcome, PAGE, Page, Primary, Pruned, ReleaseCommand,

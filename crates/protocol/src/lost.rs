@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::values::grant::Token;
 use crate::values::text::{Holding, escaped};
 
-/// What messages show in place of the name of a holder whose row has none.
+/// The name in messages of a holder whose row has none.
 pub(crate) const UNNAMED_HOLDER: &str = "an unnamed holder";
 
 /// Why a held lock was lost.
@@ -115,7 +115,7 @@ impl fmt::Display for HeldBy {
     }
 }
 
-/// What the database's answer shows of a grant that no longer holds its lock.
+/// A grant that no longer holds its lock, according to the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gone {
     /// Why the lock was lost.

@@ -1,6 +1,6 @@
-//! What a client asks of a store, and what the store answers.
+//! Requests of a client to a store, and the answers.
 //!
-//! All times are lengths. So no caller can compare the clocks of two machines.
+//! All times are durations, so that no caller can compare the clocks of two machines.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,27 +52,40 @@ pub struct AcquireCommand {
     pub expired_version: Option<Version>,
 }
 
+impl AcquireCommand {
+    /// The grant that was made with this token, confirmed by this server.
+    pub fn granted(&self, token: Token, confirmed_by: Option<Primary>) -> Grant {
+        Grant {
+            name: self.name.clone(),
+            token,
+            id: self.grant,
+            holder: Arc::clone(&self.holder),
+            confirmed_by,
+        }
+    }
+}
+
 /// The outcome of an [`AcquireCommand`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The lock is granted, for at least `length` from when the request was sent.
+    /// The lock is granted, for at least `length` since the request was sent.
     Granted {
         /// The fencing token.
         token: Token,
-        /// The length that was asked for, or the rest of it if this very grant was made earlier.
+        /// The requested length, or the rest of it if an earlier request made this grant.
         length: Duration,
-        /// The server that says so, where one may take the place of another.
+        /// The server that granted it; `None` if the engine does not tell servers apart.
         confirmed_by: Option<Primary>,
     },
     /// Another grant holds the lock.
     Held(Holder),
-    /// The lock looks free or expired, but another transaction has its row locked or has just
-    /// created it. The lock can be had soon.
+    /// The lock seems free or expired, but another transaction has its row locked or has just
+    /// created it. Try again soon.
     Busy,
 }
 
 impl Outcome {
-    /// The same, as this server said it.
+    /// The same outcome, confirmed by this server.
     #[must_use]
     pub fn confirmed_by(mut self, server: Option<Primary>) -> Self {
         if let Self::Granted { confirmed_by, .. } = &mut self {
@@ -82,16 +95,16 @@ impl Outcome {
     }
 }
 
-/// One of several database servers that can take each other's place.
+/// One of several database servers, of which a standby may replace the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Primary {
     /// The same for a primary and its standbys.
     pub system: i64,
-    /// Goes up when a standby takes the place of its primary.
+    /// Increases when a standby replaces its primary.
     pub timeline: u32,
 }
 
-/// The holder of a lock, as its row shows it.
+/// The holder of a lock, according to its row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder {
     /// The name of the holder, from the column `locked_by`.
@@ -100,8 +113,8 @@ pub struct Holder {
     pub token: Option<Token>,
     /// For how long the lock has been held.
     pub held_for: Option<Duration>,
-    /// How long the lease lasts; `None` if it is infinite. If its expiry has to be observed: how
-    /// long it lasts if the observation begins now.
+    /// How long the lease lasts; `None` if it is infinite. If its expiry has to be observed, this
+    /// is the time that an observation takes from now on.
     pub free_in: Option<Duration>,
     /// How to observe the expiry of the lease; `None` if the database's clock decides.
     pub observed_expiry: Option<ObservedExpiry>,
@@ -113,7 +126,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// The holder as a loss names it, without what belongs to an earlier grant.
+    /// The holder as reported in a loss, without the token of an earlier grant.
     pub fn into_held_by(self) -> HeldBy {
         HeldBy {
             token: self.token.filter(|_| !self.is_legacy),
@@ -123,7 +136,7 @@ impl Holder {
     }
 }
 
-/// One grant: what a renewal and a release have to know.
+/// One grant: the data that a renewal and a release need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The name of the lock.
@@ -134,16 +147,16 @@ pub struct Grant {
     pub id: GrantId,
     /// The name of the holder, as in the column `locked_by`.
     pub holder: Arc<str>,
-    /// The server that granted or renewed it last, where one may take the place of another.
+    /// The server that granted or renewed it last; `None` if it is not known.
     pub confirmed_by: Option<Primary>,
 }
 
 /// The outcome of a renewal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// The lease lasts at least its whole ttl from when the request was sent.
+    /// The lease lasts for at least the requested ttl since the request was sent.
     Renewed {
-        /// The server that says so, if one may take the place of another.
+        /// The server that renewed it; `None` if the engine does not tell servers apart.
         confirmed_by: Option<Primary>,
     },
     /// A plain read shows that the grant holds the lock, but another transaction has the row
@@ -168,10 +181,10 @@ impl Renewal {
     }
 }
 
-/// A request for a lock whose present grant, of the same holder, ends at once.
+/// A request for a lock that ends the present grant, which is one of the same holder.
 #[derive(Clone, Debug)]
 pub struct TakeOverCommand {
-    /// The new grant. Its holder has to be that of the grant that ends.
+    /// The new grant, with the same holder.
     pub to: AcquireCommand,
     /// The token of the grant that ends.
     pub token: Token,
@@ -180,7 +193,7 @@ pub struct TakeOverCommand {
     pub grant: Option<String>,
 }
 
-/// A request to continue a grant under another id, made with its ticket.
+/// A request, made with a ticket, to continue a grant under another id.
 #[derive(Clone, Debug)]
 pub struct ResumeCommand {
     /// The token of both grants.
@@ -189,6 +202,13 @@ pub struct ResumeCommand {
     pub from: GrantId,
     /// The grant that replaces it.
     pub to: AcquireCommand,
+}
+
+impl ResumeCommand {
+    /// The grant that continues the one of the ticket, confirmed by this server.
+    pub fn granted(&self, confirmed_by: Option<Primary>) -> Grant {
+        self.to.granted(self.token, confirmed_by)
+    }
 }
 
 /// A request to release a grant.
@@ -203,8 +223,8 @@ pub struct ReleaseCommand {
     pub grant: GrantId,
     /// The name of the holder, as in the column `locked_by`.
     pub holder: Arc<str>,
-    /// Whether the release must survive a crash of the database. If the release of an infinite
-    /// lease were forgotten, the lock would stay held for ever.
+    /// Whether the release has to survive a crash of the database. If that of an infinite lease
+    /// were lost, the lock would stay held for ever.
     pub durable: bool,
 }
 
@@ -226,7 +246,7 @@ impl ReleaseCommand {
 pub enum Released {
     /// The grant held the lock, which is free now.
     Freed,
-    /// The same, and the store notified clients that wait for the lock.
+    /// The grant held the lock, which is free now, and the store notified waiters.
     Awaited,
     /// The grant holds the lock, but another transaction has the row locked.
     Busy,
@@ -277,6 +297,34 @@ mod tests {
             assert_eq!(asked, (name, Some(token), id, holder));
             assert_eq!(release.durable, durable);
         }
+    }
+
+    #[test]
+    fn a_resumed_grant_has_the_server_that_confirmed_it_as_an_acquired_one_has() {
+        let to = AcquireCommand {
+            name: LockName::new("job").unwrap(),
+            grant: GrantId::of([8; 16]),
+            holder: "me".into(),
+            length: Duration::from_secs(30),
+            metadata: "{}".into(),
+            expired_version: None,
+        };
+        let server = Some(Primary {
+            system: 1,
+            timeline: 2,
+        });
+        let expected = Grant {
+            id: to.grant,
+            confirmed_by: server,
+            ..grant()
+        };
+        assert_eq!(to.granted(Token::from_db(7), server), expected);
+        let resume = ResumeCommand {
+            token: Token::from_db(7),
+            from: grant().id,
+            to,
+        };
+        assert_eq!(resume.granted(server), expected);
     }
 
     #[test]

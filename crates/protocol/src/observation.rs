@@ -1,7 +1,8 @@
 //! Observed expiry: how a lease ends on a cluster whose nodes have several clocks.
 //!
-//! If a cluster can be written to at several nodes, the clock of one node wrote `expires_at`, and
-//! the clock of another would judge it. So a waiter does not compare `expires_at` with any clock.
+//! If several nodes of a cluster accept writes, `expires_at` comes from the clock of one node, and
+//! another node would compare it with its own clock. So a waiter does not compare `expires_at` with
+//! any clock.
 //! It reads the row several times. When it has seen the same *version* of the row for the whole
 //! length of the lease, by its own clock, the holder has not renewed the lease for at least that
 //! long, and has stopped trusting it: the trust of a holder counts from before it sent its latest
@@ -9,14 +10,14 @@
 //!
 //! Why the rule is safe:
 //!
-//! - Each write makes another version. So if a version was seen twice, it was there all the time in
-//!   between, and the row need not be read all the time.
-//! - An observation begins after the reply that showed the version first, and ends before the
-//!   statement is sent that takes the lease. Slow replies only make it longer.
-//! - The statement asks for the version that was observed. If another node has written the row and
-//!   the node that executes the statement has not received the write yet, the cluster detects that
-//!   two transactions changed the same row, and lets only the first commit. So a stale read cannot
-//!   give a lock away.
+//! - Each write makes another version. So if a version was seen twice, the row had it all the time
+//!   in between, and need not be read continuously.
+//! - An observation begins after the first reply that shows the version, and ends before the
+//!   statement that acquires the lock is sent. Slow replies only make it longer.
+//! - The statement requires the version that was observed. If another node has written the row, and
+//!   the node that executes the statement has not received that write yet, the cluster detects that
+//!   two transactions changed the same row, and only the first commits. So a stale read cannot
+//!   grant a lock.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -25,13 +26,13 @@ use std::time::Duration;
 
 use crate::values::time::BootInstant;
 
-/// The time after an observation for the statement that takes the lease, and its reply.
-const TAKING: Duration = Duration::from_secs(1);
-/// How much longer than its lease an observation is kept that no reply confirms. A job that tries
-/// once every few minutes need not begin its observation anew each time.
-const REMEMBERED: Duration = Duration::from_secs(600);
+/// The time after an observation for the statement that acquires the lock, and its reply.
+const ACQUIRE_TIME: Duration = Duration::from_secs(1);
+/// How much longer than its lease an observation is kept without a reply that confirms it. It spans
+/// the pauses of a job that tries once every few minutes.
+const KEPT_FOR: Duration = Duration::from_secs(600);
 /// The number of observations from which old ones are dropped.
-const MANY: usize = 64;
+const CLEAN_UP_FROM: usize = 64;
 
 /// How the expiry of a lease is observed: the same version of its row has to be seen for the length
 /// of the lease, by the clock of the client that wants the lock.
@@ -68,9 +69,9 @@ struct Observation<V> {
 }
 
 impl<V: Clone + Eq> Observation<V> {
-    /// A reply that arrived at `now` shows this version for the first time. See [`ObservedExpiry`]
-    /// for `length` and `overdue`.
-    fn begun(version: V, length: Duration, overdue: bool, now: BootInstant) -> Self {
+    /// The observation of a version that a reply, which arrived at `now`, shows for the first time.
+    /// See [`ObservedExpiry`] for `length` and `overdue`.
+    fn new(version: V, length: Duration, overdue: bool, now: BootInstant) -> Self {
         Self {
             version,
             since: now,
@@ -80,8 +81,8 @@ impl<V: Clone + Eq> Observation<V> {
         }
     }
 
-    /// Another reply shows this version, which may be the same.
-    fn saw(&mut self, version: V, length: Duration, overdue: bool, now: BootInstant) {
+    /// Record that another reply shows this version, which may be the same.
+    fn record(&mut self, version: V, length: Duration, overdue: bool, now: BootInstant) {
         let since = if self.version == version {
             self.since
         } else {
@@ -89,7 +90,7 @@ impl<V: Clone + Eq> Observation<V> {
         };
         *self = Self {
             since,
-            ..Self::begun(version, length, overdue, now)
+            ..Self::new(version, length, overdue, now)
         };
     }
 
@@ -108,9 +109,9 @@ impl<V: Clone + Eq> Observation<V> {
         (now >= self.ends_at()).then_some(&self.version)
     }
 
-    /// Whether no reply has confirmed it for so long that it is dropped.
-    fn is_forgotten(&self, now: BootInstant) -> bool {
-        let kept = self.length.saturating_add(REMEMBERED);
+    /// Whether it is dropped, because no reply has confirmed it for a long time.
+    fn is_outdated(&self, now: BootInstant) -> bool {
+        let kept = self.length.saturating_add(KEPT_FOR);
         now > self.last_seen + kept
     }
 }
@@ -130,9 +131,9 @@ impl<K: Clone + Eq + Hash, V: Clone + Eq> Observations<K, V> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A reply that arrived at `now` shows this version of a row. Returns how long the version
-    /// still has to be seen.
-    pub fn saw(
+    /// Record that a reply, which arrived at `now`, shows this version of a row. Returns how long
+    /// the version still has to be seen.
+    pub fn record(
         &self,
         name: &K,
         version: &V,
@@ -142,26 +143,26 @@ impl<K: Clone + Eq + Hash, V: Clone + Eq> Observations<K, V> {
     ) -> Duration {
         let (mut all, version) = (self.all(), version.clone());
         if let Some(observation) = all.get_mut(name) {
-            observation.saw(version, length, overdue, now);
+            observation.record(version, length, overdue, now);
             return observation.left(now);
         }
-        // Only when the map would grow: then each call has a small share of the cost.
-        if all.len() >= MANY && all.len() == all.capacity() {
-            all.retain(|_, observation| !observation.is_forgotten(now));
+        // Only when the map would grow, so that the cost per call is constant.
+        if all.len() >= CLEAN_UP_FROM && all.len() == all.capacity() {
+            all.retain(|_, observation| !observation.is_outdated(now));
         }
-        let observation = Observation::begun(version, length, overdue, now);
+        let observation = Observation::new(version, length, overdue, now);
         let left = observation.left(now);
         all.insert(name.clone(), observation);
         left
     }
 
-    /// A reply shows that the row has no lease whose expiry has to be observed.
+    /// Record that the row has no lease whose expiry has to be observed.
     pub fn forget(&self, name: &K) {
         self.all().remove(name);
     }
 
     /// How long ago the observation ended; `None` if it has not ended.
-    pub fn over_for(&self, name: &K, now: BootInstant) -> Option<Duration> {
+    pub fn ended_for(&self, name: &K, now: BootInstant) -> Option<Duration> {
         now.checked_duration_since(self.all().get(name)?.ends_at())
     }
 
@@ -178,11 +179,11 @@ impl<K: Clone + Eq + Hash, V: Clone + Eq> Observations<K, V> {
     }
 }
 
-/// The extension of a wait that is over, for a lease whose holder may be dead.
+/// The extension of a wait beyond its limit, for a lease whose holder may be dead.
 ///
-/// The wait goes on until the expiry of that lease has been observed. Without the extension, the
-/// next run of a job that crashed would find the lock held if it waits for less than the length of
-/// the lease. So would each later run: no run would observe the lease for long enough.
+/// The wait continues until the expiry of that lease has been observed. Without the extension, a
+/// job that waits for less than the length of the lease would never acquire the lock of a crashed
+/// run: none of its runs would observe the lease for long enough.
 #[derive(Debug)]
 pub struct WaitExtension<V>(Option<V>);
 
@@ -193,9 +194,9 @@ impl<V> Default for WaitExtension<V> {
 }
 
 impl<V: Clone + Eq> WaitExtension<V> {
-    /// When a wait that is over by `now` has to end. `None`: at once, because no holder looks dead,
-    /// or because the row has another version since: its holder renewed the lease, or another
-    /// client has the lock.
+    /// When a wait that reached its limit by `now` ends. `None`: at once, because the holder does
+    /// not seem dead, or because the row has another version since: its holder renewed the lease,
+    /// or another client has the lock.
     pub fn until<K: Clone + Eq + Hash>(
         &mut self,
         observations: &Observations<K, V>,
@@ -204,7 +205,7 @@ impl<V: Clone + Eq> WaitExtension<V> {
     ) -> Option<BootInstant> {
         let observation = observations.overdue(name)?;
         let version = self.0.get_or_insert_with(|| observation.version.clone());
-        let end = observation.ends_at() + TAKING;
+        let end = observation.ends_at() + ACQUIRE_TIME;
         (*version == observation.version && now < end).then_some(end)
     }
 }

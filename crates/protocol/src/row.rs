@@ -1,4 +1,4 @@
-//! What a row of the table means, the same for every engine.
+//! The interpretation of a row of the table, the same for all engines.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -10,8 +10,8 @@ use crate::observation::{ObservedExpiry, Version};
 use crate::values::grant::Token;
 use crate::values::name::LockName;
 
-/// How long a row is observed that does not show the length of its lease: a legacy row, or one that
-/// another program wrote. Most legacy leases last 10 s and are renewed in time.
+/// How long a row without the length of its lease is observed: a legacy row, or one that another
+/// program wrote. Most legacy leases last 10 s.
 const UNKNOWN_LENGTH: Duration = Duration::from_secs(60);
 
 /// One row, as a plain read returns it. Times are in microseconds of the engine's own clock.
@@ -86,8 +86,8 @@ impl LockRow {
         !self.is_legacy && self.grant.as_deref() == Some(grant) && self.is_held()
     }
 
-    /// Whether the row is that of the grant to be released. Its lease may have ended.
-    pub fn is_of(&self, release: &ReleaseCommand) -> bool {
+    /// Whether the row contains the grant that has to be released. Its lease may have ended.
+    pub fn contains_grant_of(&self, release: &ReleaseCommand) -> bool {
         !self.is_legacy
             && self.grant.as_deref() == Some(release.grant.as_str())
             && self.holder.as_deref() == Some(&*release.holder)
@@ -95,15 +95,15 @@ impl LockRow {
     }
 
     /// Whether the metadata contains this grant id.
-    pub(crate) fn names(&self, grant: &str) -> bool {
+    pub(crate) fn metadata_contains(&self, grant: &str) -> bool {
         let metadata = self.metadata.as_deref();
         metadata.is_some_and(|metadata| metadata.contains(grant))
     }
 
     /// How the expiry of the lease is observed; `None` if it need not be, or cannot be.
     ///
-    /// A legacy row that does not look expired is left alone: its holder goes by the clock of its
-    /// own machine, and the row does not show for how long the holder wants the lock.
+    /// A legacy row that does not seem expired is not observed: its holder uses the clock of its
+    /// own machine, and the row does not contain the length of the lease.
     fn observed_expiry(&self) -> Option<ObservedExpiry> {
         let (expires_at, left) = (self.expires_at?, self.expires_in?);
         if !self.multi_primary || self.is_infinite {
@@ -141,12 +141,12 @@ impl LockRow {
         }
     }
 
-    /// The holder as a loss names it; `None` if the lock is free or expired.
+    /// The holder as reported in a loss; `None` if the lock is free or expired.
     pub(crate) fn held_by(&self) -> Option<HeldBy> {
         self.is_held().then(|| self.holder().into_held_by())
     }
 
-    /// The holder of each of these locks, by the rows that were found.
+    /// The holder of each of these locks, according to the rows that exist.
     pub fn holders(names: &[LockName], rows: &[Self]) -> Vec<Option<Holder>> {
         let held = rows.iter().filter(|row| row.is_held());
         let held: HashMap<&str, &Self> = held.map(|row| (row.name.as_str(), row)).collect();
@@ -154,8 +154,8 @@ impl LockRow {
         names.iter().map(holder).collect()
     }
 
-    /// The outcome of an acquire that changed no row, by the row that is there.
-    pub fn refusal(&self, grant: &str) -> Outcome {
+    /// The outcome of an acquire that changed no row, according to the present row.
+    pub fn failed_acquire_outcome(&self, grant: &str) -> Outcome {
         match self.expires_in {
             // The reply to an earlier request of the same grant was lost.
             Some(left) if self.is_granted(grant) => Outcome::Granted {
@@ -168,19 +168,19 @@ impl LockRow {
         }
     }
 
-    /// The outcome of a take-over that changed no row, by the row that is there.
-    pub fn not_taken_over(&self, command: &TakeOverCommand) -> Outcome {
+    /// The outcome of a take-over that changed no row, according to the present row.
+    pub fn failed_take_over_outcome(&self, command: &TakeOverCommand) -> Outcome {
         let is_unchanged = self.token == command.token.get()
             && self.grant == command.grant
             && self.holder.as_deref() == Some(&*command.to.holder);
-        match self.refusal(command.to.grant.as_str()) {
-            // Only another transaction that has the row locked can have prevented it.
+        match self.failed_acquire_outcome(command.to.grant.as_str()) {
+            // Only another transaction that had the row locked can have prevented it.
             Outcome::Held(_) if is_unchanged => Outcome::Busy,
             outcome => outcome,
         }
     }
 
-    /// The lock as callers see it.
+    /// The lock as callers get it.
     pub fn into_info(self) -> LockInfo {
         let state = self.state();
         let observed_expiry = self.observed_expiry();

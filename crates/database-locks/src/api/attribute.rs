@@ -42,8 +42,8 @@ use crate::error::Error;
 ///
 /// # Arguments
 ///
-/// All are optional. Each value is evaluated once a call, before the body, and may use the
-/// function's arguments, which the body still gets.
+/// All are optional. Each value is evaluated once in each call, before the body, and may use the
+/// function's arguments, which the body can still use.
 ///
 /// | argument              | value                                         | default |
 /// | ---                   | ---                                           | --- |
@@ -152,8 +152,7 @@ use crate::error::Error;
 ///
 /// - A lock is not re-entrant: a function that calls itself, or another function with the same lock
 ///   name, waits for itself.
-/// - The lock covers the body, not what its value does later: an iterator that is returned, a task
-///   that was spawned.
+/// - The lock covers the body only, not a returned iterator or a spawned task that runs later.
 /// - A `fn` that returns `impl Future<Output = …>`, `Pin<Box<dyn Future<Output = …>>>` or a
 ///   `BoxFuture` is locked while that future runs, and all of its body runs then, not at the call.
 ///   A `fn` that returns another type of future is refused.
@@ -161,19 +160,24 @@ use crate::error::Error;
 ///   `#[tokio::main]`: below it, it would be on a blocking function.
 /// - Arguments that the body does not use are dropped after the release.
 ///
-/// [`Duration`]: std::time::Duration [`Lock`]: crate::Lock [`Lock::acquire`]: crate::Lock::acquire
-/// [`Lock::run`]: crate::Lock::run [`Locks`]: crate::Locks [`Locks::get_default`]:
-/// crate::Locks::get_default [`Locks::set_default`]: crate::Locks::set_default [`Ttl`]: crate::Ttl
+/// [`Duration`]: std::time::Duration
+/// [`Lock`]: crate::Lock
+/// [`Lock::acquire`]: crate::Lock::acquire
+/// [`Lock::run`]: crate::Lock::run
+/// [`Locks`]: crate::Locks
+/// [`Locks::get_default`]: crate::Locks::get_default
+/// [`Locks::set_default`]: crate::Locks::set_default
+/// [`Ttl`]: crate::Ttl
 pub use database_locks_macros::locked;
 
-/// What a function returns if its lock was not acquired, or was lost: `Err` where it returns a
-/// `Result`, found by its type so that aliases are seen through.
+/// The result of a function with return type `T` whose lock was not acquired or was lost. A
+/// `Result` is recognized by its type, so that aliases of it count too.
 #[derive(Debug)]
 pub struct Failure<T>(PhantomData<T>);
 
 impl<T, E> Failure<Result<T, E>> {
-    /// The bound stands here and not on the `impl`: an error type that does not fit shall be
-    /// refused, and not lead to the panic of the others.
+    /// The error as `Err`. The bound is here and not on the `impl`: an error type without that
+    /// conversion has to be a compile error, and not a panic as for other types.
     pub fn answer(error: Error) -> Result<T, E>
     where
         E: From<Error>,
@@ -182,9 +186,10 @@ impl<T, E> Failure<Result<T, E>> {
     }
 }
 
-/// The same for all other types; a method of the type itself comes before one of a trait.
+/// The same for all types but `Result`, since the compiler prefers a method of the type itself to
+/// that of a trait.
 pub trait Panics<T> {
-    /// Panic.
+    /// Panic with the error.
     fn answer(error: Error) -> T;
 }
 
@@ -195,45 +200,44 @@ impl<T> Panics<T> for Failure<T> {
     }
 }
 
-/// What a blocking function returned, asked whether it is a future, which would run when the lock
-/// is released again.
+/// The value of a blocking function. It must not be a future, which would run after the release.
 #[derive(Debug)]
 pub struct Returned<'a, T>(pub &'a T);
 
 impl<T: Future> Returned<'_, T> {
-    /// It is.
-    pub fn work(&self) -> WorkLeft {
-        WorkLeft
+    /// A value that [`require_finished`] refuses.
+    pub fn work(&self) -> IsFuture {
+        IsFuture
     }
 }
 
-/// The same for all other types; a method of the type itself comes before one of a trait.
+/// The same for all types that are no future.
 pub trait Finished {
-    /// The function is not async.
+    /// A value that [`require_finished`] accepts.
     fn work(&self) {}
 }
 
 impl<T> Finished for Returned<'_, T> {}
 
-/// Work that the returned value has yet to do.
+/// Marks the value of a function as a future.
 #[derive(Debug)]
-pub struct WorkLeft;
+pub struct IsFuture;
 
-/// The output type of a blocking function, which must not be a future.
+/// Implemented for the mark of a value that is no future.
 #[diagnostic::on_unimplemented(
     message = "the lock would be free again before the future that this function returns runs",
     label = "this is a future",
     note = "make it an `async fn`, or return `impl Future<Output = …>` or \
             `Pin<Box<dyn Future<Output = …> + …>>`"
 )]
-pub trait Nothing {}
+pub trait NotFuture {}
 
-impl Nothing for () {}
+impl NotFuture for () {}
 
 /// Refuse a function that returns a future.
-pub fn require_finished(_: impl Nothing) {}
+pub fn require_finished(_: impl NotFuture) {}
 
-/// Panic with all that is known.
+/// Panic with the error and its causes.
 #[track_caller]
 pub fn panic(error: Error) -> ! {
     panic!(
@@ -242,22 +246,22 @@ pub fn panic(error: Error) -> ! {
     )
 }
 
-/// Call the body of a function that returns a future.
+/// Call the body of a function that returns a future. A direct call of a closure would be a lint.
 pub fn call<T>(body: impl FnOnce() -> T) -> T {
     body()
 }
 
-/// A key of `metadata`, which stays with the function.
+/// A key of `metadata`. The function keeps its argument.
 pub fn metadata_key(key: &(impl AsRef<str> + ?Sized)) -> &str {
     key.as_ref()
 }
 
-/// A value of `metadata`, which stays with the function.
+/// A value of `metadata`. The function keeps its argument.
 pub fn metadata_value<T: Clone + Into<Value>>(value: &T) -> Value {
     value.clone().into()
 }
 
-/// The lock with pairs that are known when the function is called.
+/// The lock with pairs of metadata from an iterator.
 pub fn with_metadata<K: Into<String>, V: Into<Value>>(
     lock: Lock,
     pairs: impl IntoIterator<Item = (K, V)>,

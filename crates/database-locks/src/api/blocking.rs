@@ -17,9 +17,9 @@
 //! # Where no call may block
 //!
 //! A log subscriber, a metrics recorder or a waker may be called on the thread that renews all
-//! leases of the process. A call of this module would wait there for that same thread. So it fails
-//! at once with [`Error::Config`], and a function that returns no `Result` panics. A [`LockGuard`]
-//! that is dropped or released there is released in the background. Callbacks of
+//! leases of the process. A call of this module on that thread would wait for the thread itself. So
+//! it fails at once with [`Error::Config`], and a function that returns no `Result` panics. A
+//! [`LockGuard`] that is dropped or released there is released in the background. Callbacks of
 //! [`on_lost`](crate::LockGuard::on_lost) run on threads of their own and may block.
 
 use std::ops::Deref;
@@ -29,8 +29,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::api::administration::PreviousHolder;
 use crate::api::fence::{FenceFailure, FenceTransaction, OpenFence};
-use crate::api::locks::PreviousHolder;
 use crate::api::{builder, lock, locks};
 use crate::client::guard;
 use crate::doctor::Report;
@@ -42,8 +42,8 @@ use protocol::{ListFilter, LockInfo, Prune, Ticket, Ttl};
 /// Wait on this thread for a future of this library, for at most `at_most`; `None` if it takes
 /// longer. Then the future may be waited for again.
 ///
-/// For callers that must attend to something else from time to time, such as signals. As fast as
-/// the other calls of this module.
+/// For callers that have to check something else from time to time, such as signals. It is as fast
+/// as the other calls of this module.
 ///
 /// # Panics
 ///
@@ -216,8 +216,8 @@ impl Locks {
     }
 
     /// See [`crate::Locks::prune`].
-    pub fn prune(&self, what: Prune) -> Result<u64, Error> {
-        block_on(self.0.prune(what))?
+    pub fn prune(&self, which: Prune) -> Result<u64, Error> {
+        block_on(self.0.prune(which))?
     }
 
     /// See [`crate::Locks::drain`]. Returns at once where

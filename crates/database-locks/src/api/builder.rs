@@ -1,4 +1,4 @@
-//! Connection settings: a URL, and what a URL cannot express.
+//! Connection settings: a URL, and settings that a URL cannot express.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -158,7 +158,7 @@ impl LocksBuilder {
     /// ```
     pub fn connect_lazy(self) -> Result<Locks, Error> {
         let endpoint = Endpoint::new(self.given, self.table.as_deref())?;
-        Ok(Locks::at(Arc::new(endpoint)))
+        Ok(Locks::new(Arc::new(endpoint)))
     }
 }
 
@@ -255,14 +255,14 @@ impl Locks {
 
 /// Read a URL from a file, with a limit on its size.
 fn read_url(path: &Path) -> io::Result<String> {
-    const MOST: u64 = 1 << 16;
+    const MAX_BYTES: u64 = 1 << 16;
     let mut bytes = Vec::new();
     let read = std::fs::File::open(path)?
-        .take(MOST + 1)
+        .take(MAX_BYTES + 1)
         .read_to_end(&mut bytes)?;
-    if read as u64 > MOST {
+    if read as u64 > MAX_BYTES {
         return Err(io::Error::other(
-            "it is larger than 64 KiB, which no URL is",
+            "it is larger than 64 KiB, so it is no URL",
         ));
     }
     String::from_utf8(bytes).map_err(|_| io::Error::other("it is not text in UTF-8"))

@@ -1,6 +1,5 @@
 //! The default locks of a program: set at its start, or read from its environment.
 
-use std::convert::Infallible;
 use std::sync::OnceLock;
 
 use tokio::sync::Mutex;
@@ -15,15 +14,15 @@ const URL_VARIABLE: &str = "DATABASE_LOCKS_URL";
 const FILE_VARIABLE: &str = "DATABASE_LOCKS_URL_FILE";
 const TABLE_VARIABLE: &str = "DATABASE_LOCKS_TABLE";
 
-static DEFAULT: Chosen = Chosen(OnceLock::new());
+static DEFAULT: Defaults = Defaults(OnceLock::new());
 
-/// The values that were set, as a linked list; the last one counts.
+/// The locks that were set, as a linked list. The last ones are the default.
 ///
-/// No mutex: a forked child would find it locked for ever if another thread held it at the fork. No
-/// value per process: a child would lose what its parent set.
-struct Chosen(OnceLock<Box<(Locks, Self)>>);
+/// Without a mutex, since one that another thread has locked at a fork stays locked in the child.
+/// Not per process, since a child has the default of its parent.
+struct Defaults(OnceLock<Box<(Locks, Self)>>);
 
-impl Chosen {
+impl Defaults {
     fn last(&self) -> Option<&Locks> {
         let (locks, next) = &**self.0.get()?;
         next.last().or(Some(locks))
@@ -31,25 +30,19 @@ impl Chosen {
 
     fn add(&self, locks: Locks) {
         let mut slot = self;
-        let mut chosen = Box::new((locks, Self(OnceLock::new())));
-        while let Err(unused) = slot.0.set(chosen) {
+        let mut node = Box::new((locks, Self(OnceLock::new())));
+        while let Err(unused) = slot.0.set(node) {
             // A filled slot never changes.
-            if let Some(taken) = slot.0.get() {
-                slot = &taken.1;
+            if let Some(filled) = slot.0.get() {
+                slot = &filled.1;
             }
-            chosen = unused;
+            node = unused;
         }
     }
 }
 
-/// Held while connecting, so that concurrent first users share one connection.
-fn connecting() -> &'static Mutex<()> {
-    static CONNECTING: PerProcess<Mutex<()>> = PerProcess::new();
-    match CONNECTING.get_or_try_init(|| Ok::<_, Infallible>(Mutex::new(()))) {
-        Ok(connecting) => connecting,
-        Err(never) => match never {},
-    }
-}
+/// Locked while connecting, so that concurrent first users share one connection.
+static CONNECTING: PerProcess<Mutex<()>> = PerProcess::new();
 
 impl Locks {
     /// Set the locks that [`Locks::get_default`] returns, and that every `#[locked]` function
@@ -96,7 +89,7 @@ impl Locks {
         if let Some(known) = DEFAULT.last() {
             return Ok(known.clone());
         }
-        let _alone = connecting().lock().await;
+        let _alone = CONNECTING.get_or_default().lock().await;
         if let Some(known) = DEFAULT.last() {
             return Ok(known.clone());
         }
@@ -104,7 +97,7 @@ impl Locks {
         // If the program has set other locks meanwhile, those count.
         let _ = DEFAULT
             .0
-            .set(Box::new((connected.clone(), Chosen(OnceLock::new()))));
+            .set(Box::new((connected.clone(), Defaults(OnceLock::new()))));
         Ok(DEFAULT.last().cloned().unwrap_or(connected))
     }
 }

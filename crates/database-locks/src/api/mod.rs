@@ -1,6 +1,7 @@
-//! What users name: [`Locks`](locks::Locks), [`Lock`](lock::Lock), fences, the blocking face and
-//! the attribute.
+//! The public API: [`Locks`](locks::Locks), [`Lock`](lock::Lock), fences, the blocking API and the
+//! attribute.
 
+pub(crate) mod administration;
 #[cfg(feature = "macros")]
 pub(crate) mod attribute;
 pub mod blocking;
@@ -9,4 +10,5 @@ pub(crate) mod default_locks;
 pub(crate) mod fence;
 pub(crate) mod lock;
 pub(crate) mod locks;
+mod run;
 pub(crate) mod testing;

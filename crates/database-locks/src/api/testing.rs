@@ -56,7 +56,7 @@ pub async fn lose(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error> {
 fn report_loss(grant: Option<&str>, reason: LostReason) {
     if let Some(grant) = grant.and_then(GrantId::parse) {
         for client in client::all() {
-            client.scheduler.lost(grant, reason.into());
+            client.scheduler.mark_lost(grant, reason.into());
         }
     }
 }

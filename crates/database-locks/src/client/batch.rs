@@ -14,7 +14,7 @@ use crate::store::{
     api::{Reply, StoreError},
     measured::Observed,
 };
-use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
+use protocol::{AcquireCommand, Outcome, REQUEST_TIMEOUT, ReleaseCommand, Released};
 
 /// The longest that a request waits for the statement before its own. After it the request is sent
 /// in a statement of its own batch, so that a statement that hangs does not block requests for
@@ -28,11 +28,7 @@ pub(crate) trait Operation: fmt::Debug + Send + Sync + 'static {
     type Answer: Send + 'static;
 
     /// The answers, in the order of the requests.
-    fn carry_out<'a>(
-        asked: &'a [Self],
-        store: &'a Observed,
-        within: Duration,
-    ) -> Reply<'a, Vec<Self::Answer>>
+    fn carry_out<'a>(asked: &'a [Self], store: &'a Observed) -> Reply<'a, Vec<Self::Answer>>
     where
         Self: Sized;
 }
@@ -40,24 +36,16 @@ pub(crate) trait Operation: fmt::Debug + Send + Sync + 'static {
 impl Operation for AcquireCommand {
     type Answer = Outcome;
 
-    fn carry_out<'a>(
-        asked: &'a [Self],
-        store: &'a Observed,
-        within: Duration,
-    ) -> Reply<'a, Vec<Outcome>> {
-        Box::pin(store.acquire(asked, within))
+    fn carry_out<'a>(asked: &'a [Self], store: &'a Observed) -> Reply<'a, Vec<Outcome>> {
+        Box::pin(store.acquire(asked, REQUEST_TIMEOUT))
     }
 }
 
 impl Operation for ReleaseCommand {
     type Answer = Released;
 
-    fn carry_out<'a>(
-        asked: &'a [Self],
-        store: &'a Observed,
-        within: Duration,
-    ) -> Reply<'a, Vec<Released>> {
-        Box::pin(store.release(asked, within))
+    fn carry_out<'a>(asked: &'a [Self], store: &'a Observed) -> Reply<'a, Vec<Released>> {
+        Box::pin(store.release(asked, REQUEST_TIMEOUT))
     }
 }
 
@@ -68,7 +56,6 @@ pub(crate) struct Batch<Q: Operation>(Arc<Shared<Q>>);
 #[derive(Debug)]
 struct Shared<Q: Operation> {
     store: Observed,
-    within: Duration,
     state: Mutex<State<Q>>,
 }
 
@@ -94,17 +81,12 @@ impl<Q: Operation> fmt::Debug for State<Q> {
 }
 
 impl<Q: Operation> Batch<Q> {
-    /// `within`: timeout of each statement.
-    pub(crate) fn new(store: Observed, within: Duration) -> Self {
+    pub(crate) fn new(store: Observed) -> Self {
         let state = Mutex::new(State {
             under_way: false,
             waiting: Vec::new(),
         });
-        Self(Arc::new(Shared {
-            store,
-            within,
-            state,
-        }))
+        Self(Arc::new(Shared { store, state }))
     }
 
     /// Send a request, alone or in a batch. A future that is dropped before its batch is sent
@@ -197,7 +179,7 @@ impl<Q: Operation> Shared<Q> {
             .into_iter()
             .map(|waiting| (waiting.asked, waiting.reply))
             .unzip();
-        let answers = match Q::carry_out(&asked, &self.store, self.within).await {
+        let answers = match Q::carry_out(&asked, &self.store).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(failure) if !failure.is_answer() => {
                 asked.iter().map(|_| Err(failure.again())).collect()
@@ -221,7 +203,7 @@ impl<Q: Operation> Shared<Q> {
 
     async fn send_alone(&self, asked: &Q) -> Result<Q::Answer, StoreError> {
         let asked = std::slice::from_ref(asked);
-        let mut answers = Q::carry_out(asked, &self.store, self.within).await?;
+        let mut answers = Q::carry_out(asked, &self.store).await?;
         let none = || StoreError::Unavailable("the store returned no answer".into());
         answers.pop().ok_or_else(none)
     }
@@ -264,7 +246,7 @@ mod tests {
     impl Operation for Number {
         type Answer = u8;
 
-        fn carry_out<'a>(asked: &'a [Self], _: &'a Observed, _: Duration) -> Reply<'a, Vec<u8>> {
+        fn carry_out<'a>(asked: &'a [Self], _: &'a Observed) -> Reply<'a, Vec<u8>> {
             Box::pin(async move {
                 let numbers: Vec<u8> = asked.iter().map(|number| number.0).collect();
                 let world = &asked[0].1;
@@ -282,7 +264,7 @@ mod tests {
 
     fn batch() -> (Arc<World>, Arc<Batch<Number>>) {
         let store = store::open("memory:", &Table::default()).unwrap();
-        let batch = Batch::new(Observed::new(store, "memory:"), Duration::from_secs(5));
+        let batch = Batch::new(Observed::new(store, "memory:"));
         (Arc::default(), Arc::new(batch))
     }
 

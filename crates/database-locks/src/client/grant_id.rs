@@ -1,7 +1,6 @@
 //! Random grant ids, generated in batches.
 
-use std::convert::Infallible;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use protocol::GrantId;
 
@@ -19,8 +18,7 @@ const BATCH: usize = 64;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub))]
 pub fn random_grant_id() -> Result<GrantId, Error> {
     static UNUSED: PerProcess<Mutex<Vec<[u8; 16]>>> = PerProcess::new();
-    let Ok(unused) = UNUSED.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
-    let mut unused = unused.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut unused = UNUSED.lock();
     loop {
         if let Some(bytes) = unused.pop() {
             return Ok(GrantId::of(bytes));

@@ -11,9 +11,11 @@ use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
 use crate::client::own_grants::OwnGrant;
 use crate::client::release::{defer, release_grant};
+use crate::client::renewal::grant_state::log_grant;
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::metrics;
+use crate::runtime;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
@@ -38,7 +40,7 @@ async fn in_background(
     request: AcquireRequest,
     ticket: Ticket,
 ) -> Result<LockGuard, Error> {
-    crate::runtime::run(async move {
+    runtime::run(async move {
         let to = AcquireCommand {
             name: request.name,
             grant: random_grant_id()?,
@@ -52,8 +54,7 @@ async fn in_background(
             from: ticket.grant,
             to,
         };
-        // Registered before the request is sent, because its row may contain the grant from then
-        // on.
+        // Registered before the request is sent: from then on the row may contain the grant.
         let _own = OwnGrant::new(command.to.grant);
         let mut unresumed = ReleaseUnlessResumed {
             client: Arc::clone(&client),
@@ -63,34 +64,23 @@ async fn in_background(
         let to = &command.to;
         let lease = Lease::granted(request.timing, sent, to.length);
         if lease.trusted_until() <= clock::now() {
-            return Err(Error::lost(&to.name, Loss::of_another(LostReason::Expired)));
+            return Err(Error::lost(
+                &to.name,
+                Loss::of_other_grant(LostReason::Expired),
+            ));
         }
         unresumed.command = None;
-        let grant = Grant {
-            name: to.name.clone(),
-            token: command.token,
-            id: to.grant,
-            holder: Arc::clone(&to.holder),
-            confirmed_by,
-        };
-        let begun = start_renewing(&client, grant, lease).await;
-        if let Ok(guard) = &begun {
-            metrics::resumed(client.store.engine());
-            tracing::debug!(
-                lock.name = guard.name().as_str(),
-                lock.token = guard.token().get(),
-                lock.holder = guard.holder(),
-                "lock resumed"
-            );
-        }
-        begun
-            .map(LockGuard::with_unknown_ttl)
-            .map_err(|loss| Error::lost(&to.name, loss))
+        let grant = command.granted(confirmed_by);
+        let guard = start_renewing(&client, grant, lease).await;
+        let guard = guard.map_err(|loss| Error::lost(&to.name, loss))?;
+        metrics::resumed(client.store.engine());
+        log_grant!(debug, &guard.state.grant, "lock resumed");
+        Ok(guard.with_unknown_ttl())
     })
     .await
 }
 
-/// Retry until the database answers or the timeout ends; returns when the successful request was
+/// Send the request until it succeeds or the timeout ends. Returns when the successful request was
 /// sent, and which server confirmed it.
 async fn retry_resume(
     client: &Client,
@@ -102,7 +92,7 @@ async fn retry_resume(
         let failure = match client.store.resume(command, REQUEST_TIMEOUT).await {
             Ok(Renewal::Renewed { confirmed_by }) => return Ok((sent, confirmed_by)),
             Ok(Renewal::Lost(gone)) => {
-                return Err(Error::lost(&command.to.name, Loss::of_another(gone)));
+                return Err(Error::lost(&command.to.name, Loss::of_other_grant(gone)));
             }
             Ok(Renewal::Busy) => {
                 StoreError::Contention("its row is locked by another transaction".into())
@@ -116,7 +106,7 @@ async fn retry_resume(
     }
 }
 
-/// Releases the grant on drop, unless the caller gets its guard.
+/// Releases the grant on drop, unless its guard is returned to the caller.
 struct ReleaseUnlessResumed<'a> {
     client: Arc<Client>,
     command: Option<&'a ResumeCommand>,
@@ -160,7 +150,7 @@ pub(crate) async fn by_ticket(
         ByTicket::Renew(_) => format!("renew lock `{}`", ticket.name),
         ByTicket::Release => format!("release lock `{}`", ticket.name),
     };
-    crate::runtime::run(async move {
+    runtime::run(async move {
         let done = while_contended(REQUEST_TIMEOUT, || async {
             match run_by_ticket(&client, &ticket, operation).await? {
                 Renewal::Busy => Err(StoreError::Contention(
@@ -170,7 +160,7 @@ pub(crate) async fn by_ticket(
             }
         });
         match done.await.map_err(|e| e.into_error(op))? {
-            Renewal::Lost(gone) => Err(Error::lost(&ticket.name, Loss::of_another(gone))),
+            Renewal::Lost(gone) => Err(Error::lost(&ticket.name, Loss::of_other_grant(gone))),
             Renewal::Renewed { .. } | Renewal::Busy => Ok(()),
         }
     })

@@ -11,16 +11,13 @@ pub(crate) mod handover;
 pub(crate) mod holder;
 pub(crate) mod open_fences;
 pub(crate) mod own_grants;
-pub(crate) mod pending;
+pub(crate) mod pending_releases;
 mod process_exit;
 pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renewal;
 
-use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-
-use tokio::sync::watch;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::client::acquire::poller::Poller;
 use crate::client::acquire::queue::Queues;
@@ -29,13 +26,13 @@ use crate::client::batch::Batch;
 use crate::client::direct::DirectPath;
 use crate::client::holder::default_holder;
 use crate::client::open_fences::OpenFences;
-use crate::client::pending::Pending;
+use crate::client::pending_releases::PendingReleases;
 use crate::client::renewal::Scheduler;
 use crate::error::Error;
 use crate::metrics;
 use crate::runtime::fork::PerProcess;
 use crate::store::{api::Notice, measured::Observed};
-use protocol::{AcquireCommand, LockName, Observations, REQUEST_TIMEOUT, ReleaseCommand, Version};
+use protocol::{AcquireCommand, LockName, Observations, ReleaseCommand, Version};
 
 /// The store, the leases and the queues of one [`Locks`](crate::Locks) in one process.
 #[derive(Debug)]
@@ -50,9 +47,7 @@ pub(crate) struct Client {
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
     pub(crate) observations: Observations<LockName, Version>,
-    /// Cloned for each background release, so that its receivers count the releases under way.
-    pub(crate) pending: Pending,
-    all_done: watch::Sender<()>,
+    pub(crate) pending_releases: PendingReleases,
     /// The default for `locked_by`.
     pub(crate) holder: Arc<str>,
 }
@@ -60,7 +55,6 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
         metrics::describe();
-        let (all_done, pending) = watch::channel(());
         let scheduler = Scheduler::start(store.clone())?;
         let queues = Queues::default();
         let (renewals, waiters) = (Arc::downgrade(&scheduler), queues.clone());
@@ -68,36 +62,29 @@ impl Client {
             Notice::Released(name, by) => {
                 waiters.notified(name, by);
                 if let Some(scheduler) = renewals.upgrade() {
-                    scheduler.check_soon(name);
+                    scheduler.check_lock(name);
                 }
             }
             Notice::Missed => waiters.wake_all(),
         }));
         let client = Arc::new(Self {
             scheduler,
-            acquires: Batch::new(store.clone(), REQUEST_TIMEOUT),
-            releases: Batch::new(store.clone(), REQUEST_TIMEOUT),
-            direct: DirectPath::of(&store)?,
-            poller: Poller::new(store.clone(), REQUEST_TIMEOUT),
+            acquires: Batch::new(store.clone()),
+            releases: Batch::new(store.clone()),
+            direct: DirectPath::for_store(&store)?,
+            poller: Poller::new(store.clone()),
             store,
             queues,
             outages: Outages::default(),
             fences: OpenFences::default(),
             observations: Observations::default(),
-            pending: Pending::new(pending),
-            all_done,
+            pending_releases: PendingReleases::default(),
             holder: default_holder().into(),
         });
         let mut known = known();
         known.retain(|client| client.strong_count() > 0);
         known.push(Arc::downgrade(&client));
         Ok(client)
-    }
-
-    /// Whether a background release is under way.
-    pub(crate) fn is_pending(&self) -> bool {
-        // `self.pending` itself holds one receiver.
-        self.all_done.receiver_count() > 1
     }
 }
 
@@ -109,8 +96,7 @@ impl Drop for Client {
 
 fn known() -> MutexGuard<'static, Vec<Weak<Client>>> {
     static KNOWN: PerProcess<Mutex<Vec<Weak<Client>>>> = PerProcess::new();
-    let Ok(known) = KNOWN.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
-    known.lock().unwrap_or_else(PoisonError::into_inner)
+    KNOWN.lock()
 }
 
 /// The clients of this process that are still in use.

@@ -16,15 +16,16 @@ use protocol::{GrantId, LockName};
 #[derive(Debug, Default)]
 pub(crate) struct OpenFences(Mutex<HashMap<GrantId, Entry>>);
 
+/// The open fences of one grant.
 #[derive(Debug)]
 struct Entry {
-    held: Arc<GrantState>,
-    open: usize,
+    state: Arc<GrantState>,
+    count: usize,
     /// Dropped with the entry, which wakes every [`FenceEnd`].
     ended: watch::Sender<()>,
 }
 
-/// A future end: the last open fence of one grant.
+/// The end of the last open fence of one grant.
 #[derive(Debug)]
 pub(crate) struct FenceEnd(watch::Receiver<()>);
 
@@ -40,25 +41,25 @@ impl OpenFences {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn opened(&self, held: &Arc<GrantState>) {
+    pub(crate) fn opened(&self, state: &Arc<GrantState>) {
         let mut entries = self.entries();
-        let entry = entries.entry(held.grant.id).or_insert_with(|| Entry {
-            held: Arc::clone(held),
-            open: 0,
+        let entry = entries.entry(state.grant.id).or_insert_with(|| Entry {
+            state: Arc::clone(state),
+            count: 0,
             ended: watch::Sender::new(()),
         });
-        entry.open += 1;
+        entry.count += 1;
     }
 
     pub(crate) fn closed(&self, grant: GrantId) {
         let mut entries = self.entries();
         let last = entries.get_mut(&grant).is_some_and(|entry| {
-            entry.open -= 1;
-            entry.open == 0
+            entry.count -= 1;
+            entry.count == 0
         });
-        let gone = last.then(|| entries.remove(&grant));
+        let removed = last.then(|| entries.remove(&grant));
         drop(entries);
-        drop(gone);
+        drop(removed);
     }
 
     /// The end of the last open fence of this grant; `None` if it has no open fence.
@@ -73,7 +74,7 @@ impl OpenFences {
         let entries = self.entries();
         let mut of_lock = entries
             .values()
-            .filter(|entry| entry.held.grant.name == *name);
-        of_lock.next().map(|entry| Arc::clone(&entry.held))
+            .filter(|entry| entry.state.grant.name == *name);
+        of_lock.next().map(|entry| Arc::clone(&entry.state))
     }
 }

@@ -1,21 +1,19 @@
 //! The grants of this process: those that it holds, and those that it requests.
 //!
 //! A caller with the same `locked_by` preempts a grant of another process, but waits for one of its
-//! own: see [`Lock::take_over`](crate::Lock::take_over). A forked child has none of its parent's.
+//! own: see [`Lock::preempt`](crate::Lock::preempt). A forked child has none of its parent's.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::runtime::fork::PerProcess;
 use protocol::GrantId;
 
-/// How many [`OwnGrant`]s there are of each grant, of all [`Locks`](crate::Locks) together: two of
-/// them may be of the same table.
+/// The number of [`OwnGrant`]s of each grant. All [`Locks`](crate::Locks) share it, because two of
+/// them may use the same table.
 fn all() -> MutexGuard<'static, HashMap<GrantId, u32>> {
     static ALL: PerProcess<Mutex<HashMap<GrantId, u32>>> = PerProcess::new();
-    let Ok(all) = ALL.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
-    all.lock().unwrap_or_else(PoisonError::into_inner)
+    ALL.lock()
 }
 
 /// While it lives, this grant counts as one of this process.
@@ -32,16 +30,16 @@ impl OwnGrant {
 impl Drop for OwnGrant {
     fn drop(&mut self) {
         let mut all = all();
-        if let Some(times) = all.get_mut(&self.0) {
-            *times -= 1;
-            if *times == 0 {
+        if let Some(count) = all.get_mut(&self.0) {
+            *count -= 1;
+            if *count == 0 {
                 all.remove(&self.0);
             }
         }
     }
 }
 
-/// Whether a grant id, as it stands in a row, is of this process.
+/// Whether the grant id of a row is one of this process.
 pub(crate) fn is_own_grant(grant: &str) -> bool {
     GrantId::parse(grant).is_some_and(|grant| all().contains_key(&grant))
 }

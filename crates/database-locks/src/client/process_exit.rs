@@ -1,17 +1,14 @@
 //! Releases at process exit: every lock that the process still holds is released.
-//!
-//! `exit`, which a return from `main` calls too, runs the destructors of the calling thread's
-//! thread-local values and then the `atexit` handlers. Other threads keep running meanwhile.
 
 use std::sync::{Arc, Once};
 
 use protocol::{ReleaseCommand, Ttl};
 
-use crate::client::pending::{Release, wait};
+use crate::client::pending_releases::{ReleaseNumber, wait};
 use crate::client::release::release_grant;
 use crate::client::{self, Client};
 use crate::runtime;
-use crate::runtime::fork::Here;
+use crate::runtime::fork::ForkSafe;
 
 /// Register the `atexit` handler that releases all held locks and waits for the releases.
 ///
@@ -35,13 +32,13 @@ pub(crate) fn watch() {
 extern "C" fn at_exit() {
     // The background thread carries the releases out. If that thread ends the process, waiting
     // would deadlock.
-    if runtime::drives() {
+    if runtime::drives_background() {
         return;
     }
     if !client::all().is_empty() {
         // On the background thread: the thread-local values of this thread, such as a log
         // subscriber's, are already destroyed.
-        let release = Here::new(Release::begin());
+        let release = ForkSafe::new(ReleaseNumber::begin());
         let _ = runtime::spawn(async move {
             client::all().iter().for_each(release_all);
             drop(release);
@@ -52,11 +49,11 @@ extern "C" fn at_exit() {
 
 /// Release every lock that this client still holds.
 fn release_all(client: &Arc<Client>) {
-    for held in client.scheduler.take_all() {
-        held.released();
+    for state in client.scheduler.remove_all() {
+        state.released();
         // A resumed guard does not know the ttl in its row, so the release must assume the longest.
         let ttl = Ttl::Infinite;
-        let (command, held_for) = (ReleaseCommand::of(&held.grant, ttl), held.held_for());
+        let (command, held_for) = (ReleaseCommand::of(&state.grant, ttl), state.held_for());
         tokio::spawn(release_grant(
             Arc::clone(client),
             command,

@@ -33,8 +33,10 @@ pub(crate) fn observe(client: &Client, rows: &mut [LockInfo]) {
         else {
             continue;
         };
-        let left = (client.observations).saw(&row.name, version, *length, *overdue, now);
-        row.state = match client.observations.over_for(&row.name, now) {
+        let left = client
+            .observations
+            .record(&row.name, version, *length, *overdue, now);
+        row.state = match client.observations.ended_for(&row.name, now) {
             Some(since) => LockState::Expired { since },
             None => LockState::Held {
                 free_in: Some(left),

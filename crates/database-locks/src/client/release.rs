@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::client::Client;
 use crate::client::acquire::queue::Waiters;
 use crate::client::direct::DIRECT_TIMEOUT;
-use crate::client::pending::Pending;
+use crate::client::pending_releases::PendingRelease;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
-use crate::runtime::fork::Here;
+use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
@@ -50,7 +50,7 @@ pub(crate) fn release_grant(
 
 /// A release in progress. If it is dropped before it is done, the background completes it.
 #[derive(Debug)]
-pub(crate) struct ReleaseRequest(Option<Here<ReleaseTask>>);
+pub(crate) struct ReleaseRequest(Option<ForkSafe<ReleaseTask>>);
 
 impl ReleaseRequest {
     pub(crate) fn new(
@@ -63,20 +63,20 @@ impl ReleaseRequest {
             Ttl::Finite(ttl) => clock::now() + ttl,
             Ttl::Infinite => BootInstant::MAX,
         };
-        let pending = Some(client.pending.clone());
-        Self(Some(Here::new(ReleaseTask {
+        let pending = Some(client.pending_releases.begin());
+        Self(Some(ForkSafe::new(ReleaseTask {
             pending,
             ..ReleaseTask::new(client, command, end, held_for)
         })))
     }
 
-    /// One try on the direct path, if the caller's runtime owns it. `None`: not decided, and the
-    /// background must continue.
+    /// Try once on the direct connection, if the caller's runtime owns it. `None`: the release is
+    /// not decided, and the background has to continue it.
     pub(crate) async fn directly(&mut self) -> Option<Released> {
-        let task = self.0.as_mut()?.here_mut()?;
+        let task = self.0.as_mut()?.get_mut()?;
         let entry = task.client.direct.as_ref()?.enter()?;
-        // In place until the answer comes, in case this future is dropped.
-        task.first = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
+        // Until the answer arrives, in case this future is dropped.
+        task.first_answer = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
         match entry.release(task.command.clone()).await {
             None => None,
             Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld))) => {
@@ -84,13 +84,13 @@ impl ReleaseRequest {
                 self.0 = None;
                 Some(done)
             }
-            // Nothing was sent for lack of a connection; the background has one of its own.
+            // Nothing was sent, for lack of a connection. The background has its own.
             Some(Err(failure)) if failure.is_undone() && !failure.is_answer() => {
-                task.first = None;
+                task.first_answer = None;
                 None
             }
             Some(answer) => {
-                task.first = Some(answer);
+                task.first_answer = Some(answer);
                 None
             }
         }
@@ -100,7 +100,7 @@ impl ReleaseRequest {
     pub(crate) fn in_background(
         mut self,
     ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
-        let task = self.0.take().and_then(Here::into_inner);
+        let task = self.0.take().and_then(ForkSafe::into_inner);
         async move {
             match task {
                 Some(task) => task.run().await,
@@ -112,7 +112,7 @@ impl ReleaseRequest {
 
 impl Drop for ReleaseRequest {
     fn drop(&mut self) {
-        if let Some(task) = self.0.take().and_then(Here::into_inner) {
+        if let Some(task) = self.0.take().and_then(ForkSafe::into_inner) {
             let _ = runtime::spawn(task.run());
         }
     }
@@ -135,34 +135,35 @@ struct ReleaseTask {
     client: Arc<Client>,
     command: ReleaseCommand,
     /// When the lease ends by itself.
-    end: BootInstant,
+    lease_end: BootInstant,
     held_for: Option<Duration>,
-    /// The answer on the direct path, for the first iteration. While that request is unanswered:
-    /// the error that its answer is late.
-    first: Option<Result<Released, StoreError>>,
+    /// The answer on the direct connection, for the first iteration. While that request is
+    /// unanswered: the error of a late answer.
+    first_answer: Option<Result<Released, StoreError>>,
     /// `None`: the caller has no answer yet.
     retry: Option<Retry>,
-    /// An earlier try whose reply was lost may have released the lock.
-    unsure: bool,
+    /// A try whose reply was lost may have released the lock.
+    may_be_released: bool,
     logged: bool,
-    pending: Option<Pending>,
+    /// `None`: the end of a thread or process does not wait for it.
+    pending: Option<PendingRelease>,
 }
 
 impl ReleaseTask {
     fn new(
         client: Arc<Client>,
         command: ReleaseCommand,
-        end: BootInstant,
+        lease_end: BootInstant,
         held_for: Option<Duration>,
     ) -> Self {
         Self {
             client,
             command,
-            end,
+            lease_end,
             held_for,
-            first: None,
+            first_answer: None,
             retry: None,
-            unsure: false,
+            may_be_released: false,
             logged: false,
             pending: None,
         }
@@ -172,7 +173,7 @@ impl ReleaseTask {
         let mut pause = FIRST_RETRY;
         loop {
             let sent = clock::now();
-            let answer = match self.first.take() {
+            let answer = match self.first_answer.take() {
                 Some(answer) => answer,
                 None => self.client.releases.ask(self.command.clone()).await,
             };
@@ -188,12 +189,12 @@ impl ReleaseTask {
                     StoreError::Contention("its row is locked by another transaction".into())
                 }
                 Err(failure) => {
-                    self.unsure |= matches!(failure, StoreError::Unavailable(_));
+                    self.may_be_released |= matches!(failure, StoreError::Unavailable(_));
                     failure
                 }
             };
             let rejected = matches!(failure, StoreError::Rejected { .. });
-            let ended = clock::now() + pause >= self.end;
+            let ended = clock::now() + pause >= self.lease_end;
             if ended || (rejected && self.retry != Some(Retry::AfterRejection)) {
                 return Err(self.failed(failure, ended));
             }
@@ -214,7 +215,7 @@ impl ReleaseTask {
         let waiters = match done {
             Released::Awaited => Waiters::Notified,
             // The earlier try may have notified other processes.
-            _ if self.unsure => Waiters::Notified,
+            _ if self.may_be_released => Waiters::Notified,
             Released::Freed if self.client.store.waiters_poll() => Waiters::Poll,
             _ => Waiters::None,
         };
@@ -224,7 +225,10 @@ impl ReleaseTask {
             waiters,
             self.held_for.unwrap_or_default(),
         );
-        let done = if self.unsure { Released::Freed } else { done };
+        let done = match self.may_be_released {
+            true => Released::Freed,
+            false => done,
+        };
         let message = match (done, self.held_for) {
             (Released::NotHeld, _) => "nothing left to release",
             (_, Some(_)) => "lock released",
@@ -285,17 +289,17 @@ impl ReleaseTask {
         let _ = runtime::spawn(self.after_fence());
     }
 
-    /// The same release, whose caller has its answer. It does not count as pending.
-    fn again(self, retry: Retry) -> Self {
+    /// The same release after its caller has an answer. It does not count as pending.
+    fn detached(self, retry: Retry) -> Self {
         Self {
             retry: Some(retry),
-            ..Self::new(self.client, self.command, self.end, self.held_for)
+            ..Self::new(self.client, self.command, self.lease_end, self.held_for)
         }
     }
 
     /// Continue a release that was rejected.
     fn after_rejection(self) -> Background {
-        let task = self.again(Retry::AfterRejection);
+        let task = self.detached(Retry::AfterRejection);
         Box::pin(async move {
             let _ = task.run().await;
         })
@@ -303,7 +307,7 @@ impl ReleaseTask {
 
     /// Wait for the end of the open fence, then release.
     fn after_fence(self) -> Background {
-        let mut task = self.again(Retry::AfterFence);
+        let mut task = self.detached(Retry::AfterFence);
         Box::pin(async move {
             let grant = task.command.grant;
             if let Some(fence) = task.client.fences.end_of(grant) {
@@ -311,12 +315,12 @@ impl ReleaseTask {
                 let _ = tokio::time::timeout(LONGEST_RETRY, fence.wait()).await;
             }
             if task.client.fences.end_of(grant).is_none() {
-                task.pending = Some(task.client.pending.clone());
+                task.pending = Some(task.client.pending_releases.begin());
             }
             // The lease may have ended during the fence. The grant is still in the row until
             // another client acquires the lock.
             let least = clock::now() + REQUEST_TIMEOUT;
-            task.end = task.end.max(least);
+            task.lease_end = task.lease_end.max(least);
             let _ = task.run().await;
         })
     }
@@ -337,31 +341,31 @@ pub(crate) fn defer(client: &Arc<Client>, command: &ReleaseCommand) -> bool {
 ///
 /// Returns the holder; `None` if no such fence is open, and nothing is done.
 pub(crate) fn force_after_fence(client: &Arc<Client>, name: &LockName) -> Option<Holder> {
-    let held = client.fences.of_lock(name)?;
-    let fence = client.fences.end_of(held.grant.id)?;
+    let state = client.fences.of_lock(name)?;
+    let fence = client.fences.end_of(state.grant.id)?;
     let holder = Holder {
-        holder: Some(held.grant.holder.as_ref().to_owned()),
-        token: Some(held.grant.token),
-        held_for: Some(held.held_for()),
+        holder: Some(state.grant.holder.as_ref().to_owned()),
+        token: Some(state.grant.token),
+        held_for: Some(state.held_for()),
         ..Holder::default()
     };
     tracing::warn!(
         lock.name = name.as_str(),
-        lock.token = held.grant.token.get(),
-        lock.holder = &*held.grant.holder,
+        lock.token = state.grant.token.get(),
+        lock.holder = &*state.grant.holder,
         "lock to be released by force when its own fenced transaction ends"
     );
     let client = Arc::clone(client);
     let _ = runtime::spawn(async move {
         fence.wait().await;
-        let pending = client.pending.clone();
-        let (name, grant) = (&held.grant.name, held.grant.id.as_str());
+        let pending = client.pending_releases.begin();
+        let (name, grant) = (&state.grant.name, state.grant.id.as_str());
         let forced = while_contended(REQUEST_TIMEOUT, || async {
             let row = client
                 .store
                 .read(std::slice::from_ref(name), REQUEST_TIMEOUT)
                 .await?;
-            // Only the grant of the fence is to be released, not a later one.
+            // Release only the grant of the fence, not a later one.
             if row.first().and_then(|row| row.grant.as_deref()) != Some(grant) {
                 return Ok(());
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::runtime::clock;
 use protocol::{BootInstant, Gone, HeldBy, Human, LostReason, escaped};
 
-/// The minimum age from which the text says how long ago the lock was lost.
+/// The age from which the text contains how long ago the lock was lost.
 const MIN_AGE_SHOWN: Duration = Duration::from_secs(1);
 
 /// How a held lock was lost: why, since when, and the new holder. Its methods never wait.
@@ -48,7 +48,7 @@ struct Facts {
 
 impl Loss {
     /// The loss of a grant that was held from `since` until `at`.
-    pub(crate) fn of_held(
+    pub(crate) fn of_grant(
         gone: Gone,
         last_answer: Option<Arc<str>>,
         since: BootInstant,
@@ -64,7 +64,7 @@ impl Loss {
 
     /// The loss of a grant that this process never held: that of a ticket, or of the parent
     /// process.
-    pub(crate) fn of_another(gone: impl Into<Gone>) -> Self {
+    pub(crate) fn of_other_grant(gone: impl Into<Gone>) -> Self {
         Self(Arc::new(Facts {
             gone: gone.into(),
             last_answer: None,
@@ -86,8 +86,7 @@ impl Loss {
         self.0.held_for
     }
 
-    /// How long ago trust ended, by the same clock. Since then another holder may have been at
-    /// work.
+    /// How long ago trust ended, by the same clock. Another holder may have worked since then.
     pub fn elapsed(&self) -> Duration {
         clock::now() - self.0.at
     }
@@ -100,17 +99,17 @@ impl Loss {
         self.0.gone.now.as_ref()
     }
 
-    /// What the latest renewal came to, if renewals failed until trust ended: the database's error,
+    /// Why the latest renewal failed, if renewals failed until trust ended: the database's error,
     /// or why there was no answer.
     pub fn last_answer(&self) -> Option<&str> {
         self.0.last_answer.as_deref()
     }
 
-    /// The end of the log record: what happens besides the holder stopping its work.
+    /// The end of the log record: what this library does after the loss.
     pub(crate) fn consequence(&self) -> &'static str {
         match self.reason().leaves_a_lease() {
-            true => "its holder was told, and any remaining lease is released with its guard",
-            false => "its holder was told, and nothing is left to be released",
+            true => "its holder was notified, and the rest of its lease is released with the guard",
+            false => "its holder was notified, and there is nothing to release",
         }
     }
 }
@@ -178,7 +177,7 @@ mod tests {
         // In the future, so that the elapsed time is zero when it is shown.
         let now = clock::now() + secs(3600);
         let text =
-            |gone: Gone, at: BootInstant| Loss::of_held(gone, None, at - secs(12), at).to_string();
+            |gone: Gone, at: BootInstant| Loss::of_grant(gone, None, at - secs(12), at).to_string();
         assert_eq!(
             text(taken_over_by("web-2"), now),
             "lost after 12s: preempted by another holder (now held by web-2 for 3s, token 17)"
@@ -193,7 +192,7 @@ mod tests {
             late.contains("s ago, after 12s: the lease expired before"),
             "{late}"
         );
-        let ticket = Loss::of_another(LostReason::Released).to_string();
+        let ticket = Loss::of_other_grant(LostReason::Released).to_string();
         assert_eq!(ticket, "lost: released with its ticket");
     }
 
@@ -201,7 +200,7 @@ mod tests {
     fn a_loss_after_failed_renewals_contains_the_last_answer_of_the_database() {
         let now = clock::now() + secs(3600);
         let text = |reason: LostReason, answer: &str| {
-            Loss::of_held(reason.into(), Some(answer.into()), now - secs(27), now).to_string()
+            Loss::of_grant(reason.into(), Some(answer.into()), now - secs(27), now).to_string()
         };
         assert_eq!(
             text(
@@ -220,7 +219,7 @@ mod tests {
 
     #[test]
     fn the_name_of_another_holder_forges_no_line() {
-        let text = Loss::of_another(taken_over_by("web\nERROR all is lost")).to_string();
+        let text = Loss::of_other_grant(taken_over_by("web\nERROR all is lost")).to_string();
         assert!(
             text.contains("held by web\\nERROR all is lost for"),
             "{text}"

@@ -68,7 +68,7 @@ pub enum Error {
         name: LockName,
         /// Why.
         reason: LostReason,
-        /// Since when, and the new holder, if known.
+        /// When, and the new holder if it is known.
         loss: Loss,
     },
     /// A transaction of another client kept a row or the table locked. Try again when it has ended.
@@ -111,7 +111,7 @@ pub enum Error {
     Config {
         /// Which setting.
         setting: &'static str,
-        /// Its value, `0ms`; or what is wrong with it, `has the unknown option …`.
+        /// Its value, such as `0ms`, or its fault, such as `has the unknown option …`.
         got: String,
         /// The allowed values, or what to do.
         allowed: String,
@@ -183,7 +183,6 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
 #[derive(Debug)]
 struct RejectedCause {
     message: String,
-    /// For `Debug`.
     #[allow(dead_code, reason = "shown by Debug")]
     cause: BoxError,
 }
@@ -229,11 +228,13 @@ impl From<RuntimeError> for Error {
             RuntimeError::NotStarted(source) => {
                 unavailable("start the thread that renews leases", source.into())
             }
-            RuntimeError::Stopped(source) => unavailable("finish what was begun", source.into()),
+            RuntimeError::Stopped(source) => {
+                unavailable("complete a background operation", source.into())
+            }
             RuntimeError::DrivesRuntime => Self::config(
                 "a blocking call",
-                "made on the thread that renews leases, by a log subscriber, a waker or a future that is \
-                 waited for there",
+                "made on the thread that renews leases, by a log subscriber, a waker or a future that \
+                 runs there",
                 "made on another thread",
             ),
         }

@@ -33,7 +33,7 @@ pub(crate) fn now() -> BootInstant {
 /// The runtime's timers use a clock that stops during a suspend. After one, tasks that wait for the
 /// loss of an expired lease notice it at most this much later. A guard that is read reports it at
 /// once.
-const LONGEST_NAP: Duration = Duration::from_secs(1);
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 /// Sleep until `then`. A suspend of the machine counts.
 pub(crate) async fn sleep_until(then: BootInstant) {
@@ -42,7 +42,7 @@ pub(crate) async fn sleep_until(then: BootInstant) {
         if left.is_zero() {
             return;
         }
-        tokio::time::sleep(left.min(LONGEST_NAP)).await;
+        tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
     }
 }
 

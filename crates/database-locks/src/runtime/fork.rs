@@ -5,19 +5,20 @@
 //! made.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::future::Future;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Once, OnceLock};
+use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
-static FORKS: Gate = Gate::new();
+static FORKS: ForkLock = ForkLock::new();
 
 thread_local! {
-    /// Whether this thread drives the background runtime and is at work.
+    /// Whether this thread runs work of this library at the moment.
     static WORKING: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -35,13 +36,13 @@ extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The background thread is about to work; waits while the process is being forked.
+/// Mark this thread as working. Waits while the process is being forked.
 pub(crate) fn begin_work() {
     FORKS.enter();
     WORKING.set(true);
 }
 
-/// The background thread is about to sleep.
+/// Mark this thread as sleeping.
 pub(crate) fn end_work() {
     WORKING.set(false);
     FORKS.leave();
@@ -69,31 +70,31 @@ impl Drop for AtWork {
 /// A child that drops an inherited socket removes it from the event queue that it shares with its
 /// parent (`EPOLL_CTL_DEL`), which then waits for ever.
 #[derive(Debug)]
-pub(crate) struct Gated<F: ?Sized>(Here<Pin<Box<F>>>);
+pub(crate) struct ForkSafeFuture<F: ?Sized>(ForkSafe<Pin<Box<F>>>);
 
-impl<F> Gated<F> {
+impl<F> ForkSafeFuture<F> {
     pub(crate) fn new(future: F) -> Self {
         Self::of(Box::pin(future))
     }
 }
 
-impl<F: ?Sized> Gated<F> {
+impl<F: ?Sized> ForkSafeFuture<F> {
     pub(crate) fn of(future: Pin<Box<F>>) -> Self {
-        Self(Here::new(future))
+        Self(ForkSafe::new(future))
     }
 
     /// Whether this process made the future.
-    pub(crate) fn is_here(&self) -> bool {
-        self.0.is_here()
+    pub(crate) fn is_in_owner_process(&self) -> bool {
+        self.0.is_in_owner_process()
     }
 }
 
-impl<F: Future + ?Sized> Future for Gated<F> {
+impl<F: Future + ?Sized> Future for ForkSafeFuture<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let Some(future) = self.0.here_mut() else {
-            // The application uses its runtime in a forked child.
+        let Some(future) = self.0.get_mut() else {
+            // The application uses its runtime in a forked child too.
             return Poll::Pending;
         };
         if WORKING.get() {
@@ -104,7 +105,7 @@ impl<F: Future + ?Sized> Future for Gated<F> {
     }
 }
 
-/// Run `read` as if the process were being forked, to see what a child would see.
+/// Run `read` as if the process were being forked: it reads what a child would read.
 #[cfg(test)]
 pub(crate) fn as_forked<T>(read: impl FnOnce() -> T) -> T {
     before();
@@ -113,22 +114,21 @@ pub(crate) fn as_forked<T>(read: impl FnOnce() -> T) -> T {
     seen
 }
 
-/// Excludes forks during work of the background runtime.
+/// Excludes forks during work of this library.
 ///
-/// Work that is interrupted by a fork would stay half done in the child for ever: for example a
-/// driver's regular expression in a `LazyLock` that is being initialized, for which the child's
-/// first connection would wait.
+/// Work that a fork interrupts is never completed in the child. If it is the initialization of a
+/// `LazyLock`, such as that of a driver's regular expression, the first connection of the child
+/// waits for it for ever.
 ///
-/// Both sides wait for a limited time: a thread that is stuck does not block forks, at the risk of
-/// such a hang.
-struct Gate {
+/// Both sides wait for a limited time, so that a thread that hangs does not block forks.
+struct ForkLock {
     working: AtomicU32,
     forking: AtomicU32,
 }
 
-impl Gate {
+impl ForkLock {
     const CHECK_INTERVAL: Duration = Duration::from_micros(100);
-    /// How often either side checks before it continues regardless: for at least a second.
+    /// How often either side checks before it continues anyway: for at least a second.
     const CHECKS: u32 = 10_000;
 
     const fn new() -> Self {
@@ -171,7 +171,7 @@ impl Gate {
         self.working.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// `own`: how many of the working threads are the caller itself.
+    /// Begin a fork. `own`: 1 if the calling thread is working, else 0.
     fn close(&self, own: u32) -> bool {
         self.forking.fetch_add(1, Ordering::SeqCst);
         Self::wait_for(&self.working, own)
@@ -210,15 +210,15 @@ pub fn generation() -> u64 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// A value that belongs to the process that made it. In a forked child it is leaked rather than
-/// dropped.
+/// A value that belongs to the process that made it, its *owner*. In a forked child it is leaked
+/// rather than dropped.
 #[derive(Debug)]
-pub(crate) struct Here<T> {
+pub(crate) struct ForkSafe<T> {
     value: Option<T>,
     generation: u64,
 }
 
-impl<T> Here<T> {
+impl<T> ForkSafe<T> {
     pub(crate) fn new(value: T) -> Self {
         Self {
             value: Some(value),
@@ -227,28 +227,28 @@ impl<T> Here<T> {
     }
 
     /// Whether this process made the value.
-    pub(crate) fn is_here(&self) -> bool {
+    pub(crate) fn is_in_owner_process(&self) -> bool {
         self.generation == generation()
     }
 
     /// The value. In a forked child it is leaked, and the result is `None`.
     pub(crate) fn into_inner(mut self) -> Option<T> {
-        match self.is_here() {
+        match self.is_in_owner_process() {
             true => self.value.take(),
             false => None,
         }
     }
 
     /// The value; `None` in a forked child.
-    pub(crate) fn here_mut(&mut self) -> Option<&mut T> {
-        match self.is_here() {
+    pub(crate) fn get_mut(&mut self) -> Option<&mut T> {
+        match self.is_in_owner_process() {
             true => self.value.as_mut(),
             false => None,
         }
     }
 }
 
-impl<T> Deref for Here<T> {
+impl<T> Deref for ForkSafe<T> {
     type Target = T;
 
     #[allow(clippy::expect_used, reason = "only `drop` takes it")]
@@ -257,9 +257,9 @@ impl<T> Deref for Here<T> {
     }
 }
 
-impl<T> Drop for Here<T> {
+impl<T> Drop for ForkSafe<T> {
     fn drop(&mut self) {
-        if !self.is_here() {
+        if !self.is_in_owner_process() {
             std::mem::forget(self.value.take());
         }
     }
@@ -274,7 +274,7 @@ pub struct PerProcess<T>(OnceLock<Box<Node<T>>>);
 
 #[derive(Debug)]
 struct Node<T> {
-    value: Here<T>,
+    value: ForkSafe<T>,
     /// The value of a forked child, and of its children.
     next: PerProcess<T>,
 }
@@ -282,6 +282,22 @@ struct Node<T> {
 impl<T> Default for PerProcess<T> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl<T: Default> PerProcess<T> {
+    /// The value of this process, made on first use.
+    pub(crate) fn get_or_default(&self) -> &T {
+        let Ok(value) = self.get_or_try_init(|| Ok::<_, Infallible>(T::default()));
+        value
+    }
+}
+
+impl<T: Default> PerProcess<Mutex<T>> {
+    /// Lock the mutex of this process.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        let mutex = self.get_or_default();
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -295,7 +311,7 @@ impl<T> PerProcess<T> {
     pub fn get(&self) -> Option<&T> {
         let mut slot = self;
         while let Some(node) = slot.0.get() {
-            if node.value.is_here() {
+            if node.value.is_in_owner_process() {
                 return Some(&node.value);
             }
             slot = &node.next;
@@ -309,11 +325,11 @@ impl<T> PerProcess<T> {
         let (mut slot, mut make) = (self, Some(make));
         loop {
             match (slot.0.get(), make.take()) {
-                (Some(node), _) if node.value.is_here() => return Ok(&node.value),
+                (Some(node), _) if node.value.is_in_owner_process() => return Ok(&node.value),
                 (Some(node), unused) => (slot, make) = (&node.next, unused),
                 (None, Some(make)) => {
                     let node = Node {
-                        value: Here::new(make()?),
+                        value: ForkSafe::new(make()?),
                         next: Self::new(),
                     };
                     // If another thread filled the cell first, the loop finds its value.
@@ -331,25 +347,25 @@ mod tests {
 
     #[test]
     fn a_fork_waits_for_the_background_thread_to_finish_its_work_and_keeps_it_from_starting() {
-        let gate = Gate::new();
-        gate.enter();
+        let lock = ForkLock::new();
+        lock.enter();
         std::thread::scope(|scope| {
-            let fork = scope.spawn(|| gate.close(0));
-            while gate.forking.load(Ordering::SeqCst) == 0 {
+            let fork = scope.spawn(|| lock.close(0));
+            while lock.forking.load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
             assert!(!fork.is_finished());
-            gate.leave();
+            lock.leave();
             assert!(fork.join().unwrap());
-            let work = scope.spawn(|| gate.enter());
+            let work = scope.spawn(|| lock.enter());
             assert!(!work.is_finished());
-            gate.open();
+            lock.open();
             work.join().unwrap();
         });
         // A fork on the working thread itself.
-        assert!(gate.close(1));
-        gate.reset();
-        assert!(gate.close(0));
+        assert!(lock.close(1));
+        lock.reset();
+        assert!(lock.close(0));
     }
 
     #[test]
@@ -368,7 +384,7 @@ mod tests {
         let slot = PerProcess::new();
         slot.get_or_try_init(|| Ok::<_, ()>(1)).unwrap();
         let parents = Node {
-            value: Here {
+            value: ForkSafe {
                 value: Some(0),
                 generation: generation() + 1,
             },

@@ -28,7 +28,7 @@ pub(crate) mod callbacks;
 pub(crate) mod clock;
 pub(crate) mod fork;
 
-/// Why work was not done.
+/// Why work was not run or not completed.
 #[derive(Debug)]
 pub(crate) enum RuntimeError {
     /// The operating system started no thread or runtime.
@@ -56,7 +56,7 @@ fn background() -> Result<&'static Handle, RuntimeError> {
             .name("database-locks".into())
             .spawn(move || {
                 let _at_work = AtWork::begin();
-                DRIVES.set(Some(fork::generation()));
+                BACKGROUND_THREAD_IN.set(Some(fork::generation()));
                 runtime.block_on(std::future::pending::<()>());
             })
             .map_err(RuntimeError::NotStarted)?;
@@ -79,12 +79,12 @@ fn blocking() -> Result<&'static Runtime, RuntimeError> {
 }
 
 /// How long the background drives the blocking runtime for one task.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
+const DRIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// If `owner` is the blocking runtime, drive it until its task `work` is done, for at most
-/// [`FINISH_TIMEOUT`]. No thread drives it while none blocks: an unused connection would stay open,
-/// and keep its database from being dropped.
-pub(crate) fn finish<T: Send + 'static>(
+/// [`DRIVE_TIMEOUT`]. While no thread blocks, no thread drives that runtime, and a connection that
+/// should close would stay open.
+pub(crate) fn drive_until_done<T: Send + 'static>(
     owner: &Handle,
     work: impl Future<Output = T> + Send + 'static,
 ) {
@@ -93,23 +93,23 @@ pub(crate) fn finish<T: Send + 'static>(
     };
     if owner.id() == shared.handle().id() {
         let drive =
-            move || shared.block_on(async { tokio::time::timeout(FINISH_TIMEOUT, work).await });
+            move || shared.block_on(async { tokio::time::timeout(DRIVE_TIMEOUT, work).await });
         let _ = spawn(async { drop(tokio::task::spawn_blocking(drive)) });
     }
 }
 
-/// When a wait in the blocking runtime last began, in milliseconds.
-static DRIVEN: AtomicU64 = AtomicU64::new(0);
+/// When the latest wait in the blocking runtime began, in milliseconds.
+static LAST_DRIVEN: AtomicU64 = AtomicU64::new(0);
 /// For how many milliseconds after that its tasks need not be polled first.
 const RECENT_MS: u64 = 100;
 
 thread_local! {
-    /// The fork generation in which this thread is the background thread, if it is.
-    static DRIVES: Cell<Option<u64>> = const { Cell::new(None) };
+    /// The fork generation in which this thread is the background thread; `None` on other threads.
+    static BACKGROUND_THREAD_IN: Cell<Option<u64>> = const { Cell::new(None) };
     /// The future that this thread waits for needs the runtime that the thread drives.
-    static NEEDED: Cell<bool> = const { Cell::new(false) };
+    static NEEDS_RUNTIME: Cell<bool> = const { Cell::new(false) };
     /// This thread is in the blocking runtime.
-    static BLOCKS: Cell<bool> = const { Cell::new(false) };
+    static IN_BLOCKING_RUNTIME: Cell<bool> = const { Cell::new(false) };
     /// This thread waits outside the runtime that it is in, which may be blocked until the wait
     /// ends.
     static PARKED: Cell<bool> = const { Cell::new(false) };
@@ -117,24 +117,24 @@ thread_local! {
 
 /// Whether this thread is the background thread, which must not wait for its own work. Foreign code
 /// runs there as a waker, a log subscriber or an awaited future.
-pub(crate) fn drives() -> bool {
+pub(crate) fn drives_background() -> bool {
     // A child forked from this thread has another background thread.
-    DRIVES.get() == Some(fork::generation())
+    BACKGROUND_THREAD_IN.get() == Some(fork::generation())
 }
 
-/// The runtime that polls the caller and will continue to, unless it is the background runtime; and
-/// whether it is the blocking runtime.
-pub(crate) fn of_caller() -> Option<(Handle, bool)> {
-    if PARKED.get() || drives() {
+/// The runtime that polls the caller, and whether it is the blocking runtime. `None` outside of a
+/// runtime, on the background thread, and where the runtime is blocked by the wait of the caller.
+pub(crate) fn caller_runtime() -> Option<(Handle, bool)> {
+    if PARKED.get() || drives_background() {
         return None;
     }
     let handle = Handle::try_current().ok()?;
-    Some((handle, BLOCKS.get()))
+    Some((handle, IN_BLOCKING_RUNTIME.get()))
 }
 
 /// Mark that the future being polled needs the runtime of this thread.
-pub(crate) fn needed() {
-    NEEDED.set(true);
+pub(crate) fn mark_runtime_needed() {
+    NEEDS_RUNTIME.set(true);
 }
 
 /// Run `work` in the background. Dropping the handle does not stop it.
@@ -152,9 +152,9 @@ pub(crate) async fn run<T: Send + 'static, E: From<RuntimeError> + Send + 'stati
     done.unwrap_or_else(|stopped| Err(RuntimeError::Stopped(stopped).into()))
 }
 
-/// Fails if this thread must not wait for the background runtime.
-fn may_block() -> Result<(), RuntimeError> {
-    match drives() {
+/// An error if this thread must not wait for the background runtime.
+fn check_may_block() -> Result<(), RuntimeError> {
+    match drives_background() {
         false => Ok(()),
         true => Err(RuntimeError::DrivesRuntime),
     }
@@ -162,7 +162,7 @@ fn may_block() -> Result<(), RuntimeError> {
 
 /// Wait for a future on this thread.
 pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, RuntimeError> {
-    may_block()?;
+    check_may_block()?;
     let mut future = pin!(future);
     loop {
         if let Some(done) = wait(future.as_mut(), None) {
@@ -176,7 +176,7 @@ pub(crate) fn block_on_for<F: Future + ?Sized>(
     future: Pin<&mut F>,
     at_most: Duration,
 ) -> Result<Option<F::Output>, RuntimeError> {
-    may_block()?;
+    check_may_block()?;
     Ok(wait(future, Some(clock::now() + at_most)))
 }
 
@@ -188,7 +188,7 @@ fn wait<F: Future + ?Sized>(
     let outside = Handle::try_current().is_err_and(|why| why.is_missing_context());
     if outside && let Ok(runtime) = blocking() {
         let done = {
-            let _blocks = FlagGuard::begin(&BLOCKS);
+            let _blocks = FlagGuard::begin(&IN_BLOCKING_RUNTIME);
             runtime.block_on(drive(future.as_mut(), until))
         };
         if let Driven::Done(done) = done {
@@ -200,10 +200,11 @@ fn wait<F: Future + ?Sized>(
     park(future, until)
 }
 
+/// The result of driving the blocking runtime for a future.
 enum Driven<T> {
     Done(T),
-    /// The future no longer needs the runtime.
-    Elsewhere,
+    /// The future does not need the runtime any more.
+    NotNeeded,
     Late,
 }
 
@@ -215,19 +216,19 @@ async fn drive<F: Future + ?Sized>(
     // If the runtime's tasks were not polled for a while, they come first: one of them detects that
     // the server has closed the connection.
     let now = u64::try_from(clock::now().since_boot().as_millis()).unwrap_or(u64::MAX);
-    if now.saturating_sub(DRIVEN.swap(now, Ordering::Relaxed)) > RECENT_MS {
+    if now.saturating_sub(LAST_DRIVEN.swap(now, Ordering::Relaxed)) > RECENT_MS {
         tokio::task::yield_now().await;
     }
     let driven = poll_fn(|context| {
-        NEEDED.set(false);
+        NEEDS_RUNTIME.set(false);
         let polled = {
             let _at_work = AtWork::begin();
             future.as_mut().poll(context)
         };
         match polled {
             Poll::Ready(done) => Poll::Ready(Driven::Done(done)),
-            Poll::Pending if NEEDED.get() => Poll::Pending,
-            Poll::Pending => Poll::Ready(Driven::Elsewhere),
+            Poll::Pending if NEEDS_RUNTIME.get() => Poll::Pending,
+            Poll::Pending => Poll::Ready(Driven::NotNeeded),
         }
     });
     match until {
@@ -311,161 +312,4 @@ impl Wake for Signal {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-    use std::sync::mpsc;
-    use std::thread;
-    use std::time::Duration;
-
-    use super::*;
-
-    const LONG: Duration = Duration::from_secs(20);
-
-    /// The thread that carries out background work.
-    async fn background_thread() -> thread::ThreadId {
-        run(async { Ok::<_, RuntimeError>(thread::current().id()) })
-            .await
-            .unwrap()
-    }
-
-    #[test]
-    fn a_wait_leaves_the_shared_runtime_when_it_no_longer_needs_it() {
-        let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
-        let long = thread::spawn(move || block_on(receiver).unwrap());
-        // Another thread can drive the runtime while that one waits.
-        let sleeps = || async {
-            let mut sleep = pin!(tokio::time::sleep(Duration::from_millis(1)));
-            poll_fn(|context| {
-                needed();
-                sleep.as_mut().poll(context)
-            })
-            .await;
-            of_caller().is_some_and(|(_, blocking)| blocking)
-        };
-        for _ in 0..3 {
-            assert!(block_on(sleeps()).unwrap());
-        }
-        sender.send(()).unwrap();
-        long.join().unwrap().unwrap();
-    }
-
-    #[test]
-    fn a_task_of_the_shared_runtime_continues_while_other_threads_block_and_after_them() {
-        let (sender, receiver) = mpsc::channel();
-        let ticks = async move {
-            for tick in 0..100 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-                sender.send(tick).unwrap();
-            }
-        };
-        drop(spawn(ticks).unwrap());
-        for _ in 0..20 {
-            block_on(async { run(async { Ok::<_, RuntimeError>(()) }).await.unwrap() }).unwrap();
-        }
-        for tick in 0..100 {
-            assert_eq!(receiver.recv_timeout(LONG), Ok(tick));
-        }
-    }
-
-    #[test]
-    fn many_threads_that_block_and_tasks_that_do_not_all_get_their_answers() {
-        let rounds = || async {
-            for _ in 0..200 {
-                run(async {
-                    tokio::task::yield_now().await;
-                    Ok::<_, RuntimeError>(())
-                })
-                .await
-                .unwrap();
-            }
-        };
-        thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    (0..200).for_each(|_| {
-                        block_on(run(async { Ok::<_, RuntimeError>(()) }))
-                            .unwrap()
-                            .unwrap()
-                    })
-                });
-                scope.spawn(|| pollster::block_on(rounds()));
-                scope.spawn(|| block_on(rounds()).unwrap());
-            }
-        });
-    }
-
-    #[test]
-    fn a_wait_that_timed_out_can_be_continued_by_any_thread() {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let mut waiting = Box::pin(run(async {
-            Ok::<_, RuntimeError>(receiver.await.unwrap())
-        }));
-        for _ in 0..3 {
-            let waited = block_on_for(waiting.as_mut(), Duration::from_millis(5));
-            assert!(waited.unwrap().is_none());
-        }
-        let waiting = thread::spawn(move || block_on_for(waiting.as_mut(), LONG));
-        sender.send("news").unwrap();
-        let waited = waiting.join().unwrap().unwrap();
-        assert_eq!(waited.unwrap().unwrap(), "news");
-    }
-
-    #[test]
-    fn a_thread_that_blocks_within_another_runtime_gets_its_result() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
-        let by = runtime
-            .unwrap()
-            .block_on(async { block_on(background_thread()).unwrap() });
-        assert_ne!(by, thread::current().id());
-    }
-
-    #[test]
-    fn the_background_thread_is_refused_a_wait_for_itself() {
-        fn refused(why: Result<(), RuntimeError>) {
-            let message = crate::Error::from(why.unwrap_err()).to_string();
-            assert!(
-                message.contains("must be made on another thread"),
-                "{message}"
-            );
-        }
-        let nested = || async {
-            refused(block_on(async {}));
-            refused(block_on_for(pin!(async {}), LONG).map(drop));
-        };
-        block_on(spawn(nested()).unwrap()).unwrap().unwrap();
-        block_on(async {}).unwrap();
-    }
-
-    #[test]
-    fn a_wait_that_panics_leaves_it_to_others_to_go_on() {
-        let done = AtomicBool::new(false);
-        let panics = std::panic::catch_unwind(|| block_on(async { panic!("of its own") }));
-        assert!(panics.is_err());
-        block_on(async {
-            run(async { Ok::<_, RuntimeError>(()) }).await.unwrap();
-            done.store(true, Ordering::Relaxed);
-        })
-        .unwrap();
-        assert!(done.into_inner());
-    }
-
-    #[test]
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "it stands for work that takes a while"
-    )]
-    fn a_child_never_sees_the_background_in_the_middle_of_something() {
-        static HALVES: AtomicU8 = AtomicU8::new(0);
-        let (begun, has_begun) = mpsc::channel();
-        let work = async move {
-            HALVES.fetch_add(1, Ordering::SeqCst);
-            begun.send(()).unwrap();
-            std::thread::sleep(Duration::from_millis(100));
-            HALVES.fetch_add(1, Ordering::SeqCst);
-        };
-        let work = spawn(work).unwrap();
-        has_begun.recv().unwrap();
-        assert_eq!(fork::as_forked(|| HALVES.load(Ordering::SeqCst)), 2);
-        block_on(work).unwrap().unwrap();
-    }
-}
+mod tests;

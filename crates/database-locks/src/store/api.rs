@@ -185,7 +185,7 @@ pub trait Store: Send + Sync + fmt::Debug {
 ///
 /// It is used on one runtime at a time, its *home*: every request is made and polled there. It
 /// connects at the first request, and again after the connection has broken. Tasks that it spawns
-/// (`tokio::spawn`) run on the home, wrapped in [`Gated`](crate::runtime::fork::Gated). When the
+/// (`tokio::spawn`) run on the home, wrapped in [`ForkSafeFuture`](crate::runtime::fork::Gated). When the
 /// home ends, they end, and the next request is made on another runtime.
 ///
 /// The client makes one request at a time, unless requests [block](DirectConnection::blocks). A

@@ -112,7 +112,7 @@ fn task(command: Command) -> Result<Task, Failure> {
     })
 }
 
-/// In `run -- -NAME -- CMD` the first `--` is for NAME, and clap leaves the second one in CMD.
+/// In `run -- -NAME -- CMD` the first `--` precedes NAME, and clap leaves the second one in CMD.
 fn without_separator(mut command: Vec<OsString>) -> Vec<OsString> {
     if command.len() > 1 && command[0] == "--" {
         command.remove(0);
@@ -120,7 +120,7 @@ fn without_separator(mut command: Vec<OsString>) -> Vec<OsString> {
     command
 }
 
-/// Prints what `dblock COMMAND --help` prints.
+/// Prints the output of `dblock COMMAND --help`.
 fn help(command: Option<String>) -> Failure {
     if let Some(name) = &command
         && Cli::command().find_subcommand(name).is_none()

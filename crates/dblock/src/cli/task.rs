@@ -1,4 +1,4 @@
-//! What a command line asks for, as typed options.
+//! The task of a command line, as typed options.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use database_locks::{LockName, Ttl};
 use crate::target::Target;
 use crate::ticket::TicketSource;
 
-/// The ttl of `dblock acquire`, whose lock is not renewed in the background. A shorter one lets
-/// other clients in while the script still works, a longer one keeps them waiting for a script that
-/// has crashed.
+/// The ttl of `dblock acquire`, whose lock is not renewed in the background. With a shorter one
+/// other clients may acquire the lock while the script still works, and with a longer one they wait
+/// longer after a crash of the script.
 pub(crate) const DEFAULT_ACQUIRE_TTL: Duration = Duration::from_secs(600);
 
 /// The default grace. A ttl below four times this has a shorter one.

@@ -9,7 +9,7 @@ pub(super) fn lock_name(text: &str) -> Result<LockName, String> {
     LockName::new(text).map_err(rule)
 }
 
-/// Checked here, although the library checks it too: `run` would complain about the grace first.
+/// Checked here too, because `run` would report the grace before the library reports the ttl.
 pub(super) fn ttl(text: &str) -> Result<Ttl, String> {
     match duration_or_inf(text)? {
         Ttl::Finite(length) if !(Ttl::MIN..=Ttl::MAX).contains(&length) => {
@@ -34,7 +34,7 @@ fn duration_or_inf(text: &str) -> Result<Ttl, String> {
         .map_err(|error| format!("{}, or inf", rule(error)))
 }
 
-/// A longer duration than the longest ttl is a typing error.
+/// A duration that is longer than the longest ttl is refused, as a typing error.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text).map_err(rule)? {
         length if length > Ttl::MAX => Err("must be at most 10 years".to_owned()),
@@ -63,7 +63,7 @@ pub(super) fn key_and_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// What the library allows, without the value that it got.
+/// The allowed values of a setting, without the value that was given.
 fn rule(invalid: InvalidSetting) -> String {
     format!("must be {}", invalid.allowed)
 }

@@ -13,7 +13,7 @@ use crate::target::Target;
 
 use super::acquire_lock::{acquire_lock, cannot_listen, row_of_ticket};
 
-/// Acquires the lock and prints its ticket, by which alone it is held from then on.
+/// Acquires the lock and prints its ticket. From then on no process renews the lock.
 pub(crate) async fn acquire(
     target: &Target,
     args: &AcquireArgs,
@@ -21,7 +21,7 @@ pub(crate) async fn acquire(
     notices: &Notices,
 ) -> Result<u8, Failure> {
     let mut signals = Signals::listen(Ignored::at_start()).map_err(cannot_listen)?;
-    // The pid in the metadata is gone soon: `list` must tell that this is expected.
+    // The process of the pid in the metadata ends now. The command shows that this is expected.
     let configure = |lock: Lock| lock.metadata("command", "dblock acquire");
     let acquired = acquire_lock(target, args, None, &mut signals, notices, configure);
     let (locks, guard) = acquired.await?;
@@ -47,7 +47,7 @@ pub(crate) async fn acquire(
             ),
         };
         return Err(Failure::new(
-            exit::UNPRINTED,
+            exit::NOT_PRINTED,
             format!("the ticket cannot be printed: {error}; {next}"),
         ));
     }

@@ -1,4 +1,4 @@
-//! What `run` and `acquire` share: acquiring a lock within the wait, or resuming it by its ticket.
+//! Acquires a lock within the wait, or resumes it by its ticket, for `run` and `acquire`.
 
 use std::future::Future;
 use std::io;
@@ -64,8 +64,7 @@ pub(super) fn cannot_listen(error: io::Error) -> Failure {
     Failure::unavailable(format!("cannot listen for signals: {error}"))
 }
 
-/// Acquires, and fails if an outer `dblock run` holds the lock: this one would wait for its own
-/// end.
+/// Acquires, and fails if an outer `dblock run` holds the lock: this one would wait for ever.
 async fn acquire_unless_nested(
     locks: &Locks,
     lock: &Lock,
@@ -90,10 +89,10 @@ async fn acquire_unless_nested(
     }
 }
 
-/// Acquires. A lock that no client holds, and that could not be acquired, is blocked.
+/// Acquires. A lock that no client holds and that cannot be acquired counts as blocked.
 ///
-/// For a moment this is true of each lock that another client is acquiring, so a try without a wait
-/// is repeated.
+/// While another client is acquiring it, any lock seems blocked for a moment. So a try without a
+/// wait is repeated.
 async fn acquire_or_blocked(
     locks: &Locks,
     lock: &Lock,

@@ -18,7 +18,7 @@ pub(crate) async fn doctor(target: &Target, args: &DoctorArgs) -> Result<u8, Fai
     })?;
     let counts = |found: &Finding| args.strict || found.severity == Severity::Error;
     Ok(match report.findings.iter().any(counts) {
-        true => exit::FOUND,
+        true => exit::FINDINGS,
         false => 0,
     })
 }

@@ -1,8 +1,8 @@
 //! A `dblock run` inside another one.
 //!
-//! A `dblock run` for the lock that its parent holds would wait for its own end. The environment
-//! has the grants of all outer runs. The database says whether one of them holds the lock: the same
-//! name in another database is another lock.
+//! A `dblock run` for a lock that an outer one holds would wait for ever. The environment contains
+//! the grants of all outer runs, and the row of the lock shows whether one of them holds it: the
+//! same name in another database is another lock.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::exit::Failure;
 /// The grant ids of this run and of the outer ones, separated by commas.
 pub(super) const VARIABLE: &str = "DBLOCK_GRANTS";
 
-/// The pause before a database that is away is asked again.
+/// The pause between reads while the database cannot be reached.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The grants of the outer runs.

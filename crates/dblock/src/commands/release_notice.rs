@@ -1,6 +1,6 @@
-//! Tells a `dblock run` on the same machine that its lock is being released by its ticket.
+//! Notifies a `dblock run` on the same machine that its lock is being released by its ticket.
 //!
-//! The row keeps no trace of a release once another client has the lock: the next renewal of a
+//! Once another client has the lock, the row no longer shows the release. The next renewal of the
 //! `dblock run` would find a later grant, as after a preemption, and stop a CMD that only released
 //! its lock early. So the releasing command sends a datagram before and after the release to an
 //! abstract socket (Linux). From another machine or container, or on another system, no notice
@@ -102,7 +102,7 @@ impl Listener {
         self.state == State::Released
     }
 
-    /// Reads what has arrived. The kernel is asked, since tokio learns of it only when it polls.
+    /// Reads the notices that have arrived, without tokio, which detects them only when it polls.
     fn receive_pending(&mut self) {
         let mut buffer = [0; ticket::MAX_LENGTH];
         while let Some(socket) = &self.socket

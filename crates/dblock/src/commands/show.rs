@@ -25,7 +25,7 @@ pub(crate) async fn show(target: &Target, name: &LockName, json: bool) -> Result
             "there is no lock `{name}`: it was never acquired, or its row was pruned; see \
              `dblock list --all` for all names"
         );
-        return Err(Failure::new(exit::UNKNOWN, message));
+        return Err(Failure::new(exit::UNKNOWN_LOCK, message));
     };
     output::print(&match json {
         true => output::lock_json(&lock),

@@ -5,7 +5,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use super::event::{Fields, LibraryEvent, Message, Part, part_of};
+use super::event::{Fields, LibraryEvent, Message, Part, part_of_target};
 
 pub(super) struct Collector {
     queue: mpsc::UnboundedSender<Message>,
@@ -19,8 +19,8 @@ impl Collector {
 
 impl Subscriber for Collector {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let level = match part_of(metadata.target()) {
-            // These name the holder of the lock.
+        let level = match part_of_target(metadata.target()) {
+            // Records of this level contain the holder of the lock.
             Some(Part::Acquire) => Level::DEBUG,
             Some(Part::Settings | Part::Other) => Level::INFO,
             None => return false,
@@ -34,12 +34,12 @@ impl Subscriber for Collector {
 
     fn event(&self, event: &Event<'_>) {
         let metadata = event.metadata();
-        let Some(part) = part_of(metadata.target()) else {
+        let Some(part) = part_of_target(metadata.target()) else {
             return;
         };
         let mut fields = Fields::default();
         event.record(&mut fields);
-        // It fails only at the end of the process, when the task is gone.
+        // Sending fails only at the end of the process, after the task.
         let _ = self.queue.send(Message::Event(LibraryEvent {
             level: *metadata.level(),
             part,

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tracing::Level;
 use tracing::field::{Field, Visit};
 
-/// What the printing task receives.
+/// A message to the printing task.
 #[derive(Debug)]
 pub(super) enum Message {
     Waiting(LockName),
@@ -17,7 +17,7 @@ pub(super) enum Message {
     Flush(oneshot::Sender<()>),
 }
 
-/// What an outage of the database affects.
+/// The operation that an outage of the database affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outage {
     Wait,
@@ -30,7 +30,7 @@ pub(super) enum Topic {
     Ended(Outage),
     /// The lock is lost; the command itself reports that.
     Loss,
-    /// A wait, and who has the lock.
+    /// A wait, and the holder of the lock.
     Wait,
     /// A file with settings is ignored.
     Settings,
@@ -41,16 +41,16 @@ pub(super) enum Topic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Acquire,
-    /// It reads the URL, and files for what the URL leaves out.
+    /// The part that reads the URL, and files for settings that the URL leaves out.
     Settings,
     Other,
 }
 
 /// The part that a target (a module path) belongs to; `None` for other crates and for events that
 /// are not printed.
-pub(super) fn part_of(target: &str) -> Option<Part> {
+pub(super) fn part_of_target(target: &str) -> Option<Part> {
     let modules = target.strip_prefix("database_locks::")?;
-    // The command reports its release itself, and does not go on with it in the background.
+    // The command reports its release itself, and does not continue it in the background.
     let parts = [
         ("release", None),
         ("acquire", Some(Part::Acquire)),

@@ -19,7 +19,7 @@ use self::printer::Printer;
 use crate::cli::Verbosity;
 use crate::output;
 
-/// Tells the printing task what the command does.
+/// Sends the progress of the command to the printing task.
 #[derive(Debug)]
 pub(crate) struct Notices {
     /// `None` with `--quiet`.

@@ -14,9 +14,9 @@ use super::event::{Fields, LibraryEvent, Message, Outage, Topic};
 use crate::output;
 use crate::time::{human, now};
 
-/// How long a wait lasts before a terminal shows what it is for.
+/// How long a wait lasts before a terminal shows the lock.
 const FIRST_WAIT_NOTICE: Duration = Duration::from_secs(1);
-/// The least time until the next such notice, which is printed if another client holds the lock.
+/// The time until the next such notice, which is printed if the holder has changed.
 const NEXT_WAIT_NOTICE: Duration = Duration::from_secs(60);
 
 pub(super) struct Printer {
@@ -28,9 +28,9 @@ pub(super) struct Printer {
     /// When the next notice of a wait is due.
     notice_due: Option<Instant>,
     last_notice: Option<Instant>,
-    /// Who held the lock at the last report, and since when.
+    /// The holder at the latest report, and since when it holds the lock.
     holder: Option<(String, Option<Instant>)>,
-    /// The outage that was reported, and when it began.
+    /// The outage that was reported, and its beginning.
     outage: Option<(Outage, Instant)>,
     /// Warnings that were printed: each connect may repeat them.
     warnings: BTreeSet<String>,
@@ -105,7 +105,7 @@ impl Printer {
         }
     }
 
-    /// The database has answered, and says who has the lock.
+    /// Records the holder. The database has answered, so an outage has ended.
     fn set_holder(&mut self, fields: &Fields) {
         let Some(holder) = fields.holder.clone() else {
             return;
@@ -148,7 +148,7 @@ impl Printer {
     fn print_wait(&mut self) {
         self.notice_due = None;
         self.last_notice = Some(now());
-        // The line of an outage says that the lock is waited for.
+        // The line about the outage already mentions the wait.
         let Some(name) = self.name.as_ref().filter(|_| self.outage.is_none()) else {
             return;
         };
@@ -172,7 +172,7 @@ impl Printer {
     }
 }
 
-/// The message of an event, and who holds the lock.
+/// The message of an event, with the holder of the lock.
 fn with_holder(fields: &Fields) -> String {
     let Some(holder) = &fields.holder else {
         return fields.message.clone();

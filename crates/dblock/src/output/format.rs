@@ -18,7 +18,8 @@ pub(crate) fn lease_end(lock: Option<&LockInfo>) -> String {
             },
             end,
         )) => {
-            // Some milliseconds have passed since the grant: without them it is 10m, not 9m 59s.
+            // Some milliseconds have passed since the grant. They are added, to show 10m, not 9m
+            // 59s.
             let left = human(left + Duration::from_millis(500).min(left / 100));
             match end {
                 Some(end) => format!("until {end} ({left})"),

@@ -22,8 +22,8 @@ pub(super) fn on_one_line(text: &str) -> String {
 /// The login in messages that explain the form of a URL: it contains no password.
 const PLACEHOLDER: &str = "USER:PASSWORD";
 
-/// Masks what may be a password in a URL: everything before its last `@`, and the option
-/// `password`.
+/// Masks the parts of a URL that may contain a password: everything before its last `@`, and the
+/// option `password`.
 pub(crate) fn without_secrets(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;

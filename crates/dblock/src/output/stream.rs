@@ -38,7 +38,7 @@ fn has_colours(is_terminal: bool) -> bool {
         && !is("TERM", &|term| term == "dumb")
 }
 
-/// One line on stdout that says what was done; nothing with `--quiet`.
+/// Prints the result of a command, one line, on stdout; nothing with `--quiet`.
 pub(crate) fn result(line: &str) -> Result<(), Failure> {
     match is_quiet() {
         true => Ok(()),
@@ -46,14 +46,14 @@ pub(crate) fn result(line: &str) -> Result<(), Failure> {
     }
 }
 
-/// One line on stderr that is no error; nothing with `--quiet`.
+/// Prints a line that is no error on stderr; nothing with `--quiet`.
 pub(crate) fn notice(message: &str) {
     if !is_quiet() {
         error(message);
     }
 }
 
-/// One line on stderr, without passwords. An empty message prints nothing.
+/// Prints a line on stderr, without passwords; nothing for an empty message.
 pub(crate) fn error(message: &str) {
     if !message.is_empty() {
         // If stderr cannot be written, there is no other place to report that.
@@ -68,7 +68,7 @@ pub(crate) fn help(text: &str) -> Result<(), Failure> {
 
 /// The help that takes the place of an error message, where arguments are missing.
 pub(crate) fn help_on_stderr(text: &str) {
-    // As above.
+    // If stderr cannot be written, there is no other place to report that.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
@@ -99,7 +99,7 @@ pub(crate) fn print_all(text: &str) -> io::Result<()> {
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     match print_all(text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
-            exit::UNPRINTED,
+            exit::NOT_PRINTED,
             format!("cannot write to standard output: {error}"),
         )),
         _ => Ok(()),

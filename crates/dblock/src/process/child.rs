@@ -16,10 +16,10 @@ use super::signals::{self, Ignored, Signals};
 use super::terminal::Terminal;
 use crate::exit;
 
-/// The interval of polling for the end of a process group, of which the kernel sends no signal.
+/// The interval of polling for the end of a process group. The kernel sends no signal for it.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// How long to wait for a group after KILL. What is left then are zombies that their parent does
-/// not reap, or processes that hang in the kernel.
+/// How long to wait for a group after KILL. Only zombies that their parent does not reap, and
+/// processes that hang in the kernel, last longer.
 const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A change of the state of CMD.
@@ -170,7 +170,7 @@ impl Child {
     }
 }
 
-/// Sets up what the new process does between fork and exec.
+/// Sets up the work of the new process between fork and exec.
 ///
 /// Signals are blocked until its end (see [`signals::block_forwarded`]), and delivered to CMD after
 /// it. The handlers of `dblock` are removed first, or they would swallow signals for CMD.

@@ -20,12 +20,12 @@ const ENDING: &[Signal] = &[
     Signal::SIGPROF,
     Signal::SIGIO,
 ];
-/// Signals that do not. They are ignored until CMD runs.
-const HARMLESS: &[Signal] = &[Signal::SIGWINCH, Signal::SIGCONT, Signal::SIGTSTP];
+/// Signals that do not end a process by default. They are ignored until CMD runs.
+const NOT_ENDING: &[Signal] = &[Signal::SIGWINCH, Signal::SIGCONT, Signal::SIGTSTP];
 
 /// Every signal that is forwarded to CMD.
 pub(super) fn forwarded() -> impl Iterator<Item = Signal> {
-    ENDING.iter().chain(HARMLESS).copied()
+    ENDING.iter().chain(NOT_ENDING).copied()
 }
 
 /// The signals that were ignored when `dblock` was started.
@@ -73,9 +73,9 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Listens for the harmless signals too. Call it when there is a CMD to forward them to.
+    /// Listens for the other signals too. Call it when there is a CMD to forward them to.
     pub(crate) fn listen_to_all(&mut self) -> io::Result<()> {
-        self.add(HARMLESS)
+        self.add(NOT_ENDING)
     }
 
     fn add(&mut self, signals: &[Signal]) -> io::Result<()> {

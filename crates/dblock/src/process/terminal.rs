@@ -56,13 +56,13 @@ impl Terminal {
     ///
     /// SIGTTOU must be blocked on this thread.
     pub(crate) fn take_back_from(&self, group: Pid) {
-        if self.is_with(group) {
+        if self.is_foreground_group(group) {
             let _ = tcsetpgrp(&self.tty, getpgrp());
         }
     }
 
     /// Whether this process group is in the foreground.
-    pub(crate) fn is_with(&self, group: Pid) -> bool {
+    pub(crate) fn is_foreground_group(&self, group: Pid) -> bool {
         tcgetpgrp(&self.tty) == Ok(group)
     }
 

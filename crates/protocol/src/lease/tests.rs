@@ -21,10 +21,13 @@ fn lease(ttl: Duration) -> Lease {
 #[test]
 fn a_renewal_behind_large_ones_waits_longer_and_leaves_time_for_a_second_try() {
     let thirty = lease(secs(30));
-    let of = |behind| thirty.patience(behind);
+    let of = |behind| thirty.renewal_timeout(behind);
     assert_eq!((of(0), of(4), of(1_000)), (secs(5), secs(7), secs(10)));
     // A short lease gives up its connection no later than alone.
-    assert_eq!(lease(secs(3)).patience(1_000), lease(secs(3)).patience(0));
+    assert_eq!(
+        lease(secs(3)).renewal_timeout(1_000),
+        lease(secs(3)).renewal_timeout(0)
+    );
 }
 
 #[test]
@@ -36,7 +39,7 @@ fn an_infinite_lease_may_have_a_period_of_any_length() {
     assert_eq!(lease.renewing(), Ttl::Infinite);
     lease.answered(START, Answer::Renewed, START + secs(1));
     assert_eq!(lease.next(START + secs(1)), Next::Wait(BootInstant::MAX));
-    assert!(!lease.may_come_along(START + secs(1)));
+    assert!(!lease.may_renew_early(START + secs(1)));
 }
 
 #[test]
@@ -216,15 +219,15 @@ fn a_refused_renewal_is_tried_again_soon_and_not_too_often() {
 fn a_lease_may_be_renewed_early_by_half_its_period() {
     let mut lease = lease(secs(30));
     let early = START + secs(5);
-    assert!(!lease.may_come_along(early - Duration::from_nanos(1)));
-    assert!(lease.may_come_along(early));
+    assert!(!lease.may_renew_early(early - Duration::from_nanos(1)));
+    assert!(lease.may_renew_early(early));
     let end = START + secs(27);
-    assert!(lease.may_come_along(end - Duration::from_nanos(1)));
-    assert!(!lease.may_come_along(end), "trust has ended");
+    assert!(lease.may_renew_early(end - Duration::from_nanos(1)));
+    assert!(!lease.may_renew_early(end), "trust has ended");
     lease.renewing();
-    assert!(!lease.may_come_along(early), "under way");
+    assert!(!lease.may_renew_early(early), "under way");
     lease.answered(early, Answer::Busy, early);
-    assert!(!lease.may_come_along(early), "it failed");
+    assert!(!lease.may_renew_early(early), "it failed");
 }
 
 #[test]
@@ -257,5 +260,5 @@ fn a_lease_that_is_not_renewed_only_expires() {
     let timing = Timing::new(secs(10).into(), Renewing::Never, None).unwrap();
     let lease = Lease::granted(timing, START, secs(10));
     assert_eq!(lease.next(START), Next::Wait(START + secs(9)));
-    assert!(!lease.may_come_along(START + secs(8)));
+    assert!(!lease.may_renew_early(START + secs(8)));
 }

@@ -9,7 +9,7 @@ const fn secs(n: u64) -> Duration {
 const BEGAN: BootInstant = BootInstant::from_boot(secs(1000));
 
 fn observation() -> Observation<u32> {
-    Observation::begun(1, secs(30), false, BEGAN)
+    Observation::new(1, secs(30), false, BEGAN)
 }
 
 #[test]
@@ -18,7 +18,7 @@ fn a_lease_may_be_taken_when_one_version_was_seen_for_its_whole_length() {
     let end = BEGAN + secs(30);
     assert_eq!(observation.ended(end - Duration::from_nanos(1)), None);
     assert_eq!(observation.left(BEGAN + secs(10)), secs(20));
-    observation.saw(1, secs(30), true, BEGAN + secs(29));
+    observation.record(1, secs(30), true, BEGAN + secs(29));
     assert_eq!(observation.ended(end), Some(&1));
     assert_eq!(observation.left(end), Duration::ZERO);
 }
@@ -26,18 +26,18 @@ fn a_lease_may_be_taken_when_one_version_was_seen_for_its_whole_length() {
 #[test]
 fn another_version_begins_the_observation_anew() {
     let mut observation = observation();
-    observation.saw(2, secs(20), false, BEGAN + secs(29));
+    observation.record(2, secs(20), false, BEGAN + secs(29));
     assert_eq!(observation.ended(BEGAN + secs(48)), None);
     assert_eq!(observation.ended(BEGAN + secs(49)), Some(&2));
     // An earlier version, too: a late reply to another waiter.
-    observation.saw(1, secs(30), false, BEGAN + secs(60));
+    observation.record(1, secs(30), false, BEGAN + secs(60));
     assert_eq!(observation.ended(BEGAN + secs(89)), None);
 }
 
 #[test]
 fn all_waiters_share_one_observation() {
     let observations = Observations::<&str, u32>::default();
-    let saw = |version, at| observations.saw(&"job", &version, secs(30), false, at);
+    let saw = |version, at| observations.record(&"job", &version, secs(30), false, at);
     assert_eq!(saw(1, BEGAN), secs(30));
     assert_eq!(saw(1, BEGAN + secs(12)), secs(18));
     assert_eq!(observations.ended(&"job", BEGAN + secs(29)), None);
@@ -51,27 +51,27 @@ fn all_waiters_share_one_observation() {
 #[test]
 fn an_observation_tells_how_long_ago_it_ended() {
     let observations = Observations::<&str, u32>::default();
-    observations.saw(&"job", &1, secs(30), false, BEGAN);
-    assert_eq!(observations.over_for(&"job", BEGAN + secs(29)), None);
+    observations.record(&"job", &1, secs(30), false, BEGAN);
+    assert_eq!(observations.ended_for(&"job", BEGAN + secs(29)), None);
     assert_eq!(
-        observations.over_for(&"job", BEGAN + secs(30)),
+        observations.ended_for(&"job", BEGAN + secs(30)),
         Some(secs(0))
     );
     assert_eq!(
-        observations.over_for(&"job", BEGAN + secs(42)),
+        observations.ended_for(&"job", BEGAN + secs(42)),
         Some(secs(12))
     );
-    assert_eq!(observations.over_for(&"other", BEGAN + secs(42)), None);
+    assert_eq!(observations.ended_for(&"other", BEGAN + secs(42)), None);
 }
 
 #[test]
 fn a_wait_is_extended_for_one_version_and_while_its_holder_looks_dead() {
     let observations = Observations::<&str, u32>::default();
     let saw = |version, overdue, at| {
-        observations.saw(&"job", &version, secs(30), overdue, at);
+        observations.record(&"job", &version, secs(30), overdue, at);
     };
     let until = |extension: &mut WaitExtension<u32>, at| extension.until(&observations, &"job", at);
-    let end = BEGAN + secs(30) + TAKING;
+    let end = BEGAN + secs(30) + ACQUIRE_TIME;
     assert_eq!(
         until(&mut WaitExtension::default(), BEGAN),
         None,
@@ -97,8 +97,8 @@ fn a_wait_is_extended_for_one_version_and_while_its_holder_looks_dead() {
 /// As many observations as the map can hold without growing.
 fn full(observations: &Observations<usize, u32>) -> usize {
     let mut count = 0;
-    while count < MANY || count < observations.all().capacity() {
-        observations.saw(&count, &1, secs(30), false, BEGAN);
+    while count < CLEAN_UP_FROM || count < observations.all().capacity() {
+        observations.record(&count, &1, secs(30), false, BEGAN);
         count += 1;
     }
     count
@@ -106,12 +106,12 @@ fn full(observations: &Observations<usize, u32>) -> usize {
 
 #[test]
 fn an_observation_that_no_reply_confirms_is_dropped_after_ten_minutes() {
-    let kept_until = BEGAN + secs(30) + REMEMBERED;
+    let kept_until = BEGAN + secs(30) + KEPT_FOR;
     for (now, dropped) in [(kept_until, false), (kept_until + secs(1), true)] {
         let observations = Observations::default();
         let count = full(&observations);
-        observations.saw(&0, &1, secs(30), false, BEGAN + secs(2));
-        observations.saw(&count, &1, secs(30), false, now);
+        observations.record(&0, &1, secs(30), false, BEGAN + secs(2));
+        observations.record(&count, &1, secs(30), false, now);
         let left = observations.all().len();
         assert_eq!(left, if dropped { 2 } else { count + 1 });
         assert!(
@@ -124,17 +124,17 @@ fn an_observation_that_no_reply_confirms_is_dropped_after_ten_minutes() {
 #[test]
 fn few_observations_are_never_dropped() {
     let observations = Observations::<usize, u32>::default();
-    for name in 0..MANY {
-        observations.saw(&name, &1, secs(30), false, BEGAN + secs(3600) * name as u32);
+    for name in 0..CLEAN_UP_FROM {
+        observations.record(&name, &1, secs(30), false, BEGAN + secs(3600) * name as u32);
     }
-    assert_eq!(observations.all().len(), MANY);
+    assert_eq!(observations.all().len(), CLEAN_UP_FROM);
 }
 
 #[test]
 fn the_number_of_observations_is_bounded() {
     let observations = Observations::<u64, u32>::default();
     for name in 0..10_000 {
-        observations.saw(&name, &1, secs(30), false, BEGAN + secs(name));
+        observations.record(&name, &1, secs(30), false, BEGAN + secs(name));
     }
     let kept = observations.all().len();
     assert!(kept < 4_000, "{kept} are kept");
@@ -204,11 +204,11 @@ proptest! {
                     if observation.version != seen {
                         first_seen = now;
                     }
-                    observation.saw(seen, length, false, at(now));
+                    observation.record(seen, length, false, at(now));
                 }
                 none => {
                     first_seen = now;
-                    *none = Some(Observation::begun(seen, length, false, at(now)));
+                    *none = Some(Observation::new(seen, length, false, at(now)));
                 }
             }
             let observation = observation.as_ref().unwrap();

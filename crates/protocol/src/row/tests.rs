@@ -175,13 +175,19 @@ fn an_acquire_recognizes_its_own_grant() {
         length: secs(1),
         confirmed_by: None,
     };
-    assert_eq!(row().refusal(GRANT), granted);
-    assert_eq!(row().refusal("another"), Outcome::Held(row().holder()));
+    assert_eq!(row().failed_acquire_outcome(GRANT), granted);
+    assert_eq!(
+        row().failed_acquire_outcome("another"),
+        Outcome::Held(row().holder())
+    );
     let legacy = LockRow {
         is_legacy: true,
         ..row()
     };
-    assert_eq!(legacy.refusal(GRANT), Outcome::Held(legacy.holder()));
+    assert_eq!(
+        legacy.failed_acquire_outcome(GRANT),
+        Outcome::Held(legacy.holder())
+    );
 }
 
 #[test]
@@ -191,8 +197,8 @@ fn a_row_that_could_have_been_taken_is_busy() {
             expires_in,
             ..row()
         };
-        assert_eq!(row.refusal(GRANT), Outcome::Busy);
-        assert_eq!(row.refusal("another"), Outcome::Busy);
+        assert_eq!(row.failed_acquire_outcome(GRANT), Outcome::Busy);
+        assert_eq!(row.failed_acquire_outcome("another"), Outcome::Busy);
     }
 }
 
@@ -213,7 +219,7 @@ fn take_over() -> TakeOverCommand {
 
 #[test]
 fn a_take_over_of_an_unchanged_row_met_another_transaction() {
-    assert_eq!(row().not_taken_over(&take_over()), Outcome::Busy);
+    assert_eq!(row().failed_take_over_outcome(&take_over()), Outcome::Busy);
     let changes: [fn(&mut LockRow); 3] = [
         |row| row.token = 8,
         |row| row.grant = Some("another".into()),
@@ -223,7 +229,7 @@ fn a_take_over_of_an_unchanged_row_met_another_transaction() {
         let mut row = row();
         change(&mut row);
         assert_eq!(
-            row.not_taken_over(&take_over()),
+            row.failed_take_over_outcome(&take_over()),
             Outcome::Held(row.holder())
         );
     }
@@ -241,7 +247,7 @@ fn a_take_over_recognizes_its_own_grant() {
         length: secs(1),
         confirmed_by: None,
     };
-    assert_eq!(row.not_taken_over(&take_over()), granted);
+    assert_eq!(row.failed_take_over_outcome(&take_over()), granted);
 }
 
 #[test]
@@ -254,7 +260,10 @@ fn a_release_finds_its_grant_by_all_that_it_knows() {
     let is_of = |change: fn(&mut LockRow)| {
         let mut row = row();
         change(&mut row);
-        (row.is_of(&release), row.is_of(&without_token))
+        (
+            row.contains_grant_of(&release),
+            row.contains_grant_of(&without_token),
+        )
     };
     assert_eq!(is_of(|_| ()), (true, true));
     assert_eq!(
@@ -273,7 +282,7 @@ fn a_release_finds_its_grant_by_all_that_it_knows() {
         holder: Arc::from("you"),
         ..release.clone()
     };
-    assert!(!row().is_of(&other));
+    assert!(!row().contains_grant_of(&other));
 }
 
 /// A lease of 30 s on a cluster, renewed this many microseconds ago by the clock of the node that
@@ -323,7 +332,7 @@ fn no_clock_of_a_cluster_ends_a_lease() {
         ..on_cluster(0)
     };
     assert_eq!(free.observed_expiry(), None);
-    assert_eq!(free.refusal("another"), Outcome::Busy);
+    assert_eq!(free.failed_acquire_outcome("another"), Outcome::Busy);
 }
 
 #[test]

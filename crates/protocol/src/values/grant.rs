@@ -1,4 +1,4 @@
-//! What tells one grant of a lock from every other: its fencing token and its grant id.
+//! The fencing token and the grant id, which identify one grant of a lock.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What callers pass and get: names, tokens, tickets, durations. Each constructor checks its input.
+//! Values of the public API: names, tokens, tickets, durations. Each constructor checks its input.
 
 pub(crate) mod grant;
 pub(crate) mod invalid;

@@ -1,4 +1,4 @@
-//! How durations, names and holders are written in every message.
+//! The text of durations, names and holders in messages.
 
 use std::fmt;
 use std::time::Duration;
@@ -38,9 +38,9 @@ pub struct Short<'a>(pub &'a str);
 
 impl fmt::Debug for Short<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MOST: usize = 60;
+        const MAX_CHARS: usize = 60;
         let mut escaped = self.0.escape_debug();
-        let shown: String = escaped.by_ref().take(MOST).collect();
+        let shown: String = escaped.by_ref().take(MAX_CHARS).collect();
         let rest = if escaped.next().is_some() { "…" } else { "" };
         write!(f, "\"{shown}{rest}\"")
     }
@@ -48,7 +48,7 @@ impl fmt::Debug for Short<'_> {
 
 /// The text with its control characters escaped.
 ///
-/// Another program chose it: a line break in it must not begin a line of a log or a terminal.
+/// For text from another program, whose line breaks must not begin a line of a log or a terminal.
 pub fn escaped(text: &str) -> String {
     let escape = |c: char| match c.is_control() {
         true => c.escape_default().collect(),

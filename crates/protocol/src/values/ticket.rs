@@ -1,4 +1,4 @@
-//! Tickets: what another process needs to continue with a held lock.
+//! Tickets, with which another process can continue to hold a lock.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,11 +16,11 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'~');
 
-/// What another task, process, machine or language needs to continue with a held lock.
+/// A held lock as text, with which another task, process or machine can continue to hold it.
 ///
 /// `LockGuard::into_ticket` makes a ticket, `Locks::resume` turns it into a guard. The lock is not
 /// renewed in between: resume it before its ttl ends. **Every program that can read a ticket can
-/// release the lock**, so show it only to programs that share the work. Its `Debug` omits the grant
+/// release the lock**, so pass it only to programs that share the work. Its `Debug` omits the grant
 /// id.
 ///
 /// It is written as `TOKEN.GRANT.NAME`, the name percent-encoded:

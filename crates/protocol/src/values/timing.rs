@@ -6,16 +6,16 @@ use crate::values::{invalid::InvalidSetting, text::Human, ttl::Ttl};
 
 /// The longest lease that an acquire asks for.
 ///
-/// If its reply is lost, the lock stays held no longer than this. A longer lease is completed by a
-/// renewal.
+/// If the reply is lost, the lock stays held for no longer than this. A renewal completes a longer
+/// lease.
 pub const MAX_FIRST_GRANT: Duration = Duration::from_secs(30);
-/// How long a call to the database may take before it counts as unanswered.
+/// The timeout of a request to the database.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// The default renewal period of an infinite lease. It cannot expire: its holder renews it only to
-/// learn that it was released by force.
+/// The default renewal period of an infinite lease. It cannot expire, and its renewals only detect
+/// a release by force.
 const INFINITE_RENEW_EVERY: Duration = Duration::from_secs(10);
 /// The default margin of a ttl from 30 seconds to five minutes.
-const USUAL_MARGIN: Duration = Duration::from_secs(3);
+const DEFAULT_MARGIN: Duration = Duration::from_secs(3);
 /// The shortest renewal period.
 const MIN_RENEW_EVERY: Duration = Duration::from_millis(10);
 
@@ -47,7 +47,7 @@ pub struct Timing {
 /// When a lease is renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Renewing {
-    /// Each third of its ttl, or more often if the margin needs it.
+    /// Every third of its ttl, or more often if the margin requires it.
     #[default]
     ByDefault,
     /// This long after each renewal that succeeded.
@@ -163,8 +163,8 @@ fn margin_for(ttl: Option<Duration>, given: Option<Duration>) -> Result<Duration
             Err(refused("margin", margin, allowed))
         }
         (Some(margin), _) => Ok(margin),
-        (None, Some(ttl)) => Ok((ttl / 10).min(USUAL_MARGIN.max(ttl / 100))),
-        (None, None) => Ok(USUAL_MARGIN),
+        (None, Some(ttl)) => Ok((ttl / 10).min(DEFAULT_MARGIN.max(ttl / 100))),
+        (None, None) => Ok(DEFAULT_MARGIN),
     }
 }
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::Client;
-use crate::client::guard::{LockGuard, mark_lost};
+use crate::client::guard::LockGuard;
+use crate::client::guard::lease::mark_lost;
 use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::runtime;
-use crate::runtime::fork::Here;
+use crate::runtime::fork::ForkSafe;
 use crate::store::api::Barrier;
 use crate::store::retry::while_contended;
 use protocol::{GrantId, Human, REQUEST_TIMEOUT, Renewing, Timing, Ttl};
@@ -42,43 +43,42 @@ const ROUND_TRIP: Duration = Duration::from_secs(1);
 /// It may outlive its guard: a lock that is released under its own open fence is free when the
 /// transaction ends. It ends with the process.
 #[must_use = "the fenced transaction counts as ended when this is dropped"]
-pub struct OpenFence(Here<Open>);
+pub struct OpenFence(ForkSafe<FencedTransaction>);
 
-struct Open {
+struct FencedTransaction {
     client: Arc<Client>,
     grant: GrantId,
+    /// Whether renewals are held back while it is open.
     holds_back: bool,
     /// Dropped before renewals continue.
     barrier: Option<Barrier>,
 }
 
-impl Open {
+impl FencedTransaction {
     fn new(
         client: &Arc<Client>,
-        held: &Arc<GrantState>,
+        state: &Arc<GrantState>,
         holds_back: bool,
         barrier: Option<Barrier>,
     ) -> Self {
-        client.fences.opened(held);
+        client.fences.opened(state);
         Self {
             client: Arc::clone(client),
-            grant: held.grant.id,
+            grant: state.grant.id,
             holds_back,
             barrier,
         }
     }
 }
 
-impl Drop for Open {
+impl Drop for FencedTransaction {
     fn drop(&mut self) {
         self.barrier = None;
         // A release that waits for this fence finds the row unlocked.
         self.client.fences.closed(self.grant);
         if self.holds_back {
-            self.client.scheduler.with(self.grant, |lease, now| {
-                lease.fence_closed(now);
-                true
-            });
+            let scheduler = &self.client.scheduler;
+            scheduler.update(self.grant, |lease, now| lease.fence_closed(now));
         }
     }
 }
@@ -86,7 +86,7 @@ impl Drop for Open {
 impl fmt::Debug for OpenFence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpenFence")
-            .field("here", &self.0.is_here())
+            .field("here", &self.0.is_in_owner_process())
             .finish_non_exhaustive()
     }
 }
@@ -103,7 +103,7 @@ impl LockGuard {
     /// [suspended](LockGuard::is_suspended).
     pub fn fence_statement(&self) -> Result<Fence, Error> {
         self.still_trusted()?;
-        let grant = &self.held.grant;
+        let grant = &self.state.grant;
         Ok(Fence {
             engine: self.client.store.engine(),
             name: grant.name.clone(),
@@ -132,16 +132,14 @@ impl LockGuard {
     /// If the future is dropped, no fence is open; the lease may have been renewed.
     pub async fn open_fence(&self, lasting: Option<Duration>) -> Result<OpenFence, Error> {
         self.still_trusted()?;
-        let id = self.held.grant.id;
+        let id = self.state.grant.id;
         let holds_back = !self.client.store.renews_under_fence();
         if let Some(lasting) = lasting {
-            let length = self.covering(lasting)?;
+            let length = self.ttl_for(lasting)?;
             if holds_back && self.trusted_for() < lasting {
-                let mut status = self.held.watch();
-                self.client.scheduler.with(id, |lease, now| {
-                    lease.cover(length, now);
-                    true
-                });
+                let mut status = self.state.watch();
+                let scheduler = &self.client.scheduler;
+                scheduler.update(id, |lease, now| lease.cover(length, now));
                 let settled = status
                     .wait_for(|status| *status != Status::Held(None))
                     .await;
@@ -149,43 +147,44 @@ impl LockGuard {
                 self.still_trusted()?;
             }
         }
-        let (client, held) = (Arc::clone(&self.client), Arc::clone(&self.held));
+        let (client, state) = (Arc::clone(&self.client), Arc::clone(&self.state));
         if holds_back {
             let opened = client
                 .scheduler
-                .with(id, |lease, now| lease.fence_opened(now));
+                .update(id, |lease, now| lease.fence_opened(now))
+                .unwrap_or_default();
             if !opened {
                 self.still_trusted()?;
             }
-            return Ok(OpenFence(Here::new(Open::new(
-                &client, &held, opened, None,
+            return Ok(OpenFence(ForkSafe::new(FencedTransaction::new(
+                &client, &state, opened, None,
             ))));
         }
         runtime::run(async move {
-            let name = &held.grant.name;
+            let name = &state.grant.name;
             let opened = while_contended(REQUEST_TIMEOUT, || {
-                client.store.open_fence(&held.grant, REQUEST_TIMEOUT)
+                client.store.open_fence(&state.grant, REQUEST_TIMEOUT)
             })
             .await;
             let opened = opened.map_err(|e| e.into_error(format!("fence lock `{name}`")))?;
             match opened {
                 Ok(barrier) => {
-                    let open = Open::new(&client, &held, false, Some(barrier));
-                    Ok(OpenFence(Here::new(open)))
+                    let open = FencedTransaction::new(&client, &state, false, Some(barrier));
+                    Ok(OpenFence(ForkSafe::new(open)))
                 }
-                Err(gone) => Err(mark_lost(&client, &held, gone)),
+                Err(gone) => Err(mark_lost(&client, &state, gone)),
             }
         })
         .await
     }
 
     /// The ttl that covers a transaction of this duration.
-    fn covering(&self, lasting: Duration) -> Result<Duration, Error> {
+    fn ttl_for(&self, lasting: Duration) -> Result<Duration, Error> {
         let refuse = || {
             let allowed = "less than 10 years";
             Error::config("lasting", Human(lasting).to_string(), allowed)
         };
-        let timing = self.client.scheduler.timing(self.held.grant.id);
+        let timing = self.client.scheduler.timing(self.state.grant.id);
         let trusted = lasting.saturating_add(ROUND_TRIP);
         let length = timing.map_or(trusted, |timing| timing.length_for(trusted));
         Timing::new(Ttl::Finite(length), Renewing::Never, None).map_err(|_| refuse())?;
@@ -292,13 +291,13 @@ impl LockGuard {
         lasting: Option<Duration>,
     ) -> Result<OpenFence, Error> {
         let fence = self.fence_statement()?;
-        if fence.engine() != T::ENGINE && fence.engine() != "memory" {
+        if fence.engine != T::ENGINE && fence.engine != "memory" {
             return Err(Error::config(
                 "fence",
                 format!("in a transaction of {}", T::ENGINE),
                 format!(
                     "in one of {}, where lock `{}` is",
-                    fence.engine(),
+                    fence.engine,
                     self.name()
                 ),
             ));

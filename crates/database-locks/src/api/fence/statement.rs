@@ -21,11 +21,13 @@ pub enum ParamStyle {
 ///
 /// In the transaction, on your own connection, before anything else:
 ///
-/// 1. Call [`LockGuard::open_fence`], and keep its answer until the transaction has ended.
+/// 1. Call [`LockGuard::open_fence`](crate::LockGuard::open_fence), and keep its answer until the
+///    transaction has ended.
 /// 2. Run [`before`](Fence::before), if there is one, and then [`sql`](Fence::sql), if there is
 ///    one, with the same [`params`](Fence::params). Each must find exactly one row: count the
 ///    returned rows if it [`is_query`](Fence::is_query), else the affected ones.
-/// 3. If one did not, or failed, roll back and ask [`LockGuard::fence_failed`] what that means.
+/// 3. If one did not, or failed, roll back and ask
+///    [`LockGuard::fence_failed`](crate::LockGuard::fence_failed) what that means.
 ///
 /// From then on no other client is granted the lock until the transaction has ended. Do not do this
 /// within a savepoint: rolling back to it removes the fence.
@@ -59,7 +61,8 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// The statement. `None` on SQLite and `memory:`, where the [`OpenFence`] is the whole fence.
+    /// The statement. `None` on SQLite and `memory:`, where the [`OpenFence`](crate::OpenFence) is
+    /// the whole fence.
     pub fn sql(&self, style: ParamStyle) -> Option<String> {
         self.text.as_ref().map(|text| styled(&text.fence, style))
     }
@@ -89,10 +92,6 @@ impl Fence {
     /// Whether a statement that found this many rows has found the grant.
     pub fn passes(&self, rows: u64) -> bool {
         rows == 1
-    }
-
-    pub(crate) fn engine(&self) -> Engine {
-        self.engine
     }
 }
 

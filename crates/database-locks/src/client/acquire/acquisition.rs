@@ -23,12 +23,12 @@ use protocol::{
 
 /// How long a single try is repeated after a conflict that is not about this lock, such as a
 /// deadlock or another writer of the SQLite file.
-const ONCE_CONTENTION: Duration = Duration::from_secs(1);
+const CONTENTION_RETRIES: Duration = Duration::from_secs(1);
 /// How long a single try is repeated while the lock looks free but its row is locked, usually
 /// because another client is acquiring it.
-const ONCE_BUSY: Duration = Duration::from_millis(30);
+const BUSY_RETRIES: Duration = Duration::from_millis(30);
 /// How long the first waiter of a queue waits for a release within this process before it polls.
-const HELD_HERE: Duration = Duration::from_secs(1);
+const OWN_HOLDER_WAIT: Duration = Duration::from_secs(1);
 /// The last try of a bounded wait starts this long before its end, to be answered in time.
 const LAST_TRY: Duration = Duration::from_millis(20);
 /// A bounded wait gives no head start within this long of its end, or within half of the wait, so
@@ -54,10 +54,10 @@ pub(crate) struct Acquisition<'a> {
     slot: Option<QueueSlot>,
     /// The result of a poll, if the lock is not worth a try yet.
     polled: Option<Result<Outcome, StoreError>>,
-    /// How long to wait for a holder within this process, whose release wakes the queue. The lock
-    /// is tried after that because it may also become free in another way.
-    held_here: Option<Duration>,
-    /// Since when answers have not told who holds the lock.
+    /// How long to wait for a holder within this process, whose release wakes the queue. After that
+    /// the lock is tried, because it may also become free in another way.
+    wait_for_own_holder: Option<Duration>,
+    /// Since when no answer has shown a holder.
     unclear_since: Option<BootInstant>,
     extension: WaitExtension<Version>,
 }
@@ -83,7 +83,7 @@ impl<'a> Acquisition<'a> {
             interval: PollInterval::new(request.poll),
             slot: None,
             polled,
-            held_here: None,
+            wait_for_own_holder: None,
             unclear_since: None,
             extension: WaitExtension::default(),
         })
@@ -121,7 +121,7 @@ impl<'a> Acquisition<'a> {
             let now = clock::now();
             if self.request.once() && self.ends_single_try(&outcome, now) {
                 return match outcome {
-                    // A blocked row is an error, not a held lock: the caller learns what blocks it.
+                    // A blocked row is an error that names the cause, and not a held lock.
                     Err(blocked) => Err(blocked.into_error(op(&self.request.name))),
                     Ok(_) => Ok(None),
                 };
@@ -138,7 +138,7 @@ impl<'a> Acquisition<'a> {
                 // The try predates the queue slot, so a release within this process may have been
                 // missed.
             } else if held_here {
-                self.held_here = Some(hint.notified.unwrap_or(hint.polling));
+                self.wait_for_own_holder = Some(hint.notified.unwrap_or(hint.polling));
             } else {
                 self.wait(hint, held, first_wait).await;
             }
@@ -162,11 +162,11 @@ impl<'a> Acquisition<'a> {
     /// If a guard of this process holds the lock, wait for its release. Then wait until the head
     /// start of other processes is over.
     async fn wait_until_due(&mut self) {
-        let pause = self.held_here.take();
+        let pause = self.wait_for_own_holder.take();
         let Some(slot) = self.slot.as_ref().filter(|_| self.polled.is_none()) else {
             return;
         };
-        if let Some(pause) = pause.or_else(|| slot.is_held_here().then_some(HELD_HERE)) {
+        if let Some(pause) = pause.or_else(|| slot.is_held_here().then_some(OWN_HOLDER_WAIT)) {
             slot.woken_within(self.before_end(pause)).await;
         }
         let end = self.deadline.zip(self.request.wait).map(|(at, wait)| {
@@ -237,14 +237,14 @@ impl<'a> Acquisition<'a> {
         Ok(None)
     }
 
-    /// Whether a single try ends with this outcome.
+    /// Whether this outcome ends a single try.
     fn ends_single_try(&mut self, outcome: &Result<Outcome, StoreError>, now: BootInstant) -> bool {
-        // Counted from the answer, not from the request: a slow answer is still worth another try.
+        // Counted from the answer: after a slow answer there is still another try.
         let unclear = now - *self.unclear_since.get_or_insert(now);
         let ends = match outcome {
             Ok(Outcome::Held(_)) => true,
-            Ok(Outcome::Busy) => unclear >= ONCE_BUSY,
-            Err(StoreError::Contention(_)) => unclear >= ONCE_CONTENTION,
+            Ok(Outcome::Busy) => unclear >= BUSY_RETRIES,
+            Err(StoreError::Contention(_)) => unclear >= CONTENTION_RETRIES,
             Err(StoreError::Unavailable(_)) => true,
             _ => false,
         };
@@ -331,20 +331,20 @@ impl<'a> Acquisition<'a> {
                 tokio::time::sleep(pause).await;
                 return None;
             }
-            // A free or locked row is tried, since a poll would tell nothing more.
+            // A try of a free or locked row costs no more than a poll.
             if !held {
                 tokio::time::sleep(polling).await;
                 return None;
             }
-            let alone = polling / poller::ALONE_PART;
-            tokio::time::sleep(alone).await;
-            Some(client.poller.next(name, polling - alone).await)
+            let unregistered = polling / poller::UNREGISTERED_PART;
+            tokio::time::sleep(unregistered).await;
+            Some(client.poller.next(name, polling - unregistered).await)
         };
         let polled = tokio::select! {
             polled = unwoken => polled,
             () = slot.woken() => None,
         };
-        self.polled = polled.and_then(|seen| self.attempt.outcome_of_poll(seen));
+        self.polled = polled.and_then(|polled| self.attempt.outcome_of_poll(polled));
     }
 }
 

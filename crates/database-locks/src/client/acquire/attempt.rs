@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;
 use crate::runtime::clock;
-use crate::runtime::fork::Here;
+use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
@@ -27,22 +27,23 @@ use protocol::{
     ObservedExpiry, Outcome, Primary, ReleaseCommand, Released, TakeOverCommand, Token, Ttl,
 };
 
-/// One grant that is being requested. If it is dropped while its outcome is unknown, the grant is
-/// released in the background.
+/// One grant that is being requested. Dropping this while the outcome is unknown releases the grant
+/// in the background.
 #[derive(Debug)]
 pub(crate) struct Attempt {
-    /// Not touched in a forked child.
-    client: Here<Arc<Client>>,
+    /// Not used in a forked child.
+    client: ForkSafe<Arc<Client>>,
     request: Arc<AcquireRequest>,
     command: AcquireCommand,
-    /// Registered before the request is sent, because its row may contain the grant from then on.
+    /// Registered before the request is sent: from then on the row may contain the grant.
     _own: OwnGrant,
     /// When the latest request was sent.
     sent: BootInstant,
     /// The server that granted it, if that is known.
     confirmed_by: Option<Primary>,
+    /// Whether a request may have been granted without an answer.
     is_unknown: bool,
-    /// Closes when the request on the direct path ends: answered, or dropped as late.
+    /// Closes when the request on the direct connection is answered, or dropped as late.
     under_way: Option<oneshot::Receiver<()>>,
 }
 
@@ -57,7 +58,7 @@ impl Attempt {
             expired_version: None,
         };
         Ok(Self {
-            client: Here::new(Arc::clone(client)),
+            client: ForkSafe::new(Arc::clone(client)),
             request: Arc::clone(request),
             _own: OwnGrant::new(command.grant),
             command,
@@ -72,7 +73,7 @@ impl Attempt {
         self.sent
     }
 
-    /// Try on the direct path; `None` if the answer is late. It does not preempt.
+    /// Try on the direct connection; `None` if the answer is late. It does not preempt.
     pub(crate) async fn directly(&mut self, entry: Entry) -> Option<Result<Outcome, StoreError>> {
         let wait = self.request.wait.filter(|wait| !wait.is_zero());
         let (done, under_way) = oneshot::channel();
@@ -83,6 +84,7 @@ impl Attempt {
         Some(self.answered(before, answer))
     }
 
+    /// Try in the background.
     pub(crate) async fn once(&mut self) -> Result<Outcome, StoreError> {
         match self.acquire().await? {
             Outcome::Held(holder) if self.may_take_over(&holder) => self.take_over(holder).await,
@@ -97,21 +99,25 @@ impl Attempt {
     }
 
     async fn take_over(&mut self, from: Holder) -> Result<Outcome, StoreError> {
-        let mut what = TakeOverCommand {
+        let mut command = TakeOverCommand {
             to: self.command.clone(),
             token: from.token.unwrap_or(Token::from_db(0)),
             grant: from.grant.clone(),
         };
         if let Some(ended) = from.grant.as_deref().and_then(GrantId::parse) {
-            what.to.metadata = with_ended_grant(&self.request.metadata, ended).into();
+            command.to.metadata = with_ended_grant(&self.request.metadata, ended).into();
         }
         self.is_unknown = true;
         self.sent = clock::now();
-        let outcome = self.client.store.take_over(&what, REQUEST_TIMEOUT).await?;
+        let outcome = self
+            .client
+            .store
+            .take_over(&command, REQUEST_TIMEOUT)
+            .await?;
         self.is_unknown = matches!(outcome, Outcome::Granted { .. });
         Ok(match outcome {
-            // A renewal locks the row only for a moment, a fence possibly for long, so the fence is
-            // waited for like a holder.
+            // A renewal locks the row only for a moment, but a fence may last: the request waits
+            // for it as for a holder.
             Outcome::Busy if !self.request.once() => Outcome::Held(from),
             Outcome::Granted {
                 token,
@@ -123,7 +129,7 @@ impl Attempt {
                     lock.name = self.request.name.as_str(),
                     lock.token = token.get(),
                     lock.holder = &*self.request.holder,
-                    from = what.token.get(),
+                    from = command.token.get(),
                     "lock taken over from the same holder"
                 );
                 outcome
@@ -161,7 +167,7 @@ impl Attempt {
         self.observe(&mut outcome);
         self.is_unknown = match outcome {
             Outcome::Held(_) => false,
-            // An own earlier request whose reply was lost may have the row locked.
+            // An earlier request of this attempt, whose reply was lost, may have the row locked.
             Outcome::Busy => before,
             Outcome::Granted { confirmed_by, .. } => {
                 self.confirmed_by = confirmed_by;
@@ -171,13 +177,13 @@ impl Attempt {
         Ok(outcome)
     }
 
-    /// Turn a poll result into the outcome of the try that it saves. `None`: the lock is worth a
-    /// try, which also returns the error of a failed poll.
+    /// Turn the result of a poll into the outcome of the try that it replaces. `None`: a try is
+    /// necessary. After a failed poll it returns the error.
     pub(crate) fn outcome_of_poll(
         &self,
-        seen: Result<Option<Holder>, StoreError>,
+        polled: Result<Option<Holder>, StoreError>,
     ) -> Option<Result<Outcome, StoreError>> {
-        let holder = match seen {
+        let holder = match polled {
             Ok(Some(holder)) => holder,
             Err(failure @ StoreError::Unavailable(_)) => return Some(Err(failure)),
             Ok(None) | Err(_) => return None,
@@ -205,7 +211,7 @@ impl Attempt {
                     length,
                     overdue,
                 }) => {
-                    let left = observations.saw(name, version, *length, *overdue, clock::now());
+                    let left = observations.record(name, version, *length, *overdue, clock::now());
                     holder.free_in = Some(left);
                 }
                 None => observations.forget(name),
@@ -215,8 +221,8 @@ impl Attempt {
         }
     }
 
-    /// Turn a grant into a guard, which releases it from then on. If trust has ended before the
-    /// answer came, this attempt still releases it.
+    /// Turn a grant into a guard, which has to release it from then on. If trust ended before the
+    /// answer, the attempt still has to release the grant.
     pub(crate) async fn granted(
         &mut self,
         token: Token,
@@ -224,39 +230,33 @@ impl Attempt {
     ) -> Result<LockGuard, Loss> {
         let lease = Lease::granted(self.request.timing, self.sent, length);
         if lease.trusted_until() <= clock::now() {
-            return Err(Loss::of_another(LostReason::Expired));
+            return Err(Loss::of_other_grant(LostReason::Expired));
         }
         self.is_unknown = false;
-        let grant = Grant {
-            name: self.request.name.clone(),
-            token,
-            id: self.command.grant,
-            holder: Arc::clone(&self.request.holder),
-            confirmed_by: self.confirmed_by,
-        };
+        let grant = self.command.granted(token, self.confirmed_by);
         start_renewing(&self.client, grant, lease).await
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.is_unknown || !self.client.is_here() {
+        if !self.is_unknown || !self.client.is_in_owner_process() {
             return;
         }
         let command = &self.command;
-        let what = ReleaseCommand {
+        let release = ReleaseCommand {
             name: command.name.clone(),
             token: None,
             grant: command.grant,
             holder: Arc::clone(&command.holder),
             durable: false,
         };
-        // By then the grant has expired: an acquire requests none that is longer.
+        // An acquire requests no longer lease, so the grant has expired by then.
         let ttl = Ttl::Finite(MAX_FIRST_GRANT);
         let client = Arc::clone(&self.client);
-        let pending = client.pending.clone();
-        let release = move |what| release_grant(Arc::clone(&client), what, ttl, None);
-        let (first, mut under_way) = (release(what.clone()), self.under_way.take());
+        let pending = client.pending_releases.begin();
+        let send = move |release| release_grant(Arc::clone(&client), release, ttl, None);
+        let (first, mut under_way) = (send(release.clone()), self.under_way.take());
         let _ = runtime::spawn(async move {
             if let Some(under_way) = &mut under_way {
                 let _ = tokio::time::timeout(DIRECT_TIMEOUT, under_way).await;
@@ -264,13 +264,13 @@ impl Drop for Attempt {
             let Ok(Released::NotHeld) = first.await else {
                 return;
             };
-            // The server may still carry the late request out.
+            // The server may still execute the late request.
             if let Some(under_way) = under_way {
                 if !under_way.is_terminated() {
                     let _ = tokio::time::timeout(MAX_FIRST_GRANT, under_way).await;
                 }
                 tokio::time::sleep(DIRECT_TIMEOUT / 10).await;
-                let _ = release(what).await;
+                let _ = send(release).await;
             }
             drop(pending);
         });
@@ -288,10 +288,10 @@ pub(crate) async fn start_renewing(
     grant: Grant,
     lease: Lease,
 ) -> Result<LockGuard, Loss> {
-    let held = GrantState::new(client.store.engine(), grant, &lease);
-    let guard = LockGuard::new(Arc::clone(client), Arc::clone(&held), lease.timing().ttl());
-    client.scheduler.add(lease, Arc::clone(&held));
-    let settled = held
+    let state = GrantState::new(client.store.engine(), grant, &lease);
+    let guard = LockGuard::new(Arc::clone(client), Arc::clone(&state), lease.timing().ttl());
+    client.scheduler.add(lease, Arc::clone(&state));
+    let settled = state
         .watch()
         .wait_for(|status| !matches!(status, Status::Held(None)))
         .await
@@ -300,6 +300,6 @@ pub(crate) async fn start_renewing(
         Status::Lost(loss) => Err(loss),
         Status::Held(_) | Status::Released if guard.is_held() => Ok(guard),
         // The scheduler has not marked the loss yet.
-        Status::Held(_) | Status::Released => Err(guard.held.lose(LostReason::Expired)),
+        Status::Held(_) | Status::Released => Err(guard.state.lose(LostReason::Expired)),
     }
 }

@@ -3,15 +3,14 @@
 //!
 //! The rule: *a process lets other processes try first if its release notified them or, where
 //! waiters poll, if others are likely. This applies to every caller of the process.* Without it a
-//! loop that acquires, works and releases keeps the lock for itself: it asks again within
-//! microseconds, while a waiter elsewhere has to be woken or to poll first. On PostgreSQL three
-//! equal loops shared a lock 1,411 : 396 : 3, and a single waiter got nothing for 19 s.
+//! loop that acquires, works and releases keeps the lock to itself: it asks again within
+//! microseconds, while a waiter in another process has to be woken or to poll first.
 //!
 //! A release that notifies also reports whether clients wait. Each notified process counts how many
-//! others have their turn before it. Where waiters poll, a release does not know about them. If
-//! another process was seen to hold the lock, there is a pause after each release. If none was, the
-//! next pause follows only after some time, which doubles with each pause. A read after such a
-//! pause shows whether another process had the lock.
+//! others try before it. Where waiters poll, a release does not know about them. If another process
+//! was seen to hold the lock, there is a pause after each release. If none was, the next pause
+//! follows only after some time, which doubles with each pause. A read after such a pause shows
+//! whether another process had the lock.
 //!
 //! Pure arithmetic on instants passed in.
 
@@ -23,17 +22,15 @@ use protocol::BootInstant;
 
 /// How long a notified process may take to acquire, in microseconds.
 const NOTIFIED: RangeInclusive<u64> = 2_000..=6_000;
-/// Delay for each process whose turn comes first. Each notification wakes every listening process:
-/// with 1 ms, all twenty processes of a test tried at each release on a busy machine. A commit
-/// should be done within it. A process that no longer wants the lock delays the others by this
-/// once.
-const TURN: Duration = Duration::from_millis(10);
+/// The delay for each process that tries first. Each notification wakes every listening process,
+/// and a commit has to fit into the delay, or all of them try at each release. A process that no
+/// longer wants the lock delays the others by this once.
+const DELAY_PER_PROCESS: Duration = Duration::from_millis(10);
 /// The largest number of processes that are counted.
-const MAX_TURNS: usize = 50;
-/// A process tries slightly later in one of this many cases, although no turn is known to come
-/// first. A process that has never held the lock is unknown to the others, and the server wakes
-/// listeners in the same order each time. Without this, two of three loops alternated and the third
-/// starved. Once it has held the lock, the others count it.
+const MAX_PROCESSES: usize = 50;
+/// A process tries slightly later in one of this many cases, although no other process is known to
+/// try first. The others do not count a process that has never held the lock, and the server wakes
+/// listeners in the same order each time: without this, such a process may starve.
 const YIELD_ONE_IN: u32 = 16;
 const YIELD: Duration = Duration::from_millis(1);
 /// If no other process was seen, the first pause comes after this long of consecutive grants, or
@@ -43,12 +40,11 @@ const FIRST_GRANTS: u32 = 16;
 /// Each later pause comes after twice the time, up to this, regardless of grants. It bounds the
 /// wait of a new polling waiter and the cost of the pauses for a process that is alone.
 const LONGEST_RUN: Duration = Duration::from_millis(1_600);
-/// A longer pause by the caller ends the run of grants: other processes had their chance.
+/// A longer pause by the caller ends the run of grants: other processes were able to acquire.
 const RUN_ENDS: Duration = Duration::from_millis(20);
 /// How long another process counts as a contender after it was seen to hold the lock. A pause
-/// without another holder does not end that. On a busy machine polls are late, and runs of 16 and
-/// then 32 grants went to the process that had just released (220 of 604 against 22, of six equal
-/// loops).
+/// without another holder does not end that: on a busy machine polls are late, and the process that
+/// released the lock would get long runs of grants again.
 const CONTENDED: Duration = Duration::from_secs(2);
 /// How long a lock name is remembered after its last release.
 const REMEMBERED: Duration = Duration::from_secs(4);
@@ -72,10 +68,10 @@ pub(crate) struct HeadStart {
     /// This process does not try before then.
     others_first_until: BootInstant,
     /// The backends of other processes that released the lock since then.
-    since: Vec<i32>,
-    /// The number of processes whose turn comes first: those that released the lock between the
-    /// last two releases of this process, less one for each release since.
-    before: u32,
+    released_since: Vec<i32>,
+    /// The number of processes that try first: those that released the lock between the last two
+    /// releases of this process, less one for each release since.
+    ahead: u32,
     /// Start of the run of consecutive grants of this process.
     run_since: BootInstant,
     /// Number of grants in the run.
@@ -83,10 +79,10 @@ pub(crate) struct HeadStart {
     /// Maximum length of the run.
     run_limit: Duration,
     /// When another process was last seen to hold the lock.
-    elsewhere: Option<BootInstant>,
-    /// The present pause was made without another process being seen. Its grant may also end within
+    held_elsewhere_at: Option<BootInstant>,
+    /// No other process was seen before the present pause. A grant of one may begin and end within
     /// the pause, so a read has to check for it.
-    probes: bool,
+    probe_due: bool,
 }
 
 impl HeadStart {
@@ -99,17 +95,19 @@ impl HeadStart {
         let asked_again_after = began - self.released.max(self.others_first_until);
         self.released = now;
         if waiters == Waiters::Notified {
-            self.before = self.since.len() as u32;
-            self.since.clear();
+            self.ahead = self.released_since.len() as u32;
+            self.released_since.clear();
             let awake = Duration::from_micros(fastrand::u64(NOTIFIED));
-            self.others_first_until = now + awake.max(TURN * self.before);
+            self.others_first_until = now + awake.max(DELAY_PER_PROCESS * self.ahead);
             return;
         }
         if asked_again_after > RUN_ENDS {
             (self.run_since, self.grants, self.run_limit) = (began, 0, FIRST_RUN);
         }
         self.grants += 1;
-        let contended = self.elsewhere.is_some_and(|at| now < at + CONTENDED);
+        let contended = self
+            .held_elsewhere_at
+            .is_some_and(|at| now < at + CONTENDED);
         let first = self.run_limit == FIRST_RUN;
         let goes_on =
             now - self.run_since < self.run_limit && (!first || self.grants < FIRST_GRANTS);
@@ -121,34 +119,34 @@ impl HeadStart {
         // poll falls into it.
         self.others_first_until = now + poll_pause(held_for).mul_f64(1.0 + fastrand::f64() / 4.0);
         (self.run_since, self.grants) = (self.others_first_until, 0);
-        self.probes = !contended;
+        self.probe_due = !contended;
         self.run_limit = match contended {
             true => FIRST_RUN,
             false => (self.run_limit * 2).min(LONGEST_RUN),
         };
     }
 
-    /// Another process holds the lock, and is likely to want it again.
+    /// Another process holds the lock, and is likely to acquire it again.
     pub(crate) fn held_elsewhere(&mut self, now: BootInstant) {
-        self.elsewhere = Some(now);
+        self.held_elsewhere_at = Some(now);
     }
 
-    /// The backend `by` of another process released the lock. `None`: possibly this process did,
-    /// and the others still try first.
+    /// The backend `by` of another process released the lock. `None`: the release may be one of
+    /// this process, and changes nothing.
     pub(crate) fn notified(&mut self, by: Option<i32>, now: BootInstant) {
         let Some(by) = by else { return };
-        self.before = self.before.saturating_sub(1);
-        if self.since.len() < MAX_TURNS && !self.since.contains(&by) {
-            self.since.push(by);
+        self.ahead = self.ahead.saturating_sub(1);
+        if self.released_since.len() < MAX_PROCESSES && !self.released_since.contains(&by) {
+            self.released_since.push(by);
         }
         let yields = self.released > BootInstant::ZERO && fastrand::u32(..YIELD_ONE_IN) == 0;
         let pause = if yields { YIELD } else { Duration::ZERO };
-        self.others_first_until = now + pause.max(TURN * self.before);
+        self.others_first_until = now + pause.max(DELAY_PER_PROCESS * self.ahead);
     }
 
     /// Whether to check if another process had the lock in the last pause. True once a pause.
-    pub(crate) fn probes(&mut self) -> bool {
-        std::mem::take(&mut self.probes)
+    pub(crate) fn take_probe(&mut self) -> bool {
+        std::mem::take(&mut self.probe_due)
     }
 
     /// How long this process still waits for others to try.
@@ -158,7 +156,9 @@ impl HeadStart {
 
     /// Whether the history is recent enough to keep.
     pub(crate) fn is_recent(&self, now: BootInstant) -> bool {
-        let known = self.released.max(self.elsewhere.unwrap_or_default());
+        let known = self
+            .released
+            .max(self.held_elsewhere_at.unwrap_or_default());
         now < known + REMEMBERED
     }
 }
@@ -193,7 +193,7 @@ mod tests {
     /// Four processes that receive each notification and try when the arithmetic allows it. Of
     /// simultaneous tries the same process always wins.
     #[test]
-    fn several_processes_that_are_notified_take_turns() {
+    fn several_processes_that_are_notified_share_the_lock_evenly() {
         fastrand::seed(7);
         let mut processes: [HeadStart; 4] = Default::default();
         let (mut now, mut holder, mut shares) = (BEGAN, 0, [0; 4]);
@@ -214,14 +214,14 @@ mod tests {
     }
 
     #[test]
-    fn each_release_of_others_brings_the_turn_nearer_whichever_process_it_was() {
+    fn each_release_of_another_process_shortens_the_delay() {
         let mut start = HeadStart::default();
         start.notified(Some(1), BEGAN);
         start.notified(Some(2), BEGAN);
         start.released(Waiters::Notified, ms(1), BEGAN);
-        assert_eq!(start.left(BEGAN), TURN * 2);
+        assert_eq!(start.left(BEGAN), DELAY_PER_PROCESS * 2);
         start.notified(Some(2), BEGAN);
-        assert_eq!(start.left(BEGAN), TURN);
+        assert_eq!(start.left(BEGAN), DELAY_PER_PROCESS);
         // The other process no longer wants the lock.
         start.notified(Some(2), BEGAN);
         assert!(start.left(BEGAN) <= YIELD);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_takes_it_now_and_then_never_pauses() {
+    fn a_process_that_acquires_the_lock_now_and_then_never_pauses() {
         let (mut start, mut now) = (HeadStart::default(), BEGAN);
         for _ in 0..200 {
             now += ms(100);

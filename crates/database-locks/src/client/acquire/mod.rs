@@ -19,7 +19,7 @@ use crate::metrics::{self, Engine, Waiting};
 use crate::runtime;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{LockName, Outcome, WaitExtension};
+use protocol::{BootInstant, LockName, Outcome, WaitExtension};
 
 pub(crate) mod acquisition;
 pub(crate) mod attempt;
@@ -92,14 +92,15 @@ async fn acquire_trusted(
     }
 }
 
-/// The result of a try on the direct path.
+/// The result of a try on the direct connection.
 enum Direct {
     Done(Option<LockGuard>),
     /// The background continues, from that try if there was one.
     Undecided(Option<Box<FirstTry>>),
 }
 
-/// Try on the direct path, if the caller's runtime owns it and no waiter of this process is ahead.
+/// Try on the direct connection, if the caller's runtime owns it and no waiter of this process is
+/// ahead.
 async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result<Direct, Error> {
     let entry = match &client.direct {
         Some(path) if !request.preempt && !client.queues.is_busy(&request.name) => path.enter(),
@@ -138,9 +139,9 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             record_holder(client, &request.name, &holder, false);
             Direct::Done(None)
         }
-        // Nothing was sent for lack of a connection; the background has a connection of its own.
+        // Nothing was sent, for lack of a connection. The background has its own.
         Err(failure) if failure.is_undone() && !failure.is_answer() => Direct::Undecided(None),
-        // The connection failed, which does not mean that the server did.
+        // The connection failed, but the server may still answer.
         Err(failure) if !failure.is_answer() => {
             Direct::Undecided(Some(Box::new(FirstTry(attempt, None))))
         }
@@ -151,7 +152,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
 async fn in_background(
     client: &Arc<Client>,
     request: &Arc<AcquireRequest>,
-    began: protocol::BootInstant,
+    began: BootInstant,
     first_try: Option<Box<FirstTry>>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
@@ -192,7 +193,7 @@ struct PendingCancellation {
 impl Drop for PendingCancellation {
     fn drop(&mut self) {
         if let Some(task) = self.task.take() {
-            let pending = self.client.pending.clone();
+            let pending = self.client.pending_releases.begin();
             // Spawning succeeds: the task runs on the same runtime.
             let _ = runtime::spawn(async move {
                 let _ = task.await;
@@ -202,10 +203,10 @@ impl Drop for PendingCancellation {
     }
 }
 
-/// Counts an acquire as given up if its caller stops waiting.
-struct CountGivenUp(Option<Engine>);
+/// Counts an acquire as cancelled if its caller stops waiting.
+struct CountCancelled(Option<Engine>);
 
-impl Drop for CountGivenUp {
+impl Drop for CountCancelled {
     fn drop(&mut self) {
         if let Some(engine) = self.0 {
             metrics::not_acquired(engine, "given_up");
@@ -220,9 +221,9 @@ async fn counted(
     acquire: impl Future<Output = Result<Option<LockGuard>, Error>>,
 ) -> Result<Option<LockGuard>, Error> {
     let (engine, began) = (client.store.engine(), clock::now());
-    let (under_way, mut given_up) = (Waiting::new(engine), CountGivenUp(Some(engine)));
+    let (under_way, mut cancelled) = (Waiting::new(engine), CountCancelled(Some(engine)));
     let done = acquire.await;
-    given_up.0 = None;
+    cancelled.0 = None;
     drop(under_way);
     let waited = clock::now() - began;
     let reason = match &done {
@@ -263,7 +264,7 @@ async fn counted(
 async fn within_wait(
     client: &Arc<Client>,
     request: &Arc<AcquireRequest>,
-    began: protocol::BootInstant,
+    began: BootInstant,
     first_try: Option<Box<FirstTry>>,
 ) -> Result<Option<LockGuard>, Error> {
     let progress = Mutex::new(Progress::default());
@@ -310,7 +311,7 @@ async fn within_wait(
     ))
 }
 
-async fn sleep_until_end(end: Option<protocol::BootInstant>) {
+async fn sleep_until_end(end: Option<BootInstant>) {
     match end {
         Some(end) => clock::sleep_until(end).await,
         None => std::future::pending().await,

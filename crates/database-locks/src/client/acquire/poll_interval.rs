@@ -10,8 +10,8 @@ use std::time::Duration;
 use crate::store::api::StoreError;
 use protocol::{BootInstant, Holder, Outcome, Token};
 
-/// The pause between the first polls of a grant. A lock held briefly is soon free, and a slower
-/// poller would seldom acquire a lock that changes hands all the time.
+/// The pause between the first polls of a grant. A lock that is held briefly is soon free, and with
+/// a longer pause a waiter would seldom acquire a lock whose holder changes often.
 const FIRST_POLL: Duration = Duration::from_millis(10);
 /// The pause between polls of a lock that is held longer, for the first minute. The average delay
 /// of a hand-over is half of it. A `poll` of ten times as much or more lengthens it, since a caller
@@ -26,7 +26,7 @@ const NOTIFIED_POLL: Duration = Duration::from_secs(5);
 /// … unless `poll` is longer, up to this.
 const LONGEST_NOTIFIED: Duration = Duration::from_secs(30);
 /// The longest pause between tries while the row is locked or being inserted, at first and later.
-/// It is free in a moment, or after a fence of any length.
+/// A short transaction unlocks the row soon, a fence may keep it locked for long.
 const BUSY_AT_FIRST: Duration = Duration::from_millis(20);
 const BUSY_LATER: Duration = Duration::from_millis(200);
 /// The longest pause while the database cannot be reached, at first and later.
@@ -98,10 +98,9 @@ impl PollInterval {
         }
     }
 
-    /// The longer the same grant has been seen, the rarer the polls, but never later than the end
-    /// of its lease.
+    /// The pause grows while the same grant is seen, up to the end of its lease.
     ///
-    /// Neither a legacy holder nor the end of a lease notifies.
+    /// Neither the release by a legacy holder nor the end of a lease is notified.
     fn held(&mut self, holder: &Holder, now: BootInstant) -> WaitHint {
         (self.busy, self.outage) = (None, Duration::ZERO);
         let since = match self.seen {

@@ -11,19 +11,20 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::store::{api::StoreError, measured::Observed};
-use protocol::{Holder, LockName};
+use protocol::{Holder, LockName, REQUEST_TIMEOUT};
 
-/// The divisor of a pause that gives its first part, in which the poll of another waiter comes too
-/// early to be of use.
+/// A waiter registers after this part of its pause: a quarter. In the first part, the poll of
+/// another waiter would be too early for it.
 ///
-/// Pauses vary by jitter, down to 0.6 of the longest. Of two groups that poll in alternation, one
-/// is at least 0.3 of it behind the other: with a quarter they merge, with a half they might not.
-pub(crate) const ALONE_PART: u32 = 4;
+/// Jitter shortens pauses down to 0.6 of the longest. If two groups of waiters poll in alternation,
+/// one of them is at least 0.3 of a pause behind the other. After a quarter they merge; after a
+/// half they might not.
+pub(crate) const UNREGISTERED_PART: u32 = 4;
 /// The largest number of locks a poll, which bounds the duration of one statement.
 const MAX_BATCH: usize = 1_000;
 
-/// The holder; `None` if the lock seems free.
-type LockRow = Result<Option<Holder>, StoreError>;
+/// The result of a poll: the holder, or `None` if the lock seems free.
+type Polled = Result<Option<Holder>, StoreError>;
 
 /// The waiters registered for a poll.
 #[derive(Debug)]
@@ -32,7 +33,6 @@ pub(crate) struct Poller(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     store: Observed,
-    within: Duration,
     waiting: Mutex<Waiting>,
 }
 
@@ -45,7 +45,7 @@ struct Waiting {
 struct Slot {
     id: u64,
     name: LockName,
-    reply: oneshot::Sender<LockRow>,
+    reply: oneshot::Sender<Polled>,
 }
 
 impl fmt::Debug for Slot {
@@ -55,11 +55,9 @@ impl fmt::Debug for Slot {
 }
 
 impl Poller {
-    /// `within`: timeout of each poll.
-    pub(crate) fn new(store: Observed, within: Duration) -> Self {
+    pub(crate) fn new(store: Observed) -> Self {
         Self(Arc::new(Shared {
             store,
-            within,
             waiting: Mutex::default(),
         }))
     }
@@ -74,7 +72,7 @@ impl Poller {
     ///
     /// Dropping the future cancels its own poll only: other waiters of the same statement get their
     /// answers.
-    pub(crate) async fn next(&self, name: &LockName, pause: Duration) -> LockRow {
+    pub(crate) async fn next(&self, name: &LockName, pause: Duration) -> Polled {
         let (reply, mut seen) = oneshot::channel();
         let slot = self.0.join(name.clone(), reply);
         let seen = tokio::select! {
@@ -86,7 +84,10 @@ impl Poller {
                     // Another waiter is polling for this one.
                     0 => {}
                     1 => self.0.poll(due).await,
-                    _ => drop(tokio::spawn(Arc::clone(&self.0).poll_for_all(due))),
+                    _ => {
+                        let shared = Arc::clone(&self.0);
+                        tokio::spawn(async move { shared.poll(due).await });
+                    }
                 }
                 seen.await
             }
@@ -116,7 +117,7 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, name: LockName, reply: oneshot::Sender<LockRow>) -> PollSlot<'_> {
+    fn join(&self, name: LockName, reply: oneshot::Sender<Polled>) -> PollSlot<'_> {
         let mut waiting = self.waiting();
         waiting.last += 1;
         let id = waiting.last;
@@ -125,14 +126,10 @@ impl Shared {
         PollSlot { shared: self, id }
     }
 
-    async fn poll_for_all(self: Arc<Self>, due: Vec<Slot>) {
-        self.poll(due).await;
-    }
-
     async fn poll(&self, due: Vec<Slot>) {
         let (names, reply): (Vec<LockName>, Vec<_>) =
             due.into_iter().map(|slot| (slot.name, slot.reply)).unzip();
-        let seen: Vec<LockRow> = match self.store.holders(&names, self.within).await {
+        let seen: Vec<Polled> = match self.store.holders(&names, REQUEST_TIMEOUT).await {
             Ok(seen) => seen.into_iter().map(Ok).collect(),
             Err(failure) => names.iter().map(|_| Err(failure.again())).collect(),
         };
@@ -187,7 +184,7 @@ mod tests {
         };
         let granted = store.acquire(&[ask], LONG).await.unwrap();
         assert!(matches!(granted[..], [Outcome::Granted { .. }]));
-        Arc::new(Poller::new(store, LONG))
+        Arc::new(Poller::new(store))
     }
 
     type Polling = tokio::task::JoinHandle<Option<String>>;

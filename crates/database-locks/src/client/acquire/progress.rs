@@ -1,4 +1,4 @@
-//! The observations of one wait, for its log records and its final error.
+//! The progress of one wait, for its log records and its final error.
 
 use crate::client::acquire::reports::ReportInterval;
 use crate::client::acquire::reports::log_held;
@@ -12,7 +12,7 @@ use protocol::{Holder, LockName, Outcome, Token};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// The observations of one wait, for its log records and its final error.
+/// What the tries of one wait have shown.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) holder: Option<Holder>,
@@ -46,7 +46,7 @@ impl Progress {
             Err(failure @ StoreError::Unavailable(_)) => {
                 (self.holder, self.failure) = (None, Some(failure));
             }
-            // A known holder explains the wait better than a deadlock in between.
+            // A known holder explains the wait better than a conflict in between.
             Err(failure) if !self.knows_holder() => self.failure = Some(failure),
             _ => {
                 self.holder.get_or_insert_default();
@@ -86,6 +86,7 @@ pub(crate) async fn report(
     }
 }
 
+/// The error of a wait that is over.
 pub(crate) fn wait_error(
     request: &AcquireRequest,
     limit: Duration,

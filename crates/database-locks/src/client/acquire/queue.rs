@@ -28,7 +28,7 @@ struct Names {
     queues: HashMap<LockName, Queue>,
     /// The number of names after the last clean-up. The next one follows at twice as many, so that
     /// its cost per operation is constant.
-    left: usize,
+    kept: usize,
 }
 
 /// The queue of one lock, kept for some time after its last release.
@@ -52,10 +52,10 @@ impl Queue {
 
 impl Names {
     fn queue(&mut self, name: &LockName, now: BootInstant) -> &mut Queue {
-        if self.queues.len() > 2 * self.left.max(MIN_NAMES) {
+        if self.queues.len() > 2 * self.kept.max(MIN_NAMES) {
             self.queues
                 .retain(|_, queue| !queue.slots.is_empty() || queue.head_start.is_recent(now));
-            self.left = self.queues.len();
+            self.kept = self.queues.len();
         }
         self.queues.entry(name.clone()).or_default()
     }
@@ -67,26 +67,22 @@ impl Queues {
     }
 
     /// Run `change` on the queue of this lock, if there is one.
-    fn with(&self, name: &LockName, change: impl FnOnce(&mut Queue)) {
-        if let Some(queue) = self.names().queues.get_mut(name) {
-            change(queue);
-        }
+    fn with<T>(&self, name: &LockName, change: impl FnOnce(&mut Queue) -> T) -> Option<T> {
+        self.names().queues.get_mut(name).map(change)
     }
 
     /// How long this process lets other processes try first.
     pub(crate) fn head_start(&self, name: &LockName) -> Duration {
-        let mut left = Duration::ZERO;
-        self.with(name, |queue| left = queue.head_start.left(clock::now()));
-        left
+        let left = self.with(name, |queue| queue.head_start.left(clock::now()));
+        left.unwrap_or_default()
     }
 
     /// Whether a new caller has to join the queue before it tries.
     pub(crate) fn is_busy(&self, name: &LockName) -> bool {
-        let mut busy = false;
-        self.with(name, |queue| {
-            busy = !queue.slots.is_empty() || !queue.head_start.left(clock::now()).is_zero();
+        let busy = self.with(name, |queue| {
+            !queue.slots.is_empty() || !queue.head_start.left(clock::now()).is_zero()
         });
-        busy
+        busy.unwrap_or_default()
     }
 
     /// Join the queue at its end.
@@ -102,18 +98,18 @@ impl Queues {
         slot
     }
 
-    /// The lock may be free: wake the first waiter.
+    /// Wake the first waiter, because the lock may be free.
     pub(crate) fn wake(&self, name: &LockName) {
         self.with(name, |queue| queue.wake());
     }
 
-    /// Notifications may have been missed: wake the first waiter of each queue.
+    /// Wake the first waiter of each queue, because notifications may have been missed.
     pub(crate) fn wake_all(&self) {
         self.names().queues.values().for_each(Queue::wake);
     }
 
-    /// Another process released the lock, according to the database backend `by`. `None`: the
-    /// notification may be of a release of this process.
+    /// The database backend `by` of another process released the lock. `None`: the release may be
+    /// one of this process.
     pub(crate) fn notified(&self, name: &LockName, by: Option<i32>) {
         self.with(name, |queue| {
             queue.head_start.notified(by, clock::now());
@@ -137,11 +133,10 @@ impl Queues {
     /// The token that the row still has if no other process acquired the lock in the last pause.
     /// `None` if there is nothing to check.
     pub(crate) fn probe(&self, name: &LockName) -> Option<Token> {
-        let mut token = None;
         self.with(name, |queue| {
-            token = queue.token.filter(|_| queue.head_start.probes());
-        });
-        token
+            queue.token.filter(|_| queue.head_start.take_probe())
+        })
+        .flatten()
     }
 
     /// This process released the lock after holding it for `held_for`.
@@ -194,12 +189,11 @@ impl QueueSlot {
     }
 
     fn is_front(&self) -> bool {
-        let mut front = false;
-        self.queues.with(&self.name, |queue| {
+        let front = self.queues.with(&self.name, |queue| {
             let first = queue.slots.front();
-            front = first.is_some_and(|first| Arc::ptr_eq(first, &self.wake));
+            first.is_some_and(|first| Arc::ptr_eq(first, &self.wake))
         });
-        front
+        front.unwrap_or_default()
     }
 
     /// Wait until the lock may be free.
@@ -212,16 +206,15 @@ impl QueueSlot {
         let _ = tokio::time::timeout(pause, self.woken()).await;
     }
 
-    /// Forget pending wake-ups, which the try sent next takes into account.
+    /// Discard pending wake-ups: the next try is sent after them.
     pub(crate) fn clear(&self) {
         pin!(self.wake.notified()).enable();
     }
 
-    /// Whether a guard of this process holds the lock, so that a try would be in vain.
+    /// Whether a guard of this process holds the lock, so that a try would fail.
     pub(crate) fn is_held_here(&self) -> bool {
-        let mut held = false;
-        self.queues.with(&self.name, |queue| held = queue.held_here);
-        held
+        let held = self.queues.with(&self.name, |queue| queue.held_here);
+        held.unwrap_or_default()
     }
 
     /// See [`Queues::head_start`].

@@ -11,13 +11,13 @@ use protocol::{BootInstant, Holder, Holding, Human, LockName, Token};
 
 /// The time until the first record about a held lock, and between the first two records about an
 /// outage.
-const FIRST: Duration = Duration::from_secs(10);
+const FIRST_INTERVAL: Duration = Duration::from_secs(10);
 /// The factor between two intervals …
-const LONGER: u32 = 6;
+const INTERVAL_FACTOR: u32 = 6;
 /// … up to this interval.
-const LONGEST: Duration = Duration::from_secs(3_600);
-/// How long contention may delay tries before a warning is logged: a deadlock or a backup's lock
-/// that passes within a second is normal.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(3_600);
+/// How long contention may delay tries before a warning is logged. A deadlock, or the lock of a
+/// backup, that ends within a second is normal.
 const ORDINARY_CONTENTION: Duration = Duration::from_secs(1);
 
 /// The schedule of repeated log records about one condition.
@@ -31,8 +31,8 @@ impl ReportInterval {
     /// A condition that began at `began`: the first record is due ten seconds later.
     pub(crate) fn new(began: BootInstant) -> Self {
         Self {
-            due: began + FIRST,
-            pause: FIRST,
+            due: began + FIRST_INTERVAL,
+            pause: FIRST_INTERVAL,
         }
     }
 
@@ -41,7 +41,7 @@ impl ReportInterval {
     }
 
     pub(crate) fn reported(&mut self, now: BootInstant) {
-        self.pause = (self.pause * LONGER).min(LONGEST);
+        self.pause = (self.pause * INTERVAL_FACTOR).min(LONGEST_INTERVAL);
         self.due = now + self.pause;
     }
 }
@@ -58,8 +58,8 @@ struct Outage {
 }
 
 impl Outages {
-    /// A try sent at `sent` was not decided. Returns the age of the outage if it is to be logged
-    /// now.
+    /// Record that a try sent at `sent` failed. Returns the age of the outage if it has to be
+    /// logged now.
     fn failed(&self, sent: BootInstant, contention: bool, now: BootInstant) -> Option<Duration> {
         let mut outage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let outage = outage.get_or_insert(Outage {
@@ -76,8 +76,8 @@ impl Outages {
         Some(age)
     }
 
-    /// A try sent at `sent` was decided. Returns the length of the outage that it ended, if that
-    /// was logged.
+    /// Record that a try sent at `sent` was answered. Returns the length of the outage that this
+    /// ended, if the outage was logged.
     fn answered(&self, sent: BootInstant, now: BootInstant) -> Option<Duration> {
         let mut outage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = outage.take_if(|outage| outage.since <= sent)?;

@@ -10,12 +10,9 @@
 //! the direct connection serves one call at a time, while the background batches requests.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
-use std::slice::from_ref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use tokio::runtime::{Handle, Id};
@@ -24,12 +21,11 @@ use tokio::sync::{Notify, oneshot};
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
-use crate::runtime::fork::{Gated, Here};
-use crate::store::{
-    api::{DirectConnection, StoreError},
-    measured::Observed,
-};
-use protocol::{AcquireCommand, BootInstant, Outcome, ReleaseCommand, Released};
+use crate::runtime::fork::{ForkSafe, ForkSafeFuture};
+use crate::store::{api::DirectConnection, measured::Observed};
+use protocol::BootInstant;
+
+mod in_flight;
 
 /// Timeout of a call on the direct connection. After it the background continues. It is longer than
 /// the lock wait timeout of MySQL's metadata locks, whose minimum is one second.
@@ -48,7 +44,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// How often the background checks for a late call, while there are calls.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
-/// Ticks without a call after which the checks stop until the next call.
+/// Checks without a call after which they pause until the next call.
 const IDLE_CHECKS: u32 = 40;
 
 /// The direct path of one [`Locks`](crate::Locks).
@@ -57,7 +53,8 @@ pub(crate) struct DirectPath {
     store: Observed,
     direct: Arc<dyn DirectConnection>,
     state: Mutex<State>,
-    more: Arc<Notify>,
+    /// Notified when a call begins, to continue the checks for late calls.
+    call_begun: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -75,8 +72,8 @@ struct State {
     call: Option<Call>,
     /// The number of the latest call.
     latest: u64,
-    /// The checks for late calls are stopped until `more` is notified.
-    asleep: bool,
+    /// The checks for late calls are paused until `call_begun` is notified.
+    checks_paused: bool,
 }
 
 #[derive(Debug)]
@@ -102,7 +99,7 @@ impl Owner {
 struct Call {
     number: u64,
     /// When the call is late. The background checks it, because a caller may block its own runtime.
-    due: BootInstant,
+    late_at: BootInstant,
     /// When the caller stops waiting.
     until: BootInstant,
     waker: Option<Waker>,
@@ -126,7 +123,7 @@ impl State {
 
 impl DirectPath {
     /// `None` if the engine has no direct path.
-    pub(crate) fn of(store: &Observed) -> Result<Option<Arc<Self>>, Error> {
+    pub(crate) fn for_store(store: &Observed) -> Result<Option<Arc<Self>>, Error> {
         store
             .direct()
             .map(|direct| Self::new(store, direct))
@@ -138,11 +135,11 @@ impl DirectPath {
             store: store.clone(),
             direct,
             state: Mutex::default(),
-            more: Arc::default(),
+            call_begun: Arc::default(),
         });
         runtime::spawn(check_for_late_calls(
             Arc::downgrade(&path),
-            Arc::clone(&path.more),
+            Arc::clone(&path.call_begun),
         ))?;
         Ok(path)
     }
@@ -151,10 +148,10 @@ impl DirectPath {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Take the direct connection for one call, if the caller's runtime owns it and no other call
-    /// is under way.
+    /// Begin a call on the direct connection, if the caller's runtime owns it and no other call is
+    /// under way. Otherwise `None`.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entry> {
-        let (runtime, blocking) = runtime::of_caller()?;
+        let (runtime, blocking) = runtime::caller_runtime()?;
         if self.direct.blocks() && !blocking {
             return None;
         }
@@ -194,7 +191,7 @@ impl DirectPath {
             return None;
         }
         if !blocking {
-            // Without the mutex, because a panic runs the application's panic hook.
+            // With the mutex free: a panic runs the application's panic hook.
             drop(state);
             let supported = is_supported();
             state = self.state();
@@ -208,7 +205,7 @@ impl DirectPath {
             }
         }
         (state.used, state.candidate, state.call) = (now, None, None);
-        // The old connection belongs to the runtime that owned the direct connection before.
+        // The old connection belongs to the previous owner.
         self.direct.give_up();
         let (ended, dropped_owner) = match blocking {
             true => (None, None),
@@ -239,22 +236,22 @@ impl DirectPath {
         let number = state.latest;
         state.call = Some(Call {
             number,
-            due: clock::now() + timeout,
+            late_at: clock::now() + timeout,
             until: BootInstant::MAX,
             waker: None,
         });
-        if std::mem::take(&mut state.asleep) {
-            self.more.notify_one();
+        if std::mem::take(&mut state.checks_paused) {
+            self.call_begun.notify_one();
         }
         Entry {
-            path: Here::new(Arc::clone(self)),
+            path: ForkSafe::new(Arc::clone(self)),
             owner,
             number,
         }
     }
 
-    /// Connect on the new owner, and watch it until it ends. Until the direct connection is
-    /// connected its calls go through the background.
+    /// Connect on the new owner, and watch the owner until it ends. Until the connection is there,
+    /// its calls go through the background.
     fn connect_owner(
         self: &Arc<Self>,
         runtime: &Handle,
@@ -262,7 +259,7 @@ impl DirectPath {
     ) {
         let id = runtime.id();
         let (direct, path) = (Arc::clone(&self.direct), Arc::downgrade(self));
-        let stay = async move {
+        let connect_and_watch = async move {
             let connected = direct.connect().await;
             drop(direct);
             if let Some(path) = path.upgrade() {
@@ -275,7 +272,7 @@ impl DirectPath {
             }
             let _ = dropped_owner.await;
         };
-        runtime.spawn(Gated::new(stay));
+        runtime.spawn(ForkSafeFuture::new(connect_and_watch));
     }
 
     /// Check whether the call under way is late or its caller has stopped waiting. Returns the
@@ -286,7 +283,7 @@ impl DirectPath {
         let Some(call) = &mut state.call else {
             return (None, CHECK_INTERVAL);
         };
-        if call.due <= now {
+        if call.late_at <= now {
             let waker = call.waker.take();
             state.disable();
             drop(state);
@@ -294,16 +291,16 @@ impl DirectPath {
             return (waker, CHECK_INTERVAL);
         }
         let next = match call.until <= now {
-            true => call.due,
-            false => call.due.min(call.until),
+            true => call.late_at,
+            false => call.late_at.min(call.until),
         };
         let waker = (call.until <= now).then(|| call.waker.take()).flatten();
         (waker, (next - now).min(CHECK_INTERVAL))
     }
 }
 
-/// Whether the runtime of this thread drives timers and I/O. Tokio reports that only by a panic,
-/// once for each runtime that does not. A program built with `panic = "abort"` must not try.
+/// Whether the runtime of this thread drives timers and I/O. For one that does not, tokio panics.
+/// So a program that is built with `panic = "abort"` does not try.
 fn is_supported() -> bool {
     let drives = || {
         drop(tokio::time::sleep(Duration::ZERO));
@@ -315,8 +312,8 @@ fn is_supported() -> bool {
 /// The right to make one call on the direct connection. Dropping it frees the direct connection.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// Not touched in a forked child, where a thread that does not exist may have locked the mutex.
-    path: Here<Arc<DirectPath>>,
+    /// Not used in a forked child, where the mutex may be locked for ever.
+    path: ForkSafe<Arc<DirectPath>>,
     owner: Handle,
     number: u64,
 }
@@ -324,215 +321,35 @@ pub(crate) struct Entry {
 impl Drop for DirectPath {
     fn drop(&mut self) {
         // Ends the checks for late calls.
-        self.more.notify_one();
+        self.call_begun.notify_one();
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if self.path.is_here() {
+        if self.path.is_in_owner_process() {
             let ended = self.path.state().take(self.number);
-            // Without the mutex: dropping a waker runs foreign code.
+            // With the mutex free: dropping a waker runs foreign code.
             drop(ended);
         }
     }
 }
 
-impl Entry {
-    /// Acquire on the direct connection. See [`call`](Self::call). `under_way` is dropped when the
-    /// request is answered or late, or when the runtime ends.
-    pub(crate) async fn acquire(
-        self,
-        ask: AcquireCommand,
-        wait: Option<Duration>,
-        under_way: oneshot::Sender<()>,
-    ) -> Option<Result<Outcome, StoreError>> {
-        let (store, direct) = (self.path.store.clone(), Arc::clone(&self.path.direct));
-        let reply = async move {
-            let _under_way = under_way;
-            only(store.acquire_on(&*direct, from_ref(&ask)).await)
-        };
-        self.call(reply, wait).await
-    }
-
-    /// Release on the direct connection. See [`call`](Self::call).
-    pub(crate) async fn release(
-        self,
-        what: ReleaseCommand,
-    ) -> Option<Result<Released, StoreError>> {
-        let (store, direct) = (self.path.store.clone(), Arc::clone(&self.path.direct));
-        let reply = async move { only(store.release_on(&*direct, from_ref(&what)).await) };
-        self.call(reply, None).await
-    }
-
-    /// Wait for a reply, for `wait` at most if that is given; `None` if it has not come.
-    ///
-    /// # Cancel safety
-    ///
-    /// A request whose reply is dropped may still be carried out at any later time. So the owner's
-    /// runtime completes a dropped call, and the direct connection is in use until then.
-    async fn call<T: Send + 'static>(
-        self,
-        reply: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-        wait: Option<Duration>,
-    ) -> Option<Result<T, StoreError>> {
-        if let Some(wait) = wait {
-            if let Some(call) = self.path.state().call(self.number) {
-                call.until = clock::now() + wait;
-            }
-            if wait < CHECK_INTERVAL {
-                self.path.more.notify_one();
-            }
-        }
-        InFlight {
-            reply: Some(Gated::of(Box::pin(reply))),
-            entry: Some(self),
-            dropped: false,
-        }
-        .await
-    }
-
-    /// The state of an unanswered call.
-    fn wait(&self, waker: &Waker) -> Wait {
-        let mut state = self.path.state();
-        let old = match state.call(self.number) {
-            None => return Wait::Late,
-            Some(call) if call.until <= clock::now() => return Wait::Ended,
-            Some(call) if call.waker.as_ref().is_some_and(|it| it.will_wake(waker)) => None,
-            Some(call) => call.waker.replace(waker.clone()),
-        };
-        drop(state);
-        drop(old);
-        Wait::Unanswered
-    }
-
-    /// Whether the direct connection was given up during the call. Blocking calls are answered in
-    /// their first poll.
-    fn is_late(&self) -> bool {
-        !self.path.direct.blocks() && self.path.state().call(self.number).is_none()
-    }
-
-    /// End a call that was answered, or that was not sent because the direct connection is not
-    /// `connected`.
-    fn answered(&self, connected: bool) {
-        let mut state = self.path.state();
-        let Some(ended) = state.take(self.number) else {
-            return;
-        };
-        if !connected {
-            state.disable();
-        } else {
-            state.backoff = Duration::ZERO;
-            if let Some(owner) = &mut state.owner {
-                owner.first = false;
-            }
-        }
-        drop(state);
-        drop(ended);
-    }
-}
-
-enum Wait {
-    Unanswered,
-    /// The caller has stopped waiting.
-    Ended,
-    /// The direct connection did not answer in time, and its connection was given up.
-    Late,
-}
-
-/// The answer to the only request.
-fn only<T>(answers: Result<Vec<T>, StoreError>) -> Result<T, StoreError> {
-    let none = || StoreError::Unavailable("the store returned no answer".into());
-    answers?.pop().ok_or_else(none)
-}
-
-type Answer<T> = dyn Future<Output = Result<T, StoreError>> + Send;
-
-/// One call on the direct connection.
-struct InFlight<T: Send + 'static> {
-    /// `None`: done.
-    reply: Option<Gated<Answer<T>>>,
-    entry: Option<Entry>,
-    /// The caller has dropped it.
-    dropped: bool,
-}
-
-impl<T: Send + 'static> Future for InFlight<T> {
-    /// `None`: no answer in time.
-    type Output = Option<Result<T, StoreError>>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let call = &mut *self;
-        // Taken out, so that a panic leaves nothing to be polled again.
-        let (Some(mut reply), Some(entry)) = (call.reply.take(), &call.entry) else {
-            return Poll::Pending;
-        };
-        if !reply.is_here() {
-            return Poll::Pending;
-        }
-        // A late call sends nothing more.
-        if entry.is_late() {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(answer) = Pin::new(&mut reply).poll(context) {
-            let unsent = |failure: &StoreError| failure.is_undone() && !failure.is_answer();
-            entry.answered(!answer.as_ref().is_err_and(unsent));
-            return Poll::Ready(Some(answer));
-        }
-        match entry.wait(context.waker()) {
-            Wait::Late => Poll::Ready(None),
-            Wait::Unanswered => {
-                runtime::needed();
-                call.reply = Some(reply);
-                Poll::Pending
-            }
-            Wait::Ended => {
-                call.reply = Some(reply);
-                Poll::Ready(None)
-            }
-        }
-    }
-}
-
-impl<T: Send + 'static> Drop for InFlight<T> {
-    fn drop(&mut self) {
-        let (Some(reply), Some(entry)) = (self.reply.take(), self.entry.take()) else {
-            return;
-        };
-        // In a forked child the reply is leaked. A runtime that has ended drops what is spawned on
-        // it.
-        if !reply.is_here() || self.dropped {
-            return;
-        }
-        if let Some(call) = entry.path.state().call(entry.number) {
-            call.until = BootInstant::MAX;
-        }
-        let owner = entry.owner.clone();
-        let rest = InFlight {
-            reply: Some(reply),
-            entry: Some(entry),
-            dropped: true,
-        };
-        let rest = owner.spawn(Gated::new(async move { drop(rest.await) }));
-        runtime::finish(&owner, rest);
-    }
-}
-
 /// Check for late calls until the direct path is dropped.
-async fn check_for_late_calls(path: Weak<DirectPath>, more: Arc<Notify>) {
+async fn check_for_late_calls(path: Weak<DirectPath>, call_begun: Arc<Notify>) {
     let (mut idle, mut last) = (0, 0);
     loop {
         let Some(known) = path.upgrade() else { return };
         let (waker, pause) = known.check();
-        let asleep = {
+        let paused = {
             let mut state = known.state();
             idle = match state.call.is_some() || state.latest != last {
                 true => 0,
                 false => idle + 1,
             };
             last = state.latest;
-            state.asleep = idle > IDLE_CHECKS;
-            state.asleep
+            state.checks_paused = idle > IDLE_CHECKS;
+            state.checks_paused
         };
         drop(known);
         if let Some(waker) = waker {
@@ -540,8 +357,8 @@ async fn check_for_late_calls(path: Weak<DirectPath>, more: Arc<Notify>) {
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
         tokio::select! {
-            () = more.notified() => {}
-            () = tokio::time::sleep(pause), if !asleep => {}
+            () = call_begun.notified() => {}
+            () = tokio::time::sleep(pause), if !paused => {}
         }
     }
 }

@@ -1,12 +1,17 @@
 use std::future::pending;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Context;
 use std::thread;
 
 use tokio::runtime::{Builder, Runtime};
 
 use super::*;
-use crate::store::{self, api::Reply, connect::table::Table};
-use protocol::Token;
+use crate::store::{
+    self,
+    api::{Reply, StoreError},
+    connect::table::Table,
+};
+use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released, Token};
 
 use crate::client::grant_id::random_grant_id;
 

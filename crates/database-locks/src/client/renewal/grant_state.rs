@@ -45,26 +45,40 @@ pub(crate) struct GrantState {
     /// Nanoseconds of the boot-time clock. An atomic rather than a mutex, so that a guard can be
     /// read at once even while the scheduler is busy.
     trusted_until: AtomicU64,
-    /// The end of trust that a caller has read, on the same clock.
-    ended: AtomicU64,
-    /// Whether the grant is kept past the end of trust, because of a fence. It is set while the
-    /// grant is trusted and cleared after trust was renewed, so it has to be read before trust.
+    /// The end of trust that was reported to a caller, on the same clock.
+    reported_end: AtomicU64,
+    /// Whether the end of trust does not lose the grant, because of a fence. It is set before trust
+    /// ends and cleared after trust is renewed, so a reader must read it before trust.
     outlives_trust: AtomicBool,
     /// Whether a renewal is under way.
-    unanswered: AtomicBool,
-    trouble: Mutex<Option<RenewalFailure>>,
+    renewal_under_way: AtomicBool,
+    failure: Mutex<Option<RenewalFailure>>,
     status: watch::Sender<Status>,
     pub(crate) listeners: Listeners,
 }
 
-/// A value of `trusted_until`: a caller has read that trust ended, and no late confirmation may
-/// revoke that.
+/// A value of `trusted_until`: the end of trust was reported to a caller, and no late confirmation
+/// may revoke that.
 const ENDED: u64 = 0;
 
 /// Milliseconds, for a field of a log record.
 pub(crate) fn ms(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
+
+/// Log a record about one grant, with its name, token and holder.
+macro_rules! log_grant {
+    ($level:ident, $grant:expr, $($rest:tt)+) => {{
+        let grant: &protocol::Grant = $grant;
+        tracing::$level!(
+            lock.name = grant.name.as_str(),
+            lock.token = grant.token.get(),
+            lock.holder = &*grant.holder,
+            $($rest)+
+        );
+    }};
+}
+pub(crate) use log_grant;
 
 impl GrantState {
     pub(crate) fn new(engine: Engine, grant: Grant, lease: &Lease) -> Arc<Self> {
@@ -76,16 +90,16 @@ impl GrantState {
             engine,
             since: clock::now(),
             trusted_until: AtomicU64::new(lease.trusted_until().as_nanos()),
-            ended: AtomicU64::new(0),
+            reported_end: AtomicU64::new(0),
             outlives_trust: AtomicBool::new(false),
-            unanswered: AtomicBool::new(false),
-            trouble: Mutex::default(),
+            renewal_under_way: AtomicBool::new(false),
+            failure: Mutex::default(),
             status: watch::Sender::new(Status::Held(lease.confirmed())),
             listeners: Listeners::default(),
         })
     }
 
-    /// Note the server that renewed the grant.
+    /// Record the server that renewed the grant.
     pub(crate) fn confirmed_by(&self, server: Option<Primary>) {
         if server.is_some() {
             let confirmed_by = self.confirmed_by.lock();
@@ -102,8 +116,8 @@ impl GrantState {
         }
     }
 
-    /// How long the grant may still be trusted. Zero: lost, whether or not the scheduler has marked
-    /// it.
+    /// How long the grant is still trusted. Zero: trust has ended, whether or not the scheduler has
+    /// marked the loss.
     pub(crate) fn trusted_for(&self) -> Duration {
         if !matches!(self.status(), Status::Held(_)) {
             return Duration::ZERO;
@@ -119,9 +133,9 @@ impl GrantState {
             if !left.is_zero() || self.outlives_trust() {
                 return left;
             }
-            // Set before any caller can read that trust ended. A confirmation in between can only
-            // raise it.
-            self.ended.fetch_max(until, Ordering::Relaxed);
+            // Stored before any caller can read that trust ended. A confirmation in between only
+            // raises it.
+            self.reported_end.fetch_max(until, Ordering::Relaxed);
             match self.trusted_until.compare_exchange(
                 until,
                 ENDED,
@@ -144,6 +158,7 @@ impl GrantState {
         self.status.borrow().clone()
     }
 
+    /// Subscribe to changes of the status.
     pub(crate) fn watch(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
     }
@@ -151,38 +166,38 @@ impl GrantState {
     /// A description of the loss of this grant for this reason.
     pub(crate) fn loss(&self, gone: impl Into<Gone>) -> Loss {
         let until = match self.trusted_until.load(Ordering::Acquire) {
-            ENDED => self.ended.load(Ordering::Relaxed),
+            ENDED => self.reported_end.load(Ordering::Relaxed),
             until => until,
         };
         let at = clock::now().min(BootInstant::from_nanos(until));
-        let (mut gone, trouble) = (gone.into(), self.trouble());
+        let (mut gone, failure) = (gone.into(), self.failure());
         if gone.reason == LostReason::Expired {
-            gone.reason = match &trouble {
-                Some(trouble) if trouble.reason != LostReason::Expired => trouble.reason,
-                _ if self.unanswered.load(Ordering::Relaxed) => LostReason::Unreachable,
+            gone.reason = match &failure {
+                Some(failure) if failure.reason != LostReason::Expired => failure.reason,
+                _ if self.renewal_under_way.load(Ordering::Relaxed) => LostReason::Unreachable,
                 _ => LostReason::Expired,
             };
         }
-        // If the database reports the grant gone, that is its answer.
-        let message = trouble.filter(|_| gone.reason.leaves_a_lease());
-        Loss::of_held(gone, message.map(|trouble| trouble.message), self.since, at)
+        // If the database reported the loss, an earlier failure does not explain it.
+        let message = failure.filter(|_| gone.reason.leaves_a_lease());
+        Loss::of_grant(gone, message.map(|failure| failure.message), self.since, at)
     }
 
-    fn trouble(&self) -> Option<RenewalFailure> {
-        let trouble = self.trouble.lock();
-        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    fn failure(&self) -> Option<RenewalFailure> {
+        let failure = self.failure.lock();
+        failure.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A renewal was sent.
+    /// Record that a renewal is sent.
     pub(crate) fn renewing(&self) {
-        self.unanswered.store(true, Ordering::Relaxed);
+        self.renewal_under_way.store(true, Ordering::Relaxed);
     }
 
-    /// The renewal was answered. `None`: the lease was renewed.
-    pub(crate) fn answered(&self, trouble: Option<RenewalFailure>) {
-        self.unanswered.store(false, Ordering::Relaxed);
-        let before = self.trouble.lock();
-        *before.unwrap_or_else(PoisonError::into_inner) = trouble;
+    /// Record the answer to a renewal; `None` if it succeeded.
+    pub(crate) fn answered(&self, failure: Option<RenewalFailure>) {
+        self.renewal_under_way.store(false, Ordering::Relaxed);
+        let before = self.failure.lock();
+        *before.unwrap_or_else(PoisonError::into_inner) = failure;
     }
 
     /// Set the end of trust.
@@ -194,7 +209,7 @@ impl GrantState {
 
     /// Mark the grant lost, if it is held: the first reason counts.
     ///
-    /// Neither wakes nor notifies. That may run foreign code which calls this library again, and
+    /// It does not wake waiting tasks, which may run foreign code that calls this library again:
     /// the caller may have the lease table locked.
     pub(crate) fn mark_lost(&self, gone: Gone) -> Option<Loss> {
         let (loss, mut newly) = (self.loss(gone), false);
@@ -235,16 +250,9 @@ impl GrantState {
     pub(crate) fn log_lost(&self, loss: &Loss) {
         metrics::lost(self.engine, loss.reason());
         metrics::ended(self.engine, self.held_for());
-        let Grant {
-            name,
-            token,
-            holder,
-            ..
-        } = &self.grant;
-        tracing::warn!(
-            lock.name = name.as_str(),
-            lock.token = token.get(),
-            lock.holder = &**holder,
+        log_grant!(
+            warn,
+            &self.grant,
             lock.held_ms = loss.held_for().map(ms),
             lock.lost_reason = loss.reason().as_str(),
             lock.last_answer = loss.last_answer(),
@@ -255,47 +263,22 @@ impl GrantState {
     }
 
     pub(crate) fn log_refused(&self, error: &str) {
-        let Grant {
-            name,
-            token,
-            holder,
-            ..
-        } = &self.grant;
-        tracing::warn!(
-            lock.name = name.as_str(),
-            lock.token = token.get(),
-            lock.holder = &**holder,
+        log_grant!(
+            warn,
+            &self.grant,
             locks = 1,
             "renewals fail, trying again until the leases end: {error}; other leases are renewed"
         );
     }
 
     pub(crate) fn log_renewed_again(&self) {
-        let Grant {
-            name,
-            token,
-            holder,
-            ..
-        } = &self.grant;
-        tracing::info!(
-            lock.name = name.as_str(),
-            lock.token = token.get(),
-            lock.holder = &**holder,
-            "renewals get through again"
-        );
+        log_grant!(info, &self.grant, "renewals get through again");
     }
 
     pub(crate) fn log_busy(&self) {
-        let Grant {
-            name,
-            token,
-            holder,
-            ..
-        } = &self.grant;
-        tracing::debug!(
-            lock.name = name.as_str(),
-            lock.token = token.get(),
-            lock.holder = &**holder,
+        log_grant!(
+            debug,
+            &self.grant,
             "not renewed, trying again: another transaction has its row locked"
         );
     }
@@ -305,6 +288,7 @@ impl GrantState {
         clock::now() - self.since
     }
 
+    /// Mark the grant released, if it is held.
     pub(crate) fn released(&self) {
         let newly = self.status.send_if_modified(|status| {
             let held = matches!(status, Status::Held(_));
@@ -321,23 +305,27 @@ impl GrantState {
     /// Trust the grant as far as its lease is confirmed. Does not wake waiting tasks.
     pub(crate) fn confirm(&self, lease: &Lease) -> Confirmed {
         let until = lease.trusted_until().as_nanos();
-        let go_on = |before| (before != ENDED).then_some(until);
-        let (set, fetch) = (Ordering::AcqRel, Ordering::Acquire);
-        if self.trusted_until.fetch_update(set, fetch, go_on).is_err() {
+        let unless_ended = |before| (before != ENDED).then_some(until);
+        let (success, failure_ordering) = (Ordering::AcqRel, Ordering::Acquire);
+        if self
+            .trusted_until
+            .fetch_update(success, failure_ordering, unless_ended)
+            .is_err()
+        {
             return Confirmed::TooLate;
         }
-        // After the renewed trust, which replaces it.
+        // Stored after the renewed trust, so that a reader never sees neither of them.
         self.outlives_trust
             .store(lease.outlives_trust(), Ordering::Release);
-        let (confirmed, mut events) = (Status::Held(lease.confirmed()), false);
+        let (confirmed, mut changed) = (Status::Held(lease.confirmed()), false);
         self.status.send_if_modified(|status| {
-            events = matches!(status, Status::Held(_)) && *status != confirmed;
-            if events {
+            changed = matches!(status, Status::Held(_)) && *status != confirmed;
+            if changed {
                 *status = confirmed;
             }
             false
         });
-        if events {
+        if changed {
             Confirmed::Changed
         } else {
             Confirmed::Unchanged
@@ -345,11 +333,11 @@ impl GrantState {
     }
 }
 
-/// What a confirmation of the lease means for the tasks that wait on the grant.
+/// The effect of a confirmation on the tasks that wait for the grant.
 pub(crate) enum Confirmed {
     Unchanged,
     /// Waiting tasks have to be woken.
     Changed,
-    /// A caller has already read that the grant is not held.
+    /// The end of trust was already reported to a caller.
     TooLate,
 }

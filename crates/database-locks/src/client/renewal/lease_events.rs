@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::renewal::grant_state::{GrantState, Status, ms};
+use crate::client::renewal::grant_state::{GrantState, Status, log_grant, ms};
 use crate::error::loss::Loss;
 use crate::runtime::callbacks;
 use crate::runtime::callbacks::shielded;
 use protocol::Human;
 
-/// A failure of renewals.
+/// The beginning of an outage of renewals.
 #[derive(Debug)]
 pub(crate) struct Failing {
     /// The leases whose renewals failed.
@@ -18,22 +18,21 @@ pub(crate) struct Failing {
 }
 
 impl Failing {
-    /// Those leases that are still held.
-    pub(crate) fn held(&self) -> impl Iterator<Item = &Arc<GrantState>> {
-        let held = |held: &&Arc<GrantState>| matches!(held.status(), Status::Held(_));
-        self.leases.iter().filter(held)
+    /// The leases that are still held.
+    pub(crate) fn still_held(&self) -> impl Iterator<Item = &Arc<GrantState>> {
+        let is_held = |state: &&Arc<GrantState>| matches!(state.status(), Status::Held(_));
+        self.leases.iter().filter(is_held)
     }
 
-    /// Leases that were lost or released meanwhile are left out: the record would follow their last
-    /// one.
+    /// Log the outage, without leases that are lost or released by now: no record may follow that
+    /// of their end.
     fn log(&self) {
-        let mut held = self.held();
-        let Some(first) = held.next() else { return };
-        tracing::warn!(
-            lock.name = first.grant.name.as_str(),
-            lock.token = first.grant.token.get(),
-            lock.holder = &*first.grant.holder,
-            locks = 1 + held.count(),
+        let mut leases = self.still_held();
+        let Some(first) = leases.next() else { return };
+        log_grant!(
+            warn,
+            &first.grant,
+            locks = 1 + leases.count(),
             "renewals fail, trying again until the leases end: {}",
             self.error
         );
@@ -54,7 +53,7 @@ pub(crate) struct LeaseEvents {
     pub(crate) busy: Vec<Arc<GrantState>>,
     /// Leases that are refused alone, with the error.
     pub(crate) refused: Vec<(Arc<GrantState>, Arc<str>)>,
-    /// Leases of `refused` that were renewed since.
+    /// Leases that were refused alone and are renewed again.
     pub(crate) renewed_again: Vec<Arc<GrantState>>,
     /// The length of an outage that has ended.
     pub(crate) outage_ended: Option<Duration>,
@@ -64,19 +63,19 @@ impl LeaseEvents {
     /// Wake all waiting tasks, queue the callbacks, then log: foreign code that blocks must not
     /// delay wake-ups and callbacks.
     pub(crate) fn deliver(self) {
-        for held in self
+        for state in self
             .lost
             .iter()
-            .map(|(held, _)| held)
+            .map(|(state, _)| state)
             .chain(&self.confirmed)
         {
-            shielded(|| held.wake());
+            shielded(|| state.wake());
         }
-        for (held, loss) in &self.lost {
-            if !held.listeners.is_empty() {
-                let (held, loss) = (Arc::clone(held), loss.clone());
-                // Taken there, so that a release before the call can still drop them.
-                callbacks::call(move || held.listeners.take().call(&loss));
+        for (state, loss) in &self.lost {
+            if !state.listeners.is_empty() {
+                let (state, loss) = (Arc::clone(state), loss.clone());
+                // Removed on that thread, so that a release before the call can still drop them.
+                callbacks::call(move || state.listeners.take().call(&loss));
             }
         }
         self.log();
@@ -86,19 +85,19 @@ impl LeaseEvents {
         if let Some(failing) = self.failing {
             shielded(|| failing.log());
         }
-        for (held, error) in &self.refused {
-            if matches!(held.status(), Status::Held(_)) {
-                shielded(|| held.log_refused(error));
+        for (state, error) in &self.refused {
+            if matches!(state.status(), Status::Held(_)) {
+                shielded(|| state.log_refused(error));
             }
         }
-        for (held, loss) in &self.lost {
-            shielded(|| held.log_lost(loss));
+        for (state, loss) in &self.lost {
+            shielded(|| state.log_lost(loss));
         }
-        for held in &self.busy {
-            shielded(|| held.log_busy());
+        for state in &self.busy {
+            shielded(|| state.log_busy());
         }
-        for held in &self.renewed_again {
-            shielded(|| held.log_renewed_again());
+        for state in &self.renewed_again {
+            shielded(|| state.log_renewed_again());
         }
         if let Some(outage) = self.outage_ended {
             shielded(|| {

@@ -26,7 +26,7 @@ impl Listeners {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Add a listener if `wanted` is true, which is evaluated under the mutex; otherwise return it.
+    /// Add a listener if `wanted` returns true under the mutex; otherwise return the listener.
     pub(crate) fn add(
         &self,
         listener: Listener,
@@ -50,6 +50,7 @@ impl Listeners {
     }
 }
 
+/// Listeners that were removed, to be called or dropped.
 pub(crate) struct Taken(Vec<Listener>);
 
 impl Taken {

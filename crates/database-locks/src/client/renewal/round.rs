@@ -3,19 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Scheduler;
+use super::lease_table::{LeaseTable, Round};
 use super::split::Split;
-use super::{LeaseTable, Round, Scheduler};
 use crate::client::renewal::grant_state::RenewalFailure;
 use crate::client::renewal::lease_events::{Failing, LeaseEvents};
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{Answer, BootInstant, Grant, LostReason, Renewal, SHORTEST_PATIENCE, Ttl};
+use protocol::{Answer, BootInstant, Grant, LostReason, MIN_RENEWAL_TIMEOUT, Renewal, Ttl};
 
 /// The answer to a renewal whose row is locked.
 const ROW_LOCKED: &str = "its row is locked by another transaction";
 
-/// How many timeouts a round may spend on splitting while none of its leases is renewed.
+/// How long a round may be split while none of its leases is renewed, in timeouts.
 const SPLIT_TIMEOUTS: u32 = 3;
 
 /// A part of a round that failed, and the error.
@@ -25,43 +26,32 @@ pub(crate) struct Failed {
     pub(crate) error: StoreError,
 }
 
-impl Failed {
-    fn is_contention(&self) -> bool {
-        matches!(self.error, StoreError::Contention(_))
-    }
-
-    /// Whether the database was reached, and the error is its answer.
-    fn is_answer(&self) -> bool {
-        self.error.is_answer()
-    }
-}
-
 impl Scheduler {
     /// Send one round of renewals, split it if it fails, and deliver the results.
     ///
     /// A rejected round is split at once. Contention or a missing answer usually passes, so such a
     /// round is split only when it fails again. A single row that hangs or is locked then affects
     /// no other lease.
-    pub(crate) async fn round(self: Arc<Self>, round: Round, patience: Duration) {
-        let (began, mut tally) = (clock::now(), Tally::default());
+    pub(crate) async fn send_round(self: Arc<Self>, round: Round, timeout: Duration) {
+        let (began, mut counts) = (clock::now(), ResultCounts::default());
         let failed_before = self.table().are_failing(&round);
         let (mut split, mut failed) = (Split::new(round, failed_before), Vec::new());
         while let Some(mut part) = split.next() {
-            // Lost or released since the lease was due.
+            // Some leases may be lost or released since they were due.
             part.retain(|(grant, _)| self.table().entries.contains_key(&grant.id));
             if part.is_empty() {
                 continue;
             }
             let sent = clock::now();
-            // After one part succeeded, a slow one is not slow because of the server.
+            // If another part succeeded, a slow answer is caused by a row, not by the server.
             let within = match failed_before && split.has_renewed() {
-                true => (patience / 4).max(SHORTEST_PATIENCE),
-                false => patience,
+                true => (timeout / 4).max(MIN_RENEWAL_TIMEOUT),
+                false => timeout,
             };
             let error = match self.store.renew(&part, within).await {
                 Ok(answers) => {
                     split.renewed();
-                    self.renewed(&part, sent, answers, &mut tally);
+                    self.record_answers(&part, sent, answers, &mut counts);
                     continue;
                 }
                 Err(error) => error,
@@ -70,8 +60,8 @@ impl Scheduler {
                 let mut settled = split.refused(part);
                 let took = clock::now() - began;
                 let most = match error.is_answer() {
-                    true => patience.saturating_mul(SPLIT_TIMEOUTS),
-                    false => patience,
+                    true => timeout.saturating_mul(SPLIT_TIMEOUTS),
+                    false => timeout,
                 };
                 if !split.has_renewed() && took > most {
                     settled.extend(split.rest());
@@ -81,24 +71,24 @@ impl Scheduler {
                 part
             };
             if !settled.is_empty() {
-                tally.unknown += settled.len();
+                counts.unknown += settled.len();
                 let part = settled;
-                failed.push(self.failed(Failed { part, sent, error }));
+                failed.push(self.record_failure(Failed { part, sent, error }));
             }
         }
-        tally.count(self.store.engine());
+        counts.count(self.store.engine());
         if !failed.is_empty() {
-            self.conclude(&failed, split.has_renewed());
+            self.report_failures(&failed, split.has_renewed());
         }
     }
 
     /// Record the answers to a part that succeeded.
-    fn renewed(
+    fn record_answers(
         &self,
         part: &[(Grant, Ttl)],
         sent: BootInstant,
         answers: Vec<Renewal>,
-        tally: &mut Tally,
+        counts: &mut ResultCounts,
     ) {
         let mut events = LeaseEvents::default();
         let mut table = self.table();
@@ -107,55 +97,57 @@ impl Scheduler {
         for ((grant, _), answer) in part.iter().zip(answers) {
             match answer {
                 Renewal::Renewed { confirmed_by } => {
-                    tally.renewed += 1;
+                    counts.renewed += 1;
                     if let Some(entry) = table.entries.get(&grant.id) {
-                        entry.held.confirmed_by(confirmed_by);
+                        entry.state.confirmed_by(confirmed_by);
                     }
                     table.answered(grant.id, sent, (Answer::Renewed, None), &mut events);
                 }
                 Renewal::Busy => {
-                    tally.busy += 1;
+                    counts.busy += 1;
                     if let Some(entry) = table.entries.get(&grant.id)
                         && !entry.lease.is_failing()
                     {
-                        events.busy.push(Arc::clone(&entry.held));
+                        events.busy.push(Arc::clone(&entry.state));
                     }
-                    let trouble = RenewalFailure {
+                    let failure = RenewalFailure {
                         reason: LostReason::Expired,
                         message: ROW_LOCKED.into(),
                     };
-                    table.answered(grant.id, sent, (Answer::Busy, Some(trouble)), &mut events);
+                    table.answered(grant.id, sent, (Answer::Busy, Some(failure)), &mut events);
                 }
                 Renewal::Lost(gone) => {
-                    tally.lost += 1;
+                    counts.lost += 1;
                     // The database's answer is the reason of the loss, rather than an earlier
                     // failure.
                     if let Some(entry) = table.entries.get(&grant.id) {
-                        entry.held.answered(None);
+                        entry.state.answered(None);
                     }
-                    table.lost(grant.id, gone, &mut events);
+                    table.mark_lost(grant.id, gone, &mut events);
                 }
             }
         }
         self.unlock_and_deliver(table, clock::now(), events);
     }
 
-    /// Record a part that failed, to be sent again later.
-    fn failed(&self, failed: Failed) -> Failed {
+    /// Record a part that failed. Its leases are renewed again later.
+    fn record_failure(&self, failed: Failed) -> Failed {
         let (answer, message) = match &failed.error {
             StoreError::Contention(message) => (Answer::Busy, message),
-            StoreError::Unavailable(message) if failed.is_answer() => (Answer::Refused, message),
+            StoreError::Unavailable(message) if failed.error.is_answer() => {
+                (Answer::Refused, message)
+            }
             StoreError::Unavailable(message) => (Answer::Unknown, message),
             StoreError::Rejected { source, .. } => (Answer::Refused, source),
         };
-        let trouble = RenewalFailure {
+        let failure = RenewalFailure {
             reason: answer.lost_reason(),
             message: message.to_string().into(),
         };
         let mut events = LeaseEvents::default();
         let mut table = self.table();
         for (grant, _) in &failed.part {
-            let answer = (answer, Some(trouble.clone()));
+            let answer = (answer, Some(failure.clone()));
             table.answered(grant.id, failed.sent, answer, &mut events);
         }
         self.unlock_and_deliver(table, clock::now(), events);
@@ -163,7 +155,7 @@ impl Scheduler {
     }
 
     /// Log the failures, and reconnect if another connection may succeed.
-    fn conclude(&self, failed: &[Failed], others_renewed: bool) {
+    fn report_failures(&self, failed: &[Failed], others_renewed: bool) {
         let mut events = LeaseEvents::default();
         let mut table = self.table();
         let mut refused = false;
@@ -171,7 +163,7 @@ impl Scheduler {
             // If others are renewed, the connection is not the cause of a refused lease.
             if !table.refused_alone(failed, others_renewed, &mut events) {
                 refused |= matches!(failed.error, StoreError::Rejected { .. });
-                table.failing(failed, &mut events);
+                table.begin_outage(failed, &mut events);
             }
         }
         let reconnect = !others_renewed && refused && table.reconnects.due(clock::now());
@@ -200,7 +192,7 @@ impl LeaseTable {
         events: &mut LeaseEvents,
     ) -> bool {
         let [(grant, _)] = failed.part.as_slice() else {
-            // All of them are marked already.
+            // Not an outage either if all of them are renewed separately already.
             let mut ids = failed.part.iter().map(|(grant, _)| grant.id);
             return ids.all(|id| self.entries.get(&id).is_none_or(|entry| entry.separate));
         };
@@ -215,21 +207,23 @@ impl LeaseTable {
         }
         if !std::mem::replace(&mut entry.separate, true) {
             let error = failed.error.to_string();
-            events.refused.push((Arc::clone(&entry.held), error.into()));
+            events
+                .refused
+                .push((Arc::clone(&entry.state), error.into()));
         }
         true
     }
 
     /// Start an outage, or continue it. Logged once an outage.
-    pub(crate) fn failing(&mut self, failed: &Failed, events: &mut LeaseEvents) {
+    pub(crate) fn begin_outage(&mut self, failed: &Failed, events: &mut LeaseEvents) {
         let entries = failed.part.iter();
         let entries = entries.filter_map(|(grant, _)| self.entries.get(&grant.id));
-        let leases: Vec<_> = entries.map(|entry| Arc::clone(&entry.held)).collect();
-        // All were lost meanwhile, and the record would follow their last one.
+        let leases: Vec<_> = entries.map(|entry| Arc::clone(&entry.state)).collect();
+        // All of them are lost by now: no record may follow that of the loss.
         if leases.is_empty() {
             return;
         }
-        let contention = failed.is_contention();
+        let contention = matches!(failed.error, StoreError::Contention(_));
         if self.outage.failed(failed.sent, clock::now(), contention) {
             events.failing = Some(Failing {
                 leases,
@@ -241,14 +235,14 @@ impl LeaseTable {
 
 /// Counts of the results of a round.
 #[derive(Default)]
-struct Tally {
+struct ResultCounts {
     renewed: usize,
     busy: usize,
     lost: usize,
     unknown: usize,
 }
 
-impl Tally {
+impl ResultCounts {
     fn count(&self, engine: Engine) {
         let results = [
             ("renewed", self.renewed),

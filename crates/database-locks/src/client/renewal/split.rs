@@ -51,8 +51,8 @@ impl<T> Split<T> {
         self.renewed = true;
     }
 
-    /// Record that a part was refused. Returns the leases that are settled by that: none for a part
-    /// to be split, a lease alone, or all that are left.
+    /// Record that a part was refused. Returns the leases that count as refused: none if the part
+    /// is split, the lease if it was alone, or all that are left.
     pub(crate) fn refused(&mut self, mut part: Vec<T>) -> Vec<T> {
         if part.len() > 1 {
             let rest = part.split_off(part.len() / 2);

@@ -19,7 +19,7 @@ use crate::store::doctor::{Counts, ReportBuilder};
 use protocol::{
     AcquireCommand, BootInstant, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
     LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
-    TakeOverCommand, Ttl, judge,
+    TakeOverCommand, Ttl, failed_renewal_outcome,
 };
 
 #[derive(Debug, Default)]
@@ -232,17 +232,19 @@ impl Store for Memory {
         let (now, mut rows) = (clock::now(), self.rows());
         let mut row = rows.get_mut(&grant.name);
         let seen = row.as_ref().map(|row| row.seen(&grant.name, now));
-        ready(match (judge(grant, seen.as_ref()), &mut row) {
-            (Renewal::Busy | Renewal::Renewed { .. }, Some(row)) => {
-                row.fences += 1;
-                Ok(Barrier::new(Fence {
-                    shared: Arc::clone(&self.0),
-                    name: grant.name.clone(),
-                }))
-            }
-            (Renewal::Lost(gone), _) => Err(gone),
-            (_, None) => Err(LostReason::RowGone.into()),
-        })
+        ready(
+            match (failed_renewal_outcome(grant, seen.as_ref()), &mut row) {
+                (Renewal::Busy | Renewal::Renewed { .. }, Some(row)) => {
+                    row.fences += 1;
+                    Ok(Barrier::new(Fence {
+                        shared: Arc::clone(&self.0),
+                        name: grant.name.clone(),
+                    }))
+                }
+                (Renewal::Lost(gone), _) => Err(gone),
+                (_, None) => Err(LostReason::RowGone.into()),
+            },
+        )
     }
 
     fn install(&self, _: Duration) -> Reply<'_, ()> {

@@ -8,7 +8,8 @@ use crate::runtime::clock;
 use crate::store::api::micros;
 use protocol::{
     AcquireCommand, BootInstant, Grant, LockName, LockRow, Outcome, ReleaseCommand, Released,
-    Renewal, ResumeCommand, TakeOverCommand, Token, Ttl, judge, judge_ticket,
+    Renewal, ResumeCommand, TakeOverCommand, Token, Ttl, failed_renewal_outcome,
+    failed_resume_outcome,
 };
 
 #[derive(Debug, Default)]
@@ -128,7 +129,9 @@ pub(super) fn acquire(rows: &mut Rows, ask: &AcquireCommand) -> Outcome {
     let now = clock::now();
     let row = rows.entry(ask.name.clone()).or_default();
     if !row.is_free(now) {
-        return row.seen(&ask.name, now).refusal(ask.grant.as_str());
+        return row
+            .seen(&ask.name, now)
+            .failed_acquire_outcome(ask.grant.as_str());
     }
     if row.fences > 0 {
         return Outcome::Busy;
@@ -147,7 +150,7 @@ pub(super) fn take_over(rows: &mut Rows, what: &TakeOverCommand) -> Outcome {
     if as_seen && !row.is_free(now) && row.fences == 0 {
         row.grant(to, now)
     } else {
-        row.seen(&to.name, now).not_taken_over(what)
+        row.seen(&to.name, now).failed_take_over_outcome(what)
     }
 }
 
@@ -159,7 +162,7 @@ pub(super) fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
             row.renewed = Some(now);
             Renewal::Renewed { confirmed_by: None }
         }
-        row => judge(grant, row.map(|row| row.seen(&grant.name, now)).as_ref()),
+        row => failed_renewal_outcome(grant, row.map(|row| row.seen(&grant.name, now)).as_ref()),
     }
 }
 
@@ -174,7 +177,7 @@ pub(super) fn resume(rows: &mut Rows, what: &ResumeCommand) -> Renewal {
     };
     let row = match rows.get_mut(&to.name) {
         Some(row) if ours(row) => row,
-        row => return judge_ticket(what, row.map(|row| row.seen(&to.name, now)).as_ref()),
+        row => return failed_resume_outcome(what, row.map(|row| row.seen(&to.name, now)).as_ref()),
     };
     row.holder = Some(to.holder.to_string());
     row.grant = Some(to.grant.to_string());

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use crate::runtime;
-use crate::runtime::fork::Gated;
+use crate::runtime::fork::ForkSafeFuture;
 use crate::store::api::{DirectConnection, Reply, StoreError, with_deadline};
 use crate::store::connect::backoff::Backoff;
 use crate::store::mysql::connection::config::Server;
@@ -136,7 +136,7 @@ impl MysqlDirect {
             }
             is_new = true;
             let (server, connecting) = (Arc::clone(&self.server), FlagGuard::set(&slot.connecting));
-            slot.home.spawn(Gated::new(async move {
+            slot.home.spawn(ForkSafeFuture::new(async move {
                 let _connecting = connecting;
                 match connect(&server, &mut idle.backoff).await {
                     Ok(session) => (idle.session, idle.failure) = (Some(session), None),
@@ -193,13 +193,13 @@ impl MysqlDirect {
         let home = slot.map(|slot| slot.home.clone()).ok_or_else(ended)?;
         let direct = Arc::clone(self);
         let (driven, ended_too) = oneshot::channel::<()>();
-        let task = home.spawn(Gated::new(async move {
+        let task = home.spawn(ForkSafeFuture::new(async move {
             let _driven = driven;
             let done = direct.call(&*grants, |on, all| Box::pin(on.renew(all)), |_| true);
             done.await
         }));
         // No thread drives the runtime of blocking callers while none of them is blocked.
-        runtime::finish(&home, ended_too);
+        runtime::drive_until_done(&home, ended_too);
         let stop = task.abort_handle();
         let answer = async { task.await.unwrap_or_else(|_| Err(ended())) };
         with_deadline(within, answer, || stop.abort()).await

@@ -22,7 +22,7 @@ pub(super) async fn finish(
     match outcome {
         Outcome::Stopped(reason, signal) => {
             report_loss(locks, &guard, reason, signal, args).await;
-            // The guard's drop releases what is left of the lease, before the process ends.
+            // Dropping the guard releases the rest of the lease before the process ends.
             drop(guard);
             exit::LOST
         }
@@ -33,7 +33,7 @@ pub(super) async fn finish(
     }
 }
 
-/// One line: how and why the lock was lost, what was done to CMD, and who has the lock now.
+/// Prints one line: the loss, its effect on CMD, and the present holder.
 async fn report_loss(
     locks: &Locks,
     guard: &LockGuard,

@@ -35,10 +35,10 @@ pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Re
     let mut signals = Signals::listen(ignored).map_err(cannot_listen)?;
     let margin = margin(args.lock.ttl, args.grace())?;
 
-    // The holder that the ticket was taken from does not lose the lock: it is resumed here.
+    // For the `dblock run` of the ticket, the resumption is a release and no loss.
     let notice = ticket.as_ref().map(ReleaseNotice::begin);
     let configure = |lock: Lock| {
-        // The program alone: its arguments may contain passwords.
+        // Without arguments, which may contain passwords.
         let program = args
             .command
             .first()
@@ -69,7 +69,7 @@ pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Re
     let child = match start(&args, &guard, ignored, terminal.as_ref()) {
         Ok(child) => child,
         Err(failure) => {
-            // The failure to start is the message that counts.
+            // Only the failure to start is reported.
             let _ = guard.release().await;
             return Err(failure);
         }

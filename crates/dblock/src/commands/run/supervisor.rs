@@ -14,7 +14,7 @@ use crate::output;
 use crate::process::{Change, Child, End, Signals, Terminal};
 
 /// The pause before CMD is continued in the background, after it was stopped for using the
-/// terminal: a CMD that tries again and again must not keep the machine busy.
+/// terminal. Without it, a CMD that repeats such a use would keep the machine busy.
 const BACKGROUND_PAUSE: Duration = Duration::from_millis(200);
 
 /// How CMD ended.
@@ -129,7 +129,7 @@ impl<'a> Supervisor<'a> {
 
     /// CMD was stopped. If that was to return to the shell (Ctrl-Z), `dblock` stops too.
     ///
-    /// Otherwise it runs on: a process that stops CMD alone continues CMD alone.
+    /// Otherwise `dblock` runs on: another process has stopped CMD alone, and continues it alone.
     async fn child_stopped(&mut self, signal: i32) {
         let group = self.child.group();
         let Some(terminal) = &self.terminal else {
@@ -141,7 +141,7 @@ impl<'a> Supervisor<'a> {
             self.continue_child();
             return;
         }
-        if !(wants_terminal || is(Signal::SIGTSTP) || terminal.is_with(group)) {
+        if !(wants_terminal || is(Signal::SIGTSTP) || terminal.is_foreground_group(group)) {
             return;
         }
         terminal.take_back_from(group);
@@ -171,7 +171,7 @@ impl<'a> Supervisor<'a> {
     }
 }
 
-/// What the library says about the loss: `lost …`.
+/// The description of the loss by the library: `lost …`.
 pub(super) fn loss_message(guard: &LockGuard, reason: LostReason) -> String {
     let loss = guard.loss().map(|loss| loss.to_string());
     loss.unwrap_or_else(|| format!("lost: {reason}"))

@@ -5,7 +5,7 @@ fn under_a_fence_nothing_is_renewed_and_trust_is_not_lengthened() {
     let mut lease = lease(secs(30));
     assert!(lease.fence_opened(START + secs(1)));
     assert_eq!(lease.next(START + secs(15)), Next::Wait(BootInstant::MAX));
-    assert!(!lease.may_come_along(START + secs(9)));
+    assert!(!lease.may_renew_early(START + secs(9)));
     assert_eq!(lease.trusted_until(), START + secs(27));
     lease.fence_closed(START + secs(15));
     assert_eq!(lease.next(START + secs(15)), Next::Renew);

@@ -34,7 +34,7 @@ proptest! {
         let mut now = sent;
         for (step, answer) in steps {
             now += step;
-            lease.may_come_along(now);
+            lease.may_renew_early(now);
             if lease.next(now) == Next::Renew {
                 lease.renewing();
             }
@@ -46,7 +46,7 @@ proptest! {
                     lease.extend(timing, now);
                 },
             }
-            lease.patience(0);
+            lease.renewal_timeout(0);
             lease.next(now);
         }
     }

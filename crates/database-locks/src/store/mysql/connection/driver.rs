@@ -7,7 +7,7 @@ use std::task::{Context, Waker};
 
 use mysql_async::Conn;
 
-use crate::runtime::fork::Here;
+use crate::runtime::fork::ForkSafe;
 
 /// A connection that is closed at once when it is dropped, on any thread, and during a statement
 /// too.
@@ -18,14 +18,14 @@ use crate::runtime::fork::Here;
 pub(crate) struct DriverConnection {
     /// `Some` until the drop.
     conn: Option<Conn>,
-    process: Here<()>,
+    process: ForkSafe<()>,
 }
 
 impl DriverConnection {
     pub(crate) fn new(conn: Conn) -> Self {
         Self {
             conn: Some(conn),
-            process: Here::new(()),
+            process: ForkSafe::new(()),
         }
     }
 }
@@ -49,7 +49,7 @@ impl DerefMut for DriverConnection {
 impl Drop for DriverConnection {
     fn drop(&mut self) {
         let Some(conn) = self.conn.take() else { return };
-        if !self.process.is_here() {
+        if !self.process.is_in_owner_process() {
             return std::mem::forget(conn);
         }
         // Sends COM_QUIT if that is possible without waiting. After this the driver treats the

@@ -141,7 +141,10 @@ impl Session {
         // The insert id is that of the column `id` here, so the token is read back.
         let rows = self.read(std::slice::from_ref(&ask.name)).await?;
         Ok(
-            match rows.first().map(|row| row.refusal(ask.grant.as_str())) {
+            match rows
+                .first()
+                .map(|row| row.failed_acquire_outcome(ask.grant.as_str()))
+            {
                 Some(Outcome::Granted { token, .. }) => granted(token, ask.length),
                 Some(other) => other,
                 None => Outcome::Busy,
@@ -156,7 +159,7 @@ impl Session {
         row: &LockRow,
     ) -> Result<Outcome, StoreError> {
         if self.cluster.is_none() || !row.is_granted(ask.grant.as_str()) {
-            let outcome = row.refusal(ask.grant.as_str());
+            let outcome = row.failed_acquire_outcome(ask.grant.as_str());
             let seen = match &outcome {
                 Outcome::Held(of) => of.observed_expiry.as_ref().map(|expiry| &expiry.version),
                 _ => None,

@@ -246,7 +246,7 @@ impl Session {
                 let at = row.and_then(|row| row.renewed_at);
                 let at = at.and_then(|at| u64::try_from(at).ok());
                 match row {
-                    Some(row) if row.is_of(what) => Some(Released::Busy),
+                    Some(row) if row.contains_grant_of(what) => Some(Released::Busy),
                     Some(row) if row.grant.is_none() && done.rows > 0 && at == Some(done.id) => {
                         Some(Released::Freed)
                     }

@@ -5,7 +5,7 @@ use mysql_async::params;
 use crate::store::api::{StoreError, micros};
 use crate::store::mysql::connection::session::{QueryResult, Session};
 use crate::store::mysql::rows::{granted, token};
-use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, judge_ticket};
+use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, failed_resume_outcome};
 
 impl Session {
     /// Preempt a grant of the same holder, as long as the row still has the grant that was read.
@@ -49,7 +49,7 @@ impl Session {
             return Ok(Outcome::Busy);
         };
         Ok(match self.refused(to, row).await? {
-            Outcome::Held(_) => row.not_taken_over(what),
+            Outcome::Held(_) => row.failed_take_over_outcome(what),
             outcome => outcome,
         })
     }
@@ -105,6 +105,6 @@ impl Session {
             Some(_) => {}
         }
         let rows = self.read_latest(std::slice::from_ref(&to.name)).await?;
-        Ok(judge_ticket(what, rows.first()))
+        Ok(failed_resume_outcome(what, rows.first()))
     }
 }

@@ -47,7 +47,7 @@ impl Session {
             Some(_) => {}
         }
         let rows = self.read_latest(std::slice::from_ref(&what.name)).await?;
-        let ours = rows.first().is_some_and(|row| row.is_of(what));
+        let ours = rows.first().is_some_and(|row| row.contains_grant_of(what));
         Ok(if ours {
             Released::Busy
         } else {

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::store::api::{StoreError, micros};
 use crate::store::mysql::connection::session::{QueryResult, Session};
 use crate::store::mysql::rows::packed;
-use protocol::{Grant, LockName, LockRow, Renewal, Ttl, judge};
+use protocol::{Grant, LockName, LockRow, Renewal, Ttl, failed_renewal_outcome};
 
 impl Session {
     /// Extend what is still held by exactly these grants; `length` is null for a lease without end.
@@ -107,14 +107,15 @@ impl Session {
                         .map(|_| Renewal::Renewed { confirmed_by: None }),
                 );
             } else {
-                self.judge(chunk, done, &mut answers).await?;
+                self.failed_renewal_outcome(chunk, done, &mut answers)
+                    .await?;
             }
         }
         Ok(answers)
     }
 
     /// Which grants were renewed, and what became of the others, where not all were.
-    async fn judge(
+    async fn failed_renewal_outcome(
         &mut self,
         grants: &[(Grant, Ttl)],
         done: QueryResult,
@@ -129,7 +130,7 @@ impl Session {
             let at = row
                 .and_then(|row| row.renewed_at)
                 .and_then(|at| u64::try_from(at).ok());
-            answers.push(match judge(grant, row) {
+            answers.push(match failed_renewal_outcome(grant, row) {
                 Renewal::Busy if done.rows > 0 && at == Some(done.id) => {
                     Renewal::Renewed { confirmed_by: None }
                 }

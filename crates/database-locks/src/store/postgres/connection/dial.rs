@@ -21,7 +21,7 @@ use super::events::{ConnectionEvents, OwnBackend};
 use super::handshake::Handshake;
 use super::server::Server;
 use super::session::{InUse, Session};
-use crate::runtime::fork::Gated;
+use crate::runtime::fork::ForkSafeFuture;
 use crate::store::connect::hosts::ConnectFailure;
 use crate::store::connect::url::Address;
 use crate::store::postgres::error::{Kind, ServerError};
@@ -161,7 +161,7 @@ impl Login<'_> {
         let (late, events) = (Arc::clone(&self.late), self.events.clone());
         let upgraded = move || events.as_ref().and_then(Weak::upgrade);
         let (in_use, unused) = oneshot::channel();
-        let driver = tokio::spawn(Gated::new(async move {
+        let driver = tokio::spawn(ForkSafeFuture::new(async move {
             let mut driven = std::pin::pin!(drive(connection, &upgraded));
             let ended = tokio::select! {
                 biased;

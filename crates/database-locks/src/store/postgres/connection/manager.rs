@@ -17,7 +17,7 @@ use super::dial::dial;
 use super::server::Server;
 use super::session::Session;
 use crate::runtime::clock;
-use crate::runtime::fork::Gated;
+use crate::runtime::fork::ForkSafeFuture;
 use crate::store::connect::backoff::Backoff;
 use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::postgres::failover;
@@ -105,7 +105,7 @@ impl Inner {
         let before = std::mem::take(&mut self.state().slot);
         if let Slot::Connecting(by, mut attempt) = before {
             let over = async move { drop(attempt.wait_for(Option::is_some).await) };
-            crate::runtime::finish(&by, over);
+            crate::runtime::drive_until_done(&by, over);
         }
     }
 }
@@ -199,7 +199,7 @@ impl ConnectionManager {
                     // In a task of its own. Otherwise a caller that gives up after 100 ms would
                     // never connect to a server that takes 200 ms to answer.
                     let inner = Arc::downgrade(&self.0);
-                    tokio::spawn(Gated::new(connect_after(pause, inner, done)));
+                    tokio::spawn(ForkSafeFuture::new(connect_after(pause, inner, done)));
                     state.slot = Slot::Connecting(here, attempt.clone());
                     attempt
                 }

@@ -12,7 +12,7 @@ use tokio_postgres::{Client, Row};
 
 use super::events::OwnBackend;
 use crate::runtime;
-use crate::runtime::fork::Here;
+use crate::runtime::fork::ForkSafe;
 use crate::store::connect::url::Address;
 use crate::store::postgres::error::{Kind, ServerError};
 use protocol::Primary;
@@ -92,7 +92,7 @@ pub(crate) struct Session {
 pub(crate) struct InUse {
     tell: Option<oneshot::Sender<()>>,
     home: Handle,
-    driver: Here<Option<JoinHandle<()>>>,
+    driver: ForkSafe<Option<JoinHandle<()>>>,
 }
 
 impl InUse {
@@ -100,7 +100,7 @@ impl InUse {
         Self {
             tell: Some(tell),
             home: Handle::current(),
-            driver: Here::new(Some(driver)),
+            driver: ForkSafe::new(Some(driver)),
         }
     }
 }
@@ -108,8 +108,8 @@ impl InUse {
 impl Drop for InUse {
     fn drop(&mut self) {
         drop(self.tell.take());
-        if let Some(driver) = self.driver.here_mut().and_then(Option::take) {
-            runtime::finish(&self.home, driver);
+        if let Some(driver) = self.driver.get_mut().and_then(Option::take) {
+            runtime::drive_until_done(&self.home, driver);
         }
     }
 }

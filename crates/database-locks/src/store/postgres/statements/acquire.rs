@@ -289,7 +289,7 @@ async fn made(session: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outcome
         outcomes[at] = match row.try_get("granted")? {
             true => granted(session, asks[at].length, row)?,
             false => {
-                let outcome = state(row)?.refusal(asks[at].grant.as_str());
+                let outcome = state(row)?.failed_acquire_outcome(asks[at].grant.as_str());
                 outcome.confirmed_by(session.primary)
             }
         };

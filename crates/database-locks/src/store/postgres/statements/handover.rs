@@ -8,7 +8,7 @@ use super::read::read;
 use crate::store::api::micros;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::ServerError;
-use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, judge_ticket};
+use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, failed_resume_outcome};
 
 /// Take a lock over from an earlier grant of the same holder: parameters as for
 /// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the token and `$7` the grant id that
@@ -76,7 +76,7 @@ pub(crate) async fn take_over(
     let rows = read(session, slice::from_ref(&to.name)).await?;
     let outcome = rows
         .first()
-        .map_or(Outcome::Busy, |row| row.not_taken_over(what));
+        .map_or(Outcome::Busy, |row| row.failed_take_over_outcome(what));
     Ok(outcome.confirmed_by(session.primary))
 }
 
@@ -128,7 +128,7 @@ pub(crate) async fn resume(
     ];
     if session.write(&RESUME, 1, &params).await?.is_empty() {
         let rows = read(session, slice::from_ref(&to.name)).await?;
-        return Ok(judge_ticket(what, rows.first()));
+        return Ok(failed_resume_outcome(what, rows.first()));
     }
     Ok(Renewal::Renewed {
         confirmed_by: session.primary,

@@ -126,7 +126,7 @@ pub(crate) async fn release(
         true => Vec::new(),
         false => read(session, &names).await?,
     };
-    let unreleased = |what| match rows.iter().any(|row| row.is_of(what)) {
+    let unreleased = |what| match rows.iter().any(|row| row.contains_grant_of(what)) {
         true => Released::Busy,
         false => Released::NotHeld,
     };

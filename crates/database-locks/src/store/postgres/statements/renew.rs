@@ -10,7 +10,10 @@ use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::{Kind, ServerError};
 use crate::store::postgres::failover;
 use crate::store::postgres::rows::place;
-use protocol::{Grant, LockName, LockRow, Renewal, Ttl, judge, judge_elsewhere};
+use protocol::{
+    Grant, LockName, LockRow, Renewal, Ttl, failed_renewal_outcome,
+    failed_renewal_outcome_elsewhere,
+};
 
 /// Extend the leases of these grants, if they still hold their locks.
 ///
@@ -116,8 +119,10 @@ async fn judge_all(session: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>,
     let kind = |grant: &&Grant| {
         let row = rows.get(grant.name.as_str()).copied();
         match (grant.confirmed_by, session.primary) {
-            (Some(before), Some(now)) if before != now => judge_elsewhere(grant, row),
-            _ => judge(grant, row),
+            (Some(before), Some(now)) if before != now => {
+                failed_renewal_outcome_elsewhere(grant, row)
+            }
+            _ => failed_renewal_outcome(grant, row),
         }
     };
     let verdicts: Vec<_> = grants.iter().map(kind).collect();

@@ -15,7 +15,7 @@ pub(crate) fn acquire(
     let mut outcomes: Vec<Outcome> = worker.with(|session| {
         let mut is_held = session.prepare(Sql::IsHeld)?;
         let one = |ask: &AcquireCommand| match is_held.exists([ask.name.as_str()])? {
-            true => refusal(session, ask),
+            true => failed_acquire_outcome(session, ask),
             false => Ok(Outcome::Busy),
         };
         asks.iter().map(one).collect()
@@ -50,7 +50,7 @@ fn grant(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcom
         Ok::<_, rusqlite::Error>(session.prepare(sql)?.execute(params)? == 1)
     };
     if !writes_row(Sql::Acquire)? && !writes_row(Sql::Insert)? {
-        return refusal(session, ask);
+        return failed_acquire_outcome(session, ask);
     }
     let mut token = session.prepare(Sql::ReadToken)?;
     let token = token.query_row([name], |row| row.get("token"))?;
@@ -58,7 +58,12 @@ fn grant(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcom
 }
 
 /// The outcome of a refused acquire. The lock may be held by the requested grant.
-fn refusal(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcome> {
+fn failed_acquire_outcome(
+    session: &Session<'_>,
+    ask: &AcquireCommand,
+) -> rusqlite::Result<Outcome> {
     let row = session.read(&ask.name)?;
-    Ok(row.map_or(Outcome::Busy, |row| row.refusal(ask.grant.as_str())))
+    Ok(row.map_or(Outcome::Busy, |row| {
+        row.failed_acquire_outcome(ask.grant.as_str())
+    }))
 }

@@ -3,7 +3,7 @@
 use crate::store::api::{Barrier, StoreError};
 use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::error::io_error;
-use protocol::{Gone, Grant, Renewal, judge};
+use protocol::{Gone, Grant, Renewal, failed_renewal_outcome};
 
 /// Lock the file of the fence, then check that the grant holds the lock.
 pub(crate) fn open_fence(
@@ -16,7 +16,7 @@ pub(crate) fn open_fence(
             return Ok(None);
         };
         let row = session.read(&grant.name)?;
-        Ok(Some(match judge(grant, row.as_ref()) {
+        Ok(Some(match failed_renewal_outcome(grant, row.as_ref()) {
             Renewal::Lost(gone) => Err(gone),
             Renewal::Busy | Renewal::Renewed { .. } => Ok(Barrier::new(open)),
         }))

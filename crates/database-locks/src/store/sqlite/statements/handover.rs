@@ -6,7 +6,7 @@ use crate::store::api::StoreError;
 use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::rows::{granted, modifier};
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, judge_ticket};
+use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, failed_resume_outcome};
 
 pub(crate) fn take_over(
     worker: &mut Worker,
@@ -32,7 +32,7 @@ pub(crate) fn take_over(
             return Ok(granted(token, to.length));
         }
         let row = session.read(&to.name)?;
-        Ok(row.map_or(Outcome::Busy, |row| row.not_taken_over(what)))
+        Ok(row.map_or(Outcome::Busy, |row| row.failed_take_over_outcome(what)))
     })
 }
 
@@ -53,6 +53,9 @@ pub(crate) fn resume(worker: &mut Worker, what: &ResumeCommand) -> Result<Renewa
                 return Ok(Renewal::Renewed { confirmed_by: None });
             }
         }
-        Ok(judge_ticket(what, session.read(&to.name)?.as_ref()))
+        Ok(failed_resume_outcome(
+            what,
+            session.read(&to.name)?.as_ref(),
+        ))
     })
 }

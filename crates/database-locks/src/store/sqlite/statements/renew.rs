@@ -4,7 +4,7 @@ use crate::store::api::StoreError;
 use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::rows::modifier;
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::{Grant, Renewal, Ttl, judge};
+use protocol::{Grant, Renewal, Ttl, failed_renewal_outcome};
 
 pub(crate) fn renew(
     worker: &mut Worker,
@@ -21,7 +21,7 @@ pub(crate) fn renew(
             let params = (name, token, grant.id.as_str(), &*grant.holder, length);
             Ok(match renew.execute(params)? {
                 1 => Renewal::Renewed { confirmed_by: None },
-                _ => judge(grant, session.read(&grant.name)?.as_ref()),
+                _ => failed_renewal_outcome(grant, session.read(&grant.name)?.as_ref()),
             })
         };
         grants.iter().map(one).collect()

@@ -154,9 +154,13 @@ const CHANGES: [(&str, Change, Option<LostReason>, Option<LostReason>); 19] = [
 #[test]
 fn each_way_of_losing_has_its_reason() {
     for (what, change, here, _) in CHANGES {
-        assert_eq!(judge(&grant(), Some(&row(change))).lost(), here, "{what}");
+        assert_eq!(
+            failed_renewal_outcome(&grant(), Some(&row(change))).lost(),
+            here,
+            "{what}"
+        );
     }
-    assert_eq!(judge(&grant(), None).lost(), Some(RowGone));
+    assert_eq!(failed_renewal_outcome(&grant(), None).lost(), Some(RowGone));
 }
 
 /// Another server lacks what it does not know of a trusted grant.
@@ -164,26 +168,32 @@ fn each_way_of_losing_has_its_reason() {
 fn another_server_forgot_what_it_does_not_know() {
     for (what, change, _, elsewhere) in CHANGES {
         assert_eq!(
-            judge_elsewhere(&grant(), Some(&row(change))).lost(),
+            failed_renewal_outcome_elsewhere(&grant(), Some(&row(change))).lost(),
             elsewhere,
             "{what}"
         );
     }
-    assert_eq!(judge_elsewhere(&grant(), None).lost(), Some(Failover));
+    assert_eq!(
+        failed_renewal_outcome_elsewhere(&grant(), None).lost(),
+        Some(Failover)
+    );
 }
 
 #[test]
 fn a_row_that_holds_the_grant_is_locked_by_another_transaction() {
-    assert_eq!(judge(&grant(), Some(&row(|_, _| ()))), Renewal::Busy);
     assert_eq!(
-        judge_elsewhere(&grant(), Some(&row(|_, _| ()))),
+        failed_renewal_outcome(&grant(), Some(&row(|_, _| ()))),
+        Renewal::Busy
+    );
+    assert_eq!(
+        failed_renewal_outcome_elsewhere(&grant(), Some(&row(|_, _| ()))),
         Renewal::Busy
     );
 }
 
 /// The present holder that the loss names, as it is shown.
-fn present_holder(verdict: Renewal) -> Option<String> {
-    match verdict {
+fn present_holder(outcome: Renewal) -> Option<String> {
+    match outcome {
         Renewal::Lost(gone) => gone.now.map(|now| now.to_string()),
         other => panic!("{other:?}"),
     }
@@ -240,7 +250,7 @@ fn a_loss_names_the_present_holder() {
             Some("held by other, token 7"),
         ),
     ] {
-        let now = present_holder(judge(&grant(), Some(&row(change))));
+        let now = present_holder(failed_renewal_outcome(&grant(), Some(&row(change))));
         assert_eq!(now.as_deref(), expected, "{what}");
     }
 }
@@ -288,17 +298,17 @@ fn a_ticket_is_judged_without_knowing_its_holder() {
         ("a smaller token", |r, _| r.token = 6, Some(Failover)),
     ] {
         assert_eq!(
-            judge_ticket(&ticket(), Some(&row(change))).lost(),
+            failed_resume_outcome(&ticket(), Some(&row(change))).lost(),
             expected,
             "{what}"
         );
     }
-    assert_eq!(judge_ticket(&ticket(), None).lost(), Some(RowGone));
+    assert_eq!(failed_resume_outcome(&ticket(), None).lost(), Some(RowGone));
 }
 
 #[test]
 fn a_ticket_that_is_too_late_names_the_present_holder() {
     let later = row(|r, _| (r.token, r.holder) = (8, Some("you".into())));
-    let now = present_holder(judge_ticket(&ticket(), Some(&later)));
+    let now = present_holder(failed_resume_outcome(&ticket(), Some(&later)));
     assert_eq!(now.as_deref(), Some("held by you, token 8"));
 }

@@ -1,117 +1,21 @@
-//! Findings about the database of the locks, and how to fix them.
-//!
-//! ```
-//! # use database_locks::Locks;
-//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
-//! # let locks = Locks::connect("memory:").await?;
-//! for finding in locks.doctor().await?.findings {
-//!     eprintln!("{}: {}; {}", finding.severity, finding.message, finding.fix);
-//! }
-//! # Ok(()) }
-//! ```
-//!
-#![doc = include_str!("../docs/doctor.md")]
+//! The table of all findings.
 
-use std::fmt;
+use crate::doctor::report::Severity;
 
-use serde_json::json;
-
-/// What was examined, and what was found; see [`Locks::doctor`](crate::Locks::doctor).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Report {
-    /// What was examined and is fine, and what could not be examined.
-    pub checks: Vec<Check>,
-    /// What is wrong, errors first.
-    pub findings: Vec<Finding>,
-}
-
-impl Report {
-    /// As JSON, the form of `dblock doctor --json`: an object of `checks` (area, seen, message) and
-    /// `findings` (id, area, severity, message, fix).
-    pub fn to_json(&self) -> String {
-        let checks = self.checks.iter().map(|check| {
-            json!({ "area": check.area, "seen": check.seen, "message": check.message }).to_string()
-        });
-        let findings = self.findings.iter().map(|found| {
-            json!({
-                "id": found.id, "area": found.area, "severity": found.severity.to_string(),
-                "message": found.message, "fix": found.fix,
-            })
-            .to_string()
-        });
-        let list = |objects: Vec<String>| match objects.is_empty() {
-            true => "[]".to_owned(),
-            false => format!("[\n{}\n]", objects.join(",\n")),
-        };
-        format!(
-            "{{\"checks\":{},\n\"findings\":{}}}",
-            list(checks.collect()),
-            list(findings.collect())
-        )
-    }
-}
-
-/// Something that was examined.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Check {
-    /// The subject in one word: `server`, `clock`, `rights`, ….
-    pub area: &'static str,
-    /// `false` if this user has no right to examine it.
-    pub seen: bool,
-    /// The state found, or why it could not be examined.
-    pub message: String,
-}
-
-/// Something that is wrong, or could be better.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Finding {
-    /// A stable identifier: `table-missing`, ….
-    pub id: &'static str,
-    /// The subject, as in [`Check::area`].
-    pub area: &'static str,
-    /// How bad it is.
-    pub severity: Severity,
-    /// What is wrong, and its consequence.
-    pub message: String,
-    /// What to do about it.
-    pub fix: String,
-}
-
-/// How bad a [`Finding`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Severity {
-    /// Locks cannot be used, or a promise is not kept.
-    Error,
-    /// Locks work and could do better.
-    Warning,
-}
-
-impl fmt::Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Error => "error",
-            Self::Warning => "warning",
-        })
-    }
-}
-
-/// A kind of finding: what all findings with one id have in common.
+/// A kind of finding: the parts that all findings with one id share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Kind {
-    /// See [`Finding::id`].
+    /// See [`Finding::id`](crate::doctor::Finding::id).
     pub id: &'static str,
-    /// See [`Finding::area`].
+    /// See [`Finding::area`](crate::doctor::Finding::area).
     pub area: &'static str,
-    /// See [`Finding::severity`].
+    /// See [`Finding::severity`](crate::doctor::Finding::severity).
     pub severity: Severity,
     /// The consequence.
     pub impact: &'static str,
-    /// See [`Finding::fix`]; `{table}` stands for the name of the table.
+    /// See [`Finding::fix`](crate::doctor::Finding::fix); `{table}` stands for the name of the
+    /// table.
     pub fix: &'static str,
 }
 
@@ -120,7 +24,7 @@ macro_rules! kinds {
         $(pub(crate) const $name: Kind = Kind {
             id: $id, area: $area, severity: Severity::$severity, impact: $impact, fix: $fix,
         };)*
-        /// Everything that can be found.
+        /// All kinds of findings.
         pub const KINDS: &[Kind] = &[$($name),*];
     };
 }
@@ -306,7 +210,7 @@ mod tests {
     /// The headings are the ids, in order; below each are severity, impact and fix.
     #[test]
     fn the_documentation_lists_every_finding() {
-        let text = include_str!("../docs/doctor.md");
+        let text = include_str!("../../docs/doctor.md");
         let plain = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         let sections: Vec<&str> = text.split("\n### ").skip(1).collect();
         assert_eq!(sections.len(), KINDS.len());

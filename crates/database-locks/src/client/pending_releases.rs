@@ -8,15 +8,11 @@
 //! releases the locks that any thread still holds.
 
 use std::collections::BTreeSet;
-use std::convert::Infallible;
-use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use crate::runtime;
-use crate::runtime::fork::{Here, PerProcess};
+use crate::runtime::fork::{ForkSafe, PerProcess};
 
 /// The longest wait at the end of a thread.
 const MAX_WAIT: Duration = Duration::from_secs(2);
@@ -25,37 +21,30 @@ const MAX_WAIT: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(2);
 
-/// One background release, counted by [`Client`](crate::client::Client) as pending until it is
-/// dropped. The client keeps one itself, to be cloned.
-pub(crate) struct Pending {
-    /// The sender counts its receivers.
-    receiver: watch::Receiver<()>,
-    _release: Option<Here<Release>>,
-}
+/// The releases of one [`Client`](crate::client::Client) that are under way.
+#[derive(Debug, Default)]
+pub(crate) struct PendingReleases(Arc<()>);
 
-impl Pending {
-    pub(crate) fn new(receiver: watch::Receiver<()>) -> Self {
-        Self {
-            receiver,
-            _release: None,
-        }
-    }
-}
-
-impl Clone for Pending {
-    fn clone(&self) -> Self {
+impl PendingReleases {
+    /// Begin a release. The end of this thread then waits for it.
+    pub(crate) fn begin(&self) -> PendingRelease {
         watch_this_thread();
-        Self {
-            receiver: self.receiver.clone(),
-            _release: Some(Here::new(Release::begin())),
+        PendingRelease {
+            _of_client: Arc::clone(&self.0),
+            _of_process: ForkSafe::new(ReleaseNumber::begin()),
         }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
     }
 }
 
-impl fmt::Debug for Pending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Pending")
-    }
+/// A release that is under way until this is dropped.
+#[derive(Debug)]
+pub(crate) struct PendingRelease {
+    _of_client: Arc<()>,
+    _of_process: ForkSafe<ReleaseNumber>,
 }
 
 /// The numbers of the releases of this process that are under way, in order of their start.
@@ -67,14 +56,14 @@ struct UnderWay {
 
 fn under_way() -> MutexGuard<'static, UnderWay> {
     static UNDER_WAY: PerProcess<Mutex<UnderWay>> = PerProcess::new();
-    let Ok(under_way) = UNDER_WAY.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
-    under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    UNDER_WAY.lock()
 }
 
-/// Marks one release as under way until it is dropped.
-pub(crate) struct Release(u64);
+/// The number of a release that is under way until this is dropped.
+#[derive(Debug)]
+pub(crate) struct ReleaseNumber(u64);
 
-impl Release {
+impl ReleaseNumber {
     pub(crate) fn begin() -> Self {
         let mut under_way = under_way();
         let number = under_way.next;
@@ -84,7 +73,7 @@ impl Release {
     }
 }
 
-impl Drop for Release {
+impl Drop for ReleaseNumber {
     fn drop(&mut self) {
         under_way().numbers.remove(&self.0);
     }
@@ -100,7 +89,7 @@ struct AtEnd;
 impl Drop for AtEnd {
     fn drop(&mut self) {
         // The background thread carries the releases out: waiting on it would deadlock.
-        if !runtime::drives() {
+        if !runtime::drives_background() {
             wait();
         }
     }
@@ -113,7 +102,7 @@ pub(crate) fn watch_this_thread() -> bool {
 
 /// Called after a guard was dropped, possibly by the destructor of another thread-local value.
 pub(crate) fn guard_dropped() {
-    if !watch_this_thread() && !runtime::drives() {
+    if !watch_this_thread() && !runtime::drives_background() {
         wait();
     }
 }

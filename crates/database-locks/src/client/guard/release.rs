@@ -1,0 +1,181 @@
+//! The end of a guard: a release, a hand-over by ticket, or a drop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::LockGuard;
+use super::lease::why_lost;
+use crate::client::pending_releases;
+use crate::client::release::ReleaseRequest;
+use crate::client::renewal::grant_state::{Status, log_grant, ms};
+use crate::error::Error;
+use crate::runtime;
+use crate::runtime::clock;
+use protocol::{BootInstant, LockName, LostReason, ReleaseCommand, Released, Ticket};
+
+/// How long [`LockGuard::release`] waits for the database. After it, the background continues.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl LockGuard {
+    /// Hand the lock over: stop renewing it, and return a ticket for another task or process. No
+    /// I/O.
+    ///
+    /// The lock stays held until its present lease ends, [`trusted_for`](LockGuard::trusted_for)
+    /// plus the margin from now. The ticket must be [resumed](crate::Locks::resume) or
+    /// [renewed](crate::Locks::renew) before that; if this may take longer,
+    /// [extend](LockGuard::extend) the lease first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] if the lock is lost. [`Error::Conflict`] while the guard is
+    /// [suspended](LockGuard::is_suspended): the guard is then dropped and the lock released.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("import").acquire().await?;
+    /// let text = guard.into_ticket()?.to_string(); // to a queue, a file, an environment variable
+    /// // … in another process …
+    /// let guard = locks.resume(&text.parse()?).await?;
+    /// # guard.release().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn into_ticket(mut self) -> Result<Ticket, Error> {
+        self.forget_listeners();
+        self.still_trusted()?;
+        self.released = true;
+        self.client.scheduler.remove(self.state.grant.id);
+        self.state.released();
+        self.client.queues.left(self.name());
+        log_grant!(
+            debug,
+            &self.state.grant,
+            lock.held_ms = ms(self.state.held_for()),
+            "lock handed over"
+        );
+        Ok(self.ticket())
+    }
+
+    /// Release the lock.
+    ///
+    /// On MySQL and MariaDB, if a [fence](LockGuard::fence) of this guard is open, this does not
+    /// wait for it: the lock is released when that transaction ends, and a log record at `info`
+    /// says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] if this grant no longer held the lock: the work was not protected to its
+    /// end, and nothing was changed. [`Error::Unavailable`] if the database did not answer within 5
+    /// s, and [`Error::Rejected`] if it refused: tries go on in the background, and the lock is
+    /// free when its ttl ends at the latest.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the release is carried out even if the future is dropped. Before that, dropping
+    /// it is like dropping the guard.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").acquire().await?;
+    /// // … the work …
+    /// guard.release().await?; // an error if the work was not protected to its end
+    /// assert!(!locks.show("report").await?.expect("its row stays").is_held());
+    /// # Ok(()) }
+    /// ```
+    pub async fn release(mut self) -> Result<(), Error> {
+        let (name, began) = (self.name().clone(), clock::now());
+        self.forget_listeners();
+        match self.still_trusted() {
+            // A suspended guard can still be released.
+            Ok(()) | Err(Error::Conflict { .. }) => {}
+            Err(lost) => return Err(lost),
+        }
+        let Some(mut release) = self.begin_release() else {
+            return Ok(());
+        };
+        let done = match release.directly().await {
+            Some(done) => done,
+            None => in_background(name, release, began + RELEASE_TIMEOUT).await?,
+        };
+        if done != Released::NotHeld {
+            return Ok(());
+        }
+        let (client, state) = (Arc::clone(&self.client), Arc::clone(&self.state));
+        let ttl = *self.longest_ttl();
+        let why = runtime::run(async move {
+            Ok::<_, Error>(why_lost(&client, &state, ttl).await.ok().flatten())
+        });
+        let gone = why.await?.unwrap_or(LostReason::Preempted.into());
+        Err(Error::lost(self.name(), self.state.loss(gone)))
+    }
+
+    /// Drop the listeners: no loss is reported after a release.
+    fn forget_listeners(&self) {
+        // In a forked child their mutex may be locked for ever, by a thread of the parent.
+        if self.state.is_in_owner_process() {
+            drop(self.state.listeners.take());
+        }
+    }
+
+    /// Stop renewals and build the release; `None` if there is nothing to release.
+    fn begin_release(&mut self) -> Option<ReleaseRequest> {
+        // A forked child must neither release nor touch its parent's grant.
+        if std::mem::replace(&mut self.released, true) || !self.state.is_in_owner_process() {
+            return None;
+        }
+        self.forget_listeners();
+        self.client.scheduler.remove(self.state.grant.id);
+        let _ = self.still_trusted();
+        let before = self.state.status();
+        self.state.released();
+        // After a loss to another holder, or of the row, there is nothing to release.
+        let releasable = match before {
+            Status::Held(_) => true,
+            Status::Lost(loss) => loss.reason().leaves_a_lease(),
+            Status::Released => false,
+        };
+        if !releasable {
+            self.client.queues.left(self.name());
+        }
+        let ttl = *self.longest_ttl();
+        let command = ReleaseCommand::of(&self.state.grant, ttl);
+        let held_for = Some(self.state.held_for());
+        releasable.then(|| ReleaseRequest::new(Arc::clone(&self.client), command, ttl, held_for))
+    }
+}
+
+/// Run the release in the background, and wait for its result until `until`.
+async fn in_background(
+    name: LockName,
+    release: ReleaseRequest,
+    until: BootInstant,
+) -> Result<Released, Error> {
+    let work = runtime::spawn(release.in_background())?;
+    runtime::run(async move {
+        tokio::select! {
+            done = work => done.unwrap_or_else(|stopped| Err(Error::Unavailable {
+                op: "release a lock".into(),
+                source: Box::new(stopped),
+            })),
+            () = clock::sleep_until(until) => Err(Error::Unavailable {
+                op: format!("release lock `{name}`"),
+                source: "no answer within 5s; trying again in the background".into(),
+            }),
+        }
+    })
+    .await
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        if let Some(release) = self.begin_release() {
+            drop(release);
+            pending_releases::guard_dropped();
+        }
+    }
+}
