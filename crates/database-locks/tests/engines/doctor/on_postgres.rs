@@ -22,7 +22,7 @@ async fn a_well_configured_server_has_no_findings() {
     assert!(report.findings.is_empty(), "{report:#?}");
     let message = &check(&report, "server").message;
     assert!(
-        message.starts_with("PostgreSQL 1") && message.contains("direct connection, no TLS"),
+        message.starts_with("PostgreSQL 1") && message.contains("no pooler, no TLS"),
         "{message}"
     );
     let areas: Vec<_> = report.checks.iter().map(|check| check.area).collect();

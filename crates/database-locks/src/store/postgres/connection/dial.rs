@@ -67,16 +67,16 @@ pub(crate) async fn dial(
     handshake.check(address, server.connector.has_served())?;
     handshake.check_search_path(address, endpoint.search_path())?;
     failover::no_step_back(address, primary, server.latest_primary())?;
-    let direct = !server.pooled.load(Ordering::Relaxed)
+    let is_unpooled = !server.pooled.load(Ordering::Relaxed)
         && ends.is_some_and(|ends| ends.match_server(&handshake));
     // A proxy that forwards the whole session forwards the login as well.
-    let known = direct || backend_of_login(client.cancel_token()).await == Some(handshake.backend);
+    let known = is_unpooled || backend_of_login(client.cancel_token()).await == Some(handshake.backend);
     let backend = known.then_some(handshake.backend);
     Ok(Arc::new(Session {
         client,
         address: address.clone(),
         statements: server.statements(),
-        direct,
+        is_unpooled,
         used: Arc::clone(&server.used),
         table_error: handshake.table_error(),
         backend,

@@ -231,7 +231,7 @@ async fn connect(
     });
     let (_, session) = connected.await?;
     let replaced = server.serves(&session)?;
-    tracing::debug!(direct = session.direct, "connected to {}", session.address);
+    tracing::debug!(unpooled = session.is_unpooled, "connected to {}", session.address);
     Ok((session, replaced))
 }
 

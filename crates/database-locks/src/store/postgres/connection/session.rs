@@ -57,13 +57,13 @@ pub(crate) struct Session {
     pub(crate) address: Address,
     /// By name.
     pub(crate) statements: HashMap<&'static str, Prepared>,
-    /// Whether it leads to the server itself. Otherwise there may be a pooler in between, and no
+    /// Whether no pooler is in between. Otherwise there may be one, and no
     /// statement is prepared.
     ///
     /// The driver calls its statements s0, s1, … in each process. Behind a pooler in transaction
     /// mode, those of several processes meet on one connection
     /// (<https://github.com/rust-postgres/rust-postgres/issues/959>): at best that is an error.
-    pub(crate) direct: bool,
+    pub(crate) is_unpooled: bool,
     /// Set after the first use of the table: see [`Kind::Missing`].
     pub(crate) used: Arc<AtomicBool>,
     /// Why the table cannot hold locks.
@@ -149,7 +149,7 @@ impl Session {
         params: &[Param<'_>],
     ) -> Result<Vec<Row>, ServerError> {
         let known = &self.statements[statement.name];
-        let prepared = match self.direct && locks < LARGE {
+        let prepared = match self.is_unpooled && locks < LARGE {
             true => self.prepare(known, statement.types).await?,
             false => None,
         };

@@ -108,8 +108,8 @@ impl Examination<'_> {
         };
         let unprepared = "not directly but through a pooler, a proxy or a translated address, so no \
                           statement is prepared";
-        let way = match (self.session.direct, self.session.backend) {
-            (true, _) => format!("direct connection, {tls}"),
+        let way = match (self.session.is_unpooled, self.session.backend) {
+            (true, _) => format!("no pooler, {tls}"),
             (false, Some(_)) => format!("{unprepared}; waiters are woken all the same"),
             (false, None) => format!("{unprepared}, and waiters poll"),
         };

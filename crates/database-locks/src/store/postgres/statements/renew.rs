@@ -128,7 +128,7 @@ async fn judge_all(session: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>,
     let verdicts: Vec<_> = grants.iter().map(kind).collect();
     let lost = verdicts.iter().any(|it| matches!(it, Renewal::Lost(_)));
     if lost
-        && !session.direct
+        && !session.is_unpooled
         && session.primary.is_some()
         && failover::ask(&session.client).await != session.primary
     {
