@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::store::{
     api::{Reply, StoreError},
-    measured::Observed,
+    measured::Measured,
 };
 use protocol::{AcquireCommand, Outcome, REQUEST_TIMEOUT, ReleaseCommand, Released};
 
@@ -28,7 +28,7 @@ pub(crate) trait Operation: fmt::Debug + Send + Sync + 'static {
     type Answer: Send + 'static;
 
     /// The answers, in the order of the requests.
-    fn carry_out<'a>(asked: &'a [Self], store: &'a Observed) -> Reply<'a, Vec<Self::Answer>>
+    fn carry_out<'a>(asked: &'a [Self], store: &'a Measured) -> Reply<'a, Vec<Self::Answer>>
     where
         Self: Sized;
 }
@@ -36,7 +36,7 @@ pub(crate) trait Operation: fmt::Debug + Send + Sync + 'static {
 impl Operation for AcquireCommand {
     type Answer = Outcome;
 
-    fn carry_out<'a>(asked: &'a [Self], store: &'a Observed) -> Reply<'a, Vec<Outcome>> {
+    fn carry_out<'a>(asked: &'a [Self], store: &'a Measured) -> Reply<'a, Vec<Outcome>> {
         Box::pin(store.acquire(asked, REQUEST_TIMEOUT))
     }
 }
@@ -44,7 +44,7 @@ impl Operation for AcquireCommand {
 impl Operation for ReleaseCommand {
     type Answer = Released;
 
-    fn carry_out<'a>(asked: &'a [Self], store: &'a Observed) -> Reply<'a, Vec<Released>> {
+    fn carry_out<'a>(asked: &'a [Self], store: &'a Measured) -> Reply<'a, Vec<Released>> {
         Box::pin(store.release(asked, REQUEST_TIMEOUT))
     }
 }
@@ -55,7 +55,7 @@ pub(crate) struct Batch<Q: Operation>(Arc<Shared<Q>>);
 
 #[derive(Debug)]
 struct Shared<Q: Operation> {
-    store: Observed,
+    store: Measured,
     state: Mutex<State<Q>>,
 }
 
@@ -81,7 +81,7 @@ impl<Q: Operation> fmt::Debug for State<Q> {
 }
 
 impl<Q: Operation> Batch<Q> {
-    pub(crate) fn new(store: Observed) -> Self {
+    pub(crate) fn new(store: Measured) -> Self {
         let state = Mutex::new(State {
             under_way: false,
             waiting: Vec::new(),
@@ -246,7 +246,7 @@ mod tests {
     impl Operation for Number {
         type Answer = u8;
 
-        fn carry_out<'a>(asked: &'a [Self], _: &'a Observed) -> Reply<'a, Vec<u8>> {
+        fn carry_out<'a>(asked: &'a [Self], _: &'a Measured) -> Reply<'a, Vec<u8>> {
             Box::pin(async move {
                 let numbers: Vec<u8> = asked.iter().map(|number| number.0).collect();
                 let world = &asked[0].1;
@@ -264,7 +264,7 @@ mod tests {
 
     fn batch() -> (Arc<World>, Arc<Batch<Number>>) {
         let store = store::open("memory:", &Table::default()).unwrap();
-        let batch = Batch::new(Observed::new(store, "memory:"));
+        let batch = Batch::new(Measured::new(store, "memory:"));
         (Arc::default(), Arc::new(batch))
     }
 

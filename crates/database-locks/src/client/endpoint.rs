@@ -10,7 +10,7 @@ use crate::runtime::fork::PerProcess;
 use crate::store;
 use crate::store::connect::options::ConnectOptions;
 use crate::store::connect::table::Table;
-use crate::store::measured::Observed;
+use crate::store::measured::Measured;
 
 /// The database and table of one [`Locks`](crate::Locks), with one client a process.
 pub(crate) struct Endpoint {
@@ -53,7 +53,7 @@ impl Endpoint {
         let make = || {
             let (store, engine) = store::open_given(&self.given, &self.table)?;
             process_exit::watch();
-            Client::new(Observed::new(store, engine))
+            Client::new(Measured::new(store, engine))
         };
         self.client.get_or_try_init(make)
     }

@@ -31,13 +31,13 @@ use crate::client::renewal::Scheduler;
 use crate::error::Error;
 use crate::metrics;
 use crate::runtime::fork::PerProcess;
-use crate::store::{api::Notice, measured::Observed};
+use crate::store::{api::Notice, measured::Measured};
 use protocol::{AcquireCommand, LockName, Observations, ReleaseCommand, Version};
 
 /// The store, the leases and the queues of one [`Locks`](crate::Locks) in one process.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) store: Observed,
+    pub(crate) store: Measured,
     pub(crate) acquires: Batch<AcquireCommand>,
     pub(crate) releases: Batch<ReleaseCommand>,
     pub(crate) direct: Option<Arc<DirectPath>>,
@@ -53,7 +53,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
+    pub(crate) fn new(store: Measured) -> Result<Arc<Self>, Error> {
         metrics::describe();
         let scheduler = Scheduler::start(store.clone())?;
         let queues = Queues::default();

@@ -18,18 +18,18 @@ use protocol::{
 /// Its own methods measure a request. The other methods of [`Store`] are reached by deref and are
 /// not measured.
 #[derive(Clone)]
-pub(crate) struct Observed {
+pub(crate) struct Measured {
     store: Arc<dyn Store>,
     engine: Engine,
 }
 
-impl fmt::Debug for Observed {
+impl fmt::Debug for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.store.fmt(f)
     }
 }
 
-impl Deref for Observed {
+impl Deref for Measured {
     type Target = dyn Store;
 
     fn deref(&self) -> &Self::Target {
@@ -37,7 +37,7 @@ impl Deref for Observed {
     }
 }
 
-impl Observed {
+impl Measured {
     pub(crate) fn new(store: Arc<dyn Store>, engine: Engine) -> Self {
         Self { store, engine }
     }
@@ -87,7 +87,7 @@ impl Observed {
 /// The measured requests: method, parameters, answer, and the name of the operation in metrics.
 macro_rules! measured {
     ($($method:ident($($param:ident: $of:ty),*) -> $answer:ty, $operation:literal;)*) => {
-        impl Observed {
+        impl Measured {
             $(pub(crate) async fn $method(&self, $($param: $of),*) -> Result<$answer, StoreError> {
                 self.timed($operation, self.store.$method($($param),*)).await
             })*

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::store::{api::StoreError, measured::Observed};
+use crate::store::{api::StoreError, measured::Measured};
 use protocol::{Holder, LockName, REQUEST_TIMEOUT};
 
 /// A waiter registers after this part of its pause: a quarter. In the first part, the poll of
@@ -32,7 +32,7 @@ pub(crate) struct Poller(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    store: Observed,
+    store: Measured,
     waiting: Mutex<Waiting>,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Debug for Slot {
 }
 
 impl Poller {
-    pub(crate) fn new(store: Observed) -> Self {
+    pub(crate) fn new(store: Measured) -> Self {
         Self(Arc::new(Shared {
             store,
             waiting: Mutex::default(),
@@ -173,7 +173,7 @@ mod tests {
     async fn poller(url: &str, held: &str) -> Arc<Poller> {
         let (store, engine) =
             store::open_given(&store::ConnectOptions::url(url), &Table::default()).unwrap();
-        let store = Observed::new(store, engine);
+        let store = Measured::new(store, engine);
         let ask = AcquireCommand {
             name: name(held),
             grant: random_grant_id().unwrap(),

@@ -68,7 +68,7 @@ fn served(server: Server) -> (Arc<Server>, Arc<DirectPath>) {
     let (store, engine) =
         store::open_given(&store::ConnectOptions::url("memory:"), &Table::default()).unwrap();
     let direct = Arc::clone(&server) as Arc<dyn DirectConnection>;
-    let path = DirectPath::new(&Observed::new(store, engine), direct).unwrap();
+    let path = DirectPath::new(&Measured::new(store, engine), direct).unwrap();
     (server, path)
 }
 

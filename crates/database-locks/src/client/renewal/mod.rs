@@ -17,7 +17,7 @@ use crate::client::renewal::lease_table::{Due, LeaseTable};
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
-use crate::store::measured::Observed;
+use crate::store::measured::Measured;
 use protocol::{BootInstant, Gone, GrantId, Lease, LockName, Timing};
 
 pub(crate) mod grant_state;
@@ -35,7 +35,7 @@ const LARGEST_ROUND: usize = 5_000;
 /// The leases of one [`Locks`](crate::Locks), and the task that renews them.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
-    store: Observed,
+    store: Measured,
     table: Mutex<LeaseTable>,
     changed: Notify,
     closed: AtomicBool,
@@ -43,7 +43,7 @@ pub(crate) struct Scheduler {
 
 impl Scheduler {
     /// Start the renewal task.
-    pub(crate) fn start(store: Observed) -> Result<Arc<Self>, Error> {
+    pub(crate) fn start(store: Measured) -> Result<Arc<Self>, Error> {
         let scheduler = Arc::new(Self {
             store,
             table: Mutex::default(),
