@@ -23,7 +23,7 @@ use crate::client::acquire::poller::Poller;
 use crate::client::acquire::queue::Queues;
 use crate::client::acquire::reports::Outages;
 use crate::client::batch::Batch;
-use crate::client::direct::DirectPath;
+use crate::client::direct::DirectClient;
 use crate::client::holder::default_holder;
 use crate::client::open_fences::OpenFences;
 use crate::client::pending_releases::PendingReleases;
@@ -40,7 +40,7 @@ pub(crate) struct Client {
     pub(crate) store: Measured,
     pub(crate) acquires: Batch<AcquireCommand>,
     pub(crate) releases: Batch<ReleaseCommand>,
-    pub(crate) direct: Option<Arc<DirectPath>>,
+    pub(crate) direct: Option<Arc<DirectClient>>,
     pub(crate) poller: Poller,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) queues: Queues,
@@ -71,7 +71,7 @@ impl Client {
             scheduler,
             acquires: Batch::new(store.clone()),
             releases: Batch::new(store.clone()),
-            direct: DirectPath::for_store(&store)?,
+            direct: DirectClient::for_store(&store)?,
             poller: Poller::new(store.clone()),
             store,
             queues,

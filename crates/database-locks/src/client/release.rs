@@ -74,10 +74,10 @@ impl ReleaseRequest {
     /// not decided, and the background has to continue it.
     pub(crate) async fn directly(&mut self) -> Option<Released> {
         let task = self.0.as_mut()?.get_mut()?;
-        let entry = task.client.direct.as_ref()?.enter()?;
+        let permit = task.client.direct.as_ref()?.enter()?;
         // Until the answer arrives, in case this future is dropped.
         task.first_answer = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
-        match entry.release(task.command.clone()).await {
+        match permit.release(task.command.clone()).await {
             None => None,
             Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld))) => {
                 let done = task.decided(done);

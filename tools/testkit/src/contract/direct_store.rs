@@ -1,4 +1,4 @@
-//! A store whose acquires and releases use the direct path.
+//! A store whose acquires and releases use the direct connection.
 
 use std::sync::Arc;
 use std::time::Duration;

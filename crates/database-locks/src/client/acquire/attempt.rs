@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::request::AcquireRequest;
 use crate::client::Client;
 use crate::client::direct::DIRECT_TIMEOUT;
-use crate::client::direct::Entry;
+use crate::client::direct::Permit;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
 use crate::client::holder::with_ended_grant;
@@ -74,12 +74,12 @@ impl Attempt {
     }
 
     /// Try on the direct connection; `None` if the answer is late. It does not preempt.
-    pub(crate) async fn directly(&mut self, entry: Entry) -> Option<Result<Outcome, StoreError>> {
+    pub(crate) async fn directly(&mut self, permit: Permit) -> Option<Result<Outcome, StoreError>> {
         let wait = self.request.wait.filter(|wait| !wait.is_zero());
         let (done, under_way) = oneshot::channel();
         self.under_way = Some(under_way);
         let before = self.prepare();
-        let answer = entry.acquire(self.command.clone(), wait, done).await?;
+        let answer = permit.acquire(self.command.clone(), wait, done).await?;
         self.under_way = None;
         Some(self.answered(before, answer))
     }

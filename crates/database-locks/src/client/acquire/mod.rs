@@ -102,15 +102,15 @@ enum Direct {
 /// Try on the direct connection, if the caller's runtime owns it and no waiter of this process is
 /// ahead.
 async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result<Direct, Error> {
-    let entry = match &client.direct {
-        Some(path) if !request.preempt && !client.queues.is_busy(&request.name) => path.enter(),
+    let permit = match &client.direct {
+        Some(direct) if !request.preempt && !client.queues.is_busy(&request.name) => direct.enter(),
         _ => None,
     };
-    let Some(entry) = entry else {
+    let Some(permit) = permit else {
         return Ok(Direct::Undecided(None));
     };
     let mut attempt = Attempt::new(client, request)?;
-    let Some(outcome) = attempt.directly(entry).await else {
+    let Some(outcome) = attempt.directly(permit).await else {
         return Ok(Direct::Undecided(Some(Box::new(FirstTry(attempt, None)))));
     };
     Ok(match outcome {

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{CHECK_INTERVAL, Entry};
+use super::{CHECK_INTERVAL, Permit};
 use crate::runtime;
 use crate::runtime::clock;
 use crate::runtime::fork::ForkSafeFuture;
 use crate::store::api::StoreError;
 use protocol::{AcquireCommand, BootInstant, Outcome, ReleaseCommand, Released};
 
-impl Entry {
+impl Permit {
     /// Acquire on the direct connection. See [`call`](Self::call). `under_way` is dropped when the
     /// request is answered or late, or when the runtime ends.
     pub(crate) async fn acquire(
@@ -25,7 +25,7 @@ impl Entry {
         wait: Option<Duration>,
         under_way: oneshot::Sender<()>,
     ) -> Option<Result<Outcome, StoreError>> {
-        let (store, direct) = (self.path.store.clone(), Arc::clone(&self.path.direct));
+        let (store, direct) = (self.client.store.clone(), Arc::clone(&self.client.direct));
         let reply = async move {
             let _under_way = under_way;
             single_answer(store.acquire_on(&*direct, from_ref(&command)).await)
@@ -38,7 +38,7 @@ impl Entry {
         self,
         command: ReleaseCommand,
     ) -> Option<Result<Released, StoreError>> {
-        let (store, direct) = (self.path.store.clone(), Arc::clone(&self.path.direct));
+        let (store, direct) = (self.client.store.clone(), Arc::clone(&self.client.direct));
         let reply =
             async move { single_answer(store.release_on(&*direct, from_ref(&command)).await) };
         self.call(reply, None).await
@@ -56,16 +56,16 @@ impl Entry {
         wait: Option<Duration>,
     ) -> Option<Result<T, StoreError>> {
         if let Some(wait) = wait {
-            if let Some(call) = self.path.state().call(self.number) {
+            if let Some(call) = self.client.state().call(self.number) {
                 call.until = clock::now() + wait;
             }
             if wait < CHECK_INTERVAL {
-                self.path.call_begun.notify_one();
+                self.client.call_begun.notify_one();
             }
         }
         InFlight {
             reply: Some(ForkSafeFuture::of(Box::pin(reply))),
-            entry: Some(self),
+            permit: Some(self),
             abandoned: false,
         }
         .await
@@ -73,7 +73,7 @@ impl Entry {
 
     /// The state of an unanswered call. Registers the waker.
     fn state(&self, waker: &Waker) -> CallState {
-        let mut state = self.path.state();
+        let mut state = self.client.state();
         let old_waker = match state.call(self.number) {
             None => return CallState::Late,
             Some(call) if call.until <= clock::now() => return CallState::Ended,
@@ -88,12 +88,12 @@ impl Entry {
     /// Whether the direct connection was given up during the call. Blocking calls are answered in
     /// their first poll.
     fn is_late(&self) -> bool {
-        !self.path.direct.blocks() && self.path.state().call(self.number).is_none()
+        !self.client.direct.blocks() && self.client.state().call(self.number).is_none()
     }
 
     /// End a call that was answered, or, if not `connected`, that could not be sent.
     fn answered(&self, connected: bool) {
-        let mut state = self.path.state();
+        let mut state = self.client.state();
         let Some(ended) = state.take(self.number) else {
             return;
         };
@@ -130,7 +130,7 @@ type ReplyFuture<T> = dyn Future<Output = Result<T, StoreError>> + Send;
 struct InFlight<T: Send + 'static> {
     /// `None`: done.
     reply: Option<ForkSafeFuture<ReplyFuture<T>>>,
-    entry: Option<Entry>,
+    permit: Option<Permit>,
     /// The caller has dropped the call.
     abandoned: bool,
 }
@@ -142,22 +142,22 @@ impl<T: Send + 'static> Future for InFlight<T> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let call = &mut *self;
         // Removed first, so that it is not polled again after a panic.
-        let (Some(mut reply), Some(entry)) = (call.reply.take(), &call.entry) else {
+        let (Some(mut reply), Some(permit)) = (call.reply.take(), &call.permit) else {
             return Poll::Pending;
         };
         if !reply.is_in_owner_process() {
             return Poll::Pending;
         }
         // A late call must send nothing more.
-        if entry.is_late() {
+        if permit.is_late() {
             return Poll::Ready(None);
         }
         if let Poll::Ready(answer) = Pin::new(&mut reply).poll(context) {
             let unsent = |failure: &StoreError| failure.is_undone() && !failure.is_answer();
-            entry.answered(!answer.as_ref().is_err_and(unsent));
+            permit.answered(!answer.as_ref().is_err_and(unsent));
             return Poll::Ready(Some(answer));
         }
-        match entry.state(context.waker()) {
+        match permit.state(context.waker()) {
             CallState::Late => Poll::Ready(None),
             CallState::Unanswered => {
                 runtime::mark_runtime_needed();
@@ -174,7 +174,7 @@ impl<T: Send + 'static> Future for InFlight<T> {
 
 impl<T: Send + 'static> Drop for InFlight<T> {
     fn drop(&mut self) {
-        let (Some(reply), Some(entry)) = (self.reply.take(), self.entry.take()) else {
+        let (Some(reply), Some(permit)) = (self.reply.take(), self.permit.take()) else {
             return;
         };
         // In a forked child the reply is leaked. An abandoned call is dropped when its runtime
@@ -182,13 +182,13 @@ impl<T: Send + 'static> Drop for InFlight<T> {
         if !reply.is_in_owner_process() || self.abandoned {
             return;
         }
-        if let Some(call) = entry.path.state().call(entry.number) {
+        if let Some(call) = permit.client.state().call(permit.number) {
             call.until = BootInstant::MAX;
         }
-        let owner = entry.owner.clone();
+        let owner = permit.owner.clone();
         let rest = InFlight {
             reply: Some(reply),
-            entry: Some(entry),
+            permit: Some(permit),
             abandoned: true,
         };
         let rest = owner.spawn(ForkSafeFuture::new(async move { drop(rest.await) }));

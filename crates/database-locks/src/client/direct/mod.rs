@@ -1,4 +1,4 @@
-//! The direct path: calls to the database on the caller's own runtime.
+//! The direct connection of a client: which calls use it, and on which runtime.
 //!
 //! The first try of an acquire, and a release, go out on a separate connection, the *direct
 //! connection*, whose I/O the caller's runtime drives. Neither another thread nor the caller has to
@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
 use crate::runtime::fork::{ForkSafe, ForkSafeFuture};
-use crate::store::{api::DirectConnection, measured::Observed};
+use crate::store::{api::DirectConnection, measured::Measured};
 use protocol::BootInstant;
 
 mod in_flight;
@@ -47,10 +47,10 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Checks without a call after which they pause until the next call.
 const IDLE_CHECKS: u32 = 40;
 
-/// The direct path of one [`Locks`](crate::Locks).
+/// The direct connection of one [`Locks`](crate::Locks), and its owner.
 #[derive(Debug)]
-pub(crate) struct DirectPath {
-    store: Observed,
+pub(crate) struct DirectClient {
+    store: Measured,
     direct: Arc<dyn DirectConnection>,
     state: Mutex<State>,
     /// Notified when a call begins, to continue the checks for late calls.
@@ -121,27 +121,27 @@ impl State {
     }
 }
 
-impl DirectPath {
-    /// `None` if the engine has no direct path.
-    pub(crate) fn for_store(store: &Observed) -> Result<Option<Arc<Self>>, Error> {
+impl DirectClient {
+    /// `None` if the engine has no direct connection.
+    pub(crate) fn for_store(store: &Measured) -> Result<Option<Arc<Self>>, Error> {
         store
             .direct()
             .map(|direct| Self::new(store, direct))
             .transpose()
     }
 
-    fn new(store: &Observed, direct: Arc<dyn DirectConnection>) -> Result<Arc<Self>, Error> {
-        let path = Arc::new(Self {
+    fn new(store: &Measured, direct: Arc<dyn DirectConnection>) -> Result<Arc<Self>, Error> {
+        let client = Arc::new(Self {
             store: store.clone(),
             direct,
             state: Mutex::default(),
             call_begun: Arc::default(),
         });
         runtime::spawn(check_for_late_calls(
-            Arc::downgrade(&path),
-            Arc::clone(&path.call_begun),
+            Arc::downgrade(&client),
+            Arc::clone(&client.call_begun),
         ))?;
-        Ok(path)
+        Ok(client)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -150,7 +150,7 @@ impl DirectPath {
 
     /// Begin a call on the direct connection, if the caller's runtime owns it and no other call is
     /// under way. Otherwise `None`.
-    pub(crate) fn enter(self: &Arc<Self>) -> Option<Entry> {
+    pub(crate) fn enter(self: &Arc<Self>) -> Option<Permit> {
         let (runtime, blocking) = runtime::caller_runtime()?;
         if self.direct.blocks() && !blocking {
             return None;
@@ -231,7 +231,7 @@ impl DirectPath {
         mut state: MutexGuard<'_, State>,
         owner: Handle,
         timeout: Duration,
-    ) -> Entry {
+    ) -> Permit {
         state.latest += 1;
         let number = state.latest;
         state.call = Some(Call {
@@ -243,8 +243,8 @@ impl DirectPath {
         if std::mem::take(&mut state.checks_paused) {
             self.call_begun.notify_one();
         }
-        Entry {
-            path: ForkSafe::new(Arc::clone(self)),
+        Permit {
+            client: ForkSafe::new(Arc::clone(self)),
             owner,
             number,
         }
@@ -258,12 +258,12 @@ impl DirectPath {
         dropped_owner: oneshot::Receiver<Infallible>,
     ) {
         let id = runtime.id();
-        let (direct, path) = (Arc::clone(&self.direct), Arc::downgrade(self));
+        let (direct, client) = (Arc::clone(&self.direct), Arc::downgrade(self));
         let connect_and_watch = async move {
             let connected = direct.connect().await;
             drop(direct);
-            if let Some(path) = path.upgrade() {
-                let mut state = path.state();
+            if let Some(client) = client.upgrade() {
+                let mut state = client.state();
                 match (&connected, &mut state.owner) {
                     (Ok(()), Some(owner)) if owner.runtime == id => owner.ready = true,
                     (Err(_), Some(owner)) if owner.runtime == id => state.disable(),
@@ -311,35 +311,37 @@ fn is_supported() -> bool {
 
 /// The right to make one call on the direct connection. Dropping it frees the direct connection.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct Permit {
     /// Not used in a forked child, where the mutex may be locked for ever.
-    path: ForkSafe<Arc<DirectPath>>,
+    client: ForkSafe<Arc<DirectClient>>,
     owner: Handle,
     number: u64,
 }
 
-impl Drop for DirectPath {
+impl Drop for DirectClient {
     fn drop(&mut self) {
         // Ends the checks for late calls.
         self.call_begun.notify_one();
     }
 }
 
-impl Drop for Entry {
+impl Drop for Permit {
     fn drop(&mut self) {
-        if self.path.is_in_owner_process() {
-            let ended = self.path.state().take(self.number);
+        if self.client.is_in_owner_process() {
+            let ended = self.client.state().take(self.number);
             // With the mutex free: dropping a waker runs foreign code.
             drop(ended);
         }
     }
 }
 
-/// Check for late calls until the direct path is dropped.
-async fn check_for_late_calls(path: Weak<DirectPath>, call_begun: Arc<Notify>) {
+/// Check for late calls until the client of the direct connection is dropped.
+async fn check_for_late_calls(client: Weak<DirectClient>, call_begun: Arc<Notify>) {
     let (mut idle, mut last) = (0, 0);
     loop {
-        let Some(known) = path.upgrade() else { return };
+        let Some(known) = client.upgrade() else {
+            return;
+        };
         let (waker, pause) = known.check();
         let paused = {
             let mut state = known.state();

@@ -63,13 +63,13 @@ impl DirectConnection for Server {
     }
 }
 
-fn served(server: Server) -> (Arc<Server>, Arc<DirectPath>) {
+fn served(server: Server) -> (Arc<Server>, Arc<DirectClient>) {
     let server = Arc::new(server);
     let (store, engine) =
         store::open_given(&store::ConnectOptions::url("memory:"), &Table::default()).unwrap();
     let direct = Arc::clone(&server) as Arc<dyn DirectConnection>;
-    let path = DirectPath::new(&Measured::new(store, engine), direct).unwrap();
-    (server, path)
+    let client = DirectClient::new(&Measured::new(store, engine), direct).unwrap();
+    (server, client)
 }
 
 fn runtime() -> Runtime {
@@ -88,10 +88,10 @@ fn ask() -> AcquireCommand {
 }
 
 /// Call until this runtime is the owner.
-async fn owned(path: &Arc<DirectPath>) -> Entry {
+async fn owned(client: &Arc<DirectClient>) -> Permit {
     for _ in 0..1_000 {
-        if let Some(entry) = path.enter() {
-            return entry;
+        if let Some(permit) = client.enter() {
+            return permit;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -99,41 +99,41 @@ async fn owned(path: &Arc<DirectPath>) -> Entry {
 }
 
 async fn acquire(
-    path: &Arc<DirectPath>,
+    client: &Arc<DirectClient>,
     wait: Option<Duration>,
 ) -> Option<Result<Outcome, StoreError>> {
-    let entry = owned(path).await;
-    entry.acquire(ask(), wait, oneshot::channel().0).await
+    let permit = owned(client).await;
+    permit.acquire(ask(), wait, oneshot::channel().0).await
 }
 
 #[test]
 fn a_runtime_owns_the_direct_connection_from_its_third_call_on_until_it_ends() {
-    let (_, path) = served(Server::default());
+    let (_, client) = served(Server::default());
     let (first, second) = (runtime(), runtime());
     first.block_on(async {
         for _ in 0..CALLS_TO_OWN {
             assert!(
-                path.enter().is_none(),
+                client.enter().is_none(),
                 "its calls go through the background"
             );
         }
-        owned(&path).await;
+        owned(&client).await;
     });
     second.block_on(async {
         for _ in 0..10 * CALLS_TO_OWN {
-            assert!(path.enter().is_none(), "another is the owner");
+            assert!(client.enter().is_none(), "another is the owner");
         }
     });
     drop(first);
-    second.block_on(owned(&path));
+    second.block_on(owned(&client));
 }
 
 #[test]
 fn threads_that_block_share_an_owner_from_the_first_call_on() {
-    let (_, path) = served(Server::default());
+    let (_, client) = served(Server::default());
     let granted = || {
         crate::runtime::block_on(async {
-            let answer = path.enter()?.acquire(ask(), None, oneshot::channel().0);
+            let answer = client.enter()?.acquire(ask(), None, oneshot::channel().0);
             answer.await
         })
     };
@@ -153,43 +153,43 @@ fn threads_that_block_share_an_owner_from_the_first_call_on() {
 #[test]
 fn the_direct_connection_serves_one_call_at_a_time_and_concurrent_calls_go_through_the_background()
 {
-    let (_, path) = served(Server::default());
+    let (_, client) = served(Server::default());
     runtime().block_on(async {
-        let entry = owned(&path).await;
-        assert!(path.enter().is_none());
-        drop(entry);
-        let entry = path.enter().unwrap();
-        entry.acquire(ask(), None, oneshot::channel().0).await;
-        assert!(path.enter().is_some());
+        let permit = owned(&client).await;
+        assert!(client.enter().is_none());
+        drop(permit);
+        let permit = client.enter().unwrap();
+        permit.acquire(ask(), None, oneshot::channel().0).await;
+        assert!(client.enter().is_some());
     });
 }
 
 #[test]
 fn a_thread_that_waits_outside_its_runtime_and_one_without_a_runtime_go_through_the_background() {
-    let (_, path) = served(Server::default());
-    assert!(path.enter().is_none());
+    let (_, client) = served(Server::default());
+    assert!(client.enter().is_none());
     runtime().block_on(async {
-        owned(&path).await;
+        owned(&client).await;
         // A blocking call in a task stops its runtime until it returns.
-        let here = crate::runtime::block_on(async { path.enter().is_some() });
+        let here = crate::runtime::block_on(async { client.enter().is_some() });
         assert!(!here.unwrap());
-        assert!(path.enter().is_some());
+        assert!(client.enter().is_some());
     });
 }
 
 #[test]
 fn a_late_call_ends_with_its_connection_and_with_its_owner_for_a_while() {
-    let (server, path) = served(Server {
+    let (server, client) = served(Server {
         hangs: true,
         ..Server::default()
     });
     runtime().block_on(async {
-        owned(&path).await;
+        owned(&client).await;
         let before = server.given_up.load(Ordering::SeqCst);
-        let late = acquire(&path, None).await;
+        let late = acquire(&client, None).await;
         assert!(late.is_none(), "{late:?}");
         assert_eq!(server.given_up.load(Ordering::SeqCst), before + 1);
-        assert!(path.enter().is_none(), "it is disabled");
+        assert!(client.enter().is_none(), "it is disabled");
     });
     let mut state = State::default();
     for backoff in [5, 10, 20, 40, 60, 60] {
@@ -200,14 +200,14 @@ fn a_late_call_ends_with_its_connection_and_with_its_owner_for_a_while() {
 
 #[test]
 fn a_call_in_a_runtime_that_is_blocked_is_still_found_to_be_late() {
-    let (_, path) = served(Server {
+    let (_, client) = served(Server {
         takes: Duration::from_millis(1),
         ..Server::default()
     });
     runtime().block_on(async {
-        owned(&path).await;
+        owned(&client).await;
         // No timer of this runtime fires before this returns.
-        let late = pollster::block_on(acquire(&path, None));
+        let late = pollster::block_on(acquire(&client, None));
         assert!(late.is_none(), "{late:?}");
     });
 }
@@ -215,18 +215,18 @@ fn a_call_in_a_runtime_that_is_blocked_is_still_found_to_be_late() {
 /// A caller may keep such a future without polling it, as in `select!` with `&mut`.
 #[test]
 fn a_call_that_is_polled_no_more_leaves_the_direct_connection_to_others_once_it_is_late() {
-    let (_, path) = served(Server {
+    let (_, client) = served(Server {
         takes: Duration::from_millis(1),
         ..Server::default()
     });
     runtime().block_on(async {
-        let entry = owned(&path).await;
-        let mut kept = Box::pin(entry.acquire(ask(), None, oneshot::channel().0));
+        let permit = owned(&client).await;
+        let mut kept = Box::pin(permit.acquire(ask(), None, oneshot::channel().0));
         let mut context = Context::from_waker(Waker::noop());
         assert!(kept.as_mut().poll(&mut context).is_pending());
-        assert!(path.enter().is_none(), "it is in use");
+        assert!(client.enter().is_none(), "it is in use");
         tokio::time::sleep(DIRECT_TIMEOUT + 2 * CHECK_INTERVAL).await;
-        assert!(path.state().call.is_none());
+        assert!(client.state().call.is_none());
         drop(kept);
     });
 }
@@ -234,21 +234,21 @@ fn a_call_that_is_polled_no_more_leaves_the_direct_connection_to_others_once_it_
 /// A free lock is acquired in one round trip, so a wait may be as short as that.
 #[test]
 fn a_wait_that_ends_before_the_answer_gives_up_no_connection() {
-    let (server, path) = served(Server {
+    let (server, client) = served(Server {
         takes: Duration::from_millis(100),
         ..Server::default()
     });
     runtime().block_on(async {
         let before = {
-            owned(&path).await;
+            owned(&client).await;
             server.given_up.load(Ordering::SeqCst)
         };
-        let ended = acquire(&path, Some(Duration::from_millis(20))).await;
+        let ended = acquire(&client, Some(Duration::from_millis(20))).await;
         assert!(ended.is_none(), "{ended:?}");
-        assert!(path.enter().is_none(), "it is completed");
-        owned(&path).await;
+        assert!(client.enter().is_none(), "it is completed");
+        owned(&client).await;
         assert_eq!(server.answered.load(Ordering::SeqCst), 1);
-        let answer = acquire(&path, Some(LONG)).await;
+        let answer = acquire(&client, Some(LONG)).await;
         assert!(answer.unwrap().is_ok());
         assert_eq!(server.given_up.load(Ordering::SeqCst), before);
     });
@@ -256,14 +256,14 @@ fn a_wait_that_ends_before_the_answer_gives_up_no_connection() {
 
 #[test]
 fn a_call_that_is_dropped_is_completed_and_then_reports_its_end() {
-    let (server, path) = served(Server {
+    let (server, client) = served(Server {
         takes: Duration::from_millis(20),
         ..Server::default()
     });
     runtime().block_on(async {
-        let entry = owned(&path).await;
+        let permit = owned(&client).await;
         let (done, under_way) = oneshot::channel();
-        let call = entry.acquire(ask(), None, done);
+        let call = permit.acquire(ask(), None, done);
         assert!(
             tokio::time::timeout(Duration::from_millis(1), call)
                 .await
@@ -279,17 +279,17 @@ fn a_call_that_is_dropped_is_completed_and_then_reports_its_end() {
 
 #[test]
 fn a_runtime_that_ends_with_a_call_under_way_reports_its_end() {
-    let (server, path) = served(Server {
+    let (server, client) = served(Server {
         hangs: true,
         ..Server::default()
     });
     let (done, under_way) = oneshot::channel();
     let owner = runtime();
     let calling = {
-        let path = Arc::clone(&path);
+        let client = Arc::clone(&client);
         owner.spawn(async move {
-            let entry = owned(&path).await;
-            entry.acquire(ask(), None, done).await
+            let permit = owned(&client).await;
+            permit.acquire(ask(), None, done).await
         })
     };
     owner.block_on(async {
@@ -300,18 +300,18 @@ fn a_runtime_that_ends_with_a_call_under_way_reports_its_end() {
     drop(owner);
     assert!(pollster::block_on(calling).unwrap_err().is_cancelled());
     assert!(pollster::block_on(under_way).is_err(), "dropped");
-    assert!(path.state().call.is_none(), "others may call");
+    assert!(client.state().call.is_none(), "others may call");
 }
 
 #[test]
 fn a_runtime_without_timers_never_owns_the_direct_connection() {
-    let (_, path) = served(Server::default());
+    let (_, client) = served(Server::default());
     let bare = Builder::new_current_thread().build().unwrap();
     bare.block_on(async {
         for _ in 0..10 * CALLS_TO_OWN {
-            assert!(path.enter().is_none());
+            assert!(client.enter().is_none());
             tokio::task::yield_now().await;
         }
     });
-    assert_eq!(path.state().unsupported.len(), 1, "tokio is asked once");
+    assert_eq!(client.state().unsupported.len(), 1, "tokio is asked once");
 }

@@ -22,7 +22,7 @@ pub(super) type Round = Vec<(Grant, Ttl)>;
 
 /// One lease and the state of its grant.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct LeaseEntry {
     pub(super) lease: Lease,
     pub(super) state: Arc<GrantState>,
     /// Its key in `deadlines`.
@@ -34,7 +34,7 @@ pub(super) struct Entry {
     pub(super) failing_since: Option<BootInstant>,
 }
 
-impl Entry {
+impl LeaseEntry {
     /// Mark a renewal as under way, and return its parameters.
     pub(super) fn begin_renewal(&mut self) -> (Grant, Ttl) {
         self.state.renewing();
@@ -45,7 +45,7 @@ impl Entry {
 /// The leases of one scheduler.
 #[derive(Debug, Default)]
 pub(super) struct LeaseTable {
-    pub(super) entries: HashMap<GrantId, Entry>,
+    pub(super) entries: HashMap<GrantId, LeaseEntry>,
     pub(super) deadlines: BTreeSet<(BootInstant, GrantId)>,
     /// When the sleep of the task ends, unless it is woken. `None`: the task sleeps until it is
     /// woken.
@@ -74,7 +74,7 @@ impl LeaseTable {
         let (id, deadline) = (state.grant.id, deadline_of(&lease, now));
         self.entries.insert(
             id,
-            Entry {
+            LeaseEntry {
                 lease,
                 state,
                 deadline,
@@ -85,7 +85,7 @@ impl LeaseTable {
         self.deadlines.insert((deadline, id));
     }
 
-    pub(super) fn remove(&mut self, id: GrantId) -> Option<Entry> {
+    pub(super) fn remove(&mut self, id: GrantId) -> Option<LeaseEntry> {
         let entry = self.entries.remove(&id)?;
         self.deadlines.remove(&(entry.deadline, id));
         if self.entries.is_empty() {

@@ -154,7 +154,7 @@ impl ConnectionManager {
     pub(crate) fn blocked_by(&self) -> Option<String> {
         match &self.0.role {
             Role::Background { blocked, .. } => blocked.by(),
-            Role::DirectConnection { .. } => None,
+            Role::Direct { .. } => None,
         }
     }
 

@@ -70,7 +70,8 @@ pub(crate) async fn dial(
     let is_unpooled = !server.pooled.load(Ordering::Relaxed)
         && ends.is_some_and(|ends| ends.match_server(&handshake));
     // A proxy that forwards the whole session forwards the login as well.
-    let known = is_unpooled || backend_of_login(client.cancel_token()).await == Some(handshake.backend);
+    let known =
+        is_unpooled || backend_of_login(client.cancel_token()).await == Some(handshake.backend);
     let backend = known.then_some(handshake.backend);
     Ok(Arc::new(Session {
         client,

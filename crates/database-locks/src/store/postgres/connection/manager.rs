@@ -53,7 +53,7 @@ pub(super) enum Role {
         failing: Arc<AtomicBool>,
     },
     /// See [`DirectConnection`](crate::store::api::DirectConnection).
-    DirectConnection { background_fails: Arc<AtomicBool> },
+    Direct { background_fails: Arc<AtomicBool> },
 }
 
 #[derive(Default)]
@@ -124,16 +124,16 @@ impl ConnectionManager {
     pub(crate) fn for_direct(&self) -> Self {
         let background_fails = match &self.0.role {
             Role::Background { failing, .. } => Arc::clone(failing),
-            Role::DirectConnection { background_fails } => Arc::clone(background_fails),
+            Role::Direct { background_fails } => Arc::clone(background_fails),
         };
-        let is_direct = Inner::new(
+        let inner = Inner::new(
             Arc::clone(&self.0.server),
-            Role::DirectConnection { background_fails },
+            Role::Direct { background_fails },
         );
         if let Role::Background { direct, .. } = &self.0.role {
-            let _ = direct.set(Arc::downgrade(&is_direct));
+            let _ = direct.set(Arc::downgrade(&inner));
         }
-        Self(is_direct)
+        Self(inner)
     }
 
     /// How long a caller waits to learn whether there is a connection.
@@ -176,11 +176,9 @@ impl ConnectionManager {
             let here = runtime::Handle::current();
             let background_fails = match &self.0.role {
                 Role::Background { .. } => None,
-                Role::DirectConnection { background_fails } => {
-                    Some(background_fails.load(Ordering::Relaxed))
-                }
+                Role::Direct { background_fails } => Some(background_fails.load(Ordering::Relaxed)),
             };
-            let is_direct = background_fails.is_some();
+            let inner = background_fails.is_some();
             match &state.slot {
                 // An attempt whose runtime has ended has dropped its sender. The direct connection
                 // may have moved to another runtime, and its former runtime may not be driven.
@@ -225,13 +223,17 @@ async fn connect(
         // The direct connection does not listen.
         let events = match inner.role {
             Role::Background { .. } => Some(Weak::clone(&server.events)),
-            Role::DirectConnection { .. } => None,
+            Role::Direct { .. } => None,
         };
         dial(server, events, &endpoint, (at, within))
     });
     let (_, session) = connected.await?;
     let replaced = server.serves(&session)?;
-    tracing::debug!(unpooled = session.is_unpooled, "connected to {}", session.address);
+    tracing::debug!(
+        unpooled = session.is_unpooled,
+        "connected to {}",
+        session.address
+    );
     Ok((session, replaced))
 }
 
