@@ -16,12 +16,12 @@ pub(crate) struct Thread {
     database: Arc<Database>,
     /// The queue of the thread; `None` before it has started.
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
-    queue: Arc<Queue>,
+    load: Arc<Load>,
 }
 
 /// The load of the thread.
 #[derive(Debug, Default)]
-struct Queue {
+struct Load {
     waiting: AtomicUsize,
     /// Whether an answer was late and the thread has finished no job since.
     stuck: AtomicBool,
@@ -36,7 +36,7 @@ impl Thread {
         Self {
             database,
             jobs: Mutex::new(None),
-            queue: Arc::default(),
+            load: Arc::default(),
         }
     }
 
@@ -69,21 +69,21 @@ impl Thread {
         within: Duration,
         work: impl FnOnce(&mut Worker) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let queue = Arc::clone(&self.queue);
-        if queue.stuck.load(Ordering::Acquire)
-            && queue.waiting.load(Ordering::Acquire) >= MAX_BEHIND_A_HANG
+        let load = Arc::clone(&self.load);
+        if load.stuck.load(Ordering::Acquire)
+            && load.waiting.load(Ordering::Acquire) >= MAX_BEHIND_A_HANG
         {
             let message = format!("{} does not answer", self.database.path.display());
             return Err(StoreError::Unavailable(message.into()));
         }
         let (answer, answered) = oneshot::channel();
-        let waiting = Waiting::new(Arc::clone(&queue));
+        let waiting = Waiting::new(Arc::clone(&load));
         self.send(Box::new(move |worker| {
             drop(waiting);
             if !answer.is_closed() {
                 drop(answer.send(work(worker)));
             }
-            queue.stuck.store(false, Ordering::Release);
+            load.stuck.store(false, Ordering::Release);
         }))?;
         let reply = async {
             answered.await.unwrap_or_else(|_| {
@@ -92,18 +92,18 @@ impl Thread {
                 ))
             })
         };
-        let give_up = || self.queue.stuck.store(true, Ordering::Release);
+        let give_up = || self.load.stuck.store(true, Ordering::Release);
         with_deadline(within, reply, give_up).await
     }
 }
 
 /// Counts a request as waiting until it is dropped.
-struct Waiting(Arc<Queue>);
+struct Waiting(Arc<Load>);
 
 impl Waiting {
-    fn new(queue: Arc<Queue>) -> Self {
-        queue.waiting.fetch_add(1, Ordering::AcqRel);
-        Self(queue)
+    fn new(load: Arc<Load>) -> Self {
+        load.waiting.fetch_add(1, Ordering::AcqRel);
+        Self(load)
     }
 }
 
