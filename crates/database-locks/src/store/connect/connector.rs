@@ -12,11 +12,11 @@ use crate::error::Error;
 const GRACE: Duration = Duration::from_secs(1);
 
 /// An engine's view of the settings of its server: options of its driver, certificates.
-pub(crate) trait Endpoint: Sized {
+pub(crate) trait ConnectTarget: Sized {
     /// The default connect timeout, for all hosts of the list together.
     const TIMEOUT: Duration;
 
-    /// The endpoint for other settings. May read certificate files.
+    /// The target for other settings. May read certificate files.
     fn with(&self, server: Server) -> Result<Self, Error>;
 
     fn server(&self) -> &Server;
@@ -24,30 +24,30 @@ pub(crate) trait Endpoint: Sized {
 
 /// Connects to a server whose settings may change, or to the writable one of several servers. The
 /// connections of a store share it.
-pub(crate) struct Connector<E> {
+pub(crate) struct Connector<T> {
     source: Arc<ServerProvider>,
     /// By the latest answer of the provider.
-    endpoint: Mutex<Arc<E>>,
+    target: Mutex<Arc<T>>,
     /// The host that served last. Once there is one, a failure may be part of a failover.
     latest: Mutex<Option<Address>>,
 }
 
-impl<E: Endpoint> Connector<E> {
-    pub(crate) fn new(source: Arc<ServerProvider>, endpoint: E) -> Self {
+impl<T: ConnectTarget> Connector<T> {
+    pub(crate) fn new(source: Arc<ServerProvider>, target: T) -> Self {
         Self {
             source,
-            endpoint: Mutex::new(Arc::new(endpoint)),
+            target: Mutex::new(Arc::new(target)),
             latest: Mutex::default(),
         }
     }
 
-    pub(crate) fn endpoint(&self) -> Arc<E> {
-        let endpoint = self.endpoint.lock();
-        Arc::clone(&endpoint.unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn target(&self) -> Arc<T> {
+        let target = self.target.lock();
+        Arc::clone(&target.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Ask the provider for the server and the credentials.
-    pub(crate) async fn ask(&self) -> Result<Arc<E>, ConnectFailure> {
+    pub(crate) async fn ask(&self) -> Result<Arc<T>, ConnectFailure> {
         let failure = |kind, message| ConnectFailure::new(kind, message, None);
         let unusable = match self.has_served() {
             true => FailureKind::Unavailable,
@@ -57,41 +57,41 @@ impl<E: Endpoint> Connector<E> {
             ProviderError::Unusable(message) => failure(unusable, message),
             ProviderError::Later(message) => failure(FailureKind::Unavailable, message),
         })?;
-        let before = self.endpoint();
+        let before = self.target();
         if server == *before.server() {
             return Ok(before);
         }
-        let endpoint = before.with(server);
-        let endpoint = Arc::new(endpoint.map_err(|error| failure(unusable, error.chain()))?);
-        let mut latest = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner);
-        *latest = Arc::clone(&endpoint);
-        Ok(endpoint)
+        let target = before.with(server);
+        let target = Arc::new(target.map_err(|error| failure(unusable, error.chain()))?);
+        let mut latest = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = Arc::clone(&target);
+        Ok(target)
     }
 
     /// Connect to the first usable host, beginning with the one that served last. Answers which
     /// host it is.
-    pub(crate) async fn connect<T, F>(
+    pub(crate) async fn connect<S, F>(
         &self,
-        endpoint: &E,
+        target: &T,
         dial: impl Fn(usize, Duration) -> F,
-    ) -> Result<(usize, T), ConnectFailure>
+    ) -> Result<(usize, S), ConnectFailure>
     where
-        F: Future<Output = Result<T, ConnectFailure>>,
+        F: Future<Output = Result<S, ConnectFailure>>,
     {
-        let (server, first) = (endpoint.server(), self.first(endpoint));
+        let (server, first) = (target.server(), self.first(target));
         first_of(
             &server.addresses,
             first,
-            server.total_connect_timeout(E::TIMEOUT),
+            server.total_connect_timeout(T::TIMEOUT),
             dial,
         )
         .await
     }
 
     /// The index of the host to try first: the one that served last, if it is still in the list.
-    pub(crate) fn first(&self, endpoint: &E) -> usize {
+    pub(crate) fn first(&self, target: &T) -> usize {
         let latest = self.latest();
-        let place = |at: &Address| endpoint.server().addresses.iter().position(|it| it == at);
+        let place = |at: &Address| target.server().addresses.iter().position(|it| it == at);
         latest.as_ref().and_then(place).unwrap_or(0)
     }
 
@@ -117,7 +117,7 @@ impl<E: Endpoint> Connector<E> {
     /// Whether a refused login may succeed later: an earlier one has succeeded, and the password
     /// may change.
     pub(crate) fn may_log_in_later(&self) -> bool {
-        let may_change = self.source.may_change() || self.endpoint().server().password_of_file;
+        let may_change = self.source.may_change() || self.target().server().password_of_file;
         may_change && self.has_served()
     }
 
@@ -128,11 +128,11 @@ impl<E: Endpoint> Connector<E> {
 
     /// How long a caller waits to learn whether there is a connection.
     pub(crate) fn connect_deadline(&self, within: Duration) -> Duration {
-        within.max(self.endpoint().server().total_connect_timeout(E::TIMEOUT) + GRACE)
+        within.max(self.target().server().total_connect_timeout(T::TIMEOUT) + GRACE)
     }
 
     /// All hosts, for messages.
     pub(crate) fn hosts(&self) -> String {
-        list(&self.endpoint().server().addresses)
+        list(&self.target().server().addresses)
     }
 }

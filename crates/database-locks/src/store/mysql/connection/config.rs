@@ -7,7 +7,7 @@ use std::time::Duration;
 use mysql_async::{ClientIdentity, Opts, OptsBuilder, SslOpts};
 
 use crate::error::Error;
-use crate::store::connect::connector::{self, Connector};
+use crate::store::connect::connector::{ConnectTarget, Connector};
 use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::Table;
 use crate::store::connect::tls::{Check, Encrypt, Tls};
@@ -18,7 +18,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// One server, or several of which one is writable, and what is known about it.
 pub(crate) struct Server {
-    pub(crate) connector: Connector<Endpoint>,
+    pub(crate) connector: Connector<ServerConfig>,
     pub(crate) table: Table,
     /// Whether it is a node of a cluster.
     pub(crate) clustered: AtomicBool,
@@ -27,7 +27,7 @@ pub(crate) struct Server {
 }
 
 /// The addresses of the server, and the options of the driver for each.
-pub(crate) struct Endpoint {
+pub(crate) struct ServerConfig {
     /// From the URL, the environment and files.
     settings: url::Server,
     tls: Tls,
@@ -50,7 +50,7 @@ impl Host {
     }
 }
 
-impl connector::Endpoint for Endpoint {
+impl ConnectTarget for ServerConfig {
     /// Longer than the deadlines of a short lease: on a slow network, attempts that end after 100
     /// ms would never succeed.
     const TIMEOUT: Duration = Duration::from_secs(3);
@@ -68,7 +68,7 @@ impl connector::Endpoint for Endpoint {
     }
 }
 
-impl Endpoint {
+impl ServerConfig {
     /// Reads the files of certificates.
     fn new(settings: url::Server) -> Result<Self, Error> {
         let tls = Tls::new(&settings.tls)?;
@@ -136,7 +136,7 @@ impl Server {
         table: &Table,
     ) -> Result<Self, Error> {
         Ok(Self {
-            connector: Connector::new(source, Endpoint::new(settings)?),
+            connector: Connector::new(source, ServerConfig::new(settings)?),
             table: table.clone(),
             clustered: AtomicBool::new(false),
             found: AtomicBool::new(false),

@@ -8,7 +8,7 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, DriverError, Error, Opts, Params};
 use rustls::crypto::{CryptoProvider, ring};
 
-use super::config::{Endpoint, Host, Server};
+use super::config::{Host, Server, ServerConfig};
 use super::driver::DriverConnection;
 use super::interpolate;
 use super::panic::catch_panic;
@@ -23,14 +23,14 @@ use crate::store::mysql::error::classify;
 impl Session {
     /// Connect to the first host that can be written to.
     pub(crate) async fn open(server: &Arc<Server>) -> Result<Self, StoreError> {
-        let endpoint = server.connector.ask().await?;
-        let hosts = &endpoint.hosts;
+        let config = server.connector.ask().await?;
+        let hosts = &config.hosts;
         if hosts.iter().any(|host| host.opts.db_name().is_none()) {
             let hint = "end the URL with the database that holds the table: mysql://HOST/DATABASE";
             return Err(StoreError::rejected("no database was named", Some(hint)));
         }
         let connected =
-            (server.connector).connect(&endpoint, |at, _| Self::open_at(server, &endpoint, at));
+            (server.connector).connect(&config, |at, _| Self::open_at(server, &config, at));
         let (at, session) = connected.await?;
         server.connector.serves(&hosts[at].address);
         server
@@ -42,10 +42,10 @@ impl Session {
     /// Connect, check the server, and set up the session.
     async fn open_at(
         server: &Arc<Server>,
-        endpoint: &Endpoint,
+        config: &ServerConfig,
         at: usize,
     ) -> Result<Self, ConnectFailure> {
-        let host = &endpoint.hosts[at];
+        let host = &config.hosts[at];
         let at = host.address.to_string();
         let mut session = Self {
             conn: DriverConnection::new(login(server, host, &at).await?),
@@ -61,7 +61,7 @@ impl Session {
             prepared_refused: false,
             broken: false,
         };
-        session.handshake(endpoint.init_command()).await?;
+        session.handshake(config.init_command()).await?;
         Ok(session)
     }
 

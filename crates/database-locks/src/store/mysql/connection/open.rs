@@ -28,8 +28,8 @@ pub(crate) async fn connect(
 /// Name the server in an error that does not.
 pub(crate) fn name_server(server: &Server, failure: StoreError) -> StoreError {
     let named = |message: &str| {
-        let endpoint = server.connector.endpoint();
-        let mut hosts = endpoint.hosts.iter();
+        let config = server.connector.target();
+        let mut hosts = config.hosts.iter();
         hosts.any(|host| message.contains(&host.address.to_string()))
     };
     match failure {

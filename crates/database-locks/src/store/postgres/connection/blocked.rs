@@ -87,9 +87,9 @@ async fn update(blocked: &Blocked, server: &Server, session: &Session) {
 }
 
 async fn ask(server: &Server, backend: i32) -> Result<Option<String>, StoreError> {
-    let endpoint = server.connector.ask().await?;
-    let at = server.connector.first(&endpoint);
-    let other = dial(server, None, &endpoint, (at, QUERY_TIMEOUT)).await?;
+    let config = server.connector.ask().await?;
+    let at = server.connector.first(&config);
+    let other = dial(server, None, &config, (at, QUERY_TIMEOUT)).await?;
     let rows = other.query(BLOCKERS, &[(&backend, Type::INT4)]).await?;
     Ok(rows.first().map(described).transpose()?)
 }

@@ -8,19 +8,19 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::tls;
 use crate::error::Error;
-use crate::store::connect::connector;
+use crate::store::connect::connector::ConnectTarget;
 use crate::store::connect::tls::{Encrypt, Tls};
 use crate::store::connect::url::{Address, Binding, Server};
 
 /// The addresses of one server, or of several of which one is writable, and how to log in.
-pub(crate) struct Endpoint {
+pub(crate) struct ServerConfig {
     server: Server,
     encrypt: Encrypt,
     /// `None` without TLS.
     pub(crate) tls: Option<MakeRustlsConnect>,
 }
 
-impl connector::Endpoint for Endpoint {
+impl ConnectTarget for ServerConfig {
     /// Includes name resolution and password check. Shorter than the deadline of an acquire, so
     /// that its error names the host that did not answer.
     const TIMEOUT: Duration = Duration::from_secs(4);
@@ -42,7 +42,7 @@ impl connector::Endpoint for Endpoint {
     }
 }
 
-impl Endpoint {
+impl ServerConfig {
     /// Reads the files of certificates.
     pub(crate) fn new(server: Server) -> Result<Self, Error> {
         let tls = Tls::new(&server.tls)?;
@@ -68,7 +68,7 @@ impl Endpoint {
     }
 
     /// The options of the driver for one of the addresses.
-    pub(crate) fn config(&self, at: usize) -> Config {
+    pub(crate) fn driver_config(&self, at: usize) -> Config {
         let (server, mut config) = (&self.server, Config::new());
         if let Some(user) = &server.user {
             config.user(user);

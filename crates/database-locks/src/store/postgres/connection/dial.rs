@@ -16,7 +16,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use super::backend_check::{SocketEnds, backend_of_login};
 use super::cancel::{Cancel, Route, wind_up};
-use super::endpoint::Endpoint;
+use super::config::ServerConfig;
 use super::events::{ConnectionEvents, OwnBackend};
 use super::handshake::Handshake;
 use super::server::Server;
@@ -39,7 +39,7 @@ type Events = Option<Weak<dyn ConnectionEvents>>;
 pub(crate) async fn dial(
     server: &Server,
     events: Events,
-    endpoint: &Endpoint,
+    config: &ServerConfig,
     (at, within): (usize, Duration),
 ) -> Result<Arc<Session>, ConnectFailure> {
     let settled = |error: ServerError| match error.kind {
@@ -49,10 +49,10 @@ pub(crate) async fn dial(
         }
         _ => ConnectFailure::from(error.settled(server.was_used())),
     };
-    let address = &endpoint.addresses()[at];
+    let address = &config.addresses()[at];
     let late = Arc::new(AtomicBool::new(false));
     let login = Login {
-        endpoint,
+        config,
         at,
         events,
         late: Arc::clone(&late),
@@ -65,7 +65,7 @@ pub(crate) async fn dial(
     );
     let handshake = handshake.map_err(settled)?;
     handshake.check(address, server.connector.has_served())?;
-    handshake.check_search_path(address, endpoint.search_path())?;
+    handshake.check_search_path(address, config.search_path())?;
     failover::no_step_back(address, primary, server.latest_primary())?;
     let is_unpooled = !server.pooled.load(Ordering::Relaxed)
         && ends.is_some_and(|ends| ends.match_server(&handshake));
@@ -93,7 +93,7 @@ pub(crate) async fn dial(
 
 /// A login to one of the hosts.
 struct Login<'a> {
-    endpoint: &'a Endpoint,
+    config: &'a ServerConfig,
     at: usize,
     events: Events,
     late: Arc<AtomicBool>,
@@ -104,7 +104,7 @@ impl Login<'_> {
         self,
         within: Duration,
     ) -> Result<(Client, InUse, Option<SocketEnds>), ServerError> {
-        let address = &self.endpoint.addresses()[self.at];
+        let address = &self.config.addresses()[self.at];
         let unreachable = |error: io::Error| {
             ServerError::unavailable(format!("cannot connect to {address}: {error}"))
         };
@@ -114,7 +114,7 @@ impl Login<'_> {
                     .await
                     .map_err(unreachable)?;
                 let ends = SocketEnds::of_tcp(&stream);
-                let tls = self.endpoint.tls.clone();
+                let tls = self.config.tls.clone();
                 let route = stream.peer_addr().ok().map(|there| Route::Tcp {
                     there,
                     tls: tls.clone().map(|tls| (tls, host.clone())),
@@ -150,11 +150,11 @@ impl Login<'_> {
         T: TlsConnect<S>,
         T::Stream: Send + 'static,
     {
-        let config = self.endpoint.config(self.at);
+        let config = self.config.driver_config(self.at);
         let logged_in = config.connect_raw(stream, tls).await;
         let (client, connection) = logged_in.map_err(|error| {
             let error = ServerError::from(error);
-            let address = &self.endpoint.addresses()[self.at];
+            let address = &self.config.addresses()[self.at];
             let message = format!("cannot log in to {address}: {}", error.message);
             ServerError { message, ..error }
         })?;

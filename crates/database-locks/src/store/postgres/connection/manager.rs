@@ -178,7 +178,7 @@ impl ConnectionManager {
                 Role::Background { .. } => None,
                 Role::Direct { background_fails } => Some(background_fails.load(Ordering::Relaxed)),
             };
-            let inner = background_fails.is_some();
+            let is_direct = background_fails.is_some();
             match &state.slot {
                 // An attempt whose runtime has ended has dropped its sender. The direct connection
                 // may have moved to another runtime, and its former runtime may not be driven.
@@ -218,14 +218,14 @@ async fn connect(
     inner: &Inner,
 ) -> Result<(Arc<Session>, Option<(Primary, Primary)>), ConnectFailure> {
     let server = &inner.server;
-    let endpoint = server.connector.ask().await?;
-    let connected = server.connector.connect(&endpoint, |at, within| {
+    let config = server.connector.ask().await?;
+    let connected = server.connector.connect(&config, |at, within| {
         // The direct connection does not listen.
         let events = match inner.role {
             Role::Background { .. } => Some(Weak::clone(&server.events)),
             Role::Direct { .. } => None,
         };
-        dial(server, events, &endpoint, (at, within))
+        dial(server, events, &config, (at, within))
     });
     let (_, session) = connected.await?;
     let replaced = server.serves(&session)?;

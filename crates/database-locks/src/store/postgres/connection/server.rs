@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::endpoint::Endpoint;
+use super::config::ServerConfig;
 use super::events::ConnectionEvents;
 use super::handshake::HANDSHAKE;
 use super::session::{Prepared, Session, Statement};
@@ -19,7 +19,7 @@ use protocol::Primary;
 
 /// The database, and what is known about its server.
 pub(crate) struct Server {
-    pub(crate) connector: Connector<Endpoint>,
+    pub(crate) connector: Connector<ServerConfig>,
     /// [`HANDSHAKE`], with the name of the table.
     pub(crate) handshake: String,
     /// The statements by name, with the name of the table.
@@ -44,7 +44,7 @@ impl Server {
     ) -> Result<Self, Error> {
         let text = |of: &Statement| (of.name, table.fill(of.text).into());
         Ok(Self {
-            connector: Connector::new(source, Endpoint::new(server)?),
+            connector: Connector::new(source, ServerConfig::new(server)?),
             handshake: table.fill(HANDSHAKE),
             texts: statements.iter().map(text).collect(),
             events,
