@@ -182,7 +182,7 @@ impl<Q: Operation> Shared<Q> {
         let answers = match Q::carry_out(&asked, &self.store).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(failure) if !failure.is_answer() => {
-                asked.iter().map(|_| Err(failure.again())).collect()
+                asked.iter().map(|_| Err(failure.duplicate())).collect()
             }
             Err(_) => self.send_one_by_one(&asked).await,
         };

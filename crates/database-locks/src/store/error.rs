@@ -81,15 +81,14 @@ impl StoreError {
     }
 
     /// A copy, for another request that failed for the same reason.
-    pub(crate) fn again(&self) -> Self {
-        let message =
-            |source: &BoxError| -> BoxError { Cause::of(source, source.to_string()).into() };
+    pub(crate) fn duplicate(&self) -> Self {
+        let copy = |source: &BoxError| -> BoxError { Cause::of(source, source.to_string()).into() };
         match self {
-            Self::Contention(source) => Self::Contention(message(source)),
-            Self::Unavailable(source) => Self::Unavailable(message(source)),
+            Self::Contention(source) => Self::Contention(copy(source)),
+            Self::Unavailable(source) => Self::Unavailable(copy(source)),
             Self::Rejected { hint, source } => Self::Rejected {
                 hint: hint.clone(),
-                source: message(source),
+                source: copy(source),
             },
         }
     }

@@ -229,7 +229,7 @@ impl<'a> Acquisition<'a> {
             _ => format!("it was granted, and {loss}"),
         });
         client.outages.log_failed(name, sent, &late);
-        let hint = self.interval.after(&Err(late.again()), clock::now());
+        let hint = self.interval.after(&Err(late.duplicate()), clock::now());
         self.record_progress(Err(late));
         tokio::time::sleep(self.before_end(hint.polling)).await;
         // Dropping the old attempt releases its grant.

@@ -131,7 +131,7 @@ impl Shared {
             due.into_iter().map(|slot| (slot.name, slot.reply)).unzip();
         let seen: Vec<Polled> = match self.store.holders(&names, REQUEST_TIMEOUT).await {
             Ok(seen) => seen.into_iter().map(Ok).collect(),
-            Err(failure) => names.iter().map(|_| Err(failure.again())).collect(),
+            Err(failure) => names.iter().map(|_| Err(failure.duplicate())).collect(),
         };
         for (reply, seen) in reply.into_iter().zip(seen) {
             // The waiter may have stopped waiting.

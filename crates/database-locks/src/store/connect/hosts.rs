@@ -192,13 +192,13 @@ mod tests {
             }
             Err::<(), _>(failure(FailureKind::ReadOnly, "h:1 is a standby"))
         });
-        let message = found.await.unwrap_err();
+        let failure = found.await.unwrap_err();
         assert_eq!(
-            message.message,
+            failure.message,
             "h:0 did not answer within 2s; h:1 is a standby"
         );
         assert_eq!(
-            message.kind,
+            failure.kind,
             FailureKind::Unavailable,
             "a failover, perhaps"
         );
@@ -207,15 +207,15 @@ mod tests {
     #[test]
     fn what_does_not_pass_by_itself_decides() {
         use FailureKind::{ReadOnly, Refused, Unavailable};
-        for (verdicts, expected) in [
+        for (kinds, expected) in [
             (vec![Unavailable, Refused], Refused),
             (vec![ReadOnly, Refused, Unavailable], Refused),
             (vec![ReadOnly, Unavailable], Unavailable),
             (vec![ReadOnly, ReadOnly], ReadOnly),
         ] {
-            let failures = verdicts.iter().map(|kind| failure(*kind, "x"));
+            let failures = kinds.iter().map(|kind| failure(*kind, "x"));
             let all = all(failures.collect());
-            assert_eq!(all.kind, expected, "{verdicts:?}");
+            assert_eq!(all.kind, expected, "{kinds:?}");
             assert_eq!(all.hint.is_some(), expected != Unavailable);
         }
     }

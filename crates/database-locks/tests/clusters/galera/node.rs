@@ -44,8 +44,8 @@ async fn doctor_reports_the_faults_of_a_node() {
     let url = cluster.fresh_database();
     let locks = connected(&url).await;
     let report = locks.doctor().await.unwrap();
-    let message = report.checks.iter().find(|check| check.area == "cluster");
-    let message = &message.expect("it looks at the cluster").message;
+    let check = report.checks.iter().find(|check| check.area == "cluster");
+    let message = &check.expect("it looks at the cluster").message;
     assert!(
         message.starts_with("Galera: node") && message.ends_with("one of 3, synced"),
         "{message}"

@@ -72,7 +72,8 @@ mod tests {
             assert!(placed.to_string().contains("h:3307"), "{placed}");
             let late = name_server(&server, StoreError::Unavailable(message.into()));
             assert!(!late.is_answer(), "{late}");
-            let undone = name_server(&server, StoreError::cannot_serve(message).undone()).again();
+            let undone =
+                name_server(&server, StoreError::cannot_serve(message).undone()).duplicate();
             assert!(undone.is_answer() && undone.is_undone(), "{undone}");
             assert!(!placed.is_undone() && !late.is_undone(), "{placed}");
             let refused = crate::store::connect::hosts::ConnectFailure::from(placed);

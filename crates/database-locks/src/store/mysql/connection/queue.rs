@@ -72,14 +72,14 @@ impl JobQueue {
 
     /// Pause before the next attempt to connect. A renewal that comes meanwhile, and whose deadline
     /// ends first, fails with the last error.
-    pub(super) async fn pause(&mut self, pause: Duration, message: Option<&StoreError>) {
+    pub(super) async fn pause(&mut self, pause: Duration, error: Option<&StoreError>) {
         let until = clock::now() + pause;
         let mut over = std::pin::pin!(clock::sleep(pause));
         loop {
             tokio::select! {
                 () = &mut over => return,
-                Some(job) = self.urgent.recv() => match message {
-                    Some(message) if until >= job.deadline => (job.work)(Err(message.again())).await,
+                Some(job) = self.urgent.recv() => match error {
+                    Some(error) if until >= job.deadline => (job.work)(Err(error.duplicate())).await,
                     _ => self.deferred.push_back(job),
                 },
             }

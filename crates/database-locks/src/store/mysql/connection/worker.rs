@@ -248,20 +248,20 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
                 let pause = backoff.pause();
                 let connected = match failure.take() {
                     // Too early for another attempt, so the last error stands.
-                    Some(message) if pause >= job.left() => Err(message),
-                    message => {
-                        job_queue.pause(pause, message.as_ref()).await;
+                    Some(error) if pause >= job.left() => Err(error),
+                    error => {
+                        job_queue.pause(pause, error.as_ref()).await;
                         connect(&shared.server, &mut backoff).await
                     }
                 };
                 match connected {
                     Ok(session) => &mut none.insert((session, FlagGuard::set(&shared.up))).0,
-                    Err(message) => {
-                        (job.work)(Err(message.again())).await;
+                    Err(error) => {
+                        (job.work)(Err(error.duplicate())).await;
                         while let Some(job) = job_queue.try_next() {
-                            (job.work)(Err(message.again())).await;
+                            (job.work)(Err(error.duplicate())).await;
                         }
-                        failure = Some(message);
+                        failure = Some(error);
                         continue;
                     }
                 }

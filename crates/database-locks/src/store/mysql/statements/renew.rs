@@ -134,7 +134,7 @@ impl Session {
                 Renewal::Busy if done.rows > 0 && at == Some(done.id) => {
                     Renewal::Renewed { confirmed_by: None }
                 }
-                kind => kind,
+                outcome => outcome,
             });
         }
         Ok(())

@@ -89,7 +89,7 @@ impl ServerCertVerifier for Verifier {
             Err(InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.check == Check::Chain => Ok(ServerCertVerified::assertion()),
-            kind => kind,
+            verified => verified,
         }
     }
 

@@ -116,7 +116,7 @@ async fn judge_all(session: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>,
     let names: Vec<LockName> = grants.iter().map(|grant| grant.name.clone()).collect();
     let rows = read(session, &names).await?;
     let rows: HashMap<&str, &LockRow> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
-    let kind = |grant: &&Grant| {
+    let judge = |grant: &&Grant| {
         let row = rows.get(grant.name.as_str()).copied();
         match (grant.confirmed_by, session.primary) {
             (Some(before), Some(now)) if before != now => {
@@ -125,7 +125,7 @@ async fn judge_all(session: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>,
             _ => failed_renewal_outcome(grant, row),
         }
     };
-    let verdicts: Vec<_> = grants.iter().map(kind).collect();
+    let verdicts: Vec<_> = grants.iter().map(judge).collect();
     let lost = verdicts.iter().any(|it| matches!(it, Renewal::Lost(_)));
     if lost
         && !session.is_unpooled
