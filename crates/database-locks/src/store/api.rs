@@ -41,7 +41,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Grant the locks that are free. Never waits for a row. A lock that is held is not written to.
     fn acquire<'a>(
         &'a self,
-        asks: &'a [AcquireCommand],
+        commands: &'a [AcquireCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>>;
 
@@ -52,7 +52,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Free the locks of these grants, if they still hold them.
     fn release<'a>(
         &'a self,
-        returns: &'a [ReleaseCommand],
+        commands: &'a [ReleaseCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Released>>;
 
@@ -82,10 +82,14 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Replace a grant by another one of the same holder, with a new token, if it still holds the
     /// lock.
-    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome>;
+    fn take_over<'a>(
+        &'a self,
+        command: &'a TakeOverCommand,
+        within: Duration,
+    ) -> Reply<'a, Outcome>;
 
     /// Replace a grant by another one with the same token, if it still holds the lock.
-    fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal>;
+    fn resume<'a>(&'a self, command: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal>;
 
     /// Free a lock, whichever grant holds it.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
@@ -203,10 +207,10 @@ pub trait DirectConnection: Send + Sync + fmt::Debug {
     fn connect(&self) -> Reply<'_, ()>;
 
     /// See [`Store::acquire`].
-    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>>;
+    fn acquire<'a>(&'a self, commands: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>>;
 
     /// See [`Store::release`].
-    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>>;
+    fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>>;
 
     /// Make the next request on a new connection: a request was late, or the direct connection moves
     /// to another runtime.
@@ -247,8 +251,8 @@ impl Barrier {
         Self(None)
     }
 
-    pub(crate) fn new(what: impl std::any::Any + Send + Sync) -> Self {
-        Self(Some(Box::new(what)))
+    pub(crate) fn new(guard: impl std::any::Any + Send + Sync) -> Self {
+        Self(Some(Box::new(guard)))
     }
 }
 

@@ -69,18 +69,18 @@ impl Measured {
     pub(crate) async fn acquire_on(
         &self,
         direct: &dyn DirectConnection,
-        asks: &[AcquireCommand],
+        commands: &[AcquireCommand],
     ) -> Result<Vec<Outcome>, StoreError> {
-        self.timed("acquire", direct.acquire(asks)).await
+        self.timed("acquire", direct.acquire(commands)).await
     }
 
     /// [`Store::release`] on a direct connection of the store.
     pub(crate) async fn release_on(
         &self,
         direct: &dyn DirectConnection,
-        returns: &[ReleaseCommand],
+        commands: &[ReleaseCommand],
     ) -> Result<Vec<Released>, StoreError> {
-        self.timed("release", direct.release(returns)).await
+        self.timed("release", direct.release(commands)).await
     }
 }
 
@@ -97,14 +97,14 @@ macro_rules! measured {
 
 measured! {
     connect(within: Duration) -> (), "connect";
-    acquire(asks: &[AcquireCommand], within: Duration) -> Vec<Outcome>, "acquire";
+    acquire(commands: &[AcquireCommand], within: Duration) -> Vec<Outcome>, "acquire";
     renew(grants: &[(Grant, Ttl)], within: Duration) -> Vec<Renewal>, "renew";
-    release(returns: &[ReleaseCommand], within: Duration) -> Vec<Released>, "release";
+    release(commands: &[ReleaseCommand], within: Duration) -> Vec<Released>, "release";
     read(names: &[LockName], within: Duration) -> Vec<LockInfo>, "read";
     page(filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";
     holders(names: &[LockName], within: Duration) -> Vec<Option<Holder>>, "look";
-    take_over(what: &TakeOverCommand, within: Duration) -> Outcome, "preempt";
-    resume(what: &ResumeCommand, within: Duration) -> Renewal, "resume";
+    take_over(command: &TakeOverCommand, within: Duration) -> Outcome, "preempt";
+    resume(command: &ResumeCommand, within: Duration) -> Renewal, "resume";
     force(name: &LockName, within: Duration) -> Force, "force";
     prune(idle: Duration, unknown: bool, after: Option<i64>, within: Duration) -> Pruned, "prune";
     open_fence(grant: &Grant, within: Duration) -> Result<Barrier, Gone>, "open_fence";

@@ -60,12 +60,12 @@ impl Store for DirectStore {
 
     fn release<'a>(
         &'a self,
-        returns: &'a [ReleaseCommand],
+        commands: &'a [ReleaseCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Released>> {
         Box::pin(async move {
             let direct = self.direct();
-            kept(within, &*direct, direct.release(returns)).await
+            kept(within, &*direct, direct.release(commands)).await
         })
     }
 
@@ -94,12 +94,16 @@ impl Store for DirectStore {
         self.0.holders(names, within)
     }
 
-    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
-        self.0.take_over(what, within)
+    fn take_over<'a>(
+        &'a self,
+        command: &'a TakeOverCommand,
+        within: Duration,
+    ) -> Reply<'a, Outcome> {
+        self.0.take_over(command, within)
     }
 
-    fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
-        self.0.resume(what, within)
+    fn resume<'a>(&'a self, command: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
+        self.0.resume(command, within)
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {

@@ -26,9 +26,9 @@ pub fn over(seen: &Grant, holder: &str) -> TakeOverCommand {
 }
 
 /// Sends a request once, and again after conflicts that are not about this lock.
-pub async fn take_over(store: &dyn Store, what: &TakeOverCommand) -> Outcome {
+pub async fn take_over(store: &dyn Store, command: &TakeOverCommand) -> Outcome {
     for _ in 0..200 {
-        match store.take_over(what, WITHIN).await {
+        match store.take_over(command, WITHIN).await {
             Err(StoreError::Contention(_)) => {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             }
@@ -42,15 +42,15 @@ pub async fn take_over(store: &dyn Store, what: &TakeOverCommand) -> Outcome {
 async fn take_over_soon(
     fixture: &StoreFixture,
     store: &dyn Store,
-    what: &TakeOverCommand,
+    command: &TakeOverCommand,
 ) -> Outcome {
-    let mut outcome = take_over(store, what).await;
+    let mut outcome = take_over(store, command).await;
     for _ in 0..200 {
         if !fixture.is_cluster() || matches!(outcome, Outcome::Granted { .. }) {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        outcome = take_over(store, what).await;
+        outcome = take_over(store, command).await;
     }
     outcome
 }
@@ -61,14 +61,14 @@ pub async fn the_same_holder_takes_over(fixture: &StoreFixture) {
     for ttl in [Ttl::from(LONG), Ttl::Infinite] {
         let old = granted(&*store, "job", "me", LONG).await;
         assert!(renew(&*store, &old, ttl).await.is_renewed());
-        let what = over(&old, "me");
+        let command = over(&old, "me");
         let other = fixture.store();
-        let taken = take_over_soon(fixture, &*other, &what).await;
+        let taken = take_over_soon(fixture, &*other, &command).await;
         let Outcome::Granted { token, length, .. } = taken else {
             panic!("{ttl}: not granted: {taken:?}")
         };
         assert!(token > old.token && length == LONG);
-        let again = take_over_soon(fixture, &*store, &what).await;
+        let again = take_over_soon(fixture, &*store, &command).await;
         assert!(
             matches!(again, Outcome::Granted { token: same, .. } if same == token),
             "its reply may be lost: {again:?}"
@@ -78,7 +78,7 @@ pub async fn the_same_holder_takes_over(fixture: &StoreFixture) {
         assert_eq!(row.holder.as_deref(), Some("me"));
         assert_eq!(
             (row.token, row.grant.as_deref()),
-            (token, Some(what.to.grant.as_str()))
+            (token, Some(command.to.grant.as_str()))
         );
         let left = match row.state {
             LockState::Held { free_in } => free_in.expect("as long as was asked for"),
@@ -90,7 +90,7 @@ pub async fn the_same_holder_takes_over(fixture: &StoreFixture) {
         let taken_over = Some(LostReason::Preempted);
         assert_eq!(renew(&*store, &old, LONG).await.lost(), taken_over);
         assert_eq!(release(&*store, &old).await, Released::NotHeld);
-        let new = grant_of(&what.to, token);
+        let new = grant_of(&command.to, token);
         assert!(renew(&*store, &new, LONG).await.is_renewed());
         assert_eq!(release(&*store, &new).await, Released::Freed);
         assert_eq!(
@@ -121,10 +121,10 @@ pub async fn only_the_observed_grant_is_taken_over(fixture: &StoreFixture) {
         refused.push(another_token);
     }
     let before = info(&*store, "job").await.expect("a row");
-    for what in refused {
-        let outcome = take_over(&*store, &what).await;
+    for command in refused {
+        let outcome = take_over(&*store, &command).await;
         let Outcome::Held(by) = &outcome else {
-            panic!("{what:?}: {outcome:?}")
+            panic!("{command:?}: {outcome:?}")
         };
         assert_eq!(
             (by.holder.as_deref(), by.token),

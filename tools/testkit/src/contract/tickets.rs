@@ -21,8 +21,8 @@ fn handed_to(grant: &Grant, holder: &str) -> ResumeCommand {
     }
 }
 
-async fn resume(store: &dyn Store, what: &ResumeCommand) -> Renewal {
-    store.resume(what, WITHIN).await.expect("an answer")
+async fn resume(store: &dyn Store, command: &ResumeCommand) -> Renewal {
+    store.resume(command, WITHIN).await.expect("an answer")
 }
 
 /// A resumed lock has the same token and another grant. The former grant can no longer change the
@@ -30,9 +30,9 @@ async fn resume(store: &dyn Store, what: &ResumeCommand) -> Renewal {
 pub async fn a_ticket_resumes_a_lock_once(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let given = granted(&*store, "job", "giver", SHORT).await;
-    let (what, again) = (handed_to(&given, "taker"), handed_to(&given, "another"));
-    assert!(resume(&*store, &what).await.is_renewed());
-    let repeated = resume(&*fixture.store(), &what).await;
+    let (command, again) = (handed_to(&given, "taker"), handed_to(&given, "another"));
+    assert!(resume(&*store, &command).await.is_renewed());
+    let repeated = resume(&*fixture.store(), &command).await;
     assert!(repeated.is_renewed(), "its reply may be lost");
     outlived(SHORT).await;
 
@@ -51,7 +51,7 @@ pub async fn a_ticket_resumes_a_lock_once(fixture: &StoreFixture) {
     );
     assert_eq!(release(&*store, &given).await, Released::NotHeld);
     let taken = Grant {
-        id: what.to.grant,
+        id: command.to.grant,
         holder: "taker".into(),
         ..given
     };

@@ -19,8 +19,8 @@ use tokio::runtime::{Builder, Runtime};
 const TIMEOUT: Duration = Duration::from_secs(30);
 const TTL: Duration = Duration::from_secs(600);
 
-async fn in_time<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(TIMEOUT, what).await.expect("in time")
+async fn in_time<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, work).await.expect("in time")
 }
 
 fn one_thread() -> Runtime {
@@ -59,14 +59,14 @@ impl Client {
         acquire(&*self.direct, lock).await
     }
 
-    async fn release(&self, what: &ReleaseCommand) -> Result<Released, StoreError> {
-        Ok(in_time(self.direct.release(std::slice::from_ref(what))).await?[0])
+    async fn release(&self, command: &ReleaseCommand) -> Result<Released, StoreError> {
+        Ok(in_time(self.direct.release(std::slice::from_ref(command))).await?[0])
     }
 
     /// A cycle on the direct connection, in any state before.
     async fn cycle(&self) {
-        let what = self.acquire("cycle").await.unwrap();
-        assert_eq!(self.release(&what).await.unwrap(), Released::Freed);
+        let command = self.acquire("cycle").await.unwrap();
+        assert_eq!(self.release(&command).await.unwrap(), Released::Freed);
     }
 }
 

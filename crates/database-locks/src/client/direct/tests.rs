@@ -46,9 +46,9 @@ impl DirectConnection for Server {
     }
 
     fn acquire<'a>(&'a self, acquires: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
-        let granted = |ask: &AcquireCommand| Outcome::Granted {
+        let granted = |command: &AcquireCommand| Outcome::Granted {
             token: Token::from_db(1),
-            length: ask.length,
+            length: command.length,
             confirmed_by: None,
         };
         Box::pin(self.answer(acquires.iter().map(granted).collect()))

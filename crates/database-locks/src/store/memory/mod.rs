@@ -82,20 +82,21 @@ impl DirectConnection for Shared {
         ready(())
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(&'a self, commands: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         let mut rows = self.rows();
         ready(
-            asks.iter()
-                .map(|ask| rows::acquire(&mut rows, ask))
+            commands
+                .iter()
+                .map(|command| rows::acquire(&mut rows, command))
                 .collect(),
         )
     }
 
-    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         let mut rows = self.rows();
-        let done = returns
+        let done = commands
             .iter()
-            .map(|what| rows::release(&mut rows, what))
+            .map(|command| rows::release(&mut rows, command))
             .collect();
         drop(rows);
         ready(done)
@@ -113,8 +114,12 @@ impl Store for Memory {
         ready(())
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand], _: Duration) -> Reply<'a, Vec<Outcome>> {
-        DirectConnection::acquire(&*self.0, asks)
+    fn acquire<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        _: Duration,
+    ) -> Reply<'a, Vec<Outcome>> {
+        DirectConnection::acquire(&*self.0, commands)
     }
 
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], _: Duration) -> Reply<'a, Vec<Renewal>> {
@@ -129,10 +134,10 @@ impl Store for Memory {
 
     fn release<'a>(
         &'a self,
-        returns: &'a [ReleaseCommand],
+        commands: &'a [ReleaseCommand],
         _: Duration,
     ) -> Reply<'a, Vec<Released>> {
-        DirectConnection::release(&*self.0, returns)
+        DirectConnection::release(&*self.0, commands)
     }
 
     fn read<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<LockInfo>> {
@@ -168,12 +173,12 @@ impl Store for Memory {
         ready(names.iter().map(holder).collect())
     }
 
-    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, _: Duration) -> Reply<'a, Outcome> {
-        ready(rows::take_over(&mut self.rows(), what))
+    fn take_over<'a>(&'a self, command: &'a TakeOverCommand, _: Duration) -> Reply<'a, Outcome> {
+        ready(rows::take_over(&mut self.rows(), command))
     }
 
-    fn resume<'a>(&'a self, what: &'a ResumeCommand, _: Duration) -> Reply<'a, Renewal> {
-        ready(rows::resume(&mut self.rows(), what))
+    fn resume<'a>(&'a self, command: &'a ResumeCommand, _: Duration) -> Reply<'a, Renewal> {
+        ready(rows::resume(&mut self.rows(), command))
     }
 
     fn prune(

@@ -80,16 +80,16 @@ impl Row {
             && self.holder.as_deref() == Some(&*grant.holder)
     }
 
-    fn grant(&mut self, ask: &AcquireCommand, now: BootInstant) -> Outcome {
+    fn grant(&mut self, command: &AcquireCommand, now: BootInstant) -> Outcome {
         self.token = next_token(self.token, now);
-        self.holder = Some(ask.holder.to_string());
-        self.grant = Some(ask.grant.to_string());
-        self.expires = Some(ends(now, Ttl::Finite(ask.length)));
+        self.holder = Some(command.holder.to_string());
+        self.grant = Some(command.grant.to_string());
+        self.expires = Some(ends(now, Ttl::Finite(command.length)));
         (self.acquired, self.renewed) = (Some(now), Some(now));
-        self.metadata = Some(ask.metadata.to_string());
+        self.metadata = Some(command.metadata.to_string());
         Outcome::Granted {
             token: Token::from_db(self.token),
-            length: ask.length,
+            length: command.length,
             confirmed_by: None,
         }
     }
@@ -125,32 +125,32 @@ impl Row {
 
 pub(super) type Rows = BTreeMap<LockName, Row>;
 
-pub(super) fn acquire(rows: &mut Rows, ask: &AcquireCommand) -> Outcome {
+pub(super) fn acquire(rows: &mut Rows, command: &AcquireCommand) -> Outcome {
     let now = clock::now();
-    let row = rows.entry(ask.name.clone()).or_default();
+    let row = rows.entry(command.name.clone()).or_default();
     if !row.is_free(now) {
         return row
-            .seen(&ask.name, now)
-            .failed_acquire_outcome(ask.grant.as_str());
+            .seen(&command.name, now)
+            .failed_acquire_outcome(command.grant.as_str());
     }
     if row.fences > 0 {
         return Outcome::Busy;
     }
-    row.grant(ask, now)
+    row.grant(command, now)
 }
 
-pub(super) fn take_over(rows: &mut Rows, what: &TakeOverCommand) -> Outcome {
-    let (now, to) = (clock::now(), &what.to);
+pub(super) fn take_over(rows: &mut Rows, command: &TakeOverCommand) -> Outcome {
+    let (now, to) = (clock::now(), &command.to);
     let Some(row) = rows.get_mut(&to.name) else {
         return Outcome::Busy;
     };
-    let as_seen = row.token == what.token.get()
-        && row.grant == what.grant
+    let as_seen = row.token == command.token.get()
+        && row.grant == command.grant
         && row.holder.as_deref() == Some(&*to.holder);
     if as_seen && !row.is_free(now) && row.fences == 0 {
         row.grant(to, now)
     } else {
-        row.seen(&to.name, now).failed_take_over_outcome(what)
+        row.seen(&to.name, now).failed_take_over_outcome(command)
     }
 }
 
@@ -166,18 +166,20 @@ pub(super) fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
     }
 }
 
-pub(super) fn resume(rows: &mut Rows, what: &ResumeCommand) -> Renewal {
-    let (now, to) = (clock::now(), &what.to);
-    let known = [what.from.as_str(), to.grant.as_str()];
+pub(super) fn resume(rows: &mut Rows, command: &ResumeCommand) -> Renewal {
+    let (now, to) = (clock::now(), &command.to);
+    let known = [command.from.as_str(), to.grant.as_str()];
     let ours = |row: &Row| {
-        row.token == what.token.get()
+        row.token == command.token.get()
             && row.grant.as_deref().is_some_and(|id| known.contains(&id))
             && !row.is_free(now)
             && row.fences == 0
     };
     let row = match rows.get_mut(&to.name) {
         Some(row) if ours(row) => row,
-        row => return failed_resume_outcome(what, row.map(|row| row.seen(&to.name, now)).as_ref()),
+        row => {
+            return failed_resume_outcome(command, row.map(|row| row.seen(&to.name, now)).as_ref());
+        }
     };
     row.holder = Some(to.holder.to_string());
     row.grant = Some(to.grant.to_string());
@@ -187,12 +189,12 @@ pub(super) fn resume(rows: &mut Rows, what: &ResumeCommand) -> Renewal {
     Renewal::Renewed { confirmed_by: None }
 }
 
-pub(super) fn release(rows: &mut Rows, what: &ReleaseCommand) -> Released {
-    match rows.get_mut(&what.name) {
+pub(super) fn release(rows: &mut Rows, command: &ReleaseCommand) -> Released {
+    match rows.get_mut(&command.name) {
         Some(row)
-            if row.grant.as_deref() == Some(what.grant.as_str())
-                && row.holder.as_deref() == Some(&*what.holder)
-                && what.token.is_none_or(|token| token.get() == row.token) =>
+            if row.grant.as_deref() == Some(command.grant.as_str())
+                && row.holder.as_deref() == Some(&*command.holder)
+                && command.token.is_none_or(|token| token.get() == row.token) =>
         {
             row.free(clock::now());
             Released::Freed

@@ -146,7 +146,7 @@ impl MysqlDirect {
         }
     }
 
-    /// Run `work` on `what`. Running it twice has the effect of running it once.
+    /// Run `work` on `request`. Running it twice has the effect of running it once.
     ///
     /// A call notices only by sending that the server has closed the connection. A ping before each
     /// call would cost a second round trip, and the connection could still be closed after it. So
@@ -154,7 +154,7 @@ impl MysqlDirect {
     /// shows the effect of the first.
     async fn call<W: Sync + ?Sized, T>(
         &self,
-        what: &W,
+        request: &W,
         work: for<'s> fn(&'s mut Session, &'s W) -> BoxFuture<'s, Result<T, StoreError>>,
         is_conclusive: fn(&T) -> bool,
     ) -> Result<T, StoreError> {
@@ -164,7 +164,7 @@ impl MysqlDirect {
                 Ok(taken) => taken,
                 Err(refused) => break Err(unknown.unwrap_or(refused)),
             };
-            let done = catch_panic(work(&mut session, what)).await;
+            let done = catch_panic(work(&mut session, request)).await;
             let done = done.map_err(panic_error).flatten();
             // A connection that has not answered is not used again.
             let answered = done.as_ref().err().is_none_or(StoreError::is_answer);
@@ -221,17 +221,17 @@ impl DirectConnection for MysqlDirect {
         })
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(&'a self, commands: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         // The grant of the first request is recognised by its id. Its row may still be locked by
         // that request.
         let is_conclusive = |outcomes: &Vec<_>| !outcomes.contains(&Outcome::Busy);
-        Box::pin(self.call(asks, |on, all| Box::pin(on.acquire(all)), is_conclusive))
+        Box::pin(self.call(commands, |on, all| Box::pin(on.acquire(all)), is_conclusive))
     }
 
-    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         // After a release the row looks like after a loss.
         let is_conclusive = |done: &Vec<_>| !done.contains(&Released::NotHeld);
-        Box::pin(self.call(returns, |on, all| Box::pin(on.release(all)), is_conclusive))
+        Box::pin(self.call(commands, |on, all| Box::pin(on.release(all)), is_conclusive))
     }
 
     /// A late request keeps its connection until it is dropped, which may never happen: its owner

@@ -128,11 +128,11 @@ impl Store for Mysql {
 
     fn acquire<'a>(
         &'a self,
-        asks: &'a [AcquireCommand],
+        commands: &'a [AcquireCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
-        let asks = asks.to_vec();
-        on_session!(self, within, |session| session.acquire(&asks))
+        let commands = commands.to_vec();
+        on_session!(self, within, |session| session.acquire(&commands))
     }
 
     fn renew<'a>(
@@ -149,11 +149,11 @@ impl Store for Mysql {
 
     fn release<'a>(
         &'a self,
-        returns: &'a [ReleaseCommand],
+        commands: &'a [ReleaseCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Released>> {
-        let returns = returns.to_vec();
-        on_session!(self, within, |session| session.release(&returns))
+        let commands = commands.to_vec();
+        on_session!(self, within, |session| session.release(&commands))
     }
 
     fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
@@ -180,14 +180,18 @@ impl Store for Mysql {
         on_session!(self, within, |session| session.holders(&names))
     }
 
-    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
-        let what = what.clone();
-        on_session!(self, within, |session| session.take_over(&what))
+    fn take_over<'a>(
+        &'a self,
+        command: &'a TakeOverCommand,
+        within: Duration,
+    ) -> Reply<'a, Outcome> {
+        let command = command.clone();
+        on_session!(self, within, |session| session.take_over(&command))
     }
 
-    fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
-        let what = what.clone();
-        on_session!(self, within, |session| session.resume(&what))
+    fn resume<'a>(&'a self, command: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
+        let command = command.clone();
+        on_session!(self, within, |session| session.resume(&command))
     }
 
     fn prune(

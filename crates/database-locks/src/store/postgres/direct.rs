@@ -34,19 +34,19 @@ impl DirectConnection for PostgresDirect {
         Box::pin(self.connection.run_direct(|_| ready(Ok(()))))
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(&'a self, commands: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { acquire(&session, asks).await };
+            let work = |session: Arc<Session>| async move { acquire(&session, commands).await };
             let outcomes = self.connection.run_direct(work).await?;
-            self.listener.granted(&self.background, asks, &outcomes);
+            self.listener.granted(&self.background, commands, &outcomes);
             Ok(outcomes)
         })
     }
 
-    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         self.listener
-            .holds_no_more(returns.iter().map(|what| &what.grant));
-        let work = move |session: Arc<Session>| async move { release(&session, returns).await };
+            .holds_no_more(commands.iter().map(|command| &command.grant));
+        let work = move |session: Arc<Session>| async move { release(&session, commands).await };
         Box::pin(self.connection.run_direct(work))
     }
 

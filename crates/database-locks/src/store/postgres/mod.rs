@@ -88,13 +88,13 @@ impl Store for Postgres {
 
     fn acquire<'a>(
         &'a self,
-        asks: &'a [AcquireCommand],
+        commands: &'a [AcquireCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { acquire(&session, asks).await };
+            let work = |session: Arc<Session>| async move { acquire(&session, commands).await };
             let outcomes = self.connection.run(within, work).await?;
-            self.listener.granted(&self.connection, asks, &outcomes);
+            self.listener.granted(&self.connection, commands, &outcomes);
             Ok(outcomes)
         })
     }
@@ -114,12 +114,12 @@ impl Store for Postgres {
 
     fn release<'a>(
         &'a self,
-        returns: &'a [ReleaseCommand],
+        commands: &'a [ReleaseCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Released>> {
         self.listener
-            .holds_no_more(returns.iter().map(|what| &what.grant));
-        let work = move |session: Arc<Session>| async move { release(&session, returns).await };
+            .holds_no_more(commands.iter().map(|command| &command.grant));
+        let work = move |session: Arc<Session>| async move { release(&session, commands).await };
         Box::pin(self.connection.run(within, work))
     }
 
@@ -153,25 +153,29 @@ impl Store for Postgres {
         Box::pin(self.connection.run(within, work))
     }
 
-    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
+    fn take_over<'a>(
+        &'a self,
+        command: &'a TakeOverCommand,
+        within: Duration,
+    ) -> Reply<'a, Outcome> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { take_over(&session, what).await };
+            let work = |session: Arc<Session>| async move { take_over(&session, command).await };
             let outcome = self.connection.run(within, work).await?;
             if let Outcome::Granted { length, .. } = outcome {
-                self.listener.released(&what.to.name);
-                let held = std::iter::once((what.to.grant, Ttl::Finite(length)));
+                self.listener.released(&command.to.name);
+                let held = std::iter::once((command.to.grant, Ttl::Finite(length)));
                 self.listener.holds(&self.connection, held);
             }
             Ok(outcome)
         })
     }
 
-    fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
+    fn resume<'a>(&'a self, command: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { resume(&session, what).await };
+            let work = |session: Arc<Session>| async move { resume(&session, command).await };
             let resumed = self.connection.run(within, work).await?;
             if resumed.is_renewed() {
-                let held = std::iter::once((what.to.grant, Ttl::Finite(what.to.length)));
+                let held = std::iter::once((command.to.grant, Ttl::Finite(command.to.length)));
                 self.listener.holds(&self.connection, held);
             }
             Ok(resumed)

@@ -243,12 +243,12 @@ impl Listener {
     pub(crate) fn granted(
         &self,
         background: &ConnectionManager,
-        asks: &[AcquireCommand],
+        commands: &[AcquireCommand],
         outcomes: &[Outcome],
     ) {
-        let granted = asks.iter().zip(outcomes);
-        let granted = granted.filter_map(|(ask, outcome)| match outcome {
-            Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Finite(*length))),
+        let granted = commands.iter().zip(outcomes);
+        let granted = granted.filter_map(|(command, outcome)| match outcome {
+            Outcome::Granted { length, .. } => Some((command.grant, Ttl::Finite(*length))),
             Outcome::Held(_) | Outcome::Busy => None,
         });
         self.holds(background, granted);

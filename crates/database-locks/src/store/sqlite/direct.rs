@@ -110,12 +110,12 @@ impl DirectConnection for SqliteDirect {
         Box::pin(async { self.call(|worker| worker.connection().map(drop)) })
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
-        Box::pin(async { self.call(|worker| acquire(worker, asks)) })
+    fn acquire<'a>(&'a self, commands: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
+        Box::pin(async { self.call(|worker| acquire(worker, commands)) })
     }
 
-    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
-        Box::pin(async { self.call(|worker| release(worker, returns)) })
+    fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
+        Box::pin(async { self.call(|worker| release(worker, commands)) })
     }
 
     /// A slow file stays usable, and one that failed is opened again in any case.

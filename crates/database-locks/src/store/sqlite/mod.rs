@@ -90,11 +90,11 @@ impl Store for Sqlite {
 
     fn acquire<'a>(
         &'a self,
-        asks: &'a [AcquireCommand],
+        commands: &'a [AcquireCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
-        let asks = asks.to_vec();
-        Box::pin(self.call(within, move |worker| acquire::acquire(worker, &asks)))
+        let commands = commands.to_vec();
+        Box::pin(self.call(within, move |worker| acquire::acquire(worker, &commands)))
     }
 
     fn renew<'a>(
@@ -108,11 +108,11 @@ impl Store for Sqlite {
 
     fn release<'a>(
         &'a self,
-        returns: &'a [ReleaseCommand],
+        commands: &'a [ReleaseCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Released>> {
-        let returns = returns.to_vec();
-        Box::pin(self.call(within, move |worker| release::release(worker, &returns)))
+        let commands = commands.to_vec();
+        Box::pin(self.call(within, move |worker| release::release(worker, &commands)))
     }
 
     fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
@@ -139,14 +139,18 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| read::holders(worker, &names)))
     }
 
-    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
-        let what = what.clone();
-        Box::pin(self.call(within, move |worker| handover::take_over(worker, &what)))
+    fn take_over<'a>(
+        &'a self,
+        command: &'a TakeOverCommand,
+        within: Duration,
+    ) -> Reply<'a, Outcome> {
+        let command = command.clone();
+        Box::pin(self.call(within, move |worker| handover::take_over(worker, &command)))
     }
 
-    fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
-        let what = what.clone();
-        Box::pin(self.call(within, move |worker| handover::resume(worker, &what)))
+    fn resume<'a>(&'a self, command: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
+        let command = command.clone();
+        Box::pin(self.call(within, move |worker| handover::resume(worker, &command)))
     }
 
     fn prune(
@@ -201,7 +205,7 @@ mod tests {
     /// One test counts the threads of this process.
     pub(crate) static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-    pub(crate) fn ask(name: &str) -> AcquireCommand {
+    pub(crate) fn command(name: &str) -> AcquireCommand {
         AcquireCommand {
             name: LockName::new(name).unwrap(),
             grant: crate::client::grant_id::random_grant_id().unwrap(),
@@ -226,14 +230,15 @@ mod tests {
                 .map_err(|error| StoreError::Unavailable(error.into()))
         };
         sqlite.call(SOON, fill).await.unwrap();
-        let asks: Vec<AcquireCommand> = (0..50).map(|at| ask(&format!("lock {at}"))).collect();
-        let failure = sqlite.acquire(&asks, SOON).await.unwrap_err();
+        let commands: Vec<AcquireCommand> =
+            (0..50).map(|at| command(&format!("lock {at}"))).collect();
+        let failure = sqlite.acquire(&commands, SOON).await.unwrap_err();
         assert!(matches!(failure, StoreError::Unavailable(_)), "{failure:?}");
         let message = failure.into_error("acquire lock `job`").chain();
         assert!(message.ends_with(": the disk is full"), "{message}");
         assert!(!message.contains("cannot be reached"), "{message}");
         // The file is opened anew, and now there is room.
-        let outcomes = sqlite.acquire(&asks, SOON).await.unwrap();
+        let outcomes = sqlite.acquire(&commands, SOON).await.unwrap();
         assert!(matches!(outcomes[49], Outcome::Granted { .. }));
     }
 
@@ -247,19 +252,19 @@ mod tests {
             .execute_batch("CREATE TABLE other (x)")
             .unwrap();
         let sqlite = Sqlite::new(path.clone(), true, &Table::default());
-        let first = sqlite.acquire(&[ask("job")], SOON).await.unwrap_err();
+        let first = sqlite.acquire(&[command("job")], SOON).await.unwrap_err();
         assert!(matches!(first, StoreError::Rejected { hint: Some(_), .. }));
         sqlite.install(SOON).await.unwrap();
-        sqlite.acquire(&[ask("job")], SOON).await.unwrap();
+        sqlite.acquire(&[command("job")], SOON).await.unwrap();
         let rename = |to: &str, from: &str| {
             let file = Connection::open(&path).unwrap();
             let rename = format!("ALTER TABLE {from} RENAME TO {to}");
             file.execute_batch(&rename).unwrap();
         };
         rename("away", "database_locks_lock");
-        let later = sqlite.acquire(&[ask("other")], SOON).await.unwrap_err();
+        let later = sqlite.acquire(&[command("other")], SOON).await.unwrap_err();
         assert!(matches!(later, StoreError::Unavailable(_)), "{later:?}");
         rename("database_locks_lock", "away");
-        sqlite.acquire(&[ask("other")], SOON).await.unwrap();
+        sqlite.acquire(&[command("other")], SOON).await.unwrap();
     }
 }

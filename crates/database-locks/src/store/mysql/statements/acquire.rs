@@ -49,26 +49,30 @@ impl Session {
 
     pub(crate) async fn acquire_one(
         &mut self,
-        ask: &AcquireCommand,
+        command: &AcquireCommand,
     ) -> Result<Outcome, StoreError> {
         let statement = if self.mariadb {
             Self::ACQUIRE_ON_MARIADB
         } else {
             Self::ACQUIRE
         };
-        let done = self.execute(statement, params_of(ask)).await;
+        let done = self.execute(statement, params_of(command)).await;
         if let Err(failure @ StoreError::Unavailable(_)) = done {
-            return self.held_or(failure, ask).await;
+            return self.held_or(failure, command).await;
         }
         let Some(QueryResult { rows, id }) = self.none_if_contended(done)? else {
             return Ok(Outcome::Busy);
         };
         if rows > 0 {
-            return Ok(granted(token(id), ask.length));
+            return Ok(granted(token(id), command.length));
         }
-        match self.read(std::slice::from_ref(&ask.name)).await?.first() {
-            Some(row) => self.refused(ask, row).await,
-            None => self.create(ask).await,
+        match self
+            .read(std::slice::from_ref(&command.name))
+            .await?
+            .first()
+        {
+            Some(row) => self.refused(command, row).await,
+            None => self.create(command).await,
         }
     }
 
@@ -76,14 +80,14 @@ impl Session {
     async fn held_or(
         &mut self,
         failure: StoreError,
-        ask: &AcquireCommand,
+        command: &AcquireCommand,
     ) -> Result<Outcome, StoreError> {
         if self.is_broken() || !failure.is_answer() {
             return Err(failure);
         }
-        let rows = self.read(std::slice::from_ref(&ask.name)).await;
+        let rows = self.read(std::slice::from_ref(&command.name)).await;
         match rows.ok().as_deref() {
-            Some([row]) => match self.refused(ask, row).await? {
+            Some([row]) => match self.refused(command, row).await? {
                 held @ Outcome::Held(_) => Ok(held),
                 // An earlier request of this grant may have made it.
                 Outcome::Granted { .. } => Err(failure),
@@ -113,20 +117,20 @@ impl Session {
                     DIV 1000,
                 UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), :metadata)";
 
-    pub(crate) async fn create(&mut self, ask: &AcquireCommand) -> Result<Outcome, StoreError> {
+    pub(crate) async fn create(&mut self, command: &AcquireCommand) -> Result<Outcome, StoreError> {
         if !self.mariadb {
-            let name = params! { "name" => ask.name.as_str() };
+            let name = params! { "name" => command.name.as_str() };
             let probed = self.query(Self::PROBE, name).await;
             if self.none_if_contended(probed)?.is_none() {
                 return Ok(Outcome::Busy);
             }
         }
         let began = clock::now();
-        let made = self.execute(Self::CREATE, params_of(ask)).await;
+        let made = self.execute(Self::CREATE, params_of(command)).await;
         if self.none_if_contended(made)?.is_none() {
             // On MySQL it may have waited for a row that was inserted after the probe, or for the
             // table.
-            let name = params! { "name" => ask.name.as_str() };
+            let name = params! { "name" => command.name.as_str() };
             let waited = clock::now() - began >= TABLE_WAIT;
             let blocked = waited && {
                 let probed = self.query(Self::PROBE, name).await;
@@ -139,13 +143,13 @@ impl Session {
             };
         }
         // The insert id is that of the column `id` here, so the token is read back.
-        let rows = self.read(std::slice::from_ref(&ask.name)).await?;
+        let rows = self.read(std::slice::from_ref(&command.name)).await?;
         Ok(
             match rows
                 .first()
-                .map(|row| row.failed_acquire_outcome(ask.grant.as_str()))
+                .map(|row| row.failed_acquire_outcome(command.grant.as_str()))
             {
-                Some(Outcome::Granted { token, .. }) => granted(token, ask.length),
+                Some(Outcome::Granted { token, .. }) => granted(token, command.length),
                 Some(other) => other,
                 None => Outcome::Busy,
             },
@@ -155,11 +159,11 @@ impl Session {
     /// The outcome of an acquire that granted nothing, from the row that it found.
     pub(crate) async fn refused(
         &mut self,
-        ask: &AcquireCommand,
+        command: &AcquireCommand,
         row: &LockRow,
     ) -> Result<Outcome, StoreError> {
-        if self.cluster.is_none() || !row.is_granted(ask.grant.as_str()) {
-            let outcome = row.failed_acquire_outcome(ask.grant.as_str());
+        if self.cluster.is_none() || !row.is_granted(command.grant.as_str()) {
+            let outcome = row.failed_acquire_outcome(command.grant.as_str());
             let seen = match &outcome {
                 Outcome::Held(of) => of.observed_expiry.as_ref().map(|expiry| &expiry.version),
                 _ => None,
@@ -167,7 +171,7 @@ impl Session {
             // The row is as it was observed: a transaction has it locked, or this node has not
             // applied another node's change yet.
             return Ok(
-                match seen.is_some() && seen == ask.expired_version.as_ref() {
+                match seen.is_some() && seen == command.expired_version.as_ref() {
                     true => Outcome::Busy,
                     false => outcome,
                 },
@@ -177,32 +181,32 @@ impl Session {
         // tell how much of its lease is left, so the lease is renewed to the requested length.
         let token = Token::from_db(row.token);
         let grant = Grant {
-            name: ask.name.clone(),
+            name: command.name.clone(),
             token,
-            id: ask.grant,
-            holder: ask.holder.clone(),
+            id: command.grant,
+            holder: command.holder.clone(),
             confirmed_by: None,
         };
-        let renewals = self.renew(&[(grant, Ttl::Finite(ask.length))]).await?;
+        let renewals = self.renew(&[(grant, Ttl::Finite(command.length))]).await?;
         Ok(match renewals.first() {
-            Some(Renewal::Renewed { .. }) => granted(token, ask.length),
+            Some(Renewal::Renewed { .. }) => granted(token, command.length),
             _ => Outcome::Busy,
         })
     }
 }
 
 /// The parameters of an acquire. The driver leaves out parameters that a statement does not name.
-fn params_of(ask: &AcquireCommand) -> Params {
+fn params_of(command: &AcquireCommand) -> Params {
     let named = [
-        ("name".into(), ask.name.as_str().into()),
-        ("holder".into(), (&*ask.holder).into()),
-        ("grant".into(), ask.grant.as_str().into()),
-        ("length".into(), micros(ask.length).into()),
-        ("metadata".into(), (&*ask.metadata).into()),
+        ("name".into(), command.name.as_str().into()),
+        ("holder".into(), (&*command.holder).into()),
+        ("grant".into(), command.grant.as_str().into()),
+        ("length".into(), micros(command.length).into()),
+        ("metadata".into(), (&*command.metadata).into()),
     ];
     let named: Vec<(String, Value)> = named
         .into_iter()
-        .chain(version(ask.expired_version.as_ref()))
+        .chain(version(command.expired_version.as_ref()))
         .collect();
     named.into()
 }

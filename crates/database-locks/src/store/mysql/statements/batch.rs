@@ -109,15 +109,15 @@ impl Session {
 
     pub(crate) async fn acquire(
         &mut self,
-        asks: &[AcquireCommand],
+        commands: &[AcquireCommand],
     ) -> Result<Vec<Outcome>, StoreError> {
-        if let [ask] = asks {
-            return Ok(vec![self.acquire_one(ask).await?]);
+        if let [command] = commands {
+            return Ok(vec![self.acquire_one(command).await?]);
         }
-        let mut outcomes = self.acquire_on_mariadb(asks).await?;
-        let missing = without_outcome(asks, &outcomes);
+        let mut outcomes = self.acquire_on_mariadb(commands).await?;
+        let missing = without_outcome(commands, &outcomes);
         fill_in(&mut outcomes, self.acquire_batch(&missing).await?);
-        let missing = without_outcome(asks, &outcomes);
+        let missing = without_outcome(commands, &outcomes);
         fill_in(&mut outcomes, self.create_batch(&missing).await?);
         let busy = |outcome: Option<_>| outcome.unwrap_or(Outcome::Busy);
         Ok(outcomes.into_iter().map(busy).collect())
@@ -126,10 +126,12 @@ impl Session {
     /// `None`: there is no row.
     async fn acquire_batch(
         &mut self,
-        asks: &[&AcquireCommand],
+        commands: &[&AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         let mut made = HashSet::new();
-        for (_, text) in packed(asks, self.max_parameter_len, |ask| described(ask)) {
+        for (_, text) in packed(commands, self.max_parameter_len, |command| {
+            described(command)
+        }) {
             let done = self
                 .execute(Self::ACQUIRE_BATCH, params! { "asks" => text })
                 .await?;
@@ -138,27 +140,30 @@ impl Session {
             }
         }
         let made_now = |row: &LockRow| row.renewed_at.is_some_and(|at| made.contains(&at));
-        self.found(asks, made_now).await
+        self.found(commands, made_now).await
     }
 
     /// The outcome of each, from a read; `None` if there is no row. `made_now`: whether this
     /// request has just written the row.
     async fn found(
         &mut self,
-        asks: &[&AcquireCommand],
+        commands: &[&AcquireCommand],
         made_now: impl Fn(&LockRow) -> bool,
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
-        let names: Vec<LockName> = asks.iter().map(|ask| ask.name.clone()).collect();
+        let names: Vec<LockName> = commands
+            .iter()
+            .map(|command| command.name.clone())
+            .collect();
         let rows = self.read(&names).await?;
         let rows = by_name(&rows);
-        let mut outcomes = Vec::with_capacity(asks.len());
-        for ask in asks {
-            outcomes.push(match rows.get(ask.name.as_str()) {
+        let mut outcomes = Vec::with_capacity(commands.len());
+        for command in commands {
+            outcomes.push(match rows.get(command.name.as_str()) {
                 None => None,
-                Some(row) if row.is_granted(ask.grant.as_str()) && made_now(row) => {
-                    Some(granted(Token::from_db(row.token), ask.length))
+                Some(row) if row.is_granted(command.grant.as_str()) && made_now(row) => {
+                    Some(granted(Token::from_db(row.token), command.length))
                 }
-                Some(row) => Some(self.refused(ask, row).await?),
+                Some(row) => Some(self.refused(command, row).await?),
             });
         }
         Ok(outcomes)
@@ -166,11 +171,13 @@ impl Session {
 
     async fn create_batch(
         &mut self,
-        asks: &[&AcquireCommand],
+        commands: &[&AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
-        let mut outcomes = Vec::with_capacity(asks.len());
-        for (chunk, text) in packed(asks, self.max_parameter_len, |ask| described(ask)) {
-            let names: Vec<&str> = chunk.iter().map(|ask| ask.name.as_str()).collect();
+        let mut outcomes = Vec::with_capacity(commands.len());
+        for (chunk, text) in packed(commands, self.max_parameter_len, |command| {
+            described(command)
+        }) {
+            let names: Vec<&str> = chunk.iter().map(|command| command.name.as_str()).collect();
             let names = params! { "names" => json!(names).to_string() };
             let probed = self.query(Self::PROBE_BATCH, names).await;
             let made = match self.none_if_contended(probed)? {
@@ -189,8 +196,8 @@ impl Session {
             }
             // A row that another client is inserting, or that is requested twice, must not keep the
             // others from being inserted.
-            for ask in chunk {
-                outcomes.push(Some(self.create(ask).await?));
+            for command in chunk {
+                outcomes.push(Some(self.create(command).await?));
             }
         }
         Ok(outcomes)
@@ -198,28 +205,29 @@ impl Session {
 
     pub(crate) async fn release(
         &mut self,
-        returns: &[ReleaseCommand],
+        commands: &[ReleaseCommand],
     ) -> Result<Vec<Released>, StoreError> {
-        let names = || -> HashSet<&LockName> { returns.iter().map(|what| &what.name).collect() };
+        let names =
+            || -> HashSet<&LockName> { commands.iter().map(|command| &command.name).collect() };
         // Afterwards a row does not tell which of two grants of one lock has ended.
-        if returns.len() == 1 || names().len() < returns.len() {
-            let mut answers = Vec::with_capacity(returns.len());
-            for what in returns {
-                answers.push(self.release_one(what).await?);
+        if commands.len() == 1 || names().len() < commands.len() {
+            let mut answers = Vec::with_capacity(commands.len());
+            for command in commands {
+                answers.push(self.release_one(command).await?);
             }
             return Ok(answers);
         }
-        if let Some(done) = self.release_on_mariadb(returns).await? {
-            return self.freed(returns, done).await;
+        if let Some(done) = self.release_on_mariadb(commands).await? {
+            return self.freed(commands, done).await;
         }
-        let describe = |what: &ReleaseCommand| {
+        let describe = |command: &ReleaseCommand| {
             json!({
-                "name": what.name.as_str(), "grant": what.grant.as_str(),
-                "token": what.token.map(Token::get), "holder": &*what.holder,
+                "name": command.name.as_str(), "grant": command.grant.as_str(),
+                "token": command.token.map(Token::get), "holder": &*command.holder,
             })
         };
-        let mut answers = Vec::with_capacity(returns.len());
-        for (chunk, text) in packed(returns, self.max_parameter_len, describe) {
+        let mut answers = Vec::with_capacity(commands.len());
+        for (chunk, text) in packed(commands, self.max_parameter_len, describe) {
             let done = self
                 .execute(Self::RELEASE_BATCH, params! { "grants" => text })
                 .await?;
@@ -231,22 +239,25 @@ impl Session {
     /// Which of them were freed.
     async fn freed(
         &mut self,
-        returns: &[ReleaseCommand],
+        commands: &[ReleaseCommand],
         done: QueryResult,
     ) -> Result<Vec<Released>, StoreError> {
-        if done.rows == returns.len() as u64 {
-            return Ok(vec![Released::Freed; returns.len()]);
+        if done.rows == commands.len() as u64 {
+            return Ok(vec![Released::Freed; commands.len()]);
         }
-        let names: Vec<LockName> = returns.iter().map(|what| what.name.clone()).collect();
+        let names: Vec<LockName> = commands
+            .iter()
+            .map(|command| command.name.clone())
+            .collect();
         let rows = self.read_latest(&names).await?;
         let rows = by_name(&rows);
-        let answers: Vec<_> = (returns.iter())
-            .map(|what| {
-                let row = rows.get(what.name.as_str()).copied();
+        let answers: Vec<_> = (commands.iter())
+            .map(|command| {
+                let row = rows.get(command.name.as_str()).copied();
                 let at = row.and_then(|row| row.renewed_at);
                 let at = at.and_then(|at| u64::try_from(at).ok());
                 match row {
-                    Some(row) if row.contains_grant_of(what) => Some(Released::Busy),
+                    Some(row) if row.contains_grant_of(command) => Some(Released::Busy),
                     Some(row) if row.grant.is_none() && done.rows > 0 && at == Some(done.id) => {
                         Some(Released::Freed)
                     }
@@ -270,11 +281,11 @@ impl Session {
 
 /// The commands that have no outcome yet.
 fn without_outcome<'a>(
-    asks: &'a [AcquireCommand],
+    commands: &'a [AcquireCommand],
     outcomes: &[Option<Outcome>],
 ) -> Vec<&'a AcquireCommand> {
-    let all = asks.iter().zip(outcomes);
-    all.filter_map(|(ask, outcome)| outcome.is_none().then_some(ask))
+    let all = commands.iter().zip(outcomes);
+    all.filter_map(|(command, outcome)| outcome.is_none().then_some(command))
         .collect()
 }
 
@@ -286,11 +297,11 @@ fn fill_in(outcomes: &mut [Option<Outcome>], of_those: Vec<Option<Outcome>>) {
     }
 }
 
-fn described(ask: &AcquireCommand) -> serde_json::Value {
+fn described(command: &AcquireCommand) -> serde_json::Value {
     json!({
-        "name": ask.name.as_str(), "grant": ask.grant.as_str(), "holder": &*ask.holder,
-        "length": micros(ask.length), "metadata": &*ask.metadata,
-        "seen": ask.expired_version.as_ref().map(|seen| json!({
+        "name": command.name.as_str(), "grant": command.grant.as_str(), "holder": &*command.holder,
+        "length": micros(command.length), "metadata": &*command.metadata,
+        "seen": command.expired_version.as_ref().map(|seen| json!({
             "token": seen.token, "expires_at": seen.expires_at, "renewed_at": seen.renewed_at,
         })),
     })

@@ -28,13 +28,13 @@ impl Session {
 
     pub(crate) async fn take_over(
         &mut self,
-        what: &TakeOverCommand,
+        command: &TakeOverCommand,
     ) -> Result<Outcome, StoreError> {
-        let to = &what.to;
+        let to = &command.to;
         let params = params! {
             "name" => to.name.as_str(), "holder" => &*to.holder, "grant" => to.grant.as_str(),
             "length" => micros(to.length), "metadata" => &*to.metadata,
-            "seen_token" => what.token.get(), "seen_grant" => what.grant.as_deref(),
+            "seen_token" => command.token.get(), "seen_grant" => command.grant.as_deref(),
         };
         let done = self.execute(Self::TAKE_OVER, params).await;
         match self.none_if_contended(done)? {
@@ -49,7 +49,7 @@ impl Session {
             return Ok(Outcome::Busy);
         };
         Ok(match self.refused(to, row).await? {
-            Outcome::Held(_) => row.failed_take_over_outcome(what),
+            Outcome::Held(_) => row.failed_take_over_outcome(command),
             outcome => outcome,
         })
     }
@@ -87,11 +87,11 @@ impl Session {
                    TIMESTAMP'9999-12-31 00:00:00'),
                l.renewed_at = UTC_TIMESTAMP(6)";
 
-    pub(crate) async fn resume(&mut self, what: &ResumeCommand) -> Result<Renewal, StoreError> {
-        let to = &what.to;
+    pub(crate) async fn resume(&mut self, command: &ResumeCommand) -> Result<Renewal, StoreError> {
+        let to = &command.to;
         let params = params! {
-            "name" => to.name.as_str(), "token" => what.token.get(),
-            "from" => what.from.as_str(), "grant" => to.grant.as_str(),
+            "name" => to.name.as_str(), "token" => command.token.get(),
+            "from" => command.from.as_str(), "grant" => to.grant.as_str(),
             "holder" => &*to.holder, "metadata" => &*to.metadata, "length" => micros(to.length),
         };
         let statement = match self.cluster {
@@ -105,6 +105,6 @@ impl Session {
             Some(_) => {}
         }
         let rows = self.read_latest(std::slice::from_ref(&to.name)).await?;
-        Ok(failed_resume_outcome(what, rows.first()))
+        Ok(failed_resume_outcome(command, rows.first()))
     }
 }

@@ -37,7 +37,7 @@ fn written_out(statement: &str, rows: usize) -> String {
 
 /// A lock that was free when it was read.
 struct Free<'a> {
-    ask: &'a AcquireCommand,
+    command: &'a AcquireCommand,
     /// Its position among the commands.
     at: usize,
     id: i64,
@@ -89,17 +89,17 @@ impl Session {
     /// On a cluster they do not apply, since no clock tells which leases have ended.
     pub(crate) async fn acquire_on_mariadb(
         &mut self,
-        asks: &[AcquireCommand],
+        commands: &[AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         static OF_FEW: LazyLock<String> =
             LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, SMALL_LIST));
         static OF_MANY: LazyLock<String> =
             LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, LARGE_LIST));
-        let mut outcomes = vec![None; asks.len()];
-        if !self.mariadb || self.cluster.is_some() || asks.len() < MIN_ROWS {
+        let mut outcomes = vec![None; commands.len()];
+        if !self.mariadb || self.cluster.is_some() || commands.len() < MIN_ROWS {
             return Ok(outcomes);
         }
-        let free = self.free(asks).await?;
+        let free = self.free(commands).await?;
         for free in free.chunks(LARGE_LIST) {
             let Some(last) = free.last() else { continue };
             let (statement, rows) = match free.len() <= SMALL_LIST {
@@ -108,14 +108,14 @@ impl Session {
             };
             let padded = || free.iter().chain(repeat_n(last, rows - free.len()));
             let ids = || padded().map(|free| Value::from(free.id));
-            let length = || Value::from(micros(last.ask.length));
+            let length = || Value::from(micros(last.command.length));
             let mut params: Vec<Value> = Vec::with_capacity(7 * rows + 2);
             params.extend(ids());
-            params.extend(padded().map(|free| Value::from(&*free.ask.holder)));
+            params.extend(padded().map(|free| Value::from(&*free.command.holder)));
             params.extend(ids());
-            params.extend(padded().map(|free| Value::from(free.ask.grant.as_str())));
+            params.extend(padded().map(|free| Value::from(free.command.grant.as_str())));
             params.extend(ids());
-            params.extend(padded().map(|free| Value::from(&*free.ask.metadata)));
+            params.extend(padded().map(|free| Value::from(&*free.command.metadata)));
             params.extend([length(), length()]);
             params.extend(ids());
             let taken = self.execute(statement, Params::Positional(params)).await;
@@ -126,7 +126,7 @@ impl Session {
             };
             for free in free {
                 if let Some(outcome) = outcomes.get_mut(free.at) {
-                    *outcome = Some(granted(token(done.id), free.ask.length));
+                    *outcome = Some(granted(token(done.id), free.command.length));
                 }
             }
         }
@@ -135,11 +135,19 @@ impl Session {
 
     /// The free locks, ordered by id. Only those with the length of the first, since a statement
     /// has one length.
-    async fn free<'a>(&mut self, asks: &'a [AcquireCommand]) -> Result<Vec<Free<'a>>, StoreError> {
-        let mut by_name = HashMap::with_capacity(asks.len());
-        for (at, ask) in asks.iter().enumerate() {
-            if asks.first().is_some_and(|first| first.length == ask.length) {
-                by_name.entry(ask.name.as_str()).or_insert((at, ask));
+    async fn free<'a>(
+        &mut self,
+        commands: &'a [AcquireCommand],
+    ) -> Result<Vec<Free<'a>>, StoreError> {
+        let mut by_name = HashMap::with_capacity(commands.len());
+        for (at, command) in commands.iter().enumerate() {
+            if commands
+                .first()
+                .is_some_and(|first| first.length == command.length)
+            {
+                by_name
+                    .entry(command.name.as_str())
+                    .or_insert((at, command));
             }
         }
         let mut found = Vec::with_capacity(by_name.len());
@@ -150,7 +158,11 @@ impl Session {
                 let Ok((name, id)) = from_row_opt::<(String, i64)>(row) else {
                     continue;
                 };
-                found.extend(by_name.remove(&*name).map(|(at, ask)| Free { ask, at, id }));
+                found.extend(
+                    by_name
+                        .remove(&*name)
+                        .map(|(at, command)| Free { command, at, id }),
+                );
             }
         }
         found.sort_unstable_by_key(|free| free.id);
@@ -161,30 +173,30 @@ impl Session {
     /// which for many locks are as fast. No name may occur twice.
     pub(crate) async fn release_on_mariadb(
         &mut self,
-        returns: &[ReleaseCommand],
+        commands: &[ReleaseCommand],
     ) -> Result<Option<QueryResult>, StoreError> {
         static STATEMENT: LazyLock<String> =
             LazyLock::new(|| written_out(Session::RELEASE_BATCH_ON_MARIADB, SMALL_LIST));
-        let fits = (MIN_ROWS..=SMALL_LIST).contains(&returns.len());
-        let (Some(last), true) = (returns.last(), fits && self.mariadb) else {
+        let fits = (MIN_ROWS..=SMALL_LIST).contains(&commands.len());
+        let (Some(last), true) = (commands.last(), fits && self.mariadb) else {
             return Ok(None);
         };
-        if returns.iter().any(|what| what.token.is_none()) {
+        if commands.iter().any(|command| command.token.is_none()) {
             return Ok(None);
         }
         let padded = || {
-            returns
+            commands
                 .iter()
-                .chain(repeat_n(last, SMALL_LIST - returns.len()))
+                .chain(repeat_n(last, SMALL_LIST - commands.len()))
         };
         let mut params: Vec<Value> = Vec::with_capacity(5 * SMALL_LIST);
-        params.extend(padded().map(|what| Value::from(what.name.as_str())));
-        params.extend(padded().flat_map(|what| {
+        params.extend(padded().map(|command| Value::from(command.name.as_str())));
+        params.extend(padded().flat_map(|command| {
             [
-                what.name.as_str().into(),
-                what.grant.as_str().into(),
-                what.token.map(Token::get).into(),
-                Value::from(&*what.holder),
+                command.name.as_str().into(),
+                command.grant.as_str().into(),
+                command.token.map(Token::get).into(),
+                Value::from(&*command.holder),
             ]
         }));
         let freed = self.execute(&STATEMENT, Params::Positional(params)).await;

@@ -29,11 +29,11 @@ impl Session {
 
     pub(crate) async fn release_one(
         &mut self,
-        what: &ReleaseCommand,
+        command: &ReleaseCommand,
     ) -> Result<Released, StoreError> {
         let params = params! {
-            "name" => what.name.as_str(), "grant" => what.grant.as_str(),
-            "token" => what.token.map(Token::get), "holder" => &*what.holder,
+            "name" => command.name.as_str(), "grant" => command.grant.as_str(),
+            "token" => command.token.map(Token::get), "holder" => &*command.holder,
         };
         let statement = if self.mariadb {
             Self::RELEASE_ON_MARIADB
@@ -46,8 +46,12 @@ impl Session {
             Some(done) if done.rows > 0 => return Ok(Released::Freed),
             Some(_) => {}
         }
-        let rows = self.read_latest(std::slice::from_ref(&what.name)).await?;
-        let ours = rows.first().is_some_and(|row| row.contains_grant_of(what));
+        let rows = self
+            .read_latest(std::slice::from_ref(&command.name))
+            .await?;
+        let ours = rows
+            .first()
+            .is_some_and(|row| row.contains_grant_of(command));
         Ok(if ours {
             Released::Busy
         } else {

@@ -188,16 +188,16 @@ SELECT a.place, false, ",
 
 pub(crate) async fn acquire(
     session: &Session,
-    asks: &[AcquireCommand],
+    commands: &[AcquireCommand],
 ) -> Result<Vec<Outcome>, ServerError> {
-    let all: Vec<&AcquireCommand> = asks.iter().collect();
-    let rows = with_asks(session, [&ACQUIRE_ONE, &ACQUIRE], &all).await?;
-    let mut outcomes = vec![None; asks.len()];
+    let all: Vec<&AcquireCommand> = commands.iter().collect();
+    let rows = send(session, [&ACQUIRE_ONE, &ACQUIRE], &all).await?;
+    let mut outcomes = vec![None; commands.len()];
     for row in &rows {
-        let at = place(row, asks.len())?;
-        outcomes[at] = Some(granted(session, asks[at].length, row)?);
+        let at = place(row, commands.len())?;
+        outcomes[at] = Some(granted(session, commands[at].length, row)?);
     }
-    let unknown = (asks.iter().zip(0..)).filter(|(_, at)| outcomes[*at].is_none());
+    let unknown = (commands.iter().zip(0..)).filter(|(_, at)| outcomes[*at].is_none());
     let (not_granted, at): (Vec<&AcquireCommand>, Vec<usize>) = unknown.unzip();
     for (at, outcome) in at
         .into_iter()
@@ -217,33 +217,52 @@ fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, Se
 }
 
 /// Run the statement for one, or the one for many.
-async fn with_asks(
+async fn send(
     session: &Session,
     [one, many]: [&Statement; 2],
-    asks: &[&AcquireCommand],
+    commands: &[&AcquireCommand],
 ) -> Result<Vec<Row>, ServerError> {
-    match asks {
+    match commands {
         [] => Ok(Vec::new()),
-        [ask] => {
-            let (name, grant, length) = (ask.name.as_str(), ask.grant.as_str(), micros(ask.length));
+        [command] => {
+            let (name, grant, length) = (
+                command.name.as_str(),
+                command.grant.as_str(),
+                micros(command.length),
+            );
             session
                 .write(
                     one,
                     1,
-                    &[&name, &grant, &&*ask.holder, &length, &&*ask.metadata],
+                    &[
+                        &name,
+                        &grant,
+                        &&*command.holder,
+                        &length,
+                        &&*command.metadata,
+                    ],
                 )
                 .await
         }
-        asks => {
-            let names: Vec<_> = asks.iter().map(|ask| ask.name.as_str()).collect();
-            let grants: Vec<_> = asks.iter().map(|ask| ask.grant.as_str()).collect();
-            let holders: Vec<_> = asks.iter().map(|ask| &*ask.holder).collect();
-            let lengths: Vec<_> = asks.iter().map(|ask| micros(ask.length)).collect();
-            let metadata: Vec<_> = asks.iter().map(|ask| &*ask.metadata).collect();
+        commands => {
+            let names: Vec<_> = commands
+                .iter()
+                .map(|command| command.name.as_str())
+                .collect();
+            let grants: Vec<_> = commands
+                .iter()
+                .map(|command| command.grant.as_str())
+                .collect();
+            let holders: Vec<_> = commands.iter().map(|command| &*command.holder).collect();
+            let lengths: Vec<_> = commands
+                .iter()
+                .map(|command| micros(command.length))
+                .collect();
+            let metadata: Vec<_> = commands.iter().map(|command| &*command.metadata).collect();
             session
                 .write(
                     many,
-                    asks.len(),
+                    commands.len(),
                     &[&names, &grants, &holders, &lengths, &metadata],
                 )
                 .await
@@ -255,19 +274,19 @@ async fn with_asks(
 /// busy.
 async fn read_or_make(
     session: &Session,
-    asks: &[&AcquireCommand],
+    commands: &[&AcquireCommand],
 ) -> Result<Vec<Outcome>, ServerError> {
-    match made(session, asks).await {
+    match made(session, commands).await {
         // One name whose row another client is inserting must not keep a thousand others from being
         // inserted. So each is tried alone, from a random start, until a second one fails.
         Err(error) if error.kind == Kind::Contention => {
-            let mut outcomes = vec![Outcome::Busy; asks.len()];
-            if asks.len() == 1 {
+            let mut outcomes = vec![Outcome::Busy; commands.len()];
+            if commands.len() == 1 {
                 return Ok(outcomes);
             }
-            let (start, mut failures) = (fastrand::usize(..asks.len()), 0);
-            for at in (start..asks.len()).chain(0..start) {
-                match made(session, &asks[at..=at]).await {
+            let (start, mut failures) = (fastrand::usize(..commands.len()), 0);
+            for at in (start..commands.len()).chain(0..start) {
+                match made(session, &commands[at..=at]).await {
                     Err(error) if error.kind == Kind::Contention => failures += 1,
                     done => outcomes[at] = done?.remove(0),
                 }
@@ -281,15 +300,18 @@ async fn read_or_make(
     }
 }
 
-async fn made(session: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, ServerError> {
-    let rows = with_asks(session, [&MAKE_ONE, &MAKE], asks).await?;
-    let mut outcomes = vec![Outcome::Busy; asks.len()];
+async fn made(
+    session: &Session,
+    commands: &[&AcquireCommand],
+) -> Result<Vec<Outcome>, ServerError> {
+    let rows = send(session, [&MAKE_ONE, &MAKE], commands).await?;
+    let mut outcomes = vec![Outcome::Busy; commands.len()];
     for row in &rows {
-        let at = place(row, asks.len())?;
+        let at = place(row, commands.len())?;
         outcomes[at] = match row.try_get("granted")? {
-            true => granted(session, asks[at].length, row)?,
+            true => granted(session, commands[at].length, row)?,
             false => {
-                let outcome = state(row)?.failed_acquire_outcome(asks[at].grant.as_str());
+                let outcome = state(row)?.failed_acquire_outcome(commands[at].grant.as_str());
                 outcome.confirmed_by(session.primary)
             }
         };

@@ -53,17 +53,17 @@ RETURNING token,
 
 pub(crate) async fn take_over(
     session: &Session,
-    what: &TakeOverCommand,
+    command: &TakeOverCommand,
 ) -> Result<Outcome, ServerError> {
-    let to = &what.to;
+    let to = &command.to;
     let params: [Param<'_>; 7] = [
         &to.name.as_str(),
         &to.grant.as_str(),
         &&*to.holder,
         &micros(to.length),
         &&*to.metadata,
-        &what.token.get(),
-        &what.grant.as_deref(),
+        &command.token.get(),
+        &command.grant.as_deref(),
     ];
     let rows = session.write(&TAKE_OVER, 1, &params).await?;
     if let Some(row) = rows.first() {
@@ -76,7 +76,7 @@ pub(crate) async fn take_over(
     let rows = read(session, slice::from_ref(&to.name)).await?;
     let outcome = rows
         .first()
-        .map_or(Outcome::Busy, |row| row.failed_take_over_outcome(what));
+        .map_or(Outcome::Busy, |row| row.failed_take_over_outcome(command));
     Ok(outcome.confirmed_by(session.primary))
 }
 
@@ -114,13 +114,13 @@ RETURNING ",
 
 pub(crate) async fn resume(
     session: &Session,
-    what: &ResumeCommand,
+    command: &ResumeCommand,
 ) -> Result<Renewal, ServerError> {
-    let to = &what.to;
+    let to = &command.to;
     let params: [Param<'_>; 7] = [
         &to.name.as_str(),
-        &what.token.get(),
-        &what.from.as_str(),
+        &command.token.get(),
+        &command.from.as_str(),
         &to.grant.as_str(),
         &&*to.holder,
         &&*to.metadata,
@@ -128,7 +128,7 @@ pub(crate) async fn resume(
     ];
     if session.write(&RESUME, 1, &params).await?.is_empty() {
         let rows = read(session, slice::from_ref(&to.name)).await?;
-        return Ok(failed_resume_outcome(what, rows.first()));
+        return Ok(failed_resume_outcome(command, rows.first()));
     }
     Ok(Renewal::Renewed {
         confirmed_by: session.primary,

@@ -82,27 +82,31 @@ RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
 
 pub(crate) async fn release(
     session: &Session,
-    returns: &[ReleaseCommand],
+    commands: &[ReleaseCommand],
 ) -> Result<Vec<Released>, ServerError> {
-    let durable = returns.iter().any(|what| what.durable);
-    let token = |what: &ReleaseCommand| what.token.map(Token::get);
-    let rows = match returns {
+    let durable = commands.iter().any(|command| command.durable);
+    let token = |command: &ReleaseCommand| command.token.map(Token::get);
+    let rows = match commands {
         [] => return Ok(Vec::new()),
-        [what] => {
-            let (name, token, grant) = (what.name.as_str(), token(what), what.grant.as_str());
+        [command] => {
+            let (name, token, grant) = (
+                command.name.as_str(),
+                token(command),
+                command.grant.as_str(),
+            );
             session
                 .write(
                     &RELEASE_ONE,
                     1,
-                    &[&name, &token, &grant, &&*what.holder, &durable],
+                    &[&name, &token, &grant, &&*command.holder, &durable],
                 )
                 .await?
         }
         many => {
-            let names: Vec<_> = many.iter().map(|what| what.name.as_str()).collect();
+            let names: Vec<_> = many.iter().map(|command| command.name.as_str()).collect();
             let tokens: Vec<_> = many.iter().map(token).collect();
-            let grants: Vec<_> = many.iter().map(|what| what.grant.as_str()).collect();
-            let holders: Vec<_> = many.iter().map(|what| &*what.holder).collect();
+            let grants: Vec<_> = many.iter().map(|command| command.grant.as_str()).collect();
+            let holders: Vec<_> = many.iter().map(|command| &*command.holder).collect();
             session
                 .write(
                     &RELEASE,
@@ -112,27 +116,27 @@ pub(crate) async fn release(
                 .await?
         }
     };
-    let mut released = vec![None; returns.len()];
+    let mut released = vec![None; commands.len()];
     for row in &rows {
-        released[place(row, returns.len())?] = Some(match row.try_get("awaited")? {
+        released[place(row, commands.len())?] = Some(match row.try_get("awaited")? {
             Some(true) => Released::Awaited,
             _ => Released::Freed,
         });
     }
-    let answers = returns.iter().zip(&released);
+    let answers = commands.iter().zip(&released);
     let unknown = answers.filter(|(_, done)| done.is_none());
-    let names: Vec<LockName> = unknown.map(|(what, _)| what.name.clone()).collect();
+    let names: Vec<LockName> = unknown.map(|(command, _)| command.name.clone()).collect();
     let rows = match names.is_empty() {
         true => Vec::new(),
         false => read(session, &names).await?,
     };
-    let unreleased = |what| match rows.iter().any(|row| row.contains_grant_of(what)) {
+    let unreleased = |command| match rows.iter().any(|row| row.contains_grant_of(command)) {
         true => Released::Busy,
         false => Released::NotHeld,
     };
-    let answers = returns.iter().zip(released);
+    let answers = commands.iter().zip(released);
     Ok(answers
-        .map(|(what, done)| done.unwrap_or_else(|| unreleased(what)))
+        .map(|(command, done)| done.unwrap_or_else(|| unreleased(command)))
         .collect())
 }
 

@@ -9,7 +9,7 @@ use pollster::block_on;
 
 use super::*;
 use crate::store::sqlite::Sqlite;
-use crate::store::sqlite::tests::{ALONE, ask};
+use crate::store::sqlite::tests::{ALONE, command};
 use crate::store::{api::Store, connect::table::Table};
 use protocol::Grant;
 use protocol::Ttl;
@@ -48,26 +48,32 @@ impl Subject {
     }
 }
 
-fn try_once(direct: &dyn DirectConnection, ask: &AcquireCommand) -> Result<Outcome, StoreError> {
-    block_on(direct.acquire(std::slice::from_ref(ask))).map(|mut outcomes| outcomes.remove(0))
+fn try_once(
+    direct: &dyn DirectConnection,
+    command: &AcquireCommand,
+) -> Result<Outcome, StoreError> {
+    block_on(direct.acquire(std::slice::from_ref(command))).map(|mut outcomes| outcomes.remove(0))
 }
 
-fn granted(direct: &dyn DirectConnection, ask: &AcquireCommand) -> ReleaseCommand {
-    let Outcome::Granted { token, .. } = try_once(direct, ask).unwrap() else {
+fn granted(direct: &dyn DirectConnection, command: &AcquireCommand) -> ReleaseCommand {
+    let Outcome::Granted { token, .. } = try_once(direct, command).unwrap() else {
         panic!("not granted");
     };
     let grant = Grant {
-        name: ask.name.clone(),
+        name: command.name.clone(),
         token,
-        id: ask.grant,
-        holder: Arc::clone(&ask.holder),
+        id: command.grant,
+        holder: Arc::clone(&command.holder),
         confirmed_by: None,
     };
-    ReleaseCommand::of(&grant, Ttl::Finite(ask.length))
+    ReleaseCommand::of(&grant, Ttl::Finite(command.length))
 }
 
-fn release(direct: &dyn DirectConnection, what: &ReleaseCommand) -> Result<Released, StoreError> {
-    block_on(direct.release(std::slice::from_ref(what))).map(|done| done[0])
+fn release(
+    direct: &dyn DirectConnection,
+    command: &ReleaseCommand,
+) -> Result<Released, StoreError> {
+    block_on(direct.release(std::slice::from_ref(command))).map(|done| done[0])
 }
 
 /// For calls of the store, which have deadlines.
@@ -90,16 +96,16 @@ fn store_and_direct_connection_see_what_the_other_has_done() {
     let subject = Subject::new();
     let (direct, store) = (subject.direct(), &subject.store);
     assert!(direct.blocks());
-    let (first, second) = (ask("job"), ask("job"));
+    let (first, second) = (command("job"), command("job"));
     let first = granted(&*direct, &first);
     let runtime = runtime();
-    let asks = [second];
-    let answer = runtime.block_on(store.acquire(&asks, SOON)).unwrap();
+    let commands = [second];
+    let answer = runtime.block_on(store.acquire(&commands, SOON)).unwrap();
     assert!(matches!(answer[..], [Outcome::Held(_)]), "{answer:?}");
     assert_eq!(release(&*direct, &first).unwrap(), Released::Freed);
-    let answer = runtime.block_on(store.acquire(&asks, SOON)).unwrap();
+    let answer = runtime.block_on(store.acquire(&commands, SOON)).unwrap();
     assert!(matches!(answer[..], [Outcome::Granted { .. }]));
-    let third = try_once(&*direct, &ask("job")).unwrap();
+    let third = try_once(&*direct, &command("job")).unwrap();
     assert!(matches!(third, Outcome::Held(_)), "{third:?}");
 }
 
@@ -108,11 +114,11 @@ fn a_file_that_another_client_writes_to_is_contention_and_a_held_lock_is_held_al
     let _alone = ALONE.blocking_lock();
     let subject = Subject::new();
     let direct = subject.direct();
-    let held = granted(&*direct, &ask("held"));
+    let held = granted(&*direct, &command("held"));
     let writer = subject.by_hand();
     writer.execute_batch("BEGIN IMMEDIATE").unwrap();
     // Both are answered while the other client goes on writing.
-    let outcome = try_once(&*direct, &ask("job"));
+    let outcome = try_once(&*direct, &command("job"));
     assert!(
         matches!(outcome, Err(StoreError::Contention(_))),
         "{outcome:?}"
@@ -122,10 +128,10 @@ fn a_file_that_another_client_writes_to_is_contention_and_a_held_lock_is_held_al
         matches!(released, Err(StoreError::Contention(_))),
         "{released:?}"
     );
-    let outcome = try_once(&*direct, &ask("held")).unwrap();
+    let outcome = try_once(&*direct, &command("held")).unwrap();
     assert!(matches!(outcome, Outcome::Held(_)), "{outcome:?}");
     writer.execute_batch("ROLLBACK").unwrap();
-    granted(&*direct, &ask("job"));
+    granted(&*direct, &command("job"));
     assert_eq!(release(&*direct, &held).unwrap(), Released::Freed);
 }
 
@@ -134,16 +140,16 @@ fn an_open_fence_keeps_the_lock_from_callers_of_the_direct_connection() {
     let _alone = ALONE.blocking_lock();
     let subject = Subject::new();
     let direct = subject.direct();
-    let held = granted(&*direct, &ask("job"));
+    let held = granted(&*direct, &command("job"));
     let fences = crate::store::sqlite::fence::Fences::of_database(
         &subject.store.database.path,
         Table::default().as_str(),
     );
     let fence = fences.open("job").unwrap().unwrap();
     assert_eq!(release(&*direct, &held).unwrap(), Released::Freed);
-    assert_eq!(try_once(&*direct, &ask("job")).unwrap(), Outcome::Busy);
+    assert_eq!(try_once(&*direct, &command("job")).unwrap(), Outcome::Busy);
     drop(fence);
-    granted(&*direct, &ask("job"));
+    granted(&*direct, &command("job"));
 }
 
 #[test]
@@ -151,14 +157,14 @@ fn a_file_that_was_deleted_is_made_anew_for_its_owner_only() {
     let _alone = ALONE.blocking_lock();
     let subject = Subject::new();
     let direct = subject.direct();
-    let lost = granted(&*direct, &ask("job"));
+    let lost = granted(&*direct, &command("job"));
     for end in ["", "-wal", "-shm"] {
         let mut file = subject.path.clone().into_os_string();
         file.push(end);
         fs::remove_file(file).unwrap();
     }
     assert_eq!(release(&*direct, &lost).unwrap(), Released::NotHeld);
-    granted(&*direct, &ask("job"));
+    granted(&*direct, &command("job"));
     let rows: i64 = subject
         .by_hand()
         .query_row("SELECT count(*) FROM database_locks_lock", [], |row| {
@@ -190,11 +196,11 @@ fn a_table_that_the_store_has_used_may_come_back_for_the_direct_connection_too()
     let (store, direct) = (&subject.store, subject.direct());
     let runtime = runtime();
     runtime
-        .block_on(store.acquire(&[ask("job")], SOON))
+        .block_on(store.acquire(&[command("job")], SOON))
         .unwrap();
     let rename = "ALTER TABLE database_locks_lock RENAME TO away";
     subject.by_hand().execute_batch(rename).unwrap();
-    let lacking = try_once(&*direct, &ask("job"));
+    let lacking = try_once(&*direct, &command("job"));
     assert!(
         matches!(lacking, Err(StoreError::Unavailable(_))),
         "{lacking:?}"
@@ -218,7 +224,7 @@ fn a_call_that_hangs_keeps_no_other_thread() {
             })
         });
         begun.recv().unwrap();
-        let outcome = try_once(&**direct, &ask("job"));
+        let outcome = try_once(&**direct, &command("job"));
         assert!(
             matches!(outcome, Err(StoreError::Contention(_))),
             "{outcome:?}"
@@ -226,7 +232,7 @@ fn a_call_that_hangs_keeps_no_other_thread() {
         drop(thaw);
         hangs.join().unwrap().unwrap();
     });
-    granted(&**direct, &ask("job"));
+    granted(&**direct, &command("job"));
 }
 
 #[test]
@@ -237,7 +243,7 @@ fn a_call_that_panics_leaves_the_direct_connection_usable() {
     let panics = || direct.call(|_| -> Result<(), StoreError> { panic!("of its own") });
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics));
     assert!(caught.is_err());
-    granted(&**direct, &ask("job"));
+    granted(&**direct, &command("job"));
 }
 
 #[test]
@@ -245,11 +251,11 @@ fn the_last_handle_that_is_dropped_closes_the_file() {
     let _alone = ALONE.blocking_lock();
     let mut subject = Subject::new();
     let direct = subject.direct();
-    granted(&*direct, &ask("job"));
+    granted(&*direct, &command("job"));
     assert_eq!(subject.files(), 3, "the file, its journal and its index");
     let other = subject.path.with_file_name("another");
     subject.store = Sqlite::new(other, false, &Table::default());
-    granted(&*direct, &ask("another job"));
+    granted(&*direct, &command("another job"));
     drop(direct);
     within_time(|| subject.files() == 1);
 }
@@ -267,7 +273,7 @@ fn a_direct_connection_by_itself_has_the_file_open_once_and_starts_no_thread() {
             .count()
     };
     assert_eq!(open(), 0);
-    let held = granted(&*direct, &ask("job"));
+    let held = granted(&*direct, &command("job"));
     release(&*direct, &held).unwrap();
     assert_eq!(open(), 1);
     assert_eq!(

@@ -10,24 +10,24 @@ use protocol::{AcquireCommand, Outcome};
 /// Held locks are refused without the write lock. Only the others take it.
 pub(crate) fn acquire(
     worker: &mut Worker,
-    asks: &[AcquireCommand],
+    commands: &[AcquireCommand],
 ) -> Result<Vec<Outcome>, StoreError> {
     let mut outcomes: Vec<Outcome> = worker.with(|session| {
         let mut is_held = session.prepare(Sql::IsHeld)?;
-        let one = |ask: &AcquireCommand| match is_held.exists([ask.name.as_str()])? {
-            true => failed_acquire_outcome(session, ask),
+        let one = |command: &AcquireCommand| match is_held.exists([command.name.as_str()])? {
+            true => failed_acquire_outcome(session, command),
             false => Ok(Outcome::Busy),
         };
-        asks.iter().map(one).collect()
+        commands.iter().map(one).collect()
     })?;
     worker.database.note_used();
     if !outcomes.contains(&Outcome::Busy) {
         return Ok(outcomes);
     }
     worker.write(|session| {
-        for (ask, outcome) in asks.iter().zip(&mut outcomes) {
-            if *outcome == Outcome::Busy && !session.is_fenced(ask.name.as_str())? {
-                *outcome = grant(session, ask)?;
+        for (command, outcome) in commands.iter().zip(&mut outcomes) {
+            if *outcome == Outcome::Busy && !session.is_fenced(command.name.as_str())? {
+                *outcome = grant(session, command)?;
             }
         }
         Ok(())
@@ -36,34 +36,34 @@ pub(crate) fn acquire(
 }
 
 /// Grant a lock unless it is held. Needs the write lock.
-fn grant(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcome> {
-    let name = ask.name.as_str();
+fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Outcome> {
+    let name = command.name.as_str();
     let writes_row = |sql| {
-        let length = modifier(ask.length);
+        let length = modifier(command.length);
         let params = (
             name,
-            &*ask.holder,
-            ask.grant.as_str(),
-            &*ask.metadata,
+            &*command.holder,
+            command.grant.as_str(),
+            &*command.metadata,
             length,
         );
         Ok::<_, rusqlite::Error>(session.prepare(sql)?.execute(params)? == 1)
     };
     if !writes_row(Sql::Acquire)? && !writes_row(Sql::Insert)? {
-        return failed_acquire_outcome(session, ask);
+        return failed_acquire_outcome(session, command);
     }
     let mut token = session.prepare(Sql::ReadToken)?;
     let token = token.query_row([name], |row| row.get("token"))?;
-    Ok(granted(token, ask.length))
+    Ok(granted(token, command.length))
 }
 
 /// The outcome of a refused acquire. The lock may be held by the requested grant.
 fn failed_acquire_outcome(
     session: &Session<'_>,
-    ask: &AcquireCommand,
+    command: &AcquireCommand,
 ) -> rusqlite::Result<Outcome> {
-    let row = session.read(&ask.name)?;
+    let row = session.read(&command.name)?;
     Ok(row.map_or(Outcome::Busy, |row| {
-        row.failed_acquire_outcome(ask.grant.as_str())
+        row.failed_acquire_outcome(command.grant.as_str())
     }))
 }

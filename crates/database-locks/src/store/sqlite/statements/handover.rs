@@ -10,9 +10,9 @@ use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, failed_resume_o
 
 pub(crate) fn take_over(
     worker: &mut Worker,
-    what: &TakeOverCommand,
+    command: &TakeOverCommand,
 ) -> Result<Outcome, StoreError> {
-    let to = &what.to;
+    let to = &command.to;
     worker.write(|session| {
         if session.is_fenced(to.name.as_str())? {
             return Ok(Outcome::Busy);
@@ -23,8 +23,8 @@ pub(crate) fn take_over(
             to.grant.as_str(),
             &*to.metadata,
             modifier(to.length),
-            what.token.get(),
-            what.grant.as_deref(),
+            command.token.get(),
+            command.grant.as_deref(),
         );
         let mut preempt = session.prepare(Sql::Preempt)?;
         let token = preempt.query_row(params, |row| row.get("token"));
@@ -32,18 +32,18 @@ pub(crate) fn take_over(
             return Ok(granted(token, to.length));
         }
         let row = session.read(&to.name)?;
-        Ok(row.map_or(Outcome::Busy, |row| row.failed_take_over_outcome(what)))
+        Ok(row.map_or(Outcome::Busy, |row| row.failed_take_over_outcome(command)))
     })
 }
 
-pub(crate) fn resume(worker: &mut Worker, what: &ResumeCommand) -> Result<Renewal, StoreError> {
-    let to = &what.to;
+pub(crate) fn resume(worker: &mut Worker, command: &ResumeCommand) -> Result<Renewal, StoreError> {
+    let to = &command.to;
     worker.write(|session| {
         if !session.is_fenced(to.name.as_str())? {
             let params = (
                 to.name.as_str(),
-                what.token.get(),
-                what.from.as_str(),
+                command.token.get(),
+                command.from.as_str(),
                 to.grant.as_str(),
                 &*to.holder,
                 &*to.metadata,
@@ -54,7 +54,7 @@ pub(crate) fn resume(worker: &mut Worker, what: &ResumeCommand) -> Result<Renewa
             }
         }
         Ok(failed_resume_outcome(
-            what,
+            command,
             session.read(&to.name)?.as_ref(),
         ))
     })

@@ -9,19 +9,19 @@ use protocol::{Force, LockName, LockRow, ReleaseCommand, Released, Token};
 
 pub(crate) fn release(
     worker: &mut Worker,
-    returns: &[ReleaseCommand],
+    commands: &[ReleaseCommand],
 ) -> Result<Vec<Released>, StoreError> {
     worker.write(|session| {
         let mut release = session.prepare(Sql::Release)?;
-        let one = |what: &ReleaseCommand| {
-            let (name, token) = (what.name.as_str(), what.token.map(Token::get));
-            let params = (name, token, what.grant.as_str(), &*what.holder);
+        let one = |command: &ReleaseCommand| {
+            let (name, token) = (command.name.as_str(), command.token.map(Token::get));
+            let params = (name, token, command.grant.as_str(), &*command.holder);
             Ok(match release.execute(params)? {
                 1 => Released::Freed,
                 _ => Released::NotHeld,
             })
         };
-        returns.iter().map(one).collect()
+        commands.iter().map(one).collect()
     })
 }
 
