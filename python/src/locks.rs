@@ -171,9 +171,9 @@ impl Locks {
         })
     }
 
-    fn prune(&self, py: Python<'_>, idle: f64, unknown: bool) -> PyResult<Pending> {
+    fn prune(&self, py: Python<'_>, idle: f64, include_legacy: bool) -> PyResult<Pending> {
         let mut what = Prune::older_than(seconds(py, "idle", idle)?);
-        if unknown {
+        if include_legacy {
             what = what.include_legacy();
         }
         Ok(self.pending(|locks| async move { Ok(value(locks.prune(what).await?)) }))

@@ -98,11 +98,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// than `after`.
     ///
     /// A row that legacy (django-database-locks 0.5) wrote does not tell when it was released. It is
-    /// deleted only if `unknown` is set.
+    /// deleted only if `include_legacy` is set.
     fn prune(
         &self,
         idle: Duration,
-        unknown: bool,
+        include_legacy: bool,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned>;

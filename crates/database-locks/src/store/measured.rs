@@ -106,7 +106,7 @@ measured! {
     take_over(command: &TakeOverCommand, within: Duration) -> Outcome, "preempt";
     resume(command: &ResumeCommand, within: Duration) -> Renewal, "resume";
     force(name: &LockName, within: Duration) -> Force, "force";
-    prune(idle: Duration, unknown: bool, after: Option<i64>, within: Duration) -> Pruned, "prune";
+    prune(idle: Duration, include_legacy: bool, after: Option<i64>, within: Duration) -> Pruned, "prune";
     open_fence(grant: &Grant, within: Duration) -> Result<Barrier, Gone>, "open_fence";
     install(within: Duration) -> (), "install";
 }

@@ -113,11 +113,11 @@ impl Store for DirectStore {
     fn prune(
         &self,
         idle: Duration,
-        unknown: bool,
+        include_legacy: bool,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
-        self.0.prune(idle, unknown, after, within)
+        self.0.prune(idle, include_legacy, after, within)
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {

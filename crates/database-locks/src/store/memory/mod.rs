@@ -184,14 +184,14 @@ impl Store for Memory {
     fn prune(
         &self,
         idle: Duration,
-        unknown: bool,
+        include_legacy: bool,
         _: Option<i64>,
         _: Duration,
     ) -> Reply<'_, Pruned> {
         let (now, mut rows) = (clock::now(), self.rows());
         let token = least_token(now);
         let before = rows.len();
-        let old = |at: Option<BootInstant>| at.map_or(unknown, |at| at + idle <= now);
+        let old = |at: Option<BootInstant>| at.map_or(include_legacy, |at| at + idle <= now);
         rows.retain(|_, row| {
             let last = match row.expires {
                 Some(Ends::At(end)) => Some(end),

@@ -197,11 +197,15 @@ impl Store for Mysql {
     fn prune(
         &self,
         idle: Duration,
-        unknown: bool,
+        include_legacy: bool,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
-        on_session!(self, within, |session| session.prune(idle, unknown, after))
+        on_session!(self, within, |session| session.prune(
+            idle,
+            include_legacy,
+            after
+        ))
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {

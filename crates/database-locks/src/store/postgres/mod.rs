@@ -196,12 +196,13 @@ impl Store for Postgres {
     fn prune(
         &self,
         idle: Duration,
-        unknown: bool,
+        include_legacy: bool,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
-        let work =
-            move |session: Arc<Session>| async move { prune(&session, idle, unknown, after).await };
+        let work = move |session: Arc<Session>| async move {
+            prune(&session, idle, include_legacy, after).await
+        };
         Box::pin(self.connection.run_long(within, work))
     }
 

@@ -156,12 +156,12 @@ impl Store for Sqlite {
     fn prune(
         &self,
         idle: Duration,
-        unknown: bool,
+        include_legacy: bool,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
         Box::pin(self.call(within, move |worker| {
-            prune::prune(worker, idle, unknown, after)
+            prune::prune(worker, idle, include_legacy, after)
         }))
     }
 

@@ -50,7 +50,7 @@ impl Session {
     pub(crate) async fn prune(
         &mut self,
         idle: Duration,
-        unknown: bool,
+        include_legacy: bool,
         after: Option<i64>,
     ) -> Result<Pruned, StoreError> {
         let (first, after) = (after.is_none(), after.unwrap_or(i64::MIN));
@@ -61,7 +61,7 @@ impl Session {
         // An empty table is pruned as well, so that a missing right is reported.
         let last = end.unwrap_or(after);
         let params = params! {
-            "idle" => micros(bounded(idle)), "unknown" => unknown, "after" => after, "last" => last,
+            "idle" => micros(bounded(idle)), "unknown" => include_legacy, "after" => after, "last" => last,
         };
         let statement = match self.cluster {
             None => Self::PRUNE,

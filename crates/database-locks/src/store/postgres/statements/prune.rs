@@ -42,11 +42,13 @@ SELECT (SELECT max(id)::bigint FROM page) AS last, (SELECT count(*) FROM deleted
 pub(crate) async fn prune(
     session: &Session,
     idle: Duration,
-    unknown: bool,
+    include_legacy: bool,
     after: Option<i64>,
 ) -> Result<Pruned, ServerError> {
     let (idle, after) = (micros(bounded(idle)), after.unwrap_or(i64::MIN));
-    let rows = session.write(&PRUNE, 1, &[&idle, &unknown, &after]).await?;
+    let rows = session
+        .write(&PRUNE, 1, &[&idle, &include_legacy, &after])
+        .await?;
     let Some(row) = rows.first() else {
         return Ok(Pruned::default());
     };

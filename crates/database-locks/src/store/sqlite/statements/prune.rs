@@ -11,7 +11,7 @@ use protocol::Pruned;
 pub(crate) fn prune(
     worker: &mut Worker,
     idle: Duration,
-    unknown: bool,
+    include_legacy: bool,
     after: Option<i64>,
 ) -> Result<Pruned, StoreError> {
     let first = after.unwrap_or(i64::MIN);
@@ -23,7 +23,7 @@ pub(crate) fn prune(
             return Ok(Pruned::default());
         };
         let mut found = session.prepare(Sql::Idle)?;
-        let found = found.query_map((ago(idle), unknown, first, last), |row| {
+        let found = found.query_map((ago(idle), include_legacy, first, last), |row| {
             Ok((row.get("id")?, row.get("name")?))
         })?;
         let found: Vec<(i64, String)> = found.collect::<Result<_, _>>()?;
