@@ -191,7 +191,7 @@ class Locks:
     def force_release(self, name: str) -> Pending[tuple[str | None, float | None] | None]:
         """The result is ``(holder, held_for)``, or ``None`` if the lock was free."""
 
-    def prune(self, idle: float, unknown: bool) -> Pending[int]:
+    def prune(self, idle: float, include_legacy: bool) -> Pending[int]:
         """The result is the number of deleted rows."""
 
     def doctor(self) -> Pending[str]:

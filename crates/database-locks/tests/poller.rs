@@ -42,17 +42,17 @@ async fn one_poll_reads_all_waited_locks() {
         }
         // By then their polls are one.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        requests(&counted, ["look"]);
+        requests(&counted, ["poll"]);
         if let Some(proxy) = &proxy {
             proxy.reset_counts();
         }
         let began = time::now();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let [looks, tries] = requests(&counted, ["look", "acquire"]);
+        let [polls, tries] = requests(&counted, ["poll", "acquire"]);
         let sent = proxy.as_ref().map(|proxy| proxy.counts().chunks_up);
         // A pause is 30 ms at the least.
         let most = 10 + began.elapsed().as_millis() as usize / 30;
-        assert!((2..=most).contains(&looks), "{engine}: {looks} looks");
+        assert!((2..=most).contains(&polls), "{engine}: {polls} polls");
         assert_eq!(tries, 0, "{engine}: only what may be had is tried for");
         if let Some(sent) = sent {
             assert!(sent as usize <= 2 * most, "{engine}: {sent} packets");

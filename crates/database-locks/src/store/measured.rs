@@ -102,7 +102,7 @@ measured! {
     release(commands: &[ReleaseCommand], within: Duration) -> Vec<Released>, "release";
     read(names: &[LockName], within: Duration) -> Vec<LockInfo>, "read";
     page(filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";
-    holders(names: &[LockName], within: Duration) -> Vec<Option<Holder>>, "look";
+    holders(names: &[LockName], within: Duration) -> Vec<Option<Holder>>, "poll";
     take_over(command: &TakeOverCommand, within: Duration) -> Outcome, "preempt";
     resume(command: &ResumeCommand, within: Duration) -> Renewal, "resume";
     force(name: &LockName, within: Duration) -> Force, "force";

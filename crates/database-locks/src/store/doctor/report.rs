@@ -71,7 +71,7 @@ impl ReportBuilder {
         self.report.checks.push(Check {
             area,
             seen: false,
-            message: format!("could not look: {why}"),
+            message: format!("not checked: {why}"),
         });
     }
 
