@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::Client;
-use crate::client::acquire::queue::Waiters;
+use crate::client::acquire::head_start::Waiters;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::pending_releases::PendingRelease;
 use crate::client::renewal::grant_state::ms;

@@ -23,10 +23,10 @@ use protocol::{
 
 /// How long a single try is repeated after a conflict that is not about this lock, such as a
 /// deadlock or another writer of the SQLite file.
-const CONTENTION_RETRIES: Duration = Duration::from_secs(1);
+const CONTENTION_RETRY_FOR: Duration = Duration::from_secs(1);
 /// How long a single try is repeated while the lock looks free but its row is locked, usually
 /// because another client is acquiring it.
-const BUSY_RETRIES: Duration = Duration::from_millis(30);
+const BUSY_RETRY_FOR: Duration = Duration::from_millis(30);
 /// How long the first waiter of a queue waits for a release within this process before it polls.
 const OWN_HOLDER_WAIT: Duration = Duration::from_secs(1);
 /// The last try of a bounded wait starts this long before its end, to be answered in time.
@@ -35,12 +35,19 @@ const LAST_TRY: Duration = Duration::from_millis(20);
 /// that one try is left.
 const NO_HEAD_START: Duration = Duration::from_millis(100);
 
-/// A try that did not decide the acquisition. `None`: its answer is late.
+/// A try that did not decide the acquisition.
 #[derive(Debug)]
-pub(crate) struct FirstTry(
-    pub(crate) Attempt,
-    pub(crate) Option<Result<Outcome, StoreError>>,
-);
+pub(crate) struct FirstTry {
+    pub(crate) attempt: Attempt,
+    /// `None`: the answer is late.
+    pub(crate) outcome: Option<Result<Outcome, StoreError>>,
+}
+
+impl FirstTry {
+    pub(crate) fn new(attempt: Attempt, outcome: Option<Result<Outcome, StoreError>>) -> Box<Self> {
+        Box::new(Self { attempt, outcome })
+    }
+}
 
 /// One acquisition. Dropping it at any point leaves nothing held: see [`Attempt`].
 pub(crate) struct Acquisition<'a> {
@@ -71,7 +78,7 @@ impl<'a> Acquisition<'a> {
         deadline: Option<BootInstant>,
     ) -> Result<Self, Error> {
         let (attempt, polled) = match first_try {
-            Some(first_try) => (first_try.0, first_try.1),
+            Some(first_try) => (first_try.attempt, first_try.outcome),
             None => (Attempt::new(client, request)?, None),
         };
         Ok(Self {
@@ -93,7 +100,7 @@ impl<'a> Acquisition<'a> {
         let name = &self.request.name;
         // An acquire that may preempt the holder does not wait behind those that may not.
         if !self.request.preempt {
-            if self.request.once() {
+            if self.request.is_single_try() {
                 if self.polled.is_none() {
                     clock::sleep(self.client.queues.head_start(name)).await;
                     self.probe().await;
@@ -109,7 +116,7 @@ impl<'a> Acquisition<'a> {
             let sent = clock::now();
             let outcome = match self.polled.take() {
                 Some(outcome) => outcome,
-                None => self.attempt.once().await,
+                None => self.attempt.in_background().await,
             };
             if let Ok(Outcome::Granted { token, length, .. }) = outcome {
                 self.client.outages.log_answered(sent);
@@ -119,7 +126,7 @@ impl<'a> Acquisition<'a> {
                 }
             }
             let now = clock::now();
-            if self.request.once() && self.ends_single_try(&outcome, now) {
+            if self.request.is_single_try() && self.ends_single_try(&outcome, now) {
                 return match outcome {
                     // A blocked row is an error that names the cause, and not a held lock.
                     Err(blocked) => Err(blocked.into_error(op(&self.request.name))),
@@ -129,7 +136,7 @@ impl<'a> Acquisition<'a> {
             let hint = self.interval.after(&outcome, now);
             let held = matches!(outcome, Ok(Outcome::Held(_)));
             let held_here = self.record(outcome, sent)?;
-            if self.request.once() {
+            if self.request.is_single_try() {
                 tokio::time::sleep(hint.polling).await;
                 continue;
             }
@@ -216,7 +223,7 @@ impl<'a> Acquisition<'a> {
             Err(loss) => loss,
         };
         client.queues.left(name);
-        if self.request.once() {
+        if self.request.is_single_try() {
             return Err(Error::lost(name, loss));
         }
         let took = clock::now() - sent;
@@ -239,20 +246,19 @@ impl<'a> Acquisition<'a> {
 
     /// Whether this outcome ends a single try.
     fn ends_single_try(&mut self, outcome: &Result<Outcome, StoreError>, now: BootInstant) -> bool {
+        if let Err(StoreError::Unavailable(_)) = outcome {
+            return true;
+        }
         // Counted from the answer: after a slow answer there is still another try.
         let unclear = now - *self.unclear_since.get_or_insert(now);
         let ends = match outcome {
             Ok(Outcome::Held(_)) => true,
-            Ok(Outcome::Busy) => unclear >= BUSY_RETRIES,
-            Err(StoreError::Contention(_)) => unclear >= CONTENTION_RETRIES,
-            Err(StoreError::Unavailable(_)) => true,
+            Ok(Outcome::Busy) => unclear >= BUSY_RETRY_FOR,
+            Err(StoreError::Contention(_)) => unclear >= CONTENTION_RETRY_FOR,
             _ => false,
         };
         let (observations, name) = (&self.client.observations, &self.request.name);
-        match outcome {
-            Err(StoreError::Unavailable(_)) => ends,
-            _ => ends && self.extension.until(observations, name, now).is_none(),
-        }
+        ends && self.extension.until(observations, name, now).is_none()
     }
 
     /// Record a try that granted nothing; returns whether a guard of this process holds the lock.
@@ -270,7 +276,7 @@ impl<'a> Acquisition<'a> {
         match &outcome {
             Err(StoreError::Rejected { .. }) => {}
             // A single try does not wait, and its error contains the failure.
-            Err(_) if self.request.once() => {}
+            Err(_) if self.request.is_single_try() => {}
             Err(failure) => self.client.outages.log_failed(name, sent, failure),
             Ok(outcome) => {
                 self.client.outages.log_answered(sent);

@@ -78,14 +78,14 @@ impl Attempt {
         let wait = self.request.wait.filter(|wait| !wait.is_zero());
         let (done, under_way) = oneshot::channel();
         self.under_way = Some(under_way);
-        let before = self.prepare();
+        let was_unknown = self.prepare();
         let answer = permit.acquire(self.command.clone(), wait, done).await?;
         self.under_way = None;
-        Some(self.answered(before, answer))
+        Some(self.answered(was_unknown, answer))
     }
 
     /// Try in the background.
-    pub(crate) async fn once(&mut self) -> Result<Outcome, StoreError> {
+    pub(crate) async fn in_background(&mut self) -> Result<Outcome, StoreError> {
         match self.acquire().await? {
             Outcome::Held(holder) if self.may_take_over(&holder) => self.take_over(holder).await,
             outcome => Ok(outcome),
@@ -118,7 +118,7 @@ impl Attempt {
         Ok(match outcome {
             // A renewal locks the row only for a moment, but a fence may last: the request waits
             // for it as for a holder.
-            Outcome::Busy if !self.request.once() => Outcome::Held(from),
+            Outcome::Busy if !self.request.is_single_try() => Outcome::Held(from),
             Outcome::Granted {
                 token,
                 confirmed_by,
@@ -139,9 +139,9 @@ impl Attempt {
     }
 
     async fn acquire(&mut self) -> Result<Outcome, StoreError> {
-        let before = self.prepare();
+        let was_unknown = self.prepare();
         let answer = self.client.acquires.ask(self.command.clone()).await;
-        self.answered(before, answer)
+        self.answered(was_unknown, answer)
     }
 
     /// Prepare a request; returns whether the outcome of an earlier one is unknown.
@@ -156,19 +156,19 @@ impl Attempt {
 
     fn answered(
         &mut self,
-        before: bool,
+        was_unknown: bool,
         answer: Result<Outcome, StoreError>,
     ) -> Result<Outcome, StoreError> {
         if answer.as_ref().is_err_and(StoreError::is_undone) {
             // Nothing was granted, so there is nothing to release.
-            self.is_unknown = before;
+            self.is_unknown = was_unknown;
         }
         let mut outcome = answer?;
         self.observe(&mut outcome);
         self.is_unknown = match outcome {
             Outcome::Held(_) => false,
             // An earlier request of this attempt, whose reply was lost, may have the row locked.
-            Outcome::Busy => before,
+            Outcome::Busy => was_unknown,
             Outcome::Granted { confirmed_by, .. } => {
                 self.confirmed_by = confirmed_by;
                 true

@@ -8,9 +8,7 @@ use tracing::{Instrument, Span};
 
 use crate::client::Client;
 use crate::client::acquire::acquisition::FirstTry;
-use crate::client::acquire::progress::Progress;
-use crate::client::acquire::progress::report;
-use crate::client::acquire::progress::wait_error;
+use crate::client::acquire::progress::{Progress, report, wait_error};
 use crate::client::acquire::request::AcquireRequest;
 use crate::client::guard::LockGuard;
 use crate::client::renewal::grant_state::ms;
@@ -111,19 +109,19 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
     };
     let mut attempt = Attempt::new(client, request)?;
     let Some(outcome) = attempt.directly(permit).await else {
-        return Ok(Direct::Undecided(Some(Box::new(FirstTry(attempt, None)))));
+        return Ok(Direct::Undecided(Some(FirstTry::new(attempt, None))));
     };
     Ok(match outcome {
         // The confirmation is awaited with a timeout, and only the background has a timer for it.
         Ok(Outcome::Granted { .. }) if request.timing.is_confirmed_later() => {
-            Direct::Undecided(Some(Box::new(FirstTry(attempt, Some(outcome)))))
+            Direct::Undecided(Some(FirstTry::new(attempt, Some(outcome))))
         }
         Ok(Outcome::Granted { token, length, .. }) => {
             client.outages.log_answered(attempt.sent());
             client.queues.acquired(&request.name);
             match attempt.granted(token, length).await {
                 Ok(guard) => Direct::Done(Some(guard)),
-                Err(loss) if request.once() => {
+                Err(loss) if request.is_single_try() => {
                     client.queues.left(&request.name);
                     return Err(Error::lost(&request.name, loss));
                 }
@@ -134,7 +132,9 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             }
         }
         // A lease that ends by observation has to be observed, which the background does.
-        Ok(Outcome::Held(holder)) if request.once() && holder.observed_expiry.is_none() => {
+        Ok(Outcome::Held(holder))
+            if request.is_single_try() && holder.observed_expiry.is_none() =>
+        {
             client.outages.log_answered(attempt.sent());
             record_holder(client, &request.name, &holder, false);
             Direct::Done(None)
@@ -143,9 +143,9 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
         Err(failure) if failure.is_undone() && !failure.is_answer() => Direct::Undecided(None),
         // The connection failed, but the server may still answer.
         Err(failure) if !failure.is_answer() => {
-            Direct::Undecided(Some(Box::new(FirstTry(attempt, None))))
+            Direct::Undecided(Some(FirstTry::new(attempt, None)))
         }
-        outcome => Direct::Undecided(Some(Box::new(FirstTry(attempt, Some(outcome))))),
+        outcome => Direct::Undecided(Some(FirstTry::new(attempt, Some(outcome)))),
     })
 }
 
@@ -271,7 +271,7 @@ async fn within_wait(
     let limit = request.wait.filter(|wait| !wait.is_zero());
     let mut end = limit.map(|limit| began + limit);
     let work = Acquisition::new(client, request, first_try, &progress, end)?.run();
-    if request.once() {
+    if request.is_single_try() {
         return work.await;
     }
     {

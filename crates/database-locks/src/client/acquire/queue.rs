@@ -13,8 +13,7 @@ use tokio::sync::Notify;
 use crate::runtime::clock;
 use protocol::{BootInstant, LockName, Token};
 
-use crate::client::acquire::head_start::HeadStart;
-pub(crate) use crate::client::acquire::head_start::Waiters;
+use crate::client::acquire::head_start::{HeadStart, Waiters};
 
 /// The number of names that are kept without cleaning up.
 const MIN_NAMES: usize = 1_024;

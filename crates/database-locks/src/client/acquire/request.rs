@@ -22,7 +22,7 @@ pub(crate) struct AcquireRequest {
 
 impl AcquireRequest {
     /// Whether the lock is tried once, without waiting.
-    pub(crate) fn once(&self) -> bool {
+    pub(crate) fn is_single_try(&self) -> bool {
         self.wait.is_some_and(|wait| wait.is_zero())
     }
 }
