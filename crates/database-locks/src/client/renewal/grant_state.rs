@@ -189,12 +189,12 @@ impl GrantState {
     }
 
     /// Record that a renewal is sent.
-    pub(crate) fn renewing(&self) {
+    pub(crate) fn mark_renewing(&self) {
         self.renewal_under_way.store(true, Ordering::Relaxed);
     }
 
     /// Record the answer to a renewal; `None` if it succeeded.
-    pub(crate) fn answered(&self, failure: Option<RenewalFailure>) {
+    pub(crate) fn record_answer(&self, failure: Option<RenewalFailure>) {
         self.renewal_under_way.store(false, Ordering::Relaxed);
         let before = self.failure.lock();
         *before.unwrap_or_else(PoisonError::into_inner) = failure;

@@ -37,7 +37,7 @@ pub(super) struct LeaseEntry {
 impl LeaseEntry {
     /// Mark a renewal as under way, and return its parameters.
     pub(super) fn begin_renewal(&mut self) -> (Grant, Ttl) {
-        self.state.renewing();
+        self.state.mark_renewing();
         (self.state.latest_grant(), self.lease.renewing())
     }
 }
@@ -195,7 +195,7 @@ impl LeaseTable {
         } else {
             entry.failing_since.get_or_insert(now);
         }
-        entry.state.answered(failure);
+        entry.state.record_answer(failure);
         entry.lease.answered(sent, answer, now);
         if let Next::Lost(_) = entry.lease.next(now) {
             // `begin_due` reports the loss, at once.

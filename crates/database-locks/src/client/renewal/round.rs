@@ -121,7 +121,7 @@ impl Scheduler {
                     // The database's answer is the reason of the loss, rather than an earlier
                     // failure.
                     if let Some(entry) = table.entries.get(&grant.id) {
-                        entry.state.answered(None);
+                        entry.state.record_answer(None);
                     }
                     table.mark_lost(grant.id, gone, &mut events);
                 }

@@ -137,7 +137,7 @@ fn a_loss_names_the_latest_failure_whether_the_guard_or_the_scheduler_detects_it
             reason: LostReason::Refused,
             message: "permission denied".into(),
         };
-        state.answered(Some(failure));
+        state.record_answer(Some(failure));
         let loss = match asked {
             true => state.lose(LostReason::Expired),
             false => state.mark_lost(LostReason::Refused.into()).unwrap(),
