@@ -45,7 +45,7 @@ impl DirectConnection for PostgresDirect {
 
     fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         self.listener
-            .holds_no_more(commands.iter().map(|command| &command.grant));
+            .forget(commands.iter().map(|command| &command.grant));
         let work = move |session: Arc<Session>| async move { release(&session, commands).await };
         Box::pin(self.connection.run_direct(work))
     }

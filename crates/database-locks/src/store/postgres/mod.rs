@@ -118,7 +118,7 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Vec<Released>> {
         self.listener
-            .holds_no_more(commands.iter().map(|command| &command.grant));
+            .forget(commands.iter().map(|command| &command.grant));
         let work = move |session: Arc<Session>| async move { release(&session, commands).await };
         Box::pin(self.connection.run(within, work))
     }

@@ -48,8 +48,9 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(12);
 /// A lease that is longer than this is by default renewed less often than every 5 s, so the process
 /// listens. The holder of a shorter one learns of a release by force from its next renewal.
 const LONG_LEASE: Duration = Duration::from_secs(15);
-/// A lease that ends sooner does not justify the round trips of a LISTEN.
-const SETTLED: Duration = Duration::from_millis(500);
+/// How long a long lease has been held before the process listens for it. One that ends sooner does
+/// not justify the round trips of a LISTEN.
+const LISTEN_AFTER: Duration = Duration::from_millis(500);
 /// For how long an infinite lease counts as held unless it is renewed or released.
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -101,10 +102,10 @@ struct Shared {
     state: Mutex<State>,
     notify: OnceLock<NoticeHandler>,
     /// Whether a long lease has ever been held. If not, there is none to remove.
-    rare: AtomicBool,
+    had_long_lease: AtomicBool,
     /// The backends that serve this process alone. Their notifications are ignored, since the
     /// caller of the statement knows the event.
-    own: Mutex<Vec<i32>>,
+    own_backends: Mutex<Vec<i32>>,
 }
 
 #[derive(Default)]
@@ -114,7 +115,7 @@ struct State {
     /// The long leases, including those that were handed over, until they end.
     leases: ExpiringMap<GrantId>,
     /// Whether a task is about to listen for them.
-    soon: bool,
+    listen_scheduled: bool,
 }
 
 impl Shared {
@@ -122,8 +123,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn own(&self) -> MutexGuard<'_, Vec<i32>> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    fn own_backends(&self) -> MutexGuard<'_, Vec<i32>> {
+        self.own_backends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn notify(&self, notice: Notice<'_>) {
@@ -146,7 +149,7 @@ impl Shared {
 impl ConnectionEvents for Shared {
     fn notified(&self, notification: &Notification) {
         let pid = notification.process_id();
-        if self.own().contains(&pid) {
+        if self.own_backends().contains(&pid) {
             return;
         }
         if let Ok(name) = LockName::new(notification.payload()) {
@@ -161,13 +164,13 @@ impl ConnectionEvents for Shared {
     }
 
     fn backend_began(&self, pid: i32) {
-        self.own().push(pid);
+        self.own_backends().push(pid);
     }
 
     fn backend_ended(&self, pid: i32) {
-        let mut own = self.own();
-        if let Some(at) = own.iter().position(|own| *own == pid) {
-            own.swap_remove(at);
+        let mut own_backends = self.own_backends();
+        if let Some(at) = own_backends.iter().position(|own| *own == pid) {
+            own_backends.swap_remove(at);
         }
     }
 }
@@ -178,8 +181,8 @@ impl Listener {
             table_number: table.fill(TABLE_NUMBER),
             state: Mutex::default(),
             notify: OnceLock::new(),
-            rare: AtomicBool::new(false),
-            own: Mutex::default(),
+            had_long_lease: AtomicBool::new(false),
+            own_backends: Mutex::default(),
         }))
     }
 
@@ -267,7 +270,7 @@ impl Listener {
             background,
             held.iter().map(|((grant, ttl), _)| (grant.id, *ttl)),
         );
-        self.holds_no_more(gone.iter().map(|((grant, _), _)| &grant.id));
+        self.forget(gone.iter().map(|((grant, _), _)| &grant.id));
     }
 
     /// Record leases that were granted or renewed, and listen if there are long ones.
@@ -277,26 +280,26 @@ impl Listener {
         leases: impl Iterator<Item = (GrantId, Ttl)>,
     ) {
         let now = clock::now();
-        let mut rare = leases
+        let mut long = leases
             .filter_map(|(id, ttl)| match ttl {
                 Ttl::Finite(length) if length <= LONG_LEASE => None,
                 Ttl::Finite(length) => Some((id, now + length)),
                 Ttl::Infinite => Some((id, now + DAY)),
             })
             .peekable();
-        if rare.peek().is_none() {
+        if long.peek().is_none() {
             return;
         }
-        self.0.rare.store(true, Ordering::Relaxed);
+        self.0.had_long_lease.store(true, Ordering::Relaxed);
         let mut state = self.0.state();
-        for (id, until) in rare {
+        for (id, until) in long {
             state.leases.set(id, until, now);
         }
         let could_listen = |session: &Arc<Session>| {
             session.backend.is_some() && !session.asked_to_listen.load(Ordering::Relaxed)
         };
         if let Some(session) = background.current().filter(could_listen)
-            && !std::mem::replace(&mut state.soon, true)
+            && !std::mem::replace(&mut state.listen_scheduled, true)
         {
             // Not on the runtime of a caller, since the background connection listens.
             let _ = runtime::spawn(listen_soon(
@@ -307,8 +310,8 @@ impl Listener {
     }
 
     /// Record that these grants are no longer held.
-    pub(crate) fn holds_no_more<'a>(&self, grants: impl Iterator<Item = &'a GrantId>) {
-        if self.0.rare.load(Ordering::Relaxed) {
+    pub(crate) fn forget<'a>(&self, grants: impl Iterator<Item = &'a GrantId>) {
+        if self.0.had_long_lease.load(Ordering::Relaxed) {
             let leases = &mut self.0.state().leases.of;
             for id in grants {
                 leases.remove(id);
@@ -326,7 +329,7 @@ async fn listen_soon(shared: Weak<Shared>, session: Weak<Session>) {
             let ended = state.leases.is_past(clock::now());
             let settled = before.iter().any(|id| state.leases.of.contains_key(id));
             if ended || settled {
-                state.soon = false;
+                state.listen_scheduled = false;
                 drop(state);
                 // If the connection has ended, the next renewal, on another one, listens.
                 if let Some(session) = session
@@ -341,7 +344,7 @@ async fn listen_soon(shared: Weak<Shared>, session: Weak<Session>) {
         } else {
             return;
         }
-        tokio::time::sleep(SETTLED).await;
+        tokio::time::sleep(LISTEN_AFTER).await;
     }
 }
 
