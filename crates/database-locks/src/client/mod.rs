@@ -27,7 +27,7 @@ use crate::client::direct::DirectClient;
 use crate::client::holder::default_holder;
 use crate::client::open_fences::OpenFences;
 use crate::client::pending_releases::PendingReleases;
-use crate::client::renewal::Scheduler;
+use crate::client::renewal::scheduler::Scheduler;
 use crate::error::Error;
 use crate::metrics;
 use crate::runtime::fork::PerProcess;

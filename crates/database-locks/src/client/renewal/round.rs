@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Scheduler;
 use super::lease_table::{LeaseTable, Round};
+use super::scheduler::Scheduler;
 use super::split::Split;
 use crate::client::renewal::grant_state::RenewalFailure;
 use crate::client::renewal::lease_events::{Failing, LeaseEvents};

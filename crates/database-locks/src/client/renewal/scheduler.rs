@@ -20,14 +20,6 @@ use crate::runtime::clock;
 use crate::store::measured::Measured;
 use protocol::{BootInstant, Gone, GrantId, Lease, LockName, Timing};
 
-pub(crate) mod grant_state;
-pub(crate) mod lease_events;
-mod lease_table;
-pub(crate) mod listeners;
-pub(crate) mod outage;
-mod round;
-mod split;
-
 /// The largest number of leases that one statement renews. A larger statement takes some hundred
 /// milliseconds, and delays every acquire on the connection.
 const LARGEST_ROUND: usize = 5_000;
@@ -35,7 +27,7 @@ const LARGEST_ROUND: usize = 5_000;
 /// The leases of one [`Locks`](crate::Locks), and the task that renews them.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
-    store: Measured,
+    pub(super) store: Measured,
     table: Mutex<LeaseTable>,
     changed: Notify,
     closed: AtomicBool,
@@ -54,7 +46,7 @@ impl Scheduler {
         Ok(scheduler)
     }
 
-    fn table(&self) -> MutexGuard<'_, LeaseTable> {
+    pub(super) fn table(&self) -> MutexGuard<'_, LeaseTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -66,7 +58,7 @@ impl Scheduler {
     }
 
     /// Unlock the table, wake the task if it would sleep past a deadline, and deliver the events.
-    fn unlock_and_deliver(
+    pub(super) fn unlock_and_deliver(
         &self,
         table: MutexGuard<'_, LeaseTable>,
         now: BootInstant,
@@ -184,6 +176,3 @@ impl Scheduler {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
