@@ -28,12 +28,12 @@ mod held;
 mod machine;
 mod peers;
 mod proc;
+mod process_time;
 mod report;
 mod results;
 mod serve;
 mod servers;
 mod settings;
-mod start;
 mod stats;
 mod strace;
 mod subject;
@@ -70,7 +70,7 @@ const PARTS: [Part; 8] = [
     part("tasks", 0.05, tasks::run),
     part("idle", 0.03, held::idle),
     part("contention", 0.07, contention::run),
-    part("start", 0.02, start::run),
+    part("start", 0.02, process_time::run),
 ];
 
 /// Ends the process if something hangs.

@@ -42,7 +42,7 @@ class Worker:
         self.stopped = True
 
     def record(self, e, **more):
-        line = json.dumps({"t": now(), "who": self.settings["who"], "e": e, **more}) + "\n"
+        line = json.dumps({"t": now(), "process": self.settings["process"], "e": e, **more}) + "\n"
         os.write(self.file, line.encode())
 
     def pause_at(self, state, what, look=lambda: None):
@@ -114,7 +114,7 @@ class Worker:
 
     def write(self, request, name):
         self.writes += 1
-        id = f"{self.settings['who']} {self.writes}"
+        id = f"{self.settings['process']} {self.writes}"
         self.record("write", request=request, id=id)
         try:
             data = _connect(self.settings["data"])

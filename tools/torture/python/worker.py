@@ -60,12 +60,12 @@ class Commands:
 
 
 class History:
-    def __init__(self, path: str, who: str) -> None:
+    def __init__(self, path: str, process: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._who = who
+        self._process = process
 
     def write(self, e: str, **more) -> None:
-        line = json.dumps({"t": now(), "who": self._who, "e": e, **more}) + "\n"
+        line = json.dumps({"t": now(), "process": self._process, "e": e, **more}) + "\n"
         # One write: a process that is killed, or interrupted by a loss, has recorded all of it or nothing.
         os.write(self._file, line.encode())
 
@@ -96,9 +96,9 @@ def open_data(url: str):
 class Worker:
     def __init__(self, settings) -> None:
         self.settings = settings
-        self.who = settings["who"]
+        self.process = settings["process"]
         self.random = random.Random(settings["seed"])
-        self.history = History(settings["history"], self.who)
+        self.history = History(settings["history"], self.process)
         self.locks = database_locks.connect(settings["url"])
         self.commands = Commands()
         self.requests = 0
@@ -179,7 +179,7 @@ class Worker:
 
     def write(self, request: int, name: str, held) -> None:
         self.writes += 1
-        id = f"{self.who} {self.writes}"
+        id = f"{self.process} {self.writes}"
         self.history.write("write", request=request, id=id)
         done = False
         try:

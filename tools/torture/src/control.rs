@@ -19,7 +19,7 @@ pub struct ControlClient {
     /// The database of the locks.
     pub url: String,
     /// Its name.
-    pub who: String,
+    pub process: String,
     /// The length of its leases.
     pub ttl: Duration,
 }
@@ -100,7 +100,7 @@ impl ControlClient {
     /// Tries once: the token and the end of trust.
     async fn try_once(&self, sql: &mut Sql, name: &str) -> Result<Option<(i64, u64)>, String> {
         let Times { now, end } = self.times();
-        let (sent, who) = (clock::now(), &self.who);
+        let (sent, process) = (clock::now(), &self.process);
         // One statement, because another client may take the row before a second one.
         let (next, returning) = match self.url.starts_with("mysql:") {
             true => ("LAST_INSERT_ID(token + 1)", ""),
@@ -108,7 +108,7 @@ impl ControlClient {
         };
         let taken = sql
             .run(&format!(
-                "UPDATE database_locks_lock SET locked_by = '{who}', token = {next}, \
+                "UPDATE database_locks_lock SET locked_by = '{process}', token = {next}, \
                  expires_at = {end} WHERE name = '{name}' \
                  AND (expires_at IS NULL OR expires_at <= {now}){returning}"
             ))
@@ -172,7 +172,7 @@ impl ControlClient {
 
     async fn renew(&self, sql: Sql, name: &str, token: i64, state: &Mutex<State>) {
         let mut connection = Some(sql);
-        let who = &self.who;
+        let process = &self.process;
         loop {
             tokio::time::sleep(self.ttl / 3).await;
             let mut sql = match connection.take() {
@@ -185,14 +185,16 @@ impl ControlClient {
             let Times { now, end } = self.times();
             let mine = match self.client {
                 Client::RenewalAcquires => {
-                    format!("(locked_by = '{who}' OR expires_at IS NULL OR expires_at <= {now})")
+                    format!(
+                        "(locked_by = '{process}' OR expires_at IS NULL OR expires_at <= {now})"
+                    )
                 }
-                _ => format!("locked_by = '{who}' AND token = {token} AND expires_at > {now}"),
+                _ => format!("locked_by = '{process}' AND token = {token} AND expires_at > {now}"),
             };
             let sent = clock::now();
             let renewed = sql
                 .run(&format!(
-                    "UPDATE database_locks_lock SET locked_by = '{who}', expires_at = {end} \
+                    "UPDATE database_locks_lock SET locked_by = '{process}', expires_at = {end} \
                      WHERE name = '{name}' AND {mine}"
                 ))
                 .await;
@@ -235,7 +237,7 @@ impl ControlGuard {
 
     /// The statement of the fence: it locks the row, and returns one row if the lock is held.
     pub fn fence(&self) -> Option<String> {
-        let (name, who) = (&self.name, &self.client.who);
+        let (name, process) = (&self.name, &self.client.process);
         let row_lock = match self.client.url.starts_with("sqlite:") {
             true => "",
             false => " FOR UPDATE",
@@ -247,7 +249,7 @@ impl ControlGuard {
             _ => format!(" AND token = {}", self.token),
         };
         Some(format!(
-            "SELECT token FROM database_locks_lock WHERE name = '{name}' AND locked_by = '{who}'\
+            "SELECT token FROM database_locks_lock WHERE name = '{name}' AND locked_by = '{process}'\
              {token}{row_lock}"
         ))
     }
@@ -255,13 +257,13 @@ impl ControlGuard {
     /// Releases the lock; whether it was still held.
     pub async fn release(self) -> bool {
         self.renewing.abort();
-        let (name, who, token) = (&self.name, &self.client.who, self.token);
+        let (name, process, token) = (&self.name, &self.client.process, self.token);
         let Ok(mut sql) = Sql::connect(&self.client.url).await else {
             return false;
         };
         sql.run(&format!(
             "UPDATE database_locks_lock SET expires_at = NULL WHERE name = '{name}' \
-             AND locked_by = '{who}' AND token = {token}"
+             AND locked_by = '{process}' AND token = {token}"
         ))
         .await
         .is_ok_and(|answer| answer.affected == 1)

@@ -33,7 +33,7 @@ pub struct Fault {
     /// Its plan.
     pub planned: Planned,
     /// The process; empty for a fault of the server.
-    pub who: String,
+    pub process: String,
     /// The lock that the process had, or waited for.
     pub lock: Option<String>,
     /// The token of its grant.
@@ -64,7 +64,7 @@ pub fn inject(
     let mut worker = lock(&workers[planned.victim]);
     let mut fault = Fault {
         planned,
-        who: worker.settings.who.clone(),
+        process: worker.settings.process.clone(),
         lock: None,
         token: 0,
         from: clock::now(),
@@ -273,7 +273,7 @@ fn of_the_server(planned: Planned, database: &mut Database) -> Fault {
     }
     Fault {
         planned,
-        who: String::new(),
+        process: String::new(),
         lock: None,
         token: 0,
         from,
@@ -321,10 +321,10 @@ fn busy_file(database: &Database, lasting: Duration) -> Result<(), String> {
 
 /// Checks by the histories that a process held its lock, or saw its clock jump.
 pub fn confirm(fault: &mut Fault, events: &[Event]) {
-    if fault.missed.is_some() || fault.who.is_empty() {
+    if fault.missed.is_some() || fault.process.is_empty() {
         return;
     }
-    let mine = || events.iter().filter(|event| event.who == fault.who);
+    let mine = || events.iter().filter(|event| event.process == fault.process);
     let seen = match fault.planned.kind {
         // The row has shown it already.
         Kind::KillWaiting | Kind::LateGrant => true,

@@ -1,6 +1,6 @@
 //! The history of a process: one JSON object a line, with the time by [`crate::clock::now`].
 //!
-//! Every line has `t`, `who` and `e`; the other keys depend on the event.
+//! Every line has `t`, `process` and `e`; the other keys depend on the event.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -16,7 +16,7 @@ pub struct Event {
     /// When it was recorded, in microseconds.
     pub at: u64,
     /// The process, with the count of its starts: `rust-2.1`.
-    pub who: String,
+    pub process: String,
     /// What happened.
     pub what: What,
 }
@@ -121,7 +121,7 @@ pub enum What {
 #[derive(Debug)]
 pub struct Recorder {
     file: File,
-    who: String,
+    process: String,
 }
 
 impl Recorder {
@@ -130,10 +130,10 @@ impl Recorder {
     /// # Errors
     ///
     /// If it cannot be opened.
-    pub fn new(path: &Path, who: &str) -> std::io::Result<Self> {
+    pub fn new(path: &Path, process: &str) -> std::io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        let who = who.to_owned();
-        Ok(Self { file, who })
+        let process = process.to_owned();
+        Ok(Self { file, process })
     }
 
     /// Records an event, now. One write: a killed process has recorded all of it or nothing.
@@ -144,7 +144,7 @@ impl Recorder {
     pub fn write(&mut self, what: &What) {
         let event = Event {
             at: clock::now(),
-            who: self.who.clone(),
+            process: self.process.clone(),
             what: what.clone(),
         };
         let line = format!("{}\n", event.to_json());
@@ -195,7 +195,7 @@ impl Event {
             What::Clock { skew } => json!({"e": "clock", "skew": skew}),
         };
         value["t"] = self.at.into();
-        value["who"] = self.who.as_str().into();
+        value["process"] = self.process.as_str().into();
         value
     }
 
@@ -257,7 +257,7 @@ impl Event {
         };
         Some(Self {
             at: number("t")?,
-            who: text("who")?,
+            process: text("process")?,
             what,
         })
     }
@@ -359,7 +359,7 @@ mod tests {
         ];
         let event = |what| Event {
             at: 12,
-            who: "rust-0.1".into(),
+            process: "rust-0.1".into(),
             what,
         };
         whats.into_iter().map(event).collect()

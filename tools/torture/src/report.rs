@@ -96,8 +96,8 @@ fn faults(outcome: &Outcome) -> String {
         .iter()
         .map(|(kind, many)| format!("{} {many}", kind.as_str()))
         .collect();
-    let (engine, who) = (outcome.options.engine.as_str(), clients(&outcome.options));
-    format!("- {engine}, {who}: {}.", each.join(", "))
+    let (engine, clients) = (outcome.options.engine.as_str(), clients(&outcome.options));
+    format!("- {engine}, {clients}: {}.", each.join(", "))
 }
 
 /// The tables of some runs, to be printed.

@@ -112,7 +112,7 @@ pub fn run(options: &Options) -> Option<Outcome> {
     for worker in &mut workers {
         let worker = unlocked(worker);
         if !worker.ready() {
-            problems.push(format!("{} did not begin", worker.settings.who));
+            problems.push(format!("{} did not begin", worker.settings.process));
         }
     }
     let database = Mutex::new(database);
@@ -143,11 +143,11 @@ pub fn run(options: &Options) -> Option<Outcome> {
         ttl: TTL.as_micros() as u64,
     };
     let mut violations = check::check(&evidence);
-    violations.extend(unserved.into_iter().map(|who| Violation {
+    violations.extend(unserved.into_iter().map(|process| Violation {
         kind: Kind::ForgottenWaiter,
         lock: String::new(),
         at: ended,
-        text: format!("{who} was not served within {FINISHED_WITHIN:?} after the last fault"),
+        text: format!("{process} was not served within {FINISHED_WITHIN:?} after the last fault"),
     }));
     let outcome = Outcome {
         numbers: check::numbers(&evidence),
@@ -209,7 +209,7 @@ fn start_workers(
         };
         let settings = Settings {
             client: *client,
-            who: name.clone(),
+            process: name.clone(),
             url,
             data,
             locks: locks.to_vec(),
@@ -268,7 +268,7 @@ fn finish(workers: &mut [Mutex<WorkerProcess>], problems: &mut Vec<String>) -> V
     for worker in &mut *workers {
         let worker = unlocked(worker);
         if worker.ended() {
-            problems.push(format!("{} ended by itself", worker.settings.who));
+            problems.push(format!("{} ended by itself", worker.settings.process));
         }
         worker.finish();
     }
@@ -277,9 +277,9 @@ fn finish(workers: &mut [Mutex<WorkerProcess>], problems: &mut Vec<String>) -> V
         let worker = unlocked(worker);
         match worker.wait(FINISHED_WITHIN.saturating_sub(begun.elapsed())) {
             Some(true) => {}
-            Some(false) => problems.push(format!("{} failed", worker.settings.who)),
+            Some(false) => problems.push(format!("{} failed", worker.settings.process)),
             None => {
-                unserved.push(worker.settings.who.clone());
+                unserved.push(worker.settings.process.clone());
                 worker.kill();
             }
         }
@@ -294,7 +294,7 @@ fn outage(fault: &Fault) -> Outage {
         plan::Kind::KillWaiting,
     ];
     Outage {
-        who: (!fault.who.is_empty()).then(|| fault.who.clone()),
+        process: (!fault.process.is_empty()).then(|| fault.process.clone()),
         from: fault.from,
         until: fault.until,
         killed: kills.contains(&fault.planned.kind),

@@ -37,8 +37,8 @@ struct Timeline<'a> {
 }
 
 /// The name of a process, without the count of its starts.
-fn name_of(who: &str) -> &str {
-    who.split('.').next().unwrap_or(who)
+fn name_of(process: &str) -> &str {
+    process.split('.').next().unwrap_or(process)
 }
 
 fn escape(text: &str) -> String {
@@ -54,7 +54,7 @@ pub fn draw(outcome: &Outcome) -> String {
         .evidence
         .events
         .iter()
-        .map(|e| name_of(&e.who))
+        .map(|e| name_of(&e.process))
         .collect();
     names.sort_unstable();
     names.dedup();
@@ -223,8 +223,8 @@ impl Timeline<'_> {
                 self.x(from, fault.from.max(from)),
                 self.x(from, fault.until),
             );
-            let of_server = fault.who.is_empty();
-            let colour = match self.colours.get(name_of(&fault.who)) {
+            let of_server = fault.process.is_empty();
+            let colour = match self.colours.get(name_of(&fault.process)) {
                 Some(colour) if !of_server => colour,
                 _ => "#555",
             };
@@ -244,7 +244,11 @@ impl Timeline<'_> {
                     bottom - y
                 ));
             }
-            let title = escape(&format!("{} {}", fault.planned.kind.as_str(), fault.who));
+            let title = escape(&format!(
+                "{} {}",
+                fault.planned.kind.as_str(),
+                fault.process
+            ));
             self.put(&format!(
                 "<rect x=\"{begin:.1}\" y=\"{:.1}\" width=\"{wide:.1}\" height=\"3\" fill=\"{colour}\">\
                  <title>{title}</title></rect>",
@@ -287,10 +291,10 @@ impl Timeline<'_> {
         if end < from || grant.granted >= until {
             return;
         }
-        let colour = self.colours[name_of(&grant.who)];
+        let colour = self.colours[name_of(&grant.process)];
         let begin = self.x(from, grant.granted.max(from));
         let wide = (self.x(from, end) - begin).max(1.5);
-        let title = escape(&format!("{} token {}", grant.who, grant.token));
+        let title = escape(&format!("{} token {}", grant.process, grant.token));
         self.put(&format!(
             "<rect x=\"{begin:.1}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"{BAR}\" rx=\"2\" \
              fill=\"{colour}\"><title>{title}</title></rect>"
@@ -371,7 +375,9 @@ impl Timeline<'_> {
     /// When the process of a grant was killed.
     fn killed(&self, grant: &Grant) -> Option<u64> {
         let mine = |outage: &&check::Outage| {
-            outage.killed && outage.who.as_ref() == Some(&grant.who) && outage.from >= grant.granted
+            outage.killed
+                && outage.process.as_ref() == Some(&grant.process)
+                && outage.from >= grant.granted
         };
         self.outcome
             .evidence

@@ -130,7 +130,7 @@ pub struct Settings {
     /// Its client.
     pub client: Client,
     /// Its name, with the count of its starts.
-    pub who: String,
+    pub process: String,
     /// The database of the locks.
     pub url: String,
     /// The database of its writes.
@@ -150,7 +150,7 @@ impl Settings {
     pub fn to_json(&self) -> Value {
         json!({
             "client": self.client.as_str(),
-            "who": self.who,
+            "process": self.process,
             "url": self.url,
             "data": self.data,
             "locks": self.locks,
@@ -167,7 +167,7 @@ impl Settings {
         let locks = value["locks"].as_array()?.iter();
         Some(Self {
             client: Client::of(&text("client")?)?,
-            who: text("who")?,
+            process: text("process")?,
             url: text("url")?,
             data: text("data")?,
             locks: locks

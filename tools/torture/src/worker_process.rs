@@ -103,7 +103,7 @@ impl WorkerProcess {
 
     /// Waits until it pauses at a breakpoint: its lock and its token.
     pub(crate) fn pause_at(&mut self, breakpoint: Breakpoint) -> Result<(String, i64), String> {
-        let ended = |error| format!("{} does not listen: {error}", self.settings.who);
+        let ended = |error| format!("{} does not listen: {error}", self.settings.process);
         self.process
             .send_line(&format!("pause {}", breakpoint.as_str()))
             .map_err(ended)?;
@@ -122,7 +122,7 @@ impl WorkerProcess {
         let _ = self.process.send_line("pause none");
         Err(format!(
             "{} was never {}",
-            self.settings.who,
+            self.settings.process,
             breakpoint.as_str()
         ))
     }
@@ -136,7 +136,7 @@ impl WorkerProcess {
     /// Whether a row names it: by `host.pid.random`, or a control client by its own name.
     pub(crate) fn is_holder(&self, row: &LockRow) -> bool {
         let pid = format!(".{}.", self.process.pid());
-        row.holder == self.settings.who || row.holder.contains(&pid)
+        row.holder == self.settings.process || row.holder.contains(&pid)
     }
 
     /// Jumps its wall clock by [`JUMP`] seconds ahead of the machine's, or behind it the next time.
@@ -158,10 +158,10 @@ fn spawn(
     program: &[String],
     clock: Option<&PathBuf>,
 ) -> ChildProcess {
-    settings.who = format!("{name}.{times}");
+    settings.process = format!("{name}.{times}");
     settings
         .history
-        .set_file_name(format!("{}.jsonl", settings.who));
+        .set_file_name(format!("{}.jsonl", settings.process));
     settings.seed = settings.seed.wrapping_add(u64::from(times) << 32);
     let mut command = std::process::Command::new(&program[0]);
     command

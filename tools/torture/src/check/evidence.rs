@@ -21,7 +21,7 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outage {
     /// The process; `None`: all.
-    pub who: Option<String>,
+    pub process: Option<String>,
     /// Its beginning.
     pub from: u64,
     /// Its end.
@@ -32,8 +32,8 @@ pub struct Outage {
 
 impl Outage {
     /// Whether it delays a process.
-    pub(super) fn concerns(&self, who: &str) -> bool {
-        self.who.as_deref().is_none_or(|other| other == who)
+    pub(super) fn concerns(&self, process: &str) -> bool {
+        self.process.as_deref().is_none_or(|other| other == process)
     }
 }
 

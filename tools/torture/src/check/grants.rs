@@ -11,7 +11,7 @@ const LATENESS: u64 = 200_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The process.
-    pub who: String,
+    pub process: String,
     /// The lock.
     pub lock: String,
     /// Its token.
@@ -33,7 +33,7 @@ pub struct Grant {
     /// When it was released.
     pub released: Option<u64>,
     /// The latest check at which it was trusted.
-    pub(super) last_look: u64,
+    pub(super) last_check: u64,
 }
 
 impl Grant {
@@ -92,18 +92,18 @@ pub fn grants(events: &[Event]) -> Vec<Grant> {
     let mut places: HashMap<(&str, u64), usize> = HashMap::new();
     let mut grants: Vec<Grant> = Vec::new();
     for event in events {
-        let who = event.who.as_str();
+        let process = event.process.as_str();
         match &event.what {
             What::Asked { request, lock, .. } => {
-                asked.insert((who, *request), (event.at, lock));
+                asked.insert((process, *request), (event.at, lock));
             }
             What::Granted { request, token } => {
-                let Some((at, lock)) = asked.get(&(who, *request)) else {
+                let Some((at, lock)) = asked.get(&(process, *request)) else {
                     continue;
                 };
-                places.insert((who, *request), grants.len());
+                places.insert((process, *request), grants.len());
                 grants.push(Grant {
-                    who: who.to_owned(),
+                    process: process.to_owned(),
                     lock: (*lock).to_owned(),
                     token: *token,
                     asked: *at,
@@ -114,14 +114,14 @@ pub fn grants(events: &[Event]) -> Vec<Grant> {
                     ended: None,
                     releasing: None,
                     released: None,
-                    last_look: 0,
+                    last_check: 0,
                 });
             }
             What::Trusted { request, .. }
             | What::Lost { request, .. }
             | What::Releasing { request }
             | What::Released { request, .. } => {
-                let Some(place) = places.get(&(who, *request)) else {
+                let Some(place) = places.get(&(process, *request)) else {
                     continue;
                 };
                 let grant = &mut grants[*place];
@@ -131,7 +131,7 @@ pub fn grants(events: &[Event]) -> Vec<Grant> {
                     } => {
                         grant.trusted_from.get_or_insert(event.at);
                         grant.trusted_until = grant.trusted_until.max(before + lasting);
-                        grant.last_look = *before;
+                        grant.last_check = *before;
                     }
                     What::Lost { ended, .. } => {
                         grant.lost = grant.lost.or(Some(event.at));
@@ -153,9 +153,9 @@ pub fn writes(events: &[Event], grants: &[Grant]) -> BTreeMap<String, Write> {
     let mut places: HashMap<(&str, u64), usize> = HashMap::new();
     for event in events {
         if let What::Granted { request, .. } = &event.what {
-            let same = |grant: &Grant| grant.who == event.who && grant.granted == event.at;
+            let same = |grant: &Grant| grant.process == event.process && grant.granted == event.at;
             if let Some(place) = grants.iter().position(same) {
-                places.insert((&event.who, *request), place);
+                places.insert((&event.process, *request), place);
             }
         }
     }
@@ -163,7 +163,7 @@ pub fn writes(events: &[Event], grants: &[Grant]) -> BTreeMap<String, Write> {
     for event in events {
         let (id, end) = match &event.what {
             What::Write { request, id } => {
-                let Some(place) = places.get(&(event.who.as_str(), *request)) else {
+                let Some(place) = places.get(&(event.process.as_str(), *request)) else {
                     continue;
                 };
                 let write = Write {

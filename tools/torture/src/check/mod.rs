@@ -55,9 +55,9 @@ fn two_holders(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
                 at: from,
                 text: format!(
                     "{} (token {}) and {} (token {}) for {} ms",
-                    other.who,
+                    other.process,
                     other.token,
-                    grant.who,
+                    grant.process,
                     grant.token,
                     (end.min(until) - from) / 1000
                 ),
@@ -78,7 +78,7 @@ fn handed_out_lost(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
             at: grant.granted,
             text: format!(
                 "{} (token {}), {} ms after the end of trust",
-                grant.who,
+                grant.process,
                 grant.token,
                 late / 1000
             ),
@@ -98,7 +98,10 @@ fn tokens(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
     let mut seen: HashMap<i64, &Grant> = HashMap::new();
     for grant in grants.iter().filter(|grant| grant.token != 0) {
         if let Some(other) = seen.insert(grant.token, grant) {
-            let text = format!("{} of {} again for {}", grant.token, other.who, grant.who);
+            let text = format!(
+                "{} of {} again for {}",
+                grant.token, other.process, grant.process
+            );
             report(grant.granted, text);
         }
         // Only grants that were known before this one was requested.
@@ -110,17 +113,20 @@ fn tokens(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
             let (a, b) = (grant.token, other.token);
             report(
                 grant.granted,
-                format!("{a} for {} after {b} of {}", grant.who, other.who),
+                format!("{a} for {} after {b} of {}", grant.process, other.process),
             );
         }
         let newer = grants
             .iter()
-            .find(|other| other.token > grant.token && other.granted < grant.last_look);
+            .find(|other| other.token > grant.token && other.granted < grant.last_check);
         if let Some(other) = newer {
             let (a, b) = (grant.token, other.token);
             report(
-                grant.last_look,
-                format!("{} trusts {a} although {} has {b}", grant.who, other.who),
+                grant.last_check,
+                format!(
+                    "{} trusts {a} although {} has {b}",
+                    grant.process, other.process
+                ),
             );
         }
     }
@@ -150,7 +156,10 @@ fn stale_writes(
             grant.lock == row.lock && grant.token > row.token && grant.granted < at
         };
         if let Some(newer) = grants.iter().find(newer) {
-            why.get_or_insert(format!("{} had been granted {}", newer.who, newer.token));
+            why.get_or_insert(format!(
+                "{} had been granted {}",
+                newer.process, newer.token
+            ));
         }
         if let Some(why) = why {
             found.push(Violation {

@@ -44,7 +44,10 @@ pub fn numbers(evidence: &Evidence) -> Numbers {
 pub fn grants_per_process(evidence: &Evidence) -> BTreeMap<String, usize> {
     let mut shares = BTreeMap::new();
     for event in &evidence.events {
-        let (name, _) = event.who.split_once('.').unwrap_or((&event.who, ""));
+        let (name, _) = event
+            .process
+            .split_once('.')
+            .unwrap_or((&event.process, ""));
         let share = shares.entry(name.to_owned()).or_default();
         *share += usize::from(matches!(event.what, What::Granted { .. }));
     }

@@ -18,49 +18,50 @@ impl Story {
         })
     }
 
-    fn event(mut self, at: u64, who: &str, what: What) -> Self {
-        let (at, who) = (at * MS, who.to_owned());
-        self.0.events.push(Event { at, who, what });
+    fn event(mut self, at: u64, process: &str, what: What) -> Self {
+        let (at, process) = (at * MS, process.to_owned());
+        self.0.events.push(Event { at, process, what });
         self
     }
 
-    fn asked(self, at: u64, who: &str) -> Self {
+    fn asked(self, at: u64, process: &str) -> Self {
         let lock = "a".into();
         let asked = What::Asked {
             request: 1,
             lock,
             wait: None,
         };
-        self.event(at, who, asked)
+        self.event(at, process, asked)
     }
 
-    fn granted(self, at: u64, who: &str, token: i64) -> Self {
-        self.event(at, who, What::Granted { request: 1, token })
+    fn granted(self, at: u64, process: &str, token: i64) -> Self {
+        self.event(at, process, What::Granted { request: 1, token })
     }
 
-    fn trusted(self, at: u64, who: &str, lasting: u64) -> Self {
+    fn trusted(self, at: u64, process: &str, lasting: u64) -> Self {
         let (before, lasting) = ((at - 1) * MS, lasting * MS);
         let trusted = What::Trusted {
             request: 1,
             before,
             lasting,
         };
-        self.event(at, who, trusted)
+        self.event(at, process, trusted)
     }
 
-    fn released(self, at: u64, who: &str) -> Self {
-        self.event(at, who, What::Releasing { request: 1 }).event(
-            at + 1,
-            who,
-            What::Released {
-                request: 1,
-                ok: true,
-            },
-        )
+    fn released(self, at: u64, process: &str) -> Self {
+        self.event(at, process, What::Releasing { request: 1 })
+            .event(
+                at + 1,
+                process,
+                What::Released {
+                    request: 1,
+                    ok: true,
+                },
+            )
     }
 
-    fn wrote(mut self, at: u64, who: &str, token: i64) -> Self {
-        let id = format!("{who} at {at}");
+    fn wrote(mut self, at: u64, process: &str, token: i64) -> Self {
+        let id = format!("{process} at {at}");
         let place = self.0.rows.len() as i64;
         self.0.rows.push(Row {
             lock: "a".into(),
@@ -71,19 +72,19 @@ impl Story {
         *self.0.counters.entry("a".into()).or_default() += 1;
         self.event(
             at,
-            who,
+            process,
             What::Write {
                 request: 1,
                 id: id.clone(),
             },
         )
-        .event(at + 1, who, What::Committing { id: id.clone() })
-        .event(at + 2, who, What::Committed { id })
+        .event(at + 1, process, What::Committing { id: id.clone() })
+        .event(at + 2, process, What::Committed { id })
     }
 
-    fn outage(mut self, who: Option<&str>, from: u64, until: u64) -> Self {
+    fn outage(mut self, process: Option<&str>, from: u64, until: u64) -> Self {
         self.0.outages.push(Outage {
-            who: who.map(str::to_owned),
+            process: process.map(str::to_owned),
             from: from * MS,
             until: until * MS,
             killed: false,

@@ -19,7 +19,7 @@ type Span = (u64, u64);
 
 /// A request by a process, and the time for which it waited.
 struct Wait<'a> {
-    who: &'a str,
+    process: &'a str,
     from: u64,
     until: u64,
 }
@@ -40,7 +40,7 @@ pub(super) fn waiters(
         let outages = evidence
             .outages
             .iter()
-            .filter(|outage| outage.concerns(wait.who));
+            .filter(|outage| outage.concerns(wait.process));
         accounted.extend(outages.map(|outage| (outage.from, outage.until + RECOVERY)));
         // Its own request is no reason to wait.
         accounted.retain(|(begin, _)| *begin != wait.from);
@@ -55,7 +55,7 @@ pub(super) fn waiters(
                     kind: Kind::ForgottenWaiter,
                     lock: lock.to_owned(),
                     at,
-                    text: format!("{} waited {ms} ms for a free lock", wait.who),
+                    text: format!("{} waited {ms} ms for a free lock", wait.process),
                 });
             }
             at = at.max(end);
@@ -70,7 +70,7 @@ fn end_of(grant: &Grant, evidence: &Evidence) -> u64 {
         // when it goes on.
         let ttl = evidence.ttl;
         let thawed = evidence.outages.iter().filter(|outage| {
-            outage.who.as_ref() == Some(&grant.who)
+            outage.process.as_ref() == Some(&grant.process)
                 && outage.until > grant.granted
                 && outage.from < grant.trusted_until.max(grant.granted) + ttl
         });
@@ -87,17 +87,21 @@ fn waits<'a>(lock: &str, evidence: &'a Evidence, held: &mut Vec<Span>) -> Vec<Wa
     let mut open: HashMap<(&str, u64), u64> = HashMap::new();
     let mut waits = Vec::new();
     for event in &evidence.events {
-        let who = event.who.as_str();
+        let process = event.process.as_str();
         match &event.what {
             What::Asked {
                 request, lock: of, ..
             } if of == lock => {
-                open.insert((who, *request), event.at);
+                open.insert((process, *request), event.at);
             }
             What::Granted { request, .. } | What::GaveUp { request, .. } => {
-                if let Some(from) = open.remove(&(who, *request)) {
+                if let Some(from) = open.remove(&(process, *request)) {
                     let until = event.at;
-                    waits.push(Wait { who, from, until });
+                    waits.push(Wait {
+                        process,
+                        from,
+                        until,
+                    });
                     if matches!(event.what, What::GaveUp { .. }) {
                         held.push((until, until + ttl));
                     }
@@ -107,11 +111,15 @@ fn waits<'a>(lock: &str, evidence: &'a Evidence, held: &mut Vec<Span>) -> Vec<Wa
         }
     }
     let ended = evidence.events.last().map_or(0, |event| event.at);
-    for ((who, _), from) in open {
-        let mine = |outage: &&Outage| outage.killed && outage.who.as_deref() == Some(who);
+    for ((process, _), from) in open {
+        let mine = |outage: &&Outage| outage.killed && outage.process.as_deref() == Some(process);
         let killed = evidence.outages.iter().find(mine).map(|outage| outage.from);
         let until = killed.unwrap_or(ended);
-        waits.push(Wait { who, from, until });
+        waits.push(Wait {
+            process,
+            from,
+            until,
+        });
         held.push((until, until + ttl));
     }
     waits

@@ -22,7 +22,7 @@ use state::{Guard, Worker};
 async fn main() {
     let argument = std::env::args().nth(1).unwrap_or_default();
     let settings = Settings::parse(&argument).expect("the settings are JSON");
-    let recorder = Recorder::new(&settings.history, &settings.who).expect("a history");
+    let recorder = Recorder::new(&settings.history, &settings.process).expect("a history");
     let locks = match settings.client {
         Client::Rust => Some(Locks::builder(&settings.url).connect_lazy().expect("a URL")),
         _ => None,
@@ -30,7 +30,7 @@ async fn main() {
     let control = ControlClient {
         client: settings.client,
         url: settings.url.clone(),
-        who: settings.who.clone(),
+        process: settings.process.clone(),
         ttl: settings.ttl,
     };
     let worker = Worker {

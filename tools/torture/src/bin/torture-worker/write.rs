@@ -35,7 +35,7 @@ impl Worker {
     /// Increments the counter of a lock in a fenced transaction, and records how that ended.
     pub(crate) async fn write(&self, request: u64, lock: &str, guard: &Guard) {
         self.writes.set(self.writes.get() + 1);
-        let id = format!("{} {}", self.settings.who, self.writes.get());
+        let id = format!("{} {}", self.settings.process, self.writes.get());
         self.record(What::Write {
             request,
             id: id.clone(),
