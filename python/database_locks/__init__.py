@@ -10,11 +10,11 @@ In a Django project ``lock`` and ``locked`` use the project's own database. Impo
 does not import Django.
 """
 
+from ._connect import Locks, connect
 from ._core import __version__
 from ._held import Held
 from ._lock import lock
 from ._locked import is_locked, locked
-from ._locks import Locks, connect
 from .exceptions import (
     LockConfigError,
     LockException,

@@ -37,7 +37,7 @@ LONGEST_TEXT = 255
 class AcquireRequest:
     """The checked arguments of one acquire."""
 
-    locks: Client | None
+    client: Client | None
     key: Key
     name: str
     ttl: float | None

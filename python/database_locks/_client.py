@@ -1,4 +1,4 @@
-"""The locks of one table: everything but `lock` and `locked`, which `_locks` adds."""
+"""The locks of one table: everything but `lock` and `locked`, which `_connect` adds."""
 
 from __future__ import annotations
 

@@ -108,18 +108,18 @@ def busy(request: AcquireRequest, info: Mapping[str, Any] | None) -> LockTimeout
 
 
 def holder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
-    if request.on_busy == "skip" or request.locks is None:
+    if request.on_busy == "skip" or request.client is None:
         return None
     try:
-        return request.locks.show(request.name)
+        return request.client.show(request.name)
     except LockUnavailable:
         return None
 
 
 async def aholder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
-    if request.on_busy == "skip" or request.locks is None:
+    if request.on_busy == "skip" or request.client is None:
         return None
     try:
-        return await request.locks.ashow(request.name)
+        return await request.client.ashow(request.name)
     except LockUnavailable:
         return None

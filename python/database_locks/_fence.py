@@ -79,8 +79,8 @@ def _same_database(held: Held, connection: Any) -> None:
     """Compare the engines, without I/O. The fence's statement finds a wrong database of the same
     engine.
     """
-    locks = held._request.locks
-    vendor = {"postgres": "postgresql", "mysql": "mysql"}.get(locks.engine if locks else "")
+    client = held._request.client
+    vendor = {"postgres": "postgresql", "mysql": "mysql"}.get(client.engine if client else "")
     if vendor not in (None, connection.vendor):
         raise LockConfigError(
             f"`using` is {connection.alias!r} ({connection.vendor}), must be an alias of the database of "

@@ -129,12 +129,12 @@ class Held:
         ``until="exit"`` was given. After this a second call, and the end of the block, do nothing.
         Raises `LockLost` if the lock was lost.
         """
-        if not self._let_go():
+        if not self._release_or_keep():
             self._finish()
 
     async def arelease(self) -> None:
         """`release` for a task."""
-        if not self._let_go():
+        if not self._release_or_keep():
             await self._afinish()
 
     def hand_over(self) -> str | None:
@@ -233,7 +233,7 @@ class Held:
             signal_dispatch.acquired(self)
             _registry.add(self)
             _interrupt.watch(self)
-            self._watch(_interrupt.teller(self))
+            self._watch(_interrupt.interrupter(self))
             _interrupt.open_scope(self)
 
     def _detach(self) -> None:
@@ -277,7 +277,7 @@ class Held:
     def _interrupt_again(self) -> None:
         """Report a loss that came while the interrupt was paused."""
         self._exception.resume()
-        _interrupt.teller(self)(self)
+        _interrupt.interrupter(self)(self)
 
     def _call_callback(self) -> None:
         if self._callback is not None:
@@ -286,7 +286,7 @@ class Held:
     def _is_own_cancellation(self, raised: BaseException | None) -> bool:
         return _interrupt.is_own_cancellation(self, raised)
 
-    def _let_go(self) -> bool:
+    def _release_or_keep(self) -> bool:
         """Mark it released by a call. Returns whether that is all: it has ended, or a transaction
         keeps it.
         """
@@ -300,7 +300,7 @@ class Held:
             self._holds = _registry.holds_of(self._task)
         else:
             self._released_blocks = 0 if self._guard is None else self._guard.depth
-        if not self._stays(None):
+        if not self._kept_by_transaction(None):
             return False
         self._holds[self._request.key] = self
         return True
@@ -314,9 +314,9 @@ class Held:
             self._exception.disarm()
         return self
 
-    def _left(self, raised: BaseException | None) -> BaseException | None:
-        """The exception that leaves the block, without the cancellation by which trio reported a
-        loss.
+    def _close_scope(self, raised: BaseException | None) -> BaseException | None:
+        """Close the cancel scope of trio. Returns the exception that leaves the block, without the
+        cancellation by which trio reported a loss.
         """
         scope, self._scope = self._scope, None
         if scope is None:
@@ -325,16 +325,14 @@ class Held:
         kind = None if raised is None else type(raised)
         return None if scope.__exit__(kind, raised, traceback) else raised
 
-    def _stays(self, raised: BaseException | None) -> bool:
+    def _kept_by_transaction(self, raised: BaseException | None) -> bool:
         """Whether a transaction keeps the lock beyond the end of its block."""
         if self._ended or self._request.until == "exit" or self._guard is None:
             return False
         return transactions.keep(self, raised)
 
-    def _goes_on(self, raised: BaseException | None) -> None:
-        """A transaction keeps the lock; a loss still interrupts the thread until the transaction
-        ends.
-        """
+    def _rearm_for_transaction(self, raised: BaseException | None) -> None:
+        """Let a loss interrupt the thread until the end of the transaction that keeps the lock."""
         if not self.lost and self._guard.depth == 0:
             # The end of the block has disarmed the block's own.
             self._exception = _core.AsyncException()
@@ -345,7 +343,7 @@ class Held:
         """Release. Raises `LockLost` if the lock was lost, unless ``raised`` leaves the block
         already.
         """
-        if not self._ends():
+        if not self._begin_release():
             return
         answer = None
         try:
@@ -357,7 +355,7 @@ class Held:
         self._was_released(answer, raised)
 
     async def _afinish(self, raised: BaseException | None = None) -> None:
-        if not self._ends():
+        if not self._begin_release():
             return
         answer = None
         try:
@@ -368,7 +366,8 @@ class Held:
             _status_file.write(self._request.status_file, "0")
         self._was_released(answer, raised)
 
-    def _ends(self) -> bool:
+    def _begin_release(self) -> bool:
+        """Mark it released. Returns whether there is a grant to release in the database."""
         if self._ended:
             return False
         self._forget()

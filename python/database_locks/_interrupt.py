@@ -109,7 +109,7 @@ def forget(held: Held) -> None:
     _main_thread_holds.pop(id(held), None)
 
 
-def teller(held: Held) -> Callable[[Held], None]:
+def interrupter(held: Held) -> Callable[[Held], None]:
     """The function that interrupts this body, called on the extension's thread."""
     if held._task is None:
         return _interrupt_thread

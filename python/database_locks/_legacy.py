@@ -57,15 +57,15 @@ class DBLock:
         if lock_ttl is not None:
             ttl = _arguments.seconds("lock_ttl", lock_ttl, allowed=_arguments.TTL)
         at_once = ttl is not None and ttl <= 0
-        locks = _project.conf().locks()
-        request = self._request(locks, 10.0 if at_once else ttl_of(ttl))
+        client = _project.conf().locks()
+        request = self._request(client, 10.0 if at_once else ttl_of(ttl))
         kept = kept_here(request.key) if self._held is None else None
         if kept is not None:
             if kept.lost:
                 return False
             self._held = kept._resume_detached()
         if self._held is None:
-            return self._ask(locks, request, at_once)
+            return self._ask(client, request, at_once)
         if at_once:
             self.release()
             return True
@@ -77,13 +77,13 @@ class DBLock:
             # The transaction that keeps it cannot commit any more.
             return False
         lost._forget()
-        return self._ask(locks, request, at_once)
+        return self._ask(client, request, at_once)
 
-    def _ask(self, locks: Client, request: AcquireRequest, at_once: bool) -> bool:
+    def _ask(self, client: Client, request: AcquireRequest, at_once: bool) -> bool:
         _logging.follow()
         entry = _core.Entry()
         try:
-            pending = locks._core.acquire(
+            pending = client._core.acquire(
                 self._name,
                 ttl=request.ttl,
                 wait=0.0,
@@ -108,14 +108,14 @@ class DBLock:
             entry.give_back()
         return True
 
-    def _request(self, locks: Client, ttl: float | None) -> AcquireRequest:
+    def _request(self, client: Client, ttl: float | None) -> AcquireRequest:
         transactions.install()
         if self._until != "exit":
             open_transactions.check(None)
             open_transactions.check_in_task(None)
         return AcquireRequest(
-            locks=locks,
-            key=(_core.generation(), id(locks), self._name),
+            client=client,
+            key=(_core.generation(), id(client), self._name),
             name=self._name,
             ttl=ttl,
             wait=0.0,

@@ -121,7 +121,7 @@ class lock(_core.Scope):
         self._until_using = until_using
         self._meta = _arguments.meta_of(meta)
         self._ticket = ticket
-        self._locks: Client | None = None
+        self._client: Client | None = None
         self._decorates = False
         self._optional = False
         self._acquired: Held | None = None
@@ -169,11 +169,11 @@ class lock(_core.Scope):
         ...         print("held")
         held
         """
-        twin = self._twin()
-        twin._optional = True
-        if twin._on_busy == "wait":
-            twin._on_busy = "raise"
-        return cast("Attempt", twin)
+        copy = self._copy()
+        copy._optional = True
+        if copy._on_busy == "wait":
+            copy._on_busy = "raise"
+        return cast("Attempt", copy)
 
     def acquire(self) -> Held:
         """Acquire without a block, and renew until `release`.
@@ -184,14 +184,14 @@ class lock(_core.Scope):
         renewal stops and the lock stays held until its lease ends. The normal end of the process
         releases it. Raises the errors of a block.
         """
-        self._may_acquire()
+        self._check_not_acquired()
         entry = _core.Entry()
         try:
             request = self._resolve()
             if self._resumes_kept(request):
                 return cast("Held", self._acquired)
-            guard = None if request.locks is None else self._acquire(entry, request)
-            return self._has_acquired(entry, guard, request)
+            guard = None if request.client is None else self._acquire(entry, request)
+            return self._make_detached(entry, guard, request)
         except BaseException:
             entry.give_back()
             raise
@@ -208,14 +208,14 @@ class lock(_core.Scope):
 
     async def aacquire(self) -> Held:
         """`acquire` for a task."""
-        self._may_acquire()
+        self._check_not_acquired()
         entry = _core.Entry()
         try:
             request = self._resolve()
             if self._resumes_kept(request):
                 return cast("Held", self._acquired)
-            guard = None if request.locks is None else await self._aacquire(entry, request)
-            return self._has_acquired(entry, guard, request)
+            guard = None if request.client is None else await self._aacquire(entry, request)
+            return self._make_detached(entry, guard, request)
         except BaseException:
             entry.give_back()
             raise
@@ -226,8 +226,8 @@ class lock(_core.Scope):
         if held is not None:
             await held.arelease()
 
-    def _may_acquire(self) -> None:
-        self._may_skip()
+    def _check_not_acquired(self) -> None:
+        self._check_skip()
         held = self._acquired
         if held is not None and held._detached and not held._ended:
             raise LockConfigError(
@@ -243,7 +243,7 @@ class lock(_core.Scope):
         self._acquired = kept._resume_detached()
         return True
 
-    def _has_acquired(
+    def _make_detached(
         self, entry: _core.Entry, guard: _core.Guard | None, request: AcquireRequest
     ) -> Held:
         held = Held(request.name, guard, request, entry.exception)
@@ -254,32 +254,32 @@ class lock(_core.Scope):
         entry.keep()
         return held
 
-    def _on(self, locks: Client | None, caller: _naming.Caller | None = None) -> lock:
-        self._locks = locks
+    def _on(self, client: Client | None, caller: _naming.Caller | None = None) -> lock:
+        self._client = client
         self._caller = caller
         return self
 
-    def _twin(self) -> lock:
-        twin = lock.__new__(lock)
-        twin.__dict__.update(self.__dict__)
-        twin._acquired = None
-        return twin
+    def _copy(self) -> lock:
+        copy = lock.__new__(lock)
+        copy.__dict__.update(self.__dict__)
+        copy._acquired = None
+        return copy
 
     def _for_call(self, name: str) -> lock:
         """A copy for one call of the decorated function."""
-        twin = self._twin()
-        twin._name = name
-        twin._decorates = True
-        return twin
+        copy = self._copy()
+        copy._name = name
+        copy._decorates = True
+        return copy
 
     def _resolve(self) -> AcquireRequest:
         name = self._name or ""
         if self._name is None and self._caller is not None:
             self._name = name = _naming.name_of_caller(self._caller)
-        locks, ttl, renew = self._locks, self._lock_ttl, self._renew
-        if locks is None:
+        client, ttl, renew = self._client, self._lock_ttl, self._renew
+        if client is None:
             conf = _project.conf()
-            locks = conf.locks() if conf.enabled() else None
+            client = conf.locks() if conf.enabled() else None
             if ttl is NOTSET:
                 ttl = _arguments.ttl_of(conf.default_ttl(), "DATABASE_LOCKS_DEFAULT_TTL")
             if renew is NOTSET:
@@ -292,8 +292,8 @@ class lock(_core.Scope):
         renew = None if renew is NOTSET else renew
         once = not self._retry or (self._on_busy != "wait" and self._timeout <= 0)
         return AcquireRequest(
-            locks=locks,
-            key=(_core.generation(), id(locks), name),
+            client=client,
+            key=(_core.generation(), id(client), name),
             name=name,
             ttl=ttl,
             wait=0.0 if once else self._timeout if self._timeout > 0 else None,
@@ -310,11 +310,11 @@ class lock(_core.Scope):
             status_file=_project.status_file(),
         )
 
-    def _already(self, request: AcquireRequest, entry: _core.Entry) -> Held | None:
+    def _held_already(self, request: AcquireRequest, entry: _core.Entry) -> Held | None:
         """The lock without asking the database: locks are off, or this thread or task holds it
         already.
         """
-        if request.locks is None:
+        if request.client is None:
             logger.warning(
                 "database_locks currently disabled in settings, adjust DATABASE_LOCKS_ENABLED if "
                 "not intended"
@@ -326,19 +326,19 @@ class lock(_core.Scope):
         return None if held is None else held._enter_again()
 
     def _ask(self, request: AcquireRequest) -> _core.Pending[_core.Guard | None]:
-        if request.locks is None:
+        if request.client is None:
             raise LockConfigError("locks are switched off")
         _logging.follow()
         logger.info("acquiring lock %s", request.name)
         _status_file.write(request.status_file, "1")
         if self._ticket is not None:
-            return request.locks._core.resume(
+            return request.client._core.resume(
                 self._ticket,
                 ttl=request.ttl,
                 auto_renew=request.auto_renew,
                 renew_every=request.renew_every,
             )
-        return request.locks._core.acquire(
+        return request.client._core.acquire(
             request.name,
             ttl=request.ttl,
             wait=request.wait,
@@ -370,12 +370,12 @@ class lock(_core.Scope):
         held._start()
         return held
 
-    def _was_acquired(self, request: AcquireRequest) -> None:
+    def _report_acquired(self, request: AcquireRequest) -> None:
         """Called before the last check of the guard: a log handler may take long."""
         logger.debug("lock %s acquired/renewed", request.name)
         _status_file.write(request.status_file, "2")
 
-    def _may_skip(self) -> None:
+    def _check_skip(self) -> None:
         if self._on_busy == "skip" and not self._decorates:
             raise LockConfigError(
                 '`on_busy="skip"` is for decorated functions: a with block cannot be skipped; use '
@@ -417,7 +417,7 @@ class lock(_core.Scope):
                 if stops_loop:
                     _contention.would_stop_loop(request, _contention.holder_info(request))
                 raise _contention.busy(request, _contention.holder_info(request))
-            self._was_acquired(request)
+            self._report_acquired(request)
             loss = guard.loss()
             if loss is None:
                 return guard
@@ -434,7 +434,7 @@ class lock(_core.Scope):
             guard = entry.take()
             if guard is None:
                 raise _contention.busy(request, await _contention.aholder_info(request))
-            self._was_acquired(request)
+            self._report_acquired(request)
             loss = guard.loss()
             if loss is None:
                 return guard
@@ -442,10 +442,10 @@ class lock(_core.Scope):
 
     def _enter(self, entry: _core.Entry) -> Held | None:
         """The part of `__enter__` that an exception may interrupt: see `_core.Scope`."""
-        self._may_skip()
+        self._check_skip()
         request = self._resolve()
         _status_file.write(request.status_file, "0")
-        held = self._already(request, entry)
+        held = self._held_already(request, entry)
         if held is not None:
             return held
         try:
@@ -458,10 +458,10 @@ class lock(_core.Scope):
         return self._begin(guard, request, entry)
 
     async def _aenter(self, entry: _core.Entry) -> Held | None:
-        self._may_skip()
+        self._check_skip()
         request = self._resolve()
         _status_file.write(request.status_file, "0")
-        held = self._already(request, entry)
+        held = self._held_already(request, entry)
         if held is not None:
             return held
         try:
@@ -475,15 +475,15 @@ class lock(_core.Scope):
 
     def _leave(self, held: Held, raised: BaseException | None) -> bool:
         """The part of `__exit__` that an exception may interrupt. Returns whether the lock is kept."""
-        raised = held._left(raised)
-        if held._stays(raised):
+        raised = held._close_scope(raised)
+        if held._kept_by_transaction(raised):
             return True
         held._finish(raised)
         return False
 
     async def _aleave(self, held: Held, raised: BaseException | None) -> bool:
-        raised = held._left(raised)
-        if held._stays(raised):
+        raised = held._close_scope(raised)
+        if held._kept_by_transaction(raised):
             return True
         await held._afinish(raised)
         return False

@@ -50,9 +50,9 @@ def locked(func_or_name: Any = None, /, **options: Any) -> Any:
     return make_locked(None, func_or_name, options)
 
 
-def make_locked(locks: Client | None, func_or_name: Any, options: dict[str, Any]) -> Any:
+def make_locked(client: Client | None, func_or_name: Any, options: dict[str, Any]) -> Any:
     if func_or_name is not None and not isinstance(func_or_name, str):
-        return decorate(func_or_name, lock(**options)._on(locks))
+        return decorate(func_or_name, lock(**options)._on(client))
     if isinstance(func_or_name, str):
         if "lock_name" in options:
             raise LockConfigError(
@@ -61,7 +61,7 @@ def make_locked(locks: Client | None, func_or_name: Any, options: dict[str, Any]
         options["lock_name"] = func_or_name
     name = options.pop("lock_name", None)
     naming = name if callable(name) else None
-    template = lock(None if naming is not None else name, **options)._on(locks)
+    template = lock(None if naming is not None else name, **options)._on(client)
 
     def decorator(func: Any) -> Any:
         return decorate(func, template, naming)
@@ -75,5 +75,5 @@ def is_locked(lock_name: str) -> bool:
     The answer may be outdated when this returns. Raises `LockUnavailable`, and `LockConfigError`
     for a bad name.
     """
-    locks: Client = _project.conf().locks()
-    return locks.is_locked(lock_name)
+    client: Client = _project.conf().locks()
+    return client.is_locked(lock_name)

@@ -28,7 +28,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from . import _core
-from ._locks import Locks
+from ._connect import Locks
 from ._registry import all_held_here
 from ._tasks import current as current_task
 from ._wait import wait

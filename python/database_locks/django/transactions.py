@@ -126,7 +126,7 @@ def keep(held: Held, raised: BaseException | None) -> bool:
         logger.debug("lock %s is kept until the transaction on %s ends", held.name, aliases)
         if held.lost:
             mark_lost(held)
-        held._goes_on(raised)
+        held._rearm_for_transaction(raised)
     return bool(found)
 
 
@@ -348,7 +348,7 @@ def _free(
 
 
 def _free_these(locks: Sequence[Held], told: Sequence[Held]) -> None:
-    pendings = [(held, held._guard.release()) for held in locks if held._ends()]
+    pendings = [(held, held._guard.release()) for held in locks if held._begin_release()]
     for held, pending in pendings:
         try:
             lost = wait(pending)
