@@ -110,6 +110,8 @@ fn databases(servers: &Servers) -> Vec<Fact> {
             'wal_sync_method', 'autovacuum', 'autovacuum_naptime')";
         facts.push(("PostgreSQL", ask("SHOW server_version")));
         facts.push(("its settings", ask(set)));
+    } else {
+        facts.push(("PostgreSQL", MISSING.to_owned()));
     }
     for (name, server, schema) in [
         ("MariaDB", &servers.mariadb, "information_schema"),
@@ -137,7 +139,7 @@ fn python_packages() -> Vec<Fact> {
     let list = "import importlib.metadata as m; print(', '.join(sorted(f'{d.name} {d.version}' for d in \
         m.distributions() if d.name.lower() in {'django', 'psycopg', 'psycopg2-binary', 'mysqlclient', \
         'redis', 'hiredis', 'django-pglock', 'django-database-locks'})))";
-    [("bench", "Python packages"), ("bench-old", "those of 0.5")]
+    [("bench", "Python packages"), ("bench-old", "Python packages of legacy")]
         .into_iter()
         .filter_map(|(environment, what)| {
             let python = environments.join(environment).join("bin/python");

@@ -224,8 +224,8 @@ impl Group {
             .unwrap_or_else(|error| panic!("node {node}: {error}"))
     }
 
-    /// Makes an empty database, which `locker` may use at the node that it is made through, and gives
-    /// its URL at the first node as the superuser. Every node that serves has it.
+    /// Makes an empty database, which `locker` may use at the node that it is made through, and
+    /// gives its URL at the first node as the superuser. Every node that serves has it.
     ///
     /// # Panics
     ///
