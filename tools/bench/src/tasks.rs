@@ -32,7 +32,7 @@ struct Measured {
     rates: BTreeMap<usize, Vec<f64>>,
     /// Milliseconds for [`MANY`] acquires by as many tasks, of each round.
     at_once: Vec<f64>,
-    /// The same by one task.
+    /// Milliseconds for [`MANY`] acquires by one task, of each round.
     one_by_one: Vec<f64>,
 }
 

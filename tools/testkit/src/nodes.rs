@@ -100,7 +100,7 @@ impl Nodes {
         )
     }
 
-    /// The same as the user `locker`.
+    /// Like [`url_of`](Self::url_of), as the user `locker`.
     pub fn locker_url(&self, nodes: &[usize], database: &str) -> String {
         format!(
             "mysql://locker:{}@{}/{}",
