@@ -50,10 +50,11 @@ pub enum OpenTransaction {
 }
 
 impl OpenTransaction {
-    /// Ends the transaction without a change, and waits until it has ended.
+    /// Ends the transaction without a change, and waits until the server has ended it. If the client
+    /// merely ended, the server would keep the row locks for a moment longer.
     pub fn rollback(self) {
         match self {
-            Self::Session(session) => session.close(),
+            Self::Session(mut session) => drop(session.run("ROLLBACK").expect("rolls back")),
             Self::File(connection) => connection.execute_batch("ROLLBACK").expect("rolls back"),
         }
     }

@@ -12,7 +12,7 @@ use crate::runtime::fork::ForkSafe;
 use protocol::{LockName, LostReason, Short, Ticket, Token, Ttl};
 
 pub(crate) mod lease;
-mod release;
+mod ending;
 
 /// A held lock, renewed in the background while this value lives.
 ///

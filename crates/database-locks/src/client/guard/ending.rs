@@ -44,9 +44,10 @@ impl LockGuard {
     /// ```
     pub fn into_ticket(mut self) -> Result<Ticket, Error> {
         self.forget_listeners();
+        // Before the check, so that no renewal records a loss after it.
+        self.client.scheduler.remove(self.state.grant.id);
         self.still_trusted()?;
         self.released = true;
-        self.client.scheduler.remove(self.state.grant.id);
         self.state.released();
         self.client.queues.left(self.name());
         log_grant!(
@@ -96,7 +97,10 @@ impl LockGuard {
             Err(lost) => return Err(lost),
         }
         let Some(mut release) = self.begin_release() else {
-            return Ok(());
+            // A renewal has recorded a loss since the check above.
+            return self
+                .loss()
+                .map_or(Ok(()), |loss| Err(Error::lost(&name, loss)));
         };
         let done = match release.directly().await {
             Some(done) => done,
