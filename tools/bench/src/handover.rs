@@ -64,9 +64,9 @@ pub(crate) fn run(servers: &Servers, length: Duration, results: &mut Results) ->
     });
     let mut section = Section::default();
     section.paragraph(format!(
-        "Milliseconds from the call that releases the lock until the waiter's acquire returns, in another process \
-         (Rust on `multi_thread`). The holder releases after the waiter has waited for {:.0} to {:.0} ms, the \
-         same time for all rows of a round.",
+        "Milliseconds from the call that releases the lock until the waiter's acquire returns: in another process, \
+         if the row does not say otherwise (Rust: on `multi_thread`). The holder releases after the waiter has \
+         waited for {:.0} to {:.0} ms, the same time for all rows of a round.",
         HOLDS.into_iter().find(|hold| *hold >= ASLEEP).unwrap_or_default() * 0.75,
         HOLDS[HOLDS.len() - 1] * 1.25
     ));

@@ -50,8 +50,8 @@ pub enum OpenTransaction {
 }
 
 impl OpenTransaction {
-    /// Ends the transaction without a change, and waits until the server has ended it. If the client
-    /// merely ended, the server would keep the row locks for a moment longer.
+    /// Ends the transaction without a change, and waits until the server has ended it. If the
+    /// client merely ended, the server would keep the row locks for a moment longer.
     pub fn rollback(self) {
         match self {
             Self::Session(mut session) => drop(session.run("ROLLBACK").expect("rolls back")),
@@ -146,8 +146,8 @@ impl TestDb {
         Self::on(SERVER.get_or_init(start).as_ref())
     }
 
-    /// Like [`mariadb_odd`](Self::mariadb_odd) on MySQL, which requires a primary key of each table and
-    /// offers TLS, its default.
+    /// Like [`mariadb_odd`](Self::mariadb_odd) on MySQL, which requires a primary key of each table
+    /// and offers TLS, its default.
     pub fn mysql_odd() -> Option<Self> {
         static SERVER: OnceLock<Option<MySqlServer>> = OnceLock::new();
         let start = || {

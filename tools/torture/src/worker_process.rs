@@ -139,8 +139,8 @@ impl WorkerProcess {
         row.holder == self.settings.who || row.holder.contains(&pid)
     }
 
-    /// Sets the process's wall clock [`JUMP`] seconds ahead of the machine's, and behind it the next
-    /// time.
+    /// Sets the process's wall clock [`JUMP`] seconds ahead of the machine's, and behind it the
+    /// next time.
     pub(crate) fn jump_clock(&mut self) -> Result<(), String> {
         self.skew = if self.skew == JUMP { -JUMP } else { JUMP };
         let clock = self.clock.as_ref().ok_or("it has no clock of its own")?;

@@ -119,8 +119,8 @@ impl Lock {
 
     /// How long [`Lock::acquire`] waits. No limit by default; zero: one try.
     ///
-    /// **Clusters with several primaries** (Galera, Group Replication): no clock is trusted there. A
-    /// lease has ended when its row was observed unchanged for the length of the lease. If the
+    /// **Clusters with several primaries** (Galera, Group Replication): no clock is trusted there.
+    /// A lease has ended when its row was observed unchanged for the length of the lease. If the
     /// holder looks dead at the end of the wait (by the clock of the node that was asked, its lease
     /// has ended or was renewed in the future), the wait goes on until the observation ends, for at
     /// most one ttl of the holder. [`Lock::try_acquire`] does the same. Otherwise a job that tries

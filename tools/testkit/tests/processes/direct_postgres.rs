@@ -386,8 +386,8 @@ fn a_release_by_the_direct_connection_is_no_news_to_its_own_process() {
     promise("P12", "postgres");
 }
 
-/// The server allows one connection, and the direct connection has it: it makes way for the one that
-/// renews.
+/// The server allows one connection, and the direct connection has it: it makes way for the one
+/// that renews.
 #[test]
 fn a_single_connection_is_used_for_renewals() {
     let Some(server) = Postgres::shared() else {
