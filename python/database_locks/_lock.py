@@ -64,7 +64,8 @@ class lock(_core.Scope):
         (``ATOMIC_REQUESTS``, ``transaction.atomic()``), the lock is kept until the outermost open
         transaction of the thread has committed or rolled back. If the lock is lost before that, the
         transaction is rolled back and raises `LockLost`. ``"exit"``: released at the end of the block
-    :param until_using: the one of ``DATABASES`` whose transactions count for ``until``; by default all
+    :param until_using: the alias in ``DATABASES`` whose transactions count for ``until``; by default
+        all
     :param meta: a mapping, written as JSON, that ``dblock show`` and the admin page display
     :param ticket: resume a lock that another program handed over (`Held.hand_over`,
         ``dblock acquire``) instead of acquiring one. The ticket has the name. Raises `LockLost` if the

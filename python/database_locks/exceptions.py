@@ -134,8 +134,8 @@ class LockReleased(LockException):
 class LockUnavailable(LockException):
     """The database did not answer, or refused; the message says which, and what to do.
 
-    The request may have taken effect all the same. A lock that was acquired so is free again within
-    30 seconds.
+    The request may have taken effect all the same. If it acquired the lock, the lock is free again
+    within 30 seconds.
     """
 
     def __init__(self, message: str = "", *args: object) -> None:

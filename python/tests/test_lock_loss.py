@@ -182,13 +182,15 @@ def test_a_task_can_go_on_after_a_loss(here: Locks) -> None:
 
 
 def test_a_task_that_the_application_cancels_stays_cancelled(here: Locks) -> None:
-    async def work() -> None:
+    async def work(held: asyncio.Event) -> None:
         async with here.lock("job"):
+            held.set()
             await asyncio.sleep(60)
 
     async def main() -> None:
-        task = asyncio.ensure_future(work())
-        await asyncio.sleep(0.2)
+        held = asyncio.Event()
+        task = asyncio.ensure_future(work(held))
+        await held.wait()
         task.cancel()
         await task
 

@@ -125,7 +125,7 @@ def test_the_loss_to_a_frozen_database_is_in_time_beside_a_frozen_log_handler(
 
 
 def test_a_callback_that_blocks_delays_no_other_loss(here: Locks) -> None:
-    opened, entered = threading.Event(), threading.Event()
+    held, opened, entered = threading.Event(), threading.Event(), threading.Event()
 
     def callback(*_: Any) -> None:
         entered.set()
@@ -133,6 +133,7 @@ def test_a_callback_that_blocks_delays_no_other_loss(here: Locks) -> None:
 
     def first() -> None:
         with here.lock("first", lost_lock_cb=callback):
+            held.set()
             assert opened.wait(60)
 
     def second() -> None:
@@ -145,7 +146,8 @@ def test_a_callback_that_blocks_delays_no_other_loss(here: Locks) -> None:
     thread = threading.Thread(target=first)
     thread.start()
     try:
-        eventually(lambda: here.show("first"), "the first is held")
+        # Its row shows a lock before its process renews it: a loss in between is noticed later.
+        assert held.wait(30)
         with pytest.raises(LockLost) as caught:
             in_thread(second)
         assert caught.value.name == "second"

@@ -27,7 +27,7 @@ fn main() -> Result<(), database_locks::Error> {
             }
             guard.release()?;
         }
-        None => println!("somebody else is at it"),
+        None => println!("another process holds the lock"),
     }
     Ok(())
 }

@@ -326,7 +326,7 @@ async fn a_long_wait_is_logged_with_the_holder() {
             .collect::<Vec<_>>()
     };
     until(|| !logged().is_empty()).await;
-    // The same is due for each of the others by now.
+    // By now this record is due for each of the other waits.
     tokio::time::sleep(ms(1_000)).await;
     guard.release().await.unwrap();
     for wait in waits {

@@ -21,7 +21,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
-/// The same in a path, whose separators stay.
+/// Like [`ENCODED`], for a path: its separators are not encoded.
 const ENCODED_IN_PATH: &AsciiSet = &ENCODED.remove(b'/');
 
 // `#[locked]` functions read the same variables.

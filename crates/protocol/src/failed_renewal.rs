@@ -58,7 +58,8 @@ pub fn failed_renewal_outcome(grant: &Grant, row: Option<&LockRow>) -> Renewal {
     Renewal::Lost(Gone { reason, now })
 }
 
-/// The same, according to the row of another server than the one that confirmed the grant last.
+/// Like [`failed_renewal_outcome`], for a row of another server than the one that confirmed the
+/// grant last.
 ///
 /// While the holder trusts its lease, no server that knows the grant can have ended it or given it
 /// to another client. If this server shows that, it lacks the grant or its renewals:
@@ -78,8 +79,8 @@ pub fn failed_renewal_outcome_elsewhere(grant: &Grant, row: Option<&LockRow>) ->
     outcome
 }
 
-/// The same for a ticket that could not be resumed. A ticket does not contain the name of the
-/// holder.
+/// Like [`failed_renewal_outcome`], for a ticket that could not be resumed. A ticket does not
+/// contain the name of the holder.
 pub fn failed_resume_outcome(command: &ResumeCommand, row: Option<&LockRow>) -> Renewal {
     if let Some(row) = row.filter(|row| row.token > command.token.get()) {
         return Renewal::Lost(Gone {

@@ -85,7 +85,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The same outcome, confirmed by this server.
+    /// This outcome, with the server that confirmed it.
     #[must_use]
     pub fn confirmed_by(mut self, server: Option<Primary>) -> Self {
         if let Self::Granted { confirmed_by, .. } = &mut self {
@@ -98,7 +98,7 @@ impl Outcome {
 /// One of several database servers, of which a standby may replace the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Primary {
-    /// The same for a primary and its standbys.
+    /// Identifies the database cluster: equal for a primary and its standbys.
     pub system: i64,
     /// Increases when a standby replaces its primary.
     pub timeline: u32,

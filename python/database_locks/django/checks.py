@@ -319,9 +319,9 @@ def _shape(connection: Any, cursor: Any) -> Iterator[CheckMessage]:
     lacking = [column for column in COLUMNS if column not in _columns(cursor)]
     if lacking and not _is_migrating():
         yield Advice(
-            f"The table {TABLE} lacks {', '.join(lacking)}: it is of django-database-locks 0.5, and no "
-            "lock can be acquired.",
-            hint=f"Run {_what_to_run(connection)}, which adds them. Processes with 0.5 go on working.",
+            f"The table {TABLE} lacks {', '.join(lacking)}: it is of legacy (django-database-locks 0.5), "
+            "and no lock can be acquired.",
+            hint=f"Run {_what_to_run(connection)}, which adds them. Legacy processes go on working.",
             id=_id("W008"),
         )
 
@@ -339,10 +339,10 @@ def _local_times(connection: Any, cursor: Any) -> Iterator[CheckMessage]:
     cursor.execute(f"SELECT 1 FROM {TABLE} {which} LIMIT 1")  # noqa: S608 - both are ours
     if cursor.fetchone():
         yield Advice(
-            "django-database-locks 0.5 has written to the table. With USE_TZ = False it writes times in "
-            f"{settings.TIME_ZONE}, and this version reads UTC: during a roll-out the two do not "
+            "Legacy (django-database-locks 0.5) has written to the table. With USE_TZ = False it writes "
+            f"times in {settings.TIME_ZONE}, and this version reads UTC: during a roll-out the two do not "
             "exclude each other.",
-            hint="Update all processes together, or set TIME_ZONE = 'UTC' until no process uses 0.5. "
+            hint="Update all processes together, or set TIME_ZONE = 'UTC' until no legacy process runs. "
             "Afterwards `manage.py locks prune --older-than 0 --include-legacy` removes its "
             "rows.",
             id=_id("W006"),

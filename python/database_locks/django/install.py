@@ -95,7 +95,7 @@ class CompleteTable(_LockTable):
         table.complete() if direction == "forwards" else table.reduce()
 
     def describe(self) -> str:
-        return "Add columns that version 0.5 did not have"
+        return "Add the columns that legacy (django-database-locks 0.5) lacks"
 
 
 class _Table:

@@ -23,8 +23,9 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
         .mul_f64(0.9)
         .div_f64((engines.len() * CONTENDERS.len()) as f64);
     section.paragraph(format!(
-        "Processes whose tasks all take turns on one lock for {} s: each acquires it, holds it, releases it, and \
-         asks again. Two statements each would be an acquire and a release and nothing else. Waits in milliseconds.",
+        "For {} s all tasks of all processes share one lock: each task acquires it, holds it, releases it and \
+         asks again. *Statements each* is the number of statements for one grant; the least is 2, for an acquire \
+         and a release. Waits are in milliseconds.",
         digits(slice.as_secs_f64())
     ));
     let mut rows = Vec::new();

@@ -69,10 +69,10 @@ pub(crate) fn run(servers: &Servers, length: Duration, results: &mut Results) ->
     }
     let mut section = Section::default();
     section.paragraph(format!(
-        "Milliseconds: the median, and in brackets the 10th and 90th percentile, of all cycles of {rounds} \
-         rounds; in each round every row came twice for {} ms, in random order, before and after its two bare \
-         commits. The ratios are medians over the rounds: an acquire beside one bare commit, a cycle \
-         beside two.",
+        "Times are in milliseconds: the median and, in brackets, the 10th and 90th percentile of all cycles of \
+         {rounds} rounds. In each round every row was measured twice for {} ms: rows that are compared with each \
+         other in random order, then in reverse. The ratios are medians over the rounds: an acquire compared \
+         with one bare commit, a cycle compared with two.",
         (slice / 2).as_millis()
     ));
     let rows: Vec<_> = order
@@ -179,7 +179,7 @@ fn goals(section: &mut Section, measured: &BTreeMap<String, Measured>) {
     for (name, key) in engines {
         let more = cycle(&format!("{key}/multi"), &format!("{key}/multi/off"));
         let more = more.map(|ratio| vec![(ratio - 1.0) * 100.0]);
-        let what = format!("auto-renew on rather than off, {name}");
+        let what = format!("auto-renew on, compared with off, {name}");
         at_most(section, &what, 5.0, "% more", more);
     }
     peer_goals(section, cycle);
@@ -200,7 +200,7 @@ fn peer_goals(section: &mut Section, cycle: impl Fn(&str, &str) -> Option<f64>) 
             continue;
         };
         section.goal(
-            &format!("acquire + release, PostgreSQL, beside {name}"),
+            &format!("acquire + release, PostgreSQL, compared with {name}"),
             &format!("at least {least} × faster"),
             Some(format!("{} ×", digits(reached))),
             reached >= least,

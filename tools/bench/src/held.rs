@@ -37,8 +37,9 @@ struct Held {
 pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Section {
     let mut section = Section::default();
     section.paragraph(
-        "A process that holds so many locks, each acquired by a task of its own, 2,000 at a time, and does \
-         nothing else. A round renews all of them, each third of their ttl. To a file nothing passes.",
+        "One process holds all the locks of a row and does nothing else. It acquired each in a task of its own, \
+         2,000 at a time. A round renews all of them, every third of their ttl. SQLite is a file: it has no \
+         connections to count and no statements on the wire.",
     );
     let (mut rows, mut lines, mut all) = (Vec::new(), Vec::new(), Vec::new());
     for engine in servers.engines() {
@@ -119,7 +120,7 @@ fn goals(section: &mut Section, all: &[(&str, u64, Option<Held>)]) {
                 let few = held.as_ref().and_then(few);
                 section.goal(
                     &what,
-                    "2 connections at most, at most 2 statements a round, 64 MiB in all, none lost",
+                    "at most 2 connections, 2 statements a round and 64 MiB in all; none lost",
                     few.clone()
                         .zip(lost)
                         .map(|((shown, _), lost)| format!("{shown}, {lost}")),
@@ -195,8 +196,8 @@ pub(crate) fn idle(servers: &Servers, length: Duration, _: &mut Results) -> Sect
     time::sleep(length);
     let seconds = length.as_secs_f64();
     section.paragraph(format!(
-        "A thousand tasks of one process that all wait for one lock, over {seconds:.0} s, when they had been \
-         waiting for some seconds."
+        "A thousand tasks of one process wait for one lock. The measurement begins when they have waited for \
+         some seconds, and lasts {seconds:.0} s."
     ));
     let mut rows = Vec::new();
     for ((name, counter, worker), (sent, cpu)) in watched.iter().zip(&before) {

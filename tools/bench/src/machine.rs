@@ -87,7 +87,7 @@ fn hardware(load_before: &str) -> Vec<Fact> {
         ("kernel", kernel.trim().to_owned()),
         ("filesystem of all data", filesystem(folder.path())),
         (
-            "load average when it began, and when it ended",
+            "load average before and after",
             format!("{load_before}; {}", load()),
         ),
         (
@@ -110,6 +110,8 @@ fn databases(servers: &Servers) -> Vec<Fact> {
             'wal_sync_method', 'autovacuum', 'autovacuum_naptime')";
         facts.push(("PostgreSQL", ask("SHOW server_version")));
         facts.push(("its settings", ask(set)));
+    } else {
+        facts.push(("PostgreSQL", MISSING.to_owned()));
     }
     for (name, server, schema) in [
         ("MariaDB", &servers.mariadb, "information_schema"),
@@ -137,13 +139,16 @@ fn python_packages() -> Vec<Fact> {
     let list = "import importlib.metadata as m; print(', '.join(sorted(f'{d.name} {d.version}' for d in \
         m.distributions() if d.name.lower() in {'django', 'psycopg', 'psycopg2-binary', 'mysqlclient', \
         'redis', 'hiredis', 'django-pglock', 'django-database-locks'})))";
-    [("bench", "Python packages"), ("bench-old", "those of 0.5")]
-        .into_iter()
-        .filter_map(|(environment, what)| {
-            let python = environments.join(environment).join("bin/python");
-            Some((what, first_line(python.to_str()?, &["-c", list])))
-        })
-        .collect()
+    [
+        ("bench", "Python packages"),
+        ("bench-old", "Python packages of legacy"),
+    ]
+    .into_iter()
+    .filter_map(|(environment, what)| {
+        let python = environments.join(environment).join("bin/python");
+        Some((what, first_line(python.to_str()?, &["-c", list])))
+    })
+    .collect()
 }
 
 #[cfg(test)]

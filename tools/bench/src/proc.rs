@@ -18,7 +18,7 @@ pub(crate) fn field(status: &str, name: &str) -> u64 {
         .unwrap_or_default()
 }
 
-/// What a process has used of the processors, in seconds.
+/// CPU time of a process, in seconds.
 pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     let stat = read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // After the name, which stands in parentheses, user and system time are fields 12 and 13.
@@ -31,7 +31,7 @@ pub(crate) fn cpu_seconds(pid: u32) -> f64 {
             .and_then(|text| text.parse::<f64>().ok())
             .unwrap_or(0.0)
     };
-    // /proc has hundredths of a second, at any tick of the kernel.
+    // `/proc` counts in hundredths of a second (USER_HZ), whatever the kernel's tick rate.
     (ticks(11) + ticks(12)) / 100.0
 }
 

@@ -56,7 +56,7 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
         }
     }
     section.paragraph(format!(
-        "Milliseconds from before a process is started until it has ended, {} times each.",
+        "Milliseconds from the start of a process until it has ended. Each command ran {} times.",
         found[0].len()
     ));
     let mut rows = Vec::new();
@@ -71,7 +71,7 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
         if name.ends_with("SQLite") {
             section.goal(
                 &name.clone(),
-                "6 ms, the whole process",
+                "at most 6 ms, the whole process",
                 Some(format!("{} ms", digits(of.p50))),
                 of.p50 <= 6.0,
             );

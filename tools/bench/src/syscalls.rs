@@ -37,10 +37,10 @@ pub(crate) fn run(servers: &Servers, _: Duration, results: &mut Results) -> Sect
         }
     }
     section.paragraph(format!(
-        "System calls in {CYCLES} cycles, for each. Syncs are those of server and client together, beside all \
-         other columns, which are the client's alone; a table of commits in SQLite is the client's file. `poll` is \
-         `epoll_wait` and its kin, `socket` what reads or writes one, `identity` `getrandom`, `uname` and `getpid`. \
-         Where two rows have the same calls and one takes longer, it is not the kernel's doing."
+        "System calls of one cycle, the average of {CYCLES}. The syncs are those of client and server together; \
+         all other columns count the calls of the client alone. SQLite has no server: the client makes all its \
+         syncs. `poll` counts `epoll_wait`, `poll` and `select`; `socket` counts reads from and writes to a \
+         socket; `identity` counts `getrandom`, `uname` and `getpid`."
     ));
     let rows = results.counts.iter().map(|(_, name, counts)| {
         let [acquire, release] = counts.syncs();
@@ -135,8 +135,8 @@ fn goals(section: &mut Section, results: &Results) {
         };
         let each: Vec<String> = found.iter().map(|calls| counted(*calls)).collect();
         section.goal(
-            &format!("system calls of a cycle beside those of the socket, {name}"),
-            "none, but for one in four cycles (`current_thread`, `multi_thread`, blocking)",
+            &format!("system calls of a cycle other than those of the socket, {name}"),
+            "at most one in four cycles (`current_thread`, `multi_thread`, blocking)",
             Some(each.join(", ")),
             found.iter().all(|calls| *calls <= 0.25),
         );

@@ -32,7 +32,7 @@ struct Measured {
     rates: BTreeMap<usize, Vec<f64>>,
     /// Milliseconds for [`MANY`] acquires by as many tasks, of each round.
     at_once: Vec<f64>,
-    /// The same by one task.
+    /// Milliseconds for [`MANY`] acquires by one task, of each round.
     one_by_one: Vec<f64>,
 }
 
@@ -46,9 +46,9 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
     let (measured, slice) = measure(servers, length);
     let mut section = Section::default();
     section.paragraph(format!(
-        "Cycles a second of one process on as many locks as it has tasks: the median of {ROUNDS} runs of {} ms, \
-         and in brackets the least and the most. Behind them, in milliseconds, {MANY} locks acquired by {MANY} \
-         tasks at once, and one after another.",
+        "Cycles a second of one process, each of whose tasks has a lock of its own: the median of {ROUNDS} runs \
+         of {} ms and, in brackets, the least and the most. The last three columns are the milliseconds in which \
+         {MANY} tasks at once acquire {MANY} locks, those in which one task does, and the ratio.",
         slice.as_millis()
     ));
     let mut rows = Vec::new();
@@ -74,7 +74,7 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
                     "1,000 tasks acquiring 1,000 different locks, {}",
                     engine.name
                 ),
-                "20 × faster than one after another",
+                "at least 20 × faster than one task",
                 faster,
                 times.is_some_and(|times| times >= 20.0),
             );

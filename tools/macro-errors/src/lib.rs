@@ -1,1 +1,1 @@
-//! Nothing: `tests/ui.rs` compiles programs with `#[locked]`, right and wrong ones.
+//! Empty: `tests/ui.rs` compiles programs with `#[locked]` and compares the compiler's errors.

@@ -66,7 +66,7 @@ impl Options {
 /// The cluster that the tests of a binary share, for a test that leaves it as it is.
 pub type Shared = nodes::Shared<Galera>;
 
-/// The same for a test that breaks it.
+/// The cluster that the tests of a binary share, for a test that breaks it.
 pub type Alone = nodes::Alone<Galera>;
 
 impl nodes::Cluster for Galera {
@@ -112,8 +112,8 @@ impl Galera {
         Some(shared()?.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The same for a test that stops, kills, freezes or cuts off nodes, or sets their clocks: no
-    /// other runs meanwhile.
+    /// Like [`shared`](Self::shared), for a test that stops, kills, freezes or cuts off nodes, or
+    /// sets their clocks: no other test runs meanwhile.
     ///
     /// # Panics
     ///

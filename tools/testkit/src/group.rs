@@ -90,7 +90,7 @@ impl Options {
 /// The group that the tests of a binary share, for a test that leaves it as it is.
 pub type Shared = nodes::Shared<Group>;
 
-/// The same for a test that breaks it.
+/// The group that the tests of a binary share, for a test that breaks it.
 pub type Alone = nodes::Alone<Group>;
 
 impl nodes::Cluster for Group {
@@ -134,8 +134,8 @@ impl Group {
         Some(shared()?.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The same for a test that kills or freezes nodes, or sets their clocks: no other runs
-    /// meanwhile.
+    /// Like [`shared`](Self::shared), for a test that kills or freezes nodes, or sets their clocks:
+    /// no other test runs meanwhile.
     ///
     /// # Panics
     ///
@@ -224,8 +224,8 @@ impl Group {
             .unwrap_or_else(|error| panic!("node {node}: {error}"))
     }
 
-    /// Makes an empty database, which `locker` may use at the node that it is made through, and gives
-    /// its URL at the first node as the superuser. Every node that serves has it.
+    /// Makes an empty database, which `locker` may use at the node that it is made through, and
+    /// gives its URL at the first node as the superuser. Every node that serves has it.
     ///
     /// # Panics
     ///

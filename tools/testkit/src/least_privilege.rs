@@ -25,7 +25,7 @@ impl TestDb {
         Self::postgres()?.with_the_least("postgres", &[]).await
     }
 
-    /// The same where the `id` is as Django before 4.1 made it.
+    /// Like [`postgres_least`](Self::postgres_least), with the `id` that Django before 4.1 made.
     pub async fn postgres_serial() -> Option<Self> {
         let change = [
             "ALTER TABLE database_locks_lock ALTER id DROP IDENTITY",
@@ -41,7 +41,7 @@ impl TestDb {
         Self::mariadb()?.with_the_least("mysql", &[]).await
     }
 
-    /// The same of MySQL.
+    /// A MySQL database with the table, for a user with the least rights.
     pub async fn mysql_least() -> Option<Self> {
         Self::mysql()?.with_the_least("mysql", &[]).await
     }

@@ -369,7 +369,7 @@ impl MySqlServer {
         self.locker_url_with(database, LOCKER_PASSWORD)
     }
 
-    /// The same with another password, for example a wrong one.
+    /// Like [`locker_url`](Self::locker_url) with another password, for example a wrong one.
     pub fn locker_url_with(&self, database: &str, password: &str) -> String {
         format!(
             "mysql://locker:{}@127.0.0.1:{}/{}",

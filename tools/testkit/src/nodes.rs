@@ -100,7 +100,7 @@ impl Nodes {
         )
     }
 
-    /// The same as the user `locker`.
+    /// Like [`url_of`](Self::url_of), as the user `locker`.
     pub fn locker_url(&self, nodes: &[usize], database: &str) -> String {
         format!(
             "mysql://locker:{}@{}/{}",
@@ -117,8 +117,8 @@ impl Nodes {
         hosts.collect::<Vec<_>>().join(",")
     }
 
-    /// Makes an empty database, which `locker` may use, through the first of `nodes`, and waits until
-    /// all of them have it: its URL at the first node of the cluster.
+    /// Makes an empty database, which `locker` may use, through the first of `nodes`, and waits
+    /// until all of them have it: its URL at the first node of the cluster.
     pub(crate) fn make_database(&self, nodes: &[usize]) -> String {
         let name = format!("t_{}", self.made.fetch_add(1, Ordering::Relaxed));
         let first = *nodes.first().expect("a node serves");

@@ -111,7 +111,7 @@ impl Postgres {
         Self::options().start()
     }
 
-    /// The same, of one major version.
+    /// Starts a server of one major version, as [`start`](Self::start) does.
     ///
     /// # Panics
     ///
@@ -133,7 +133,7 @@ impl Postgres {
         require("postgres", "postgres", shared.as_ref())
     }
 
-    /// The same with PostgreSQL 18.
+    /// Like [`shared`](Self::shared), with PostgreSQL 18.
     ///
     /// # Panics
     ///
@@ -269,7 +269,7 @@ impl Postgres {
         self.locker_url_with(database, LOCKER_PASSWORD)
     }
 
-    /// The same with another password, for example a wrong one.
+    /// Like [`locker_url`](Self::locker_url) with another password, for example a wrong one.
     pub fn locker_url_with(&self, database: &str, password: &str) -> String {
         format!(
             "postgres://locker:{}@127.0.0.1:{}/{}",

@@ -43,7 +43,8 @@ impl ChildProcess {
         Self::start(command, false)
     }
 
-    /// The same, with standard error in one stream with standard output, in order.
+    /// Like [`spawn_command`](Self::spawn_command), with standard error in the stream of standard
+    /// output, in order.
     pub(crate) fn spawn_merged(command: &Command) -> Self {
         Self::start(command, true)
     }

@@ -352,7 +352,7 @@ pub(crate) fn on_free_ports<T>(mut start: impl FnMut() -> Result<T, String>) -> 
     panic!("no ports stay free\n{last}")
 }
 
-/// The same for one port, which is returned.
+/// Like [`on_free_ports`] for one port, which is returned.
 pub(crate) fn on_a_free_port(mut launch: impl FnMut(u16) -> Result<(), String>) -> u16 {
     on_free_ports(|| {
         let port = free_port();

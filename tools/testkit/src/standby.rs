@@ -118,7 +118,7 @@ impl Pair {
         &self.primary
     }
 
-    /// The same, to be killed, frozen and restarted as it was.
+    /// The first primary, to be killed, frozen and restarted as it was.
     pub fn primary_mut(&mut self) -> &mut Postgres {
         &mut self.primary
     }
@@ -128,7 +128,7 @@ impl Pair {
         &self.standby
     }
 
-    /// The same, to be restarted.
+    /// The first standby, to be restarted.
     pub fn standby_mut(&mut self) -> &mut Postgres {
         &mut self.standby
     }

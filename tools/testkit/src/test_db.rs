@@ -50,10 +50,11 @@ pub enum OpenTransaction {
 }
 
 impl OpenTransaction {
-    /// Ends the transaction without a change, and waits until it has ended.
+    /// Ends the transaction without a change, and waits until the server has ended it. If the
+    /// client merely ended, the server would keep the row locks for a moment longer.
     pub fn rollback(self) {
         match self {
-            Self::Session(session) => session.close(),
+            Self::Session(mut session) => drop(session.run("ROLLBACK").expect("rolls back")),
             Self::File(connection) => connection.execute_batch("ROLLBACK").expect("rolls back"),
         }
     }
@@ -145,7 +146,8 @@ impl TestDb {
         Self::on(SERVER.get_or_init(start).as_ref())
     }
 
-    /// The same of MySQL, which requires a primary key of each table and offers TLS, its default.
+    /// Like [`mariadb_odd`](Self::mariadb_odd) on MySQL, which requires a primary key of each table
+    /// and offers TLS, its default.
     pub fn mysql_odd() -> Option<Self> {
         static SERVER: OnceLock<Option<MySqlServer>> = OnceLock::new();
         let start = || {
@@ -249,7 +251,7 @@ impl TestDb {
         !matches!(self.home, Home::Process | Home::Folder(_))
     }
 
-    /// The same database, whose fixture has clients that use their direct connections.
+    /// This database, with a fixture whose clients use their direct connections.
     #[must_use]
     pub fn with_direct_connection(mut self) -> Self {
         self.direct = true;

@@ -1,5 +1,4 @@
-//! A child neither uses nor closes the connection that its parent's direct connection has to an
-//! SQLite file.
+//! A child neither uses nor closes its parent's direct connection to an SQLite file.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::path::Path;

@@ -19,7 +19,7 @@ pub const JUMP: i64 = 300;
 /// A worker process, and the network between it and the database.
 #[derive(Debug)]
 pub struct WorkerProcess {
-    /// Its settings; the name in them counts how often it was started.
+    /// The settings of the process; the name in them counts its starts.
     pub settings: Settings,
     started: u32,
     name: String,
@@ -31,8 +31,8 @@ pub struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts a process: `program` with its settings as the last argument. `clock` is the file of
-    /// its own wall clock, if it has one.
+    /// Starts a process: `program` with `settings` as the last argument. `clock` is the file of the
+    /// process's own wall clock, if it has one.
     pub fn start(
         name: &str,
         mut settings: Settings,
@@ -56,7 +56,7 @@ impl WorkerProcess {
         }
     }
 
-    /// Starts it again after it has been killed.
+    /// Starts the process again after it was killed.
     pub(crate) fn respawn(&mut self) {
         self.started += 1;
         let clock = self.clock.as_ref();
@@ -69,19 +69,19 @@ impl WorkerProcess {
         );
     }
 
-    /// Waits until it is ready; whether it was in time.
+    /// Waits until the process is ready; `false` if that takes too long.
     pub fn ready(&self) -> bool {
         self.process
             .line(Duration::from_secs(60))
             .is_some_and(|line| line == "ready")
     }
 
-    /// Whether it has ended by itself.
+    /// Whether the process has ended by itself.
     pub fn ended(&mut self) -> bool {
         self.process.wait(Duration::ZERO).is_some()
     }
 
-    /// Ends all faults of its network, and asks it to finish.
+    /// Ends all faults of the network, and asks the process to finish.
     pub fn finish(&mut self) {
         if let Some(network) = &self.network {
             network.resume();
@@ -91,17 +91,17 @@ impl WorkerProcess {
         self.process.close_input();
     }
 
-    /// Waits for its end; whether it succeeded. `None` if it still runs.
+    /// Waits for the end of the process: whether it succeeded; `None` if it still runs.
     pub fn wait(&mut self, within: Duration) -> Option<bool> {
         self.process.wait(within).map(|status| status.success())
     }
 
-    /// Kills it.
+    /// Kills the process by SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill9();
     }
 
-    /// Waits until it pauses at a breakpoint: its lock and its token.
+    /// Waits until the process pauses at a breakpoint: its lock and its token.
     pub(crate) fn pause_at(&mut self, breakpoint: Breakpoint) -> Result<(String, i64), String> {
         let ended = |error| format!("{} does not listen: {error}", self.settings.process);
         self.process
@@ -127,19 +127,20 @@ impl WorkerProcess {
         ))
     }
 
-    /// Lets it go on from its breakpoint.
+    /// Lets the process go on from its breakpoint.
     pub(crate) fn resume(&mut self) {
-        // It fails if the process has ended, which `ended` and `wait` report.
+        // This fails if the process has ended, which `ended` and `wait` report.
         let _ = self.process.send_line("resume");
     }
 
-    /// Whether a row names it: by `host.pid.random`, or a control client by its own name.
+    /// Whether a row names the process: by `host.pid.random`, or a control client by its own name.
     pub(crate) fn is_holder(&self, row: &LockRow) -> bool {
         let pid = format!(".{}.", self.process.pid());
         row.holder == self.settings.process || row.holder.contains(&pid)
     }
 
-    /// Jumps its wall clock by [`JUMP`] seconds ahead of the machine's, or behind it the next time.
+    /// Sets the process's wall clock [`JUMP`] seconds ahead of the machine's, and behind it the
+    /// next time.
     pub(crate) fn jump_clock(&mut self) -> Result<(), String> {
         self.skew = if self.skew == JUMP { -JUMP } else { JUMP };
         let clock = self.clock.as_ref().ok_or("it has no clock of its own")?;

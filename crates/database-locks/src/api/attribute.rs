@@ -186,8 +186,8 @@ impl<T, E> Failure<Result<T, E>> {
     }
 }
 
-/// The same for all types but `Result`, since the compiler prefers a method of the type itself to
-/// that of a trait.
+/// `Failure::answer` for all types but `Result`, since the compiler prefers a method of the type
+/// itself to that of a trait.
 pub trait Panics<T> {
     /// Panic with the error.
     fn answer(error: Error) -> T;
@@ -211,7 +211,7 @@ impl<T: Future> Returned<'_, T> {
     }
 }
 
-/// The same for all types that are no future.
+/// [`Returned::work`] for all types that are not a future.
 pub trait Finished {
     /// A value that [`require_finished`] accepts.
     fn work(&self) {}

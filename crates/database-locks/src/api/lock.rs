@@ -119,12 +119,12 @@ impl Lock {
 
     /// How long [`Lock::acquire`] waits. No limit by default; zero: one try.
     ///
-    /// **Clusters with several primaries** (Galera, Group Replication): no clock says there that a
-    /// lease has ended; it has when its row was observed unchanged for the length of the lease. If
-    /// the holder looks dead at the end of the wait (by the clock of the node that was asked, its
-    /// lease has ended or was renewed in the future), the wait goes on until the observation ends,
-    /// for at most one ttl of the holder. [`Lock::try_acquire`] does the same. Otherwise a job that
-    /// tries once every few minutes would never get the lock of a crashed run.
+    /// **Clusters with several primaries** (Galera, Group Replication): no clock is trusted there.
+    /// A lease has ended when its row was observed unchanged for the length of the lease. If the
+    /// holder looks dead at the end of the wait (by the clock of the node that was asked, its lease
+    /// has ended or was renewed in the future), the wait goes on until the observation ends, for at
+    /// most one ttl of the holder. [`Lock::try_acquire`] does the same. Otherwise a job that tries
+    /// once every few minutes would never get the lock of a crashed run.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = Some(limit);
         self
@@ -233,7 +233,7 @@ impl Lock {
             }
             None if self.preempt => {
                 let allowed =
-                    "given together with a `holder`: the one by default is another each time";
+                    "given together with a `holder`: the default one differs in each process";
                 return Err(Error::config(
                     "preempt",
                     "on, and no `holder` is given",
@@ -309,9 +309,9 @@ impl Lock {
     ///
     /// # Cancel safety
     ///
-    /// As [`Lock::try_acquire`]; its place in the queue is lost. A future that is kept without
-    /// being polled keeps its place and may be granted the lock, which is renewed until the future
-    /// is dropped: no other client gets it meanwhile.
+    /// As [`Lock::try_acquire`]; the future's place in the queue is lost. A future that is kept
+    /// without being polled keeps its place and may be granted the lock, which is renewed until the
+    /// future is dropped: no other client gets it meanwhile.
     ///
     /// # Example
     ///

@@ -50,7 +50,7 @@ extern "C" fn at_exit() {
 /// Release every lock that this client still holds.
 fn release_all(client: &Arc<Client>) {
     for state in client.scheduler.remove_all() {
-        state.released();
+        state.mark_released();
         // A resumed guard does not know the ttl in its row, so the release must assume the longest.
         let ttl = Ttl::Infinite;
         let (command, held_for) = (ReleaseCommand::of(&state.grant, ttl), state.held_for());

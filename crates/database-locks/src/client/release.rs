@@ -289,7 +289,7 @@ impl ReleaseTask {
         let _ = runtime::spawn(self.after_fence());
     }
 
-    /// The same release after its caller has an answer. It does not count as pending.
+    /// This release, continued after its caller has got an answer. It does not count as pending.
     fn detached(self, retry: Retry) -> Self {
         Self {
             retry: Some(retry),

@@ -97,8 +97,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Delete rows of locks that have been free for `idle`, among one page of rows with ids greater
     /// than `after`.
     ///
-    /// A row that legacy (django-database-locks 0.5) wrote does not tell when it was released. It is
-    /// deleted only if `include_legacy` is set.
+    /// A row that legacy (django-database-locks 0.5) wrote does not tell when it was released. It
+    /// is deleted only if `include_legacy` is set.
     fn prune(
         &self,
         idle: Duration,
@@ -189,8 +189,9 @@ pub trait Store: Send + Sync + fmt::Debug {
 ///
 /// It is used on one runtime at a time, its *home*: every request is made and polled there. It
 /// connects at the first request, and again after the connection has broken. Tasks that it spawns
-/// (`tokio::spawn`) run on the home, wrapped in [`ForkSafeFuture`](crate::runtime::fork::Gated). When the
-/// home ends, they end, and the next request is made on another runtime.
+/// (`tokio::spawn`) run on the home, wrapped in
+/// [`ForkSafeFuture`](crate::runtime::fork::ForkSafeFuture). When the home ends, they end, and the
+/// next request is made on another runtime.
 ///
 /// The client makes one request at a time, unless requests [block](DirectConnection::blocks). A
 /// request has no deadline of its own. If it is late, the client calls
@@ -212,8 +213,8 @@ pub trait DirectConnection: Send + Sync + fmt::Debug {
     /// See [`Store::release`].
     fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>>;
 
-    /// Make the next request on a new connection: a request was late, or the direct connection moves
-    /// to another runtime.
+    /// Make the next request on a new connection: a request was late, or the direct connection
+    /// moves to another runtime.
     fn give_up(&self);
 }
 

@@ -65,7 +65,7 @@ impl Measured {
         answer
     }
 
-    /// [`Store::acquire`] on a direct connection of the store.
+    /// [`Store::acquire`] on the store's direct connection.
     pub(crate) async fn acquire_on(
         &self,
         direct: &dyn DirectConnection,
@@ -74,7 +74,7 @@ impl Measured {
         self.timed("acquire", direct.acquire(commands)).await
     }
 
-    /// [`Store::release`] on a direct connection of the store.
+    /// [`Store::release`] on the store's direct connection.
     pub(crate) async fn release_on(
         &self,
         direct: &dyn DirectConnection,

@@ -236,7 +236,8 @@ async fn a_guard_whose_trust_ends_under_a_fence_is_suspended(db: &TestDb) {
     promise("P9", db.engine);
 }
 
-/// The same where the lease has ended meanwhile: lost, with the reason, but only at the end.
+/// If the lease ends while a fence is open, the loss is reported, with its reason, when the fence
+/// closes.
 async fn a_lease_that_ends_under_a_fence_is_lost_when_the_fence_closes(db: &TestDb) {
     let (locks, mut user) = (db.locks().await, User::of(db).await);
     let guard = held(&locks, ms(1000)).await;
@@ -346,7 +347,7 @@ async fn a_release_under_its_own_fence_is_done_when_the_transaction_ends(db: &Te
     }
 }
 
-/// The same of a release by ticket, and by force: the process that has the fence open is asked.
+/// A release by ticket, or by force, in the process that has the fence open.
 async fn a_release_by_force_or_ticket_under_its_own_fence_is_done_when_the_transaction_ends(
     db: &TestDb,
 ) {

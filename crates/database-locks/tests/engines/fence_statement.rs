@@ -210,8 +210,8 @@ async fn no_statement_that_changes_a_grant_is_missed(db: &TestDb) {
     promise("P9", db.engine);
 }
 
-/// The same where the change is made while the transaction of the writer is at its fence: one of
-/// them comes first.
+/// The grant is changed while the transaction of the writer is at its fence: one of them comes
+/// first.
 async fn a_fence_statement_waits_for_a_concurrent_take_over_or_precedes_it(db: &TestDb) {
     let locks = db.locks().await;
     db.sql("CREATE TABLE elsewhere (x int)");

@@ -127,8 +127,7 @@ async fn a_try_with_a_late_reply_fails_and_leaves_nothing_held(db: &TestDb) {
     promise("P7", db.engine);
 }
 
-/// The same of a lock that is gone on with by its ticket, and of one that its own holder takes
-/// over.
+/// A late reply to a resumption by ticket, and to a take-over by the same holder.
 async fn a_lock_taken_over_or_resumed_too_late_is_not_handed_out(db: &TestDb) {
     let proxy = Arc::new(Proxy::to_url(&db.url));
     let (slow, other) = (through(&proxy, db).await, db.locks().await);

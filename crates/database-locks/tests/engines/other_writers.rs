@@ -87,8 +87,8 @@ async fn a_locked_row_is_busy_and_delays_no_other_lock(db: &TestDb) {
     promise("P15", db.engine);
 }
 
-/// The same in a large batch of acquires and releases: a transaction that has one of the rows
-/// locked blocks that lock and no other.
+/// In a large batch of acquires and releases, a transaction that has one of the rows locked blocks
+/// that lock and no other.
 async fn in_a_large_batch_only_the_locked_row_is_busy(db: &TestDb) {
     let store = db.fixture().ready().await;
     let mut commands: Vec<AcquireCommand> = (0..150)

@@ -1,4 +1,4 @@
-//! The same `locked_by` comes again: from another process, and within one.
+//! Acquires with the `locked_by` of the holder: from another process, and within one.
 
 use std::time::Duration;
 

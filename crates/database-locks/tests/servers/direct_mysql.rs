@@ -1,5 +1,4 @@
-//! The direct connection of MySQL and MariaDB: what happens to its connection, and to the calls on
-//! it.
+//! The direct connection of MySQL and MariaDB: faults of it, and the calls on it.
 
 use std::future::poll_fn;
 use std::slice::from_ref;
@@ -430,8 +429,8 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
     });
 }
 
-/// The direct connection has the only connection that the server allows, and no thread blocks on
-/// its runtime.
+/// The direct connection is the only connection that the server allows, and no thread blocks on its
+/// runtime.
 fn with_a_single_connection_leases_are_renewed(database: &Database) {
     let user = format!("alone_{}", database.name);
     for sql in [

@@ -295,8 +295,8 @@ async fn cut_connections_are_made_anew(db: &TestDb) {
 async fn an_uncontended_acquire_is_one_round_trip(db: &TestDb) {
     let proxy = Proxy::to_url(&db.url);
     let locks = db.locks_at(&proxy.url(&db.url)).await;
-    // The first time makes the row, the third one the direct connection, and each prepares what it
-    // uses.
+    // The first acquire makes the row, the third one connects directly, and each prepares its
+    // statements.
     for _ in 0..3 {
         let guard = locks.lock("job").acquire().await.unwrap();
         guard.release().await.unwrap();

@@ -130,7 +130,7 @@ async fn is_busy(locks: &Locks, name: &LockName) -> bool {
     row.is_some_and(|row| row.state != LockState::Free)
 }
 
-/// Runs until it is done, or fails with the first signal: there is no CMD to forward it to.
+/// Runs `work` until it ends; the first signal fails it, since there is no CMD to forward it to.
 async fn until_signal<T>(
     signals: &mut Signals,
     work: impl Future<Output = T>,

@@ -79,7 +79,7 @@ impl Timing {
         })
     }
 
-    /// The same settings with another ttl.
+    /// These settings with another ttl.
     ///
     /// Settings that were left to their defaults are derived anew. A given margin is kept, and is
     /// refused if it does not fit the ttl. A given period is kept for each ttl that it fits, and is

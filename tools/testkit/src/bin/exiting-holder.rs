@@ -21,8 +21,8 @@
 //! - `dropped-acquire`: no lock is held, but a waiting acquire is dropped;
 //! - `on-input`: prints `held`, and `main` ends when it is sent a line;
 //! - `fork`: a forked child ends first, and must not wait for anything of its parent;
-//! - `fork-direct`: during a call, such a child drops the runtime and the direct connection that its
-//!   parent goes on using.
+//! - `fork-direct`: during a call, such a child drops the runtime and the direct connection that
+//!   its parent goes on using.
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::cell::RefCell;

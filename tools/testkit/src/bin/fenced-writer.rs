@@ -1,8 +1,8 @@
 //! A process that writes under a lock, which tests freeze and kill.
 //!
-//! `fenced-writer URL NAME TTL_MS HOW [FILE]` takes the lock, prints `held TOKEN`, waits for a line,
-//! writes its token into the table `data` (on SQLite in FILE, else in the database of the lock) in
-//! a transaction, and prints `wrote`, or `refused` and the reason. HOW is
+//! `fenced-writer URL NAME TTL_MS HOW [FILE]` takes the lock, prints `held TOKEN`, waits for a
+//! line, writes its token into the table `data` (on SQLite in FILE, else in the database of the
+//! lock) in a transaction, and prints `wrote`, or `refused` and the reason. HOW is
 //!
 //! - `fenced`: by the fence of the guard;
 //! - `statement`: by the plain statement, which it takes from the guard before it prints `held`;

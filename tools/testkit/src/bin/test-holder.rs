@@ -1,6 +1,6 @@
 //! A program that takes locks, which tests kill, freeze, fork and cut off.
 //!
-//! - `test-holder count URL NAME ROUNDS FILE locked|unlocked`: adds 1 to the number in FILE, so many
+//! - `test-holder count URL NAME ROUNDS FILE locked|unlocked`: adds 1 to the number in FILE, ROUNDS
 //!   times, each time under the lock, or without it.
 //! - `test-holder hold URL NAME TTL_MS [leak]`: takes the lock, prints `held TOKEN`, and `lost
 //!   REASON` once it is lost. The line `ask` on its standard input is answered with `is_held
@@ -13,8 +13,8 @@
 //! - `test-holder loop URL NAME HOLD_MS THREADS`: so many threads take the lock, print `grant` and
 //!   their number, hold it for so long, release it, and begin anew at once, until the process is
 //!   killed.
-//! - `test-holder fork URL NAME`: takes the lock and forks; the child prints what it may do with the
-//!   lock, and the parent whether it still has it when the child has ended.
+//! - `test-holder fork URL NAME`: takes the lock and forks; the child prints what it may do with
+//!   the lock, and the parent whether it still has it when the child has ended.
 //! - `test-holder fork-ids`: acquires locks, forks, and acquires more in both processes; prints for
 //!   each process its pid, the pid in the rows, and the grant ids.
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]

@@ -1,12 +1,13 @@
 //! Real servers for tests that are not written in Rust.
 //!
-//! `test-servers postgres postgres18 mariadb mysql pgbouncer galera` starts these servers and prints
-//! a line of JSON with their addresses: `null` for one that this machine does not have, or a failure
-//! if `DBLOCK_REQUIRE` names it. It stops them when its standard input ends. Each line of input is a
-//! command, answered by one line of JSON, `{"error": …}` if it is not understood:
+//! `test-servers postgres postgres18 mariadb mysql pgbouncer galera` starts these servers and
+//! prints a line of JSON with their addresses: `null` for one that this machine does not have, or a
+//! failure if `DBLOCK_REQUIRE` names it. It stops them when its standard input ends. Each line of
+//! input is a command, answered by one line of JSON, `{"error": …}` if it is not understood:
 //!
-//! - `database SERVER`: makes an empty database, `{"url": …}`. `pgbouncer` has a PostgreSQL server of
-//!   its own: its answer has a `direct_url` too, and the other commands are about PgBouncer itself
+//! - `database SERVER`: makes an empty database, `{"url": …}`. `pgbouncer` has a PostgreSQL server
+//!   of its own: its answer has a `direct_url` too, and the other commands are about PgBouncer
+//!   itself
 //! - `stop SERVER`, `kill SERVER` (by SIGKILL), `start SERVER`, `restart SERVER`: the data and the
 //!   port stay
 //! - `freeze SERVER`, `thaw SERVER`: connections stay open without answers

@@ -1,8 +1,8 @@
 //! The store contract: the clauses that each engine must pass.
 //!
-//! Each clause is an `async fn` of a [`StoreFixture`]; [`contract_tests!`](crate::contract_tests) makes
-//! one test of each clause for an engine. Leases are short and run by the clock of the database;
-//! the bounds of waits leave room for a busy machine.
+//! Each clause is an `async fn` of a [`StoreFixture`]; [`contract_tests!`](crate::contract_tests)
+//! makes one test of each clause for an engine. Leases are short and run by the clock of the
+//! database; the bounds of waits leave room for a busy machine.
 
 mod acquiring;
 mod batches;
@@ -27,8 +27,8 @@ pub use same_holder::*;
 pub use table::*;
 pub use tickets::*;
 
-/// Makes one test of each clause: `contract_tests!(memory, TestDb::memory())`, where the expression is
-/// an `Option<TestDb>`, and `None` skips. An attribute before the name is that of each test.
+/// Makes one test of each clause: `contract_tests!(memory, TestDb::memory())`, where the expression
+/// is an `Option<TestDb>`, and `None` skips. An attribute before the name is that of each test.
 #[macro_export(local_inner_macros)]
 macro_rules! contract_tests {
     ($(# $attribute:tt)? $engine:ident, $db:expr) => {

@@ -68,7 +68,7 @@ pub async fn a_grant_after_an_older_row_was_put_back_has_a_greater_token(fixture
     promise("P2", fixture.engine);
 }
 
-/// The same of a grant that its holder takes over from itself.
+/// A take-over by the same holder, after an older row was put back.
 pub async fn a_take_over_after_an_older_row_was_put_back_has_a_greater_token(
     fixture: &StoreFixture,
 ) {
@@ -93,8 +93,8 @@ pub async fn a_take_over_after_an_older_row_was_put_back_has_a_greater_token(
     promise("P2", fixture.engine);
 }
 
-/// The same of a release by force, whose token must be greater than that of the holder that is
-/// notified of it.
+/// A release by force, after an older row was put back: its token must be greater than that of the
+/// holder that is notified of it.
 pub async fn a_release_by_force_after_an_older_row_was_put_back_has_a_greater_token(
     fixture: &StoreFixture,
 ) {

@@ -1,5 +1,4 @@
-//! The direct connection of PostgreSQL: its runtime may end, its connection may be killed, refused
-//! or late.
+//! The direct connection of PostgreSQL: its runtime may end, and it may be killed, refused or late.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -387,7 +386,7 @@ fn a_release_by_the_direct_connection_is_no_news_to_its_own_process() {
     promise("P12", "postgres");
 }
 
-/// The direct connection has the only connection that the server allows: it makes way for the one
+/// The server allows one connection, and the direct connection has it: it makes way for the one
 /// that renews.
 #[test]
 fn a_single_connection_is_used_for_renewals() {

@@ -11,8 +11,8 @@ use crate::error::loss::Loss;
 use crate::runtime::fork::ForkSafe;
 use protocol::{LockName, LostReason, Short, Ticket, Token, Ttl};
 
+mod ending;
 pub(crate) mod lease;
-mod release;
 
 /// A held lock, renewed in the background while this value lives.
 ///

@@ -289,7 +289,7 @@ impl GrantState {
     }
 
     /// Mark the grant released, if it is held.
-    pub(crate) fn released(&self) {
+    pub(crate) fn mark_released(&self) {
         let newly = self.status.send_if_modified(|status| {
             let held = matches!(status, Status::Held(_));
             if held {

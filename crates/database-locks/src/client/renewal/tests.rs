@@ -1,13 +1,19 @@
 //! Tests of the lease table and of the state of a grant.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
+
+use pollster::block_on;
 
 use super::grant_state::{Confirmed, GrantState, RenewalFailure, Status};
 use super::lease_events::LeaseEvents;
 use super::lease_table::{CONNECT_AHEAD, LONGEST_SLEEP, LeaseTable};
 use super::round::Failed;
+use crate::api::locks::Locks;
 use crate::client::grant_id::random_grant_id;
+use crate::client::guard::LockGuard;
+use crate::error::Error;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::{
@@ -294,4 +300,34 @@ fn a_lost_lease_leaves_the_table_and_notifies_its_guard() {
     assert!(matches!(state.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired));
     events.deliver();
     assert!(table.entries.is_empty() && table.deadlines.is_empty());
+}
+
+/// A round holds the table while it records losses, and the end of a guard waits for the table.
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "blocks the thread of the test only"
+)]
+fn a_loss_that_is_recorded_while_a_guard_ends_is_its_error() {
+    let locks = block_on(Locks::connect("memory:")).unwrap();
+    type End = fn(LockGuard) -> Result<(), Error>;
+    let endings: [(&str, End); 2] = [
+        ("released", |guard| block_on(guard.release())),
+        ("handed over", |guard| guard.into_ticket().map(drop)),
+    ];
+    for (name, end) in endings {
+        let guard = block_on(locks.lock(name).acquire()).unwrap();
+        let (client, id) = (Arc::clone(&guard.client), guard.state.grant.id);
+        let mut events = LeaseEvents::default();
+        let mut table = client.scheduler.table();
+        let ending = thread::spawn(move || end(guard));
+        thread::sleep(Duration::from_millis(100));
+        table.mark_lost(id, LostReason::Forced.into(), &mut events);
+        drop(table);
+        let error = ending.join().unwrap().unwrap_err();
+        let Error::Lost { reason, .. } = error else {
+            panic!("{name}: {error}");
+        };
+        assert_eq!(reason, LostReason::Forced, "{name}");
+    }
 }

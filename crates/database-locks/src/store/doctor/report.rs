@@ -129,7 +129,7 @@ impl ReportBuilder {
 
     /// Close the area of durability.
     pub(crate) fn durability(&mut self) {
-        let message = "a commit is on disk before it is answered, and pages are written whole";
+        let message = "a grant is on disk before it is answered, and pages are written whole";
         self.otherwise_fine("durability", message);
     }
 

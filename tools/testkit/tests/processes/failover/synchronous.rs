@@ -53,8 +53,8 @@ async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Ar
     let locks = client(&url).await;
     while !stop.load(Ordering::Relaxed) {
         for name in ["one", "two", "three"] {
-            // Longer than the outage. If a release is lost with the primary, the lock stays held for
-            // that long.
+            // Longer than the outage. If a release is lost with the primary, the lock stays held
+            // for that long.
             let lock = locks.lock(name).ttl(Duration::from_secs(20));
             let guard = in_time(lock.acquire()).await.unwrap();
             record.enter(&guard);
@@ -62,8 +62,8 @@ async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Ar
             record.leave(&guard);
             grants.fetch_add(1, Ordering::Relaxed);
             match in_time(guard.release()).await {
-                // Released in the background once a server is back; or freed on the lost primary, and
-                // another client has it already.
+                // Released in the background once a server is back; or freed on the lost primary,
+                // and another client has it already.
                 Ok(()) | Err(Error::Unavailable { .. } | Error::Lost { .. }) => {}
                 Err(error) => panic!("{}", error.chain()),
             }

@@ -1,7 +1,7 @@
 //! The fence: a caller's transaction commits only while its grant holds the lock.
 //!
-//! The parameters of both statements are name, token and grant id. The session is the caller's: nothing here depends
-//! on its time zone, its SQL mode, its isolation level or how it counts rows.
+//! The parameters of both statements are name, token and grant id. The session is the caller's:
+//! nothing here depends on its time zone, its SQL mode, its isolation level or how it counts rows.
 
 /// Sent before the fence. One row: the snapshot of the transaction is not older than the grant. No
 /// row: it is older, or the grant is gone.
@@ -29,8 +29,8 @@ pub(crate) const BEFORE: &str = "
 /// It does not check the clock. If the lease has ended and no other client has acquired the lock,
 /// none can do so before the commit; and on a cluster the clock of this node decides nothing.
 ///
-/// The other columns are computed from `renewed_at`, so it is set last, and each from its own old
-/// value. The result does not depend on the order of assignments.
+/// Each column is computed from its own old value and the old `renewed_at`, which is set last. So
+/// assignment from left to right, and MariaDB's SIMULTANEOUS_ASSIGNMENT, give the same result.
 pub(crate) const FENCE: &str = "
         UPDATE {table} FORCE INDEX (name)
            SET expires_at = IF(expires_at = TIMESTAMP'9999-12-31 00:00:00', expires_at,

@@ -9,7 +9,8 @@ use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, failed_resume_o
 
 impl Session {
     /// Preempt a grant of the same holder, as long as the row still has the grant that was read.
-    /// The end of the lease is not compared: a renewal in between makes it no other grant.
+    /// The `expires_at` that was read is not a parameter: a renewal in between does not make it
+    /// another grant.
     pub(crate) const TAKE_OVER: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND locked_by = :holder COLLATE {collation}

@@ -25,7 +25,7 @@ impl Examination<'_> {
     ) -> Result<Option<Vec<Row>>, ServerError> {
         match self.session.query(statement, params).await {
             Ok(rows) => Ok(Some(rows)),
-            // Unavailable: ended by a statement_timeout for one, which is a finding of its own.
+            // Unavailable: for example ended by `statement_timeout`, which has its own finding.
             Err(ServerError {
                 kind: Kind::Rejected(_) | Kind::Missing(_) | Kind::Unavailable,
                 message,

@@ -16,7 +16,8 @@ use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, failed_r
 ///
 /// The holder of the grant that ends is notified, as by a release by force.
 ///
-/// The end of the lease is not compared, since a renewal in between does not make it another grant.
+/// The `expires_at` that was read is not a parameter: a renewal in between does not make it another
+/// grant.
 pub(crate) const TAKE_OVER: Statement = Statement {
     name: "preempt",
     text: concat!(

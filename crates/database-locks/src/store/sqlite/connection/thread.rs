@@ -126,13 +126,13 @@ pub(crate) mod tests {
         let tasks = fs::read_dir("/proc/self/task").unwrap();
         let names =
             tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-        // The kernel keeps 15 characters of it.
+        // Linux keeps 15 characters of a thread's name.
         names
             .filter(|name| name.trim() == "database-locks-")
             .count()
     }
 
-    /// A disk that hangs, as the thread of the connection sees it: what it does takes its time.
+    /// Simulates a disk that hangs by a job that blocks.
     #[tokio::test]
     async fn a_disk_that_hangs_has_one_thread_hang_and_no_caller() {
         let _alone = crate::store::sqlite::tests::ALONE.lock().await;
@@ -171,7 +171,7 @@ pub(crate) mod tests {
             assert!(crate::runtime::clock::now() < until, "it does not go on");
             tokio::time::sleep(short).await;
         }
-        assert_eq!(done.load(Ordering::SeqCst), 0, "nobody waited for these");
+        assert_eq!(done.load(Ordering::SeqCst), 0, "cancelled jobs do not run");
         assert_eq!(threads(), 1);
     }
 }

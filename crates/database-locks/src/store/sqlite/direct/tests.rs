@@ -207,7 +207,7 @@ fn a_table_that_the_store_has_used_may_come_back_for_the_direct_connection_too()
     );
 }
 
-/// A disk that hangs, as the direct connection sees it: a call takes its time.
+/// Simulates a disk that hangs by a job that blocks.
 #[test]
 fn a_call_that_hangs_keeps_no_other_thread() {
     let _alone = ALONE.blocking_lock();

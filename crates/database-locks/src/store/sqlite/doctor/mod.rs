@@ -175,7 +175,7 @@ fn durability(path: &Path, report: &mut ReportBuilder) {
             "the file is kept in memory ({system}): a restart of the machine ends the locks together \
              with their holders"
         ),
-        None => "a commit is on disk before it is answered".to_owned(),
+        None => "a grant is on disk before it is answered".to_owned(),
     };
     report.fine("durability", message);
 }

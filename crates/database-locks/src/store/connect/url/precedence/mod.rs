@@ -1,4 +1,4 @@
-//! What counts where several sources say something: tables, without a server.
+//! Tests of precedence between URL, environment and files, without a server.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

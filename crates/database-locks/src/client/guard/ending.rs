@@ -44,10 +44,11 @@ impl LockGuard {
     /// ```
     pub fn into_ticket(mut self) -> Result<Ticket, Error> {
         self.forget_listeners();
+        // Before the check, so that no renewal records a loss after it.
+        self.client.scheduler.remove(self.state.grant.id);
         self.still_trusted()?;
         self.released = true;
-        self.client.scheduler.remove(self.state.grant.id);
-        self.state.released();
+        self.state.mark_released();
         self.client.queues.left(self.name());
         log_grant!(
             debug,
@@ -96,7 +97,10 @@ impl LockGuard {
             Err(lost) => return Err(lost),
         }
         let Some(mut release) = self.begin_release() else {
-            return Ok(());
+            // A renewal has recorded a loss since the check above.
+            return self
+                .loss()
+                .map_or(Ok(()), |loss| Err(Error::lost(&name, loss)));
         };
         let done = match release.directly().await {
             Some(done) => done,
@@ -132,7 +136,7 @@ impl LockGuard {
         self.client.scheduler.remove(self.state.grant.id);
         let _ = self.still_trusted();
         let before = self.state.status();
-        self.state.released();
+        self.state.mark_released();
         // After a loss to another holder, or of the row, there is nothing to release.
         let releasable = match before {
             Status::Held(_) => true,
