@@ -177,6 +177,8 @@ def one_of(what: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def meta_of(value: Mapping[str, Any] | None) -> str | None:
+    if value is not None and not isinstance(value, Mapping):
+        raise LockConfigError(f"`meta` is {value!r}, must be a dict")
     try:
         return None if value is None else json.dumps(dict(value), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

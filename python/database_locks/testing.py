@@ -136,8 +136,8 @@ class MemoryLocks(Locks):
         )
 
     def expire(self, name: str) -> bool:
-        """End a lease now: another client can acquire the lock, and the holder notices at its next
-        renewal.
+        """End a lease now: another client can acquire the lock, and its holder gets ``LockLost`` or
+        its callback at once.
 
         Raises `AssertionError` if the lock is not held.
         """

@@ -43,7 +43,10 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             ..
         } => (
             "LockConfigError",
-            format!("`{}` is {got}, must be {allowed}", parameter(setting)),
+            match got.starts_with("has ") {
+                true => format!("`{}` {got}; {allowed}", parameter(setting)),
+                false => format!("`{}` is {got}, must be {allowed}", parameter(setting)),
+            },
         ),
         _ => ("LockUnavailable", error.chain()),
     };

@@ -296,6 +296,7 @@ def test_an_invalid_ticket_is_refused_before_anything_is_sent(here: Locks, ticke
         ({"lost_lock_cb": 5}, "callable"),
         ({"lost_lock_cb": lambda: None}, "must take two arguments"),
         ({"meta": {"a": object()}}, "JSON"),
+        ({"meta": 5}, "`meta` is 5, must be a dict"),
         ({"meta": {"a": "x" * 5000}}, "`meta` is .* 4096 bytes"),
     ],
 )
@@ -321,6 +322,11 @@ def test_a_bad_url_is_refused_without_repeating_it() -> None:
         with pytest.raises(LockConfigError) as caught:
             connect(url)
         assert "hunter2" not in str(caught.value)
+
+
+def test_the_fault_of_a_url_is_a_sentence() -> None:
+    with pytest.raises(LockConfigError, match="^`url` has the unknown scheme `postgress:`; write "):
+        connect("postgress://db/app")
 
 
 def test_an_unreachable_database_is_unavailable() -> None:

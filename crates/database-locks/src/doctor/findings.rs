@@ -187,8 +187,8 @@ kinds! {
     LEASES_EXPIRED = "leases-expired", "locks", Warning,
         "their holders died, were cut off or are frozen, and no other client has acquired the \
          locks since; the next caller gets them",
-        "find out what became of the holders (`dblock list`); `dblock release NAME --force` \
-         marks such a lock as free";
+        "find out what became of the holders (`dblock list`); the next acquire ends the warning, or \
+         `dblock prune` if no program uses the lock any more";
     HELD_WITHOUT_END = "held-without-end", "locks", Warning,
         "only a release frees such a lock, not the death of its holder",
         "make sure that the holder is alive (`dblock list`); if not: `dblock release NAME \

@@ -154,7 +154,7 @@ impl ReportBuilder {
         };
         if counts.expired.0 > 0 {
             let what = format!(
-                "the lease of {} ran out and was not released",
+                "the lease of {} ran out more than a minute ago and was not released",
                 such(&counts.expired)
             );
             self.found(&LEASES_EXPIRED, what);

@@ -74,6 +74,8 @@ pub(crate) const POOLER_HINT: &str = "a pooler in between does not pass `options
                                  SCHEMA.NAME, or set search_path by ALTER ROLE … SET";
 
 const INIT_HINT: &str = "make it with `dblock init` or `locks.migrate()`";
+const SCHEMA_HINT: &str =
+    "make the schema with CREATE SCHEMA, then the table with `dblock init` or `locks.migrate()`";
 const UPGRADE_HINT: &str =
     "the table lacks what this version needs: `dblock init` or `locks.migrate()` adds it";
 const ENCODING_HINT: &str = "the database's encoding lacks a character of the lock's name or holder: give \
@@ -135,7 +137,7 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
             "25" => Kind::Gone,
             // Serialisation failure, deadlock; a snapshot that is too old.
             "40" | "72" => Kind::Contention,
-            "3F" => Kind::Missing(Some(INIT_HINT)),
+            "3F" => Kind::Missing(Some(SCHEMA_HINT)),
             // Out of memory, disk or connections; an I/O error; a file of its settings.
             "53" | "58" | "F0" => Kind::Unavailable,
             _ => Kind::Rejected(None),
@@ -267,7 +269,7 @@ mod tests {
         ("38000", Kind::Rejected(None)),
         ("39000", Kind::Rejected(None)),
         ("3B000", Kind::Rejected(None)),
-        ("3F000", Kind::Missing(Some(INIT_HINT))),
+        ("3F000", Kind::Missing(Some(SCHEMA_HINT))),
         ("40000", Kind::Contention),
         ("40001", Kind::Contention),
         ("40002", Kind::Contention),
