@@ -11,15 +11,20 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use protocol::BootInstant;
+
 use crate::runtime;
+use crate::runtime::clock;
 use crate::runtime::fork::{ForkSafe, PerProcess};
 
-/// The longest wait at the end of a thread.
+/// The longest wait at the end of a thread, and at that of the process.
 const MAX_WAIT: Duration = Duration::from_secs(2);
 /// The pauses of that wait. It polls, since most synchronization is not available in a thread-local
 /// destructor.
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+/// The destructors of the thread that ends a process run this shortly before the `atexit` handlers.
+const SAME_END: Duration = Duration::from_secs(1);
 
 /// The releases of one [`Client`](crate::client::Client) that are under way.
 #[derive(Debug, Default)]
@@ -52,6 +57,23 @@ pub(crate) struct PendingRelease {
 struct UnderWay {
     numbers: BTreeSet<u64>,
     next: u64,
+    /// The latest wait that gave up: when, and on which releases, those below this number.
+    given_up: Option<(BootInstant, u64)>,
+}
+
+impl UnderWay {
+    /// Whether a wait that gives up at this number has to go on.
+    ///
+    /// It skips what another wait has just given up on. Otherwise a thread that ends the process
+    /// would wait twice: in the destructor of its thread-local value, and in the `atexit` handler.
+    fn is_pending_below(&self, end: u64, now: BootInstant) -> bool {
+        let first = match self.given_up {
+            Some((at, number)) if now < at + SAME_END => number,
+            _ => 0,
+        };
+        let oldest = self.numbers.range(first..).next();
+        oldest.is_some_and(|oldest| *oldest < end)
+    }
 }
 
 fn under_way() -> MutexGuard<'static, UnderWay> {
@@ -115,12 +137,9 @@ pub(crate) fn wait() {
     for _ in 0..2 {
         let end = under_way().next;
         let mut pause = FIRST_PAUSE;
-        while under_way()
-            .numbers
-            .first()
-            .is_some_and(|oldest| *oldest < end)
-        {
+        while under_way().is_pending_below(end, clock::now()) {
             if left.is_zero() {
+                under_way().given_up = Some((clock::now(), end));
                 return;
             }
             sleep(pause);
@@ -136,4 +155,25 @@ pub(crate) fn wait() {
 )]
 fn sleep(pause: Duration) {
     std::thread::sleep(pause);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_process_does_not_wait_again_for_what_the_end_of_its_thread_gave_up_on() {
+        let (now, later) = (clock::now(), Duration::from_secs(60));
+        let mut under_way = UnderWay {
+            numbers: [3, 5].into(),
+            next: 6,
+            given_up: Some((now, 4)),
+        };
+        assert!(!under_way.is_pending_below(5, now), "3 was given up on");
+        assert!(under_way.is_pending_below(6, now), "5 is new");
+        assert!(under_way.is_pending_below(4, now + later), "another end");
+        under_way.given_up = None;
+        assert!(under_way.is_pending_below(4, now));
+        assert!(!under_way.is_pending_below(3, now));
+    }
 }
