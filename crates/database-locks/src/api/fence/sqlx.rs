@@ -2,6 +2,7 @@
 
 use sqlx::{Connection, Database, Transaction};
 
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use crate::api::fence::statement::Fence;
 use crate::api::fence::transaction::Failed;
 use crate::error::Error;
