@@ -46,7 +46,7 @@ impl Flavor {
     }
 }
 
-/// How to start a server: see [`MariaDb::options`].
+/// How to start a server: see `MariaDb::options`.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub(crate) flavor: Flavor,

@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-/// What has passed through a [`Proxy`] since it was made or
-/// [`reset_counts`](Proxy::reset_counts) was called.
+/// What has passed through a proxy since it was made or
+/// `reset_counts` was called.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Connections accepted, those refused not among them.
