@@ -325,7 +325,9 @@ def test_a_bad_url_is_refused_without_repeating_it() -> None:
 
 
 def test_the_fault_of_a_url_is_a_sentence() -> None:
-    with pytest.raises(LockConfigError, match="^`url` has the unknown scheme `postgress:`; write "):
+    with pytest.raises(
+        LockConfigError, match=r"^`url` has the unknown scheme `postgress:`; write "
+    ):
         connect("postgress://db/app")
 
 
