@@ -116,7 +116,10 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
         "42501" if routine == Some("CheckMyDatabase") => Kind::Rejected(Some(CONNECT_HINT)),
         "42501" => Kind::Rejected(Some(RIGHTS_HINT)),
         "42P01" => Kind::Missing(Some(INIT_HINT)),
-        "42703" | "42P10" => Kind::Missing(Some(UPGRADE_HINT)),
+        "42703" => Kind::Missing(Some(UPGRADE_HINT)),
+        // The unique index is missing, which shows only when a row is inserted: the table is in
+        // use before.
+        "42P10" => Kind::Rejected(Some(UPGRADE_HINT)),
         // A prepared statement or portal does not exist, or exists already.
         "26000" | "34000" | "42P05" => Kind::Pooled,
         // The server accepts no commits until it is vacuumed. Other limits concern the statement.
@@ -280,7 +283,7 @@ mod tests {
         ("42703", Kind::Missing(Some(UPGRADE_HINT))),
         ("42P01", Kind::Missing(Some(INIT_HINT))),
         ("42P05", Kind::Pooled),
-        ("42P10", Kind::Missing(Some(UPGRADE_HINT))),
+        ("42P10", Kind::Rejected(Some(UPGRADE_HINT))),
         ("44000", Kind::Rejected(None)),
         ("53000", Kind::Unavailable),
         ("53100", Kind::Unavailable),
@@ -345,7 +348,7 @@ mod tests {
             let later = StoreError::from(error(code).settled(true));
             assert!(matches!(later, StoreError::Unavailable(_)), "{code}");
         }
-        for code in ["42501", "28P01", "22P02"] {
+        for code in ["42501", "28P01", "22P02", "42P10"] {
             let later = StoreError::from(error(code).settled(true));
             assert!(matches!(later, StoreError::Rejected { .. }), "{code}");
         }

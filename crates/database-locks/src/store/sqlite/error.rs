@@ -16,7 +16,7 @@ pub(crate) struct FileHistory {
 
 const NOT_WRITABLE: &str = "the file and its folder must be writable by this user";
 
-/// The error of the store. A table or column that existed before may come back; so may the right to
+/// The error of the store. A table that existed before may come back; so may the right to
 /// write.
 pub(crate) fn classify(path: &Path, error: &rusqlite::Error, history: FileHistory) -> StoreError {
     let (message, code) = message_and_code(error);
@@ -31,7 +31,12 @@ pub(crate) fn classify(path: &Path, error: &rusqlite::Error, history: FileHistor
         let token = message.contains("name: token");
         return StoreError::rejected(message, token.then_some(TOKEN_OUT_OF_RANGE));
     };
-    let missing = message.contains("no such table") || message.contains("no such column");
+    let missing_table = message.contains("no such table");
+    // A table of legacy (django-database-locks 0.5) is read before the first statement that it
+    // cannot run: that it was used says nothing about its columns.
+    let missing_column = ["no such column", "has no column named"]
+        .iter()
+        .any(|fault| message.contains(fault));
     let hint = match code {
         ErrorCode::DatabaseBusy
         | ErrorCode::DatabaseLocked
@@ -49,14 +54,18 @@ pub(crate) fn classify(path: &Path, error: &rusqlite::Error, history: FileHistor
         // Too many open files, or a disk that is full or mounted read-only for a while.
         ErrorCode::CannotOpen if history.used => return StoreError::cannot_serve(message),
         ErrorCode::ReadOnly if history.written => return StoreError::cannot_serve(message),
-        _ if missing && history.used => return StoreError::cannot_serve(message),
+        _ if missing_table && history.used => return StoreError::cannot_serve(message),
         ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied => {
             Some(NOT_WRITABLE)
         }
         ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt => {
             Some("give a file of its own, or none: it is made where it is missing")
         }
-        _ if missing => Some("make its table with `dblock init` or `locks.migrate()`"),
+        _ if missing_table => Some("make its table with `dblock init` or `locks.migrate()`"),
+        _ if missing_column => Some(
+            "the table is of another program or version: give another file, or another table by \
+             `table`",
+        ),
         _ if message.contains("unknown database") => {
             Some("SQLite has no schemas: give the table's NAME alone")
         }

@@ -267,4 +267,26 @@ mod tests {
         rename("database_locks_lock", "away");
         sqlite.acquire(&[command("other")], SOON).await.unwrap();
     }
+
+    #[tokio::test]
+    async fn a_table_without_the_columns_is_refused_and_keeps_no_caller_waiting() {
+        let _alone = ALONE.lock().await;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("locks.sqlite3");
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch(
+                "CREATE TABLE database_locks_lock (id integer PRIMARY KEY, \
+                 name varchar(255) UNIQUE, locked_by text, expires_at datetime)",
+            )
+            .unwrap();
+        let sqlite = Sqlite::new(path, true, &Table::default());
+        for _ in 0..2 {
+            let refused = sqlite.acquire(&[command("job")], SOON).await.unwrap_err();
+            let StoreError::Rejected { hint, .. } = refused else {
+                panic!("{refused:?}");
+            };
+            assert!(hint.unwrap().contains("of another program or version"));
+        }
+    }
 }
