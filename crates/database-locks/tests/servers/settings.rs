@@ -65,8 +65,8 @@ async fn a_role_may_be_taken(db: &TestDb) {
     works(&url).await;
     let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'database_locks_lock'";
     assert_eq!(db.sql(owner).trim(), role);
-    let nobody = format!("{}?options=-c role=nobody_of_that_name", db.url);
-    let message = Locks::connect(nobody).await.unwrap_err();
+    let missing_role = format!("{}?options=-c role=missing_role", db.url);
+    let message = Locks::connect(missing_role).await.unwrap_err();
     assert!(matches!(message, Error::Rejected { .. }), "{message:?}");
 }
 
