@@ -1,8 +1,9 @@
 //! Operations in the background, which Python waits for.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use database_locks::Error;
@@ -39,10 +40,8 @@ type Outcome = Result<Answer, Error>;
 type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 enum State {
-    /// Polled by the thread that waits.
-    Waited(Work),
-    /// Polled on the GIL thread.
-    Spawned,
+    /// Polled by the thread that waits, or on the GIL thread after [`Pending::then`].
+    Running(Work),
     Done(Outcome),
     Taken,
 }
@@ -50,22 +49,26 @@ enum State {
 #[pyclass(frozen, module = "database_locks._core")]
 pub(crate) struct Pending {
     state: Arc<Mutex<State>>,
+    /// Polls the work on the GIL thread.
     task: Mutex<Option<AbortHandle>>,
 }
 
 impl Pending {
     pub(crate) fn new(work: impl Future<Output = Outcome> + Send + 'static) -> Self {
         Self {
-            state: Arc::new(Mutex::new(State::Waited(Box::pin(work)))),
+            state: Arc::new(Mutex::new(State::Running(Box::pin(work)))),
             task: Mutex::default(),
         }
     }
 
     /// Polls for `at_most`. Returns whether the operation is done.
     fn drive(&self, at_most: Duration) -> bool {
+        let on_gil_thread = locked(&self.task).is_some();
         let mut state = locked(&self.state);
-        let State::Waited(work) = &mut *state else {
-            return matches!(*state, State::Done(_));
+        let work = match &mut *state {
+            State::Running(work) if !on_gil_thread => work,
+            State::Done(_) => return true,
+            State::Running(_) | State::Taken => return false,
         };
         let Some(outcome) = wait_for(work.as_mut(), at_most) else {
             return false;
@@ -73,6 +76,17 @@ impl Pending {
         *state = State::Done(outcome);
         true
     }
+}
+
+/// Poll work that [`Pending::cancel`] may drop between two polls.
+fn poll_shared(state: &Mutex<State>, context: &mut Context<'_>) -> Poll<()> {
+    let mut state = locked(state);
+    let State::Running(work) = &mut *state else {
+        return Poll::Ready(());
+    };
+    let outcome = ready!(work.as_mut().poll(context));
+    *state = State::Done(outcome);
+    Poll::Ready(())
 }
 
 #[pymethods]
@@ -108,37 +122,27 @@ impl Pending {
     }
 
     fn then(&self, py: Python<'_>, callback: Py<PyAny>) -> PyResult<()> {
-        let mut state = locked(&self.state);
-        match std::mem::replace(&mut *state, State::Spawned) {
-            State::Waited(work) => {
-                drop(state);
-                let shared = Arc::clone(&self.state);
-                let task = gil_thread::spawn(async move {
-                    let outcome = work.await;
-                    {
-                        let mut state = locked(&shared);
-                        // Of a cancelled operation the answer is dropped, which gives back a grant.
-                        if matches!(*state, State::Spawned) {
-                            *state = State::Done(outcome);
-                        }
-                    }
-                    gil_thread::call_now(|py| callback.call0(py).map(drop));
-                })?;
-                *locked(&self.task) = Some(task.abort_handle());
+        let mut task = locked(&self.task);
+        let is_done = !matches!(*locked(&self.state), State::Running(_));
+        if is_done || task.is_some() {
+            drop(task);
+            return if is_done {
+                callback.call0(py).map(drop)
+            } else {
                 Ok(())
-            }
-            other => {
-                let done = matches!(other, State::Done(_));
-                *state = other;
-                drop(state);
-                if done {
-                    callback.call0(py)?;
-                }
-                Ok(())
-            }
+            };
         }
+        let shared = Arc::clone(&self.state);
+        let spawned = gil_thread::spawn(async move {
+            poll_fn(|context| poll_shared(&shared, context)).await;
+            gil_thread::call_now(|py| callback.call0(py).map(drop));
+        })?;
+        *task = Some(spawned.abort_handle());
+        Ok(())
     }
 
+    /// Drops the work before it returns. If the GIL thread dropped it some time later, a cancelled
+    /// wait could be granted a lock that its caller releases next.
     pub(crate) fn cancel(&self) {
         if let Some(task) = locked(&self.task).take() {
             task.abort();

@@ -159,10 +159,12 @@ async fn in_background(
     let (mut reply, result) = tokio::sync::oneshot::channel();
     let (shared, request) = (Arc::clone(client), Arc::clone(request));
     let work = async move {
-        // Dropping the work releases what it may have acquired: see `Attempt`.
+        // Dropping the work releases what it may have acquired: see `Attempt`. A caller that has
+        // stopped waiting is noticed first: woken by the next release, the work would acquire.
         let done = tokio::select! {
-            done = within_wait(&shared, &request, began, first_try) => done,
+            biased;
             () = reply.closed() => return,
+            done = within_wait(&shared, &request, began, first_try) => done,
         };
         // If the caller has stopped waiting, the guard is dropped, which releases the lock.
         drop(reply.send(done));
