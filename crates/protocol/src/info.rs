@@ -45,9 +45,60 @@ pub struct LockInfo {
     pub expires_at: Option<SystemTime>,
     /// The metadata of the holder, as JSON.
     pub metadata: Option<String>,
+    /// The number of the permit, if this is one of a semaphore; `None` for a lock.
+    pub slot: Option<u16>,
+    /// The number of permits that the holder of this permit allowed; `None` for a lock.
+    pub permits: Option<u32>,
     /// How the expiry of the lease is observed; `None` if the database's clock decides.
     #[doc(hidden)]
     pub observed_expiry: Option<ObservedExpiry>,
+}
+
+/// A semaphore as its rows were when they were read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Semaphore {
+    /// The name of the semaphore.
+    pub name: LockName,
+    /// The limit that an operator has set, which takes precedence over those of the callers; 0:
+    /// paused. `None`: each caller's own limit applies.
+    pub limit: Option<u32>,
+    /// The permits that were granted once, in order of their numbers. Those that are free are
+    /// among them.
+    pub permits: Vec<LockInfo>,
+}
+
+impl Semaphore {
+    /// A semaphore of these rows.
+    #[doc(hidden)]
+    pub fn new(name: LockName, limit: Option<u32>, permits: Vec<LockInfo>) -> Self {
+        Self {
+            name,
+            limit,
+            permits,
+        }
+    }
+
+    /// The number of permits that are held.
+    pub fn held(&self) -> usize {
+        self.permits
+            .iter()
+            .filter(|permit| permit.is_held())
+            .count()
+    }
+
+    /// The operator's limit; without one, the greatest that a present holder has given, or else the
+    /// latest holders.
+    pub fn effective_limit(&self) -> Option<u32> {
+        let of = |held: bool| {
+            let permits = self
+                .permits
+                .iter()
+                .filter(move |it| it.is_held() || !held);
+            permits.filter_map(|permit| permit.permits).max()
+        };
+        self.limit.or_else(|| of(true)).or_else(|| of(false))
+    }
 }
 
 /// Which locks `Locks::list_filtered` reads: by default all.

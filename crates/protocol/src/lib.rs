@@ -27,18 +27,19 @@ mod values;
 pub use failed_renewal::{
     failed_renewal_outcome, failed_renewal_outcome_elsewhere, failed_resume_outcome,
 };
-pub use info::{ListFilter, LockInfo, LockState, Prune};
+pub use info::{ListFilter, LockInfo, LockState, Prune, Semaphore};
 pub use lease::{Answer, Lease, MIN_RENEWAL_TIMEOUT, Next};
 pub use lost::{Gone, HeldBy, LostReason};
 pub use messages::{
-    AcquireCommand, Force, Grant, Holder, Outcome, PAGE, Page, Primary, Pruned, ReleaseCommand,
+    AcquireCommand, Force, Grant, Holder, Kind, Outcome, PAGE, Page, Permits, Primary, Pruned, ReleaseCommand,
     Released, Renewal, ResumeCommand, TakeOverCommand,
 };
 pub use observation::{Observations, ObservedExpiry, Version, WaitExtension};
-pub use row::LockRow;
+pub use row::{LockRow, no_permit_free};
 pub use values::grant::{GrantId, Token};
 pub use values::invalid::InvalidSetting;
 pub use values::name::{LockName, MAX_CHARS};
+pub use values::slot::{MAX_PERMITS, Slot};
 pub use values::text::{Holding, Human, Short, escaped};
 pub use values::ticket::Ticket;
 pub use values::time::BootInstant;

@@ -10,6 +10,7 @@ use crate::lost::{Gone, HeldBy, LostReason};
 use crate::observation::{ObservedExpiry, Version};
 use crate::values::grant::{GrantId, Token};
 use crate::values::name::LockName;
+use crate::values::slot::Slot;
 use crate::values::ttl::Ttl;
 
 /// The number of rows that a store examines for one page.
@@ -50,13 +51,32 @@ pub struct AcquireCommand {
     /// The version of the row whose expiry was observed: if the row still has it, the lock is
     /// granted as if it were free. See [`ObservedExpiry`].
     pub expired_version: Option<Version>,
+    /// What is requested.
+    pub kind: Kind,
+}
+
+/// What an [`AcquireCommand`] requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// The lock itself, which has one holder.
+    #[default]
+    Exclusive,
+    /// One permit of a semaphore.
+    Permit {
+        /// The number of permits that the caller allows. A limit that an operator has set in the
+        /// database takes precedence.
+        limit: u32,
+        /// The versions of slots whose expiry was observed, as `expired_version` of a lock.
+        expired: Vec<(Slot, Version)>,
+    },
 }
 
 impl AcquireCommand {
     /// The grant that was made with this token, confirmed by this server.
-    pub fn granted(&self, token: Token, confirmed_by: Option<Primary>) -> Grant {
+    pub fn granted(&self, slot: Slot, token: Token, confirmed_by: Option<Primary>) -> Grant {
         Grant {
             name: self.name.clone(),
+            slot,
             token,
             id: self.grant,
             holder: Arc::clone(&self.holder),
@@ -70,6 +90,8 @@ impl AcquireCommand {
 pub enum Outcome {
     /// The lock is granted, for at least `length` since the request was sent.
     Granted {
+        /// The row that has the grant.
+        slot: Slot,
         /// The fencing token.
         token: Token,
         /// The requested length, or the rest of it if an earlier request made this grant.
@@ -77,7 +99,8 @@ pub enum Outcome {
         /// The server that granted it; `None` if the engine does not tell servers apart.
         confirmed_by: Option<Primary>,
     },
-    /// Another grant holds the lock.
+    /// Another grant holds the lock. Of a semaphore: no permit is free, and this is the holder
+    /// whose lease ends first.
     Held(Holder),
     /// The lock seems free or expired, but another transaction has its row locked or has just
     /// created it. Try again soon.
@@ -123,6 +146,19 @@ pub struct Holder {
     /// Whether the row was last written by a legacy client (django-database-locks 0.5), which
     /// leaves the columns that it does not know unchanged.
     pub is_legacy: bool,
+    /// The permits of a semaphore; `None` for a lock.
+    pub permits: Option<Permits>,
+}
+
+/// The permits of a semaphore that has none free.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Permits {
+    /// How many holders are allowed; 0 if an operator has paused the semaphore.
+    pub limit: u32,
+    /// How many permits are held, which may be more than the limit after it was lowered.
+    pub held: u32,
+    /// The slots whose expiry has to be observed.
+    pub observed: Vec<(Slot, ObservedExpiry)>,
 }
 
 impl Holder {
@@ -141,6 +177,8 @@ impl Holder {
 pub struct Grant {
     /// The name of the lock.
     pub name: LockName,
+    /// The row that has the grant.
+    pub slot: Slot,
     /// The fencing token.
     pub token: Token,
     /// The random id.
@@ -196,6 +234,8 @@ pub struct TakeOverCommand {
 /// A request, made with a ticket, to continue a grant under another id.
 #[derive(Clone, Debug)]
 pub struct ResumeCommand {
+    /// The row that has both grants.
+    pub slot: Slot,
     /// The token of both grants.
     pub token: Token,
     /// The id of the grant that ends.
@@ -207,7 +247,7 @@ pub struct ResumeCommand {
 impl ResumeCommand {
     /// The grant that continues the one of the ticket, confirmed by this server.
     pub fn granted(&self, confirmed_by: Option<Primary>) -> Grant {
-        self.to.granted(self.token, confirmed_by)
+        self.to.granted(self.slot, self.token, confirmed_by)
     }
 }
 
@@ -216,6 +256,8 @@ impl ResumeCommand {
 pub struct ReleaseCommand {
     /// The name of the lock.
     pub name: LockName,
+    /// The row that has the grant.
+    pub slot: Slot,
     /// The fencing token; `None` if the reply to the acquire was lost. The random id identifies the
     /// grant in that case.
     pub token: Option<Token>,
@@ -233,6 +275,7 @@ impl ReleaseCommand {
     pub fn of(grant: &Grant, ttl: Ttl) -> Self {
         Self {
             name: grant.name.clone(),
+            slot: grant.slot,
             token: Some(grant.token),
             grant: grant.id,
             holder: Arc::clone(&grant.holder),
@@ -272,6 +315,7 @@ mod tests {
     fn grant() -> Grant {
         Grant {
             name: LockName::new("job").unwrap(),
+            slot: Slot::Permit(3),
             token: Token::from_db(7),
             id: GrantId::of([7; 16]),
             holder: "me".into(),
@@ -286,15 +330,16 @@ mod tests {
             (Ttl::Infinite, true),
         ] {
             let release = ReleaseCommand::of(&grant(), ttl);
-            let asked = (release.name, release.token, release.grant, release.holder);
+            let asked = (release.name, release.slot, release.token, release.grant, release.holder);
             let Grant {
                 name,
+                slot,
                 token,
                 id,
                 holder,
                 confirmed_by: _,
             } = grant();
-            assert_eq!(asked, (name, Some(token), id, holder));
+            assert_eq!(asked, (name, slot, Some(token), id, holder));
             assert_eq!(release.durable, durable);
         }
     }
@@ -308,6 +353,7 @@ mod tests {
             length: Duration::from_secs(30),
             metadata: "{}".into(),
             expired_version: None,
+            kind: Kind::Exclusive,
         };
         let server = Some(Primary {
             system: 1,
@@ -318,8 +364,9 @@ mod tests {
             confirmed_by: server,
             ..grant()
         };
-        assert_eq!(to.granted(Token::from_db(7), server), expected);
+        assert_eq!(to.granted(Slot::Permit(3), Token::from_db(7), server), expected);
         let resume = ResumeCommand {
+            slot: Slot::Permit(3),
             token: Token::from_db(7),
             from: grant().id,
             to,

@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use crate::info::{LockInfo, LockState};
 use crate::lost::HeldBy;
-use crate::messages::{Holder, Outcome, ReleaseCommand, TakeOverCommand};
+use crate::messages::{Holder, Outcome, Permits, ReleaseCommand, TakeOverCommand};
 use crate::observation::{ObservedExpiry, Version};
 use crate::values::grant::Token;
 use crate::values::name::LockName;
+use crate::values::slot::Slot;
 
 /// How long a row without the length of its lease is observed: a legacy row, or one that another
 /// program wrote. Most legacy leases last 10 s.
@@ -23,6 +24,10 @@ const UNKNOWN_LENGTH: Duration = Duration::from_secs(60);
 pub struct LockRow {
     /// The name of the lock.
     pub name: String,
+    /// Which row of the lock it is.
+    pub slot: Slot,
+    /// The number of permits that the holder of a permit allowed.
+    pub permits: Option<i64>,
     /// The column `locked_by`.
     pub holder: Option<String>,
     /// The column `token`.
@@ -138,6 +143,7 @@ impl LockRow {
             observed_expiry: self.observed_expiry(),
             grant: self.grant.clone(),
             is_legacy: self.is_legacy,
+            permits: None,
         }
     }
 
@@ -159,6 +165,7 @@ impl LockRow {
         match self.expires_in {
             // The reply to an earlier request of the same grant was lost.
             Some(left) if self.is_granted(grant) => Outcome::Granted {
+                slot: self.slot,
                 token: Token::from_db(self.token),
                 length: micros(left),
                 confirmed_by: None,
@@ -201,9 +208,36 @@ impl LockRow {
             renewed_at: at(self.renewed_at.filter(|_| is_current)),
             expires_at: at(self.expires_at.filter(|_| !self.is_infinite)),
             metadata: self.metadata.filter(|_| is_granted),
+            slot: self.slot.number(),
+            permits: self.permits.and_then(|permits| u32::try_from(permits).ok()),
             observed_expiry,
         }
     }
+}
+
+/// The outcome of an acquire that found no free permit below `limit`, according to the rows of the
+/// permits that are held.
+pub fn no_permit_free(limit: u32, held: &[LockRow]) -> Outcome {
+    let below = held
+        .iter()
+        .filter(|row| row.slot.number().is_some_and(|slot| u32::from(slot) < limit));
+    // A lease without end ends last.
+    let first = below.min_by_key(|row| row.state().free_in().unwrap_or(Duration::MAX));
+    let observed = held
+        .iter()
+        .filter_map(|row| Some((row.slot, row.observed_expiry()?)));
+    Outcome::Held(Holder {
+        // The next grant may be that of any permit.
+        token: None,
+        grant: None,
+        observed_expiry: None,
+        permits: Some(Permits {
+            limit,
+            held: u32::try_from(held.len()).unwrap_or(u32::MAX),
+            observed: observed.collect(),
+        }),
+        ..first.map(LockRow::holder).unwrap_or_default()
+    })
 }
 
 #[cfg(test)]

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::api::locks::Locks;
-use crate::client::read::{observe, read};
+use crate::client::read::{observe, read, read_semaphore};
 use crate::client::release::force_after_fence;
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
-use protocol::{Force, Holder, ListFilter, LockInfo, LockName, Prune, REQUEST_TIMEOUT, Token};
+use protocol::{
+    Force, Holder, ListFilter, LockInfo, LockName, Prune, MAX_PERMITS, REQUEST_TIMEOUT, Semaphore,
+    Slot, Token,
+};
 
 /// Timeout of DDL, which waits on a busy server for transactions that use the table.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -84,22 +87,31 @@ impl Locks {
     ) -> impl Future<Output = Result<Vec<LockInfo>, Error>> + Send + use<> {
         let filter = filter.clone();
         self.in_background(move |client| async move {
-            let (mut after, mut found) = (None, BTreeMap::new());
-            loop {
-                let page = while_contended(REQUEST_TIMEOUT, || {
-                    client.store.page(&filter, after, REQUEST_TIMEOUT)
-                })
-                .await;
-                let mut page = page.map_err(|e| e.into_error("read the locks"))?;
-                observe(&client, &mut page.rows);
-                // A row that was deleted and inserted again meanwhile is found twice: the later one
-                // counts.
-                found.extend(page.rows.into_iter().map(|row| (row.name.clone(), row)));
-                match page.last {
-                    Some(last) => after = Some(last),
-                    None => return Ok(found.into_values().collect()),
+            let mut found = BTreeMap::new();
+            for permits in [false, true] {
+                let mut after = None;
+                loop {
+                    let page = while_contended(REQUEST_TIMEOUT, || async {
+                        let (store, within) = (&client.store, REQUEST_TIMEOUT);
+                        match permits {
+                            false => store.page(&filter, after, within).await,
+                            true => store.page_of_permits(&filter, after, within).await,
+                        }
+                    })
+                    .await;
+                    let mut page = page.map_err(|e| e.into_error("read the locks"))?;
+                    observe(&client, &mut page.rows);
+                    // A row that was deleted and inserted again meanwhile is found twice: the later
+                    // one counts.
+                    let key = |row: &LockInfo| (row.name.clone(), row.slot);
+                    found.extend(page.rows.into_iter().map(|row| (key(&row), row)));
+                    match page.last {
+                        Some(last) => after = Some(last),
+                        None => break,
+                    }
                 }
             }
+            Ok(found.into_values().collect())
         })
     }
 
@@ -202,7 +214,7 @@ impl Locks {
             if !done {
                 return Ok(from);
             }
-            client.queues.wake(&name);
+            client.queues(Slot::Lock).wake(&name);
             if let Some(from) = &from {
                 tracing::warn!(
                     lock.name = name.as_str(),
@@ -242,20 +254,105 @@ impl Locks {
     pub fn prune(&self, which: Prune) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
         let Prune { idle, legacy } = which;
         self.in_background(move |client| async move {
-            let (mut total, mut after) = (0, None);
-            // Each page is a separate request, so that renewals are sent in between.
-            loop {
-                let prune = || client.store.prune(idle, legacy, after, REQUEST_TIMEOUT);
-                let page = while_contended(REQUEST_TIMEOUT, prune).await;
-                let page = page.map_err(|e| {
-                    e.into_error("delete the rows of locks that have been free for long")
-                })?;
-                total += page.deleted;
-                match page.last {
-                    Some(last) => after = Some(last),
-                    None => return Ok(total),
+            let mut total = 0;
+            for permits in [false, true] {
+                let mut after = None;
+                // Each page is a separate request, so that renewals are sent in between.
+                loop {
+                    let page = while_contended(REQUEST_TIMEOUT, || async {
+                        let (store, within) = (&client.store, REQUEST_TIMEOUT);
+                        match permits {
+                            false => store.prune(idle, legacy, after, within).await,
+                            true => store.prune_permits(idle, after, within).await,
+                        }
+                    });
+                    let page = page.await.map_err(|e| {
+                        e.into_error("delete the rows of locks that have been free for long")
+                    })?;
+                    total += page.deleted;
+                    match page.last {
+                        Some(last) => after = Some(last),
+                        None => break,
+                    }
                 }
             }
+            Ok(total)
+        })
+    }
+
+    /// Read a semaphore: its permits, who holds them, and the operator's limit.
+    ///
+    /// # Errors
+    ///
+    /// As [`Locks::show`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.semaphore("partner api", 3).acquire().await?;
+    /// let api = locks.show_semaphore("partner api").await?;
+    /// assert_eq!((api.held(), api.effective_limit()), (1, Some(3)));
+    /// # drop(guard);
+    /// # Ok(()) }
+    /// ```
+    pub fn show_semaphore<N: AsRef<str>>(
+        &self,
+        name: N,
+    ) -> impl Future<Output = Result<Semaphore, Error>> + Send + use<N> {
+        let name = LockName::new(name);
+        self.in_background(move |client| async move { read_semaphore(&client, &name?).await })
+    }
+
+    /// Set the limit of a semaphore in the database, which takes precedence over the limits of all
+    /// callers; `None` removes it. 0 to 65,536; 0 pauses the semaphore.
+    ///
+    /// It counts from the next try of each caller. Holders above a lowered limit keep their permits
+    /// until they release them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for an invalid name or limit; [`Error::Unavailable`];
+    /// [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the limit may or may not be set.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// locks.set_limit("partner api", Some(0)).await?; // paused
+    /// assert!(locks.semaphore("partner api", 3).try_acquire().await?.is_none());
+    /// locks.set_limit("partner api", None).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn set_limit<N: AsRef<str>>(
+        &self,
+        name: N,
+        limit: Option<u32>,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<N> {
+        let name = LockName::new(name);
+        self.in_background(move |client| async move {
+            let name = name?;
+            if limit.is_some_and(|limit| limit > MAX_PERMITS) {
+                let got = limit.unwrap_or_default().to_string();
+                return Err(Error::config("limit", got, "0 to 65,536; 0 pauses"));
+            }
+            let set = while_contended(REQUEST_TIMEOUT, || {
+                client.store.set_limit(&name, limit, REQUEST_TIMEOUT)
+            });
+            let set = set.await;
+            set.map_err(|e| e.into_error(format!("set the limit of semaphore `{name}`")))?;
+            client.queues(Slot::AnyPermit).wake(&name);
+            Ok(())
         })
     }
 

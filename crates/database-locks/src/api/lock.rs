@@ -13,10 +13,11 @@ use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
 use crate::client::holder::{check_holder, metadata};
-use crate::client::read::read;
+use crate::client::Client;
+use crate::client::read::{read, read_semaphore};
 use crate::error::Error;
 use crate::runtime;
-use protocol::{GrantId, Human, LockName, Renewing, Short, Ticket, Timing, Ttl};
+use protocol::{GrantId, HeldBy, Human, LockInfo, LockName, MAX_PERMITS, Renewing, Short, Ticket, Timing, Ttl};
 
 /// The default ttl.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
@@ -65,6 +66,8 @@ pub struct Lock {
     holder: Option<String>,
     preempt: bool,
     metadata: Map<String, Value>,
+    /// The number of permits of a semaphore; `None` for a lock.
+    permits: Option<u32>,
 }
 
 /// Leaves out settings with their default values.
@@ -98,7 +101,13 @@ impl Lock {
             holder: None,
             preempt: false,
             metadata: Map::new(),
+            permits: None,
         }
+    }
+
+    pub(crate) fn with_permits(mut self, permits: u32) -> Self {
+        self.permits = Some(permits);
+        self
     }
 
     /// The name as it was given. It is checked when the lock is acquired.
@@ -242,6 +251,16 @@ impl Lock {
             }
             None => Arc::clone(&self.endpoint.client()?.holder),
         };
+        if let Some(permits) = self.permits {
+            if !(1..=MAX_PERMITS).contains(&permits) {
+                let allowed = "1 to 65,536; to pause the semaphore for all callers set its limit to 0";
+                return Err(Error::config("permits", permits.to_string(), allowed));
+            }
+            if self.preempt {
+                let allowed = "left out for a semaphore: its holders are not told apart by name";
+                return Err(Error::config("preempt", "on", allowed));
+            }
+        }
         if self.poll < MIN_POLL {
             let got = Human(self.poll).to_string();
             return Err(Error::config("poll", got, "1ms at least"));
@@ -254,6 +273,7 @@ impl Lock {
             wait,
             preempt: self.preempt,
             poll: self.poll,
+            limit: self.permits,
         })
     }
 
@@ -340,17 +360,16 @@ impl Lock {
             return Ok(guard);
         }
         // Only a wait of zero returns `None`. The error names the holder.
-        let (shared, of) = (Arc::clone(client), name.clone());
-        let info = runtime::run(async move { read(&shared, &of).await });
-        let info = info.await.ok().flatten();
-        // A free row still contains the last holder.
-        let by = info.and_then(|info| info.held_by());
+        let (shared, of, permits) = (Arc::clone(client), name.clone(), self.permits);
+        let busy = runtime::run(async move { busy(&shared, &of, permits).await });
+        let (by, permits) = busy.await.unwrap_or((None, permits));
         let (holder, held_for) = by.map_or((None, None), |by| (by.holder, by.held_for));
         Err(Error::TimedOut {
             name,
             waited: Duration::ZERO,
             holder,
             held_for,
+            permits,
         })
     }
 
@@ -380,4 +399,21 @@ impl Lock {
             resume(Arc::clone(lock.endpoint.client()?), request, ticket).await
         }
     }
+}
+
+/// The holder of a lock, or one of a semaphore and the number of its permits.
+async fn busy(
+    client: &Client,
+    name: &LockName,
+    permits: Option<u32>,
+) -> Result<(Option<HeldBy>, Option<u32>), Error> {
+    let Some(limit) = permits else {
+        // A free row still contains the last holder.
+        let by = read(client, name).await?.and_then(|info| info.held_by());
+        return Ok((by, None));
+    };
+    let semaphore = read_semaphore(client, name).await?;
+    let held = semaphore.permits.iter().filter_map(LockInfo::held_by);
+    let first = held.min_by_key(|by| std::cmp::Reverse(by.held_for));
+    Ok((first, semaphore.limit.or(Some(limit))))
 }

@@ -57,6 +57,36 @@ impl Locks {
         Lock::new(Arc::clone(&self.0), name.as_ref())
     }
 
+    /// A semaphore of this name: a lock that up to `permits` holders have at the same time, with
+    /// the default settings. 1 to 65,536 permits; checked when a permit is acquired.
+    ///
+    /// Everything that a lock offers is there for each permit: lease, renewal, token, ticket, fence
+    /// and loss. A guard knows the number of its permit: [`LockGuard::slot`](crate::LockGuard::slot).
+    ///
+    /// - The limit is the caller's. Callers that give different limits, or one that was lowered
+    ///   meanwhile, may together exceed the lower one until holders have released.
+    /// - An operator can set a limit in the database, which takes precedence over that of every
+    ///   caller at its next try: [`Locks::set_limit`], `dblock limit`. 0 pauses the semaphore.
+    /// - A semaphore and a lock of the same name are independent of each other.
+    /// - Tokens of different permits cannot be compared. What the permits protect together is
+    ///   fenced by the database ([`LockGuard::fence`](crate::LockGuard::fence)), or by the grant id.
+    /// - [`preempt`](Lock::preempt) is refused.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let api = locks.semaphore("partner api", 2);
+    /// let (first, second) = (api.acquire().await?, api.acquire().await?);
+    /// assert!(api.try_acquire().await?.is_none(), "two at a time");
+    /// assert_ne!(first.slot(), second.slot());
+    /// # drop((first, second));
+    /// # Ok(()) }
+    /// ```
+    pub fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> Lock {
+        self.lock(name).with_permits(permits)
+    }
+
     /// Resume a lock that was handed over: the same token, a new grant.
     ///
     /// A late request of the former holder, or of a second client with the same ticket, changes

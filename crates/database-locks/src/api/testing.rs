@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::api::locks::Locks;
 use crate::client;
 use crate::error::Error;
-use protocol::{GrantId, LockName, LostReason};
+use protocol::{GrantId, LockName, LostReason, Slot};
 
 /// Makes an [`Error::TimedOut`], which no other crate can make.
 pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Duration) -> Error {
@@ -14,6 +14,7 @@ pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Durat
         waited,
         holder: Some(holder.to_owned()),
         held_for: Some(held_for),
+        permits: None,
     }
 }
 
@@ -32,7 +33,7 @@ pub async fn expire(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error>
             return Err(Error::config("url", got, "memory: or memory:NAME"));
         };
         report_loss(expired.as_deref(), LostReason::Expired);
-        client.queues.wake(&name);
+        client.queues(Slot::Lock).wake(&name);
         Ok(expired.is_some())
     })
     .await

@@ -10,6 +10,7 @@ use crate::client::acquire::request::AcquireRequest;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
 use crate::client::own_grants::OwnGrant;
+use crate::client::read::read_row;
 use crate::client::release::{defer, release_grant};
 use crate::client::renewal::grant_state::log_grant;
 use crate::error::Error;
@@ -20,7 +21,7 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, BootInstant, Gone, Grant, Lease, LockInfo, LostReason, Primary,
+    AcquireCommand, BootInstant, Gone, Grant, Kind, Lease, LockInfo, LostReason, Primary,
     REQUEST_TIMEOUT, ReleaseCommand, Released, Renewal, ResumeCommand, Ticket, Ttl,
 };
 
@@ -48,8 +49,10 @@ async fn in_background(
             length: request.timing.first_grant(),
             metadata: request.metadata,
             expired_version: None,
+            kind: Kind::Exclusive,
         };
         let command = ResumeCommand {
+            slot: ticket.slot,
             token: ticket.token,
             from: ticket.grant,
             to,
@@ -114,11 +117,15 @@ struct ReleaseUnlessResumed<'a> {
 
 impl Drop for ReleaseUnlessResumed<'_> {
     fn drop(&mut self) {
-        let Some(ResumeCommand { token, to, .. }) = self.command else {
+        let Some(ResumeCommand {
+            slot, token, to, ..
+        }) = self.command
+        else {
             return;
         };
         let command = ReleaseCommand {
             name: to.name.clone(),
+            slot: *slot,
             token: Some(*token),
             grant: to.grant,
             holder: Arc::clone(&to.holder),
@@ -172,9 +179,8 @@ async fn run_by_ticket(
     ticket: &Ticket,
     operation: ByTicket,
 ) -> Result<Renewal, StoreError> {
-    let names = [ticket.name.clone()];
     // The store's statements compare the holder, and a ticket does not contain it.
-    let holder = match client.store.read(&names, REQUEST_TIMEOUT).await?.pop() {
+    let holder = match read_row(client, &ticket.name, ticket.slot).await? {
         Some(row) if row.grant.as_deref() == Some(ticket.grant.as_str()) => row.holder,
         Some(row) => {
             return Ok(Renewal::Lost(Gone {
@@ -186,6 +192,7 @@ async fn run_by_ticket(
     };
     let grant = Grant {
         name: ticket.name.clone(),
+        slot: ticket.slot,
         token: ticket.token,
         id: ticket.grant,
         holder: holder.unwrap_or_default().into(),
@@ -202,7 +209,7 @@ async fn run_by_ticket(
             let answers = client.store.release(&releases, REQUEST_TIMEOUT).await?;
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {
-                    client.queues.wake(&grant.name);
+                    client.queues(grant.slot).wake(&grant.name);
                     Renewal::Renewed { confirmed_by: None }
                 }
                 Some(Released::NotHeld) => Renewal::Lost(LostReason::Released.into()),

@@ -1,6 +1,9 @@
 //! Reading lock rows for `show` and `list`.
 
-use protocol::{LockInfo, LockName, LockState, ObservedExpiry, REQUEST_TIMEOUT};
+use crate::store::api::StoreError;
+use protocol::{
+    LockInfo, LockName, LockState, ObservedExpiry, REQUEST_TIMEOUT, Semaphore, Slot,
+};
 
 use crate::client::Client;
 use crate::error::Error;
@@ -18,6 +21,34 @@ pub(crate) async fn read(client: &Client, name: &LockName) -> Result<Option<Lock
         .map_err(|failure| failure.into_error("read the locks"))?;
     observe(client, &mut rows);
     Ok(rows.pop())
+}
+
+/// Read a semaphore.
+pub(crate) async fn read_semaphore(client: &Client, name: &LockName) -> Result<Semaphore, Error> {
+    let read = while_contended(REQUEST_TIMEOUT, || {
+        client.store.semaphore(name, REQUEST_TIMEOUT)
+    });
+    let read = read.await;
+    read.map_err(|failure| failure.into_error(format!("read semaphore `{name}`")))
+}
+
+/// Read the row of a grant.
+pub(crate) async fn read_row(
+    client: &Client,
+    name: &LockName,
+    slot: Slot,
+) -> Result<Option<LockInfo>, StoreError> {
+    Ok(match slot.number() {
+        None => {
+            let names = std::slice::from_ref(name);
+            client.store.read(names, REQUEST_TIMEOUT).await?.pop()
+        }
+        Some(number) => {
+            let semaphore = client.store.semaphore(name, REQUEST_TIMEOUT).await?;
+            let mut permits = semaphore.permits.into_iter();
+            permits.find(|permit| permit.slot == Some(number))
+        }
+    })
 }
 
 /// Record an observation of each row whose lease ends by observation, and set the row's state from

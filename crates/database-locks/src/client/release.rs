@@ -16,7 +16,8 @@ use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    BootInstant, Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Token, Ttl,
+    BootInstant, Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Slot, Token,
+    Ttl,
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
@@ -219,12 +220,15 @@ impl ReleaseTask {
             Released::Freed if self.client.store.waiters_poll() => Waiters::Poll,
             _ => Waiters::None,
         };
-        self.client.queues.released(
-            &self.command.name,
-            self.command.token,
-            waiters,
-            self.held_for.unwrap_or_default(),
-        );
+        let (name, queues) = (&self.command.name, self.client.queues(self.command.slot));
+        match self.command.slot {
+            Slot::Lock => {
+                let held_for = self.held_for.unwrap_or_default();
+                queues.released(name, self.command.token, waiters, held_for);
+            }
+            // Other permits may be free, so no caller waits for the sake of other processes.
+            Slot::Permit(_) | Slot::AnyPermit => queues.wake(name),
+        }
         let done = match self.may_be_released {
             true => Released::Freed,
             false => done,
@@ -375,7 +379,7 @@ pub(crate) fn force_after_fence(client: &Arc<Client>, name: &LockName) -> Option
             }
         });
         match forced.await {
-            Ok(()) => client.queues.wake(name),
+            Ok(()) => client.queues(Slot::Lock).wake(name),
             Err(failure) => tracing::warn!(
                 lock.name = name.as_str(),
                 "not released by force: {failure}"

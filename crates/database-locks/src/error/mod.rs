@@ -47,7 +47,9 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 #[non_exhaustive]
 pub enum Error {
     /// The wait ran out while another client held the lock. Nothing was acquired.
-    #[error("lock `{name}` not acquired within {}{}", Human(*.waited), HeldBySuffix(.holder.as_deref(), *.held_for))]
+    #[error("{} `{name}` not acquired within {}{}{}",
+        if permits.is_some() { "a permit of" } else { "lock" },
+        Human(*.waited), PermitsSuffix(*.permits), HeldBySuffix(.holder.as_deref(), *.held_for))]
     #[non_exhaustive]
     TimedOut {
         /// Which lock.
@@ -58,6 +60,9 @@ pub enum Error {
         holder: Option<String>,
         /// How long the lock had been held by then, by the database's clock.
         held_for: Option<Duration>,
+        /// The number of permits of a semaphore, all of them held; 0 if an operator has paused it.
+        /// `None` for a lock.
+        permits: Option<u32>,
     },
     /// The lease ended before it was released. Stop the protected work: another holder may already
     /// be running.
@@ -299,6 +304,19 @@ fn state(source: &BoxError) -> &'static str {
     match Cause::of(source, String::new()).answered {
         true => "cannot do it now",
         false => "cannot be reached",
+    }
+}
+
+struct PermitsSuffix(Option<u32>);
+
+impl fmt::Display for PermitsSuffix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => Ok(()),
+            Some(0) => f.write_str(": it is paused"),
+            Some(1) => f.write_str(": its one permit is held"),
+            Some(permits) => write!(f, ": all {permits} permits are held"),
+        }
     }
 }
 

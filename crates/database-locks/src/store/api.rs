@@ -14,7 +14,7 @@ use crate::doctor::Report;
 pub use crate::store::error::StoreError;
 use protocol::{
     AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, TakeOverCommand, Ttl,
 };
 
 /// A pending answer.
@@ -107,6 +107,41 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'_, Pruned>;
 
+    /// Read a semaphore: its permits in order of their numbers, and the operator's limit.
+    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore>;
+
+    /// [`page`](Store::page) of the table of permits. An operator's limit is no row of it.
+    fn page_of_permits<'a>(
+        &'a self,
+        filter: &'a ListFilter,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'a, Page>;
+
+    /// Set the operator's limit of a semaphore, or remove it.
+    fn set_limit<'a>(
+        &'a self,
+        name: &'a LockName,
+        limit: Option<u32>,
+        within: Duration,
+    ) -> Reply<'a, ()>;
+
+    /// [`force`](Store::force) for one permit.
+    fn force_permit<'a>(
+        &'a self,
+        name: &'a LockName,
+        slot: u16,
+        within: Duration,
+    ) -> Reply<'a, Force>;
+
+    /// [`prune`](Store::prune) in the table of permits. An operator's limit stays.
+    fn prune_permits(
+        &self,
+        idle: Duration,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned>;
+
     /// Create the table, or add missing columns to it. A second run changes nothing.
     fn install(&self, within: Duration) -> Reply<'_, ()>;
 
@@ -157,6 +192,18 @@ pub trait Store: Send + Sync + fmt::Debug {
         anew: bool,
     ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
         let _ = (name, pause, anew);
+        Box::pin(std::future::ready(false))
+    }
+
+    /// [`announce`](Store::announce) for a permit of a semaphore: the release of any permit is
+    /// notified. `false`, too, if a permit may be free.
+    fn announce_for_permit<'a>(
+        &'a self,
+        name: &'a LockName,
+        limit: u32,
+        pause: Duration,
+    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        let _ = (name, limit, pause);
         Box::pin(std::future::ready(false))
     }
 

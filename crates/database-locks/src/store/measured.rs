@@ -10,7 +10,7 @@ use crate::runtime::clock;
 use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
 use protocol::{
     AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, TakeOverCommand, Ttl,
 };
 
 /// The store of one database, as the client uses it.
@@ -107,6 +107,11 @@ measured! {
     resume(command: &ResumeCommand, within: Duration) -> Renewal, "resume";
     force(name: &LockName, within: Duration) -> Force, "force";
     prune(idle: Duration, include_legacy: bool, after: Option<i64>, within: Duration) -> Pruned, "prune";
+    semaphore(name: &LockName, within: Duration) -> Semaphore, "read";
+    page_of_permits(filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";
+    set_limit(name: &LockName, limit: Option<u32>, within: Duration) -> (), "set_limit";
+    force_permit(name: &LockName, slot: u16, within: Duration) -> Force, "force";
+    prune_permits(idle: Duration, after: Option<i64>, within: Duration) -> Pruned, "prune";
     open_fence(grant: &Grant, within: Duration) -> Result<Barrier, Gone>, "open_fence";
     install(within: Duration) -> (), "install";
 }

@@ -8,6 +8,7 @@ type Change = fn(&mut LockRow, &str);
 
 fn grant() -> Grant {
     Grant {
+        slot: Slot::Lock,
         name: LockName::new("job").unwrap(),
         token: Token::from_db(7),
         id: GrantId::of([7; 16]),
@@ -256,7 +257,9 @@ fn a_loss_names_the_present_holder() {
 }
 
 fn ticket() -> ResumeCommand {
-    ResumeCommand {
+    slot: Slot::Lock,
+        ResumeCommand {
+        slot: Slot::Lock,
         token: Token::from_db(7),
         from: grant().id,
         to: crate::messages::AcquireCommand {
@@ -266,6 +269,7 @@ fn ticket() -> ResumeCommand {
             length: std::time::Duration::from_secs(30),
             metadata: "{}".into(),
             expired_version: None,
+            kind: Kind::Exclusive,
         },
     }
 }

@@ -9,6 +9,7 @@ const GRANT: &str = "07070707070707070707070707070707";
 
 fn grant() -> Grant {
     Grant {
+        slot: Slot::Lock,
         name: LockName::new("job").unwrap(),
         token: Token::from_db(7),
         id: GrantId::of([7; 16]),
@@ -171,6 +172,7 @@ fn the_holder_of_each_lock_is_found_by_its_name() {
 #[test]
 fn an_acquire_recognizes_its_own_grant() {
     let granted = Outcome::Granted {
+        slot: Slot::Lock,
         token: Token::from_db(7),
         length: secs(1),
         confirmed_by: None,
@@ -211,6 +213,7 @@ fn take_over() -> TakeOverCommand {
             length: secs(30),
             metadata: "{}".into(),
             expired_version: None,
+            kind: Kind::Exclusive,
         },
         token: Token::from_db(7),
         grant: Some(GRANT.into()),
@@ -243,6 +246,7 @@ fn a_take_over_recognizes_its_own_grant() {
         ..row()
     };
     let granted = Outcome::Granted {
+        slot: Slot::Lock,
         token: Token::from_db(8),
         length: secs(1),
         confirmed_by: None,
@@ -254,6 +258,7 @@ fn a_take_over_recognizes_its_own_grant() {
 fn a_release_finds_its_grant_by_all_that_it_knows() {
     let release = ReleaseCommand::of(&grant(), Ttl::Infinite);
     let without_token = ReleaseCommand {
+        slot: Slot::Lock,
         token: None,
         ..release.clone()
     };

@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::request::{AcquireRequest, op};
 use crate::client::Client;
 use crate::client::acquire::poller;
-use crate::client::acquire::queue::QueueSlot;
+use crate::client::acquire::queue::{QueueSlot, Queues};
 use crate::client::guard::LockGuard;
 use crate::client::own_grants::is_own_grant;
 use crate::error::Error;
@@ -17,7 +17,7 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    BootInstant, GrantId, Holder, Human, LockName, LostReason, Outcome, Token, Version,
+    BootInstant, GrantId, Holder, Human, LockName, LostReason, Outcome, Slot, Token, Version,
     WaitExtension,
 };
 
@@ -102,10 +102,10 @@ impl<'a> Acquisition<'a> {
         if !self.request.preempt {
             if self.request.is_single_try() {
                 if self.polled.is_none() {
-                    clock::sleep(self.client.queues.head_start(name)).await;
+                    clock::sleep(self.queues().head_start(name)).await;
                     self.probe().await;
                 }
-            } else if self.client.queues.is_busy(name) {
+            } else if self.queues().is_busy(name) {
                 self.join_queue().await;
                 // The try predates the queue slot, so a wake-up after it may have been missed.
                 self.polled = None;
@@ -118,9 +118,15 @@ impl<'a> Acquisition<'a> {
                 Some(outcome) => outcome,
                 None => self.attempt.in_background().await,
             };
-            if let Ok(Outcome::Granted { token, length, .. }) = outcome {
+            if let Ok(Outcome::Granted {
+                slot,
+                token,
+                length,
+                ..
+            }) = outcome
+            {
                 self.client.outages.log_answered(sent);
-                match self.granted(token, length, sent).await? {
+                match self.granted(slot, token, length, sent).await? {
                     Some(guard) => return Ok(Some(guard)),
                     None => continue,
                 }
@@ -152,6 +158,10 @@ impl<'a> Acquisition<'a> {
         }
     }
 
+    fn queues(&self) -> &'a Queues {
+        self.client.queues(self.request.slot())
+    }
+
     /// Join the queue of this process and wait until the slot is the first; returns whether it was
     /// so at once. Waiters behind the first do not query the database.
     async fn join_queue(&mut self) -> bool {
@@ -160,7 +170,7 @@ impl<'a> Acquisition<'a> {
             .unwrap_or_else(PoisonError::into_inner)
             .holder
             .get_or_insert_default();
-        let slot = self.client.queues.join(&self.request.name);
+        let slot = self.queues().join(&self.request.name);
         let at_once = slot.is_first().await;
         self.slot = Some(slot);
         at_once
@@ -196,7 +206,7 @@ impl<'a> Acquisition<'a> {
     /// After a head start for processes that may not exist, check whether one of them had the lock.
     async fn probe(&self) {
         let (client, name) = (self.client, &self.request.name);
-        let Some(token) = client.queues.probe(name) else {
+        let Some(token) = self.queues().probe(name) else {
             return;
         };
         let row = client
@@ -204,7 +214,7 @@ impl<'a> Acquisition<'a> {
             .read(std::slice::from_ref(name), REQUEST_TIMEOUT)
             .await;
         if row.is_ok_and(|rows| rows.first().is_some_and(|row| row.token != token)) {
-            client.queues.held_elsewhere(name);
+            self.queues().held_elsewhere(name);
         }
     }
 
@@ -212,17 +222,18 @@ impl<'a> Acquisition<'a> {
     /// wait continues.
     async fn granted(
         &mut self,
+        slot: Slot,
         token: Token,
         length: Duration,
         sent: BootInstant,
     ) -> Result<Option<LockGuard>, Error> {
         let (client, name) = (self.client, &self.request.name);
-        client.queues.acquired(name);
-        let loss = match self.attempt.granted(token, length).await {
+        self.queues().acquired(name);
+        let loss = match self.attempt.granted(slot, token, length).await {
             Ok(guard) => return Ok(Some(guard)),
             Err(loss) => loss,
         };
-        client.queues.left(name);
+        self.queues().left(name);
         if self.request.is_single_try() {
             return Err(Error::lost(name, loss));
         }
@@ -319,6 +330,15 @@ impl<'a> Acquisition<'a> {
         }
     }
 
+    /// Announce this waiter; returns whether a release will be notified.
+    async fn announce(&self, pause: Duration, anew: bool) -> bool {
+        let (store, name) = (&self.client.store, &self.request.name);
+        match self.request.limit {
+            None => store.announce(name, pause, anew).await,
+            Some(limit) => store.announce_for_permit(name, limit, pause).await,
+        }
+    }
+
     /// Wait until the lock may be free: after a notification, a release within this process, or a
     /// poll.
     ///
@@ -332,13 +352,13 @@ impl<'a> Acquisition<'a> {
         let polling = self.before_end(hint.polling);
         let unwoken = async {
             if let Some(pause) = notified
-                && client.store.announce(name, pause, first).await
+                && self.announce(pause, first).await
             {
                 tokio::time::sleep(pause).await;
                 return None;
             }
-            // A try of a free or locked row costs no more than a poll.
-            if !held {
+            // A try of a free or locked row costs no more than a poll, nor does one of a semaphore.
+            if !held || self.request.limit.is_some() {
                 tokio::time::sleep(polling).await;
                 return None;
             }
@@ -364,8 +384,8 @@ pub(crate) fn record_holder(
     queued: bool,
 ) -> bool {
     let here = is_held_by(client, holder);
-    if !here && (queued || !holder.grant.as_deref().is_some_and(is_own_grant)) {
-        client.queues.held_elsewhere(name);
+    if holder.permits.is_none() && !here && (queued || !holder.grant.as_deref().is_some_and(is_own_grant)) {
+        client.queues(Slot::Lock).held_elsewhere(name);
     }
     here
 }
@@ -373,5 +393,6 @@ pub(crate) fn record_holder(
 /// Whether a guard of this client holds the lock, whose release wakes the queue.
 fn is_held_by(client: &Client, holder: &Holder) -> bool {
     let grant = holder.grant.as_deref().and_then(GrantId::parse);
-    !holder.is_legacy && grant.is_some_and(|grant| client.scheduler.timing(grant).is_some())
+    // Another permit may be free, or become free in another process.
+    holder.permits.is_none() && !holder.is_legacy && grant.is_some_and(|grant| client.scheduler.timing(grant).is_some())
 }

@@ -23,8 +23,8 @@ use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    AcquireCommand, BootInstant, Grant, GrantId, Holder, Lease, LostReason, MAX_FIRST_GRANT,
-    ObservedExpiry, Outcome, Primary, ReleaseCommand, Released, TakeOverCommand, Token, Ttl,
+    AcquireCommand, BootInstant, Grant, GrantId, Holder, Kind, Lease, LostReason, MAX_FIRST_GRANT,
+    ObservedExpiry, Outcome, Primary, ReleaseCommand, Released, Slot, TakeOverCommand, Token, Ttl,
 };
 
 /// One grant that is being requested. Dropping this while the outcome is unknown releases the grant
@@ -56,6 +56,13 @@ impl Attempt {
             length: request.timing.first_grant(),
             metadata: Arc::clone(&request.metadata),
             expired_version: None,
+            kind: match request.limit {
+                None => Kind::Exclusive,
+                Some(limit) => Kind::Permit {
+                    limit,
+                    expired: Vec::new(),
+                },
+            },
         };
         Ok(Self {
             client: ForkSafe::new(Arc::clone(client)),
@@ -225,6 +232,7 @@ impl Attempt {
     /// answer, the attempt still has to release the grant.
     pub(crate) async fn granted(
         &mut self,
+        slot: Slot,
         token: Token,
         length: Duration,
     ) -> Result<LockGuard, Loss> {
@@ -233,7 +241,7 @@ impl Attempt {
             return Err(Loss::of_other_grant(LostReason::Expired));
         }
         self.is_unknown = false;
-        let grant = self.command.granted(token, self.confirmed_by);
+        let grant = self.command.granted(slot, token, self.confirmed_by);
         start_renewing(&self.client, grant, lease).await
     }
 }
@@ -246,6 +254,7 @@ impl Drop for Attempt {
         let command = &self.command;
         let release = ReleaseCommand {
             name: command.name.clone(),
+            slot: self.request.slot(),
             token: None,
             grant: command.grant,
             holder: Arc::clone(&command.holder),

@@ -100,8 +100,9 @@ enum Direct {
 /// Try on the direct connection, if the caller's runtime owns it and no waiter of this process is
 /// ahead.
 async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result<Direct, Error> {
+    let queues = client.queues(request.slot());
     let permit = match &client.direct {
-        Some(direct) if !request.preempt && !client.queues.is_busy(&request.name) => direct.enter(),
+        Some(direct) if !request.preempt && !queues.is_busy(&request.name) => direct.enter(),
         _ => None,
     };
     let Some(permit) = permit else {
@@ -116,17 +117,22 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
         Ok(Outcome::Granted { .. }) if request.timing.is_confirmed_later() => {
             Direct::Undecided(Some(FirstTry::new(attempt, Some(outcome))))
         }
-        Ok(Outcome::Granted { token, length, .. }) => {
+        Ok(Outcome::Granted {
+            slot,
+            token,
+            length,
+            ..
+        }) => {
             client.outages.log_answered(attempt.sent());
-            client.queues.acquired(&request.name);
-            match attempt.granted(token, length).await {
+            queues.acquired(&request.name);
+            match attempt.granted(slot, token, length).await {
                 Ok(guard) => Direct::Done(Some(guard)),
                 Err(loss) if request.is_single_try() => {
-                    client.queues.left(&request.name);
+                    queues.left(&request.name);
                     return Err(Error::lost(&request.name, loss));
                 }
                 Err(_) => {
-                    client.queues.left(&request.name);
+                    queues.left(&request.name);
                     Direct::Undecided(None)
                 }
             }

@@ -57,7 +57,9 @@ impl Progress {
 
     pub(crate) fn knows_holder(&self) -> bool {
         let holder = self.holder.as_ref();
-        holder.is_some_and(|holder| holder.holder.is_some() || holder.token.is_some())
+        holder.is_some_and(|holder| {
+            holder.holder.is_some() || holder.token.is_some() || holder.permits.is_some()
+        })
     }
 }
 
@@ -104,6 +106,7 @@ pub(crate) fn wait_error(
             waited,
             holder: holder.holder,
             held_for: holder.held_for,
+            permits: holder.permits.map(|permits| permits.limit),
         },
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::{LockName, Timing};
+use protocol::{LockName, Slot, Timing};
 
 /// A request for a lock, with all settings checked.
 #[derive(Clone, Debug)]
@@ -18,12 +18,22 @@ pub(crate) struct AcquireRequest {
     pub(crate) preempt: bool,
     /// The longest pause between two polls of a held lock.
     pub(crate) poll: Duration,
+    /// The number of permits of a semaphore; `None` for a lock.
+    pub(crate) limit: Option<u32>,
 }
 
 impl AcquireRequest {
     /// Whether the lock is tried once, without waiting.
     pub(crate) fn is_single_try(&self) -> bool {
         self.wait.is_some_and(|wait| wait.is_zero())
+    }
+
+    /// The row that a grant whose reply was lost may have.
+    pub(crate) fn slot(&self) -> Slot {
+        match self.limit {
+            None => Slot::Lock,
+            Some(_) => Slot::AnyPermit,
+        }
     }
 }
 

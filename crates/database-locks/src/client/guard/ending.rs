@@ -49,7 +49,7 @@ impl LockGuard {
         self.still_trusted()?;
         self.released = true;
         self.state.mark_released();
-        self.client.queues.left(self.name());
+        self.client.queues(self.state.grant.slot).left(self.name());
         log_grant!(
             debug,
             &self.state.grant,
@@ -144,7 +144,7 @@ impl LockGuard {
             Status::Released => false,
         };
         if !releasable {
-            self.client.queues.left(self.name());
+            self.client.queues(self.state.grant.slot).left(self.name());
         }
         let ttl = *self.longest_ttl();
         let command = ReleaseCommand::of(&self.state.grant, ttl);

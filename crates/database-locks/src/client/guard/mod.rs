@@ -87,6 +87,15 @@ impl LockGuard {
         self.state.grant.token
     }
 
+    /// The number of this permit, from 0, if the guard holds one of a semaphore; `None` for a lock.
+    ///
+    /// No other holder has the same number meanwhile: it can choose a shard, a port or a directory.
+    /// It may be at or above the limit of this caller if other callers give, or an operator has
+    /// set, a greater limit.
+    pub fn slot(&self) -> Option<u16> {
+        self.state.grant.slot.number()
+    }
+
     /// The random id of this grant, 32 hexadecimal digits.
     pub fn grant_id(&self) -> &str {
         self.state.grant.id.as_str()
@@ -303,6 +312,7 @@ impl LockGuard {
         let grant = &self.state.grant;
         Ticket {
             name: grant.name.clone(),
+            slot: grant.slot,
             token: grant.token,
             grant: grant.id,
         }
