@@ -215,27 +215,15 @@ impl LockRow {
     }
 }
 
-/// The outcome of an acquire that found no free permit below `limit`, according to the rows of the
-/// permits that are held.
-pub fn no_permit_free(limit: u32, held: &[LockRow]) -> Outcome {
-    let below = held
-        .iter()
-        .filter(|row| row.slot.number().is_some_and(|slot| u32::from(slot) < limit));
-    // A lease without end ends last.
-    let first = below.min_by_key(|row| row.state().free_in().unwrap_or(Duration::MAX));
-    let observed = held
-        .iter()
-        .filter_map(|row| Some((row.slot, row.observed_expiry()?)));
+/// The outcome of an acquire that found no free permit. `first` is the permit whose lease ends
+/// first.
+pub fn no_permit_free(permits: Permits, first: Option<&LockRow>) -> Outcome {
     Outcome::Held(Holder {
         // The next grant may be that of any permit.
         token: None,
         grant: None,
         observed_expiry: None,
-        permits: Some(Permits {
-            limit,
-            held: u32::try_from(held.len()).unwrap_or(u32::MAX),
-            observed: observed.collect(),
-        }),
+        permits: Some(permits),
         ..first.map(LockRow::holder).unwrap_or_default()
     })
 }

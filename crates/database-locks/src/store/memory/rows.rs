@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use crate::runtime::clock;
 use crate::store::api::micros;
 use protocol::{
-    AcquireCommand, BootInstant, Force, Grant, GrantId, Holder, Kind, LockName, LockRow, Outcome, ReleaseCommand,
-    Released, Renewal, ResumeCommand, Slot, TakeOverCommand, Token, Ttl, failed_renewal_outcome,
+    AcquireCommand, BootInstant, Force, Grant, GrantId, Holder, Kind, LockName, LockRow, Outcome, Permits,
+    ReleaseCommand, Released, Renewal, ResumeCommand, Slot, TakeOverCommand, Token, Ttl, failed_renewal_outcome,
     failed_resume_outcome, no_permit_free,
 };
 
@@ -226,7 +226,16 @@ fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, limit: u32) -> Outc
     let below = (0..=u16::MAX).take(limit as usize);
     let free: Vec<u16> = below.filter(|slot| !taken.contains(slot)).collect();
     let Some(slot) = fastrand::choice(free) else {
-        return no_permit_free(limit, &held);
+        let permits = Permits {
+            limit,
+            held: u32::try_from(held.len()).unwrap_or(u32::MAX),
+            observed: Vec::new(),
+        };
+        // A lease without end ends last.
+        let first = held
+            .iter()
+            .min_by_key(|row| row.expires_in.unwrap_or(i64::MAX));
+        return no_permit_free(permits, first);
     };
     let row = rows.permits.entry((name.clone(), slot)).or_default();
     row.permits = Some(limit.into());

@@ -27,6 +27,7 @@ use tokio_postgres::Notification;
 use super::connection::events::ConnectionEvents;
 use super::connection::manager::ConnectionManager;
 use super::connection::session::Session;
+use super::statements::permit::wait_for_permit;
 use super::statements::wait::wait;
 use crate::runtime;
 use crate::runtime::clock;
@@ -235,6 +236,25 @@ impl Listener {
             times.set(name.clone(), now + ahead, now);
         }
         announced
+    }
+
+    /// See [`Store::announce_for_permit`](crate::store::Store::announce_for_permit).
+    pub(crate) async fn announce_for_permit(
+        &self,
+        background: &ConnectionManager,
+        name: &LockName,
+        limit: u32,
+        pause: Duration,
+    ) -> bool {
+        let listens = |session| self.0.listens(session);
+        if !background.current().is_some_and(listens) {
+            return false;
+        }
+        let ahead = ANNOUNCED_FOR.max(pause.min(LONGEST_PAUSE) * 2);
+        let announced = background.run(ANNOUNCE_TIMEOUT, |session| async move {
+            wait_for_permit(&session, name, limit, ahead).await
+        });
+        announced.await.unwrap_or(false)
     }
 
     /// This store has just taken the lock from its holder, which may be in this process.

@@ -13,6 +13,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use protocol::Slot;
 use rustix::fs::{FlockOperation, flock};
 
 /// The folder of lock files, beside the database.
@@ -79,8 +80,10 @@ impl Fences {
 
     /// The file of a lock, by a hash (FNV-1a), since names of locks may be longer than those of
     /// files. Two locks with one hash would only wait for each other's fences.
-    fn path(&self, name: &str) -> PathBuf {
+    fn path(&self, name: &str, slot: Slot) -> PathBuf {
+        let slot = slot.number().map_or(String::new(), |slot| format!("\0{slot}"));
         let bytes = self.table.bytes().chain([0]).chain(name.bytes());
+        let bytes = bytes.chain(slot.bytes());
         let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
@@ -88,11 +91,11 @@ impl Fences {
     }
 
     /// Whether a fence of this lock is open. Needs the write lock.
-    pub(crate) fn is_open(&self, name: &str) -> io::Result<bool> {
+    pub(crate) fn is_open(&self, name: &str, slot: Slot) -> io::Result<bool> {
         match OpenOptions::new()
             .read(true)
             .write(true)
-            .open(self.path(name))
+            .open(self.path(name, slot))
         {
             Ok(file) => match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => Ok(false),
@@ -106,8 +109,8 @@ impl Fences {
 
     /// Open a fence of this lock; `None` if its file is being removed. Needs the write lock, which
     /// the caller keeps until it has read the row.
-    pub(crate) fn open(&self, name: &str) -> io::Result<Option<OpenFence>> {
-        let path = self.path(name);
+    pub(crate) fn open(&self, name: &str, slot: Slot) -> io::Result<Option<OpenFence>> {
+        let path = self.path(name, slot);
         let open = || OpenOptions::new().read(true).write(true).open(&path);
         let file = match open() {
             Err(error) if error.kind() == ErrorKind::NotFound => self.make(&path),

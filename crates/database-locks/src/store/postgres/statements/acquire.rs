@@ -5,11 +5,13 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::permit::acquire_permit;
 use crate::store::api::micros;
+use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Session, Statement};
-use crate::store::postgres::error::{Kind, ServerError};
+use crate::store::postgres::error::{Kind as ErrorKind, ServerError};
 use crate::store::postgres::rows::{place, state};
-use protocol::{AcquireCommand, Outcome, Token};
+use protocol::{AcquireCommand, Kind, Outcome, Slot, Token};
 
 /// The columns that a grant sets.
 macro_rules! grant {
@@ -36,6 +38,8 @@ macro_rules! grant {
         )
     };
 }
+
+pub(super) use grant;
 
 const ONE: &[Type] = &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8, Type::TEXT];
 const MANY: &[Type] = &[
@@ -190,12 +194,17 @@ pub(crate) async fn acquire(
     session: &Session,
     commands: &[AcquireCommand],
 ) -> Result<Vec<Outcome>, ServerError> {
-    let all: Vec<&AcquireCommand> = commands.iter().collect();
-    let rows = send(session, [&ACQUIRE_ONE, &ACQUIRE], &all).await?;
     let mut outcomes = vec![None; commands.len()];
+    let of_locks = |(_, command): &(usize, &AcquireCommand)| command.kind == Kind::Exclusive;
+    let (locks, permits): (Vec<_>, Vec<_>) = commands.iter().enumerate().partition(of_locks);
+    let (at, locks): (Vec<usize>, Vec<&AcquireCommand>) = locks.into_iter().unzip();
+    let rows = send(session, [&ACQUIRE_ONE, &ACQUIRE], &locks).await?;
     for row in &rows {
-        let at = place(row, commands.len())?;
-        outcomes[at] = Some(granted(session, commands[at].length, row)?);
+        let place = place(row, locks.len())?;
+        outcomes[at[place]] = Some(granted(session, locks[place].length, row)?);
+    }
+    for (at, command) in permits {
+        outcomes[at] = Some(acquire_permit(session, command).await?);
     }
     let unknown = (commands.iter().zip(0..)).filter(|(_, at)| outcomes[*at].is_none());
     let (not_granted, at): (Vec<&AcquireCommand>, Vec<usize>) = unknown.unzip();
@@ -210,6 +219,7 @@ pub(crate) async fn acquire(
 
 fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {
     Ok(Outcome::Granted {
+        slot: Slot::Lock,
         token: Token::from_db(row.try_get("token")?),
         length,
         confirmed_by: session.primary,
@@ -232,6 +242,7 @@ async fn send(
             );
             session
                 .write(
+                    Rows::Locks,
                     one,
                     1,
                     &[
@@ -261,6 +272,7 @@ async fn send(
             let metadata: Vec<_> = commands.iter().map(|command| &*command.metadata).collect();
             session
                 .write(
+                    Rows::Locks,
                     many,
                     commands.len(),
                     &[&names, &grants, &holders, &lengths, &metadata],
@@ -279,7 +291,7 @@ async fn read_or_make(
     match made(session, commands).await {
         // One name whose row another client is inserting must not keep a thousand others from being
         // inserted. So each is tried alone, from a random start, until a second one fails.
-        Err(error) if error.kind == Kind::Contention => {
+        Err(error) if error.kind == ErrorKind::Contention => {
             let mut outcomes = vec![Outcome::Busy; commands.len()];
             if commands.len() == 1 {
                 return Ok(outcomes);
@@ -287,7 +299,7 @@ async fn read_or_make(
             let (start, mut failures) = (fastrand::usize(..commands.len()), 0);
             for at in (start..commands.len()).chain(0..start) {
                 match made(session, &commands[at..=at]).await {
-                    Err(error) if error.kind == Kind::Contention => failures += 1,
+                    Err(error) if error.kind == ErrorKind::Contention => failures += 1,
                     done => outcomes[at] = done?.remove(0),
                 }
                 if failures == 2 {

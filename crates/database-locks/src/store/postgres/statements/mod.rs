@@ -30,6 +30,7 @@ pub(crate) mod acquire;
 pub(crate) mod fence;
 pub(crate) mod handover;
 pub(crate) mod install;
+pub(crate) mod permit;
 pub(crate) mod prune;
 pub(crate) mod read;
 pub(crate) mod release;
@@ -38,6 +39,7 @@ pub(crate) mod wait;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE};
 use self::handover::{RESUME, TAKE_OVER};
+use self::permit::{ACQUIRE_PERMIT, MAKE_PERMIT, SET_LIMIT, STATE, WAIT_FOR_PERMIT};
 use self::prune::PRUNE;
 use self::read::{READ, READ_PAGE};
 use self::release::{FORCE, RELEASE, RELEASE_ONE};
@@ -46,7 +48,7 @@ use self::wait::WAIT;
 use super::connection::session::Statement;
 
 /// Every statement that is sent.
-pub(crate) const ALL: [Statement; 14] = [
+pub(crate) const ALL: [Statement; 19] = [
     ACQUIRE_ONE,
     ACQUIRE,
     MAKE_ONE,
@@ -61,6 +63,11 @@ pub(crate) const ALL: [Statement; 14] = [
     READ,
     READ_PAGE,
     PRUNE,
+    ACQUIRE_PERMIT,
+    STATE,
+    MAKE_PERMIT,
+    WAIT_FOR_PERMIT,
+    SET_LIMIT,
 ];
 
 /// What `docs/protocol.md` publishes.

@@ -13,7 +13,7 @@ use rusqlite::Connection;
 use super::session::Session;
 use crate::runtime::fork;
 use crate::store::api::StoreError;
-use crate::store::connect::table::Table;
+use crate::store::connect::table::{Rows, Table};
 use crate::store::sqlite::error::{FileHistory, classify, is_transient};
 use crate::store::sqlite::fence::Fences;
 use crate::store::sqlite::statements::sql::Statements;
@@ -45,7 +45,8 @@ pub(crate) struct Database {
     /// Whether a missing file is created.
     create: bool,
     fences: Fences,
-    statements: Statements,
+    locks: Statements,
+    permits: Statements,
     install: String,
     /// Whether the table has been used.
     used: AtomicBool,
@@ -58,7 +59,8 @@ impl Database {
         Self {
             create,
             fences: Fences::of_database(&path, table.as_str()),
-            statements: Statements::of(table),
+            locks: Statements::of(table, Rows::Locks),
+            permits: Statements::of(table, Rows::Permits),
             install: table.fill(INSTALL),
             path,
             used: AtomicBool::new(false),
@@ -69,7 +71,8 @@ impl Database {
     pub(super) fn session<'a>(&'a self, connection: &'a Connection) -> Session<'a> {
         Session {
             connection,
-            statements: &self.statements,
+            locks: &self.locks,
+            permits: &self.permits,
             fences: &self.fences,
         }
     }

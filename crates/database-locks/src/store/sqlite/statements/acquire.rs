@@ -1,11 +1,15 @@
 //! Acquiring locks.
 
+use rusqlite::ToSql;
+
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::session::Session;
 use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::rows::{granted, modifier};
+use crate::store::sqlite::statements::permit;
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::{AcquireCommand, Outcome};
+use protocol::{AcquireCommand, Kind, Outcome, Slot};
 
 /// Held locks are refused without the write lock. Only the others take it.
 pub(crate) fn acquire(
@@ -13,10 +17,16 @@ pub(crate) fn acquire(
     commands: &[AcquireCommand],
 ) -> Result<Vec<Outcome>, StoreError> {
     let mut outcomes: Vec<Outcome> = worker.with(|session| {
-        let mut is_held = session.prepare(Sql::IsHeld)?;
-        let one = |command: &AcquireCommand| match is_held.exists([command.name.as_str()])? {
-            true => failed_acquire_outcome(session, command),
-            false => Ok(Outcome::Busy),
+        let mut is_held = session.prepare(Rows::Locks, Sql::IsHeld)?;
+        let one = |command: &AcquireCommand| match command.kind {
+            Kind::Permit { limit, .. } => permit::free(session, command, limit).map(|free| {
+                // Which one is granted is decided with the write lock.
+                free.map_or_else(|held| held, |_| Outcome::Busy)
+            }),
+            Kind::Exclusive => match is_held.exists([command.name.as_str()])? {
+                true => failed_acquire_outcome(session, command),
+                false => Ok(Outcome::Busy),
+            },
         };
         commands.iter().map(one).collect()
     })?;
@@ -26,7 +36,12 @@ pub(crate) fn acquire(
     }
     worker.write(|session| {
         for (command, outcome) in commands.iter().zip(&mut outcomes) {
-            if *outcome == Outcome::Busy && !session.is_fenced(command.name.as_str())? {
+            if *outcome != Outcome::Busy {
+                continue;
+            }
+            if let Kind::Permit { limit, .. } = command.kind {
+                *outcome = permit::grant(session, command, limit)?;
+            } else if !session.is_fenced(command.name.as_str(), Slot::Lock)? {
                 *outcome = grant(session, command)?;
             }
         }
@@ -38,23 +53,36 @@ pub(crate) fn acquire(
 /// Grant a lock unless it is held. Needs the write lock.
 fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let name = command.name.as_str();
-    let writes_row = |sql| {
-        let length = modifier(command.length);
-        let params = (
-            name,
-            &*command.holder,
-            command.grant.as_str(),
-            &*command.metadata,
-            length,
-        );
-        Ok::<_, rusqlite::Error>(session.prepare(sql)?.execute(params)? == 1)
-    };
+    let writes_row = |sql| Ok::<_, rusqlite::Error>(write(session, sql, command, None)? == 1);
     if !writes_row(Sql::Acquire)? && !writes_row(Sql::Insert)? {
         return failed_acquire_outcome(session, command);
     }
-    let mut token = session.prepare(Sql::ReadToken)?;
+    let mut token = session.prepare(Rows::Locks, Sql::ReadToken)?;
     let token = token.query_row([name], |row| row.get("token"))?;
-    Ok(granted(token, command.length))
+    Ok(granted(Slot::Lock, token, command.length))
+}
+
+/// Write a grant; returns the number of rows that it changed. `permit`: its number and the limit.
+pub(super) fn write(
+    session: &Session<'_>,
+    sql: Sql,
+    command: &AcquireCommand,
+    permit: Option<(u16, u32)>,
+) -> rusqlite::Result<usize> {
+    let (of, (slot, limit)) = match permit {
+        None => (Rows::Locks, (0, 0)),
+        Some(permit) => (Rows::Permits, permit),
+    };
+    let params: [&dyn ToSql; 7] = [
+        &command.name.as_str(),
+        &&*command.holder,
+        &command.grant.as_str(),
+        &&*command.metadata,
+        &modifier(command.length),
+        &slot,
+        &limit,
+    ];
+    session.execute(of, sql, &params)
 }
 
 /// The outcome of a refused acquire. The lock may be held by the requested grant.
@@ -62,7 +90,7 @@ fn failed_acquire_outcome(
     session: &Session<'_>,
     command: &AcquireCommand,
 ) -> rusqlite::Result<Outcome> {
-    let row = session.read(&command.name)?;
+    let row = session.read(&command.name, Slot::Lock)?;
     Ok(row.map_or(Outcome::Busy, |row| {
         row.failed_acquire_outcome(command.grant.as_str())
     }))

@@ -3,6 +3,7 @@
 pub(crate) mod acquire;
 pub(crate) mod fence;
 pub(crate) mod handover;
+pub(crate) mod permit;
 pub(crate) mod prune;
 pub(crate) mod read;
 pub(crate) mod release;
