@@ -133,6 +133,11 @@ impl LockRow {
         })
     }
 
+    /// The slot, and how its expiry is observed; `None` if it need not be, or cannot be.
+    pub fn observed_slot(&self) -> Option<(Slot, ObservedExpiry)> {
+        Some((self.slot, self.observed_expiry()?))
+    }
+
     /// The holder, which stays in the row after a release.
     pub fn holder(&self) -> Holder {
         Holder {

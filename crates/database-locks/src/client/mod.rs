@@ -47,7 +47,7 @@ pub(crate) struct Client {
     permit_queues: Queues,
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
-    pub(crate) observations: Observations<LockName, Version>,
+    pub(crate) observations: Observations<(LockName, Slot), Version>,
     pub(crate) pending_releases: PendingReleases,
     /// The default for `locked_by`.
     pub(crate) holder: Arc<str>,

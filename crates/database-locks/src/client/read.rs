@@ -56,6 +56,8 @@ pub(crate) async fn read_row(
 pub(crate) fn observe(client: &Client, rows: &mut [LockInfo]) {
     let now = clock::now();
     for row in rows {
+        let slot = row.slot.map_or(Slot::Lock, Slot::Permit);
+        let key = (row.name.clone(), slot);
         let Some(ObservedExpiry {
             version,
             length,
@@ -66,8 +68,8 @@ pub(crate) fn observe(client: &Client, rows: &mut [LockInfo]) {
         };
         let left = client
             .observations
-            .record(&row.name, version, *length, *overdue, now);
-        row.state = match client.observations.ended_for(&row.name, now) {
+            .record(&key, version, *length, *overdue, now);
+        row.state = match client.observations.ended_for(&key, now) {
             Some(since) => LockState::Expired { since },
             None => LockState::Held {
                 free_in: Some(left),

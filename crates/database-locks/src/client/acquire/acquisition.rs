@@ -268,8 +268,8 @@ impl<'a> Acquisition<'a> {
             Err(StoreError::Contention(_)) => unclear >= CONTENTION_RETRY_FOR,
             _ => false,
         };
-        let (observations, name) = (&self.client.observations, &self.request.name);
-        ends && self.extension.until(observations, name, now).is_none()
+        let observations = &self.client.observations;
+        ends && self.extension.until(observations, &self.request.key(), now).is_none()
     }
 
     /// Record a try that granted nothing; returns whether a guard of this process holds the lock.
@@ -319,7 +319,7 @@ impl<'a> Acquisition<'a> {
         };
         let overdue = || {
             WaitExtension::default()
-                .until(&self.client.observations, &self.request.name, clock::now())
+                .until(&self.client.observations, &self.request.key(), clock::now())
                 .is_some()
         };
         match at - (clock::now() + LAST_TRY) {

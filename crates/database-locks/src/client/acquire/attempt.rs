@@ -41,6 +41,8 @@ pub(crate) struct Attempt {
     sent: BootInstant,
     /// The server that granted it, if that is known.
     confirmed_by: Option<Primary>,
+    /// The slots of a semaphore whose expiry has to be observed.
+    observed: Vec<Slot>,
     /// Whether a request may have been granted without an answer.
     is_unknown: bool,
     /// Closes when the request on the direct connection is answered, or dropped as late.
@@ -71,6 +73,7 @@ impl Attempt {
             command,
             sent: BootInstant::ZERO,
             confirmed_by: None,
+            observed: Vec::new(),
             is_unknown: false,
             under_way: None,
         })
@@ -154,10 +157,20 @@ impl Attempt {
     /// Prepare a request; returns whether the outcome of an earlier one is unknown.
     fn prepare(&mut self) -> bool {
         self.sent = clock::now();
-        self.command.expired_version = self
-            .client
-            .observations
-            .ended(&self.request.name, self.sent);
+        let (observations, name) = (&self.client.observations, &self.request.name);
+        match &mut self.command.kind {
+            Kind::Exclusive => {
+                let key = self.request.key();
+                self.command.expired_version = observations.ended(&key, self.sent);
+            }
+            Kind::Permit { expired, .. } => {
+                let ended = |slot: &Slot| {
+                    let version = observations.ended(&(name.clone(), *slot), self.sent)?;
+                    Some((*slot, version))
+                };
+                *expired = self.observed.iter().filter_map(ended).collect();
+            }
+        }
         std::mem::replace(&mut self.is_unknown, true)
     }
 
@@ -187,7 +200,7 @@ impl Attempt {
     /// Turn the result of a poll into the outcome of the try that it replaces. `None`: a try is
     /// necessary. After a failed poll it returns the error.
     pub(crate) fn outcome_of_poll(
-        &self,
+        &mut self,
         polled: Result<Option<Holder>, StoreError>,
     ) -> Option<Result<Outcome, StoreError>> {
         let holder = match polled {
@@ -204,26 +217,31 @@ impl Attempt {
         let ended = self
             .client
             .observations
-            .ended(&self.request.name, clock::now());
+            .ended(&self.request.key(), clock::now());
         ended.is_none().then_some(Ok(outcome))
     }
 
     /// Record an observation, if the lease ends by observation.
-    fn observe(&self, outcome: &mut Outcome) {
-        let (observations, name) = (&self.client.observations, &self.request.name);
+    fn observe(&mut self, outcome: &mut Outcome) {
+        let (observations, key) = (&self.client.observations, self.request.key());
         match outcome {
-            Outcome::Held(holder) => match &holder.observed_expiry {
-                Some(ObservedExpiry {
-                    version,
-                    length,
-                    overdue,
-                }) => {
-                    let left = observations.record(name, version, *length, *overdue, clock::now());
-                    holder.free_in = Some(left);
+            Outcome::Held(holder) => {
+                let now = clock::now();
+                let record = |key: &_, of: &ObservedExpiry| {
+                    observations.record(key, &of.version, of.length, of.overdue, now)
+                };
+                match (&holder.permits, &holder.observed_expiry) {
+                    (Some(permits), _) => {
+                        let observed = permits.observed.iter();
+                        let left = observed.map(|(slot, of)| record(&(key.0.clone(), *slot), of));
+                        holder.free_in = left.min().or(holder.free_in);
+                        self.observed = permits.observed.iter().map(|(slot, _)| *slot).collect();
+                    }
+                    (None, Some(of)) => holder.free_in = Some(record(&key, of)),
+                    (None, None) => observations.forget(&key),
                 }
-                None => observations.forget(name),
-            },
-            Outcome::Granted { .. } => observations.forget(name),
+            }
+            Outcome::Granted { slot, .. } => observations.forget(&(key.0, *slot)),
             Outcome::Busy => {}
         }
     }

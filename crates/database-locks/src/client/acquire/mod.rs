@@ -294,7 +294,7 @@ async fn within_wait(
                 () = sleep_until_end(end) => {}
             }
             let now = clock::now();
-            match extension.until(&client.observations, &request.name, now) {
+            match extension.until(&client.observations, &request.key(), now) {
                 // The extension may end early, so it is checked again after [`EXTENSION_CHECK`].
                 Some(until) => end = Some(until.min(now + EXTENSION_CHECK)),
                 None => break,

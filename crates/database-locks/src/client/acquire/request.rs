@@ -28,6 +28,11 @@ impl AcquireRequest {
         self.wait.is_some_and(|wait| wait.is_zero())
     }
 
+    /// The key of the observations of the lock.
+    pub(crate) fn key(&self) -> (LockName, Slot) {
+        (self.name.clone(), self.slot())
+    }
+
     /// The row that a grant whose reply was lost may have.
     pub(crate) fn slot(&self) -> Slot {
         match self.limit {

@@ -10,11 +10,11 @@ use crate::error::Error;
 use crate::runtime::clock;
 use crate::store::api::{DirectConnection, FenceText, Reply, Store, StoreError, with_deadline};
 use crate::store::connect::provider::ServerProvider;
-use crate::store::connect::table::Table;
+use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use protocol::{
     AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page, Pruned,
-    ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+    ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot, TakeOverCommand, Ttl,
 };
 
 mod cluster;
@@ -168,7 +168,7 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'a, Page> {
         let filter = filter.clone();
-        on_session!(self, within, |session| session.page(&filter, after))
+        on_session!(self, within, |session| session.page(Rows::Locks, &filter, after))
     }
 
     fn holders<'a>(
@@ -202,6 +202,7 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'_, Pruned> {
         on_session!(self, within, |session| session.prune(
+            Rows::Locks,
             idle,
             include_legacy,
             after
@@ -210,7 +211,60 @@ impl Store for Mysql {
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
         let name = name.clone();
-        on_session!(self, within, |session| session.force(&name))
+        on_session!(self, within, |session| session.force(&name, Slot::Lock))
+    }
+
+    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
+        let name = name.clone();
+        on_session!(self, within, |session| session.semaphore(&name))
+    }
+
+    fn page_of_permits<'a>(
+        &'a self,
+        filter: &'a ListFilter,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'a, Page> {
+        let filter = filter.clone();
+        on_session!(self, within, |session| session.page(
+            Rows::Permits,
+            &filter,
+            after
+        ))
+    }
+
+    fn set_limit<'a>(
+        &'a self,
+        name: &'a LockName,
+        limit: Option<u32>,
+        within: Duration,
+    ) -> Reply<'a, ()> {
+        let name = name.clone();
+        on_session!(self, within, |session| session.set_limit(&name, limit))
+    }
+
+    fn force_permit<'a>(
+        &'a self,
+        name: &'a LockName,
+        slot: u16,
+        within: Duration,
+    ) -> Reply<'a, Force> {
+        let (name, slot) = (name.clone(), Slot::Permit(slot));
+        on_session!(self, within, |session| session.force(&name, slot))
+    }
+
+    fn prune_permits(
+        &self,
+        idle: Duration,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
+        on_session!(self, within, |session| session.prune(
+            Rows::Permits,
+            idle,
+            false,
+            after
+        ))
     }
 
     fn fence(&self) -> Option<&FenceText> {

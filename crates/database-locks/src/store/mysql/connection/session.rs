@@ -13,6 +13,7 @@ use super::driver::DriverConnection;
 use super::interpolate;
 use super::table::table_defect;
 use crate::runtime::clock;
+use crate::store::connect::table::Rows;
 use crate::store::api::StoreError;
 use crate::store::mysql::cluster::{self, Cluster};
 use crate::store::mysql::error::{INIT_HINT, classify};
@@ -36,7 +37,7 @@ pub(crate) struct QueryResult {
 pub(crate) struct Session {
     pub(super) conn: DriverConnection,
     /// The prepared statements, by their text before the table and conditions are put in.
-    pub(super) prepared: HashMap<&'static str, Statement>,
+    pub(super) prepared: HashMap<(Rows, &'static str), Statement>,
     pub(crate) server: Arc<Server>,
     /// The connected host, for messages.
     pub(super) at: String,
@@ -109,8 +110,11 @@ impl Session {
     }
 
     /// Put the table, the collation and the conditions on leases into a statement.
-    pub(crate) fn fill(&self, statement: &str) -> String {
-        let text = self.server.table.fill(statement);
+    pub(crate) fn fill(&self, of: Rows, statement: &str) -> String {
+        let text = match of {
+            Rows::Locks => self.server.table.fill(statement),
+            Rows::Permits => self.server.table.fill_for_permits(statement),
+        };
         let text = text.replace("{collation}", self.collation);
         cluster::fill(&text, self.cluster)
     }
@@ -127,6 +131,7 @@ impl Session {
     /// Run a statement that returns no rows.
     pub(crate) async fn execute(
         &mut self,
+        of: Rows,
         statement: &'static str,
         params: Params,
     ) -> Result<QueryResult, StoreError> {
@@ -134,10 +139,10 @@ impl Session {
             self.check_table().await?;
         }
         let began = clock::now();
-        let done = match self.prepare(statement).await? {
+        let done = match self.prepare(of, statement).await? {
             Some(prepared) => self.conn.exec_drop(prepared, params).await,
             None => {
-                let text = interpolate::interpolate(&self.fill(statement), &params)?;
+                let text = interpolate::interpolate(&self.fill(of, statement), &params)?;
                 self.conn.query_drop(text).await
             }
         };
@@ -173,26 +178,28 @@ impl Session {
     /// Run a statement that returns rows.
     pub(crate) async fn query(
         &mut self,
+        of: Rows,
         statement: &'static str,
         params: Params,
     ) -> Result<Vec<Row>, StoreError> {
         if !self.table_checked {
             self.check_table().await?;
         }
-        self.rows(statement, params).await
+        self.rows(of, statement, params).await
     }
 
     /// [`query`](Self::query) without a check of the table.
     pub(crate) async fn rows(
         &mut self,
+        of: Rows,
         statement: &'static str,
         params: Params,
     ) -> Result<Vec<Row>, StoreError> {
         let began = clock::now();
-        let found = match self.prepare(statement).await? {
+        let found = match self.prepare(of, statement).await? {
             Some(prepared) => self.conn.exec(prepared, params).await,
             None => {
-                let text = interpolate::interpolate(&self.fill(statement), &params)?;
+                let text = interpolate::interpolate(&self.fill(of, statement), &params)?;
                 self.conn.query(text).await
             }
         };
@@ -205,17 +212,21 @@ impl Session {
     /// `None`: the server has reached its limit of prepared statements, which all its clients
     /// share, and the statement is sent as text. This connection does not try to prepare again,
     /// since each refusal costs a round trip.
-    async fn prepare(&mut self, statement: &'static str) -> Result<Option<Statement>, StoreError> {
-        if let Some(prepared) = self.prepared.get(statement) {
+    async fn prepare(
+        &mut self,
+        of: Rows,
+        statement: &'static str,
+    ) -> Result<Option<Statement>, StoreError> {
+        if let Some(prepared) = self.prepared.get(&(of, statement)) {
             return Ok(Some(prepared.clone()));
         }
         if self.prepared_refused {
             return Ok(None);
         }
-        let (text, began) = (self.fill(statement), clock::now());
+        let (text, began) = (self.fill(of, statement), clock::now());
         match self.conn.prep(text).await {
             Ok(prepared) => {
-                self.prepared.insert(statement, prepared.clone());
+                self.prepared.insert((of, statement), prepared.clone());
                 Ok(Some(prepared))
             }
             Err(Error::Server(refused)) if refused.code == 1461 => {
@@ -308,7 +319,7 @@ impl Session {
         statement: &'static str,
         params: Params,
     ) -> Result<Vec<T>, StoreError> {
-        let rows = self.rows(statement, params).await?;
+        let rows = self.rows(Rows::Locks, statement, params).await?;
         Ok(rows
             .into_iter()
             .filter_map(|row| from_row_opt(row).ok())
@@ -317,7 +328,15 @@ impl Session {
 
     /// The parameters `schema` and `table` of queries of the catalog.
     pub(crate) fn table_params(&self) -> Params {
-        let table = self.server.table.as_str();
+        Self::catalog_params(self.server.table.as_str())
+    }
+
+    /// [`table_params`](Self::table_params) for the table of permits.
+    pub(crate) fn permits_params(&self) -> Params {
+        Self::catalog_params(&self.server.table.permits())
+    }
+
+    fn catalog_params(table: &str) -> Params {
         let (schema, name) = match table.split_once('.') {
             Some((schema, name)) => (Some(schema), name),
             None => (None, table),

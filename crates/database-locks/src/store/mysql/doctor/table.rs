@@ -4,6 +4,7 @@ use mysql_async::Params;
 
 use crate::doctor;
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::doctor::{Column, Counts, FoundType, Index, ReportBuilder};
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::connection::table::option;
@@ -62,7 +63,7 @@ impl Session {
     pub(crate) async fn rights(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
         let mut lacking = Vec::new();
         for (right, probe) in PROBES {
-            match self.rows(probe, Params::Empty).await {
+            match self.rows(Rows::Locks, probe, Params::Empty).await {
                 Ok(_) => {}
                 // Unavailable: it existed before, so its absence may be temporary.
                 Err(StoreError::Rejected { source, .. } | StoreError::Unavailable(source))

@@ -8,9 +8,12 @@ use mysql_async::params;
 use serde_json::json;
 
 use crate::store::api::{StoreError, micros};
+use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session};
 use crate::store::mysql::rows::{granted, packed};
-use protocol::{AcquireCommand, LockName, LockRow, Outcome, ReleaseCommand, Released, Token};
+use protocol::{
+    AcquireCommand, Kind, LockName, LockRow, Outcome, ReleaseCommand, Released, Slot, Token,
+};
 
 /// The commands as a table.
 macro_rules! asked {
@@ -112,7 +115,19 @@ impl Session {
         commands: &[AcquireCommand],
     ) -> Result<Vec<Outcome>, StoreError> {
         if let [command] = commands {
-            return Ok(vec![self.acquire_one(command).await?]);
+            return Ok(vec![match command.kind {
+                Kind::Exclusive => self.acquire_one(command).await?,
+                Kind::Permit { .. } => self.acquire_permit(command).await?,
+            }]);
+        }
+        let mut permits = Vec::new();
+        for (at, command) in commands.iter().enumerate() {
+            if command.kind != Kind::Exclusive {
+                permits.push((at, self.acquire_permit(command).await?));
+            }
+        }
+        if !permits.is_empty() {
+            return self.acquire_beside(commands, permits).await;
         }
         let mut outcomes = self.acquire_on_mariadb(commands).await?;
         let missing = without_outcome(commands, &outcomes);
@@ -121,6 +136,25 @@ impl Session {
         fill_in(&mut outcomes, self.create_batch(&missing).await?);
         let busy = |outcome: Option<_>| outcome.unwrap_or(Outcome::Busy);
         Ok(outcomes.into_iter().map(busy).collect())
+    }
+
+    /// Acquire the locks of a batch in which permits were requested too.
+    async fn acquire_beside(
+        &mut self,
+        commands: &[AcquireCommand],
+        permits: Vec<(usize, Outcome)>,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        let locks = commands.iter().filter(|it| it.kind == Kind::Exclusive);
+        let locks: Vec<AcquireCommand> = locks.cloned().collect();
+        let mut outcomes = match locks.is_empty() {
+            true => Vec::new(),
+            false => Box::pin(self.acquire(&locks)).await?,
+        };
+        // In order of their places, so that each is inserted where it belongs.
+        for (at, outcome) in permits {
+            outcomes.insert(at, outcome);
+        }
+        Ok(outcomes)
     }
 
     /// `None`: there is no row.
@@ -133,7 +167,7 @@ impl Session {
             described(command)
         }) {
             let done = self
-                .execute(Self::ACQUIRE_BATCH, params! { "asks" => text })
+                .execute(Rows::Locks, Self::ACQUIRE_BATCH, params! { "asks" => text })
                 .await?;
             if done.rows > 0 {
                 made.extend(i64::try_from(done.id));
@@ -154,14 +188,14 @@ impl Session {
             .iter()
             .map(|command| command.name.clone())
             .collect();
-        let rows = self.read(&names).await?;
+        let rows = self.read(Rows::Locks, &names).await?;
         let rows = by_name(&rows);
         let mut outcomes = Vec::with_capacity(commands.len());
         for command in commands {
             outcomes.push(match rows.get(command.name.as_str()) {
                 None => None,
                 Some(row) if row.is_granted(command.grant.as_str()) && made_now(row) => {
-                    Some(granted(Token::from_db(row.token), command.length))
+                    Some(granted(Slot::Lock, Token::from_db(row.token), command.length))
                 }
                 Some(row) => Some(self.refused(command, row).await?),
             });
@@ -179,13 +213,13 @@ impl Session {
         }) {
             let names: Vec<&str> = chunk.iter().map(|command| command.name.as_str()).collect();
             let names = params! { "names" => json!(names).to_string() };
-            let probed = self.query(Self::PROBE_BATCH, names).await;
+            let probed = self.query(Rows::Locks, Self::PROBE_BATCH, names).await;
             let made = match self.none_if_contended(probed)? {
                 // One of the rows has been inserted since.
                 Some(rows) if !rows.is_empty() => None,
                 None => None,
                 Some(_) => {
-                    let made = self.execute(Self::CREATE_BATCH, params! { "asks" => text });
+                    let made = self.execute(Rows::Locks, Self::CREATE_BATCH, params! { "asks" => text });
                     let made = made.await;
                     self.none_if_contended(made)?
                 }
@@ -197,7 +231,7 @@ impl Session {
             // A row that another client is inserting, or that is requested twice, must not keep the
             // others from being inserted.
             for command in chunk {
-                outcomes.push(Some(self.create(command).await?));
+                outcomes.push(Some(self.create(command, None).await?));
             }
         }
         Ok(outcomes)
@@ -210,7 +244,8 @@ impl Session {
         let names =
             || -> HashSet<&LockName> { commands.iter().map(|command| &command.name).collect() };
         // Afterwards a row does not tell which of two grants of one lock has ended.
-        if commands.len() == 1 || names().len() < commands.len() {
+        let permits = commands.iter().any(|command| command.slot.is_permit());
+        if commands.len() == 1 || permits || names().len() < commands.len() {
             let mut answers = Vec::with_capacity(commands.len());
             for command in commands {
                 answers.push(self.release_one(command).await?);
@@ -229,7 +264,7 @@ impl Session {
         let mut answers = Vec::with_capacity(commands.len());
         for (chunk, text) in packed(commands, self.max_parameter_len, describe) {
             let done = self
-                .execute(Self::RELEASE_BATCH, params! { "grants" => text })
+                .execute(Rows::Locks, Self::RELEASE_BATCH, params! { "grants" => text })
                 .await?;
             answers.extend(self.freed(chunk, done).await?);
         }
@@ -249,7 +284,7 @@ impl Session {
             .iter()
             .map(|command| command.name.clone())
             .collect();
-        let rows = self.read_latest(&names).await?;
+        let rows = self.read_latest(Rows::Locks, &names).await?;
         let rows = by_name(&rows);
         let answers: Vec<_> = (commands.iter())
             .map(|command| {

@@ -20,6 +20,7 @@ pub(crate) mod fence;
 pub(crate) mod handover;
 pub(crate) mod install;
 pub(crate) mod mariadb;
+pub(crate) mod permit;
 pub(crate) mod prune;
 pub(crate) mod read;
 pub(crate) mod release;
@@ -84,6 +85,8 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("poll many", Session::READ_BATCH),
     ("find the end of a page", Session::PAGE_END),
     ("read a page", Session::READ_PAGE),
+    ("acquire a permit", Session::ACQUIRE_PERMIT),
+    ("set a limit", Session::SET_LIMIT),
     ("prune", Session::PRUNE),
     ("prune on a cluster", Session::PRUNE_ON_CLUSTER),
     (
