@@ -91,10 +91,7 @@ impl Semaphore {
     /// latest holders.
     pub fn effective_limit(&self) -> Option<u32> {
         let of = |held: bool| {
-            let permits = self
-                .permits
-                .iter()
-                .filter(move |it| it.is_held() || !held);
+            let permits = self.permits.iter().filter(move |it| it.is_held() || !held);
             permits.filter_map(|permit| permit.permits).max()
         };
         self.limit.or_else(|| of(true)).or_else(|| of(false))

@@ -31,8 +31,8 @@ pub use info::{ListFilter, LockInfo, LockState, Prune, Semaphore};
 pub use lease::{Answer, Lease, MIN_RENEWAL_TIMEOUT, Next};
 pub use lost::{Gone, HeldBy, LostReason};
 pub use messages::{
-    AcquireCommand, Force, Grant, Holder, Kind, Outcome, PAGE, Page, Permits, Primary, Pruned, ReleaseCommand,
-    Released, Renewal, ResumeCommand, TakeOverCommand,
+    AcquireCommand, Force, Grant, Holder, Kind, Outcome, PAGE, Page, Permits, Primary, Pruned,
+    ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand,
 };
 pub use observation::{Observations, ObservedExpiry, Version, WaitExtension};
 pub use row::{LockRow, no_permit_free};

@@ -330,7 +330,13 @@ mod tests {
             (Ttl::Infinite, true),
         ] {
             let release = ReleaseCommand::of(&grant(), ttl);
-            let asked = (release.name, release.slot, release.token, release.grant, release.holder);
+            let asked = (
+                release.name,
+                release.slot,
+                release.token,
+                release.grant,
+                release.holder,
+            );
             let Grant {
                 name,
                 slot,
@@ -364,7 +370,10 @@ mod tests {
             confirmed_by: server,
             ..grant()
         };
-        assert_eq!(to.granted(Slot::Permit(3), Token::from_db(7), server), expected);
+        assert_eq!(
+            to.granted(Slot::Permit(3), Token::from_db(7), server),
+            expected
+        );
         let resume = ResumeCommand {
             slot: Slot::Permit(3),
             token: Token::from_db(7),

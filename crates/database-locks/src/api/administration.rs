@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crate::api::locks::Locks;
 use crate::client::read::{observe, read, read_semaphore};
-use crate::client::release::force_after_fence;
+use crate::client::release::{force, force_after_fence};
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    Force, Holder, ListFilter, LockInfo, LockName, Prune, MAX_PERMITS, REQUEST_TIMEOUT, Semaphore,
+    Force, Holder, ListFilter, LockInfo, LockName, MAX_PERMITS, Prune, REQUEST_TIMEOUT, Semaphore,
     Slot, Token,
 };
 
@@ -180,27 +180,52 @@ impl Locks {
         &self,
         name: N,
     ) -> impl Future<Output = Result<Option<PreviousHolder>, Error>> + Send + 'static + use<N> {
-        let forced = LockName::new(name).map(|name| self.force(name));
-        async move {
-            let from = forced?.await?;
-            Ok(from.map(|from| PreviousHolder {
-                holder: from.holder,
-                token: from.token,
-                held_for: from.held_for,
-            }))
-        }
+        let forced = LockName::new(name).map(|name| self.force(name, Slot::Lock));
+        async move { Ok(forced?.await?.map(PreviousHolder::of)) }
+    }
+
+    /// [`Locks::force_release`] for one permit of a semaphore: `slot` is its number, as
+    /// [`Locks::show_semaphore`] gives it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Locks::force_release`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Locks::force_release`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.semaphore("partner api", 3).acquire().await?;
+    /// let slot = guard.slot().expect("a permit");
+    /// assert!(locks.force_release_permit("partner api", slot).await?.is_some());
+    /// assert!(guard.check().await.is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn force_release_permit<N: AsRef<str>>(
+        &self,
+        name: N,
+        slot: u16,
+    ) -> impl Future<Output = Result<Option<PreviousHolder>, Error>> + Send + 'static + use<N> {
+        let forced = LockName::new(name).map(|name| self.force(name, Slot::Permit(slot)));
+        async move { Ok(forced?.await?.map(PreviousHolder::of)) }
     }
 
     pub(crate) fn force(
         &self,
         name: LockName,
+        slot: Slot,
     ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
         self.in_background(move |client| async move {
             let forced = while_contended(FORCE_TIMEOUT, || async {
-                match client.store.force(&name, REQUEST_TIMEOUT).await? {
+                match force(&client, &name, slot).await? {
                     Force::Freed(from) => Ok((Some(from), true)),
                     Force::WasFree => Ok((None, true)),
-                    Force::Busy => match force_after_fence(&client, &name) {
+                    Force::Busy => match force_after_fence(&client, &name, slot) {
                         Some(from) => Ok((Some(from), false)),
                         None => Err(StoreError::Contention(
                             "its row is locked: a fenced transaction may be open".into(),
@@ -214,7 +239,7 @@ impl Locks {
             if !done {
                 return Ok(from);
             }
-            client.queues(Slot::Lock).wake(&name);
+            client.queues(slot).wake(&name);
             if let Some(from) = &from {
                 tracing::warn!(
                     lock.name = name.as_str(),
@@ -389,4 +414,14 @@ pub struct PreviousHolder {
     pub token: Option<Token>,
     /// How long it had held the lock, by the database's clock; `None` for a legacy holder.
     pub held_for: Option<Duration>,
+}
+
+impl PreviousHolder {
+    fn of(holder: Holder) -> Self {
+        Self {
+            holder: holder.holder,
+            token: holder.token,
+            held_for: holder.held_for,
+        }
+    }
 }

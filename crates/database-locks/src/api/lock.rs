@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use crate::client::Client;
 use crate::client::acquire::acquire;
 use crate::client::acquire::poll_interval::LONGEST_POLL;
 use crate::client::acquire::request::AcquireRequest;
@@ -13,11 +14,12 @@ use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
 use crate::client::holder::{check_holder, metadata};
-use crate::client::Client;
 use crate::client::read::{read, read_semaphore};
 use crate::error::Error;
 use crate::runtime;
-use protocol::{GrantId, HeldBy, Human, LockInfo, LockName, MAX_PERMITS, Renewing, Short, Ticket, Timing, Ttl};
+use protocol::{
+    GrantId, HeldBy, Human, LockInfo, LockName, MAX_PERMITS, Renewing, Short, Ticket, Timing, Ttl,
+};
 
 /// The default ttl.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
@@ -253,7 +255,8 @@ impl Lock {
         };
         if let Some(permits) = self.permits {
             if !(1..=MAX_PERMITS).contains(&permits) {
-                let allowed = "1 to 65,536; to pause the semaphore for all callers set its limit to 0";
+                let allowed =
+                    "1 to 65,536; to pause the semaphore for all callers set its limit to 0";
                 return Err(Error::config("permits", permits.to_string(), allowed));
             }
             if self.preempt {

@@ -46,7 +46,7 @@ pub async fn expire(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error>
 ///
 /// As [`Locks::force_release`].
 pub async fn lose(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error> {
-    let from = locks.force(LockName::new(name)?).await?;
+    let from = locks.force(LockName::new(name)?, Slot::Lock).await?;
     let grant = from.as_ref().filter(|from| !from.is_legacy);
     let grant = grant.and_then(|from| from.grant.as_deref());
     report_loss(grant, LostReason::Forced);

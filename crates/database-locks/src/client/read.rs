@@ -1,9 +1,7 @@
 //! Reading lock rows for `show` and `list`.
 
 use crate::store::api::StoreError;
-use protocol::{
-    LockInfo, LockName, LockState, ObservedExpiry, REQUEST_TIMEOUT, Semaphore, Slot,
-};
+use protocol::{LockInfo, LockName, LockState, ObservedExpiry, REQUEST_TIMEOUT, Semaphore, Slot};
 
 use crate::client::Client;
 use crate::error::Error;

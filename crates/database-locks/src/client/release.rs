@@ -8,6 +8,7 @@ use crate::client::Client;
 use crate::client::acquire::head_start::Waiters;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::pending_releases::PendingRelease;
+use crate::client::read::read_row;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
 use crate::runtime;
@@ -340,12 +341,29 @@ pub(crate) fn defer(client: &Arc<Client>, command: &ReleaseCommand) -> bool {
     open
 }
 
+/// Release a lock or a permit, whichever grant holds it.
+pub(crate) async fn force(
+    client: &Client,
+    name: &LockName,
+    slot: Slot,
+) -> Result<Force, StoreError> {
+    let (store, within) = (&client.store, REQUEST_TIMEOUT);
+    match slot.number() {
+        None => store.force(name, within).await,
+        Some(number) => store.force_permit(name, number, within).await,
+    }
+}
+
 /// If a fence of the lock's grant is open in this process, release the lock by force when the fence
 /// ends.
 ///
 /// Returns the holder; `None` if no such fence is open, and nothing is done.
-pub(crate) fn force_after_fence(client: &Arc<Client>, name: &LockName) -> Option<Holder> {
-    let state = client.fences.of_lock(name)?;
+pub(crate) fn force_after_fence(
+    client: &Arc<Client>,
+    name: &LockName,
+    slot: Slot,
+) -> Option<Holder> {
+    let state = client.fences.of_lock(name, slot)?;
     let fence = client.fences.end_of(state.grant.id)?;
     let holder = Holder {
         holder: Some(state.grant.holder.as_ref().to_owned()),
@@ -365,21 +383,18 @@ pub(crate) fn force_after_fence(client: &Arc<Client>, name: &LockName) -> Option
         let pending = client.pending_releases.begin();
         let (name, grant) = (&state.grant.name, state.grant.id.as_str());
         let forced = while_contended(REQUEST_TIMEOUT, || async {
-            let row = client
-                .store
-                .read(std::slice::from_ref(name), REQUEST_TIMEOUT)
-                .await?;
+            let row = read_row(&client, name, slot).await?;
             // Release only the grant of the fence, not a later one.
-            if row.first().and_then(|row| row.grant.as_deref()) != Some(grant) {
+            if row.as_ref().and_then(|row| row.grant.as_deref()) != Some(grant) {
                 return Ok(());
             }
-            match client.store.force(name, REQUEST_TIMEOUT).await? {
+            match force(&client, name, slot).await? {
                 Force::Freed(_) | Force::WasFree => Ok(()),
                 Force::Busy => Err(StoreError::Contention("its row is locked".into())),
             }
         });
         match forced.await {
-            Ok(()) => client.queues(Slot::Lock).wake(name),
+            Ok(()) => client.queues(slot).wake(name),
             Err(failure) => tracing::warn!(
                 lock.name = name.as_str(),
                 "not released by force: {failure}"

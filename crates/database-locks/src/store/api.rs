@@ -162,6 +162,11 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// [`fence`](Store::fence) for a permit. `{slot}` stands for its number.
+    fn fence_of_permit(&self) -> Option<&FenceText> {
+        None
+    }
+
     /// Whether a lease can be renewed while a fenced transaction is open.
     fn renews_under_fence(&self) -> bool {
         true

@@ -1,8 +1,10 @@
 use LostReason::*;
 
 use super::*;
+use crate::messages::Kind;
 use crate::values::grant::{GrantId, Token};
 use crate::values::name::LockName;
+use crate::values::slot::Slot;
 
 type Change = fn(&mut LockRow, &str);
 
@@ -257,8 +259,7 @@ fn a_loss_names_the_present_holder() {
 }
 
 fn ticket() -> ResumeCommand {
-    slot: Slot::Lock,
-        ResumeCommand {
+    ResumeCommand {
         slot: Slot::Lock,
         token: Token::from_db(7),
         from: grant().id,

@@ -31,6 +31,8 @@ fn times_before_1970_and_after_9999_are_not_written() {
 
 fn held(metadata: Option<&str>) -> LockInfo {
     LockInfo {
+        slot: None,
+        permits: None,
         name: LockName::new("a \"job\"").unwrap(),
         state: LockState::Held {
             free_in: Some(Duration::from_millis(1500)),

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::messages::Kind;
 use crate::messages::{AcquireCommand, Grant};
 use crate::values::grant::GrantId;
 use crate::values::ttl::Ttl;
@@ -116,6 +117,7 @@ fn the_columns_of_a_held_row_are_shown() {
             observed_expiry: None,
             grant: Some(GRANT.into()),
             is_legacy: false,
+            permits: None,
         }
     );
 }

@@ -124,6 +124,7 @@ pub fn acquire_command(lock: &str, holder: &str, length: Duration) -> AcquireCom
         length,
         metadata: "{}".into(),
         expired_version: None,
+        kind: Default::default(),
     }
 }
 
@@ -143,6 +144,7 @@ pub async fn try_once(store: &dyn Store, command: &AcquireCommand) -> Outcome {
 
 pub(super) fn grant_of(command: &AcquireCommand, token: Token) -> Grant {
     Grant {
+        slot: Default::default(),
         name: command.name.clone(),
         token,
         id: command.grant,

@@ -12,6 +12,7 @@ mod releasing;
 mod renewing;
 mod restored;
 mod same_holder;
+mod semaphores;
 mod table;
 mod tickets;
 
@@ -24,6 +25,7 @@ pub use releasing::*;
 pub use renewing::*;
 pub use restored::*;
 pub use same_holder::*;
+pub use semaphores::*;
 pub use table::*;
 pub use tickets::*;
 
@@ -74,6 +76,15 @@ macro_rules! contract_tests {
             the_same_holder_takes_over,
             only_the_observed_grant_is_taken_over,
             a_free_lock_is_not_taken_over,
+            as_many_permits_are_granted_as_the_limit_says,
+            a_permit_is_renewed_and_lost_like_a_lock,
+            the_permit_of_a_dead_holder_is_granted_again,
+            an_operators_limit_takes_precedence,
+            a_repeated_acquire_of_a_permit_recognises_its_own_grant,
+            a_semaphore_and_a_lock_of_one_name_are_independent,
+            a_ticket_resumes_a_permit,
+            permits_are_listed_and_pruned,
+            contending_clients_never_exceed_the_limit,
         );
     };
     ($engine:ident, $db:expr, $($clause:ident),* $(,)?) => {

@@ -269,7 +269,10 @@ impl<'a> Acquisition<'a> {
             _ => false,
         };
         let observations = &self.client.observations;
-        ends && self.extension.until(observations, &self.request.key(), now).is_none()
+        ends && self
+            .extension
+            .until(observations, &self.request.key(), now)
+            .is_none()
     }
 
     /// Record a try that granted nothing; returns whether a guard of this process holds the lock.
@@ -384,7 +387,10 @@ pub(crate) fn record_holder(
     queued: bool,
 ) -> bool {
     let here = is_held_by(client, holder);
-    if holder.permits.is_none() && !here && (queued || !holder.grant.as_deref().is_some_and(is_own_grant)) {
+    if holder.permits.is_none()
+        && !here
+        && (queued || !holder.grant.as_deref().is_some_and(is_own_grant))
+    {
         client.queues(Slot::Lock).held_elsewhere(name);
     }
     here
@@ -394,5 +400,7 @@ pub(crate) fn record_holder(
 fn is_held_by(client: &Client, holder: &Holder) -> bool {
     let grant = holder.grant.as_deref().and_then(GrantId::parse);
     // Another permit may be free, or become free in another process.
-    holder.permits.is_none() && !holder.is_legacy && grant.is_some_and(|grant| client.scheduler.timing(grant).is_some())
+    holder.permits.is_none()
+        && !holder.is_legacy
+        && grant.is_some_and(|grant| client.scheduler.timing(grant).is_some())
 }

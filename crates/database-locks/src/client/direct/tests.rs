@@ -84,6 +84,7 @@ fn ask() -> AcquireCommand {
         length: LONG,
         metadata: "{}".into(),
         expired_version: None,
+        kind: Default::default(),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::LockGuard;
-use crate::client::read::read_row;
 use crate::client::Client;
+use crate::client::read::read_row;
 use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::runtime;

@@ -258,12 +258,7 @@ impl Store for Memory {
         ready(row.unwrap_or(Force::WasFree))
     }
 
-    fn force_permit<'a>(
-        &'a self,
-        name: &'a LockName,
-        slot: u16,
-        _: Duration,
-    ) -> Reply<'a, Force> {
+    fn force_permit<'a>(&'a self, name: &'a LockName, slot: u16, _: Duration) -> Reply<'a, Force> {
         let mut rows = self.rows();
         let row = rows.permits.get_mut(&(name.clone(), slot));
         ready(row.map(Row::force).unwrap_or(Force::WasFree))

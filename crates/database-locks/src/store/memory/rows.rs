@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use crate::runtime::clock;
 use crate::store::api::micros;
 use protocol::{
-    AcquireCommand, BootInstant, Force, Grant, GrantId, Holder, Kind, LockName, LockRow, Outcome, Permits,
-    ReleaseCommand, Released, Renewal, ResumeCommand, Slot, TakeOverCommand, Token, Ttl, failed_renewal_outcome,
-    failed_resume_outcome, no_permit_free,
+    AcquireCommand, BootInstant, Force, Grant, GrantId, Holder, Kind, LockName, LockRow, Outcome,
+    Permits, ReleaseCommand, Released, Renewal, ResumeCommand, Slot, TakeOverCommand, Token, Ttl,
+    failed_renewal_outcome, failed_resume_outcome, no_permit_free,
 };
 
 #[derive(Debug, Default)]
@@ -253,7 +253,8 @@ pub(super) fn take_over(rows: &mut Rows, command: &TakeOverCommand) -> Outcome {
     if as_seen && !row.is_free(now) && row.fences == 0 {
         row.grant(to, Slot::Lock, now)
     } else {
-        row.seen(&to.name, Slot::Lock, now).failed_take_over_outcome(command)
+        row.seen(&to.name, Slot::Lock, now)
+            .failed_take_over_outcome(command)
     }
 }
 
@@ -265,7 +266,11 @@ pub(super) fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
             row.renewed = Some(now);
             Renewal::Renewed { confirmed_by: None }
         }
-        row => failed_renewal_outcome(grant, row.map(|row| row.seen(&grant.name, grant.slot, now)).as_ref()),
+        row => failed_renewal_outcome(
+            grant,
+            row.map(|row| row.seen(&grant.name, grant.slot, now))
+                .as_ref(),
+        ),
     }
 }
 
@@ -281,7 +286,11 @@ pub(super) fn resume(rows: &mut Rows, command: &ResumeCommand) -> Renewal {
     let row = match rows.of(&to.name, command.slot, command.from) {
         Some(row) if ours(row) => row,
         row => {
-            return failed_resume_outcome(command, row.map(|row| row.seen(&to.name, command.slot, now)).as_ref());
+            return failed_resume_outcome(
+                command,
+                row.map(|row| row.seen(&to.name, command.slot, now))
+                    .as_ref(),
+            );
         }
     };
     row.holder = Some(to.holder.to_string());

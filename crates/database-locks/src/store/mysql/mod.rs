@@ -42,6 +42,7 @@ pub(crate) struct Mysql {
     direct: Arc<MysqlDirect>,
     /// On a single server, and on a cluster.
     fence: [FenceText; 2],
+    permit_fence: [FenceText; 2],
 }
 
 /// Leaves out the options of the driver, which contain the password.
@@ -61,16 +62,21 @@ impl Mysql {
         table: &Table,
     ) -> Result<Self, Error> {
         let server = Arc::new(Server::new(settings, source, table)?);
-        let fence = |may_lag| FenceText {
-            before: Some(table.fill(statements::fence::BEFORE)),
-            fence: table.fill(statements::fence::FENCE),
+        let fence = |fill: &dyn Fn(&str) -> String, may_lag| FenceText {
+            before: Some(fill(statements::fence::BEFORE)),
+            fence: fill(statements::fence::FENCE),
             may_lag,
         };
+        let (of_lock, of_permit) = (
+            |text: &str| table.fill(text),
+            |text: &str| table.fill_for_permits(text),
+        );
         Ok(Self {
             worker: Worker::new(Arc::clone(&server)),
             direct: Arc::new(MysqlDirect::new(Arc::clone(&server))),
             server,
-            fence: [fence(false), fence(true)],
+            fence: [false, true].map(|may_lag| fence(&of_lock, may_lag)),
+            permit_fence: [false, true].map(|may_lag| fence(&of_permit, may_lag)),
         })
     }
 
@@ -168,7 +174,11 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'a, Page> {
         let filter = filter.clone();
-        on_session!(self, within, |session| session.page(Rows::Locks, &filter, after))
+        on_session!(self, within, |session| session.page(
+            Rows::Locks,
+            &filter,
+            after
+        ))
     }
 
     fn holders<'a>(
@@ -270,6 +280,11 @@ impl Store for Mysql {
     fn fence(&self) -> Option<&FenceText> {
         let cluster = self.server.clustered.load(Ordering::Relaxed);
         Some(&self.fence[usize::from(cluster)])
+    }
+
+    fn fence_of_permit(&self) -> Option<&FenceText> {
+        let cluster = self.server.clustered.load(Ordering::Relaxed);
+        Some(&self.permit_fence[usize::from(cluster)])
     }
 
     fn reconnect(&self) {

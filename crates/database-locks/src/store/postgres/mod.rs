@@ -39,8 +39,8 @@ use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use protocol::{
     AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TakeOverCommand, Ttl,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot, TakeOverCommand,
+    Ttl,
 };
 
 /// The engine of `postgres:` URLs.
@@ -52,6 +52,7 @@ pub(crate) struct Postgres {
     table: Table,
     install: String,
     fence: FenceText,
+    permit_fence: FenceText,
 }
 
 impl Postgres {
@@ -63,17 +64,19 @@ impl Postgres {
         let listener = Listener::new(table);
         let server = Server::new(server, source, table, &statements::ALL, listener.events())?;
         let connection = ConnectionManager::new(server);
+        let fence = |fence| FenceText {
+            before: None,
+            fence,
+            may_lag: false,
+        };
         Ok(Self {
             direct: Arc::new(PostgresDirect::new(&connection, &listener)),
             connection,
             listener,
             table: table.clone(),
             install: table.fill(INSTALL),
-            fence: FenceText {
-                before: None,
-                fence: table.fill(FENCE),
-                may_lag: false,
-            },
+            fence: fence(table.fill(FENCE)),
+            permit_fence: fence(table.fill_for_permits(FENCE)),
         })
     }
 }
@@ -139,7 +142,9 @@ impl Store for Postgres {
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'a, Page> {
-        let work = move |session: Arc<Session>| async move { page(&session, Rows::Locks, filter, after).await };
+        let work = move |session: Arc<Session>| async move {
+            page(&session, Rows::Locks, filter, after).await
+        };
         Box::pin(self.connection.run(within, work))
     }
 
@@ -248,7 +253,8 @@ impl Store for Postgres {
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { force(&session, name, Slot::Lock).await };
+            let work =
+                |session: Arc<Session>| async move { force(&session, name, Slot::Lock).await };
             let forced = self.connection.run(within, work).await?;
             if let Force::Freed(_) = forced {
                 self.listener.released(name);
@@ -285,6 +291,10 @@ impl Store for Postgres {
 
     fn fence(&self) -> Option<&FenceText> {
         Some(&self.fence)
+    }
+
+    fn fence_of_permit(&self) -> Option<&FenceText> {
+        Some(&self.permit_fence)
     }
 
     fn announce<'a>(

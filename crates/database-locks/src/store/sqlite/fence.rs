@@ -81,7 +81,9 @@ impl Fences {
     /// The file of a lock, by a hash (FNV-1a), since names of locks may be longer than those of
     /// files. Two locks with one hash would only wait for each other's fences.
     fn path(&self, name: &str, slot: Slot) -> PathBuf {
-        let slot = slot.number().map_or(String::new(), |slot| format!("\0{slot}"));
+        let slot = slot
+            .number()
+            .map_or(String::new(), |slot| format!("\0{slot}"));
         let bytes = self.table.bytes().chain([0]).chain(name.bytes());
         let bytes = bytes.chain(slot.bytes());
         let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

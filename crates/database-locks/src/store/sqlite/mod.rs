@@ -17,17 +17,15 @@ use self::connection::database::Database;
 use self::connection::thread::Thread;
 use self::connection::worker::Worker;
 use self::direct::SqliteDirect;
-use self::statements::{
-    acquire, fence as fencing, handover, permit, prune, read, release, renew,
-};
+use self::statements::{acquire, fence as fencing, handover, permit, prune, read, release, renew};
 use crate::doctor::Report;
 use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
 use crate::store::connect::table::{Rows, Table};
 use crate::store::retry::while_contended;
 use protocol::{
     AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TakeOverCommand, Ttl,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot, TakeOverCommand,
+    Ttl,
 };
 
 mod connection;
@@ -130,7 +128,9 @@ impl Store for Sqlite {
         within: Duration,
     ) -> Reply<'a, Page> {
         let filter = filter.clone();
-        Box::pin(self.call(within, move |worker| read::page(worker, Rows::Locks, &filter, after)))
+        Box::pin(self.call(within, move |worker| {
+            read::page(worker, Rows::Locks, &filter, after)
+        }))
     }
 
     fn holders<'a>(
@@ -179,7 +179,9 @@ impl Store for Sqlite {
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
         let name = name.clone();
-        Box::pin(self.call(within, move |worker| release::force(worker, &name, Slot::Lock)))
+        Box::pin(self.call(within, move |worker| {
+            release::force(worker, &name, Slot::Lock)
+        }))
     }
 
     fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
@@ -205,7 +207,9 @@ impl Store for Sqlite {
         within: Duration,
     ) -> Reply<'a, ()> {
         let name = name.clone();
-        Box::pin(self.call(within, move |worker| permit::set_limit(worker, &name, limit)))
+        Box::pin(self.call(within, move |worker| {
+            permit::set_limit(worker, &name, limit)
+        }))
     }
 
     fn force_permit<'a>(

@@ -13,8 +13,8 @@ use super::driver::DriverConnection;
 use super::interpolate;
 use super::table::table_defect;
 use crate::runtime::clock;
-use crate::store::connect::table::Rows;
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::mysql::cluster::{self, Cluster};
 use crate::store::mysql::error::{INIT_HINT, classify};
 use protocol::BootInstant;
@@ -149,9 +149,10 @@ impl Session {
         // On MySQL an INSERT may have waited for a row.
         let waits = !self.mariadb && statement.contains("INSERT INTO");
         done.map_err(|e| match waits {
-            true => self.failed(&e),
-            false => self.failed_since(began, &e),
+            true => self.failed_of(of, &e),
+            false => self.failed_since(of, began, &e),
         })?;
+        self.note_used(of);
         let rows = self.conn.affected_rows();
         let id = match self.conn.last_insert_id().unwrap_or_default() {
             0 if rows > 0 && statement.contains("LAST_INSERT_ID(") => self.inserted_id().await?,
@@ -203,7 +204,9 @@ impl Session {
                 self.conn.query(text).await
             }
         };
-        found.map_err(|e| self.failed_since(began, &e))
+        let found = found.map_err(|e| self.failed_since(of, began, &e))?;
+        self.note_used(of);
+        Ok(found)
     }
 
     /// Each statement is prepared once for each connection. The statements are constants, so they
@@ -234,7 +237,7 @@ impl Session {
                 self.prepared_refused = true;
                 Ok(None)
             }
-            Err(error) => Err(self.failed_since(began, &error)),
+            Err(error) => Err(self.failed_since(of, began, &error)),
         }
     }
 
@@ -249,14 +252,41 @@ impl Session {
     /// The error of a statement that waits for no row. If it timed out, it waited for the table.
     ///
     /// Both servers answer 1205 in either case, but a locked row fails a statement at once.
-    fn failed_since(&mut self, began: BootInstant, error: &mysql_async::Error) -> StoreError {
+    fn failed_since(
+        &mut self,
+        of: Rows,
+        began: BootInstant,
+        error: &mysql_async::Error,
+    ) -> StoreError {
         match error {
             Error::Server(refused)
                 if refused.code == 1205 && clock::now() - began >= TABLE_WAIT =>
             {
                 self.blocked()
             }
+            error => self.failed_of(of, error),
+        }
+    }
+
+    /// The error of a statement about locks or permits. The table of locks may have been used for
+    /// long when the first permit is requested, and there is no table of permits.
+    fn failed_of(&mut self, of: Rows, error: &mysql_async::Error) -> StoreError {
+        match error {
+            Error::Server(missing)
+                if of == Rows::Permits
+                    && missing.code == 1146
+                    && !self.server.permits_found.load(Ordering::Relaxed) =>
+            {
+                let message = format!("{} (error 1146)", missing.message);
+                StoreError::rejected(message, Some(INIT_HINT))
+            }
             error => self.failed(error),
+        }
+    }
+
+    fn note_used(&self, of: Rows) {
+        if of == Rows::Permits {
+            self.server.permits_found.store(true, Ordering::Relaxed);
         }
     }
 

@@ -57,7 +57,9 @@ impl Session {
         } else {
             Self::ACQUIRE
         };
-        let done = self.execute(Rows::Locks, statement, params_of(command)).await;
+        let done = self
+            .execute(Rows::Locks, statement, params_of(command))
+            .await;
         if let Err(failure @ StoreError::Unavailable(_)) = done {
             return self.held_or(failure, command).await;
         }
@@ -86,7 +88,9 @@ impl Session {
         if self.is_broken() || !failure.is_answer() {
             return Err(failure);
         }
-        let rows = self.read(Rows::Locks, std::slice::from_ref(&command.name)).await;
+        let rows = self
+            .read(Rows::Locks, std::slice::from_ref(&command.name))
+            .await;
         match rows.ok().as_deref() {
             Some([row]) => match self.refused(command, row).await? {
                 held @ Outcome::Held(_) => Ok(held),
@@ -104,7 +108,8 @@ impl Session {
     ///
     /// The INSERT would wait for that client, and MySQL cannot be set to wait for less than a
     /// second. On MariaDB the INSERT itself fails at once.
-    pub(crate) const PROBE: &str = "SELECT id FROM {table} WHERE name = :name{? AND slot = :slot?} FOR UPDATE NOWAIT";
+    pub(crate) const PROBE: &str =
+        "SELECT id FROM {table} WHERE name = :name{? AND slot = :slot?} FOR UPDATE NOWAIT";
 
     /// Insert a row that is granted from the beginning.
     pub(crate) const CREATE: &str = "
@@ -124,7 +129,10 @@ impl Session {
         command: &AcquireCommand,
         permit: Option<Permit<'_>>,
     ) -> Result<Outcome, StoreError> {
-        let (slot, of) = (permit.map_or(Slot::Lock, |permit| permit.slot), permit.map_or(Rows::Locks, |_| Rows::Permits));
+        let (slot, of) = (
+            permit.map_or(Slot::Lock, |permit| permit.slot),
+            permit.map_or(Rows::Locks, |_| Rows::Permits),
+        );
         let params = || params_for(command, permit);
         if !self.mariadb {
             let probed = self.query(of, Self::PROBE, params()).await;
@@ -226,7 +234,10 @@ pub(super) fn params_for(command: &AcquireCommand, permit: Option<Permit<'_>>) -
         ("grant".into(), command.grant.as_str().into()),
         ("length".into(), micros(command.length).into()),
         ("metadata".into(), (&*command.metadata).into()),
-        ("slot".into(), permit.map(|permit| permit.slot.range().0).into()),
+        (
+            "slot".into(),
+            permit.map(|permit| permit.slot.range().0).into(),
+        ),
         ("permits".into(), permit.map(|permit| permit.limit).into()),
     ];
     let named: Vec<(String, Value)> = named.into_iter().chain(version(seen)).collect();

@@ -194,9 +194,9 @@ impl Session {
         for command in commands {
             outcomes.push(match rows.get(command.name.as_str()) {
                 None => None,
-                Some(row) if row.is_granted(command.grant.as_str()) && made_now(row) => {
-                    Some(granted(Slot::Lock, Token::from_db(row.token), command.length))
-                }
+                Some(row) if row.is_granted(command.grant.as_str()) && made_now(row) => Some(
+                    granted(Slot::Lock, Token::from_db(row.token), command.length),
+                ),
                 Some(row) => Some(self.refused(command, row).await?),
             });
         }
@@ -219,7 +219,8 @@ impl Session {
                 Some(rows) if !rows.is_empty() => None,
                 None => None,
                 Some(_) => {
-                    let made = self.execute(Rows::Locks, Self::CREATE_BATCH, params! { "asks" => text });
+                    let made =
+                        self.execute(Rows::Locks, Self::CREATE_BATCH, params! { "asks" => text });
                     let made = made.await;
                     self.none_if_contended(made)?
                 }
@@ -264,7 +265,11 @@ impl Session {
         let mut answers = Vec::with_capacity(commands.len());
         for (chunk, text) in packed(commands, self.max_parameter_len, describe) {
             let done = self
-                .execute(Rows::Locks, Self::RELEASE_BATCH, params! { "grants" => text })
+                .execute(
+                    Rows::Locks,
+                    Self::RELEASE_BATCH,
+                    params! { "grants" => text },
+                )
                 .await?;
             answers.extend(self.freed(chunk, done).await?);
         }

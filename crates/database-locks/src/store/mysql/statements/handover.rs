@@ -46,7 +46,9 @@ impl Session {
             }
             Some(_) => {}
         }
-        let rows = self.read(Rows::Locks, std::slice::from_ref(&to.name)).await?;
+        let rows = self
+            .read(Rows::Locks, std::slice::from_ref(&to.name))
+            .await?;
         let Some(row) = rows.first() else {
             return Ok(Outcome::Busy);
         };

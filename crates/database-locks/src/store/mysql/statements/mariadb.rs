@@ -119,7 +119,9 @@ impl Session {
             params.extend(padded().map(|free| Value::from(&*free.command.metadata)));
             params.extend([length(), length()]);
             params.extend(ids());
-            let taken = self.execute(Rows::Locks, statement, Params::Positional(params)).await;
+            let taken = self
+                .execute(Rows::Locks, statement, Params::Positional(params))
+                .await;
             // With fewer rows another client was first with some, and a read has to tell which.
             let all = |done: &QueryResult| done.rows == free.len() as u64;
             let Some(done) = self.none_if_contended(taken)?.filter(all) else {
@@ -155,7 +157,10 @@ impl Session {
         let names: Vec<&str> = by_name.keys().copied().collect();
         for (_, names) in packed(&names, self.max_parameter_len, |name| json!(name)) {
             let names = params! { "names" => names };
-            for row in self.query(Rows::Locks, Self::FREE_ON_MARIADB, names).await? {
+            for row in self
+                .query(Rows::Locks, Self::FREE_ON_MARIADB, names)
+                .await?
+            {
                 let Ok((name, id)) = from_row_opt::<(String, i64)>(row) else {
                     continue;
                 };
@@ -200,7 +205,9 @@ impl Session {
                 Value::from(&*command.holder),
             ]
         }));
-        let freed = self.execute(Rows::Locks, &STATEMENT, Params::Positional(params)).await;
+        let freed = self
+            .execute(Rows::Locks, &STATEMENT, Params::Positional(params))
+            .await;
         self.none_if_contended(freed)
     }
 }

@@ -19,7 +19,8 @@ impl Session {
     /// token * 65536 + slot.
     ///
     /// `:start` is a random number below the limit: the first free slot from there on, or else the
-    /// first from 0. `ORDER BY RAND()` would lock every free slot. A permit that is held, or whose
+    /// first from 0. If an earlier request, whose reply was lost, has a permit already, no other one
+    /// is granted. `ORDER BY RAND()` would lock every free slot. A permit that is held, or whose
     /// row is locked, is not waited for.
     pub(crate) const ACQUIRE_PERMIT: &str = "
         UPDATE ((SELECT id FROM {table} FORCE INDEX (name)
@@ -27,6 +28,8 @@ impl Session {
                     AND slot < IFNULL((SELECT s.permits FROM {table} s
                                         WHERE s.name = :name AND s.slot = -1), :permits)
                     AND (expires_at IS NULL OR {ended}) AND {writable}
+                    AND NOT EXISTS (SELECT 1 FROM {table} o
+                                     WHERE o.name = :name AND o.grant_id = :grant)
                   ORDER BY slot LIMIT 1 FOR UPDATE SKIP LOCKED)
                 UNION ALL
                 (SELECT id FROM {table} FORCE INDEX (name)
@@ -34,6 +37,8 @@ impl Session {
                     AND slot < LEAST(:start, IFNULL((SELECT s.permits FROM {table} s
                                         WHERE s.name = :name AND s.slot = -1), :permits))
                     AND (expires_at IS NULL OR {ended}) AND {writable}
+                    AND NOT EXISTS (SELECT 1 FROM {table} o
+                                     WHERE o.name = :name AND o.grant_id = :grant)
                   ORDER BY slot LIMIT 1 FOR UPDATE SKIP LOCKED)
                 LIMIT 1) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
@@ -180,8 +185,9 @@ impl Session {
 
 /// The permits, and the operator's limit.
 fn split(rows: Vec<LockRow>) -> (Vec<LockRow>, Option<u32>) {
-    let (permits, others): (Vec<_>, Vec<_>) =
-        rows.into_iter().partition(|row| row.slot != Slot::AnyPermit);
+    let (permits, others): (Vec<_>, Vec<_>) = rows
+        .into_iter()
+        .partition(|row| row.slot != Slot::AnyPermit);
     let limit = others.iter().find_map(|row| row.permits);
     (permits, limit.and_then(|limit| u32::try_from(limit).ok()))
 }

@@ -77,11 +77,7 @@ impl Session {
                l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
                l.renewed_at = UTC_TIMESTAMP(6)";
 
-    pub(crate) async fn force(
-        &mut self,
-        name: &LockName,
-        slot: Slot,
-    ) -> Result<Force, StoreError> {
+    pub(crate) async fn force(&mut self, name: &LockName, slot: Slot) -> Result<Force, StoreError> {
         let of = Rows::of(slot);
         let rows = self.read_latest(of, std::slice::from_ref(name)).await?;
         let row = rows.iter().find(|row| row.slot == slot);

@@ -45,7 +45,10 @@ impl Server {
         let texts = |of: &Statement| {
             [
                 ((Rows::Locks, of.name), table.fill(of.text).into()),
-                ((Rows::Permits, of.name), table.fill_for_permits(of.text).into()),
+                (
+                    (Rows::Permits, of.name),
+                    table.fill_for_permits(of.text).into(),
+                ),
             ]
         };
         Ok(Self {

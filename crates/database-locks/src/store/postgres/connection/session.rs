@@ -67,6 +67,8 @@ pub(crate) struct Session {
     pub(crate) is_unpooled: bool,
     /// Set after the first use of the table: see [`Kind::Missing`].
     pub(crate) used: Arc<AtomicBool>,
+    /// Set after the first use of the table of permits.
+    pub(crate) permits_used: AtomicBool,
     /// Why the table cannot hold locks.
     pub(crate) table_error: Option<ServerError>,
     /// The backend that runs all statements of this connection; `None` if a pooler may choose
@@ -158,14 +160,23 @@ impl Session {
             false => None,
         };
         let rows = match prepared {
-            Some(prepared) => self.client.query(prepared, params).await?,
+            Some(prepared) => self.client.query(prepared, params).await,
             None => {
                 let types = statement.types.iter().cloned();
                 let params: Vec<_> = params.iter().copied().zip(types).collect();
-                self.client.query_typed(&known.text, &params).await?
+                self.client.query_typed(&known.text, &params).await
             }
         };
-        self.used.store(true, Ordering::Relaxed);
+        let used = match of {
+            Rows::Locks => &*self.used,
+            Rows::Permits => &self.permits_used,
+        };
+        let rows = rows.map_err(|error| match of {
+            Rows::Locks => error.into(),
+            // The table of locks may have been used for long when the first permit is requested.
+            Rows::Permits => ServerError::from(error).settled(used.load(Ordering::Relaxed)),
+        })?;
+        used.store(true, Ordering::Relaxed);
         Ok(rows)
     }
 

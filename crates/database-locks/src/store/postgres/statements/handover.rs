@@ -9,7 +9,9 @@ use crate::store::api::micros;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::ServerError;
-use protocol::{Outcome, Renewal, ResumeCommand, Slot, TakeOverCommand, Token, failed_resume_outcome};
+use protocol::{
+    Outcome, Renewal, ResumeCommand, Slot, TakeOverCommand, Token, failed_resume_outcome,
+};
 
 /// Take a lock over from an earlier grant of the same holder: parameters as for
 /// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the token and `$7` the grant id that

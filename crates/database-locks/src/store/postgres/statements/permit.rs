@@ -45,6 +45,7 @@ macro_rules! limit {
 /// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the caller's limit. One row: granted; the
 /// slot and the token. No row: [`STATE`] finds out why.
 ///
+/// If an earlier request, whose reply was lost, has a permit already, no other one is granted.
 /// `LIMIT` stands above the row lock, so one row is locked. The order is random, so that callers
 /// seldom meet at the same row.
 pub(crate) const ACQUIRE_PERMIT: Statement = Statement {
@@ -60,6 +61,7 @@ UPDATE {table} l SET
         limit!("$6"),
         "
                 AND (expires_at IS NULL OR expires_at <= statement_timestamp())
+                AND NOT EXISTS (SELECT FROM {table} WHERE name = $1 AND grant_id = $2)
               ORDER BY random() LIMIT 1
                 FOR UPDATE SKIP LOCKED)
 RETURNING slot, token,
@@ -251,10 +253,7 @@ pub(super) async fn acquire_permit(
     if count("made")? >= allowed {
         return Ok(Outcome::Busy);
     }
-    match session
-        .write(Rows::Permits, &MAKE_PERMIT, 1, &params)
-        .await
-    {
+    match session.write(Rows::Permits, &MAKE_PERMIT, 1, &params).await {
         Err(error) if error.kind == ErrorKind::Contention => Ok(Outcome::Busy),
         made => match made?.first() {
             Some(row) => granted(session, command.length, row),
@@ -288,8 +287,9 @@ pub(crate) async fn semaphore(
     name: &LockName,
 ) -> Result<Semaphore, ServerError> {
     let rows = read(session, Rows::Permits, std::slice::from_ref(name)).await?;
-    let (permits, others): (Vec<_>, Vec<_>) =
-        rows.into_iter().partition(|row| row.slot != Slot::AnyPermit);
+    let (permits, others): (Vec<_>, Vec<_>) = rows
+        .into_iter()
+        .partition(|row| row.slot != Slot::AnyPermit);
     let limit = others.iter().find_map(|row| row.permits);
     Ok(Semaphore::new(
         name.clone(),

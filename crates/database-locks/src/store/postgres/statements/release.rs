@@ -161,10 +161,11 @@ async fn release_in(
         true => Vec::new(),
         false => read(session, of, &names).await?,
     };
-    let unreleased = |command: &&ReleaseCommand| match rows.iter().any(|row| row.contains_grant_of(command)) {
-        true => Released::Busy,
-        false => Released::NotHeld,
-    };
+    let unreleased =
+        |command: &&ReleaseCommand| match rows.iter().any(|row| row.contains_grant_of(command)) {
+            true => Released::Busy,
+            false => Released::NotHeld,
+        };
     let answers = commands.iter().zip(released);
     Ok(answers
         .map(|(command, done)| done.unwrap_or_else(|| unreleased(command)))

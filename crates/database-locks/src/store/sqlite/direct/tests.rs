@@ -60,6 +60,7 @@ fn granted(direct: &dyn DirectConnection, command: &AcquireCommand) -> ReleaseCo
         panic!("not granted");
     };
     let grant = Grant {
+        slot: Default::default(),
         name: command.name.clone(),
         token,
         id: command.grant,

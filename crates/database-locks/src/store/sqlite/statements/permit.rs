@@ -107,8 +107,13 @@ pub(super) fn grant(
 pub(crate) fn semaphore(worker: &mut Worker, name: &LockName) -> Result<Semaphore, StoreError> {
     worker.with(|session| {
         let known = known(session, name)?;
-        let rows = known.made.iter().map(|slot| session.read(name, Slot::Permit(*slot)));
-        let rows: Vec<LockRow> = rows.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+        let rows = known
+            .made
+            .iter()
+            .map(|slot| session.read(name, Slot::Permit(*slot)));
+        let rows: Vec<LockRow> = rows
+            .filter_map(Result::transpose)
+            .collect::<Result<_, _>>()?;
         let permits = rows.into_iter().map(LockRow::into_info).collect();
         Ok(Semaphore::new(name.clone(), known.operators, permits))
     })

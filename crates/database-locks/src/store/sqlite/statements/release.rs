@@ -23,20 +23,18 @@ pub(crate) fn release(
                 &first,
                 &last,
             ];
-            Ok(match session.execute(Rows::of(command.slot), Sql::Release, &params)? {
-                1 => Released::Freed,
-                _ => Released::NotHeld,
-            })
+            Ok(
+                match session.execute(Rows::of(command.slot), Sql::Release, &params)? {
+                    1 => Released::Freed,
+                    _ => Released::NotHeld,
+                },
+            )
         };
         commands.iter().map(one).collect()
     })
 }
 
-pub(crate) fn force(
-    worker: &mut Worker,
-    name: &LockName,
-    slot: Slot,
-) -> Result<Force, StoreError> {
+pub(crate) fn force(worker: &mut Worker, name: &LockName, slot: Slot) -> Result<Force, StoreError> {
     worker.write(|session| {
         let row = session.read(name, slot)?;
         let held = row.as_ref().is_some_and(LockRow::is_held);

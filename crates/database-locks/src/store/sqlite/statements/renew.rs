@@ -27,13 +27,15 @@ pub(crate) fn renew(
                 &length,
                 &grant.slot.range().0,
             ];
-            Ok(match session.execute(Rows::of(grant.slot), Sql::Renew, &params)? {
-                1 => Renewal::Renewed { confirmed_by: None },
-                _ => {
-                    let row = session.read(&grant.name, grant.slot)?;
-                    failed_renewal_outcome(grant, row.as_ref())
-                }
-            })
+            Ok(
+                match session.execute(Rows::of(grant.slot), Sql::Renew, &params)? {
+                    1 => Renewal::Renewed { confirmed_by: None },
+                    _ => {
+                        let row = session.read(&grant.name, grant.slot)?;
+                        failed_renewal_outcome(grant, row.as_ref())
+                    }
+                },
+            )
         };
         grants.iter().map(one).collect()
     })
