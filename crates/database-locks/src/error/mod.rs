@@ -383,6 +383,7 @@ mod tests {
             waited: Duration::from_millis(1500),
             holder: Some("db1.17.ab".into()),
             held_for: Some(Duration::from_secs(125)),
+            permits: None,
         };
         assert_eq!(
             error.to_string(),

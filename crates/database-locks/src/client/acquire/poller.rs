@@ -181,6 +181,7 @@ mod tests {
             length: LONG,
             metadata: "{}".into(),
             expired_version: None,
+            kind: protocol::Kind::Exclusive,
         };
         let granted = store.acquire(&[ask], LONG).await.unwrap();
         assert!(matches!(granted[..], [Outcome::Granted { .. }]));

@@ -47,6 +47,7 @@ impl DirectConnection for Server {
 
     fn acquire<'a>(&'a self, acquires: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         let granted = |command: &AcquireCommand| Outcome::Granted {
+            slot: protocol::Slot::Lock,
             token: Token::from_db(1),
             length: command.length,
             confirmed_by: None,
@@ -84,7 +85,7 @@ fn ask() -> AcquireCommand {
         length: LONG,
         metadata: "{}".into(),
         expired_version: None,
-        kind: Default::default(),
+        kind: protocol::Kind::Exclusive,
     }
 }
 

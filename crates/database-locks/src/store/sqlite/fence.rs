@@ -189,7 +189,7 @@ mod tests {
     fn who_may_use_the_database_may_use_its_fences() {
         for (mode, of_folder) in [(0o600, 0o700), (0o660, 0o770), (0o664, 0o775)] {
             let (_folder, fences) = fences(mode);
-            let open = fences.open("job").unwrap().unwrap();
+            let open = fences.open("job", protocol::Slot::Lock).unwrap().unwrap();
             let mode_of = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
             assert_eq!(mode_of(&fences.folder), of_folder);
             assert_eq!(mode_of(&open.path), mode);
@@ -203,7 +203,7 @@ mod tests {
         }
         let (_folder, fences) = fences(0o640);
         chown(&fences.database, Some(4711), Some(4712)).unwrap();
-        let open = fences.open("job").unwrap().unwrap();
+        let open = fences.open("job", protocol::Slot::Lock).unwrap().unwrap();
         for path in [&fences.folder, &open.path] {
             let found = fs::metadata(path).unwrap();
             assert_eq!(
@@ -218,40 +218,40 @@ mod tests {
     #[test]
     fn a_file_is_there_only_while_its_fence_is_open() {
         let (_folder, fences) = fences(0o600);
-        assert!(!fences.is_open("job").unwrap());
-        let (first, second) = (fences.open("job").unwrap(), fences.open("job").unwrap());
+        assert!(!fences.is_open("job", protocol::Slot::Lock).unwrap());
+        let (first, second) = (fences.open("job", protocol::Slot::Lock).unwrap(), fences.open("job", protocol::Slot::Lock).unwrap());
         assert!(first.is_some() && second.is_some());
-        assert!(fences.is_open("job").unwrap() && !fences.is_open("another").unwrap());
+        assert!(fences.is_open("job", protocol::Slot::Lock).unwrap() && !fences.is_open("another", protocol::Slot::Lock).unwrap());
         drop(first);
         fences.sweep();
-        assert!(fences.is_open("job").unwrap());
+        assert!(fences.is_open("job", protocol::Slot::Lock).unwrap());
         drop(second);
-        assert!(!fences.is_open("job").unwrap());
+        assert!(!fences.is_open("job", protocol::Slot::Lock).unwrap());
         assert_eq!(fs::read_dir(&fences.folder).unwrap().count(), 0);
     }
 
     #[test]
     fn what_was_left_behind_is_swept_up_and_nothing_else() {
         let (_folder, fences) = fences(0o600);
-        drop(fences.open("job").unwrap());
-        fs::write(fences.path("dead"), "").unwrap();
+        drop(fences.open("job", protocol::Slot::Lock).unwrap());
+        fs::write(fences.path("dead", protocol::Slot::Lock), "").unwrap();
         fs::write(fences.folder.join("notes.txt"), "").unwrap();
-        let open = fences.open("alive").unwrap();
+        let open = fences.open("alive", protocol::Slot::Lock).unwrap();
         fences.sweep();
-        assert!(!fences.path("dead").exists());
-        assert!(fences.path("alive").exists() && open.is_some());
+        assert!(!fences.path("dead", protocol::Slot::Lock).exists());
+        assert!(fences.path("alive", protocol::Slot::Lock).exists() && open.is_some());
         assert!(fences.folder.join("notes.txt").exists());
     }
 
     #[test]
     fn the_lock_of_a_file_that_was_replaced_is_not_given() {
         let (_folder, fences) = fences(0o600);
-        let first = fences.open("job").unwrap().unwrap();
+        let first = fences.open("job", protocol::Slot::Lock).unwrap().unwrap();
         fs::remove_file(&first.path).unwrap();
-        let second = fences.open("job").unwrap().unwrap();
+        let second = fences.open("job", protocol::Slot::Lock).unwrap().unwrap();
         drop(first);
         assert!(
-            fences.is_open("job").unwrap(),
+            fences.is_open("job", protocol::Slot::Lock).unwrap(),
             "the second one's file is there"
         );
         drop(second);
