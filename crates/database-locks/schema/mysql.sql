@@ -29,24 +29,4 @@ CREATE TABLE IF NOT EXISTS {table} (
     metadata longtext CHARACTER SET utf8mb4 NULL,
     -- The statements name this index. Add no other: an index on the expiry causes deadlocks.
     UNIQUE KEY name (name)
-) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE {collation};
-
--- The permits of semaphores: slot 0 and above; slot -1 has the operator's limit. The texts are short columns,
--- not longtext: MariaDB writes a temporary table with a longtext to disk.
-CREATE TABLE IF NOT EXISTS {permits} (
-    id bigint AUTO_INCREMENT NOT NULL PRIMARY KEY,
-    name varchar(255) CHARACTER SET utf8mb4 COLLATE {collation} NOT NULL,
-    slot integer NOT NULL,
-    -- The number of permits: that of the holder, or the operator's.
-    permits integer NULL,
-    locked_by varchar(255) CHARACTER SET utf8mb4 NULL,
-    expires_at datetime(6) NULL,
-    token bigint NOT NULL DEFAULT 0,
-    grant_id char(32) CHARACTER SET ascii COLLATE ascii_bin NULL,
-    granted_until datetime(6) NULL,
-    acquired_at datetime(6) NULL,
-    renewed_at datetime(6) NULL,
-    waiting_until datetime(6) NULL,
-    metadata varchar(4096) CHARACTER SET ascii NULL,
-    UNIQUE KEY name (name, slot)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE {collation}

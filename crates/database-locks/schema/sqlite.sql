@@ -16,21 +16,3 @@ CREATE TABLE IF NOT EXISTS {table} (
     waiting_until datetime     NULL,
     metadata      text         NULL
 );
-
--- The permits of semaphores, one row for each: slot 0 and above. Slot -1 has the operator's limit.
-CREATE TABLE IF NOT EXISTS {permits} (
-    id            integer      NOT NULL PRIMARY KEY AUTOINCREMENT,
-    name          varchar(255) NOT NULL,
-    slot          integer      NOT NULL,
-    permits       integer      NULL,
-    locked_by     text         NULL,
-    expires_at    datetime     NULL,
-    token         bigint       NOT NULL DEFAULT 0,
-    grant_id      char(32)     NULL,
-    granted_until datetime     NULL,
-    acquired_at   datetime     NULL,
-    renewed_at    datetime     NULL,
-    waiting_until datetime     NULL,
-    metadata      text         NULL,
-    UNIQUE (name, slot)
-);

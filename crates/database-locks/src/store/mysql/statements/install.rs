@@ -7,8 +7,9 @@ use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
 use crate::store::schema::new_columns;
 
-/// The published schema is what runs: two statements.
+/// The published schema is what runs.
 const SCHEMA: &str = include_str!("../../../../schema/mysql.sql");
+const PERMIT_SCHEMA: &str = include_str!("../../../../schema/mysql_permit.sql");
 /// The pause before another attempt, after another client was altering or had locked the table.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -69,10 +70,9 @@ impl Session {
     ///
     /// MySQL has no `ADD COLUMN IF NOT EXISTS`, so the columns are queried first.
     async fn lacking(&mut self) -> Result<Option<String>, StoreError> {
-        let (locks, permits) = SCHEMA.split_once(";\n").unwrap_or((SCHEMA, ""));
         let engine: Vec<(String, String)> = self.rows_as(Self::ENGINE, self.table_params()).await?;
         let Some((engine, format)) = engine.into_iter().next() else {
-            return Ok(Some(self.fill(Rows::Locks, locks)));
+            return Ok(Some(self.fill(Rows::Locks, SCHEMA)));
         };
         let columns: Vec<(String, String, String)> =
             self.rows_as(Self::COLUMNS, self.table_params()).await?;
@@ -109,7 +109,7 @@ impl Session {
         }
         let permits_missing = self.rows_as::<(String, String)>(Self::ENGINE, self.permits_params());
         let permits_missing = permits_missing.await?.is_empty();
-        Ok(permits_missing.then(|| self.fill(Rows::Locks, permits)))
+        Ok(permits_missing.then(|| self.fill(Rows::Locks, PERMIT_SCHEMA)))
     }
 }
 

@@ -18,8 +18,11 @@ use crate::store::sqlite::error::{FileHistory, classify, is_transient};
 use crate::store::sqlite::fence::Fences;
 use crate::store::sqlite::statements::sql::Statements;
 
-/// The script that creates the table.
-const INSTALL: &str = include_str!("../../../../schema/sqlite.sql");
+/// The script that creates the tables.
+const INSTALL: &str = concat!(
+    include_str!("../../../../schema/sqlite.sql"),
+    include_str!("../../../../schema/sqlite_permit.sql")
+);
 
 /// How long SQLite itself waits for a busy file: long enough for the writes of other processes,
 /// short enough that a renewal does not queue long behind it.
