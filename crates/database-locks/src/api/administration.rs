@@ -10,7 +10,9 @@ use crate::doctor::Report;
 use crate::error::Error;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
-use protocol::{Force, Holder, ListFilter, LockInfo, LockName, Prune, REQUEST_TIMEOUT, Token};
+use protocol::{
+    Force, Holder, ListFilter, LockInfo, LockName, LockState, Prune, REQUEST_TIMEOUT, Token,
+};
 
 /// Timeout of DDL, which waits on a busy server for transactions that use the table.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -92,6 +94,9 @@ impl Locks {
                 .await;
                 let mut page = page.map_err(|e| e.into_error("read the locks"))?;
                 observe(&client, &mut page.rows);
+                // The rest of a row may have ended.
+                let kept = |row: &LockInfo| !(filter.not_free && row.state == LockState::Free);
+                page.rows.retain(kept);
                 // A row that was deleted and inserted again meanwhile is found twice: the later one
                 // counts.
                 found.extend(page.rows.into_iter().map(|row| (row.name.clone(), row)));
@@ -135,7 +140,8 @@ impl Locks {
         self.in_background(move |client| async move { read(&client, &name?).await })
     }
 
-    /// Release a lock by force, and return its former holder; `None` if it was free.
+    /// Release a lock by force, and return its former holder; `None` if it was free. If it
+    /// [rests](crate::Lock::at_least), end the rest, and return the latest holder.
     ///
     /// **The former holder works on until its next renewal**, where it learns of this (on
     /// PostgreSQL at once if its renewals are more than 5 s apart). Make sure first that it is dead
@@ -174,7 +180,7 @@ impl Locks {
             Ok(from.map(|from| PreviousHolder {
                 holder: from.holder,
                 token: from.token,
-                held_for: from.held_for,
+                held_for: from.held_for.filter(|_| !from.is_resting),
             }))
         }
     }
@@ -217,7 +223,9 @@ impl Locks {
 
     /// Delete the rows of locks that have been free for some time, and return their number.
     ///
-    /// If such a lock is used again, its tokens go on growing.
+    /// If such a lock is used again, its tokens go on growing. The time of its latest grant is
+    /// forgotten: for a lock with [`once_per`](crate::Lock::once_per), leave rows for longer than its
+    /// period.
     ///
     /// # Errors
     ///
@@ -290,6 +298,7 @@ pub struct PreviousHolder {
     pub holder: Option<String>,
     /// The fencing token of its grant; `None` for a legacy holder (django-database-locks 0.5).
     pub token: Option<Token>,
-    /// How long it had held the lock, by the database's clock; `None` for a legacy holder.
+    /// How long it had held the lock, by the database's clock; `None` for a legacy holder, and for
+    /// one that had released the lock, which rested.
     pub held_for: Option<Duration>,
 }

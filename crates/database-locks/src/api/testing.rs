@@ -14,6 +14,7 @@ pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Durat
         waited,
         holder: Some(holder.to_owned()),
         held_for: Some(held_for),
+        rests_for: None,
     }
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod grant;
 pub(crate) mod invalid;
 pub(crate) mod name;
+pub(crate) mod spacing;
 pub(crate) mod text;
 pub(crate) mod ticket;
 pub(crate) mod time;

@@ -222,6 +222,7 @@ fn fork_direct(url: &str, name: &str) -> Done {
     };
     child_ends(child);
     let what = ReleaseCommand {
+        rest: Duration::ZERO,
         name: command.name,
         token: Some(token),
         grant: command.grant,

@@ -80,7 +80,8 @@ async fn acquire_trusted(
         };
         drop(guard);
         let left = limit.map(|limit| limit.saturating_sub(clock::now() - began));
-        if left.is_some_and(|left| left.is_zero()) {
+        // The grant that was lost is too recent for another one.
+        if left.is_some_and(|left| left.is_zero()) || request.once_per.is_some() {
             return Err(lost);
         }
         request = Arc::new(AcquireRequest {
@@ -121,7 +122,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             client.queues.acquired(&request.name);
             match attempt.granted(token, length).await {
                 Ok(guard) => Direct::Done(Some(guard)),
-                Err(loss) if request.is_single_try() => {
+                Err(loss) if request.is_single_try() || request.once_per.is_some() => {
                     client.queues.left(&request.name);
                     return Err(Error::lost(&request.name, loss));
                 }
@@ -130,6 +131,10 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
                     Direct::Undecided(None)
                 }
             }
+        }
+        Ok(Outcome::TooRecent(latest)) => {
+            client.outages.log_answered(attempt.sent());
+            return Err(request.already_ran(latest));
         }
         // A lease that ends by observation has to be observed, which the background does.
         Ok(Outcome::Held(holder))
@@ -247,6 +252,7 @@ async fn counted(
         }
         Ok(None) => "busy",
         Err(Error::TimedOut { .. }) => "timed_out",
+        Err(Error::AlreadyRan { .. }) => "already_ran",
         Err(Error::Conflict { .. }) => "conflict",
         Err(Error::Unavailable { .. }) => "unavailable",
         Err(Error::Lost { .. }) => "lost",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::runtime::clock;
 use crate::store::api::micros;
@@ -98,6 +98,12 @@ impl Row {
         (self.expires, self.grant, self.renewed) = (None, None, Some(now));
     }
 
+    /// Release the lock, which rests for that long.
+    fn release(&mut self, rest: Duration, now: BootInstant) {
+        self.free(now);
+        self.expires = (!rest.is_zero()).then_some(Ends::At(now + rest));
+    }
+
     pub(super) fn seen(&self, name: &LockName, now: BootInstant) -> LockRow {
         LockRow {
             name: name.to_string(),
@@ -128,15 +134,12 @@ pub(super) type Rows = BTreeMap<LockName, Row>;
 pub(super) fn acquire(rows: &mut Rows, command: &AcquireCommand) -> Outcome {
     let now = clock::now();
     let row = rows.entry(command.name.clone()).or_default();
-    if !row.is_free(now) {
-        return row
-            .seen(&command.name, now)
-            .failed_acquire_outcome(command.grant.as_str());
+    let seen = row.seen(&command.name, now);
+    match seen.failed_acquire_outcome(command) {
+        // Free.
+        Outcome::Busy if row.fences == 0 => row.grant(command, now),
+        refused => refused,
     }
-    if row.fences > 0 {
-        return Outcome::Busy;
-    }
-    row.grant(command, now)
 }
 
 pub(super) fn take_over(rows: &mut Rows, command: &TakeOverCommand) -> Outcome {
@@ -147,7 +150,8 @@ pub(super) fn take_over(rows: &mut Rows, command: &TakeOverCommand) -> Outcome {
     let as_seen = row.token == command.token.get()
         && row.grant == command.grant
         && row.holder.as_deref() == Some(&*to.holder);
-    if as_seen && !row.is_free(now) && row.fences == 0 {
+    // A row without a grant id rests.
+    if as_seen && row.grant.is_some() && !row.is_free(now) && row.fences == 0 {
         row.grant(to, now)
     } else {
         row.seen(&to.name, now).failed_take_over_outcome(command)
@@ -196,7 +200,7 @@ pub(super) fn release(rows: &mut Rows, command: &ReleaseCommand) -> Released {
                 && row.holder.as_deref() == Some(&*command.holder)
                 && command.token.is_none_or(|token| token.get() == row.token) =>
         {
-            row.free(clock::now());
+            row.release(command.rest, clock::now());
             Released::Freed
         }
         _ => Released::NotHeld,

@@ -17,7 +17,7 @@ use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, failed_r
 /// The holder of the grant that ends is notified, as by a release by force.
 ///
 /// The `expires_at` that was read is not a parameter: a renewal in between does not make it another
-/// grant.
+/// grant. A row of this library without a grant id rests, and its rest is not ended.
 pub(crate) const TAKE_OVER: Statement = Statement {
     name: "preempt",
     text: concat!(
@@ -33,6 +33,7 @@ UPDATE {table} f SET
  WHERE id = (SELECT id FROM {table}
               WHERE name = $1 AND locked_by = $3 AND token = $6
                 AND grant_id IS NOT DISTINCT FROM $7 AND expires_at > statement_timestamp()
+                AND (grant_id IS NOT NULL OR granted_until IS DISTINCT FROM expires_at)
                 FOR UPDATE SKIP LOCKED)
 RETURNING token,
        ",

@@ -3,6 +3,7 @@
 use tokio_postgres::types::Type;
 
 use super::read::read;
+use crate::store::api::rest_micros;
 use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::ServerError;
 use crate::store::postgres::rows::{place, state};
@@ -16,9 +17,21 @@ macro_rules! synchronous_commit_if_asked {
     };
 }
 
+/// The end of the rest `$rest`, in microseconds; NULL if the lock is free at once.
+macro_rules! rest_end {
+    ($rest:literal) => {
+        concat!(
+            "statement_timestamp() + ",
+            $rest,
+            " * interval '1 microsecond'"
+        )
+    };
+}
+
 /// Release one lock if this grant still holds it.
 ///
-/// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash.
+/// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash,
+/// `$6` for how long the lock rests in microseconds, or NULL if it is free at once.
 /// One row: released; its place in the request, and whether it has waiters, which are notified. No
 /// row: another grant has it, or its row is locked, which a read finds out.
 ///
@@ -30,7 +43,13 @@ pub(crate) const RELEASE_ONE: Statement = Statement {
     text: concat!(
         "
 UPDATE {table} f SET
-       expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = statement_timestamp()
+       expires_at = ",
+        rest_end!("$6"),
+        ",
+       granted_until = ",
+        rest_end!("$6"),
+        ",
+       grant_id = NULL, renewed_at = statement_timestamp()
  WHERE id = (SELECT id FROM {table}
               WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
                 AND granted_until = expires_at
@@ -42,26 +61,39 @@ RETURNING 1::bigint AS place, waiting_until > statement_timestamp() AS awaited,
        ",
         notify!("waiting_until > statement_timestamp()")
     ),
-    types: &[Type::TEXT, Type::INT8, Type::TEXT, Type::TEXT, Type::BOOL],
+    types: &[
+        Type::TEXT,
+        Type::INT8,
+        Type::TEXT,
+        Type::TEXT,
+        Type::BOOL,
+        Type::INT8,
+    ],
 };
 
 /// [`RELEASE_ONE`] for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether
-/// they must survive a crash.
+/// they must survive a crash, `$6` rests.
 pub(crate) const RELEASE: Statement = Statement {
     name: "release many",
     text: concat!(
         "
 WITH picked AS MATERIALIZED (
-    SELECT l.id, a.place
-      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
-           WITH ORDINALITY AS a(name, token, grant_id, holder, place),
+    SELECT l.id, a.rest, a.place
+      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $6::bigint[])
+           WITH ORDINALITY AS a(name, token, grant_id, holder, rest, place),
            LATERAL (SELECT id FROM {table}
                      WHERE name = a.name AND grant_id = a.grant_id AND locked_by = a.holder
                        AND (a.token IS NULL OR token = a.token) AND granted_until = expires_at
                        FOR NO KEY UPDATE SKIP LOCKED) l
 )
 UPDATE {table} f SET
-       expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = statement_timestamp()
+       expires_at = ",
+        rest_end!("p.rest"),
+        ",
+       granted_until = ",
+        rest_end!("p.rest"),
+        ",
+       grant_id = NULL, renewed_at = statement_timestamp()
   FROM picked p
  WHERE f.id = p.id
 RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
@@ -77,6 +109,7 @@ RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
         Type::TEXT_ARRAY,
         Type::TEXT_ARRAY,
         Type::BOOL,
+        Type::INT8_ARRAY,
     ],
 };
 
@@ -89,16 +122,17 @@ pub(crate) async fn release(
     let rows = match commands {
         [] => return Ok(Vec::new()),
         [command] => {
-            let (name, token, grant) = (
+            let (name, token, grant, rest) = (
                 command.name.as_str(),
                 token(command),
                 command.grant.as_str(),
+                rest_micros(command),
             );
             session
                 .write(
                     &RELEASE_ONE,
                     1,
-                    &[&name, &token, &grant, &&*command.holder, &durable],
+                    &[&name, &token, &grant, &&*command.holder, &durable, &rest],
                 )
                 .await?
         }
@@ -107,11 +141,12 @@ pub(crate) async fn release(
             let tokens: Vec<_> = many.iter().map(token).collect();
             let grants: Vec<_> = many.iter().map(|command| command.grant.as_str()).collect();
             let holders: Vec<_> = many.iter().map(|command| &*command.holder).collect();
+            let rests: Vec<_> = many.iter().map(rest_micros).collect();
             session
                 .write(
                     &RELEASE,
                     many.len(),
-                    &[&names, &tokens, &grants, &holders, &durable],
+                    &[&names, &tokens, &grants, &holders, &durable, &rests],
                 )
                 .await?
         }

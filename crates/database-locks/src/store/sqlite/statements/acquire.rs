@@ -3,11 +3,11 @@
 use crate::store::api::StoreError;
 use crate::store::sqlite::connection::session::Session;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::{granted, modifier};
+use crate::store::sqlite::rows::{ago, granted, modifier};
 use crate::store::sqlite::statements::sql::Sql;
 use protocol::{AcquireCommand, Outcome};
 
-/// Held locks are refused without the write lock. Only the others take it.
+/// Locks that are held or rest are refused without the write lock. Only the others take it.
 pub(crate) fn acquire(
     worker: &mut Worker,
     commands: &[AcquireCommand],
@@ -35,21 +35,18 @@ pub(crate) fn acquire(
     Ok(outcomes)
 }
 
-/// Grant a lock unless it is held. Needs the write lock.
+/// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write lock.
 fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let name = command.name.as_str();
-    let writes_row = |sql| {
-        let length = modifier(command.length);
-        let params = (
-            name,
-            &*command.holder,
-            command.grant.as_str(),
-            &*command.metadata,
-            length,
-        );
-        Ok::<_, rusqlite::Error>(session.prepare(sql)?.execute(params)? == 1)
-    };
-    if !writes_row(Sql::Acquire)? && !writes_row(Sql::Insert)? {
+    let (holder, grant) = (&*command.holder, command.grant.as_str());
+    let (metadata, length) = (&*command.metadata, modifier(command.length));
+    let window = command.not_within;
+    let (past, future) = (window.map(ago), window.map(modifier));
+    let grant_again = (name, holder, grant, metadata, &length, past, future);
+    let insert = (name, holder, grant, metadata, &length);
+    let made = session.prepare(Sql::Acquire)?.execute(grant_again)? == 1
+        || session.prepare(Sql::Insert)?.execute(insert)? == 1;
+    if !made {
         return failed_acquire_outcome(session, command);
     }
     let mut token = session.prepare(Sql::ReadToken)?;
@@ -63,7 +60,5 @@ fn failed_acquire_outcome(
     command: &AcquireCommand,
 ) -> rusqlite::Result<Outcome> {
     let row = session.read(&command.name)?;
-    Ok(row.map_or(Outcome::Busy, |row| {
-        row.failed_acquire_outcome(command.grant.as_str())
-    }))
+    Ok(row.map_or(Outcome::Busy, |row| row.failed_acquire_outcome(command)))
 }

@@ -4,6 +4,7 @@ use rusqlite::OptionalExtension;
 
 use crate::store::api::StoreError;
 use crate::store::sqlite::connection::worker::Worker;
+use crate::store::sqlite::rows::modifier;
 use crate::store::sqlite::statements::sql::Sql;
 use protocol::{Force, LockName, LockRow, ReleaseCommand, Released, Token};
 
@@ -15,7 +16,8 @@ pub(crate) fn release(
         let mut release = session.prepare(Sql::Release)?;
         let one = |command: &ReleaseCommand| {
             let (name, token) = (command.name.as_str(), command.token.map(Token::get));
-            let params = (name, token, command.grant.as_str(), &*command.holder);
+            let rest = (!command.rest.is_zero()).then(|| modifier(command.rest));
+            let params = (name, token, command.grant.as_str(), &*command.holder, rest);
             Ok(match release.execute(params)? {
                 1 => Released::Freed,
                 _ => Released::NotHeld,
@@ -28,8 +30,8 @@ pub(crate) fn release(
 pub(crate) fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
     worker.write(|session| {
         let row = session.read(name)?;
-        let held = row.as_ref().is_some_and(LockRow::is_held);
-        if held && session.is_fenced(name.as_str())? {
+        let taken = row.as_ref().is_some_and(LockRow::is_taken);
+        if taken && session.is_fenced(name.as_str())? {
             return Ok(Force::Busy);
         }
         let mut force = session.prepare(Sql::Force)?;
