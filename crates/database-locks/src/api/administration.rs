@@ -181,6 +181,7 @@ impl Locks {
                 holder: from.holder,
                 token: from.token,
                 held_for: from.held_for.filter(|_| !from.is_resting),
+                rested: from.is_resting,
             }))
         }
     }
@@ -290,7 +291,7 @@ impl Locks {
     }
 }
 
-/// The holder that lost a lock by [`Locks::force_release`].
+/// The holder that lost a lock by [`Locks::force_release`], or the latest one of a lock that rested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousHolder {
@@ -298,7 +299,9 @@ pub struct PreviousHolder {
     pub holder: Option<String>,
     /// The fencing token of its grant; `None` for a legacy holder (django-database-locks 0.5).
     pub token: Option<Token>,
-    /// How long it had held the lock, by the database's clock; `None` for a legacy holder, and for
-    /// one that had released the lock, which rested.
+    /// How long it had held the lock, by the database's clock; `None` for a legacy holder, and if the
+    /// lock rested.
     pub held_for: Option<Duration>,
+    /// Whether it had released the lock, which [rested](crate::Lock::at_least).
+    pub rested: bool,
 }

@@ -1,5 +1,6 @@
 //! Acquiring a lock: one try, or a wait until the lock is granted.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -259,11 +260,16 @@ async fn counted(
         Err(Error::Rejected { .. } | Error::Config { .. }) => "rejected",
     };
     metrics::not_acquired(engine, reason);
+    let message = match &done {
+        // Its caller may report nothing.
+        Err(already @ Error::AlreadyRan { .. }) => already.to_string().into(),
+        _ => Cow::Borrowed("lock not acquired"),
+    };
     tracing::debug!(
         lock.name = name.as_str(),
         lock.waited_ms = ms(waited),
         reason,
-        "lock not acquired"
+        "{message}"
     );
     done
 }

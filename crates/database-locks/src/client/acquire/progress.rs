@@ -35,7 +35,8 @@ impl Progress {
                         lock.name = name.as_str(),
                         lock.token = holder.token.map(Token::get),
                         lock.holder = holder.holder.as_deref(),
-                        lock.held_ms = holder.held_for.map(ms),
+                        lock.held_ms = holder.held_for.filter(|_| !holder.is_resting).map(ms),
+                        lock.rests_ms = holder.free_in.filter(|_| holder.is_resting).map(ms),
                         "waiting: {}",
                         match holder.is_resting {
                             true => "it rests after its latest holder",

@@ -114,7 +114,8 @@ impl Outages {
 /// Log that a wait for a lock that is held or rests continues.
 pub(crate) fn log_held(name: &LockName, waited: Duration, holder: &Holder) {
     let by = holder.holder.as_deref().unwrap_or("an unnamed holder");
-    let (held_for, state) = match holder.free_in.filter(|_| holder.is_resting) {
+    let rest = holder.free_in.filter(|_| holder.is_resting);
+    let (held_for, state) = match rest {
         Some(left) => (None, Resting(by, left).to_string()),
         None => (holder.held_for, Holding(by, holder.held_for).to_string()),
     };
@@ -124,6 +125,7 @@ pub(crate) fn log_held(name: &LockName, waited: Duration, holder: &Holder) {
         lock.token = holder.token.map(Token::get),
         lock.holder = holder.holder.as_deref(),
         lock.held_ms = held_for.map(ms),
+        lock.rests_ms = rest.map(ms),
         lock.waited_ms = ms(waited),
         "still waiting for lock `{name}` after {}, {state}",
         Human(waited)
