@@ -16,6 +16,7 @@ from ._held import Held
 from ._lock import lock
 from ._locked import is_locked, locked
 from .exceptions import (
+    LockAlreadyRan,
     LockConfigError,
     LockException,
     LockLost,
@@ -26,6 +27,7 @@ from .exceptions import (
 
 __all__ = [
     "Held",
+    "LockAlreadyRan",
     "LockConfigError",
     "LockException",
     "LockLost",

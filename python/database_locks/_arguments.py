@@ -47,6 +47,8 @@ class AcquireRequest:
     renew_every: float | None
     auto_renew: bool
     holder: str | None
+    at_least: float
+    once_per: float | None
     meta: str | None
     on_busy: str
     until: str
@@ -96,6 +98,18 @@ def timeout_of(value: Seconds | None) -> float:
 def retry_of(value: Seconds | None) -> float | None:
     allowed = "a number of seconds, or None or 0: try once"
     return None if value is None else seconds("retry", value, least=0, allowed=allowed)
+
+
+def at_least_of(value: Seconds) -> float:
+    allowed = "a number of seconds from 0 to 315576000 (ten years), or a timedelta"
+    return seconds("at_least", value, least=0, most=LONGEST_TTL, allowed=allowed)
+
+
+def once_per_of(value: Seconds | None) -> float | None:
+    allowed = "a number of seconds from 0.1 to 315576000 (ten years), a timedelta, or None"
+    if value is None:
+        return None
+    return seconds("once_per", value, least=0.1, most=LONGEST_TTL, allowed=allowed)
 
 
 def renew_of(value: Seconds | None, what: str = "lock_ttl_renew") -> float | None:
@@ -153,10 +167,12 @@ def flag(what: str, value: Any) -> bool:
 _FOREIGN = {
     "blocking": 'on_busy="raise" for one try, or timeout=… for a limited wait',
     "blocking_timeout": "timeout=…",
+    "every": "once_per=…",
     "expire": "lock_ttl=…",
     "holder": "locked_by=…",
     "name": "lock_name=…",
     "owner": "locked_by=…",
+    "period": "once_per=…",
     "sleep": "retry=…",
     "ttl": "lock_ttl=…",
     "wait": 'on_busy="raise" for one try, or timeout=… for a limited wait',

@@ -50,7 +50,11 @@ class Client:
         return self._core.engine
 
     def is_locked(self, name: str) -> bool:
-        """Whether any holder has this lock now, by the database's clock."""
+        """Whether any holder has this lock now, by the database's clock.
+
+        ``False`` for a lock that rests (``at_least``): no holder has it, although none can acquire
+        it. `show` tells the two apart.
+        """
         found = self.show(_arguments.text("lock_name", name))
         return found is not None and found["state"] == "held"
 
@@ -62,7 +66,8 @@ class Client:
     def list(self, *, free: bool = True) -> builtins.list[dict[str, Any]]:
         """Every lock in the table, as ``dblock list --all --json`` prints them.
 
-        ``free=False``: only locks that are held or expired; the database filters out the free ones.
+        ``free=False``: only locks that are held, resting or expired; the database filters out the
+        free ones.
         """
         locks: builtins.list[dict[str, Any]] = json.loads(wait(self._core.list(free=free)))
         return locks
@@ -88,11 +93,16 @@ class Client:
         return _one(await wait_async(self._core.show(_arguments.text("name", name))))
 
     def force_release(self, name: str) -> tuple[str | None, float | None] | None:
-        """Release a lock without its holder.
+        """Release a lock without its holder, or end its rest.
 
         Returns the previous holder and for how many seconds it held the lock; ``None`` if it was
         free.
         """
+        freed = self._force_release(name)
+        return None if freed is None else freed[:2]
+
+    def _force_release(self, name: str) -> tuple[str | None, float | None, bool] | None:
+        """`force_release`, and whether the lock rested."""
         return wait(self._core.force_release(_arguments.text("name", name)))
 
     def prune(self, idle: float, unknown: bool = False) -> int:

@@ -93,6 +93,8 @@ def both(other: type[Exception]) -> type[LockConfigError]:
 
 
 def held_by(request: AcquireRequest, info: Mapping[str, Any] | None) -> str:
+    if info and info["state"] == "resting":
+        return f"lock `{request.name}` rests for another {info['free_in']:.1f}s"
     message = f"lock `{request.name}` is held"
     holder = (info or {}).get("holder")
     if holder is not None:
@@ -104,7 +106,12 @@ def held_by(request: AcquireRequest, info: Mapping[str, Any] | None) -> str:
 
 def busy(request: AcquireRequest, info: Mapping[str, Any] | None) -> LockTimeout:
     info = info or {}
-    return LockTimeout(name=request.name, holder=info.get("holder"), held_for=info.get("held_for"))
+    return LockTimeout(
+        name=request.name,
+        holder=info.get("holder"),
+        held_for=info.get("held_for"),
+        rests_for=info["free_in"] if info.get("state") == "resting" else None,
+    )
 
 
 def holder_info(request: AcquireRequest) -> Mapping[str, Any] | None:

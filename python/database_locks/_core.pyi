@@ -151,13 +151,15 @@ class Locks:
         renew_every: float | None = None,
         holder: str | None = None,
         poll: float | None = None,
+        at_least: float = 0.0,
+        once_per: float | None = None,
         meta: str | None = None,
     ) -> Pending[Guard | None]:
         """Begin to acquire. In seconds; ``ttl=None``: without end; ``wait=None``: no limit, 0: one
         try.
 
         The result is a `Guard`, or ``None`` if one try failed because another holder has the lock.
-        `LockTimeout` if a longer wait timed out.
+        `LockTimeout` if a longer wait timed out, `LockAlreadyRan` for a grant that is too recent.
         """
 
     def resume(
@@ -182,14 +184,14 @@ class Locks:
         """``order``: ``age`` (longest held first), ``-age``, or ``None``: by state and name.
 
         The result is JSON: ``rows`` of one page, ``total``, and the numbers of ``held``,
-        ``expired`` and ``free`` locks (``null`` if the filter excludes them).
+        ``resting``, ``expired`` and ``free`` locks (``null`` if the filter excludes them).
         """
 
     def show(self, name: str) -> Pending[str | None]:
         """The result is JSON of one lock, or ``None`` if there is no such lock."""
 
-    def force_release(self, name: str) -> Pending[tuple[str | None, float | None] | None]:
-        """The result is ``(holder, held_for)``, or ``None`` if the lock was free."""
+    def force_release(self, name: str) -> Pending[tuple[str | None, float | None, bool] | None]:
+        """The result is ``(holder, held_for, rested)``, or ``None`` if the lock was free."""
 
     def prune(self, idle: float, include_legacy: bool) -> Pending[int]:
         """The result is the number of deleted rows."""

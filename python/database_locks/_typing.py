@@ -39,6 +39,8 @@ class Options(TypedDict, total=False):
     retry: Seconds | None
     lost_lock_cb: Callable[[int, Any], Any] | None
     lock_ttl_renew: Seconds | None
+    at_least: Seconds
+    once_per: Seconds | None
     until: Literal["commit", "exit"]
     until_using: str | None
     meta: Mapping[str, Any] | None

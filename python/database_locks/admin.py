@@ -32,7 +32,7 @@ from .exceptions import LockException
 from .models import Lock
 
 #: In the order in which the page shows them.
-STATES = ("held", "expired", "free")
+STATES = ("held", "resting", "expired", "free")
 #: Sort orders of the age column: none, longest held first, shortest held first.
 ORDERS = ("", "age", "-age")
 
@@ -216,23 +216,24 @@ class LockAdmin(_ModelAdmin):
         )
 
     def _release(self, request: HttpRequest, name: str) -> HttpResponse:
-        freed = conf.locks().force_release(name)
+        freed = conf.locks()._force_release(name)
         shown = formatting.on_one_line(name)
         if freed is None:
             messages.info(request, _("Lock “%(name)s” was free already.") % {"name": shown})
             return HttpResponseRedirect(self._url("changelist"))
         holder = formatting.on_one_line(freed[0] or str(_("a holder without a name")))
-        message = _("Released by force: %(holder)s had held it.") % {"holder": holder}
+        if freed[2]:
+            message = _("Its rest after %(holder)s was ended by force.") % {"holder": holder}
+            success = _("Lock “%(name)s” is free: its rest after %(holder)s is ended.")
+        else:
+            message = _("Released by force: %(holder)s had held it.") % {"holder": holder}
+            success = _("Lock “%(name)s” is released by force: %(holder)s had held it.")
         try:
             self._log(request, name, str(message))
         except DatabaseError as error:
             # The lock is released already. Some old character sets cannot store every name.
             messages.warning(request, _("The history has no entry of it: %s") % error)
-        messages.success(
-            request,
-            _("Lock “%(name)s” is released by force: %(holder)s had held it.")
-            % {"name": shown, "holder": holder},
-        )
+        messages.success(request, success % {"name": shown, "holder": holder})
         return HttpResponseRedirect(self._url("changelist"))
 
     def _log(self, request: HttpRequest, name: str, message: str) -> None:
@@ -291,10 +292,18 @@ class LockAdmin(_ModelAdmin):
             "purpose": formatting.on_one_line(formatting.purpose(row["metadata"])),
             "url": self._url("change", name),
             "release_url": self._url("release", name),
+            "taken": row["state"] in _TAKEN,
         }
 
 
-_WORDS = {"held": _("held"), "expired": _("expired"), "free": _("free")}
+_WORDS = {
+    "held": _("held"),
+    "resting": _("resting"),
+    "expired": _("expired"),
+    "free": _("free"),
+}
+#: States in which a release by force frees the lock.
+_TAKEN = ("held", "resting")
 
 
 def _local(text: str | None) -> str:

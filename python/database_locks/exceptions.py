@@ -25,8 +25,9 @@ class LockTimeout(LockException):
 
     Nothing was acquired. ``name`` is the lock's, ``timeout`` the allowed seconds (``None``: a
     single try), ``holder`` the other holder's ``locked_by``, ``held_for`` the seconds for which it
-    had held the lock; both are ``None`` if unknown. ``in_this_process``: the holder is another
-    thread, task or object of this process.
+    had held the lock; both are ``None`` if unknown. ``rests_for``: if the lock rested (``at_least``),
+    for how many seconds more; ``holder`` is then the latest one. ``in_this_process``: the holder is
+    another thread, task or object of this process.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class LockTimeout(LockException):
         name: str | None = None,
         holder: str | None = None,
         held_for: float | None = None,
+        rests_for: float | None = None,
     ) -> None:
         # `args` is that of legacy, whose users may read it.
         super().__init__(*((message,) if timeout is None else (message, timeout)))
@@ -44,6 +46,7 @@ class LockTimeout(LockException):
         self.timeout = timeout
         self.holder = holder
         self.held_for = held_for
+        self.rests_for = rests_for
         self.in_this_process = False
 
     def __str__(self) -> str:
@@ -52,12 +55,51 @@ class LockTimeout(LockException):
             message += f" of {self.timeout:g}s"
         if self.name is not None:
             message += f": `{self.name}`"
-        if self.holder is not None:
+        if self.rests_for is not None:
+            message += f" rests for another {self.rests_for:.1f}s"
+            if self.holder is not None:
+                message += f" after {self.holder}"
+        elif self.holder is not None:
             message += f" is held by {self.holder}"
             if self.in_this_process:
                 message += " (this process)"
             if self.held_for is not None:
                 message += f" for {self.held_for:.1f}s"
+        return message
+
+
+class LockAlreadyRan(LockTimeout):
+    """The latest grant of the lock began too recently for one ``once_per`` period.
+
+    Nothing was acquired, and nothing was waited for. ``name`` is the lock's, ``holder`` the
+    ``locked_by`` of the latest grant, which may still hold the lock (``None`` if unknown), ``ago``
+    the seconds since that grant began, by the database's clock, ``once_per`` the seconds of the
+    period.
+    """
+
+    def __init__(
+        self,
+        message: str = "lock not acquired",
+        *,
+        name: str | None = None,
+        holder: str | None = None,
+        ago: float | None = None,
+        once_per: float | None = None,
+    ) -> None:
+        super().__init__(message, name=name, holder=holder)
+        self.ago = ago
+        self.once_per = once_per
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        if self.name is not None:
+            message += f": `{self.name}` was granted"
+            if self.holder is not None:
+                message += f" to {self.holder}"
+            if self.ago is not None:
+                message += f" {self.ago:.1f}s ago"
+            if self.once_per is not None:
+                message += f", and is granted once per {self.once_per:g}s"
         return message
 
 

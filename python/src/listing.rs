@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 
 use database_locks::{Error, ListFilter, LockInfo, Locks};
 
-const STATES: [&str; 3] = ["held", "expired", "free"];
+const STATES: [&str; 4] = ["held", "resting", "expired", "free"];
 /// The number of rows that are written between two yields to the runtime.
 const ROWS_AT_ONCE: usize = 1_000;
 
@@ -42,7 +42,7 @@ async fn array(rows: &[LockInfo]) -> String {
 pub(crate) struct PageRequest {
     /// Part of a name or holder, case-insensitive.
     pub(crate) text: String,
-    /// `held`, `expired` or `free`; `None`: all.
+    /// One of [`STATES`]; `None`: all.
     pub(crate) state: Option<String>,
     /// `age`: longest held first; `-age`: shortest held first; `None`: by state and name.
     pub(crate) order: Option<String>,
@@ -73,10 +73,11 @@ pub(crate) async fn page(locks: &Locks, request: PageRequest) -> Result<String, 
     sort(&mut found, request.order.as_deref());
     let shown = rows_of(&found, request.page, request.rows);
     Ok(format!(
-        r#"{{"held":{},"expired":{},"free":{},"total":{},"rows":{}}}"#,
+        r#"{{"held":{},"resting":{},"expired":{},"free":{},"total":{},"rows":{}}}"#,
         counts[0],
         counts[1],
         counts[2],
+        counts[3],
         found.len(),
         array(shown).await
     ))

@@ -58,7 +58,7 @@ impl Locks {
     }
 
     #[allow(clippy::too_many_arguments, reason = "each has a name in Python")]
-    #[pyo3(signature = (name, *, ttl, wait, auto_renew=true, renew_every=None, holder=None, poll=None, meta=None))]
+    #[pyo3(signature = (name, *, ttl, wait, auto_renew=true, renew_every=None, holder=None, poll=None, at_least=0.0, once_per=None, meta=None))]
     fn acquire(
         &self,
         py: Python<'_>,
@@ -69,6 +69,8 @@ impl Locks {
         renew_every: Option<f64>,
         holder: Option<&str>,
         poll: Option<f64>,
+        at_least: f64,
+        once_per: Option<f64>,
         meta: Option<&str>,
     ) -> PyResult<Pending> {
         let mut lock = self.locks.lock(name).ttl(convert::ttl(py, ttl)?);
@@ -82,6 +84,10 @@ impl Locks {
         if let Some(longest) = poll {
             lock = lock.poll(seconds(py, "retry", longest)?);
         }
+        lock = lock.at_least(seconds(py, "at_least", at_least)?);
+        if let Some(period) = once_per {
+            lock = lock.once_per(seconds(py, "once_per", period)?);
+        }
         if let Some(meta) = meta {
             lock = with_meta(lock, meta);
         }
@@ -90,10 +96,14 @@ impl Locks {
             lock = lock.wait(seconds(py, "timeout", wait)?);
         }
         Ok(Pending::new(guard::acquire(async move {
-            if once {
+            if once && once_per.is_none() {
                 return lock.try_acquire().await;
             }
-            lock.acquire().await.map(Some)
+            match lock.acquire().await {
+                // Not `try_acquire`, which does not tell a busy lock from a recent grant.
+                Err(Error::TimedOut { .. }) if once => Ok(None),
+                acquired => acquired.map(Some),
+            }
         })))
     }
 
@@ -166,7 +176,7 @@ impl Locks {
             let previous = locks.force_release(&name).await?;
             Ok(value(previous.map(|previous| {
                 let held_for = previous.held_for.map(|age| age.as_secs_f64());
-                (previous.holder, held_for)
+                (previous.holder, held_for, previous.rested)
             })))
         })
     }

@@ -4,6 +4,8 @@ use database_locks::{Error, LockName, LostReason};
 
 use crate::time::human;
 
+/// CMD was begun in this period already.
+pub(crate) const SKIPPED: u8 = 0;
 /// `show` of a lock without a row in the table.
 pub(crate) const UNKNOWN_LOCK: u8 = 1;
 /// The output could not be written: the disk is full, or stdout is closed.
@@ -110,6 +112,7 @@ impl From<Error> for Failure {
                 waited,
                 holder,
                 held_for,
+                rests_for,
                 ..
             } => {
                 let (gave_up, next) = match waited.is_zero() {
@@ -119,13 +122,23 @@ impl From<Error> for Failure {
                         "wait longer, or see `dblock list`",
                     ),
                 };
-                let by = holder.as_deref().map(|holder| format!(" by {holder}"));
-                let by = by.unwrap_or_default();
-                let age = held_for.map(|age| format!(" for {}", human(age)));
-                let age = age.unwrap_or_default();
-                let message = format!("{gave_up}lock `{name}` is held{by}{age}; {next}");
-                Self::new(BUSY, message)
+                let state = match rests_for {
+                    Some(left) => {
+                        let after = holder.as_deref().map(|holder| format!(" after {holder}"));
+                        let after = after.unwrap_or_default();
+                        format!("rests for another {}{after}", human(*left))
+                    }
+                    None => {
+                        let by = holder.as_deref().map(|holder| format!(" by {holder}"));
+                        let age = held_for.map(|age| format!(" for {}", human(age)));
+                        let (by, age) = (by.unwrap_or_default(), age.unwrap_or_default());
+                        format!("is held{by}{age}")
+                    }
+                };
+                Self::new(BUSY, format!("{gave_up}lock `{name}` {state}; {next}"))
             }
+            // For cron a run that is skipped is a success. The library logs it, for `--verbose`.
+            Error::AlreadyRan { .. } => Self::new(SKIPPED, ""),
             Error::Lost { .. } => Self::unavailable(format!(
                 "{}, right after the grant; try again",
                 error.chain()

@@ -10,7 +10,7 @@ use crate::lost::{HeldBy, UNNAMED_HOLDER};
 use crate::observation::ObservedExpiry;
 use crate::values::grant::Token;
 use crate::values::name::LockName;
-use crate::values::text::Holding;
+use crate::values::text::{Holding, Resting};
 
 /// One lock as its row was when it was read.
 ///
@@ -26,22 +26,22 @@ use crate::values::text::Holding;
 pub struct LockInfo {
     /// The name of the lock.
     pub name: LockName,
-    /// Whether the lock is free, held, or expired because its holder did not renew it.
+    /// Whether the lock is free, held, resting, or expired because its holder did not renew it.
     pub state: LockState,
     /// The name of the present or latest holder.
     pub holder: Option<String>,
     /// The fencing token of the latest grant; 0 if this library never granted the lock.
     pub token: Token,
-    /// The id of the present grant; `None` if the lock is free.
+    /// The id of the present grant; `None` if the lock is free or rests.
     pub grant: Option<String>,
-    /// For how long the lock has been held; `None` if it is free, or if its holder is legacy
-    /// (django-database-locks 0.5), which does not record it.
+    /// For how long the lock has been held; `None` if it is free or rests, or if its holder is
+    /// legacy (django-database-locks 0.5), which does not record it.
     pub held_for: Option<Duration>,
     /// When the present or latest grant was made.
     pub acquired_at: Option<SystemTime>,
     /// When the lock was last renewed or released.
     pub renewed_at: Option<SystemTime>,
-    /// When the lease ends; `None` if the lock is free or its lease is infinite.
+    /// When the lease or the rest ends; `None` if the lock is free or its lease is infinite.
     pub expires_at: Option<SystemTime>,
     /// The metadata of the holder, as JSON.
     pub metadata: Option<String>,
@@ -122,7 +122,7 @@ impl ListFilter {
         Self::default()
     }
 
-    /// Only locks that are held or expired.
+    /// Only locks that are held, resting or expired.
     #[must_use]
     pub fn not_free(mut self) -> Self {
         self.not_free = true;
@@ -181,7 +181,7 @@ impl Prune {
     }
 }
 
-/// Whether a lock is free, held or expired.
+/// Whether a lock is free, held, resting or expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockState {
@@ -192,6 +192,12 @@ pub enum LockState {
         /// How long the lease lasts unless it is renewed; `None` if it is infinite.
         free_in: Option<Duration>,
     },
+    /// The latest holder has released the lock before its `Lock::at_least` had passed. No client
+    /// holds it, and none can acquire it before the rest has ended.
+    Resting {
+        /// How long it still rests.
+        free_in: Duration,
+    },
     /// The lease has ended. The next caller acquires the lock.
     Expired {
         /// For how long.
@@ -200,27 +206,30 @@ pub enum LockState {
 }
 
 impl LockState {
-    /// The state as one word: `free`, `held` or `expired`.
+    /// The state as one word: `free`, `held`, `resting` or `expired`.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Free => "free",
             Self::Held { .. } => "held",
+            Self::Resting { .. } => "resting",
             Self::Expired { .. } => "expired",
         }
     }
 
-    /// The rest of the lease; `None` if there is no lease or it is infinite.
+    /// What is left of the lease or the rest; `None` if there is none, or the lease is infinite.
     pub(crate) fn free_in(&self) -> Option<Duration> {
         match self {
             Self::Free => None,
             Self::Held { free_in } => *free_in,
+            Self::Resting { free_in } => Some(*free_in),
             Self::Expired { .. } => Some(Duration::ZERO),
         }
     }
 }
 
 impl LockInfo {
-    /// Whether the lock was held when the row was read: its state is [`LockState::Held`].
+    /// Whether the lock was held when the row was read: its state is [`LockState::Held`]. A lock that
+    /// [rests](LockState::Resting) has no holder, although no client can acquire it.
     pub fn is_held(&self) -> bool {
         matches!(self.state, LockState::Held { .. })
     }
@@ -266,7 +275,8 @@ impl LockInfo {
         words
     }
 
-    /// The holder, as the message of a timeout shows it: `held by web-2.17.ab for 4s`, or `free`.
+    /// The holder, as the message of a timeout shows it: `held by web-2.17.ab for 4s`, or `resting
+    /// for another 40s after web-2.17.ab`, or `free`.
     ///
     /// # Example
     ///
@@ -283,14 +293,15 @@ impl LockInfo {
     /// # Ok(()) }
     /// ```
     pub fn holder_summary(&self) -> String {
-        if !self.is_held() {
-            return "free".to_owned();
-        }
         let holder = self.holder.as_deref().unwrap_or(UNNAMED_HOLDER);
-        Holding(holder, self.held_for).to_string()
+        match self.state {
+            LockState::Held { .. } => Holding(holder, self.held_for).to_string(),
+            LockState::Resting { free_in } => Resting(holder, free_in).to_string(),
+            LockState::Free | LockState::Expired { .. } => "free".to_owned(),
+        }
     }
 
-    /// The holder; `None` if the lock is free or expired.
+    /// The holder; `None` if the lock is free, resting or expired.
     #[doc(hidden)]
     pub fn held_by(&self) -> Option<HeldBy> {
         self.is_held().then(|| HeldBy {

@@ -31,8 +31,8 @@ pub use info::{ListFilter, LockInfo, LockState, Prune, Semaphore};
 pub use lease::{Answer, Lease, MIN_RENEWAL_TIMEOUT, Next};
 pub use lost::{Gone, HeldBy, LostReason};
 pub use messages::{
-    AcquireCommand, Force, Grant, Holder, Kind, Outcome, PAGE, Page, Permits, Primary, Pruned,
-    ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand,
+    AcquireCommand, Force, Grant, Holder, Kind, LatestGrant, Outcome, PAGE, Page, Permits, Primary,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand,
 };
 pub use observation::{Observations, ObservedExpiry, Version, WaitExtension};
 pub use row::{LockRow, no_permit_free};
@@ -40,7 +40,8 @@ pub use values::grant::{GrantId, Token};
 pub use values::invalid::InvalidSetting;
 pub use values::name::{LockName, MAX_CHARS};
 pub use values::slot::{MAX_PERMITS, Slot};
-pub use values::text::{Holding, Human, Short, escaped};
+pub use values::spacing::{OncePer, checked_at_least};
+pub use values::text::{Holding, Human, Resting, Short, escaped};
 pub use values::ticket::Ticket;
 pub use values::time::BootInstant;
 pub use values::timing::{MAX_FIRST_GRANT, REQUEST_TIMEOUT, Renewing, Timing};

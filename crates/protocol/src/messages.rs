@@ -46,6 +46,9 @@ pub struct AcquireCommand {
     pub holder: Arc<str>,
     /// The length of the lease.
     pub length: Duration,
+    /// The lock is not granted if its latest grant began less than this long ago; `None`: whenever
+    /// that began. See [`OncePer::window`](crate::OncePer::window).
+    pub not_within: Option<Duration>,
     /// The metadata of the holder, as JSON.
     pub metadata: Arc<str>,
     /// The version of the row whose expiry was observed: if the row still has it, the lock is
@@ -99,9 +102,12 @@ pub enum Outcome {
         /// The server that granted it; `None` if the engine does not tell servers apart.
         confirmed_by: Option<Primary>,
     },
-    /// Another grant holds the lock. Of a semaphore: no permit is free, and this is the holder
-    /// whose lease ends first.
+    /// Another grant holds the lock, or the lock rests. Of a semaphore: no permit is free, and this is
+    /// the holder whose lease ends first.
     Held(Holder),
+    /// The latest grant began less than [`AcquireCommand::not_within`] ago, whether it still holds
+    /// the lock or not. Waiting for the lock is useless.
+    TooRecent(LatestGrant),
     /// The lock seems free or expired, but another transaction has its row locked or has just
     /// created it. Try again soon.
     Busy,
@@ -118,6 +124,16 @@ impl Outcome {
     }
 }
 
+/// The latest grant of a lock, which began too recently for another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LatestGrant {
+    /// The name of its holder, from the column `locked_by`.
+    pub holder: Option<String>,
+    /// How long ago it began, by the database's clock. Zero if that clock is behind the one by which
+    /// it was made.
+    pub ago: Duration,
+}
+
 /// One of several database servers, of which a standby may replace the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Primary {
@@ -127,7 +143,7 @@ pub struct Primary {
     pub timeline: u32,
 }
 
-/// The holder of a lock, according to its row.
+/// The holder of a lock, according to its row; of a lock that rests, the latest one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder {
     /// The name of the holder, from the column `locked_by`.
@@ -146,6 +162,8 @@ pub struct Holder {
     /// Whether the row was last written by a legacy client (django-database-locks 0.5), which
     /// leaves the columns that it does not know unchanged.
     pub is_legacy: bool,
+    /// Whether this holder has released the lock, which rests until `free_in` has passed.
+    pub is_resting: bool,
     /// The permits of a semaphore; `None` for a lock.
     pub permits: Option<Permits>,
 }
@@ -265,8 +283,12 @@ pub struct ReleaseCommand {
     pub grant: GrantId,
     /// The name of the holder, as in the column `locked_by`.
     pub holder: Arc<str>,
+    /// How long the lock rests: no client can acquire it before that has passed. Zero: it is free
+    /// at once.
+    pub rest: Duration,
     /// Whether the release has to survive a crash of the database. If that of an infinite lease
-    /// were lost, the lock would stay held for ever.
+    /// were lost, the lock would stay held for ever. If one with a rest were lost, the lock would be
+    /// free when its lease ends, which may be earlier.
     pub durable: bool,
 }
 
@@ -279,7 +301,18 @@ impl ReleaseCommand {
             token: Some(grant.token),
             grant: grant.id,
             holder: Arc::clone(&grant.holder),
+            rest: Duration::ZERO,
             durable: ttl == Ttl::Infinite,
+        }
+    }
+
+    /// This release, after which the lock rests.
+    #[must_use]
+    pub fn resting(self, rest: Duration) -> Self {
+        Self {
+            durable: self.durable || !rest.is_zero(),
+            rest,
+            ..self
         }
     }
 }
@@ -287,9 +320,9 @@ impl ReleaseCommand {
 /// The outcome of a [`ReleaseCommand`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Released {
-    /// The grant held the lock, which is free now.
+    /// The grant held the lock, which is free now, or rests.
     Freed,
-    /// The grant held the lock, which is free now, and the store notified waiters.
+    /// The grant held the lock, which is free now, or rests, and the store notified waiters.
     Awaited,
     /// The grant holds the lock, but another transaction has the row locked.
     Busy,
@@ -300,7 +333,7 @@ pub enum Released {
 /// The outcome of a release by force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Force {
-    /// The lock is free now; this was its holder.
+    /// The lock is free now; this was its holder, or the latest one if it rested.
     Freed(Holder),
     /// The lock was free, or has no row.
     WasFree,
@@ -351,12 +384,25 @@ mod tests {
     }
 
     #[test]
+    fn a_release_after_which_the_lock_rests_is_durable() {
+        let release = ReleaseCommand::of(&grant(), Ttl::Finite(Duration::from_secs(1)));
+        let at_once = release.clone().resting(Duration::ZERO);
+        assert_eq!((at_once.rest, at_once.durable), (Duration::ZERO, false));
+        let rest = Duration::from_micros(1);
+        let resting = release.resting(rest);
+        assert_eq!((resting.rest, resting.durable), (rest, true));
+        let infinite = ReleaseCommand::of(&grant(), Ttl::Infinite);
+        assert!(infinite.resting(Duration::ZERO).durable);
+    }
+
+    #[test]
     fn a_resumed_grant_has_the_server_that_confirmed_it_as_an_acquired_one_has() {
         let to = AcquireCommand {
             name: LockName::new("job").unwrap(),
             grant: GrantId::of([8; 16]),
             holder: "me".into(),
             length: Duration::from_secs(30),
+            not_within: None,
             metadata: "{}".into(),
             expired_version: None,
             kind: Kind::Exclusive,

@@ -46,7 +46,8 @@ class Command(BaseCommand):
             return added
 
         added = word(
-            "list", "List held and expired locks with holder, age, remaining time and purpose."
+            "list",
+            "List held, resting and expired locks with holder, age, remaining time and purpose.",
         )
         added.add_argument("-a", "--all", action="store_true", help="also list free locks")
         added = word("show", "Show all facts about one lock; exit code 1 if there is no such lock.")
@@ -139,13 +140,16 @@ class Command(BaseCommand):
                 "ends; give --force if the holder is dead",
                 returncode=USAGE,
             )
-        freed = conf.locks().force_release(name)
+        freed = conf.locks()._force_release(name)
         shown = formatting.on_one_line(name)
         if freed is None:
             self.say(f"lock `{shown}` was free already")
             return
-        holder, held_for = freed
+        holder, held_for, rested = freed
         who = formatting.on_one_line(holder or "a holder without a name")
+        if rested:
+            self.say(f"lock `{shown}` is free: its rest after {who} is ended")
+            return
         age = "" if held_for is None else f" for {formatting.human(held_for)}"
         self.say(f"lock `{shown}` released by force: {who} had held it{age}")
 

@@ -37,13 +37,13 @@ def time(text: str | None) -> str:
 
 
 def state(row: Row) -> str:
-    """``held``, ``expired`` or ``free``."""
+    """``held``, ``resting``, ``expired`` or ``free``."""
     return str(row["state"])
 
 
 def free_in(row: Row) -> str:
     """When the lock is free unless it is renewed; empty if it is free."""
-    if row["state"] == "held":
+    if row["state"] in ("held", "resting"):
         return "never" if row["free_in"] is None else human(row["free_in"])
     return "now" if row["state"] == "expired" else ""
 
@@ -65,16 +65,17 @@ def purpose(metadata: Any) -> str:
 def facts(row: Row, time: Callable[[str | None], str] = time) -> list[tuple[str, str]]:
     """All facts about one lock, as pairs of label and text. ``time`` formats a point in time."""
     free = row["state"] == "free"
+    released = free or row["state"] == "resting"
     found = [
         ("name", row["name"]),
         ("state", state(row)),
-        ("last holder" if free else "holder", row["holder"]),
+        ("last holder" if released else "holder", row["holder"]),
         ("token", str(row["token"])),
         ("grant", row["grant"]),
-        ("last acquired" if free else "acquired", time(row["acquired_at"])),
+        ("last acquired" if released else "acquired", time(row["acquired_at"])),
         ("held for", "" if row["held_for"] is None else human(row["held_for"])),
-        ("released" if free else "renewed", time(row["renewed_at"])),
-        ("expires", time(row["expires_at"])),
+        ("released" if released else "renewed", time(row["renewed_at"])),
+        ("rests until" if released else "expires", time(row["expires_at"])),
         ("free in", "" if free else free_in(row)),
         *_metadata_facts(row["metadata"]),
     ]
@@ -124,7 +125,12 @@ def terminal_width() -> int:
 
 
 _HEAD = ("NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR")
-_COLOURS = {"held": "SUCCESS", "expired": "WARNING", "free": "HTTP_NOT_MODIFIED"}
+_COLOURS = {
+    "held": "SUCCESS",
+    "resting": "WARNING",
+    "expired": "WARNING",
+    "free": "HTTP_NOT_MODIFIED",
+}
 
 
 def rows(found: Sequence[Row], style: Any, columns: int | None) -> str:

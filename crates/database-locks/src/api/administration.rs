@@ -11,8 +11,8 @@ use crate::error::Error;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    Force, Holder, ListFilter, LockInfo, LockName, MAX_PERMITS, Prune, REQUEST_TIMEOUT, Semaphore,
-    Slot, Token,
+    Force, Holder, ListFilter, LockInfo, LockName, LockState, MAX_PERMITS, Prune, REQUEST_TIMEOUT,
+    Semaphore, Slot, Token,
 };
 
 /// Timeout of DDL, which waits on a busy server for transactions that use the table.
@@ -101,6 +101,9 @@ impl Locks {
                     .await;
                     let mut page = page.map_err(|e| e.into_error("read the locks"))?;
                     observe(&client, &mut page.rows);
+                    // The rest of a row may have ended.
+                    let kept = |row: &LockInfo| !(filter.not_free && row.state == LockState::Free);
+                    page.rows.retain(kept);
                     // A row that was deleted and inserted again meanwhile is found twice: the later
                     // one counts.
                     let key = |row: &LockInfo| (row.name.clone(), row.slot);
@@ -147,7 +150,8 @@ impl Locks {
         self.in_background(move |client| async move { read(&client, &name?).await })
     }
 
-    /// Release a lock by force, and return its former holder; `None` if it was free.
+    /// Release a lock by force, and return its former holder; `None` if it was free. If it
+    /// [rests](crate::Lock::at_least), end the rest, and return the latest holder.
     ///
     /// **The former holder works on until its next renewal**, where it learns of this (on
     /// PostgreSQL at once if its renewals are more than 5 s apart). Make sure first that it is dead
@@ -254,7 +258,9 @@ impl Locks {
 
     /// Delete the rows of locks that have been free for some time, and return their number.
     ///
-    /// If such a lock is used again, its tokens go on growing.
+    /// If such a lock is used again, its tokens go on growing. The time of its latest grant is
+    /// forgotten: for a lock with [`once_per`](crate::Lock::once_per), leave rows for longer than its
+    /// period.
     ///
     /// # Errors
     ///
@@ -404,7 +410,7 @@ impl Locks {
     }
 }
 
-/// The holder that lost a lock by [`Locks::force_release`].
+/// The holder that lost a lock by [`Locks::force_release`], or the latest one of a lock that rested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousHolder {
@@ -412,8 +418,11 @@ pub struct PreviousHolder {
     pub holder: Option<String>,
     /// The fencing token of its grant; `None` for a legacy holder (django-database-locks 0.5).
     pub token: Option<Token>,
-    /// How long it had held the lock, by the database's clock; `None` for a legacy holder.
+    /// How long it had held the lock, by the database's clock; `None` for a legacy holder, and if the
+    /// lock rested.
     pub held_for: Option<Duration>,
+    /// Whether it had released the lock, which [rested](crate::Lock::at_least).
+    pub rested: bool,
 }
 
 impl PreviousHolder {
@@ -421,7 +430,8 @@ impl PreviousHolder {
         Self {
             holder: holder.holder,
             token: holder.token,
-            held_for: holder.held_for,
+            held_for: holder.held_for.filter(|_| !holder.is_resting),
+            rested: holder.is_resting,
         }
     }
 }

@@ -290,6 +290,16 @@ impl Lock {
         Self(self.0.preempt(on))
     }
 
+    /// See [`crate::Lock::at_least`].
+    pub fn at_least(self, length: Duration) -> Self {
+        Self(self.0.at_least(length))
+    }
+
+    /// See [`crate::Lock::once_per`].
+    pub fn once_per(self, period: Duration) -> Self {
+        Self(self.0.once_per(period))
+    }
+
     /// See [`crate::Lock::metadata`].
     pub fn metadata(self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         Self(self.0.metadata(key, value))

@@ -18,7 +18,8 @@ use crate::client::read::{read, read_semaphore};
 use crate::error::Error;
 use crate::runtime;
 use protocol::{
-    GrantId, HeldBy, Human, LockInfo, LockName, MAX_PERMITS, Renewing, Short, Ticket, Timing, Ttl,
+    GrantId, HeldBy, Human, LockInfo, LockName, LockState, MAX_PERMITS, OncePer, Renewing, Short,
+    Ticket, Timing, Ttl, checked_at_least,
 };
 
 /// The default ttl.
@@ -39,6 +40,8 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 /// | `auto_renew`  | whether to renew at all                                        | yes |
 /// | `margin`      | how long before the end of the lease the holder stops trusting it; less than half of the ttl | a tenth of the ttl up to 30 s; 3 s for a ttl of 30 s to 5 min; 1 % above that |
 /// | `holder`      | the holder, for people: 1 to 255 characters                    | `host.pid.random` |
+/// | `at_least`    | how long no client can acquire the lock again, from the beginning of the grant, even if it is released before: 0 to 10 years | 0 |
+/// | `once_per`    | the period in which the lock is granted once: 100 ms to 10 years | none |
 /// | `preempt`     | whether to take the lock at once from the same `holder` in another process | no |
 /// | `metadata`    | JSON values to show with the lock; 4 KiB in all                | program, host, pid, version |
 ///
@@ -67,6 +70,8 @@ pub struct Lock {
     margin: Option<Duration>,
     holder: Option<String>,
     preempt: bool,
+    at_least: Duration,
+    once_per: Option<Duration>,
     metadata: Map<String, Value>,
     /// The number of permits of a semaphore; `None` for a lock.
     permits: Option<u32>,
@@ -102,6 +107,8 @@ impl Lock {
             margin: None,
             holder: None,
             preempt: false,
+            at_least: Duration::ZERO,
+            once_per: None,
             metadata: Map::new(),
             permits: None,
         }
@@ -226,6 +233,78 @@ impl Lock {
         self
     }
 
+    /// How long the lock stays unavailable from the beginning of the grant, even if it is released
+    /// before: 0 (the default) to 10 years. It may be longer than the ttl.
+    ///
+    /// For a short job that several machines start at about the same time, each with a clock of its
+    /// own: the slowest of them must not find the lock free again. A release before that time, by
+    /// [`release`](LockGuard::release), a drop or the end of the process, lets the lock **rest** for
+    /// what is left of it ([`LockState::Resting`](crate::LockState::Resting)). No client holds
+    /// a lock that rests, and none can acquire it: a try returns `None`, and a wait goes on until the
+    /// rest has ended. [`Locks::force_release`](crate::Locks::force_release) ends it;
+    /// [`preempt`](Lock::preempt) does not.
+    ///
+    /// A lock does not rest if it is lost, or if its holder is killed: then its lease expires. A
+    /// [ticket](LockGuard::into_ticket) does not contain the setting. The release of a lock that will
+    /// rest waits for the disk of the database, so that a crash does not end the rest. On a cluster
+    /// the rest ends by the clock of the node that is asked. Legacy (django-database-locks 0.5) sees
+    /// a lock that rests as a held one.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let job = locks.lock("cleanup").at_least(Duration::from_secs(50)).wait(Duration::ZERO);
+    /// job.run(async { /* takes a second */ }).await?;
+    /// assert!(job.try_acquire().await?.is_none(), "it rests");
+    /// # Ok(()) }
+    /// ```
+    pub fn at_least(mut self, length: Duration) -> Self {
+        self.at_least = length;
+        self
+    }
+
+    /// Acquire the lock only once in each period of this length: 100 ms to 10 years. By default as
+    /// often as it is free.
+    ///
+    /// For a job that several machines start in each period: the first one runs it, and the others
+    /// do without. The lock is refused if its latest grant began less than the period ago, by the
+    /// database's clock, less a tolerance of a tenth of the period, at most a minute: the machines do
+    /// not start at exactly the same time in each period. [`try_acquire`](Lock::try_acquire) then
+    /// returns `None`, and [`acquire`](Lock::acquire) at once [`Error::AlreadyRan`], whether the lock
+    /// is free or still held. If the holder's grant began earlier, `acquire` waits for the lock as
+    /// usual.
+    ///
+    /// **A grant counts, whether its work succeeded or not**: a job that failed is not run again in
+    /// the same period. Each grant of this name counts, also one of a caller without this setting;
+    /// that of legacy (django-database-locks 0.5) does not, since it is not recorded. The time of the
+    /// latest grant is in the row, so [`Locks::prune`](crate::Locks::prune) has to leave rows for
+    /// longer than the period.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use database_locks::Error;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let hourly = locks.lock("hourly report").once_per(Duration::from_secs(3600));
+    /// hourly.run(async { /* … */ }).await?;
+    /// match hourly.run(async { unreachable!() }).await {
+    ///     Err(Error::AlreadyRan { ago, .. }) => println!("another machine ran it {ago:?} ago"),
+    ///     other => other?,
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn once_per(mut self, period: Duration) -> Self {
+        self.once_per = Some(period);
+        self
+    }
+
     /// A value to show with the lock, under `meta`. All metadata together is at most 4 KiB of JSON.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.metadata.insert(key.into(), value.into());
@@ -263,6 +342,11 @@ impl Lock {
                 let allowed = "left out for a semaphore: its holders are not told apart by name";
                 return Err(Error::config("preempt", "on", allowed));
             }
+            if let Some(period) = self.once_per {
+                let got = Human(period).to_string();
+                let allowed = "left out for a semaphore: it is for a lock, which has one holder";
+                return Err(Error::config("once_per", got, allowed));
+            }
         }
         if self.poll < MIN_POLL {
             let got = Human(self.poll).to_string();
@@ -275,13 +359,16 @@ impl Lock {
             timing: Timing::new(self.ttl, self.renewing, self.margin)?,
             wait,
             preempt: self.preempt,
+            at_least: checked_at_least(self.at_least)?,
+            once_per: self.once_per.map(OncePer::new).transpose()?,
             poll: self.poll,
             limit: self.permits,
         })
     }
 
-    /// Acquire the lock now, or return `None` if another client holds it. On a cluster it may wait:
-    /// see [`Lock::wait`].
+    /// Acquire the lock now, or return `None` if another client holds it, if it
+    /// [rests](Lock::at_least), or if it was granted too recently for [`once_per`](Lock::once_per).
+    /// On a cluster it may wait: see [`Lock::wait`].
     ///
     /// The future borrows nothing.
     ///
@@ -316,7 +403,10 @@ impl Lock {
         let lock = self.clone();
         async move {
             let request = lock.request(Some(Duration::ZERO), None)?;
-            acquire(Arc::clone(lock.endpoint.client()?), request).await
+            match acquire(Arc::clone(lock.endpoint.client()?), request).await {
+                Err(Error::AlreadyRan { .. }) => Ok(None),
+                done => done,
+            }
         }
     }
 
@@ -326,7 +416,8 @@ impl Lock {
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] when the wait is over, naming the holder; [`Error::Unavailable`] if the
+    /// [`Error::TimedOut`] when the wait is over, naming the holder; [`Error::AlreadyRan`] at once if
+    /// the latest grant is too recent for [`once_per`](Lock::once_per); [`Error::Unavailable`] if the
     /// database could not be reached at its end; [`Error::Conflict`] if no holder is known but the
     /// row or the table stayed locked; [`Error::Config`] and [`Error::Rejected`] at once.
     ///
@@ -365,19 +456,27 @@ impl Lock {
         // Only a wait of zero returns `None`. The error names the holder.
         let (shared, of, permits) = (Arc::clone(client), name.clone(), self.permits);
         let busy = runtime::run(async move { busy(&shared, &of, permits).await });
-        let (by, permits) = busy.await.unwrap_or((None, permits));
-        let (holder, held_for) = by.map_or((None, None), |by| (by.holder, by.held_for));
+        let Busy {
+            holder,
+            held_for,
+            rests_for,
+            permits,
+        } = busy.await.unwrap_or_default();
         Err(Error::TimedOut {
             name,
             waited: Duration::ZERO,
             holder,
             held_for,
             permits,
+            rests_for,
         })
     }
 
     /// Resume a lock that was handed over, with the settings of this one: see
     /// [`Locks::resume`](crate::Locks::resume). The future borrows nothing.
+    ///
+    /// [`at_least`](Lock::at_least) counts from this call; [`once_per`](Lock::once_per) has no
+    /// effect.
     ///
     /// # Errors
     ///
@@ -404,19 +503,56 @@ impl Lock {
     }
 }
 
-/// The holder of a lock, or one of a semaphore and the number of its permits.
-async fn busy(
-    client: &Client,
-    name: &LockName,
+/// What keeps a caller out that does not wait.
+#[derive(Default)]
+struct Busy {
+    holder: Option<String>,
+    held_for: Option<Duration>,
+    rests_for: Option<Duration>,
     permits: Option<u32>,
-) -> Result<(Option<HeldBy>, Option<u32>), Error> {
-    let Some(limit) = permits else {
-        // A free row still contains the last holder.
-        let by = read(client, name).await?.and_then(|info| info.held_by());
-        return Ok((by, None));
+}
+
+/// Read it: `permits` is the limit of a semaphore.
+async fn busy(client: &Client, name: &LockName, permits: Option<u32>) -> Result<Busy, Error> {
+    let (info, permits) = match permits {
+        None => (read(client, name).await?, None),
+        Some(limit) => {
+            let semaphore = read_semaphore(client, name).await?;
+            let permits = semaphore.limit.unwrap_or(limit);
+            let taken = semaphore.permits.into_iter();
+            let taken = taken.filter(|info| info.state != LockState::Free);
+            (taken.max_by_key(|info| info.held_for), Some(permits))
+        }
     };
-    let semaphore = read_semaphore(client, name).await?;
-    let held = semaphore.permits.iter().filter_map(LockInfo::held_by);
-    let first = held.min_by_key(|by| std::cmp::Reverse(by.held_for));
-    Ok((first, semaphore.limit.or(Some(limit))))
+    Ok(match info {
+        Some(LockInfo {
+            state: LockState::Resting { free_in },
+            holder,
+            ..
+        }) => Busy {
+            holder,
+            rests_for: Some(free_in),
+            permits,
+            ..Busy::default()
+        },
+        // A free row still contains the last holder.
+        Some(info) => match info.held_by() {
+            Some(HeldBy {
+                holder, held_for, ..
+            }) => Busy {
+                holder,
+                held_for,
+                permits,
+                ..Busy::default()
+            },
+            None => Busy {
+                permits,
+                ..Busy::default()
+            },
+        },
+        None => Busy {
+            permits,
+            ..Busy::default()
+        },
+    })
 }

@@ -15,6 +15,7 @@ pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Durat
         holder: Some(holder.to_owned()),
         held_for: Some(held_for),
         permits: None,
+        rests_for: None,
     }
 }
 

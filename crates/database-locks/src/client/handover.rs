@@ -47,6 +47,7 @@ async fn in_background(
             grant: random_grant_id()?,
             holder: request.holder,
             length: request.timing.first_grant(),
+            not_within: None,
             metadata: request.metadata,
             expired_version: None,
             kind: Kind::Exclusive,
@@ -74,7 +75,8 @@ async fn in_background(
         }
         unresumed.command = None;
         let grant = command.granted(confirmed_by);
-        let guard = start_renewing(&client, grant, lease).await;
+        let until = sent + request.at_least;
+        let guard = start_renewing(&client, grant, lease, until).await;
         let guard = guard.map_err(|loss| Error::lost(&to.name, loss))?;
         metrics::resumed(client.store.engine());
         log_grant!(debug, &guard.state.grant, "lock resumed");
@@ -129,11 +131,13 @@ impl Drop for ReleaseUnlessResumed<'_> {
             token: Some(*token),
             grant: to.grant,
             holder: Arc::clone(&to.holder),
+            rest: Duration::ZERO,
             durable: true,
         };
         tokio::spawn(release_grant(
             Arc::clone(&self.client),
             command,
+            BootInstant::ZERO,
             Ttl::Infinite,
             None,
         ));

@@ -67,9 +67,13 @@ pub(crate) fn observe(client: &Client, rows: &mut [LockInfo]) {
         let left = client
             .observations
             .record(&key, version, *length, *overdue, now);
-        row.state = match client.observations.ended_for(&key, now) {
-            Some(since) => LockState::Expired { since },
-            None => LockState::Held {
+        row.state = match (client.observations.ended_for(&key, now), row.state) {
+            (Some(_), LockState::Resting { .. }) => LockState::Free,
+            (None, LockState::Resting { free_in }) => LockState::Resting {
+                free_in: free_in.min(left),
+            },
+            (Some(since), _) => LockState::Expired { since },
+            (None, _) => LockState::Held {
                 free_in: Some(left),
             },
         };

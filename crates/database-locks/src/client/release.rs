@@ -36,6 +36,9 @@ const LONGEST_REJECTED: Duration = Duration::from_secs(30);
 /// The release counts as pending from this call, not from its first poll, so that a drain after the
 /// drop of a guard waits for it.
 ///
+/// Each try lets the lock rest for what is left until `unavailable_until` when it is sent, so that
+/// neither a pause nor a repetition makes the rest longer.
+///
 /// `held_for` is for the log; `None` if the grant comes from a cancelled acquire.
 ///
 /// # Errors
@@ -44,10 +47,11 @@ const LONGEST_REJECTED: Duration = Duration::from_secs(30);
 pub(crate) fn release_grant(
     client: Arc<Client>,
     command: ReleaseCommand,
+    unavailable_until: BootInstant,
     ttl: Ttl,
     held_for: Option<Duration>,
 ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
-    ReleaseRequest::new(client, command, ttl, held_for).in_background()
+    ReleaseRequest::new(client, command, unavailable_until, ttl, held_for).in_background()
 }
 
 /// A release in progress. If it is dropped before it is done, the background completes it.
@@ -58,6 +62,7 @@ impl ReleaseRequest {
     pub(crate) fn new(
         client: Arc<Client>,
         command: ReleaseCommand,
+        unavailable_until: BootInstant,
         ttl: Ttl,
         held_for: Option<Duration>,
     ) -> Self {
@@ -66,8 +71,11 @@ impl ReleaseRequest {
             Ttl::Infinite => BootInstant::MAX,
         };
         let pending = Some(client.pending_releases.begin());
+        // As long as no other client has acquired the lock, it can still rest.
+        let end = end.max(unavailable_until);
         Self(Some(ForkSafe::new(ReleaseTask {
             pending,
+            unavailable_until,
             ..ReleaseTask::new(client, command, end, held_for)
         })))
     }
@@ -79,7 +87,7 @@ impl ReleaseRequest {
         let permit = task.client.direct.as_ref()?.enter()?;
         // Until the answer arrives, in case this future is dropped.
         task.first_answer = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
-        match permit.release(task.command.clone()).await {
+        match permit.release(task.next_command()).await {
             None => None,
             Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld))) => {
                 let done = task.decided(done);
@@ -136,7 +144,9 @@ type Background = Pin<Box<dyn Future<Output = ()> + Send>>;
 struct ReleaseTask {
     client: Arc<Client>,
     command: ReleaseCommand,
-    /// When the lease ends by itself.
+    /// Until when the lock rests after the release.
+    unavailable_until: BootInstant,
+    /// When the lease ends by itself, and a rest would too.
     lease_end: BootInstant,
     held_for: Option<Duration>,
     /// The answer on the direct connection, for the first iteration. While that request is
@@ -161,6 +171,7 @@ impl ReleaseTask {
         Self {
             client,
             command,
+            unavailable_until: BootInstant::ZERO,
             lease_end,
             held_for,
             first_answer: None,
@@ -171,13 +182,19 @@ impl ReleaseTask {
         }
     }
 
+    /// The command of a try that is sent now.
+    fn next_command(&self) -> ReleaseCommand {
+        let rest = self.unavailable_until - clock::now();
+        self.command.clone().resting(rest)
+    }
+
     async fn run(mut self) -> Result<Released, Error> {
         let mut pause = FIRST_RETRY;
         loop {
             let sent = clock::now();
             let answer = match self.first_answer.take() {
                 Some(answer) => answer,
-                None => self.client.releases.ask(self.command.clone()).await,
+                None => self.client.releases.ask(self.next_command()).await,
             };
             let failure = match answer {
                 Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld)) => {
@@ -298,6 +315,7 @@ impl ReleaseTask {
     fn detached(self, retry: Retry) -> Self {
         Self {
             retry: Some(retry),
+            unavailable_until: self.unavailable_until,
             ..Self::new(self.client, self.command, self.lease_end, self.held_for)
         }
     }

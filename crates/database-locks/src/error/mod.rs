@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::loss::Loss;
 use crate::runtime::RuntimeError;
-use protocol::{Holding, Human, InvalidSetting, LockName, LostReason};
+use protocol::{Holding, Human, InvalidSetting, LatestGrant, LockName, LostReason, Resting};
 
 /// The cause of an [`Error`]. Its type is not part of the interface.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
@@ -18,6 +18,7 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 /// | variant | what to do |
 /// | --- | --- |
 /// | `TimedOut` | wait longer, or do without |
+/// | `AlreadyRan` | do without: the work of this period was begun |
 /// | `Lost` | stop the protected work; to go on, acquire again and start from what is stored |
 /// | `Conflict`, `Unavailable` | try again later |
 /// | `Rejected` | fix the cause: a right, a table, a password |
@@ -46,23 +47,40 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The wait ran out while another client held the lock. Nothing was acquired.
+    /// The wait ran out while another client held the lock, or the lock rested. Nothing was acquired.
     #[error("{} `{name}` not acquired within {}{}{}",
         if permits.is_some() { "a permit of" } else { "lock" },
-        Human(*.waited), PermitsSuffix(*.permits), HeldBySuffix(.holder.as_deref(), *.held_for))]
+        Human(*.waited), PermitsSuffix(*.permits), HeldBySuffix(.holder.as_deref(), *.held_for, *.rests_for))]
     #[non_exhaustive]
     TimedOut {
         /// Which lock.
         name: LockName,
         /// How long the caller waited.
         waited: Duration,
-        /// The holder when the lock was last read; `None` if no holder was known.
+        /// The holder when the lock was last read, or the latest one of a lock that rested; `None`
+        /// if no holder was known.
         holder: Option<String>,
         /// How long the lock had been held by then, by the database's clock.
         held_for: Option<Duration>,
         /// The number of permits of a semaphore, all of them held; 0 if an operator has paused it.
         /// `None` for a lock.
         permits: Option<u32>,
+        /// How long the lock [rested](crate::Lock::at_least) from then on; `None` if it was held.
+        rests_for: Option<Duration>,
+    },
+    /// The latest grant of the lock began too recently for one [once per](crate::Lock::once_per)
+    /// period. Nothing was acquired.
+    #[error("lock `{name}` not acquired: it was granted{} {} ago, and is granted once per {}", GrantedTo(.holder.as_deref()), Human(*.ago), Human(*.once_per))]
+    #[non_exhaustive]
+    AlreadyRan {
+        /// Which lock.
+        name: LockName,
+        /// The period of the caller.
+        once_per: Duration,
+        /// How long ago the latest grant began, by the database's clock.
+        ago: Duration,
+        /// Its holder, which may still hold the lock; `None` if it is not known.
+        holder: Option<String>,
     },
     /// The lease ended before it was released. Stop the protected work: another holder may already
     /// be running.
@@ -129,6 +147,15 @@ impl Error {
             name: name.clone(),
             reason: loss.reason(),
             loss,
+        }
+    }
+
+    pub(crate) fn already_ran(name: &LockName, once_per: Duration, latest: LatestGrant) -> Self {
+        Self::AlreadyRan {
+            name: name.clone(),
+            once_per,
+            ago: latest.ago,
+            holder: latest.holder,
         }
     }
 
@@ -261,9 +288,10 @@ impl From<Error> for std::io::Error {
             Error::TimedOut { .. } => ErrorKind::TimedOut,
             Error::Conflict { .. } => ErrorKind::ResourceBusy,
             Error::Config { .. } => ErrorKind::InvalidInput,
-            Error::Lost { .. } | Error::Unavailable { .. } | Error::Rejected { .. } => {
-                ErrorKind::Other
-            }
+            Error::AlreadyRan { .. }
+            | Error::Lost { .. }
+            | Error::Unavailable { .. }
+            | Error::Rejected { .. } => ErrorKind::Other,
         };
         Self::new(kind, error)
     }
@@ -320,12 +348,24 @@ impl fmt::Display for PermitsSuffix {
     }
 }
 
-struct HeldBySuffix<'a>(Option<&'a str>, Option<Duration>);
+/// The holder, for how long it has held the lock, and for how long the lock rests.
+struct HeldBySuffix<'a>(Option<&'a str>, Option<Duration>, Option<Duration>);
 
 impl fmt::Display for HeldBySuffix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let holding = self.0.map(|holder| Holding(holder, self.1));
-        holding.map_or(Ok(()), |holding| write!(f, ": {holding}"))
+        match (self.0, self.2) {
+            (Some(holder), Some(left)) => write!(f, ": {}", Resting(holder, left)),
+            (Some(holder), None) => write!(f, ": {}", Holding(holder, self.1)),
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+struct GrantedTo<'a>(Option<&'a str>);
+
+impl fmt::Display for GrantedTo<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |holder| write!(f, " to {holder}"))
     }
 }
 
@@ -384,10 +424,45 @@ mod tests {
             holder: Some("db1.17.ab".into()),
             held_for: Some(Duration::from_secs(125)),
             permits: None,
+            rests_for: None,
+            permits: None,
         };
         assert_eq!(
             error.to_string(),
             "lock `job` not acquired within 1.5s: held by db1.17.ab for 2m 5s"
         );
+    }
+
+    #[test]
+    fn a_timeout_of_a_lock_that_rests_says_for_how_long() {
+        let error = Error::TimedOut {
+            name: LockName::new("job").unwrap(),
+            waited: Duration::ZERO,
+            holder: Some("db1.17.ab".into()),
+            held_for: None,
+            rests_for: Some(Duration::from_secs(40)),
+        };
+        assert_eq!(
+            error.to_string(),
+            "lock `job` not acquired within 0ms: resting for another 40s after db1.17.ab"
+        );
+    }
+
+    #[test]
+    fn a_grant_that_is_too_recent_is_named_with_its_age_and_the_period() {
+        let error = |holder: Option<&str>| {
+            let latest = LatestGrant {
+                holder: holder.map(str::to_owned),
+                ago: Duration::from_secs(4),
+            };
+            let name = LockName::new("job").unwrap();
+            Error::already_ran(&name, Duration::from_secs(3_600), latest).to_string()
+        };
+        assert_eq!(
+            error(Some("db1.17.ab")),
+            "lock `job` not acquired: it was granted to db1.17.ab 4s ago, and is granted once per 1h \
+             0m"
+        );
+        assert!(error(None).contains("it was granted 4s ago"));
     }
 }

@@ -38,7 +38,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Connect unless connected, and reject a server that cannot serve: too old, read-only.
     fn connect(&self, within: Duration) -> Reply<'_, ()>;
 
-    /// Grant the locks that are free. Never waits for a row. A lock that is held is not written to.
+    /// Grant the locks that are free. Never waits for a row. A lock that is held or rests, or whose
+    /// latest grant is too recent for the command, is not written to.
     fn acquire<'a>(
         &'a self,
         commands: &'a [AcquireCommand],
@@ -49,7 +50,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], within: Duration)
     -> Reply<'a, Vec<Renewal>>;
 
-    /// Free the locks of these grants, if they still hold them.
+    /// Free the locks of these grants, or let them rest, if the grants still hold them.
     fn release<'a>(
         &'a self,
         commands: &'a [ReleaseCommand],
@@ -70,7 +71,8 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, Page>;
 
-    /// The holder of each of these locks. `None`: the lock looks free, so an acquire may succeed.
+    /// The holder of each of these locks, or the latest one of a lock that rests. `None`: the lock
+    /// looks free, so an acquire may succeed.
     ///
     /// Takes no lock and waits for no row. On a cluster the answer is what the connected node has
     /// applied, so it only decides when to try.
@@ -81,7 +83,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     ) -> Reply<'a, Vec<Option<Holder>>>;
 
     /// Replace a grant by another one of the same holder, with a new token, if it still holds the
-    /// lock.
+    /// lock. It does not end a rest.
     fn take_over<'a>(
         &'a self,
         command: &'a TakeOverCommand,
@@ -91,7 +93,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Replace a grant by another one with the same token, if it still holds the lock.
     fn resume<'a>(&'a self, command: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal>;
 
-    /// Free a lock, whichever grant holds it.
+    /// Free a lock, whichever grant holds it, or end its rest.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
 
     /// Delete rows of locks that have been free for `idle`, among one page of rows with ids greater
@@ -318,6 +320,12 @@ impl fmt::Debug for Barrier {
 /// A duration in microseconds, as statements take it.
 pub(crate) fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// The rest that a release asks for, as statements take it; null: the lock is free at once.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) fn rest_micros(command: &ReleaseCommand) -> Option<i64> {
+    (!command.rest.is_zero()).then(|| micros(command.rest))
 }
 
 /// A duration that every engine can subtract from its clock: at most a thousand years.

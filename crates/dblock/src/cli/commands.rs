@@ -174,6 +174,16 @@ pub(super) struct RunOptions {
     /// standard input); the lock is released when CMD ends
     #[arg(long, conflicts_with_all = ["no_wait", "wait", "conflict_exit_code"])]
     pub(super) ticket: Option<String>,
+    /// How long no client can acquire the lock again, from the grant on, even if CMD ends before: 0
+    /// to 10 years
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration,
+          conflicts_with = "ticket")]
+    pub(super) at_least: Option<Duration>,
+    /// Run CMD only once in each period, of all clients: 100ms to 10 years; if it was begun in this
+    /// period already, end with 0
+    #[arg(long, value_name = "PERIOD", allow_hyphen_values = true, value_parser = values::period,
+          conflicts_with = "ticket")]
+    pub(super) once_per: Option<Duration>,
     /// What happens to CMD if the lock is lost
     #[arg(long, value_name = "WHAT", default_value = "term")]
     pub(super) on_lost: OnLost,

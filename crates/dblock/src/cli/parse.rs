@@ -50,6 +50,8 @@ fn task(command: Command) -> Result<Task, Failure> {
             lock: run.options.into_args(run.name, run.ttl),
             ticket: run.ticket.map(TicketSource::from_option),
             command: without_separator(run.command),
+            at_least: run.at_least.unwrap_or_default(),
+            once_per: run.once_per,
             on_lost: run.on_lost,
             grace: run.grace,
         }),

@@ -105,6 +105,10 @@ pub(crate) struct RunArgs {
     /// The ticket of a lock that is held already, which is resumed.
     pub(crate) ticket: Option<TicketSource>,
     pub(crate) command: Vec<OsString>,
+    /// How long the lock stays unavailable from the grant on.
+    pub(crate) at_least: Duration,
+    /// The period in which CMD runs once.
+    pub(crate) once_per: Option<Duration>,
     pub(crate) on_lost: OnLost,
     /// `None`: the default for the ttl.
     pub(super) grace: Option<Duration>,

@@ -42,6 +42,14 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A period of `--once-per`.
+pub(super) fn period(text: &str) -> Result<Duration, String> {
+    match parse_duration(text).map_err(rule)? {
+        length if (Ttl::MIN..=Ttl::MAX).contains(&length) => Ok(length),
+        _ => Err("must be 100ms to 10 years".to_owned()),
+    }
+}
+
 pub(super) fn exit_code(text: &str) -> Result<u8, String> {
     text.parse()
         .map_err(|_| "must be a number from 0 to 255".to_owned())

@@ -110,6 +110,7 @@ async fn acquire_or_blocked(
             Error::TimedOut {
                 holder: None,
                 held_for: None,
+                rests_for: None,
                 ..
             }
         );

@@ -35,6 +35,12 @@ pub(crate) async fn force_release(target: &Target, name: &LockName) -> Result<u8
         Some(previous) => {
             let holder = previous.holder.as_deref();
             let holder = holder.unwrap_or("a holder without a name");
+            if previous.rested {
+                output::notice(&format!(
+                    "lock `{name}` is free: its rest after {holder} is ended"
+                ));
+                return Ok(0);
+            }
             let age = previous.held_for.map(|age| format!(" for {}", human(age)));
             let age = age.unwrap_or_default();
             format!("lock `{name}` released by force: {holder} had held it{age}")

@@ -71,7 +71,8 @@ fn cells(lock: &LockInfo) -> Vec<String> {
 /// Everything about one lock, a line for each field.
 pub(crate) fn lock_details(lock: &LockInfo) -> String {
     let free = lock.state == LockState::Free;
-    let label = |held, when_free| if free { when_free } else { held };
+    let released = free || matches!(lock.state, LockState::Resting { .. });
+    let label = |held, when_released| if released { when_released } else { held };
     let mut fields = vec![
         ("name", Some(quoted_name(lock))),
         ("state", Some(lock.state.as_str().to_owned())),
@@ -84,7 +85,10 @@ pub(crate) fn lock_details(lock: &LockInfo) -> String {
         ),
         ("held for", lock.held_for.map(human)),
         (label("renewed", "released"), lock.renewed_at.and_then(time)),
-        ("expires", lock.expires_at.and_then(time)),
+        (
+            if released { "rests until" } else { "expires" },
+            lock.expires_at.and_then(time),
+        ),
         ("free in", Some(free_in(lock)).filter(|_| !free)),
     ];
     let metadata = lock.parsed_metadata();
@@ -135,7 +139,7 @@ fn colour(state: LockState) -> &'static str {
         // Without end: it is free only when it is released.
         LockState::Held { free_in: None } => BOLD,
         LockState::Held { .. } => GREEN,
-        LockState::Expired { .. } => YELLOW,
+        LockState::Expired { .. } | LockState::Resting { .. } => YELLOW,
         _ => DIM,
     }
 }

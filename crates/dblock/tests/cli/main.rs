@@ -15,6 +15,7 @@ mod prune;
 mod run;
 mod show;
 mod signals;
+mod spacing;
 mod support;
 mod terminal;
 mod tickets;

@@ -268,6 +268,7 @@ fn ticket() -> ResumeCommand {
             grant: GrantId::of([8; 16]),
             holder: "next".into(),
             length: std::time::Duration::from_secs(30),
+            not_within: None,
             metadata: "{}".into(),
             expired_version: None,
             kind: Kind::Exclusive,

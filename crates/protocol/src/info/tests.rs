@@ -49,6 +49,12 @@ fn held(metadata: Option<&str>) -> LockInfo {
     }
 }
 
+fn resting() -> LockState {
+    LockState::Resting {
+        free_in: Duration::from_secs(40),
+    }
+}
+
 fn expired() -> LockState {
     LockState::Expired {
         since: Duration::from_secs(5),
@@ -69,6 +75,7 @@ fn the_json_says_how_long_the_lease_lasts_in_each_state() {
         (LockState::Free, "free", json!(null)),
         (LockState::Held { free_in: None }, "held", json!(null)),
         (held(None).state, "held", json!(1.5)),
+        (resting(), "resting", json!(40.0)),
         (expired(), "expired", json!(0.0)),
     ] {
         let info = LockInfo {
@@ -111,6 +118,17 @@ fn only_a_held_lock_has_a_holder() {
         assert_eq!(info.holder_summary(), "free");
         assert_eq!(info.held_by(), None);
     }
+}
+
+#[test]
+fn a_lock_that_rests_has_no_holder_but_the_latest_one() {
+    let info = LockInfo {
+        state: resting(),
+        ..held(None)
+    };
+    assert!(!info.is_held());
+    assert_eq!(info.holder_summary(), "resting for another 40s after me");
+    assert_eq!(info.held_by(), None);
 }
 
 #[test]

@@ -223,6 +223,7 @@ fn fork_direct(url: &str, name: &str) -> Done {
     child_ends(child);
     let what = ReleaseCommand {
         slot: Default::default(),
+        rest: Duration::ZERO,
         name: command.name,
         token: Some(token),
         grant: command.grant,

@@ -256,6 +256,7 @@ async fn race(
                         Outcome::Granted { token, .. } => return Some(token),
                         Outcome::Held(_) => return None,
                         Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
+                        other => panic!("{other:?}"),
                     }
                 }
                 panic!("busy without end")

@@ -122,6 +122,7 @@ pub fn acquire_command(lock: &str, holder: &str, length: Duration) -> AcquireCom
         grant: random_grant_id().expect("randomness"),
         holder: holder.into(),
         length,
+        not_within: None,
         metadata: "{}".into(),
         expired_version: None,
         kind: Default::default(),

@@ -8,8 +8,10 @@ mod acquiring;
 mod batches;
 mod direct_store;
 pub(crate) mod fixture;
+mod once_per;
 mod releasing;
 mod renewing;
+mod resting;
 mod restored;
 mod same_holder;
 mod semaphores;
@@ -21,8 +23,10 @@ pub use batches::*;
 pub use fixture::{
     StoreFixture, acquire_command, granted, info, list, name, release, renew, try_once,
 };
+pub use once_per::*;
 pub use releasing::*;
 pub use renewing::*;
+pub use resting::*;
 pub use restored::*;
 pub use same_holder::*;
 pub use semaphores::*;
@@ -85,6 +89,20 @@ macro_rules! contract_tests {
             a_ticket_resumes_a_permit,
             permits_are_listed_and_pruned,
             contending_clients_never_exceed_the_limit,
+            a_lock_rests_after_its_release,
+            a_repeated_release_makes_no_rest_longer,
+            a_lock_is_free_after_its_rest,
+            a_release_by_force_ends_a_rest,
+            a_rest_is_neither_taken_over_nor_resumed,
+            a_batch_of_releases_has_a_rest_for_each,
+            a_lock_that_rests_is_listed_and_pruned_when_its_rest_has_ended,
+            a_release_without_a_rest_frees_the_lock_at_once,
+            a_recent_grant_keeps_another_from_beginning,
+            an_old_grant_keeps_none_from_beginning,
+            a_first_grant_is_never_too_late,
+            a_batch_of_acquires_has_a_window_for_each,
+            of_many_starts_in_one_period_one_is_granted,
+            the_latest_recorded_grant_counts_unless_it_is_far_in_the_future,
         );
     };
     ($engine:ident, $db:expr, $($clause:ident),* $(,)?) => {

@@ -193,6 +193,7 @@ pub async fn a_repeated_acquire_of_a_permit_recognises_its_own_grant(fixture: &S
         grant: command.grant,
         holder: command.holder.clone(),
         durable: false,
+        rest: Duration::ZERO,
     };
     let released = store.release(&[unknown], WITHIN).await.expect("an answer");
     assert!(released[0] != Released::NotHeld, "{released:?}");

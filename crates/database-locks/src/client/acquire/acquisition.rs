@@ -131,6 +131,10 @@ impl<'a> Acquisition<'a> {
                     None => continue,
                 }
             }
+            if let Ok(Outcome::TooRecent(latest)) = outcome {
+                self.client.outages.log_answered(sent);
+                return Err(self.request.already_ran(latest));
+            }
             let now = clock::now();
             if self.request.is_single_try() && self.ends_single_try(&outcome, now) {
                 return match outcome {
@@ -234,7 +238,8 @@ impl<'a> Acquisition<'a> {
             Err(loss) => loss,
         };
         self.queues().left(name);
-        if self.request.is_single_try() {
+        // The grant that was lost is too recent for another one.
+        if self.request.is_single_try() || self.request.once_per.is_some() {
             return Err(Error::lost(name, loss));
         }
         let took = clock::now() - sent;

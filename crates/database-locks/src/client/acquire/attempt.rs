@@ -24,7 +24,8 @@ use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
     AcquireCommand, BootInstant, Grant, GrantId, Holder, Kind, Lease, LostReason, MAX_FIRST_GRANT,
-    ObservedExpiry, Outcome, Primary, ReleaseCommand, Released, Slot, TakeOverCommand, Token, Ttl,
+    ObservedExpiry, OncePer, Outcome, Primary, ReleaseCommand, Released, Slot, TakeOverCommand,
+    Token, Ttl,
 };
 
 /// One grant that is being requested. Dropping this while the outcome is unknown releases the grant
@@ -56,6 +57,7 @@ impl Attempt {
             grant: random_grant_id()?,
             holder: Arc::clone(&request.holder),
             length: request.timing.first_grant(),
+            not_within: request.once_per.map(OncePer::window),
             metadata: Arc::clone(&request.metadata),
             expired_version: None,
             kind: match request.limit {
@@ -102,10 +104,14 @@ impl Attempt {
         }
     }
 
-    /// Whether the request may preempt: the same holder has the lock in another process.
+    /// Whether the request may preempt: the same holder has the lock in another process. A rest does
+    /// not end earlier for the same holder.
     fn may_take_over(&self, holder: &Holder) -> bool {
         let here = || !holder.is_legacy && holder.grant.as_deref().is_some_and(is_own_grant);
-        self.request.preempt && holder.holder.as_deref() == Some(&*self.request.holder) && !here()
+        self.request.preempt
+            && !holder.is_resting
+            && holder.holder.as_deref() == Some(&*self.request.holder)
+            && !here()
     }
 
     async fn take_over(&mut self, from: Holder) -> Result<Outcome, StoreError> {
@@ -186,7 +192,7 @@ impl Attempt {
         let mut outcome = answer?;
         self.observe(&mut outcome);
         self.is_unknown = match outcome {
-            Outcome::Held(_) => false,
+            Outcome::Held(_) | Outcome::TooRecent(_) => false,
             // An earlier request of this attempt, whose reply was lost, may have the row locked.
             Outcome::Busy => was_unknown,
             Outcome::Granted { confirmed_by, .. } => {
@@ -209,7 +215,12 @@ impl Attempt {
             Ok(None) | Err(_) => return None,
         };
         let own = holder.grant.as_deref() == Some(self.command.grant.as_str());
-        if own || self.may_take_over(&holder) {
+        // A new holder, after which this request is too late.
+        let window = self.command.not_within;
+        let too_recent = window
+            .zip(holder.held_for)
+            .is_some_and(|(window, ago)| ago <= window);
+        if own || too_recent || self.may_take_over(&holder) {
             return None;
         }
         let mut outcome = Outcome::Held(holder);
@@ -237,12 +248,17 @@ impl Attempt {
                         holder.free_in = left.min().or(holder.free_in);
                         self.observed = permits.observed.iter().map(|(slot, _)| *slot).collect();
                     }
-                    (None, Some(of)) => holder.free_in = Some(record(&key, of)),
+                    (None, Some(of)) => {
+                        let left = record(&key, of);
+                        // A rest may end earlier by the clock of the database.
+                        let by_clock = holder.free_in.filter(|_| holder.is_resting);
+                        holder.free_in = Some(by_clock.map_or(left, |by_clock| by_clock.min(left)));
+                    }
                     (None, None) => observations.forget(&key),
                 }
             }
             Outcome::Granted { slot, .. } => observations.forget(&(key.0, *slot)),
-            Outcome::Busy => {}
+            Outcome::TooRecent(_) | Outcome::Busy => {}
         }
     }
 
@@ -260,7 +276,8 @@ impl Attempt {
         }
         self.is_unknown = false;
         let grant = self.command.granted(slot, token, self.confirmed_by);
-        start_renewing(&self.client, grant, lease).await
+        let until = self.sent + self.request.at_least;
+        start_renewing(&self.client, grant, lease, until).await
     }
 }
 
@@ -276,13 +293,16 @@ impl Drop for Attempt {
             token: None,
             grant: command.grant,
             holder: Arc::clone(&command.holder),
+            rest: Duration::ZERO,
             durable: false,
         };
         // An acquire requests no longer lease, so the grant has expired by then.
         let ttl = Ttl::Finite(MAX_FIRST_GRANT);
         let client = Arc::clone(&self.client);
         let pending = client.pending_releases.begin();
-        let send = move |release| release_grant(Arc::clone(&client), release, ttl, None);
+        let send = move |release| {
+            release_grant(Arc::clone(&client), release, BootInstant::ZERO, ttl, None)
+        };
         let (first, mut under_way) = (send(release.clone()), self.under_way.take());
         let _ = runtime::spawn(async move {
             if let Some(under_way) = &mut under_way {
@@ -305,7 +325,7 @@ impl Drop for Attempt {
 }
 
 /// Renew a grant from now on. For a long lease, wait until the database has confirmed its full
-/// length.
+/// length. A release lets the lock rest until `unavailable_until`.
 ///
 /// # Errors
 ///
@@ -314,8 +334,9 @@ pub(crate) async fn start_renewing(
     client: &Arc<Client>,
     grant: Grant,
     lease: Lease,
+    unavailable_until: BootInstant,
 ) -> Result<LockGuard, Loss> {
-    let state = GrantState::new(client.store.engine(), grant, &lease);
+    let state = GrantState::new(client.store.engine(), grant, &lease, unavailable_until);
     let guard = LockGuard::new(Arc::clone(client), Arc::clone(&state), lease.timing().ttl());
     client.scheduler.add(lease, Arc::clone(&state));
     let settled = state

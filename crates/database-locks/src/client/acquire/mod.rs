@@ -1,5 +1,6 @@
 //! Acquiring a lock: one try, or a wait until the lock is granted.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -80,7 +81,8 @@ async fn acquire_trusted(
         };
         drop(guard);
         let left = limit.map(|limit| limit.saturating_sub(clock::now() - began));
-        if left.is_some_and(|left| left.is_zero()) {
+        // The grant that was lost is too recent for another one.
+        if left.is_some_and(|left| left.is_zero()) || request.once_per.is_some() {
             return Err(lost);
         }
         request = Arc::new(AcquireRequest {
@@ -127,7 +129,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             queues.acquired(&request.name);
             match attempt.granted(slot, token, length).await {
                 Ok(guard) => Direct::Done(Some(guard)),
-                Err(loss) if request.is_single_try() => {
+                Err(loss) if request.is_single_try() || request.once_per.is_some() => {
                     queues.left(&request.name);
                     return Err(Error::lost(&request.name, loss));
                 }
@@ -136,6 +138,10 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
                     Direct::Undecided(None)
                 }
             }
+        }
+        Ok(Outcome::TooRecent(latest)) => {
+            client.outages.log_answered(attempt.sent());
+            return Err(request.already_ran(latest));
         }
         // A lease that ends by observation has to be observed, which the background does.
         Ok(Outcome::Held(holder))
@@ -253,17 +259,23 @@ async fn counted(
         }
         Ok(None) => "busy",
         Err(Error::TimedOut { .. }) => "timed_out",
+        Err(Error::AlreadyRan { .. }) => "already_ran",
         Err(Error::Conflict { .. }) => "conflict",
         Err(Error::Unavailable { .. }) => "unavailable",
         Err(Error::Lost { .. }) => "lost",
         Err(Error::Rejected { .. } | Error::Config { .. }) => "rejected",
     };
     metrics::not_acquired(engine, reason);
+    let message = match &done {
+        // Its caller may report nothing.
+        Err(already @ Error::AlreadyRan { .. }) => already.to_string().into(),
+        _ => Cow::Borrowed("lock not acquired"),
+    };
     tracing::debug!(
         lock.name = name.as_str(),
         lock.waited_ms = ms(waited),
         reason,
-        "lock not acquired"
+        "{message}"
     );
     done
 }

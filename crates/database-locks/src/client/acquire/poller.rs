@@ -179,6 +179,7 @@ mod tests {
             grant: random_grant_id().unwrap(),
             holder: "me".into(),
             length: LONG,
+            not_within: None,
             metadata: "{}".into(),
             expired_version: None,
             kind: protocol::Kind::Exclusive,

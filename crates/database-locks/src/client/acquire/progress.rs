@@ -19,8 +19,8 @@ pub(crate) struct Progress {
     /// When the holder was seen.
     pub(crate) seen: protocol::BootInstant,
     pub(crate) failure: Option<StoreError>,
-    /// The holder in the latest log record.
-    pub(crate) logged: Option<(Option<Token>, Option<String>)>,
+    /// The holder in the latest log record, and whether the lock rested.
+    pub(crate) logged: Option<(Option<Token>, Option<String>, bool)>,
 }
 
 impl Progress {
@@ -28,15 +28,20 @@ impl Progress {
     pub(crate) fn record(&mut self, name: &LockName, outcome: Result<Outcome, StoreError>) {
         match outcome {
             Ok(Outcome::Held(holder)) => {
-                let identity = (holder.token, holder.holder.clone());
+                let identity = (holder.token, holder.holder.clone(), holder.is_resting);
                 if self.logged.as_ref() != Some(&identity) {
                     tracing::debug!(
                         event = "busy",
                         lock.name = name.as_str(),
                         lock.token = holder.token.map(Token::get),
                         lock.holder = holder.holder.as_deref(),
-                        lock.held_ms = holder.held_for.map(ms),
-                        "waiting: another holder has it"
+                        lock.held_ms = holder.held_for.filter(|_| !holder.is_resting).map(ms),
+                        lock.rests_ms = holder.free_in.filter(|_| holder.is_resting).map(ms),
+                        "waiting: {}",
+                        match holder.is_resting {
+                            true => "it rests after its latest holder",
+                            false => "another holder has it",
+                        }
                     );
                     self.logged = Some(identity);
                 }
@@ -83,6 +88,7 @@ pub(crate) async fn report(
             let since = now - progress.seen;
             drop(progress);
             holder.held_for = holder.held_for.map(|age| age + since);
+            holder.free_in = holder.free_in.map(|left| left.saturating_sub(since));
             log_held(&request.name, now - began, &holder);
         }
     }
@@ -101,12 +107,17 @@ pub(crate) fn wait_error(
             op: op(&request.name),
             source: format!("no answer within {}", protocol::Human(limit)).into(),
         },
-        (Some(holder), None) => Error::TimedOut {
-            name: request.name.clone(),
-            waited,
-            holder: holder.holder,
-            held_for: holder.held_for,
-            permits: holder.permits.map(|permits| permits.limit),
-        },
+        (Some(holder), None) => {
+            let since = clock::now() - progress.seen;
+            let rest = holder.free_in.filter(|_| holder.is_resting);
+            Error::TimedOut {
+                name: request.name.clone(),
+                waited,
+                holder: holder.holder,
+                held_for: holder.held_for.filter(|_| !holder.is_resting),
+                permits: holder.permits.map(|permits| permits.limit),
+                rests_for: rest.map(|left| left.saturating_sub(since)),
+            }
+        }
     }
 }

@@ -83,6 +83,7 @@ fn ask() -> AcquireCommand {
         grant: random_grant_id().unwrap(),
         holder: "me".into(),
         length: LONG,
+        not_within: None,
         metadata: "{}".into(),
         expired_version: None,
         kind: protocol::Kind::Exclusive,

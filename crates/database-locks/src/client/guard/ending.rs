@@ -25,6 +25,9 @@ impl LockGuard {
     /// [renewed](crate::Locks::renew) before that; if this may take longer,
     /// [extend](LockGuard::extend) the lease first.
     ///
+    /// A ticket does not contain [`Lock::at_least`](crate::Lock::at_least): a release with it frees
+    /// the lock at once, and a guard that resumes it counts its own from then.
+    ///
     /// # Errors
     ///
     /// [`Error::Lost`] if the lock is lost. [`Error::Conflict`] while the guard is
@@ -59,7 +62,7 @@ impl LockGuard {
         Ok(self.ticket())
     }
 
-    /// Release the lock.
+    /// Release the lock. It is free at once, or after [`Lock::at_least`](crate::Lock::at_least).
     ///
     /// On MySQL and MariaDB, if a [fence](LockGuard::fence) of this guard is open, this does not
     /// wait for it: the lock is released when that transaction ends, and a log record at `info`
@@ -138,10 +141,11 @@ impl LockGuard {
         let before = self.state.status();
         self.state.mark_released();
         // After a loss to another holder, or of the row, there is nothing to release.
-        let releasable = match before {
-            Status::Held(_) => true,
-            Status::Lost(loss) => loss.reason().leaves_a_lease(),
-            Status::Released => false,
+        // A lost lock does not rest.
+        let (releasable, until) = match before {
+            Status::Held(_) => (true, self.state.unavailable_until),
+            Status::Lost(loss) => (loss.reason().leaves_a_lease(), BootInstant::ZERO),
+            Status::Released => (false, BootInstant::ZERO),
         };
         if !releasable {
             self.client.queues(self.state.grant.slot).left(self.name());
@@ -149,7 +153,8 @@ impl LockGuard {
         let ttl = *self.longest_ttl();
         let command = ReleaseCommand::of(&self.state.grant, ttl);
         let held_for = Some(self.state.held_for());
-        releasable.then(|| ReleaseRequest::new(Arc::clone(&self.client), command, ttl, held_for))
+        let client = || Arc::clone(&self.client);
+        releasable.then(|| ReleaseRequest::new(client(), command, until, ttl, held_for))
     }
 }
 

@@ -172,7 +172,10 @@ fn held_for(ttl: Duration, sent: BootInstant) -> (Arc<GrantState>, Lease) {
         confirmed_by: None,
     };
     let lease = Lease::granted(timing, sent, ttl);
-    (GrantState::new("memory", grant, &lease), lease)
+    (
+        GrantState::new("memory", grant, &lease, BootInstant::ZERO),
+        lease,
+    )
 }
 
 #[test]

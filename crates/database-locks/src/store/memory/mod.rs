@@ -314,8 +314,12 @@ impl Store for Memory {
         };
         let counts = Counts {
             rows: rows.locks.len() as i64,
-            held: such(&|row| !row.is_free(now)).0,
-            expired: such(&|row| matches!(row.expires, Some(Ends::At(end)) if end <= minute_ago)),
+            held: such(&|row| !row.is_free(now) && row.grant.is_some()).0,
+            // A row without a grant id rests.
+            expired: such(&|row| {
+                let ended = matches!(row.expires, Some(Ends::At(end)) if end <= minute_ago);
+                ended && row.grant.is_some()
+            }),
             infinite: such(&|row| {
                 row.expires == Some(Ends::Never) && row.acquired.is_some_and(|at| at <= day_ago)
             }),

@@ -113,6 +113,7 @@ impl Row {
             holder: self.holder.clone(),
             token: Some(Token::from_db(self.token)),
             held_for: self.acquired.map(|at| now - at),
+            is_resting: self.grant.is_none(),
             ..Holder::default()
         };
         self.free(now);
@@ -129,6 +130,12 @@ impl Row {
         };
         let is_old = last.map_or(include_legacy, |at| at + idle <= now);
         self.fences == 0 && self.is_free(now) && is_old && self.token < least_token(now)
+    }
+
+    /// Release the lock, which rests for that long.
+    fn release(&mut self, rest: Duration, now: BootInstant) {
+        self.free(now);
+        self.expires = (!rest.is_zero()).then_some(Ends::At(now + rest));
     }
 
     pub(super) fn seen(&self, name: &LockName, slot: Slot, now: BootInstant) -> LockRow {
@@ -195,15 +202,12 @@ pub(super) fn acquire(rows: &mut Rows, command: &AcquireCommand) -> Outcome {
     }
     let now = clock::now();
     let row = rows.locks.entry(command.name.clone()).or_default();
-    if !row.is_free(now) {
-        return row
-            .seen(&command.name, Slot::Lock, now)
-            .failed_acquire_outcome(command.grant.as_str());
+    let seen = row.seen(&command.name, Slot::Lock, now);
+    match seen.failed_acquire_outcome(command) {
+        // Free.
+        Outcome::Busy if row.fences == 0 => row.grant(command, Slot::Lock, now),
+        refused => refused,
     }
-    if row.fences > 0 {
-        return Outcome::Busy;
-    }
-    row.grant(command, Slot::Lock, now)
 }
 
 fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, limit: u32) -> Outcome {
@@ -215,7 +219,7 @@ fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, limit: u32) -> Outc
         if !row.is_free(now) {
             let seen = row.seen(name, Slot::Permit(slot), now);
             if seen.is_granted(command.grant.as_str()) {
-                return seen.failed_acquire_outcome(command.grant.as_str());
+                return seen.failed_acquire_outcome(command);
             }
             held.push(seen);
         }
@@ -250,7 +254,8 @@ pub(super) fn take_over(rows: &mut Rows, command: &TakeOverCommand) -> Outcome {
     let as_seen = row.token == command.token.get()
         && row.grant == command.grant
         && row.holder.as_deref() == Some(&*to.holder);
-    if as_seen && !row.is_free(now) && row.fences == 0 {
+    // A row without a grant id rests.
+    if as_seen && row.grant.is_some() && !row.is_free(now) && row.fences == 0 {
         row.grant(to, Slot::Lock, now)
     } else {
         row.seen(&to.name, Slot::Lock, now)
@@ -308,7 +313,7 @@ pub(super) fn release(rows: &mut Rows, command: &ReleaseCommand) -> Released {
                 && row.holder.as_deref() == Some(&*command.holder)
                 && command.token.is_none_or(|token| token.get() == row.token) =>
         {
-            row.free(clock::now());
+            row.release(command.rest, clock::now());
             Released::Freed
         }
         _ => Released::NotHeld,

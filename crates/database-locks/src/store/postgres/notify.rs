@@ -272,7 +272,7 @@ impl Listener {
         let granted = commands.iter().zip(outcomes);
         let granted = granted.filter_map(|(command, outcome)| match outcome {
             Outcome::Granted { length, .. } => Some((command.grant, Ttl::Finite(*length))),
-            Outcome::Held(_) | Outcome::Busy => None,
+            Outcome::Held(_) | Outcome::TooRecent(_) | Outcome::Busy => None,
         });
         self.holds(background, granted);
     }

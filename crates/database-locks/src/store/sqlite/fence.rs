@@ -219,9 +219,15 @@ mod tests {
     fn a_file_is_there_only_while_its_fence_is_open() {
         let (_folder, fences) = fences(0o600);
         assert!(!fences.is_open("job", protocol::Slot::Lock).unwrap());
-        let (first, second) = (fences.open("job", protocol::Slot::Lock).unwrap(), fences.open("job", protocol::Slot::Lock).unwrap());
+        let (first, second) = (
+            fences.open("job", protocol::Slot::Lock).unwrap(),
+            fences.open("job", protocol::Slot::Lock).unwrap(),
+        );
         assert!(first.is_some() && second.is_some());
-        assert!(fences.is_open("job", protocol::Slot::Lock).unwrap() && !fences.is_open("another", protocol::Slot::Lock).unwrap());
+        assert!(
+            fences.is_open("job", protocol::Slot::Lock).unwrap()
+                && !fences.is_open("another", protocol::Slot::Lock).unwrap()
+        );
         drop(first);
         fences.sweep();
         assert!(fences.is_open("job", protocol::Slot::Lock).unwrap());

@@ -266,6 +266,7 @@ mod tests {
             grant: crate::client::grant_id::random_grant_id().unwrap(),
             holder: "me".into(),
             length: SOON,
+            not_within: None,
             metadata: "x".repeat(2000).into(),
             expired_version: None,
             kind: Default::default(),

@@ -44,11 +44,15 @@ pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Re
             .first()
             .map(Path::new)
             .and_then(Path::file_name);
-        match program {
+        let lock = match program {
             Some(program) => lock.metadata("command", program.to_string_lossy()),
             None => lock,
-        }
-        .margin(margin)
+        };
+        let lock = match args.once_per {
+            Some(period) => lock.once_per(period),
+            None => lock,
+        };
+        lock.at_least(args.at_least).margin(margin)
     };
     let acquired = acquire_lock(
         target,

@@ -18,7 +18,8 @@ impl Session {
     /// ms.
     pub(crate) const ACQUIRE: &str = "
         UPDATE (SELECT id FROM {table}
-                 WHERE name = :name{? AND slot = :slot?} AND (expires_at IS NULL OR {ended}) AND {writable}
+                 WHERE name = :name{? AND slot = :slot?} AND (expires_at IS NULL OR {ended})
+                   AND {due} AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET {?l.permits = :permits, ?}l.token = LAST_INSERT_ID(GREATEST(l.token + 1,
@@ -46,7 +47,8 @@ impl Session {
                granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6),
                metadata = :metadata
-         WHERE name = :name{? AND slot = :slot?} AND (expires_at IS NULL OR {ended}) AND {writable}";
+         WHERE name = :name{? AND slot = :slot?} AND (expires_at IS NULL OR {ended}) AND {due}
+           AND {writable}";
 
     pub(crate) async fn acquire_one(
         &mut self,
@@ -79,7 +81,8 @@ impl Session {
         }
     }
 
-    /// The outcome of an attempt that could not write: the lock is held, or the error.
+    /// The outcome of an attempt that could not write: the lock is held, or its latest grant is too
+    /// recent, or the error.
     async fn held_or(
         &mut self,
         failure: StoreError,
@@ -93,7 +96,7 @@ impl Session {
             .await;
         match rows.ok().as_deref() {
             Some([row]) => match self.refused(command, row).await? {
-                held @ Outcome::Held(_) => Ok(held),
+                decided @ (Outcome::Held(_) | Outcome::TooRecent(_)) => Ok(decided),
                 // An earlier request of this grant may have made it.
                 Outcome::Granted { .. } => Err(failure),
                 Outcome::Busy => Err(failure.undone()),
@@ -159,13 +162,11 @@ impl Session {
         // The insert id is that of the column `id` here, so the token is read back.
         let rows = self.read(of, std::slice::from_ref(&command.name)).await?;
         let row = rows.iter().find(|row| row.slot == slot);
-        Ok(
-            match row.map(|row| row.failed_acquire_outcome(command.grant.as_str())) {
-                Some(Outcome::Granted { token, .. }) => granted(slot, token, command.length),
-                Some(other) => other,
-                None => Outcome::Busy,
-            },
-        )
+        Ok(match row.map(|row| row.failed_acquire_outcome(command)) {
+            Some(Outcome::Granted { token, .. }) => granted(slot, token, command.length),
+            Some(other) => other,
+            None => Outcome::Busy,
+        })
     }
 
     /// The outcome of an acquire that granted nothing, from the row that it found.
@@ -175,7 +176,7 @@ impl Session {
         row: &LockRow,
     ) -> Result<Outcome, StoreError> {
         if self.cluster.is_none() || !row.is_granted(command.grant.as_str()) {
-            let outcome = row.failed_acquire_outcome(command.grant.as_str());
+            let outcome = row.failed_acquire_outcome(command);
             let seen = match &outcome {
                 Outcome::Held(of) => of.observed_expiry.as_ref().map(|expiry| &expiry.version),
                 _ => None,
@@ -233,6 +234,7 @@ pub(super) fn params_for(command: &AcquireCommand, permit: Option<Permit<'_>>) -
         ("holder".into(), (&*command.holder).into()),
         ("grant".into(), command.grant.as_str().into()),
         ("length".into(), micros(command.length).into()),
+        ("not_within".into(), command.not_within.map(micros).into()),
         ("metadata".into(), (&*command.metadata).into()),
         (
             "slot".into(),

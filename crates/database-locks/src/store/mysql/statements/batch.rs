@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use mysql_async::params;
 use serde_json::json;
 
-use crate::store::api::{StoreError, micros};
+use crate::store::api::{StoreError, micros, rest_micros};
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session};
 use crate::store::mysql::rows::{granted, packed};
@@ -23,6 +23,7 @@ macro_rules! asked {
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
                            locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
                            length bigint PATH '$.length',
+                           not_within bigint PATH '$.not_within',
                            seen_token bigint PATH '$.seen.token',
                            seen_expires_at bigint PATH '$.seen.expires_at',
                            seen_renewed_at bigint PATH '$.seen.renewed_at',
@@ -46,7 +47,7 @@ impl Session {
                          LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
                        ON l.name = g.name COLLATE {collation}
-                 WHERE (expires_at IS NULL OR {ended_each}) AND {writable}
+                 WHERE (expires_at IS NULL OR {ended_each}) AND {due_each} AND {writable}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.token = GREATEST(l.token + 1,
@@ -89,14 +90,15 @@ impl Session {
          ORDER BY g.name"
     );
 
-    /// Release what is still held by exactly these grants.
+    /// Release what is still held by exactly these grants. A `rest` of null frees the lock at once.
     pub(crate) const RELEASE_BATCH: &str = "
-        UPDATE (SELECT l.id
+        UPDATE (SELECT l.id, g.rest
                   FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
                            token bigint PATH '$.token',
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
-                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder')) j
+                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
+                           rest bigint PATH '$.rest')) j
                          LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
                        ON l.name = g.name COLLATE {collation}
@@ -105,7 +107,9 @@ impl Session {
                    AND l.granted_until = l.expires_at AND {writable}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
+           SET l.expires_at = UTC_TIMESTAMP(6) + INTERVAL q.rest MICROSECOND,
+               l.granted_until = UTC_TIMESTAMP(6) + INTERVAL q.rest MICROSECOND,
+               l.grant_id = NULL,
                l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                ) MICROSECOND";
@@ -260,6 +264,7 @@ impl Session {
             json!({
                 "name": command.name.as_str(), "grant": command.grant.as_str(),
                 "token": command.token.map(Token::get), "holder": &*command.holder,
+                "rest": rest_micros(command),
             })
         };
         let mut answers = Vec::with_capacity(commands.len());
@@ -341,6 +346,7 @@ fn described(command: &AcquireCommand) -> serde_json::Value {
     json!({
         "name": command.name.as_str(), "grant": command.grant.as_str(), "holder": &*command.holder,
         "length": micros(command.length), "metadata": &*command.metadata,
+        "not_within": command.not_within.map(micros),
         "seen": command.expired_version.as_ref().map(|seen| json!({
             "token": seen.token, "expires_at": seen.expires_at, "renewed_at": seen.renewed_at,
         })),

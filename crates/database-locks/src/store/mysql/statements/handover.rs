@@ -11,11 +11,12 @@ use protocol::{Outcome, Renewal, ResumeCommand, Slot, TakeOverCommand, failed_re
 impl Session {
     /// Preempt a grant of the same holder, as long as the row still has the grant that was read.
     /// The `expires_at` that was read is not a parameter: a renewal in between does not make it
-    /// another grant.
+    /// another grant. A row of this library without a grant id rests, and its rest is not ended.
     pub(crate) const TAKE_OVER: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND locked_by = :holder COLLATE {collation}
                    AND token = :seen_token AND grant_id <=> :seen_grant
+                   AND (grant_id IS NOT NULL OR NOT granted_until <=> expires_at)
                    AND {live} AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
@@ -53,7 +54,7 @@ impl Session {
             return Ok(Outcome::Busy);
         };
         Ok(match self.refused(to, row).await? {
-            Outcome::Held(_) => row.failed_take_over_outcome(command),
+            Outcome::Held(_) | Outcome::TooRecent(_) => row.failed_take_over_outcome(command),
             outcome => outcome,
         })
     }

@@ -137,16 +137,15 @@ impl Session {
     }
 
     /// The free locks, ordered by id. Only those with the length of the first, since a statement
-    /// has one length.
+    /// has one length, and those that may follow the latest grant at any time.
     async fn free<'a>(
         &mut self,
         commands: &'a [AcquireCommand],
     ) -> Result<Vec<Free<'a>>, StoreError> {
         let mut by_name = HashMap::with_capacity(commands.len());
         for (at, command) in commands.iter().enumerate() {
-            if commands
-                .first()
-                .is_some_and(|first| first.length == command.length)
+            if command.not_within.is_none()
+                && (commands.first()).is_some_and(|first| first.length == command.length)
             {
                 by_name
                     .entry(command.name.as_str())
@@ -187,7 +186,8 @@ impl Session {
         let (Some(last), true) = (commands.last(), fits && self.mariadb) else {
             return Ok(None);
         };
-        if commands.iter().any(|command| command.token.is_none()) {
+        let fits = |command: &ReleaseCommand| command.token.is_some() && command.rest.is_zero();
+        if !commands.iter().all(fits) {
             return Ok(None);
         }
         let padded = || {

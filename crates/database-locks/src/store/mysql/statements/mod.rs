@@ -53,6 +53,7 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("`{ended}` on a cluster", cluster::ENDED_ON_CLUSTER),
     ("`{live}`", cluster::LIVE),
     ("`{live}` on a cluster", cluster::LIVE_ON_CLUSTER),
+    ("`{due}`", cluster::DUE),
     ("`{writable}`", cluster::WRITABLE),
     ("whether the server can be written to", Session::IS_WRITABLE),
     (

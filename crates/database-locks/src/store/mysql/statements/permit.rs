@@ -100,7 +100,7 @@ impl Session {
             seen.map(|(_, version)| version)
         };
         let (held, free): (Vec<&LockRow>, Vec<&LockRow>) =
-            permits.iter().partition(|row| row.is_held());
+            permits.iter().partition(|row| row.is_taken());
         let ended = held.iter().copied().filter(|row| seen(row).is_some());
         let below = free.iter().copied().chain(ended);
         let candidates: Vec<&LockRow> = below.filter(|row| is_below(row.slot)).collect();

@@ -32,16 +32,20 @@ impl Session {
 
     /// [`PRUNE`](Self::PRUNE) on a cluster.
     ///
-    /// Only rows that were released, since no clock tells when an abandoned lease ended. A row
+    /// Only rows that were released, since no clock tells when an abandoned lease ended; after a rest,
+    /// when that has ended. A row
     /// deleted too early, by a clock that is ahead, does no harm. But the token of a new row starts
     /// at the clock of the node that inserts it, and it has to be greater although that clock may
     /// be behind, by less than a day.
     pub(crate) const PRUNE_ON_CLUSTER: &str = "
         DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
-                        WHERE id > :after AND id <= :last AND expires_at IS NULL{? AND slot >= 0?}
-                          AND ((granted_until IS NULL
+                        WHERE id > :after AND id <= :last{? AND slot >= 0?}
+                          AND ((expires_at IS NULL AND granted_until IS NULL
                                 AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
-                            OR (:unknown AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
+                            OR (grant_id IS NULL AND granted_until = expires_at
+                                AND expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
+                            OR (expires_at IS NULL AND :unknown
+                                AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
                           AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00',
                                   UTC_TIMESTAMP(6) - INTERVAL 1 DAY) DIV 1000
                           AND {writable}

@@ -2,13 +2,14 @@
 
 use mysql_async::params;
 
-use crate::store::api::StoreError;
+use crate::store::api::{StoreError, rest_micros};
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
 use protocol::{Force, LockName, ReleaseCommand, Released, Slot, Token};
 
 impl Session {
-    /// Release what is still held by exactly this grant, with any token where it is not known.
+    /// Release what is still held by exactly this grant, with any token where it is not known. A
+    /// `:rest` of null frees the lock at once.
     pub(crate) const RELEASE: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name{? AND slot BETWEEN :first AND :last?}
@@ -17,14 +18,16 @@ impl Session {
                    AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
-               l.renewed_at = UTC_TIMESTAMP(6)";
+           SET l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :rest MICROSECOND,
+               l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :rest MICROSECOND,
+               l.grant_id = NULL, l.renewed_at = UTC_TIMESTAMP(6)";
 
     /// [`RELEASE`](Self::RELEASE) on MariaDB; see [`ACQUIRE_ON_MARIADB`](Self::ACQUIRE_ON_MARIADB).
     pub(crate) const RELEASE_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
-           SET expires_at = NULL, granted_until = NULL, grant_id = NULL,
-               renewed_at = UTC_TIMESTAMP(6)
+           SET expires_at = UTC_TIMESTAMP(6) + INTERVAL :rest MICROSECOND,
+               granted_until = UTC_TIMESTAMP(6) + INTERVAL :rest MICROSECOND,
+               grant_id = NULL, renewed_at = UTC_TIMESTAMP(6)
          WHERE name = :name{? AND slot BETWEEN :first AND :last?}
            AND grant_id = :grant AND token = IFNULL(:token, token)
            AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at
@@ -39,6 +42,7 @@ impl Session {
             "first" => first, "last" => last,
             "name" => command.name.as_str(), "grant" => command.grant.as_str(),
             "token" => command.token.map(Token::get), "holder" => &*command.holder,
+            "rest" => rest_micros(command),
         };
         let statement = if self.mariadb {
             Self::RELEASE_ON_MARIADB
@@ -81,7 +85,7 @@ impl Session {
         let of = Rows::of(slot);
         let rows = self.read_latest(of, std::slice::from_ref(name)).await?;
         let row = rows.iter().find(|row| row.slot == slot);
-        let Some(row) = row.filter(|row| row.is_held()) else {
+        let Some(row) = row.filter(|row| row.is_taken()) else {
             return Ok(Force::WasFree);
         };
         let params = params! {

@@ -20,7 +20,7 @@ use protocol::{
 /// The holder of the grant that ends is notified, as by a release by force.
 ///
 /// The `expires_at` that was read is not a parameter: a renewal in between does not make it another
-/// grant.
+/// grant. A row of this library without a grant id rests, and its rest is not ended.
 pub(crate) const TAKE_OVER: Statement = Statement {
     name: "preempt",
     text: concat!(
@@ -36,6 +36,7 @@ UPDATE {table} f SET
  WHERE id = (SELECT id FROM {table}
               WHERE name = $1 AND locked_by = $3 AND token = $6
                 AND grant_id IS NOT DISTINCT FROM $7 AND expires_at > statement_timestamp()
+                AND (grant_id IS NOT NULL OR granted_until IS DISTINCT FROM expires_at)
                 FOR UPDATE SKIP LOCKED)
 RETURNING token,
        ",

@@ -237,7 +237,7 @@ pub(super) async fn acquire_permit(
     };
     // The reply to an earlier request of this grant was lost.
     if let Some(own) = first.as_ref().filter(|row| row.is_granted(grant)) {
-        let outcome = own.failed_acquire_outcome(grant);
+        let outcome = own.failed_acquire_outcome(command);
         return Ok(outcome.confirmed_by(session.primary));
     }
     let count = |of| Ok::<_, ServerError>(u32::try_from(row.try_get::<_, i64>(of)?).unwrap_or(0));

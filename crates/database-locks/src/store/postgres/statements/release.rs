@@ -3,6 +3,7 @@
 use tokio_postgres::types::Type;
 
 use super::read::read;
+use crate::store::api::rest_micros;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::ServerError;
@@ -17,10 +18,22 @@ macro_rules! synchronous_commit_if_asked {
     };
 }
 
+/// The end of the rest `$rest`, in microseconds; NULL if the lock is free at once.
+macro_rules! rest_end {
+    ($rest:literal) => {
+        concat!(
+            "statement_timestamp() + ",
+            $rest,
+            " * interval '1 microsecond'"
+        )
+    };
+}
+
 /// Release one lock if this grant still holds it.
 ///
 /// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash,
-/// `$6` and `$7` the first and the last slot.
+/// `$6` for how long the lock rests in microseconds, or NULL if it is free at once, `$7` and `$8` the
+/// first and the last slot.
 /// One row: released; its place in the request, and whether it has waiters, which are notified. No
 /// row: another grant has it, or its row is locked, which a read finds out.
 ///
@@ -32,9 +45,15 @@ pub(crate) const RELEASE_ONE: Statement = Statement {
     text: concat!(
         "
 UPDATE {table} f SET
-       expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = statement_timestamp()
+       expires_at = ",
+        rest_end!("$6"),
+        ",
+       granted_until = ",
+        rest_end!("$6"),
+        ",
+       grant_id = NULL, renewed_at = statement_timestamp()
  WHERE id = (SELECT id FROM {table}
-              WHERE name = $1{? AND slot BETWEEN $6 AND $7?} AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
+              WHERE name = $1{? AND slot BETWEEN $7 AND $8?} AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
                 AND granted_until = expires_at
                 FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING 1::bigint AS place, waiting_until > statement_timestamp() AS awaited,
@@ -50,28 +69,36 @@ RETURNING 1::bigint AS place, waiting_until > statement_timestamp() AS awaited,
         Type::TEXT,
         Type::TEXT,
         Type::BOOL,
+        Type::INT8,
         Type::INT4,
         Type::INT4,
     ],
 };
 
 /// [`RELEASE_ONE`] for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether
-/// they must survive a crash.
+/// they must survive a crash, `$6` rests.
 pub(crate) const RELEASE: Statement = Statement {
     name: "release many",
     text: concat!(
         "
 WITH picked AS MATERIALIZED (
-    SELECT l.id, a.place
-      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[]{?, $6::int[], $7::int[]?})
-           WITH ORDINALITY AS a(name, token, grant_id, holder{?, first, last?}, place),
+    SELECT l.id, a.rest, a.place
+      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $6::bigint[]
+                  {?, $7::int[], $8::int[]?})
+           WITH ORDINALITY AS a(name, token, grant_id, holder, rest{?, first, last?}, place),
            LATERAL (SELECT id FROM {table}
                      WHERE name = a.name{? AND slot BETWEEN a.first AND a.last?} AND grant_id = a.grant_id AND locked_by = a.holder
                        AND (a.token IS NULL OR token = a.token) AND granted_until = expires_at
                        FOR NO KEY UPDATE SKIP LOCKED) l
 )
 UPDATE {table} f SET
-       expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = statement_timestamp()
+       expires_at = ",
+        rest_end!("p.rest"),
+        ",
+       granted_until = ",
+        rest_end!("p.rest"),
+        ",
+       grant_id = NULL, renewed_at = statement_timestamp()
   FROM picked p
  WHERE f.id = p.id
 RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
@@ -87,6 +114,7 @@ RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
         Type::TEXT_ARRAY,
         Type::TEXT_ARRAY,
         Type::BOOL,
+        Type::INT8_ARRAY,
         Type::INT4_ARRAY,
         Type::INT4_ARRAY,
     ],
@@ -118,18 +146,20 @@ async fn release_in(
     let rows = match commands {
         [] => return Ok(Vec::new()),
         [command] => {
-            let (name, token, grant) = (
+            let (name, token, grant, rest) = (
                 command.name.as_str(),
                 token(command),
                 command.grant.as_str(),
+                rest_micros(command),
             );
             let (first, last) = command.slot.range();
-            let params: [Param<'_>; 7] = [
+            let params: [Param<'_>; 8] = [
                 &name,
                 &token,
                 &grant,
                 &&*command.holder,
                 &durable,
+                &rest,
                 &first,
                 &last,
             ];
@@ -140,10 +170,12 @@ async fn release_in(
             let tokens: Vec<_> = many.iter().map(token).collect();
             let grants: Vec<_> = many.iter().map(|command| command.grant.as_str()).collect();
             let holders: Vec<_> = many.iter().map(|command| &*command.holder).collect();
+            let rests: Vec<_> = many.iter().map(|command| rest_micros(command)).collect();
             let slots = many.iter().map(|command| command.slot.range());
             let (first, last): (Vec<_>, Vec<_>) = slots.unzip();
-            let params: [Param<'_>; 7] =
-                [&names, &tokens, &grants, &holders, &durable, &first, &last];
+            let params: [Param<'_>; 8] = [
+                &names, &tokens, &grants, &holders, &durable, &rests, &first, &last,
+            ];
             session.write(of, &RELEASE, many.len(), &params).await?
         }
     };

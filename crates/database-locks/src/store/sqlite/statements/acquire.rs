@@ -6,12 +6,12 @@ use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::session::Session;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::{granted, modifier};
+use crate::store::sqlite::rows::{ago, granted, modifier};
 use crate::store::sqlite::statements::permit;
 use crate::store::sqlite::statements::sql::Sql;
 use protocol::{AcquireCommand, Kind, Outcome, Slot};
 
-/// Held locks are refused without the write lock. Only the others take it.
+/// Locks that are held or rest are refused without the write lock. Only the others take it.
 pub(crate) fn acquire(
     worker: &mut Worker,
     commands: &[AcquireCommand],
@@ -50,7 +50,7 @@ pub(crate) fn acquire(
     Ok(outcomes)
 }
 
-/// Grant a lock unless it is held. Needs the write lock.
+/// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write lock.
 fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let name = command.name.as_str();
     let writes_row = |sql| Ok::<_, rusqlite::Error>(write(session, sql, command, None)? == 1);
@@ -73,12 +73,15 @@ pub(super) fn write(
         None => (Rows::Locks, (0, 0)),
         Some(permit) => (Rows::Permits, permit),
     };
-    let params: [&dyn ToSql; 7] = [
+    let window = command.not_within;
+    let params: [&dyn ToSql; 9] = [
         &command.name.as_str(),
         &&*command.holder,
         &command.grant.as_str(),
         &&*command.metadata,
         &modifier(command.length),
+        &window.map(ago),
+        &window.map(modifier),
         &slot,
         &limit,
     ];
@@ -91,7 +94,5 @@ fn failed_acquire_outcome(
     command: &AcquireCommand,
 ) -> rusqlite::Result<Outcome> {
     let row = session.read(&command.name, Slot::Lock)?;
-    Ok(row.map_or(Outcome::Busy, |row| {
-        row.failed_acquire_outcome(command.grant.as_str())
-    }))
+    Ok(row.map_or(Outcome::Busy, |row| row.failed_acquire_outcome(command)))
 }

@@ -56,7 +56,7 @@ pub(super) fn free(
     let first = first.optional()?;
     // The reply to an earlier request of this grant was lost.
     if let Some(own) = first.as_ref().filter(|row| row.is_granted(grant)) {
-        return Ok(Err(own.failed_acquire_outcome(grant)));
+        return Ok(Err(own.failed_acquire_outcome(command)));
     }
     let limit = known.operators.unwrap_or(limit);
     let below = (0..=u16::MAX).take(limit as usize);

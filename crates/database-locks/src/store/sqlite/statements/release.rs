@@ -5,6 +5,7 @@ use rusqlite::{OptionalExtension, Row, ToSql};
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::worker::Worker;
+use crate::store::sqlite::rows::modifier;
 use crate::store::sqlite::statements::sql::Sql;
 use protocol::{Force, LockName, LockRow, ReleaseCommand, Released, Slot, Token};
 
@@ -14,12 +15,14 @@ pub(crate) fn release(
 ) -> Result<Vec<Released>, StoreError> {
     worker.write(|session| {
         let one = |command: &ReleaseCommand| {
+            let rest = (!command.rest.is_zero()).then(|| modifier(command.rest));
             let (first, last) = command.slot.range();
-            let params: [&dyn ToSql; 6] = [
+            let params: [&dyn ToSql; 7] = [
                 &command.name.as_str(),
                 &command.token.map(Token::get),
                 &command.grant.as_str(),
                 &&*command.holder,
+                &rest,
                 &first,
                 &last,
             ];
@@ -37,8 +40,8 @@ pub(crate) fn release(
 pub(crate) fn force(worker: &mut Worker, name: &LockName, slot: Slot) -> Result<Force, StoreError> {
     worker.write(|session| {
         let row = session.read(name, slot)?;
-        let held = row.as_ref().is_some_and(LockRow::is_held);
-        if held && session.is_fenced(name.as_str(), slot)? {
+        let taken = row.as_ref().is_some_and(LockRow::is_taken);
+        if taken && session.is_fenced(name.as_str(), slot)? {
             return Ok(Force::Busy);
         }
         let mut force = session.prepare(Rows::of(slot), Sql::Force)?;

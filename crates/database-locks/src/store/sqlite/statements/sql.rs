@@ -70,25 +70,30 @@ statements! {
               ORDER BY id"
 );
 
-    /// Whether a lock is held. One row: it is, and an acquire need not wait for the lock on the
-    /// file.
+    /// Whether a lock is held or rests. One row: it does, and an acquire need not wait for the lock
+    /// on the file.
     IsHeld, "check whether it is held" = "
     SELECT 1 FROM {table} WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
     /// Acquire a lock that is free, or whose lease has ended. One row changed: granted.
     ///
+    /// `?6` and `?7` are how long ago the latest grant has to have begun, as modifiers into the past
+    /// and into the future; null if it may have begun at any time.
+    ///
     /// The token is the greater of the old one + 1 and the clock in milliseconds: so it exceeds the
     /// tokens of a deleted row, and of one that a backup or a copied table has brought back.
     Acquire, "acquire" = "
     UPDATE {table} SET
-           {?permits = ?7, ?}locked_by = ?2, grant_id = ?3, metadata = ?4,
+           {?permits = ?9, ?}locked_by = ?2, grant_id = ?3, metadata = ?4,
            token = max(token + 1, CAST(unixepoch('now', 'subsec') * 1000 AS integer)),
            expires_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
            granted_until = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
            acquired_at = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
-     WHERE name = ?1{? AND slot = ?6?}
-       AND (expires_at IS NULL OR expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now'))";
+     WHERE name = ?1{? AND slot = ?8?}
+       AND (expires_at IS NULL OR expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now'))
+       AND (acquired_at BETWEEN strftime('%Y-%m-%d %H:%M:%f000', 'now', ?6)
+                            AND strftime('%Y-%m-%d %H:%M:%f000', 'now', ?7)) IS NOT TRUE";
 
     /// Acquire a lock that has no row. It comes second, since an INSERT also writes the row of
     /// `sqlite_sequence`, in another page.
@@ -96,7 +101,7 @@ statements! {
     INSERT INTO {table}
            (name, {?slot, permits, ?}locked_by, grant_id, metadata, token,
             expires_at, granted_until, acquired_at, renewed_at)
-    VALUES (?1, {??6, ?7, ?}?2, ?3, ?4, CAST(unixepoch('now', 'subsec') * 1000 AS integer),
+    VALUES (?1, {??8, ?9, ?}?2, ?3, ?4, CAST(unixepoch('now', 'subsec') * 1000 AS integer),
             strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5), strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
             strftime('%Y-%m-%d %H:%M:%f000', 'now'), strftime('%Y-%m-%d %H:%M:%f000', 'now'))
     ON CONFLICT (name{?, slot?}) DO NOTHING";
@@ -118,7 +123,7 @@ statements! {
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
     /// Preempt a grant of the same holder: `?6` token and `?7` grant id are those that were read.
-    /// One row: granted.
+    /// One row: granted. A row of this library without a grant id rests, and its rest is not ended.
     Preempt, "preempt" = "
     UPDATE {table} SET
            grant_id = ?3, metadata = ?4,
@@ -129,6 +134,7 @@ statements! {
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
      WHERE name = ?1 AND locked_by = ?2 AND token = ?6 AND grant_id IS ?7
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
+       AND (grant_id IS NOT NULL OR granted_until IS NOT expires_at)
     RETURNING token";
 
     /// Replace a grant that still holds the lock. The row may have the new grant already, since the
@@ -144,12 +150,13 @@ statements! {
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
     /// Release the lock if this grant still holds it. A token of NULL matches any token: the client
-    /// never received it.
+    /// never received it. `?5` is for how long the lock rests; null if it is free at once.
     Release, "release" = "
     UPDATE {table} SET
-           expires_at = NULL, granted_until = NULL, grant_id = NULL,
+           expires_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+           granted_until = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5), grant_id = NULL,
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
-     WHERE name = ?1{? AND slot BETWEEN ?5 AND ?6?} AND token = ifnull(?2, token) AND grant_id = ?3 AND locked_by = ?4
+     WHERE name = ?1{? AND slot BETWEEN ?6 AND ?7?} AND token = ifnull(?2, token) AND grant_id = ?3 AND locked_by = ?4
        AND granted_until = expires_at";
 
     /// Release a lock by force. The token is raised, so that the holder can tell this from a
