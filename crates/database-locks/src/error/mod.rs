@@ -425,7 +425,6 @@ mod tests {
             held_for: Some(Duration::from_secs(125)),
             permits: None,
             rests_for: None,
-            permits: None,
         };
         assert_eq!(
             error.to_string(),
@@ -441,6 +440,7 @@ mod tests {
             holder: Some("db1.17.ab".into()),
             held_for: None,
             rests_for: Some(Duration::from_secs(40)),
+            permits: None,
         };
         assert_eq!(
             error.to_string(),
