@@ -12,6 +12,7 @@ mod releasing;
 mod renewing;
 mod restored;
 mod same_holder;
+mod several;
 mod table;
 mod tickets;
 
@@ -24,6 +25,7 @@ pub use releasing::*;
 pub use renewing::*;
 pub use restored::*;
 pub use same_holder::*;
+pub use several::*;
 pub use table::*;
 pub use tickets::*;
 
@@ -67,6 +69,10 @@ macro_rules! contract_tests {
             first_use_by_twenty_at_once_has_one_winner,
             an_expired_lease_has_one_successor,
             contending_clients_hold_a_lock_one_at_a_time,
+            several_locks_are_granted_all_or_none,
+            several_grants_are_recognised_when_the_request_is_repeated,
+            an_expired_lease_is_taken_along_with_others,
+            overlapping_sets_exclude_each_other_and_all_are_served,
             a_reader_sees_what_the_holder_wrote,
             a_list_is_read_in_pages_and_filtered_where_the_rows_are,
             a_poll_returns_the_holder_or_that_the_lock_may_be_free,

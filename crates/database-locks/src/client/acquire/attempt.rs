@@ -69,6 +69,10 @@ impl Attempt {
         })
     }
 
+    pub(super) fn command(&self) -> &AcquireCommand {
+        &self.command
+    }
+
     pub(crate) fn sent(&self) -> BootInstant {
         self.sent
     }
@@ -145,7 +149,7 @@ impl Attempt {
     }
 
     /// Prepare a request; returns whether the outcome of an earlier one is unknown.
-    fn prepare(&mut self) -> bool {
+    pub(super) fn prepare(&mut self) -> bool {
         self.sent = clock::now();
         self.command.expired_version = self
             .client
@@ -154,7 +158,8 @@ impl Attempt {
         std::mem::replace(&mut self.is_unknown, true)
     }
 
-    fn answered(
+    /// Record the answer to a request that [`prepare`](Self::prepare) began.
+    pub(super) fn answered(
         &mut self,
         was_unknown: bool,
         answer: Result<Outcome, StoreError>,

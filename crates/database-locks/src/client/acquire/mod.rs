@@ -1,5 +1,6 @@
 //! Acquiring a lock: one try, or a wait until the lock is granted.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tracing::{Instrument, Span};
 use crate::client::Client;
 use crate::client::acquire::acquisition::FirstTry;
 use crate::client::acquire::progress::{Progress, report, wait_error};
-use crate::client::acquire::request::AcquireRequest;
+use crate::client::acquire::request::{AcquireRequest, op};
 use crate::client::guard::LockGuard;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
@@ -17,7 +18,7 @@ use crate::metrics::{self, Engine, Waiting};
 use crate::runtime;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{BootInstant, LockName, Outcome, WaitExtension};
+use protocol::{BootInstant, LockName, Outcome, Version, WaitExtension};
 
 pub(crate) mod acquisition;
 pub(crate) mod attempt;
@@ -28,6 +29,8 @@ mod progress;
 pub(crate) mod queue;
 pub(crate) mod reports;
 pub(crate) mod request;
+mod reservation;
+pub(crate) mod several;
 
 use acquisition::{Acquisition, record_holder};
 use attempt::Attempt;
@@ -156,15 +159,25 @@ async fn in_background(
     first_try: Option<Box<FirstTry>>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
-    let (mut reply, result) = tokio::sync::oneshot::channel();
     let (shared, request) = (Arc::clone(client), Arc::clone(request));
+    let work = async move { within_wait(&shared, &request, began, first_try).await };
+    waited_for(client, work, span).await
+}
+
+/// Do the work of a wait in the background, until it has a result or the caller stops waiting.
+async fn waited_for<T: Send + 'static>(
+    client: &Arc<Client>,
+    work: impl Future<Output = Result<Option<T>, Error>> + Send + 'static,
+    span: &Span,
+) -> Result<Option<T>, Error> {
+    let (mut reply, result) = tokio::sync::oneshot::channel();
     let work = async move {
         // Dropping the work releases what it may have acquired: see `Attempt`. A caller that has
         // stopped waiting is noticed first: woken by the next release, the work would acquire.
         let done = tokio::select! {
             biased;
             () = reply.closed() => return,
-            done = within_wait(&shared, &request, began, first_try) => done,
+            done = work => done,
         };
         // If the caller has stopped waiting, the guard is dropped, which releases the lock.
         drop(reply.send(done));
@@ -270,16 +283,34 @@ async fn within_wait(
     first_try: Option<Box<FirstTry>>,
 ) -> Result<Option<LockGuard>, Error> {
     let progress = Mutex::new(Progress::default());
-    let limit = request.wait.filter(|wait| !wait.is_zero());
-    let mut end = limit.map(|limit| began + limit);
+    let end = limit_of(request, began);
     let work = Acquisition::new(client, request, first_try, &progress, end)?.run();
+    until_limit(client, request, began, &progress, work, || op(&request.name)).await
+}
+
+/// When a wait that began then reaches its limit.
+fn limit_of(request: &AcquireRequest, began: BootInstant) -> Option<BootInstant> {
+    let limit = request.wait.filter(|wait| !wait.is_zero());
+    limit.map(|limit| began + limit)
+}
+
+/// Run an acquisition until its wait limit. `op` names it in errors.
+async fn until_limit<T>(
+    client: &Arc<Client>,
+    request: &AcquireRequest,
+    began: BootInstant,
+    progress: &Mutex<Progress>,
+    work: impl Future<Output = Result<Option<T>, Error>>,
+    op: impl FnOnce() -> String,
+) -> Result<Option<T>, Error> {
     if request.is_single_try() {
         return work.await;
     }
+    let mut end = limit_of(request, began);
     {
         let mut work = std::pin::pin!(work);
-        let mut report = std::pin::pin!(report(request, &progress));
-        let mut extension = WaitExtension::default();
+        let mut report = std::pin::pin!(report(request, progress));
+        let mut extensions: HashMap<LockName, WaitExtension<Version>> = HashMap::new();
         loop {
             tokio::select! {
                 biased;
@@ -288,16 +319,20 @@ async fn within_wait(
                 () = sleep_until_end(end) => {}
             }
             let now = clock::now();
-            match extension.until(&client.observations, &request.name, now) {
+            let name = {
+                let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+                progress.name.clone().unwrap_or_else(|| request.name.clone())
+            };
+            let extension = extensions.entry(name.clone()).or_default();
+            match extension.until(&client.observations, &name, now) {
                 // The extension may end early, so it is checked again after [`EXTENSION_CHECK`].
                 Some(until) => end = Some(until.min(now + EXTENSION_CHECK)),
                 None => break,
             }
         }
     }
-    let mut progress = progress
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut progress =
+        std::mem::take(&mut *progress.lock().unwrap_or_else(PoisonError::into_inner));
     if let (None, None, Some(by)) = (
         &progress.holder,
         &progress.failure,
@@ -307,7 +342,8 @@ async fn within_wait(
     }
     Err(wait_error(
         request,
-        limit.unwrap_or_default(),
+        op(),
+        request.wait.unwrap_or_default(),
         clock::now() - began,
         progress,
     ))

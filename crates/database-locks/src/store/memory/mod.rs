@@ -17,8 +17,8 @@ use crate::store::api::{Barrier, DirectConnection, Reply, Store};
 use crate::store::connect::table::Table;
 use crate::store::doctor::{Counts, ReportBuilder};
 use protocol::{
-    AcquireCommand, BootInstant, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
-    LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
+    AcquireCommand, AllOutcome, BootInstant, Force, Gone, Grant, Holder, ListFilter, LockInfo,
+    LockName, LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
     TakeOverCommand, Ttl, failed_renewal_outcome,
 };
 
@@ -120,6 +120,14 @@ impl Store for Memory {
         _: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
         DirectConnection::acquire(&*self.0, commands)
+    }
+
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        _: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        ready(rows::acquire_all(&mut self.rows(), commands))
     }
 
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], _: Duration) -> Reply<'a, Vec<Renewal>> {

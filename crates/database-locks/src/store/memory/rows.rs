@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::runtime::clock;
 use crate::store::api::micros;
 use protocol::{
-    AcquireCommand, BootInstant, Grant, LockName, LockRow, Outcome, ReleaseCommand, Released,
-    Renewal, ResumeCommand, TakeOverCommand, Token, Ttl, failed_renewal_outcome,
+    AcquireCommand, AllOutcome, BootInstant, Grant, LockName, LockRow, Outcome, ReleaseCommand,
+    Released, Renewal, ResumeCommand, TakeOverCommand, Token, Ttl, failed_renewal_outcome,
     failed_resume_outcome,
 };
 
@@ -137,6 +137,33 @@ pub(super) fn acquire(rows: &mut Rows, command: &AcquireCommand) -> Outcome {
         return Outcome::Busy;
     }
     row.grant(command, now)
+}
+
+/// Grant all of them or none.
+pub(super) fn acquire_all(rows: &mut Rows, commands: &[AcquireCommand]) -> AllOutcome {
+    let now = clock::now();
+    let present: Vec<(&Row, LockRow)> = commands
+        .iter()
+        .filter_map(|command| rows.get(&command.name).map(|row| (command, row)))
+        .map(|(command, row)| (row, row.seen(&command.name, now)))
+        .collect();
+    let blocked = (present.iter()).any(|(row, _)| !row.is_free(now) || row.fences > 0);
+    if blocked {
+        let present: Vec<LockRow> = present.into_iter().map(|(_, seen)| seen).collect();
+        return AllOutcome::of_rows(commands, &present);
+    }
+    let granted = commands.iter().map(|command| {
+        let row = rows.entry(command.name.clone()).or_default();
+        row.grant(command, now);
+        Token::from_db(row.token)
+    });
+    AllOutcome::Granted {
+        tokens: granted.collect(),
+        length: commands
+            .first()
+            .map_or(Duration::ZERO, |command| command.length),
+        confirmed_by: None,
+    }
 }
 
 pub(super) fn take_over(rows: &mut Rows, command: &TakeOverCommand) -> Outcome {

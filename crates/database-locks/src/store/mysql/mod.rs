@@ -13,8 +13,8 @@ use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::Table;
 use crate::store::connect::url;
 use protocol::{
-    AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page, Pruned,
-    ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+    AcquireCommand, AllOutcome, Force, Grant, Holder, ListFilter, LockInfo, LockName, Outcome,
+    Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
 };
 
 mod cluster;
@@ -133,6 +133,15 @@ impl Store for Mysql {
     ) -> Reply<'a, Vec<Outcome>> {
         let commands = commands.to_vec();
         on_session!(self, within, |session| session.acquire(&commands))
+    }
+
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        let commands = commands.to_vec();
+        on_session!(self, within, |session| session.acquire_all(&commands))
     }
 
     fn renew<'a>(

@@ -38,7 +38,7 @@ macro_rules! grant {
 }
 
 const ONE: &[Type] = &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8, Type::TEXT];
-const MANY: &[Type] = &[
+pub(super) const MANY: &[Type] = &[
     Type::TEXT_ARRAY,
     Type::TEXT_ARRAY,
     Type::TEXT_ARRAY,
@@ -244,30 +244,29 @@ async fn send(
                 )
                 .await
         }
-        commands => {
-            let names: Vec<_> = commands
-                .iter()
-                .map(|command| command.name.as_str())
-                .collect();
-            let grants: Vec<_> = commands
-                .iter()
-                .map(|command| command.grant.as_str())
-                .collect();
-            let holders: Vec<_> = commands.iter().map(|command| &*command.holder).collect();
-            let lengths: Vec<_> = commands
-                .iter()
-                .map(|command| micros(command.length))
-                .collect();
-            let metadata: Vec<_> = commands.iter().map(|command| &*command.metadata).collect();
-            session
-                .write(
-                    many,
-                    commands.len(),
-                    &[&names, &grants, &holders, &lengths, &metadata],
-                )
-                .await
-        }
+        commands => send_many(session, many, commands).await,
     }
+}
+
+/// Run a statement for many.
+pub(super) async fn send_many(
+    session: &Session,
+    statement: &Statement,
+    commands: &[&AcquireCommand],
+) -> Result<Vec<Row>, ServerError> {
+    let all = || commands.iter();
+    let names: Vec<_> = all().map(|command| command.name.as_str()).collect();
+    let grants: Vec<_> = all().map(|command| command.grant.as_str()).collect();
+    let holders: Vec<_> = all().map(|command| &*command.holder).collect();
+    let lengths: Vec<_> = all().map(|command| micros(command.length)).collect();
+    let metadata: Vec<_> = all().map(|command| &*command.metadata).collect();
+    session
+        .write(
+            statement,
+            commands.len(),
+            &[&names, &grants, &holders, &lengths, &metadata],
+        )
+        .await
 }
 
 /// The outcomes of the commands that were not granted. A row that another client is inserting is
