@@ -69,12 +69,14 @@ mod runtime;
 mod store;
 
 pub use api::administration::PreviousHolder;
+pub use api::all_locks::AllLocks;
 #[cfg(feature = "macros")]
 pub use api::attribute::locked;
 pub use api::blocking;
 pub use api::builder::LocksBuilder;
 pub use api::fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
 pub use api::lock::Lock;
+pub use api::lock_set::{LockSet, OpenFences};
 pub use api::locks::Locks;
 pub use client::guard::LockGuard;
 pub use error::loss::Loss;

@@ -58,6 +58,7 @@ pub(crate) async fn acquire(
         &client,
         &request.name,
         acquire_trusted(&client, &request, &span),
+        std::slice::from_ref,
     );
     acquired.instrument(span.clone()).await
 }
@@ -230,11 +231,12 @@ impl Drop for CountCancelled {
 }
 
 /// Count and log an acquire.
-async fn counted(
+async fn counted<T>(
     client: &Client,
     name: &LockName,
-    acquire: impl Future<Output = Result<Option<LockGuard>, Error>>,
-) -> Result<Option<LockGuard>, Error> {
+    acquire: impl Future<Output = Result<Option<T>, Error>>,
+    guards: impl FnOnce(&T) -> &[LockGuard],
+) -> Result<Option<T>, Error> {
     let (engine, began) = (client.store.engine(), clock::now());
     let (under_way, mut cancelled) = (Waiting::new(engine), CountCancelled(Some(engine)));
     let done = acquire.await;
@@ -242,20 +244,10 @@ async fn counted(
     drop(under_way);
     let waited = clock::now() - began;
     let reason = match &done {
-        Ok(Some(guard)) => {
-            metrics::acquired(engine, waited);
-            let (token, holder, waited) = (guard.token().get(), guard.holder(), ms(waited));
-            let span = Span::current();
-            span.record("lock.token", token);
-            span.record("lock.holder", holder);
-            span.record("lock.waited_ms", waited);
-            tracing::debug!(
-                lock.name = guard.name().as_str(),
-                lock.token = token,
-                lock.holder = holder,
-                lock.waited_ms = waited,
-                "lock acquired"
-            );
+        Ok(Some(acquired)) => {
+            for guard in guards(acquired) {
+                log_acquired(engine, guard, waited);
+            }
             return done;
         }
         Ok(None) => "busy",
@@ -275,6 +267,22 @@ async fn counted(
     done
 }
 
+fn log_acquired(engine: Engine, guard: &LockGuard, waited: Duration) {
+    metrics::acquired(engine, waited);
+    let (token, holder, waited) = (guard.token().get(), guard.holder(), ms(waited));
+    let span = Span::current();
+    span.record("lock.token", token);
+    span.record("lock.holder", holder);
+    span.record("lock.waited_ms", waited);
+    tracing::debug!(
+        lock.name = guard.name().as_str(),
+        lock.token = token,
+        lock.holder = holder,
+        lock.waited_ms = waited,
+        "lock acquired"
+    );
+}
+
 /// Run the acquisition until its wait limit, even if the database does not answer.
 async fn within_wait(
     client: &Arc<Client>,
@@ -285,7 +293,15 @@ async fn within_wait(
     let progress = Mutex::new(Progress::default());
     let end = limit_of(request, began);
     let work = Acquisition::new(client, request, first_try, &progress, end)?.run();
-    until_limit(client, request, began, &progress, work, || op(&request.name)).await
+    until_limit(
+        client,
+        request,
+        began,
+        &progress,
+        work,
+        || op(&request.name),
+    )
+    .await
 }
 
 /// When a wait that began then reaches its limit.
@@ -321,7 +337,10 @@ async fn until_limit<T>(
             let now = clock::now();
             let name = {
                 let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-                progress.name.clone().unwrap_or_else(|| request.name.clone())
+                progress
+                    .name
+                    .clone()
+                    .unwrap_or_else(|| request.name.clone())
             };
             let extension = extensions.entry(name.clone()).or_default();
             match extension.until(&client.observations, &name, now) {

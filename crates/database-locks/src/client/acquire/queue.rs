@@ -280,7 +280,9 @@ impl QueueSlot {
     /// How long the waiter still lets others try: other processes, see [`Queues::head_start`], and
     /// waits for several locks.
     pub(crate) fn head_start(&self) -> Duration {
-        let left = self.queues.with(&self.name, |queue| queue.left(clock::now()));
+        let left = self
+            .queues
+            .with(&self.name, |queue| queue.left(clock::now()));
         left.unwrap_or_default()
     }
 

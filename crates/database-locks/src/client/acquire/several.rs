@@ -11,20 +11,20 @@ use std::time::Duration;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use super::acquisition::{BUSY_RETRY_FOR, CONTENTION_RETRY_FOR, LAST_TRY, OWN_HOLDER_WAIT};
+use super::acquisition::{
+    BUSY_RETRY_FOR, CONTENTION_RETRY_FOR, LAST_TRY, NO_HEAD_START, OWN_HOLDER_WAIT, record_holder,
+};
 use super::attempt::Attempt;
 use super::poll_interval::{PollInterval, WaitHint};
 use super::progress::Progress;
 use super::queue::QueueSlot;
 use super::request::{AcquireRequest, op};
 use super::reservation::Reservation;
-use super::{
-    acquired_or_counted, limit_of, poller, record_holder, until_limit, waited_for,
-};
+use super::{counted, limit_of, poller, until_limit, waited_for};
 use crate::client::Client;
 use crate::client::guard::LockGuard;
-use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
+use crate::error::loss::Loss;
 use crate::runtime::clock;
 use crate::runtime::join::join_all;
 use crate::store::api::StoreError;
@@ -95,7 +95,7 @@ pub(crate) async fn acquire_all(
     );
     let acquiring = acquire_trusted(&client, request.clone(), &span);
     let name = &request.first().name;
-    let acquired = acquired_or_counted(&client, name, acquiring, |guards| &guards[0]);
+    let acquired = counted(&client, name, acquiring, Vec::as_slice);
     acquired.instrument(span.clone()).await
 }
 
@@ -204,7 +204,7 @@ impl AllAttempt {
         client: &Client,
         tokens: &[Token],
         length: Duration,
-    ) -> Result<Vec<LockGuard>, (LockName, crate::error::loss::Loss)> {
+    ) -> Result<Vec<LockGuard>, (LockName, Loss)> {
         let names: Vec<LockName> = (self.0.iter())
             .map(|one| one.command().name.clone())
             .collect();
@@ -509,29 +509,27 @@ impl<'a> AllAcquisition<'a> {
         if let Some(pause) = pause.or(held_here) {
             self.woken_within(self.before_end(pause).min(change)).await;
         }
+        let wait = self.request.first().wait.unwrap_or_default();
+        let end = self.deadline.map(|at| at - NO_HEAD_START.min(wait / 2));
         loop {
             let (active, change) = self.reservation.update();
             let Some(slot) = self.slot.as_ref().filter(|_| !active) else {
                 break;
             };
-            let pause = match slot.is_front() {
-                true => slot.head_start_alone().max(self.reservation.by_older()),
-                false => Duration::MAX,
-            };
-            if pause.is_zero() || self.before_end(pause) < pause && self.is_ending() {
+            let mut pause = Duration::MAX;
+            if slot.is_front() {
+                let others = self.client.queues.head_start(slot.name());
+                pause = others.max(self.reservation.by_older());
+                pause = end.map_or(pause, |end| pause.min(end - clock::now()));
+            }
+            if pause.is_zero() {
                 break;
             }
-            self.woken_within(self.before_end(pause).min(change)).await;
+            self.woken_within(pause.min(change)).await;
         }
         if let Some(slot) = &self.slot {
             slot.clear();
         }
-    }
-
-    /// Whether only a last try is left before the wait ends.
-    fn is_ending(&self) -> bool {
-        let left = self.deadline.map(|at| at - (clock::now() + LAST_TRY));
-        left.is_some_and(|left| left.is_zero())
     }
 
     /// Wait for a wake-up, for at most `pause`.
