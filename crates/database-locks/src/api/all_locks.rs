@@ -141,8 +141,11 @@ impl AllLocks {
 
     fn request(&self, wait: Option<Duration>) -> Result<AllRequest, Error> {
         if !(1..=MAX_NAMES).contains(&self.names.len()) {
-            let got = format!("{} different ones", self.names.len());
-            let allowed = format!("1 to {MAX_NAMES}: the locks to acquire at once");
+            let got = match self.names.len() {
+                0 => "empty".to_owned(),
+                many => format!("a list of {many}"),
+            };
+            let allowed = format!("1 to {MAX_NAMES} names of locks to acquire at once");
             return Err(Error::config("names", got, allowed));
         }
         let one = |name: &String| self.each.named(name).request(wait, None).map(Arc::new);

@@ -25,6 +25,7 @@ mod listing;
 mod other_writers;
 mod pruning;
 mod refused_renewals;
+mod several;
 mod take_over;
 mod testing;
 mod tickets;
