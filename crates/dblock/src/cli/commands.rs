@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 use database_locks::{LockName, Ttl};
 
@@ -42,8 +42,8 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Run CMD while holding the lock NAME
-    #[command(after_help = help::RUN, override_usage = "dblock run [OPTIONS] <NAME> -- <CMD>...")]
+    /// Run CMD while holding the lock NAME, or all of several locks
+    #[command(after_help = help::RUN, override_usage = "dblock run [OPTIONS] <NAME>... -- <CMD>...")]
     Run(RunOptions),
     /// Acquire the lock NAME and print its ticket, to hold it across the steps of a script
     #[command(after_help = help::ACQUIRE)]
@@ -155,14 +155,39 @@ pub(super) enum Command {
     },
 }
 
+const NAME: &str = "name";
+const COMMAND: &str = "command";
+
+/// A command line with `--`: of `run`, the words before it are names, and those after it CMD.
+/// Returns the names of `run`, too.
+///
+/// Without `--`, the first word is the name, and CMD begins with the second one. One definition for
+/// clap cannot have both.
+pub(super) fn parse_with_separator(
+    arguments: &[OsString],
+) -> Result<(Cli, Vec<LockName>), clap::Error> {
+    let several = Cli::command().mut_subcommand("run", |run| {
+        run.mut_arg(NAME, |name| name.num_args(1..).action(ArgAction::Append))
+            .mut_arg(COMMAND, |command| {
+                command.trailing_var_arg(false).last(true)
+            })
+    });
+    let matches = several.try_get_matches_from(arguments)?;
+    let names = matches
+        .subcommand_matches("run")
+        .and_then(|run| run.get_many(NAME));
+    let names = names.into_iter().flatten().cloned().collect();
+    Ok((Cli::from_arg_matches(&matches)?, names))
+}
+
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
-    /// The lock: 1 to 255 characters
-    #[arg(value_parser = values::lock_name)]
+    /// The lock: 1 to 255 characters. Several locks are acquired all or none
+    #[arg(id = NAME, value_name = "NAME", value_parser = values::lock_name)]
     pub(super) name: LockName,
     /// The command to run, and its arguments. No shell is involved: for `|`, `>` or `$` use sh -c
     /// '…'
-    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    #[arg(id = COMMAND, value_name = "CMD", required = true, trailing_var_arg = true)]
     pub(super) command: Vec<OsString>,
     /// How long the lock stays held if dblock dies: 100ms to 10 years, or `inf` (until it is
     /// released by force)
@@ -209,6 +234,7 @@ impl AcquireOptions {
     pub(super) fn into_args(self, name: LockName, ttl: Ttl) -> AcquireArgs {
         AcquireArgs {
             name,
+            others: Vec::new(),
             ttl,
             wait: match self.wait {
                 _ if self.no_wait => Some(Duration::ZERO),

@@ -11,6 +11,7 @@ mod release_notice;
 mod renew;
 mod run;
 mod show;
+mod wanted;
 
 pub(crate) use acquire::acquire;
 pub(crate) use doctor::doctor;

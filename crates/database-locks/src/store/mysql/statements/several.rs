@@ -58,7 +58,12 @@ impl Session {
         let (outcome, rows) = self.try_all(commands, &names).await?;
         let exists = |name: &&LockName| rows.iter().any(|row| row.name == name.as_str());
         let (_, missing): (Vec<&LockName>, Vec<_>) = names.iter().partition(exists);
-        if missing.is_empty() || rows.iter().any(LockRow::is_held) {
+        // A lease whose end was observed is as good as free.
+        let is_held = match &outcome {
+            AllOutcome::Granted { .. } => true,
+            AllOutcome::NotGranted(holders) => holders.iter().any(Option::is_some),
+        };
+        if missing.is_empty() || is_held {
             return Ok(outcome);
         }
         match self.create_free(&missing).await? {
