@@ -204,6 +204,13 @@ impl LockSet {
     }
 }
 
+/// A set of one lock, for code that holds one or several.
+impl From<LockGuard> for LockSet {
+    fn from(guard: LockGuard) -> Self {
+        Self(vec![guard])
+    }
+}
+
 /// A loss, or else the first other error.
 fn first_error(results: Vec<Result<(), Error>>) -> Result<(), Error> {
     let mut first = Ok(());
