@@ -14,6 +14,7 @@ from ._connect import Locks, connect
 from ._core import __version__
 from ._held import Held
 from ._lock import lock
+from ._lock_all import lock_all
 from ._locked import is_locked, locked
 from .exceptions import (
     LockAlreadyRan,
@@ -39,5 +40,6 @@ __all__ = [
     "connect",
     "is_locked",
     "lock",
+    "lock_all",
     "locked",
 ]

@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,13 @@ class AcquireRequest:
     until_using: str | None
     callback: Callable[[int, Any], Any] | None
     status_file: str | os.PathLike[str] | None
+    names: tuple[str, ...] = ()
+    """Of several locks, their names in order; ``name`` and ``key`` then stand for all of them."""
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The key of each lock."""
+        return tuple((*self.key[:2], name) for name in self.names) or (self.key,)
 
 
 LONGEST = 1e18
@@ -149,6 +156,17 @@ def _encodable(what: str, value: str) -> None:
             f"`{what}` is {value!r}, must be Unicode text: character {error.start} is half of a "
             "surrogate pair"
         ) from None
+
+
+def names_of(value: Iterable[str]) -> tuple[str, ...]:
+    """The names of several locks, in order and each once."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise LockConfigError(f"`lock_names` is {value!r}, must be a list of names")
+    names = {text("lock_names", name) for name in value}
+    if not names:
+        raise LockConfigError("`lock_names` is empty, must be 1 to 100 names of locks")
+    # As the core orders them: by their bytes.
+    return tuple(sorted(names, key=str.encode))
 
 
 def ticket(value: Any) -> str:

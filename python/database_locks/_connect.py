@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from . import _arguments, _naming
 from ._arguments import NOTSET
 from ._client import Client
 from ._lock import lock as Lock
+from ._lock_all import lock_all as LockAll
 from ._locked import make_locked
 
 if TYPE_CHECKING:
@@ -89,6 +90,41 @@ class Locks(Client):
             meta=meta,
             ticket=ticket,
         )._on(self, _naming.caller(2))
+
+    @_hinting
+    def lock_all(
+        self,
+        lock_names: Iterable[str],
+        timeout: Seconds | None = 0,
+        lock_ttl: Seconds | None = NOTSET,
+        locked_by: str | None = None,
+        auto_renew: bool = True,
+        retry: Seconds | None = 0.5,
+        lost_lock_cb: Callable[[int, Any], Any] | None = None,
+        lock_ttl_renew: Seconds | None = NOTSET,
+        *,
+        on_busy: Literal["wait", "raise", "skip"] = "wait",
+        until: Literal["commit", "exit"] = "commit",
+        until_using: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> LockAll:
+        """`database_locks.lock_all` on this table."""
+        made = LockAll(
+            lock_names,
+            timeout,
+            lock_ttl,
+            locked_by,
+            auto_renew,
+            retry,
+            lost_lock_cb,
+            lock_ttl_renew,
+            on_busy=on_busy,
+            until=until,
+            until_using=until_using,
+            meta=meta,
+        )
+        made._on(self)
+        return made
 
     @overload
     def locked(self, func: F, /) -> F: ...

@@ -6,13 +6,16 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _deadlock
 from ._arguments import AcquireRequest
 from ._registry import held_in_process, is_of_this_process
 from ._wait import Check
 from .exceptions import LockConfigError, LockTimeout, LockUnavailable
+
+if TYPE_CHECKING:
+    from ._held import Held
 
 QUICK = 2.0
 """Seconds at most that one try may stop an event loop."""
@@ -37,20 +40,23 @@ def check_of_wait(
         return None
 
     def check() -> None:
-        held = held_in_process(request.key)
         limited = asked.wait is not None
-        why = None if held is None else _deadlock.reason(held, limited)
-        if held is None or why is None:
-            return
+        for key in request.keys:
+            held = held_in_process(key)
+            why = None if held is None else _deadlock.reason(held, limited)
+            if held is not None and why is not None:
+                refuse(key[2], held, why, limited)
+
+    def refuse(name: str, held: Held, why: str, limited: bool) -> NoReturn:
         message = (
-            f"lock `{request.name}` is held by {held.holder} (this process), and {why}, so the "
+            f"lock `{name}` is held by {held.holder} (this process), and {why}, so the "
             "wait could never end: take the lock in one of the two places only, or release it before"
         )
         if not limited:
             raise LockConfigError(message)
         # The wait has a limit, so it would end in a `LockTimeout`.
         error = both(LockTimeout)(message)
-        vars(error).update(name=request.name, timeout=None, holder=held.holder, held_for=None)
+        vars(error).update(name=name, timeout=None, holder=held.holder, held_for=None)
         raise error
 
     check()
@@ -93,13 +99,14 @@ def both(other: type[Exception]) -> type[LockConfigError]:
 
 
 def held_by(request: AcquireRequest, info: Mapping[str, Any] | None) -> str:
+    name = (info or {}).get("name", request.name)
     if info and info["state"] == "resting":
-        return f"lock `{request.name}` rests for another {info['free_in']:.1f}s"
-    message = f"lock `{request.name}` is held"
+        return f"lock `{name}` rests for another {info['free_in']:.1f}s"
+    message = f"lock `{name}` is held"
     holder = (info or {}).get("holder")
     if holder is not None:
         message += f" by {holder}"
-        if is_of_this_process(request.name, holder):
+        if is_of_this_process(name, holder):
             message += " (this process)"
     return message
 
@@ -107,7 +114,7 @@ def held_by(request: AcquireRequest, info: Mapping[str, Any] | None) -> str:
 def busy(request: AcquireRequest, info: Mapping[str, Any] | None) -> LockTimeout:
     info = info or {}
     return LockTimeout(
-        name=request.name,
+        name=info.get("name", request.name),
         holder=info.get("holder"),
         held_for=info.get("held_for"),
         rests_for=info["free_in"] if info.get("state") == "resting" else None,
@@ -118,7 +125,11 @@ def holder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
     if request.on_busy == "skip" or request.client is None:
         return None
     try:
-        return request.client.show(request.name)
+        for name in request.names:
+            info = request.client.show(name)
+            if info is not None and info["state"] == "held":
+                return info
+        return None if request.names else request.client.show(request.name)
     except LockUnavailable:
         return None
 
@@ -127,6 +138,10 @@ async def aholder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
     if request.on_busy == "skip" or request.client is None:
         return None
     try:
-        return await request.client.ashow(request.name)
+        for name in request.names:
+            info = await request.client.ashow(name)
+            if info is not None and info["state"] == "held":
+                return info
+        return None if request.names else await request.client.ashow(request.name)
     except LockUnavailable:
         return None

@@ -162,6 +162,22 @@ class Locks:
         `LockTimeout` if a longer wait timed out, `LockAlreadyRan` for a grant that is too recent.
         """
 
+    def acquire_all(
+        self,
+        names: list[str],
+        *,
+        ttl: float | None,
+        wait: float | None,
+        auto_renew: bool = True,
+        renew_every: float | None = None,
+        holder: str | None = None,
+        poll: float | None = None,
+        meta: str | None = None,
+    ) -> Pending[Guard | None]:
+        """Begin to acquire all of these locks, or none. As `acquire`; ``holder`` takes nothing
+        over.
+        """
+
     def resume(
         self,
         ticket: str,
@@ -321,11 +337,12 @@ class Steps:
 
 @final
 class Guard:
-    """One grant. Released when it is dropped, unless `stay` was called."""
+    """One grant, or several that are held together. Released when it is dropped, unless `stay` was
+    called.
+    """
 
-    name: str
-    token: int
-    grant_id: str
+    tokens: list[tuple[str, int]]
+    """The name and the token of each lock, in the order of the names."""
     holder: str
     closed: bool
     """Whether it was released or handed over."""
@@ -343,21 +360,25 @@ class Guard:
     def loss(self) -> Loss | None:
         """The loss, if the grant is lost. Without I/O."""
 
-    def ticket(self) -> str | None: ...
+    def tickets(self) -> list[str] | None:
+        """A ticket of each lock; ``None`` if the guard is closed."""
+
     def stay(self) -> None:
         """Dropped without a release, the lock stays held until its lease ends."""
 
     # A loss of this grant is a result of these methods and not an error.
     def check(self) -> Pending[Loss | None]: ...
     def extend(self, ttl: float | None) -> Pending[Loss | None]: ...
-    def hand_over(self) -> str | Loss | None: ...
+    def hand_over(self) -> str | Loss | None:
+        """Of one lock alone."""
+
     def release(self) -> Pending[Loss | None]: ...
     def fence_failed(self, conflict: bool) -> Pending[Loss | None]:
         """Ask why a fence did not pass. The result is a loss; raises any other reason."""
 
-    def fence(self, lasting: float | None = None) -> Pending[Fence | Loss]:
-        """Begin a fenced transaction. The result is a `Fence`, to be closed at the transaction's
-        end.
+    def fences(self, lasting: float | None = None) -> Pending[list[Fence] | Loss]:
+        """Begin a fenced transaction. The result is a `Fence` of each lock, to be closed at the
+        transaction's end.
         """
 
 @final

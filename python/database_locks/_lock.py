@@ -276,7 +276,7 @@ class lock(_core.Scope):
         return self
 
     def _copy(self) -> lock:
-        copy = lock.__new__(lock)
+        copy = type(self).__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy._acquired = None
         return copy
@@ -389,7 +389,7 @@ class lock(_core.Scope):
         That happens if the thread waits long for the GIL, or the event loop is busy. The next
         `_core.Entry.ask` gives the grant back. Raises `LockLost` if no time is left.
         """
-        lost = LockLost(name=request.name, token=guard.token, **loss)
+        lost = LockLost(token=dict(guard.tokens).get(loss["name"]), **loss)
         left = None
         if request.wait is not None:
             left = max(0.0, request.wait - (time.monotonic() - began))
@@ -417,7 +417,8 @@ class lock(_core.Scope):
     def _not_acquired(self, request: AcquireRequest, error: BaseException) -> None:
         _status_file.write(request.status_file, "0")
         if isinstance(error, LockTimeout) and not isinstance(error, LockConfigError):
-            error.in_this_process = is_of_this_process(request.name, error.holder)
+            name = error.name or request.name
+            error.in_this_process = is_of_this_process(name, error.holder)
             if self._on_busy == "skip":
                 raise Skip from error
             if error.timeout is not None:

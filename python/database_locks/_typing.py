@@ -21,6 +21,8 @@ C = TypeVar("C", bound=type[Any])
 class Loss(TypedDict):
     """The facts of a loss: arguments of `LockLost`."""
 
+    name: str
+    """The lock that was lost: of several, one."""
     reason: str | None
     detail: str | None
     last_answer: str | None

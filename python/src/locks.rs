@@ -1,6 +1,6 @@
 //! The locks of one table.
 
-use database_locks::{Error, Lock, LocksBuilder, Prune, Ticket};
+use database_locks::{Error, LockSet, LocksBuilder, Prune, Ticket};
 use pyo3::prelude::*;
 use serde_json::Value as Json;
 
@@ -10,6 +10,27 @@ use crate::errors::raise;
 use crate::guard;
 use crate::listing::{self, PageRequest};
 use crate::pending::{Answer, Pending, nothing, value};
+
+/// The settings that one lock and several have in common.
+macro_rules! set_all {
+    ($lock:ident, $py:ident, $ttl:ident, $wait:ident, $auto_renew:ident, $renew_every:ident,
+     $poll:ident, $meta:ident) => {
+        $lock = $lock.ttl(convert::ttl($py, $ttl)?);
+        if let Some(every) = $renew_every {
+            $lock = $lock.renew_every(seconds($py, "lock_ttl_renew", every)?);
+        }
+        $lock = $lock.auto_renew($auto_renew);
+        if let Some(longest) = $poll {
+            $lock = $lock.poll(seconds($py, "retry", longest)?);
+        }
+        for (key, value) in metadata($meta) {
+            $lock = $lock.metadata(key, value);
+        }
+        if let Some(wait) = $wait {
+            $lock = $lock.wait(seconds($py, "timeout", wait)?);
+        }
+    };
+}
 
 #[pyclass(frozen, module = "database_locks._core")]
 pub(crate) struct Locks {
@@ -73,37 +94,55 @@ impl Locks {
         once_per: Option<f64>,
         meta: Option<&str>,
     ) -> PyResult<Pending> {
-        let mut lock = self.locks.lock(name).ttl(convert::ttl(py, ttl)?);
-        if let Some(every) = renew_every {
-            lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
-        }
-        lock = lock.auto_renew(auto_renew);
+        let mut lock = self.locks.lock(name);
+        set_all!(lock, py, ttl, wait, auto_renew, renew_every, poll, meta);
         if let Some(holder) = holder {
             lock = lock.holder(holder).preempt(true);
-        }
-        if let Some(longest) = poll {
-            lock = lock.poll(seconds(py, "retry", longest)?);
         }
         lock = lock.at_least(seconds(py, "at_least", at_least)?);
         if let Some(period) = once_per {
             lock = lock.once_per(seconds(py, "once_per", period)?);
         }
-        if let Some(meta) = meta {
-            lock = with_meta(lock, meta);
+        let once = wait == Some(0.0);
+        Ok(Pending::new(guard::acquire(async move {
+            let guard = if once && once_per.is_none() {
+                lock.try_acquire().await?
+            } else {
+                match lock.acquire().await {
+                    // Not `try_acquire`, which does not tell a busy lock from a recent grant.
+                    Err(Error::TimedOut { .. }) if once => None,
+                    acquired => Some(acquired?),
+                }
+            };
+            Ok(guard.map(LockSet::from))
+        })))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "each has a name in Python")]
+    #[pyo3(signature = (names, *, ttl, wait, auto_renew=true, renew_every=None, holder=None, poll=None, meta=None))]
+    fn acquire_all(
+        &self,
+        py: Python<'_>,
+        names: Vec<String>,
+        ttl: Option<f64>,
+        wait: Option<f64>,
+        auto_renew: bool,
+        renew_every: Option<f64>,
+        holder: Option<&str>,
+        poll: Option<f64>,
+        meta: Option<&str>,
+    ) -> PyResult<Pending> {
+        let mut locks = self.locks.all(names);
+        set_all!(locks, py, ttl, wait, auto_renew, renew_every, poll, meta);
+        if let Some(holder) = holder {
+            locks = locks.holder(holder);
         }
         let once = wait == Some(0.0);
-        if let Some(wait) = wait {
-            lock = lock.wait(seconds(py, "timeout", wait)?);
-        }
         Ok(Pending::new(guard::acquire(async move {
-            if once && once_per.is_none() {
-                return lock.try_acquire().await;
+            if once {
+                return locks.try_acquire().await;
             }
-            match lock.acquire().await {
-                // Not `try_acquire`, which does not tell a busy lock from a recent grant.
-                Err(Error::TimedOut { .. }) if once => Ok(None),
-                acquired => acquired.map(Some),
-            }
+            locks.acquire().await.map(Some)
         })))
     }
 
@@ -123,7 +162,7 @@ impl Locks {
             lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
         }
         Ok(Pending::new(guard::acquire(async move {
-            lock.resume(&ticket).await.map(Some)
+            lock.resume(&ticket).await.map(|guard| Some(guard.into()))
         })))
     }
 
@@ -218,14 +257,12 @@ impl Locks {
     }
 }
 
-/// Adds the caller's metadata, a JSON object.
-fn with_meta(mut lock: Lock, meta: &str) -> Lock {
-    if let Ok(Json::Object(keys)) = serde_json::from_str(meta) {
-        for (key, value) in keys {
-            lock = lock.metadata(key, value);
-        }
+/// The caller's metadata, a JSON object.
+fn metadata(meta: Option<&str>) -> serde_json::Map<String, Json> {
+    match meta.map(serde_json::from_str) {
+        Some(Ok(Json::Object(keys))) => keys,
+        _ => serde_json::Map::new(),
     }
-    lock
 }
 
 pub(crate) fn builder(url: &str, table: Option<&str>) -> LocksBuilder {

@@ -69,19 +69,21 @@ mod runtime;
 mod store;
 
 pub use api::administration::PreviousHolder;
+pub use api::all_locks::AllLocks;
 #[cfg(feature = "macros")]
 pub use api::attribute::locked;
 pub use api::blocking;
 pub use api::builder::LocksBuilder;
 pub use api::fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
 pub use api::lock::Lock;
+pub use api::lock_set::{LockSet, OpenFences};
 pub use api::locks::Locks;
 pub use client::guard::LockGuard;
 pub use error::loss::Loss;
 pub use error::{BoxError, Error};
 pub use protocol::{
-    HeldBy, InvalidSetting, ListFilter, LockInfo, LockName, LockState, LostReason, Prune, Ticket,
-    Token, Ttl, parse_duration,
+    HeldBy, InvalidSetting, ListFilter, LockInfo, LockName, LockState, LostReason, Prune,
+    Semaphore, Ticket, Token, Ttl, parse_duration,
 };
 
 // The drivers in whose transactions `LockGuard::fence` works, in the versions that it takes.

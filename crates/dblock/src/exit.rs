@@ -175,7 +175,7 @@ fn option_name(setting: &str) -> String {
     match setting {
         "url" => "the URL (--url, --url-file, DATABASE_LOCKS_URL)".to_owned(),
         "service" => "the service (PGSERVICE, service=)".to_owned(),
-        "name" => "NAME".to_owned(),
+        "name" | "names" => "NAME".to_owned(),
         "holder" => "--holder".to_owned(),
         "metadata" => "--meta".to_owned(),
         // The name of a variable or of a file.

@@ -87,6 +87,30 @@ impl Semaphore {
             .count()
     }
 
+    /// The semaphore as one JSON object, on one line: `name`, `limit` (the operator's), `of` (see
+    /// [`Semaphore::effective_limit`]), `held`, and `permits`, each as [`LockInfo::to_json`] has it.
+    pub fn to_json(&self) -> String {
+        let fields = [
+            ("name", json!(self.name.as_str()).to_string()),
+            ("limit", json!(self.limit).to_string()),
+            ("of", json!(self.effective_limit()).to_string()),
+            ("held", json!(self.held()).to_string()),
+            (
+                "permits",
+                format!(
+                    "[{}]",
+                    self.permits
+                        .iter()
+                        .map(LockInfo::to_json)
+                        .collect::<Vec<_>>()
+                        .join(",")
+                ),
+            ),
+        ];
+        let fields = fields.map(|(name, value)| format!("\"{name}\":{value}"));
+        format!("{{{}}}", fields.join(","))
+    }
+
     /// The operator's limit; without one, the greatest that a present holder has given, or else the
     /// latest holders.
     pub fn effective_limit(&self) -> Option<u32> {
@@ -321,6 +345,7 @@ impl LockInfo {
     /// | `held_for`, `free_in`                     | seconds                           |
     /// | `acquired_at`, `renewed_at`, `expires_at` | RFC 3339 in UTC, database's clock |
     /// | `metadata`                                | [`LockInfo::parsed_metadata`]     |
+    /// | `slot`, `permits`                         | of a permit only                  |
     ///
     /// A value that is missing or infinite is null.
     pub fn to_json(&self) -> String {
@@ -337,10 +362,16 @@ impl LockInfo {
             ("renewed_at", json!(self.renewed_at.and_then(rfc3339))),
             ("expires_at", json!(self.expires_at.and_then(rfc3339))),
             ("metadata", self.parsed_metadata()),
+            ("slot", json!(self.slot)),
+            ("permits", json!(self.permits)),
         ];
+        // A lock has no permits.
+        let fields = &fields[..fields.len() - if self.slot.is_none() { 2 } else { 0 }];
         // A map of serde_json would sort the keys.
-        let fields = fields.map(|(name, value)| format!("\"{name}\":{value}"));
-        format!("{{{}}}", fields.join(","))
+        let fields = fields
+            .iter()
+            .map(|(name, value)| format!("\"{name}\":{value}"));
+        format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
     }
 }
 

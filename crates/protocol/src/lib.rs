@@ -11,6 +11,7 @@
 //! | `row`         | the interpretation of a row of the table                                 |
 //! | `failed_renewal` | why a grant that could not be renewed is lost                         |
 //! | `messages`    | requests of a client to a store, and the answers                         |
+//! | `several`     | a request for several locks, all or none                                 |
 //! | `info`        | a lock for people and as JSON                                            |
 //!
 //! No function reads a clock: each takes the instant or the length that it needs.
@@ -22,6 +23,7 @@ mod lost;
 mod messages;
 mod observation;
 mod row;
+mod several;
 mod values;
 
 pub use failed_renewal::{
@@ -36,6 +38,7 @@ pub use messages::{
 };
 pub use observation::{Observations, ObservedExpiry, Version, WaitExtension};
 pub use row::{LockRow, no_permit_free};
+pub use several::AllOutcome;
 pub use values::grant::{GrantId, Token};
 pub use values::invalid::InvalidSetting;
 pub use values::name::{LockName, MAX_CHARS};

@@ -22,6 +22,8 @@
 //! [`LockGuard`] that is dropped or released there is released in the background. Callbacks of
 //! [`on_lost`](crate::LockGuard::on_lost) run on threads of their own and may block.
 
+mod several;
+
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -29,6 +31,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+pub use self::several::{AllLocks, LockSet};
 use crate::api::administration::PreviousHolder;
 use crate::api::fence::{FenceFailure, FenceTransaction, OpenFence};
 use crate::api::{builder, lock, locks};
@@ -164,6 +167,11 @@ impl Locks {
     /// See [`crate::Locks::lock`].
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
         Lock(self.0.lock(name))
+    }
+
+    /// See [`crate::Locks::all`].
+    pub fn all<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> AllLocks {
+        AllLocks(self.0.all(names))
     }
 
     /// See [`crate::Locks::migrate`].

@@ -311,7 +311,23 @@ impl Lock {
         self
     }
 
-    fn request(
+    /// The same settings for a lock of this name.
+    pub(super) fn named(&self, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    pub(super) fn limit(&self) -> Option<Duration> {
+        self.wait
+    }
+
+    pub(super) fn request(
         &self,
         wait: Option<Duration>,
         from: Option<GrantId>,

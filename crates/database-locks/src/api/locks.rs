@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::api::all_locks::AllLocks;
 use crate::api::lock::Lock;
 use crate::client::Client;
 use crate::client::endpoint::Endpoint;
@@ -85,6 +86,24 @@ impl Locks {
     /// ```
     pub fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> Lock {
         self.lock(name).with_permits(permits)
+    }
+
+    /// Several locks at once, all or none, with the default settings: 1 to 100 names, of which a
+    /// repeated one counts once. They are checked when the locks are acquired.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// // The two accounts of a transfer, in any order.
+    /// let both = locks.all(["account 7", "account 3"]).acquire().await?;
+    /// assert!(both.is_held() && locks.lock("account 3").try_acquire().await?.is_none());
+    /// both.release().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn all<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> AllLocks {
+        AllLocks::new(self.lock(""), names)
     }
 
     /// Resume a lock that was handed over: the same token, a new grant.

@@ -2,6 +2,7 @@
 //! attribute.
 
 pub(crate) mod administration;
+pub(crate) mod all_locks;
 #[cfg(feature = "macros")]
 pub(crate) mod attribute;
 pub mod blocking;
@@ -9,6 +10,7 @@ pub(crate) mod builder;
 pub(crate) mod default_locks;
 pub(crate) mod fence;
 pub(crate) mod lock;
+pub(crate) mod lock_set;
 pub(crate) mod locks;
 mod run;
 pub(crate) mod testing;

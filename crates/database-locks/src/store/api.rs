@@ -13,8 +13,9 @@ use std::time::Duration;
 use crate::doctor::Report;
 pub use crate::store::error::StoreError;
 use protocol::{
-    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, TakeOverCommand, Ttl,
+    AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
+    TakeOverCommand, Ttl,
 };
 
 /// A pending answer.
@@ -45,6 +46,17 @@ pub trait Store: Send + Sync + fmt::Debug {
         commands: &'a [AcquireCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>>;
+
+    /// Grant all of these locks, or none. Never waits for a row.
+    ///
+    /// The commands are ordered by name, and differ in name, grant id and observed version alone.
+    ///
+    /// If it is repeated because the reply was lost, it recognizes its grants.
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, AllOutcome>;
 
     /// Extend the leases of these grants, if they still hold their locks.
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], within: Duration)

@@ -9,8 +9,9 @@ use crate::metrics::{self, Engine};
 use crate::runtime::clock;
 use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
 use protocol::{
-    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, TakeOverCommand, Ttl,
+    AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
+    TakeOverCommand, Ttl,
 };
 
 /// The store of one database, as the client uses it.
@@ -98,6 +99,7 @@ macro_rules! measured {
 measured! {
     connect(within: Duration) -> (), "connect";
     acquire(commands: &[AcquireCommand], within: Duration) -> Vec<Outcome>, "acquire";
+    acquire_all(commands: &[AcquireCommand], within: Duration) -> AllOutcome, "acquire_all";
     renew(grants: &[(Grant, Ttl)], within: Duration) -> Vec<Renewal>, "renew";
     release(commands: &[ReleaseCommand], within: Duration) -> Vec<Released>, "release";
     read(names: &[LockName], within: Duration) -> Vec<LockInfo>, "read";

@@ -127,6 +127,7 @@ fn every_statement_that_mysql_is_sent_is_published() {
         include_str!("mysql/statements/read.rs"),
         include_str!("mysql/statements/release.rs"),
         include_str!("mysql/statements/renew.rs"),
+        include_str!("mysql/statements/several.rs"),
     ];
     let list = include_str!("mysql/statements/mod.rs");
     let (_, list) = list.split_once("const PUBLISHED").expect("the list");

@@ -26,6 +26,7 @@ mod other_writers;
 mod pruning;
 mod refused_renewals;
 mod semaphores;
+mod several;
 mod spacing;
 mod take_over;
 mod testing;

@@ -7,6 +7,7 @@ Examples:
   dblock run nightly -- ./report.sh           wait for the lock, run, release
   dblock run -n nightly -- ./report.sh        skip if another client has it (75)
   dblock run -n -E 0 nightly -- ./report.sh   the same, and end with 0
+  dblock run orders stock -- ./move.sh        both locks, or none
   dblock list                                 who holds which lock
   dblock release nightly --force              free the lock of a dead holder
   dblock doctor                               check the database
@@ -86,8 +87,16 @@ On a cluster with several primaries (Galera, Group Replication) no clock tells
 that a lease has ended, so the row is watched for the length of the lease. If
 the holder looks dead, -n and -w go on until then, one ttl at most.
 
-Within CMD, a `dblock run` or `dblock acquire` of the same lock is refused with
-2: it would wait for its own end.
+Several names before `--` are acquired all or none, 100 at most. While it waits
+for one of them, dblock holds none, so runs that name the same locks in another
+order cannot block each other. Each lock is an ordinary one, in `list` and for
+`release`. If one is lost, CMD is stopped as above, and the others are released
+after it has ended. The locks have to be free at the same moment: while other
+processes hold them in turn without a pause, the wait may be long; limit it by
+-w.
+
+Within CMD, a `dblock run` or `dblock acquire` of a lock that this one holds is
+refused with 2: it would wait for its own end.
 
 CMD may release the lock early, with `dblock release` and its ticket: CMD runs
 on, and other clients can have the lock.
@@ -114,9 +123,12 @@ Environment of CMD:
   DBLOCK_HOLDER  the holder, as `dblock list` shows it
   DBLOCK_TICKET  the ticket, with which any process can renew, release or resume
                  the lock: keep it secret
+  Of several locks, NAME, TOKEN, GRANT and TICKET are lists, separated by
+  commas, in the order of the names given. A ticket contains no comma.
 
 Examples:
   dblock run deploy -- make deploy
+  dblock run -w 1m orders stock -- ./move-stock.sh
   dblock run -w 10m --ttl 1m deploy -- make deploy
   dblock run --ttl 5s job -- ./job
   dblock run -n backup --meta why=weekly -- sh -c 'pg_dump app > app.sql'
@@ -213,6 +225,21 @@ Examples:
   dblock list --all
   dblock list --json | jq -r '.[] | select(.held_for > 3600) | .name'";
 
+pub(super) const LIMIT: &str = "\
+The limit is kept in the database and takes precedence over --limit of every
+caller, at its next try. Holders above a lowered limit keep their permits until
+they end. A limit of 0 pauses the semaphore: no permit is granted.
+
+Exit codes:
+  0   set
+  69  the database cannot be reached, or refuses
+  2   usage, a bad URL, a bad setting
+
+Examples:
+  dblock limit api 5
+  dblock limit api 0       # pause
+  dblock limit api none    # the callers' own limits count again";
+
 pub(super) const SHOW: &str = "\
 The fields of --json are those of `dblock list --json`.
 
@@ -304,6 +331,7 @@ mod tests {
             RENEW,
             RELEASE,
             LIST,
+            LIMIT,
             SHOW,
             PRUNE,
             INIT,

@@ -56,6 +56,11 @@ pub(crate) enum Task {
     },
     ForceRelease {
         name: LockName,
+        slot: Option<u16>,
+    },
+    Limit {
+        name: LockName,
+        limit: Limit,
     },
     List {
         all: bool,
@@ -72,6 +77,10 @@ pub(crate) enum Task {
     Doctor(DoctorArgs),
 }
 
+/// The operator's limit of a semaphore; `None` removes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limit(pub(crate) Option<u32>);
+
 #[derive(Debug)]
 pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
@@ -87,16 +96,28 @@ pub(crate) struct PruneArgs {
     pub(crate) include_legacy: bool,
 }
 
-/// The lock to acquire, for `run` and `acquire`.
+/// The lock to acquire, for `run` and `acquire`; for `run` also several.
 #[derive(Debug)]
 pub(crate) struct AcquireArgs {
+    /// The lock, or the first of several.
     pub(crate) name: LockName,
+    /// The others, in the order in which they were given, each once.
+    pub(crate) others: Vec<LockName>,
     pub(crate) ttl: Ttl,
     /// `None` waits without limit, zero tries once.
     pub(crate) wait: Option<Duration>,
     pub(crate) conflict_exit_code: u8,
+    /// The number of permits of a semaphore; `None` for a lock.
+    pub(crate) limit: Option<u32>,
     pub(crate) holder: Option<String>,
     pub(crate) meta: Vec<(String, String)>,
+}
+
+impl AcquireArgs {
+    /// All names, in the order in which they were given.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &LockName> {
+        std::iter::once(&self.name).chain(&self.others)
+    }
 }
 
 #[derive(Debug)]

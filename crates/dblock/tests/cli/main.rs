@@ -13,6 +13,7 @@ mod outage;
 mod output;
 mod prune;
 mod run;
+mod several;
 mod show;
 mod signals;
 mod spacing;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use database_locks::seam::{
-    AcquireCommand, DirectConnection, Force, Grant, Holder, Outcome, Page, Pruned, ReleaseCommand,
-    Released, Renewal, Reply, ResumeCommand, Semaphore, Store, StoreError, TakeOverCommand,
+    AcquireCommand, AllOutcome, DirectConnection, Force, Grant, Holder, Outcome, Page, Pruned,
+    ReleaseCommand, Released, Renewal, Reply, ResumeCommand, Semaphore, Store, StoreError,
+    TakeOverCommand,
 };
 use database_locks::{ListFilter, LockInfo, LockName, Ttl};
 
@@ -67,6 +68,14 @@ impl Store for DirectStore {
             let direct = self.direct();
             kept(within, &*direct, direct.release(commands)).await
         })
+    }
+
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        self.0.acquire_all(commands, within)
     }
 
     fn renew<'a>(&'a self, of: &'a [(Grant, Ttl)], within: Duration) -> Reply<'a, Vec<Renewal>> {

@@ -15,6 +15,7 @@ mod resting;
 mod restored;
 mod same_holder;
 mod semaphores;
+mod several;
 mod table;
 mod tickets;
 
@@ -30,6 +31,7 @@ pub use resting::*;
 pub use restored::*;
 pub use same_holder::*;
 pub use semaphores::*;
+pub use several::*;
 pub use table::*;
 pub use tickets::*;
 
@@ -73,6 +75,10 @@ macro_rules! contract_tests {
             first_use_by_twenty_at_once_has_one_winner,
             an_expired_lease_has_one_successor,
             contending_clients_hold_a_lock_one_at_a_time,
+            several_locks_are_granted_all_or_none,
+            several_grants_are_recognised_when_the_request_is_repeated,
+            an_expired_lease_is_taken_along_with_others,
+            overlapping_sets_exclude_each_other_and_all_are_served,
             a_reader_sees_what_the_holder_wrote,
             a_list_is_read_in_pages_and_filtered_where_the_rows_are,
             a_poll_returns_the_holder_or_that_the_lock_may_be_free,

@@ -23,17 +23,17 @@ use protocol::{
 
 /// How long a single try is repeated after a conflict that is not about this lock, such as a
 /// deadlock or another writer of the SQLite file.
-const CONTENTION_RETRY_FOR: Duration = Duration::from_secs(1);
+pub(super) const CONTENTION_RETRY_FOR: Duration = Duration::from_secs(1);
 /// How long a single try is repeated while the lock looks free but its row is locked, usually
 /// because another client is acquiring it.
-const BUSY_RETRY_FOR: Duration = Duration::from_millis(30);
+pub(super) const BUSY_RETRY_FOR: Duration = Duration::from_millis(30);
 /// How long the first waiter of a queue waits for a release within this process before it polls.
-const OWN_HOLDER_WAIT: Duration = Duration::from_secs(1);
+pub(super) const OWN_HOLDER_WAIT: Duration = Duration::from_secs(1);
 /// The last try of a bounded wait starts this long before its end, to be answered in time.
-const LAST_TRY: Duration = Duration::from_millis(20);
+pub(super) const LAST_TRY: Duration = Duration::from_millis(20);
 /// A bounded wait gives no head start within this long of its end, or within half of the wait, so
 /// that one try is left.
-const NO_HEAD_START: Duration = Duration::from_millis(100);
+pub(super) const NO_HEAD_START: Duration = Duration::from_millis(100);
 
 /// A try that did not decide the acquisition.
 #[derive(Debug)]

@@ -81,6 +81,10 @@ impl Attempt {
         })
     }
 
+    pub(super) fn command(&self) -> &AcquireCommand {
+        &self.command
+    }
+
     pub(crate) fn sent(&self) -> BootInstant {
         self.sent
     }
@@ -161,7 +165,7 @@ impl Attempt {
     }
 
     /// Prepare a request; returns whether the outcome of an earlier one is unknown.
-    fn prepare(&mut self) -> bool {
+    pub(super) fn prepare(&mut self) -> bool {
         self.sent = clock::now();
         let (observations, name) = (&self.client.observations, &self.request.name);
         match &mut self.command.kind {
@@ -180,7 +184,8 @@ impl Attempt {
         std::mem::replace(&mut self.is_unknown, true)
     }
 
-    fn answered(
+    /// Record the answer to a request that [`prepare`](Self::prepare) began.
+    pub(super) fn answered(
         &mut self,
         was_unknown: bool,
         answer: Result<Outcome, StoreError>,

@@ -3,7 +3,6 @@
 use crate::client::acquire::reports::ReportInterval;
 use crate::client::acquire::reports::log_held;
 use crate::client::acquire::request::AcquireRequest;
-use crate::client::acquire::request::op;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
 use crate::runtime::clock;
@@ -15,6 +14,8 @@ use std::time::Duration;
 /// What the tries of one wait have shown.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
+    /// The lock that the holder has: of several, the one that is waited for.
+    pub(crate) name: Option<LockName>,
     pub(crate) holder: Option<Holder>,
     /// When the holder was seen.
     pub(crate) seen: protocol::BootInstant,
@@ -45,6 +46,7 @@ impl Progress {
                     );
                     self.logged = Some(identity);
                 }
+                self.name = Some(name.clone());
                 (self.holder, self.failure) = (Some(holder), None);
                 self.seen = clock::now();
             }
@@ -85,11 +87,13 @@ pub(crate) async fn report(
         let holder = progress.holder.as_ref();
         if let Some(holder) = holder.filter(|_| progress.knows_holder()) {
             let mut holder = holder.clone();
+            let name = progress.name.clone();
             let since = now - progress.seen;
             drop(progress);
             holder.held_for = holder.held_for.map(|age| age + since);
             holder.free_in = holder.free_in.map(|left| left.saturating_sub(since));
-            log_held(&request.name, now - began, &holder);
+            let name = name.as_ref().unwrap_or(&request.name);
+            log_held(name, now - began, &holder);
         }
     }
 }
@@ -97,21 +101,22 @@ pub(crate) async fn report(
 /// The error of a wait that is over.
 pub(crate) fn wait_error(
     request: &AcquireRequest,
+    op: String,
     limit: Duration,
     waited: Duration,
     progress: Progress,
 ) -> Error {
     match (progress.holder, progress.failure) {
-        (_, Some(failure)) => failure.into_error(op(&request.name)),
+        (_, Some(failure)) => failure.into_error(op),
         (None, None) => Error::Unavailable {
-            op: op(&request.name),
+            op,
             source: format!("no answer within {}", protocol::Human(limit)).into(),
         },
         (Some(holder), None) => {
             let since = clock::now() - progress.seen;
             let rest = holder.free_in.filter(|_| holder.is_resting);
             Error::TimedOut {
-                name: request.name.clone(),
+                name: progress.name.unwrap_or_else(|| request.name.clone()),
                 waited,
                 holder: holder.holder,
                 held_for: holder.held_for.filter(|_| !holder.is_resting),

@@ -122,7 +122,7 @@ impl LockGuard {
     }
 
     /// Drop the listeners: no loss is reported after a release.
-    fn forget_listeners(&self) {
+    pub(crate) fn forget_listeners(&self) {
         // In a forked child their mutex may be locked for ever, by a thread of the parent.
         if self.state.is_in_owner_process() {
             drop(self.state.listeners.take());

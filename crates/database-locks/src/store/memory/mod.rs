@@ -17,9 +17,9 @@ use crate::store::api::{Barrier, DirectConnection, Reply, Store};
 use crate::store::connect::table::Table;
 use crate::store::doctor::{Counts, ReportBuilder};
 use protocol::{
-    AcquireCommand, Force, Gone, Grant, GrantId, Holder, ListFilter, LockInfo, LockName,
-    LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
-    Slot, TakeOverCommand, Ttl, failed_renewal_outcome,
+    AcquireCommand, AllOutcome, Force, Gone, Grant, GrantId, Holder, ListFilter, LockInfo,
+    LockName, LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
+    Semaphore, Slot, TakeOverCommand, Ttl, failed_renewal_outcome,
 };
 
 #[derive(Debug, Default)]
@@ -122,6 +122,14 @@ impl Store for Memory {
         _: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
         DirectConnection::acquire(&*self.0, commands)
+    }
+
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        _: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        ready(rows::acquire_all(&mut self.rows(), commands))
     }
 
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], _: Duration) -> Reply<'a, Vec<Renewal>> {

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use crate::runtime::clock;
 use crate::store::api::micros;
 use protocol::{
-    AcquireCommand, BootInstant, Force, Grant, GrantId, Holder, Kind, LockName, LockRow, Outcome,
-    Permits, ReleaseCommand, Released, Renewal, ResumeCommand, Slot, TakeOverCommand, Token, Ttl,
-    failed_renewal_outcome, failed_resume_outcome, no_permit_free,
+    AcquireCommand, AllOutcome, BootInstant, Force, Grant, GrantId, Holder, Kind, LockName,
+    LockRow, Outcome, Permits, ReleaseCommand, Released, Renewal, ResumeCommand, Slot,
+    TakeOverCommand, Token, Ttl, failed_renewal_outcome, failed_resume_outcome, no_permit_free,
 };
 
 #[derive(Debug, Default)]
@@ -244,6 +244,33 @@ fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, limit: u32) -> Outc
     let row = rows.permits.entry((name.clone(), slot)).or_default();
     row.permits = Some(limit.into());
     row.grant(command, Slot::Permit(slot), now)
+}
+
+/// Grant all of them or none.
+pub(super) fn acquire_all(rows: &mut Rows, commands: &[AcquireCommand]) -> AllOutcome {
+    let now = clock::now();
+    let present: Vec<(&Row, LockRow)> = commands
+        .iter()
+        .filter_map(|command| rows.locks.get(&command.name).map(|row| (command, row)))
+        .map(|(command, row)| (row, row.seen(&command.name, Slot::Lock, now)))
+        .collect();
+    let blocked = (present.iter()).any(|(row, _)| !row.is_free(now) || row.fences > 0);
+    if blocked {
+        let present: Vec<LockRow> = present.into_iter().map(|(_, seen)| seen).collect();
+        return AllOutcome::of_rows(commands, &present);
+    }
+    let granted = commands.iter().map(|command| {
+        let row = rows.locks.entry(command.name.clone()).or_default();
+        row.grant(command, Slot::Lock, now);
+        Token::from_db(row.token)
+    });
+    AllOutcome::Granted {
+        tokens: granted.collect(),
+        length: commands
+            .first()
+            .map_or(Duration::ZERO, |command| command.length),
+        confirmed_by: None,
+    }
 }
 
 pub(super) fn take_over(rows: &mut Rows, command: &TakeOverCommand) -> Outcome {

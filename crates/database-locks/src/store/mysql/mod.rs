@@ -13,8 +13,9 @@ use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use protocol::{
-    AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page, Pruned,
-    ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot, TakeOverCommand, Ttl,
+    AcquireCommand, AllOutcome, Force, Grant, Holder, ListFilter, LockInfo, LockName, Outcome,
+    Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
+    TakeOverCommand, Ttl,
 };
 
 mod cluster;
@@ -139,6 +140,15 @@ impl Store for Mysql {
     ) -> Reply<'a, Vec<Outcome>> {
         let commands = commands.to_vec();
         on_session!(self, within, |session| session.acquire(&commands))
+    }
+
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        let commands = commands.to_vec();
+        on_session!(self, within, |session| session.acquire_all(&commands))
     }
 
     fn renew<'a>(

@@ -30,6 +30,7 @@ use self::statements::permit::{semaphore, set_limit};
 use self::statements::prune::prune;
 use self::statements::read::{page, read};
 use self::statements::release::{force, release};
+use self::statements::several::acquire_all;
 use self::statements::{acquire::acquire, renew::renew};
 use crate::doctor::Report;
 use crate::error::Error;
@@ -38,9 +39,9 @@ use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use protocol::{
-    AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot, TakeOverCommand,
-    Ttl,
+    AcquireCommand, AllOutcome, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
+    TakeOverCommand, Ttl,
 };
 
 /// The engine of `postgres:` URLs.
@@ -101,6 +102,24 @@ impl Store for Postgres {
             let outcomes = self.connection.run(within, work).await?;
             self.listener.granted(&self.connection, commands, &outcomes);
             Ok(outcomes)
+        })
+    }
+
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        Box::pin(async move {
+            let work = |session: Arc<Session>| async move { acquire_all(&session, commands).await };
+            let outcome = self.connection.run(within, work).await?;
+            if let AllOutcome::Granted { length, .. } = outcome {
+                let granted = commands
+                    .iter()
+                    .map(|command| (command.grant, length.into()));
+                self.listener.holds(&self.connection, granted);
+            }
+            Ok(outcome)
         })
     }
 

@@ -23,9 +23,9 @@ use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
 use crate::store::connect::table::{Rows, Table};
 use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot, TakeOverCommand,
-    Ttl,
+    AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
+    TakeOverCommand, Ttl,
 };
 
 mod connection;
@@ -96,6 +96,17 @@ impl Store for Sqlite {
     ) -> Reply<'a, Vec<Outcome>> {
         let commands = commands.to_vec();
         Box::pin(self.call(within, move |worker| acquire::acquire(worker, &commands)))
+    }
+
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        let commands = commands.to_vec();
+        Box::pin(self.call(within, move |worker| {
+            acquire::acquire_all(worker, &commands)
+        }))
     }
 
     fn renew<'a>(

@@ -25,6 +25,7 @@ pub(crate) mod prune;
 pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renew;
+pub(crate) mod several;
 
 #[cfg(test)]
 use super::cluster;
@@ -70,6 +71,8 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
         Session::FREE_ON_MARIADB,
     ),
     ("acquire these (MariaDB)", Session::ACQUIRE_BATCH_ON_MARIADB),
+    ("acquire all or none", Session::ACQUIRE_ALL),
+    ("make free rows", Session::CREATE_FREE),
     ("make a row, granted", Session::CREATE),
     ("make many rows, granted", Session::CREATE_BATCH),
     ("renew", Session::RENEW),

@@ -39,7 +39,6 @@ macro_rules! grant {
     };
 }
 
-pub(super) use grant;
 /// Whether the latest grant began too long ago to keep this one from beginning. `$window` is NULL if
 /// it keeps none, and an `acquired_at` further in the future is from before the clock was set back.
 macro_rules! due {
@@ -57,7 +56,7 @@ macro_rules! due {
 }
 
 const ONE: &[Type] = &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8, Type::TEXT];
-const MANY: &[Type] = &[
+pub(super) const MANY: &[Type] = &[
     Type::TEXT_ARRAY,
     Type::TEXT_ARRAY,
     Type::TEXT_ARRAY,
@@ -291,32 +290,30 @@ async fn send(
                 .write(Rows::Locks, one, 1, &params[..one.types.len()])
                 .await
         }
-        commands => {
-            let names: Vec<_> = commands
-                .iter()
-                .map(|command| command.name.as_str())
-                .collect();
-            let grants: Vec<_> = commands
-                .iter()
-                .map(|command| command.grant.as_str())
-                .collect();
-            let holders: Vec<_> = commands.iter().map(|command| &*command.holder).collect();
-            let lengths: Vec<_> = commands
-                .iter()
-                .map(|command| micros(command.length))
-                .collect();
-            let metadata: Vec<_> = commands.iter().map(|command| &*command.metadata).collect();
-            let windows: Vec<_> = commands
-                .iter()
-                .map(|command| command.not_within.map(micros))
-                .collect();
-            let params: [Param<'_>; 6] = [&names, &grants, &holders, &lengths, &metadata, &windows];
-            let params = &params[..many.types.len()];
-            session
-                .write(Rows::Locks, many, commands.len(), params)
-                .await
-        }
+        commands => send_many(session, many, commands).await,
     }
+}
+
+/// Run a statement for many.
+pub(super) async fn send_many(
+    session: &Session,
+    statement: &Statement,
+    commands: &[&AcquireCommand],
+) -> Result<Vec<Row>, ServerError> {
+    let all = || commands.iter();
+    let names: Vec<_> = all().map(|command| command.name.as_str()).collect();
+    let grants: Vec<_> = all().map(|command| command.grant.as_str()).collect();
+    let holders: Vec<_> = all().map(|command| &*command.holder).collect();
+    let lengths: Vec<_> = all().map(|command| micros(command.length)).collect();
+    let metadata: Vec<_> = all().map(|command| &*command.metadata).collect();
+    let windows: Vec<_> = all()
+        .map(|command| command.not_within.map(micros))
+        .collect();
+    let params: [Param<'_>; 6] = [&names, &grants, &holders, &lengths, &metadata, &windows];
+    let params = &params[..statement.types.len()];
+    session
+        .write(Rows::Locks, statement, commands.len(), params)
+        .await
 }
 
 /// The outcomes of the commands that were not granted. A row that another client is inserting is

@@ -26,6 +26,8 @@
 //! carried out once and first. What is set for the transaction stands in `RETURNING`, and so is set
 //! only if a row was written.
 
+// First: its macros are parts of other statements.
+#[macro_use]
 pub(crate) mod acquire;
 pub(crate) mod fence;
 pub(crate) mod handover;
@@ -35,6 +37,7 @@ pub(crate) mod prune;
 pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renew;
+pub(crate) mod several;
 pub(crate) mod wait;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE};
@@ -44,15 +47,18 @@ use self::prune::PRUNE;
 use self::read::{READ, READ_PAGE};
 use self::release::{FORCE, RELEASE, RELEASE_ONE};
 use self::renew::RENEW;
+use self::several::{ACQUIRE_ALL, MAKE_FREE};
 use self::wait::WAIT;
 use super::connection::session::Statement;
 
 /// Every statement that is sent.
-pub(crate) const ALL: [Statement; 19] = [
+pub(crate) const ALL: [Statement; 21] = [
     ACQUIRE_ONE,
     ACQUIRE,
     MAKE_ONE,
     MAKE,
+    ACQUIRE_ALL,
+    MAKE_FREE,
     RENEW,
     TAKE_OVER,
     RESUME,

@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::acquire::grant;
 use super::read::read;
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;

@@ -1,5 +1,7 @@
 //! Acquiring locks.
 
+use std::time::Duration;
+
 use rusqlite::ToSql;
 
 use crate::store::api::StoreError;
@@ -9,7 +11,7 @@ use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::rows::{ago, granted, modifier};
 use crate::store::sqlite::statements::permit;
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::{AcquireCommand, Kind, Outcome, Slot};
+use protocol::{AcquireCommand, AllOutcome, Kind, LockRow, Outcome, Slot};
 
 /// Locks that are held or rest are refused without the write lock. Only the others take it.
 pub(crate) fn acquire(
@@ -48,6 +50,58 @@ pub(crate) fn acquire(
         Ok(())
     })?;
     Ok(outcomes)
+}
+
+/// Grant all of them or none. Only if all look free does it take the write lock.
+pub(crate) fn acquire_all(
+    worker: &mut Worker,
+    commands: &[AcquireCommand],
+) -> Result<AllOutcome, StoreError> {
+    let rows = worker.with(|session| read_all(session, commands))?;
+    worker.database.note_used();
+    if rows.iter().any(LockRow::is_taken) {
+        return Ok(AllOutcome::of_rows(commands, &rows));
+    }
+    worker.write(|session| {
+        // No other client writes from here on.
+        let rows = read_all(session, commands)?;
+        let mut blocked = rows.iter().any(LockRow::is_taken);
+        for command in commands {
+            blocked = blocked || session.is_fenced(command.name.as_str(), Slot::Lock)?;
+        }
+        if blocked {
+            return Ok(AllOutcome::of_rows(commands, &rows));
+        }
+        let mut tokens = Vec::with_capacity(commands.len());
+        for command in commands {
+            match grant(session, command)? {
+                Outcome::Granted { token, .. } => tokens.push(token),
+                // The statements disagree with the read: undo the others.
+                Outcome::Held(_) | Outcome::TooRecent(_) | Outcome::Busy => {
+                    return Err(contention());
+                }
+            }
+        }
+        Ok(AllOutcome::Granted {
+            tokens,
+            length: commands
+                .first()
+                .map_or(Duration::ZERO, |command| command.length),
+            confirmed_by: None,
+        })
+    })
+}
+
+fn contention() -> rusqlite::Error {
+    let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+    rusqlite::Error::SqliteFailure(busy, Some("one of the locks is held".into()))
+}
+
+fn read_all(session: &Session<'_>, commands: &[AcquireCommand]) -> rusqlite::Result<Vec<LockRow>> {
+    let rows = commands
+        .iter()
+        .map(|command| session.read(&command.name, Slot::Lock));
+    rows.filter_map(Result::transpose).collect()
 }
 
 /// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write lock.
