@@ -113,8 +113,10 @@ impl From<Error> for Failure {
                 holder,
                 held_for,
                 rests_for,
+                permits,
                 ..
             } => {
+                let what = permits.map_or("lock", |_| "semaphore");
                 let (gave_up, next) = match waited.is_zero() {
                     true => (String::new(), "wait for it with `-w 5m`"),
                     false => (
@@ -123,6 +125,7 @@ impl From<Error> for Failure {
                     ),
                 };
                 let state = match rests_for {
+                    _ if *permits == Some(0) => "is paused by an operator".to_owned(),
                     Some(left) => {
                         let after = holder.as_deref().map(|holder| format!(" after {holder}"));
                         let after = after.unwrap_or_default();
@@ -132,10 +135,15 @@ impl From<Error> for Failure {
                         let by = holder.as_deref().map(|holder| format!(" by {holder}"));
                         let age = held_for.map(|age| format!(" for {}", human(age)));
                         let (by, age) = (by.unwrap_or_default(), age.unwrap_or_default());
-                        format!("is held{by}{age}")
+                        match permits {
+                            None | Some(1) => format!("is held{by}{age}"),
+                            Some(permits) => {
+                                format!("has all {permits} permits held, one{by}{age}")
+                            }
+                        }
                     }
                 };
-                Self::new(BUSY, format!("{gave_up}lock `{name}` {state}; {next}"))
+                Self::new(BUSY, format!("{gave_up}{what} `{name}` {state}; {next}"))
             }
             // For cron a run that is skipped is a success. The library logs it, for `--verbose`.
             Error::AlreadyRan { .. } => Self::new(SKIPPED, ""),
