@@ -39,6 +39,8 @@ use crate::error::{BoxError, Error};
 use crate::runtime::{block_on, block_on_for};
 use protocol::{ListFilter, LockInfo, Prune, Ticket, Ttl};
 
+pub use crate::api::leader::blocking::{Leader, LeaderObserver, Term};
+
 /// Wait on this thread for a future of this library, for at most `at_most`; `None` if it takes
 /// longer. Then the future may be waited for again.
 ///
@@ -164,6 +166,11 @@ impl Locks {
     /// See [`crate::Locks::lock`].
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
         Lock(self.0.lock(name))
+    }
+
+    /// See [`crate::Locks::leader`].
+    pub fn leader(&self, name: impl AsRef<str>) -> Leader {
+        Leader::new(self.0.leader(name))
     }
 
     /// See [`crate::Locks::migrate`].

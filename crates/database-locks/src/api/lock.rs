@@ -221,6 +221,16 @@ impl Lock {
         self
     }
 
+    /// The lease that the settings ask for.
+    pub(super) fn timing(&self) -> Result<Timing, Error> {
+        Ok(Timing::new(self.ttl, self.renewing, self.margin)?)
+    }
+
+    /// The setting [`poll`](Lock::poll).
+    pub(super) fn longest_poll(&self) -> Duration {
+        self.poll
+    }
+
     fn request(
         &self,
         wait: Option<Duration>,
@@ -250,7 +260,7 @@ impl Lock {
             name: LockName::new(&self.name)?,
             holder,
             metadata: metadata(&self.metadata, from, self.preempt)?,
-            timing: Timing::new(self.ttl, self.renewing, self.margin)?,
+            timing: self.timing()?,
             wait,
             preempt: self.preempt,
             poll: self.poll,
