@@ -51,7 +51,16 @@ fn task(command: Command) -> Result<Task, Failure> {
             ticket: run.ticket.map(TicketSource::from_option),
             command: without_separator(run.command),
             on_lost: run.on_lost,
+            leads: false,
             grace: run.grace,
+        }),
+        Command::Lead(lead) => Task::Lead(RunArgs {
+            lock: lead.options.into_args(lead.name, lead.ttl),
+            ticket: None,
+            command: without_separator(lead.command),
+            on_lost: lead.on_lost.into(),
+            leads: true,
+            grace: lead.grace,
         }),
         Command::Acquire {
             name,

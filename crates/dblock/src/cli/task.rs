@@ -41,6 +41,8 @@ pub(crate) enum Verbosity {
 #[derive(Debug)]
 pub(crate) enum Task {
     Run(RunArgs),
+    /// Always with `leads`, and without a ticket.
+    Lead(RunArgs),
     Acquire {
         args: AcquireArgs,
         json: bool,
@@ -106,6 +108,8 @@ pub(crate) struct RunArgs {
     pub(crate) ticket: Option<TicketSource>,
     pub(crate) command: Vec<OsString>,
     pub(crate) on_lost: OnLost,
+    /// Whether CMD runs again and again, while this `dblock` leads.
+    pub(crate) leads: bool,
     /// `None`: the default for the ttl.
     pub(super) grace: Option<Duration>,
 }

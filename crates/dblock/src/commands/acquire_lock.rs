@@ -24,8 +24,8 @@ const BLOCKED_AFTER: Duration = Duration::from_secs(1);
 /// The pause between two such tries.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Acquires the lock, or resumes it if its ticket is given. `configure` adds settings of the
-/// command.
+/// Connects, and acquires the lock, or resumes it if its ticket is given. `configure` adds settings
+/// of the command.
 ///
 /// The wait covers the first connection: while the database is away, it is tried again.
 pub(super) async fn acquire_lock(
@@ -41,6 +41,19 @@ pub(super) async fn acquire_lock(
         Some(_) => until_signal(signals, target.connect()).await??,
         None => target.connect_lazy()?,
     };
+    let guard = acquire_on(&locks, args, ticket, signals, notices, configure).await?;
+    Ok((locks, guard))
+}
+
+/// Acquires the lock, or resumes it if its ticket is given.
+pub(super) async fn acquire_on(
+    locks: &Locks,
+    args: &AcquireArgs,
+    ticket: Option<&Ticket>,
+    signals: &mut Signals,
+    notices: &Notices,
+    configure: impl FnOnce(Lock) -> Lock,
+) -> Result<LockGuard, Failure> {
     let lock = configure(locks.lock(args.name.as_str()).ttl(args.ttl));
     let lock = with_options(lock, args);
     notices.waiting(&args.name);
@@ -48,16 +61,16 @@ pub(super) async fn acquire_lock(
         match ticket {
             Some(ticket) => match lock.resume(ticket).await {
                 Ok(guard) => Ok(guard),
-                Err(error) => Err(ticket_failure(&locks, error).await),
+                Err(error) => Err(ticket_failure(locks, error).await),
             },
-            None => acquire_unless_nested(&locks, &lock, args).await,
+            None => acquire_unless_nested(locks, &lock, args).await,
         }
     };
     // A try that was not answered may still be granted. The library cancels it, or releases the
     // lock, before the process ends.
     let guard = until_signal(signals, acquired).await??;
     notices.acquired();
-    Ok((locks, guard))
+    Ok(guard)
 }
 
 pub(super) fn cannot_listen(error: io::Error) -> Failure {
@@ -131,13 +144,13 @@ async fn is_busy(locks: &Locks, name: &LockName) -> bool {
 }
 
 /// Runs `work` until it ends; the first signal fails it, since there is no CMD to forward it to.
-async fn until_signal<T>(
+pub(super) async fn until_signal<T>(
     signals: &mut Signals,
     work: impl Future<Output = T>,
 ) -> Result<T, Failure> {
     tokio::select! {
         biased;
-        signal = signals.next() => Err(Failure::interrupted(signal as i32)),
+        signal = signals.next_ending() => Err(Failure::interrupted(signal as i32)),
         done = work => Ok(done),
     }
 }

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 
-use database_locks::{Lock, LockGuard};
+use database_locks::{Lock, LockGuard, Locks};
 
 use crate::cli::RunArgs;
 use crate::exit::{self, Failure};
@@ -19,7 +19,7 @@ use crate::target::Target;
 use crate::ticket;
 
 use self::finish::finish;
-use self::margin::margin;
+pub(super) use self::margin::margin;
 use self::supervisor::{Outcome, Supervisor};
 use super::acquire_lock::{acquire_lock, cannot_listen};
 use super::nested;
@@ -37,36 +37,61 @@ pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Re
 
     // For the `dblock run` of the ticket, the resumption is a release and no loss.
     let notice = ticket.as_ref().map(ReleaseNotice::begin);
-    let configure = |lock: Lock| {
-        // Without arguments, which may contain passwords.
-        let program = args
-            .command
-            .first()
-            .map(Path::new)
-            .and_then(Path::file_name);
-        match program {
-            Some(program) => lock.metadata("command", program.to_string_lossy()),
-            None => lock,
-        }
-        .margin(margin)
-    };
     let acquired = acquire_lock(
         target,
         &args.lock,
         ticket.as_ref(),
         &mut signals,
         notices,
-        configure,
+        |lock| with_command(lock, &args).margin(margin),
     );
     let (locks, guard) = acquired.await?;
     if let Some(notice) = notice {
         notice.done();
     }
-    signals.listen_to_all().map_err(cannot_listen)?;
+    let done = run_command(&args, &locks, guard, notices, &mut signals, ignored).await?;
+    Ok(done.code)
+}
 
+/// Shows the program with the lock, without its arguments, which may contain passwords.
+pub(super) fn with_command(lock: Lock, args: &RunArgs) -> Lock {
+    let program = args
+        .command
+        .first()
+        .map(Path::new)
+        .and_then(Path::file_name);
+    match program {
+        Some(program) => lock.metadata("command", program.to_string_lossy()),
+        None => lock,
+    }
+}
+
+/// CMD has ended, and the lock is released or lost.
+pub(super) struct Done {
+    /// The exit code of CMD, or [`exit::LOST`].
+    pub(super) code: u8,
+    pub(super) is_lost: bool,
+    /// The signal that ended CMD, if CMD had the terminal, where Ctrl-C sends it to CMD alone.
+    pub(super) at_terminal: Option<i32>,
+    /// The signal that ended CMD.
+    pub(super) by_signal: Option<i32>,
+}
+
+/// Runs CMD under the lock until it has ended, and then releases the lock or reports its loss.
+pub(super) async fn run_command(
+    args: &RunArgs,
+    locks: &Locks,
+    guard: LockGuard,
+    notices: &Notices,
+    signals: &mut Signals,
+    ignored: Ignored,
+) -> Result<Done, Failure> {
+    signals.listen_to_all().map_err(cannot_listen)?;
     let listener = Listener::bind(&guard.ticket());
     let terminal = Terminal::open();
-    let child = match start(&args, &guard, ignored, terminal.as_ref()) {
+    // Ctrl-C has to reach a `dblock` that would start CMD again.
+    let of_child = terminal.as_ref().filter(|_| !args.leads);
+    let child = match start(args, &guard, ignored, of_child) {
         Ok(child) => child,
         Err(failure) => {
             // Only the failure to start is reported.
@@ -75,16 +100,22 @@ pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Re
         }
     };
 
-    let mut supervisor =
-        Supervisor::new(&args, &guard, notices, child, signals, terminal, listener);
+    let mut supervisor = Supervisor::new(args, &guard, notices, child, signals, terminal, listener);
     let outcome = supervisor.supervise().await;
     notices.lock_is_over();
-    let by_signal = matches!(
-        outcome,
-        Outcome::Stopped(..) | Outcome::Ended(End::Signal(_))
-    );
-    let mut listener = supervisor.finish(by_signal);
-    Ok(finish(&locks, guard, outcome, &args, &mut listener).await)
+    let is_lost = matches!(outcome, Outcome::Stopped(..));
+    let by_signal = match outcome {
+        Outcome::Ended(End::Signal(signal)) => Some(signal),
+        _ => None,
+    };
+    let had_terminal = supervisor.child_has_terminal();
+    let mut listener = supervisor.finish(is_lost || by_signal.is_some());
+    Ok(Done {
+        code: finish(locks, guard, outcome, args, &mut listener).await,
+        is_lost,
+        at_terminal: by_signal.filter(|_| had_terminal),
+        by_signal,
+    })
 }
 
 /// Starts CMD, with the lock in its environment.

@@ -30,7 +30,7 @@ pub(super) struct Supervisor<'a> {
     guard: &'a LockGuard,
     notices: &'a Notices,
     child: Child,
-    signals: Signals,
+    signals: &'a mut Signals,
     terminal: Option<Terminal>,
     listener: Listener,
     /// The lock is gone, and CMD may run on: it was released by its ticket, or `--on-lost ignore`.
@@ -43,7 +43,7 @@ impl<'a> Supervisor<'a> {
         guard: &'a LockGuard,
         notices: &'a Notices,
         child: Child,
-        signals: Signals,
+        signals: &'a mut Signals,
         terminal: Option<Terminal>,
         listener: Listener,
     ) -> Self {
@@ -82,6 +82,12 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// Whether CMD is in the foreground of the terminal, also after it has ended.
+    pub(super) fn child_has_terminal(&self) -> bool {
+        let terminal = self.terminal.as_ref();
+        terminal.is_some_and(|terminal| terminal.is_foreground_group(self.child.group()))
+    }
+
     /// Takes the terminal back. Its modes are restored if CMD was ended by a signal.
     pub(super) fn finish(self, by_signal: bool) -> Listener {
         if let Some(terminal) = &self.terminal {
@@ -96,7 +102,8 @@ impl<'a> Supervisor<'a> {
     /// Stops CMD and returns the signal that ended it; `None` if CMD may run on.
     async fn lock_lost(&mut self, reason: LostReason) -> Option<Signal> {
         self.notices.lock_is_over();
-        if self.listener.is_released(reason).await {
+        // A leader that runs on would run beside the next one.
+        if !self.args.leads && self.listener.is_released(reason).await {
             self.runs_without_lock = true;
             return None;
         }
@@ -113,7 +120,7 @@ impl<'a> Supervisor<'a> {
             OnLost::Kill => None,
             OnLost::Term => Some(self.args.grace()),
         };
-        Some(self.child.stop(&mut self.signals, grace).await)
+        Some(self.child.stop(self.signals, grace).await)
     }
 
     fn may_run(&self) -> bool {
