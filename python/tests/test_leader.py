@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ import pytest
 import trio
 
 from database_locks import LockConfigError, LockLost, Locks, Term, connect
-from support import eventually
+from support import ROOT, Program, environment, eventually
 
 
 @pytest.fixture
@@ -242,3 +244,26 @@ def test_wrong_arguments_are_refused_at_once(here: Locks) -> None:
 
     with pytest.raises(LockConfigError, match=r"use `await leader\(…\)\.arun\(…\)`"):
         here.leader("job").run(lead)
+
+
+def test_the_recipe_for_apscheduler_runs_jobs_in_one_process(sqlite_url: str) -> None:
+    """As it is printed in the guide. The first process is killed, and the second one stopped."""
+    page = (ROOT / "docs" / "leader.md").read_text(encoding="utf-8")
+    recipe = page.partition("## APScheduler")[2].partition("```python\n")[2].partition("```")[0]
+    env = environment(DATABASE_LOCKS_URL=sqlite_url)
+
+    def start() -> Program:
+        return Program([sys.executable, "-c", recipe], env=env)
+
+    first = start()
+    assert first.expect("tick from ") == str(first.pid)
+    second = start()
+    second.silent(2)
+    first.signal(signal.SIGKILL)
+    assert second.expect("tick from ") == str(second.pid)
+    third = start()
+    # Ctrl-C ends the function, and with it the leadership: not when the lease ends.
+    second.signal(signal.SIGINT)
+    assert third.expect("tick from ", within=8) == str(third.pid)
+    for process in (first, second, third):
+        process.close()
