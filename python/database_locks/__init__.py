@@ -13,6 +13,7 @@ does not import Django.
 from ._connect import Locks, connect
 from ._core import __version__
 from ._held import Held
+from ._leader import Term, leader
 from ._lock import lock
 from ._lock_all import lock_all
 from ._locked import is_locked, locked
@@ -36,9 +37,11 @@ __all__ = [
     "LockTimeout",
     "LockUnavailable",
     "Locks",
+    "Term",
     "__version__",
     "connect",
     "is_locked",
+    "leader",
     "lock",
     "lock_all",
     "locked",

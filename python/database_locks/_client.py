@@ -86,11 +86,11 @@ class Client:
 
     def show(self, name: str) -> dict[str, Any] | None:
         """One lock, or ``None`` if the table has none of that name."""
-        return _one(wait(self._core.show(_arguments.text("name", name))))
+        return one(wait(self._core.show(_arguments.text("name", name))))
 
     async def ashow(self, name: str) -> dict[str, Any] | None:
         """`show` for a task."""
-        return _one(await wait_async(self._core.show(_arguments.text("name", name))))
+        return one(await wait_async(self._core.show(_arguments.text("name", name))))
 
     def force_release(self, name: str) -> tuple[str | None, float | None] | None:
         """Release a lock without its holder, or end its rest.
@@ -134,6 +134,6 @@ class Client:
         return wait(self._core.lose(name))
 
 
-def _one(text: str | None) -> dict[str, Any] | None:
+def one(text: str | None) -> dict[str, Any] | None:
     lock: dict[str, Any] | None = None if text is None else json.loads(text)
     return lock

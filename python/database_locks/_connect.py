@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 from . import _arguments, _naming
 from ._arguments import NOTSET
 from ._client import Client
+from ._leader import leader as Leader
 from ._lock import lock as Lock
 from ._lock_all import lock_all as LockAll
 from ._locked import make_locked
@@ -125,6 +126,19 @@ class Locks(Client):
         )
         made._on(self)
         return made
+
+    def leader(
+        self,
+        name: str,
+        lock_ttl: Seconds | None = NOTSET,
+        locked_by: str | None = None,
+        retry: Seconds = 0.5,
+        lock_ttl_renew: Seconds | None = NOTSET,
+        *,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Leader:
+        """`database_locks.leader` on this table."""
+        return Leader(name, lock_ttl, locked_by, retry, lock_ttl_renew, meta=meta)._on(self)
 
     @overload
     def locked(self, func: F, /) -> F: ...

@@ -17,6 +17,7 @@ __all__ = [
     "Fence",
     "Guard",
     "Locks",
+    "Observer",
     "Pending",
     "Scope",
     "Steps",
@@ -206,6 +207,9 @@ class Locks:
     def show(self, name: str) -> Pending[str | None]:
         """The result is JSON of one lock, or ``None`` if there is no such lock."""
 
+    def observe(self, name: str) -> Observer:
+        """Without I/O."""
+
     def force_release(self, name: str) -> Pending[tuple[str | None, float | None, bool] | None]:
         """The result is ``(holder, held_for, rested)``, or ``None`` if the lock was free."""
 
@@ -221,6 +225,15 @@ class Locks:
 
     def lose(self, name: str) -> Pending[bool]:
         """For tests: release by force, and report the loss to the holder in this process at once."""
+
+@final
+class Observer:
+    """Observes who leads."""
+
+    def next(self) -> Pending[str | None]:
+        """At first the present leader, then each change. The result is JSON as of `Locks.show`, or
+        ``None`` while there is no leader.
+        """
 
 @final
 class AsyncException:

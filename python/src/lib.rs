@@ -17,6 +17,7 @@ mod guard;
 mod listing;
 mod locks;
 mod logging;
+mod observer;
 mod pending;
 mod schema;
 mod scope;
@@ -46,6 +47,8 @@ mod _core {
     use super::locks::Locks;
     #[pymodule_export]
     use super::logging::{close_log, next_record, set_log_level};
+    #[pymodule_export]
+    use super::observer::Observer;
     #[pymodule_export]
     use super::pending::Pending;
     #[pymodule_export]

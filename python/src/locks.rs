@@ -9,6 +9,7 @@ use crate::credentials::asking;
 use crate::errors::raise;
 use crate::guard;
 use crate::listing::{self, PageRequest};
+use crate::observer::Observer;
 use crate::pending::{Answer, Pending, nothing, value};
 
 /// The settings that one lock and several have in common.
@@ -208,6 +209,10 @@ impl Locks {
             let info = locks.show(&name).await?;
             Ok(value(info.map(|info| info.to_json())))
         })
+    }
+
+    fn observe(&self, name: &str) -> Observer {
+        Observer::new(self.locks.leader(name).observe())
     }
 
     fn force_release(&self, name: String) -> Pending {

@@ -24,6 +24,7 @@ ENGINES = ["memory", "sqlite", *SERVERS]
 #: Tests of processes and threads. MySQL has the drivers of MariaDB and is left out.
 OF_PROCESSES = {
     "test_celery",
+    "test_celery_beat",
     "test_busy_interpreter",
     "test_gunicorn",
     "test_leaks",

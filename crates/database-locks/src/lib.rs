@@ -38,6 +38,7 @@
 //!
 //! # Other forms
 //!
+//! - [`Locks::leader`]: of many processes one leads, and another one takes over when it ends.
 //! - [`blocking`]: the same API for code that blocks.
 //! - [`#[locked("nightly report", ttl = "30s")]`](macro@locked): runs a function under a lock. A
 //!   function that returns no `Result` panics if the lock is not acquired or is lost.
@@ -75,6 +76,8 @@ pub use api::attribute::locked;
 pub use api::blocking;
 pub use api::builder::LocksBuilder;
 pub use api::fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
+pub use api::leader::observer::LeaderObserver;
+pub use api::leader::{Leader, Term};
 pub use api::lock::Lock;
 pub use api::lock_set::{LockSet, OpenFences};
 pub use api::locks::Locks;

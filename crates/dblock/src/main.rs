@@ -45,6 +45,7 @@ fn run(invocation: Invocation) -> Result<u8, Failure> {
 async fn dispatch(target: &Target, task: Task, notices: &Notices) -> Result<u8, Failure> {
     match task {
         Task::Run(args) => commands::run(target, args, notices).await,
+        Task::Lead(args) => commands::lead(target, args, notices).await,
         Task::Acquire { args, json } => commands::acquire(target, &args, json, notices).await,
         Task::Renew { name, ticket, ttl } => commands::renew(target, &name, &ticket, ttl).await,
         Task::Release { name, ticket } => commands::release(target, &name, &ticket).await,

@@ -42,6 +42,8 @@ use crate::error::{BoxError, Error};
 use crate::runtime::{block_on, block_on_for};
 use protocol::{ListFilter, LockInfo, Prune, Ticket, Ttl};
 
+pub use crate::api::leader::blocking::{Leader, LeaderObserver, Term};
+
 /// Wait on this thread for a future of this library, for at most `at_most`; `None` if it takes
 /// longer. Then the future may be waited for again.
 ///
@@ -172,6 +174,11 @@ impl Locks {
     /// See [`crate::Locks::all`].
     pub fn all<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> AllLocks {
         AllLocks(self.0.all(names))
+    }
+
+    /// See [`crate::Locks::leader`].
+    pub fn leader(&self, name: impl AsRef<str>) -> Leader {
+        Leader::new(self.0.leader(name))
     }
 
     /// See [`crate::Locks::migrate`].

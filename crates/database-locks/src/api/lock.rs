@@ -327,6 +327,16 @@ impl Lock {
         self.wait
     }
 
+    /// The lease that the settings ask for.
+    pub(super) fn timing(&self) -> Result<Timing, Error> {
+        Ok(Timing::new(self.ttl, self.renewing, self.margin)?)
+    }
+
+    /// The setting [`poll`](Lock::poll).
+    pub(super) fn longest_poll(&self) -> Duration {
+        self.poll
+    }
+
     pub(super) fn request(
         &self,
         wait: Option<Duration>,
@@ -372,7 +382,7 @@ impl Lock {
             name: LockName::new(&self.name)?,
             holder,
             metadata: metadata(&self.metadata, from, self.preempt)?,
-            timing: Timing::new(self.ttl, self.renewing, self.margin)?,
+            timing: self.timing()?,
             wait,
             preempt: self.preempt,
             at_least: checked_at_least(self.at_least)?,

@@ -237,7 +237,7 @@ impl Locks {
     }
 
     /// A future that borrows nothing and runs `work` in the background once it is polled.
-    pub(super) fn in_background<T, W, F>(
+    pub(in crate::api) fn in_background<T, W, F>(
         &self,
         work: W,
     ) -> impl Future<Output = Result<T, Error>> + Send + use<T, W, F>

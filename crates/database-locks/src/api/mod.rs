@@ -1,4 +1,4 @@
-//! The public API: [`Locks`](locks::Locks), [`Lock`](lock::Lock), fences, the blocking API and the
+//! The public API: [`Locks`](locks::Locks), [`Lock`](lock::Lock), [`Leader`](leader::Leader), fences, the blocking API and the
 //! attribute.
 
 pub(crate) mod administration;
@@ -9,6 +9,7 @@ pub mod blocking;
 pub(crate) mod builder;
 pub(crate) mod default_locks;
 pub(crate) mod fence;
+pub(crate) mod leader;
 pub(crate) mod lock;
 pub(crate) mod lock_set;
 pub(crate) mod locks;

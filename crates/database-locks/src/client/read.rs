@@ -10,13 +10,20 @@ use crate::store::retry::while_contended;
 
 /// Read the row of one lock.
 pub(crate) async fn read(client: &Client, name: &LockName) -> Result<Option<LockInfo>, Error> {
+    let row = try_read(client, name).await;
+    row.map_err(|failure| failure.into_error("read the locks"))
+}
+
+/// [`read`] with the error of the store, for a caller that tries again.
+pub(crate) async fn try_read(
+    client: &Client,
+    name: &LockName,
+) -> Result<Option<LockInfo>, StoreError> {
     let names = std::slice::from_ref(name);
     let read = while_contended(REQUEST_TIMEOUT, || {
         client.store.read(names, REQUEST_TIMEOUT)
     });
-    let mut rows = read
-        .await
-        .map_err(|failure| failure.into_error("read the locks"))?;
+    let mut rows = read.await?;
     observe(client, &mut rows);
     Ok(rows.pop())
 }

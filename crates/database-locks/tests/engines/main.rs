@@ -20,6 +20,7 @@ mod force_release;
 mod guard;
 mod invalid_rows;
 mod late_replies;
+mod leader;
 mod least_privilege;
 mod listing;
 mod other_writers;

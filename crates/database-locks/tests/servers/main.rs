@@ -5,6 +5,7 @@ mod blocked;
 mod direct_mysql;
 mod faults;
 mod identity;
+mod leader;
 mod mysql_faults;
 mod notify;
 mod settings;

@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{
+    ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+};
 use clap_complete::Shell;
 use database_locks::{LockName, Ttl};
 
@@ -45,6 +47,9 @@ pub(super) enum Command {
     /// Run CMD while holding the lock NAME, or all of several locks
     #[command(after_help = help::RUN, override_usage = "dblock run [OPTIONS] <NAME>... -- <CMD>...")]
     Run(RunOptions),
+    /// Run CMD while leading: of all `dblock lead NAME`, one runs its CMD at a time
+    #[command(after_help = help::LEAD, override_usage = "dblock lead [OPTIONS] <NAME> -- <CMD>...")]
+    Lead(LeadOptions),
     /// Acquire the lock NAME and print its ticket, to hold it across the steps of a script
     #[command(after_help = help::ACQUIRE)]
     Acquire {
@@ -232,6 +237,74 @@ pub(super) struct RunOptions {
     pub(super) grace: Option<Duration>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct LeadOptions {
+    /// The lock that the leader holds: 1 to 255 characters
+    #[arg(value_parser = values::lock_name)]
+    pub(super) name: LockName,
+    /// The command to run, and its arguments. No shell is involved: for `|`, `>` or `$` use sh -c
+    /// '…'
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    pub(super) command: Vec<OsString>,
+    /// How long there is no leader after dblock or its machine has died: 100ms to 10 years
+    #[arg(long, value_name = "DURATION", default_value = "30s", allow_hyphen_values = true, value_parser = values::ttl)]
+    pub(super) ttl: Ttl,
+    #[command(flatten)]
+    pub(super) options: HolderOptions,
+    /// How CMD is stopped if the leadership is lost
+    #[arg(long, value_name = "HOW", default_value = "term")]
+    pub(super) on_lost: LeaderOnLost,
+    /// The time from TERM to KILL; less than half of the ttl [default: 5s, or a quarter of a ttl
+    /// below 20s]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
+    pub(super) grace: Option<Duration>,
+}
+
+/// How CMD is stopped when the leadership is lost. A leader never runs on.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LeaderOnLost {
+    /// TERM to its process group, and KILL after the grace
+    Term,
+    /// KILL to its process group at once
+    Kill,
+}
+
+impl From<LeaderOnLost> for OnLost {
+    fn from(how: LeaderOnLost) -> Self {
+        match how {
+            LeaderOnLost::Term => Self::Term,
+            LeaderOnLost::Kill => Self::Kill,
+        }
+    }
+}
+
+/// The options that `run`, `acquire` and `lead` share.
+#[derive(Debug, Args)]
+pub(super) struct HolderOptions {
+    /// The name of the holder, shown by `list` [default: host.pid.random]
+    #[arg(long, alias = "owner", value_name = "WHO")]
+    holder: Option<String>,
+    /// A note to show with the lock; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_and_value)]
+    meta: Vec<(String, String)>,
+}
+
+impl HolderOptions {
+    /// The arguments of a wait without limit.
+    pub(super) fn into_args(self, name: LockName, ttl: Ttl) -> AcquireArgs {
+        AcquireArgs {
+            name,
+            others: Vec::new(),
+            limit: None,
+            ttl,
+            wait: None,
+            conflict_exit_code: exit::BUSY,
+            holder: self.holder,
+            meta: self.meta,
+        }
+    }
+}
+
 /// The options that `run` and `acquire` share.
 #[derive(Debug, Args)]
 pub(super) struct AcquireOptions {
@@ -249,20 +322,13 @@ pub(super) struct AcquireOptions {
     /// Acquire one of N permits of the semaphore NAME: up to N holders at the same time, 1 to 65536
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = values::permits)]
     limit: Option<u32>,
-    /// The name of the holder, shown by `list` [default: host.pid.random]
-    #[arg(long, alias = "owner", value_name = "WHO")]
-    holder: Option<String>,
-    /// A note to show with the lock; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_and_value)]
-    meta: Vec<(String, String)>,
+    #[command(flatten)]
+    holder: HolderOptions,
 }
 
 impl AcquireOptions {
     pub(super) fn into_args(self, name: LockName, ttl: Ttl) -> AcquireArgs {
         AcquireArgs {
-            name,
-            others: Vec::new(),
-            ttl,
             wait: match self.wait {
                 _ if self.no_wait => Some(Duration::ZERO),
                 Some(Ttl::Finite(limit)) => Some(limit),
@@ -270,8 +336,7 @@ impl AcquireOptions {
             },
             conflict_exit_code: self.conflict_exit_code,
             limit: self.limit,
-            holder: self.holder,
-            meta: self.meta,
+            ..self.holder.into_args(name, ttl)
         }
     }
 }

@@ -8,6 +8,7 @@ Examples:
   dblock run -n nightly -- ./report.sh        skip if another client has it (75)
   dblock run -n -E 0 nightly -- ./report.sh   the same, and end with 0
   dblock run orders stock -- ./move.sh        both locks, or none
+  dblock lead scheduler -- ./scheduler        run on one machine of many
   dblock list                                 who holds which lock
   dblock release nightly --force              free the lock of a dead holder
   dblock doctor                               check the database
@@ -31,8 +32,8 @@ Exit codes:
   69     the database cannot be reached, refuses, or is blocked
   75     another client has the lock (run, acquire; -E sets another code)
   76     the lock was lost and CMD was stopped (run), or the ticket is dead
-  126    CMD cannot be run (run)
-  127    CMD was not found (run)
+  126    CMD cannot be run (run, lead)
+  127    CMD was not found (run, lead)
   128+n  ended by signal n
   In all other cases `run` ends with the exit code of CMD.
 
@@ -134,6 +135,50 @@ Examples:
   dblock run -n backup --meta why=weekly -- sh -c 'pg_dump app > app.sql'
   dblock run a -- sh -c './x && dblock release a --ticket \"$DBLOCK_TICKET\"; ./y'
   printf '%s\\n' \"$TICKET\" | dblock run deploy --ticket - -- make deploy";
+
+pub(super) const LEAD: &str = "\
+Start `dblock lead NAME -- CMD` on each machine. One of them leads: it holds the
+lock NAME and runs its CMD; the others wait. If the leader ends, or its machine
+dies, another one starts its CMD, in the second case when the ttl has ended.
+
+dblock campaigns again after each end of CMD, whatever its exit code. It first
+releases the lock and pauses, so that another machine may lead: for 1 s, and
+each time for twice as long, up to 1 min, if CMD ran for less than 10 s. After
+a loss of the lock it campaigns again at once. To give up the leadership, let
+CMD end.
+
+The lock is lost if it cannot be renewed (the database is away, dblock is
+stopped, the machine is suspended), or if it is released by force or by its
+ticket. Then the process group of CMD gets TERM, and KILL after the grace, both
+before the lease ends and another machine can lead. After a release by force or
+by ticket another one may lead already. So the ttl must be more than twice the
+grace.
+
+Signals are forwarded to CMD. After TERM, INT or QUIT dblock waits for the end
+of CMD, releases the lock, and ends with 128+n; so it does if CMD is ended by a
+signal that was forwarded. Other signals end nothing unless CMD does: HUP
+reaches a server that reads its configuration again. While dblock waits to lead,
+a signal ends it at once. CMD gets the terminal only when it uses it.
+
+CMD runs as in `dblock run`: the same environment (DBLOCK_TOKEN is the term),
+process group, and end if dblock is killed. Its processes in the background
+must end with it.
+
+See who leads with `dblock show NAME`, or `dblock show NAME --json`: holder,
+token and acquired_at, if the state is \"held\".
+
+Exit codes:
+  128+n  ended by signal n
+  69     the database refuses: a wrong password, a missing table or right. An
+         outage is waited for
+  2      usage, a bad URL, a bad setting, or the lock is held by an outer run
+  126    CMD cannot be run
+  127    CMD was not found
+
+Examples:
+  dblock lead scheduler -- ./scheduler
+  dblock lead --ttl 10s --holder \"$HOSTNAME\" beat -- celery -A app beat
+  dblock show scheduler --json | jq -r 'select(.state==\"held\").holder'";
 
 pub(super) const ACQUIRE: &str = "\
 The ticket is the only output on stdout. If it cannot be written, the lock is

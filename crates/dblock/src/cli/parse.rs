@@ -1,6 +1,7 @@
 //! From the arguments of the process to a task.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
@@ -95,7 +96,18 @@ fn task(command: Command) -> Result<Task, Failure> {
             at_least: run.at_least.unwrap_or_default(),
             once_per: run.once_per,
             on_lost: run.on_lost,
+            leads: false,
             grace: run.grace,
+        }),
+        Command::Lead(lead) => Task::Lead(RunArgs {
+            lock: lead.options.into_args(lead.name, lead.ttl),
+            ticket: None,
+            command: without_separator(lead.command),
+            at_least: Duration::ZERO,
+            once_per: None,
+            on_lost: lead.on_lost.into(),
+            leads: true,
+            grace: lead.grace,
         }),
         Command::Acquire {
             name,

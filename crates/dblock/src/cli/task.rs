@@ -41,6 +41,8 @@ pub(crate) enum Verbosity {
 #[derive(Debug)]
 pub(crate) enum Task {
     Run(RunArgs),
+    /// Always with `leads`, and without a ticket.
+    Lead(RunArgs),
     Acquire {
         args: AcquireArgs,
         json: bool,
@@ -131,6 +133,8 @@ pub(crate) struct RunArgs {
     /// The period in which CMD runs once.
     pub(crate) once_per: Option<Duration>,
     pub(crate) on_lost: OnLost,
+    /// Whether CMD runs again and again, while this `dblock` leads.
+    pub(crate) leads: bool,
     /// `None`: the default for the ttl.
     pub(super) grace: Option<Duration>,
 }

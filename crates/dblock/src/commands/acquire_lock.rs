@@ -26,8 +26,8 @@ const BLOCKED_AFTER: Duration = Duration::from_secs(1);
 /// The pause between two such tries.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Acquires the lock or the locks, or resumes it if its ticket is given. The guards are in the order
-/// in which the names were given.
+/// Connects, and acquires the lock or the locks, or resumes it if its ticket is given. The guards are
+/// in the order in which the names were given.
 ///
 /// The wait covers the first connection: while the database is away, it is tried again.
 pub(super) async fn acquire_lock(
@@ -43,22 +43,35 @@ pub(super) async fn acquire_lock(
         Some(_) => until_signal(signals, target.connect()).await??,
         None => target.connect_lazy()?,
     };
-    let wanted = Wanted::new(&locks, args, settings);
+    let guards = acquire_on(&locks, args, ticket, signals, notices, settings).await?;
+    Ok((locks, guards))
+}
+
+/// Acquires the lock or the locks, or resumes it if its ticket is given.
+pub(super) async fn acquire_on(
+    locks: &Locks,
+    args: &AcquireArgs,
+    ticket: Option<&Ticket>,
+    signals: &mut Signals,
+    notices: &Notices,
+    settings: Settings,
+) -> Result<Vec<LockGuard>, Failure> {
+    let wanted = Wanted::new(locks, args, settings);
     notices.waiting(&args.name);
     let acquired = async {
         match (&wanted, ticket) {
             (Wanted::One(lock), Some(ticket)) => match lock.resume(ticket).await {
                 Ok(guard) => Ok(vec![guard]),
-                Err(error) => Err(ticket_failure(&locks, error).await),
+                Err(error) => Err(ticket_failure(locks, error).await),
             },
-            _ => acquire_unless_nested(&locks, &wanted, args).await,
+            _ => acquire_unless_nested(locks, &wanted, args).await,
         }
     };
     // A try that was not answered may still be granted. The library cancels it, or releases the
     // lock, before the process ends.
     let guards = until_signal(signals, acquired).await??;
     notices.acquired();
-    Ok((locks, guards))
+    Ok(guards)
 }
 
 pub(super) fn cannot_listen(error: io::Error) -> Failure {
@@ -140,13 +153,13 @@ async fn is_busy(locks: &Locks, args: &AcquireArgs) -> bool {
 }
 
 /// Runs `work` until it ends; the first signal fails it, since there is no CMD to forward it to.
-async fn until_signal<T>(
+pub(super) async fn until_signal<T>(
     signals: &mut Signals,
     work: impl Future<Output = T>,
 ) -> Result<T, Failure> {
     tokio::select! {
         biased;
-        signal = signals.next() => Err(Failure::interrupted(signal as i32)),
+        signal = signals.next_ending() => Err(Failure::interrupted(signal as i32)),
         done = work => Ok(done),
     }
 }

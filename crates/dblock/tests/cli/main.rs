@@ -7,6 +7,7 @@ mod doctor;
 mod early_release;
 mod engines;
 mod guide;
+mod lead;
 mod lost;
 mod nested;
 mod outage;

@@ -95,6 +95,27 @@ fn the_command_may_read_from_the_terminal() {
     );
 }
 
+/// Also if the command has the terminal, so that Ctrl-C reaches it alone.
+#[test]
+fn ctrl_c_ends_a_leader_and_not_only_its_command() {
+    for script in ["echo ready; exec sleep 1000", "cat; echo never"] {
+        let sandbox = Sandbox::new();
+        let lead = [DBLOCK, "lead", "job", "--", "sh", "-c", script];
+        let steps: &[_] = match script.starts_with("cat") {
+            true => &[("leading", "echoed\n"), ("echoed\r\nechoed", "\x03")],
+            false => &[("ready", "\x03")],
+        };
+        let Some(seen) = at_terminal(&sandbox, steps, &lead) else {
+            return;
+        };
+        assert!(
+            seen.contains("exit=130") && !seen.contains("campaigning"),
+            "{seen}"
+        );
+        assert!(!sandbox.is_held("job"));
+    }
+}
+
 /// The command gets the terminal when it first uses it.
 #[test]
 fn in_a_script_the_command_gets_the_terminal_and_returns_it() {

@@ -1,6 +1,7 @@
 //! The end of a guard: a release, a hand-over by ticket, or a drop.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::LockGuard;
@@ -45,12 +46,12 @@ impl LockGuard {
     /// # guard.release().await?;
     /// # Ok(()) }
     /// ```
-    pub fn into_ticket(mut self) -> Result<Ticket, Error> {
+    pub fn into_ticket(self) -> Result<Ticket, Error> {
         self.forget_listeners();
         // Before the check, so that no renewal records a loss after it.
         self.client.scheduler.remove(self.state.grant.id);
         self.still_trusted()?;
-        self.released = true;
+        self.released.store(true, Ordering::Relaxed);
         self.state.mark_released();
         self.client.queues(self.state.grant.slot).left(self.name());
         log_grant!(
@@ -91,7 +92,12 @@ impl LockGuard {
     /// assert!(!locks.show("report").await?.expect("its row stays").is_held());
     /// # Ok(()) }
     /// ```
-    pub async fn release(mut self) -> Result<(), Error> {
+    pub async fn release(self) -> Result<(), Error> {
+        self.release_shared().await
+    }
+
+    /// [`release`](LockGuard::release) for a guard that is shared. Only the first release counts.
+    pub(crate) async fn release_shared(&self) -> Result<(), Error> {
         let (name, began) = (self.name().clone(), clock::now());
         self.forget_listeners();
         match self.still_trusted() {
@@ -130,9 +136,9 @@ impl LockGuard {
     }
 
     /// Stop renewals and build the release; `None` if there is nothing to release.
-    fn begin_release(&mut self) -> Option<ReleaseRequest> {
+    fn begin_release(&self) -> Option<ReleaseRequest> {
         // A forked child must neither release nor touch its parent's grant.
-        if std::mem::replace(&mut self.released, true) || !self.state.is_in_owner_process() {
+        if self.released.swap(true, Ordering::Relaxed) || !self.state.is_in_owner_process() {
             return None;
         }
         self.forget_listeners();
@@ -180,11 +186,18 @@ async fn in_background(
     .await
 }
 
-impl Drop for LockGuard {
-    fn drop(&mut self) {
+impl LockGuard {
+    /// Release the lock in the background, as the drop of the guard does.
+    pub(crate) fn release_in_background(&self) {
         if let Some(release) = self.begin_release() {
             drop(release);
             pending_releases::guard_dropped();
         }
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        self.release_in_background();
     }
 }

@@ -1,6 +1,7 @@
 //! A held lock.
 
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub struct LockGuard {
     pub(crate) state: ForkSafe<Arc<GrantState>>,
     /// The longest ttl that the row may have. A release has to assume it.
     longest_ttl: Mutex<Ttl>,
-    released: bool,
+    released: AtomicBool,
 }
 
 impl fmt::Debug for LockGuard {
@@ -58,7 +59,7 @@ impl LockGuard {
             client: ForkSafe::new(client),
             state: ForkSafe::new(state),
             longest_ttl: Mutex::new(ttl),
-            released: false,
+            released: AtomicBool::new(false),
         }
     }
 

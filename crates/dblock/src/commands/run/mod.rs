@@ -7,8 +7,9 @@ mod supervisor;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
-use database_locks::LockGuard;
+use database_locks::{LockGuard, Locks};
 
 use crate::cli::RunArgs;
 use crate::exit::{self, Failure};
@@ -19,7 +20,7 @@ use crate::target::Target;
 use crate::ticket;
 
 use self::finish::finish;
-use self::margin::margin;
+pub(super) use self::margin::margin;
 use self::supervisor::{Outcome, Supervisor};
 use super::acquire_lock::{acquire_lock, cannot_listen};
 use super::nested;
@@ -38,33 +39,62 @@ pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Re
 
     // For the `dblock run` of the ticket, the resumption is a release and no loss.
     let notice = ticket.as_ref().map(ReleaseNotice::begin);
-    // Without arguments, which may contain passwords.
-    let program = (args.command.first())
-        .map(Path::new)
-        .and_then(Path::file_name);
-    let settings = Settings {
-        command: program.map(|program| program.to_string_lossy().into_owned()),
-        margin: Some(margin),
-        at_least: args.at_least,
-        once_per: args.once_per,
-    };
     let acquired = acquire_lock(
         target,
         &args.lock,
         ticket.as_ref(),
         &mut signals,
         notices,
-        settings,
+        settings(&args, margin),
     );
     let (locks, guards) = acquired.await?;
     if let Some(notice) = notice {
         notice.done();
     }
-    signals.listen_to_all().map_err(cannot_listen)?;
+    let done = run_command(&args, &locks, guards, notices, &mut signals, ignored).await?;
+    Ok(done.code)
+}
 
+/// The settings of the lock or the locks. They show the program, without its arguments, which may
+/// contain passwords.
+pub(super) fn settings(args: &RunArgs, margin: Duration) -> Settings {
+    let program = (args.command.first())
+        .map(Path::new)
+        .and_then(Path::file_name);
+    Settings {
+        command: program.map(|program| program.to_string_lossy().into_owned()),
+        margin: Some(margin),
+        at_least: args.at_least,
+        once_per: args.once_per,
+    }
+}
+
+/// CMD has ended, and the lock is released or lost.
+pub(super) struct Done {
+    /// The exit code of CMD, or [`exit::LOST`].
+    pub(super) code: u8,
+    pub(super) is_lost: bool,
+    /// The signal that ended CMD, if CMD had the terminal, where Ctrl-C sends it to CMD alone.
+    pub(super) at_terminal: Option<i32>,
+    /// The signal that ended CMD.
+    pub(super) by_signal: Option<i32>,
+}
+
+/// Runs CMD under the lock or the locks until it has ended, and then releases them or reports a loss.
+pub(super) async fn run_command(
+    args: &RunArgs,
+    locks: &Locks,
+    guards: Vec<LockGuard>,
+    notices: &Notices,
+    signals: &mut Signals,
+    ignored: Ignored,
+) -> Result<Done, Failure> {
+    signals.listen_to_all().map_err(cannot_listen)?;
     let held: Vec<Held> = guards.into_iter().map(Held::new).collect();
     let terminal = Terminal::open();
-    let child = match start(&args, &held, ignored, terminal.as_ref()) {
+    // Ctrl-C has to reach a `dblock` that would start CMD again.
+    let of_child = terminal.as_ref().filter(|_| !args.leads);
+    let child = match start(args, &held, ignored, of_child) {
         Ok(child) => child,
         Err(failure) => {
             // Only the failure to start is reported.
@@ -75,15 +105,22 @@ pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Re
         }
     };
 
-    let mut supervisor = Supervisor::new(&args, held, notices, child, signals, terminal);
+    let mut supervisor = Supervisor::new(args, held, notices, child, signals, terminal);
     let outcome = supervisor.supervise().await;
     notices.lock_is_over();
-    let by_signal = matches!(
-        outcome,
-        Outcome::Stopped(..) | Outcome::Ended(End::Signal(_))
-    );
-    let held = supervisor.finish(by_signal);
-    Ok(finish(&locks, held, outcome, &args).await)
+    let is_lost = matches!(outcome, Outcome::Stopped(..));
+    let by_signal = match outcome {
+        Outcome::Ended(End::Signal(signal)) => Some(signal),
+        _ => None,
+    };
+    let had_terminal = supervisor.child_has_terminal();
+    let held = supervisor.finish(is_lost || by_signal.is_some());
+    Ok(Done {
+        code: finish(locks, held, outcome, args).await,
+        is_lost,
+        at_terminal: by_signal.filter(|_| had_terminal),
+        by_signal,
+    })
 }
 
 /// A lock that is held while CMD runs.

@@ -33,7 +33,7 @@ pub(super) struct Supervisor<'a> {
     held: Vec<Held>,
     notices: &'a Notices,
     child: Child,
-    signals: Signals,
+    signals: &'a mut Signals,
     terminal: Option<Terminal>,
     /// The locks that are gone, while CMD may run on: they were released by their tickets, or
     /// `--on-lost ignore`.
@@ -46,7 +46,7 @@ impl<'a> Supervisor<'a> {
         held: Vec<Held>,
         notices: &'a Notices,
         child: Child,
-        signals: Signals,
+        signals: &'a mut Signals,
         terminal: Option<Terminal>,
     ) -> Self {
         Self {
@@ -88,6 +88,12 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// Whether CMD is in the foreground of the terminal, also after it has ended.
+    pub(super) fn child_has_terminal(&self) -> bool {
+        let terminal = self.terminal.as_ref();
+        terminal.is_some_and(|terminal| terminal.is_foreground_group(self.child.group()))
+    }
+
     /// Takes the terminal back. Its modes are restored if CMD was ended by a signal.
     pub(super) fn finish(self, by_signal: bool) -> Vec<Held> {
         if let Some(terminal) = &self.terminal {
@@ -106,7 +112,8 @@ impl<'a> Supervisor<'a> {
             self.notices.lock_is_over();
         }
         let Held { guard, listener } = &mut self.held[at];
-        if listener.is_released(reason).await {
+        // A leader that runs on would run beside the next one.
+        if !self.args.leads && listener.is_released(reason).await {
             self.gone.insert(at);
             return None;
         }
@@ -123,7 +130,7 @@ impl<'a> Supervisor<'a> {
             OnLost::Kill => None,
             OnLost::Term => Some(self.args.grace()),
         };
-        Some(self.child.stop(&mut self.signals, grace).await)
+        Some(self.child.stop(self.signals, grace).await)
     }
 
     fn may_run(&self) -> bool {
