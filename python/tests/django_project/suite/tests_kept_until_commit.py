@@ -60,15 +60,15 @@ class KeptTests(TransactionTestCase):
 
     def test_a_lock_that_is_kept_is_not_granted_again_in_its_period(self):
         with transaction.atomic():
-            with lock("job", once_per=600):
-                with lock("job", once_per=600):
+            with lock("once", once_per=600):
+                with lock("once", once_per=600):
                     pass
-            for once in (lock("job", once_per=600).__enter__, lock("job", once_per=600).acquire):
+            for once in (lock("once", once_per=600).__enter__, lock("once", once_per=600).acquire):
                 with self.assertRaises(LockAlreadyRan):
                     once()
-            with lock("job"):
-                self.assertEqual(_state("job"), "held")
-        self.assertEqual(_state("job"), "free")
+            with lock("once"):
+                self.assertEqual(_state("once"), "held")
+        self.assertEqual(_state("once"), "free")
 
     def test_until_exit_releases_at_the_end_of_the_block(self):
         with transaction.atomic():
