@@ -7,5 +7,6 @@ mod faults;
 mod identity;
 mod mysql_faults;
 mod notify;
+mod rest_faults;
 mod settings;
 mod tls;
