@@ -124,6 +124,8 @@ class DBLock:
             renew_every=None,
             auto_renew=False,
             holder=self._locked_by,
+            at_least=0.0,
+            once_per=None,
             meta=None,
             on_busy="raise",
             until=self._until,

@@ -351,9 +351,7 @@ class lock(_core.Scope):
         """
         kept = None if request.once_per is None else kept_here(request.key)
         if kept is not None:
-            raise LockAlreadyRan(
-                name=request.name, holder=kept.holder, once_per=request.once_per
-            )
+            raise LockAlreadyRan(name=request.name, holder=kept.holder, once_per=request.once_per)
 
     def _ask(self, request: AcquireRequest) -> _core.Pending[_core.Guard | None]:
         if request.client is None:

@@ -150,7 +150,7 @@ async fn a_ticket_releases_at_once_and_a_guard_that_resumes_it_has_its_own_rest(
 
 async fn a_lock_is_granted_once_in_a_period(db: &TestDb) {
     let (a, b) = (db.locks().await, db.locks().await);
-    let period = Duration::from_secs(2);
+    let period = Duration::from_secs(4);
     let by = |locks: &Locks, holder: &str| locks.lock("job").holder(holder).once_per(period);
     let guard = by(&a, "first").acquire().await.unwrap();
     for is_held in [true, false] {

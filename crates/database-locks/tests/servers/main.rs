@@ -8,5 +8,6 @@ mod identity;
 mod leader;
 mod mysql_faults;
 mod notify;
+mod rest_faults;
 mod settings;
 mod tls;

@@ -88,6 +88,17 @@ On a cluster with several primaries (Galera, Group Replication) no clock tells
 that a lease has ended, so the row is watched for the length of the lease. If
 the holder looks dead, -n and -w go on until then, one ttl at most.
 
+With --once-per CMD runs only if no client was granted the lock in this period,
+by the clock of the database. Otherwise dblock ends with 0 at once, and only -v
+says so. A tenth of the period, at most a minute, is forgiven, since machines
+start a little earlier or later each time. A run counts whether CMD succeeded or
+not. `dblock prune` must leave rows for longer than the period.
+
+With --at-least the lock rests after a CMD that ends sooner: no client holds it,
+and none can acquire it before that time has passed since the grant. `dblock
+release --force` ends the rest. After a loss, or if dblock is killed, the lock
+does not rest.
+
 Several names before `--` are acquired all or none, 100 at most. While it waits
 for one of them, dblock holds none, so runs that name the same locks in another
 order cannot block each other. Each lock is an ordinary one, in `list` and for
@@ -107,6 +118,7 @@ Durations: 500ms, 30s, 5m, 2h, 1d, or bare seconds (30, 1.5), up to 10 years;
 
 Exit codes:
   CMD's  CMD has run
+  0      with --once-per also if CMD was begun in this period already
   128+n  signal n ended CMD, or dblock before CMD was started
   75     another client has the lock; -E sets another code
   76     the lock was lost and CMD was stopped, or the ticket is dead
@@ -134,6 +146,7 @@ Examples:
   dblock run --ttl 5s job -- ./job
   dblock run -n backup --meta why=weekly -- sh -c 'pg_dump app > app.sql'
   dblock run a -- sh -c './x && dblock release a --ticket \"$DBLOCK_TICKET\"; ./y'
+  dblock run --once-per 1h hourly -- ./report.sh     (the same on all machines)
   printf '%s\\n' \"$TICKET\" | dblock run deploy --ticket - -- make deploy";
 
 pub(super) const LEAD: &str = "\
@@ -256,8 +269,9 @@ Examples:
   dblock release nightly --force";
 
 pub(super) const LIST: &str = "\
-A lock is held, expired (its holder did not renew it; the next caller gets it)
-or free. In a narrow terminal, columns are left out and the last one is cut;
+A lock is held, resting (released with --at-least; no client can acquire it
+yet), expired (its holder did not renew it; the next caller gets it) or free. In
+a narrow terminal, columns are left out and the last one is cut;
 `dblock show NAME` prints everything.
 
 --json prints for each lock: name, state, holder (or the last one), token,
@@ -301,7 +315,9 @@ Examples:
 pub(super) const PRUNE: &str = "\
 A released lock leaves its row behind, and names that contain dates or customers
 leave many. Deleting a row changes nothing about the lock: its tokens go on
-growing if it is acquired again. The row of a held lock is never deleted.
+growing if it is acquired again. But it also deletes the time of the latest run:
+with `run --once-per`, give more than the period. The row of a lock that is held
+or rests is never deleted.
 
 Examples:
   dblock prune --older-than 30d
