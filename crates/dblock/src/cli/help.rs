@@ -87,7 +87,10 @@ On a cluster with several primaries (Galera, Group Replication) no clock tells
 that a lease has ended, so the row is watched for the length of the lease. If
 the holder looks dead, -n and -w go on until then, one ttl at most.
 
-Several names before `--` are acquired all or none, 100 at most. While it waits
+The words before the first `--` are names, and CMD follows it. Without `--`, CMD
+begins with the second word.
+
+Several names are acquired all or none, 100 at most. While it waits
 for one of them, dblock holds none, so runs that name the same locks in another
 order cannot block each other. Each lock is an ordinary one, in `list` and for
 `release`. If one is lost, CMD is stopped as above, and the others are released
