@@ -67,7 +67,9 @@ def lost(held: Held, loss: Loss) -> None:
 
 def _about(held: Held) -> list[dict[str, Any]]:
     """Of each lock."""
-    return [{"name": name, "token": token, "holder": held.holder} for name, token in held.tokens.items()]
+    return [
+        {"name": name, "token": token, "holder": held.holder} for name, token in held.tokens.items()
+    ]
 
 
 def _send_lost(words: dict[str, Any]) -> None:

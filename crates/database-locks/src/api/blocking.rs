@@ -22,8 +22,6 @@
 //! [`LockGuard`] that is dropped or released there is released in the background. Callbacks of
 //! [`on_lost`](crate::LockGuard::on_lost) run on threads of their own and may block.
 
-mod several;
-
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -31,8 +29,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-pub use self::several::{AllLocks, LockSet};
 use crate::api::administration::PreviousHolder;
+pub use crate::api::blocking_sets::{AllLocks, LockSet};
 use crate::api::fence::{FenceFailure, FenceTransaction, OpenFence};
 use crate::api::{builder, lock, locks};
 use crate::client::guard;
@@ -173,7 +171,7 @@ impl Locks {
 
     /// See [`crate::Locks::all`].
     pub fn all<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> AllLocks {
-        AllLocks(self.0.all(names))
+        AllLocks::from(self.0.all(names))
     }
 
     /// See [`crate::Locks::leader`].

@@ -6,6 +6,7 @@ pub(crate) mod all_locks;
 #[cfg(feature = "macros")]
 pub(crate) mod attribute;
 pub mod blocking;
+pub(crate) mod blocking_sets;
 pub(crate) mod builder;
 pub(crate) mod default_locks;
 pub(crate) mod fence;

@@ -67,7 +67,7 @@ async fn several_are_held_together_or_not_at_all(db: &TestDb) {
     let again = again.unwrap().expect("all of them are free");
     drop(again);
     for name in ["orders", "stock", "other"] {
-        let _ = b.lock(name).wait(TIMEOUT).acquire().await.unwrap();
+        drop(b.lock(name).wait(TIMEOUT).acquire().await.unwrap());
     }
     promise("P1", db.engine);
     promise("P7", db.engine);

@@ -99,7 +99,10 @@ and none can acquire it before that time has passed since the grant. `dblock
 release --force` ends the rest. After a loss, or if dblock is killed, the lock
 does not rest.
 
-Several names before `--` are acquired all or none, 100 at most. While it waits
+The words before the first `--` are names, and CMD follows it. Without `--`, CMD
+begins with the second word.
+
+Several names are acquired all or none, 100 at most. While it waits
 for one of them, dblock holds none, so runs that name the same locks in another
 order cannot block each other. Each lock is an ordinary one, in `list` and for
 `release`. If one is lost, CMD is stopped as above, and the others are released

@@ -4,13 +4,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use database_locks::seam::{
-    AcquireCommand, AllOutcome, Force, Grant, Holder, ReleaseCommand, Released, Store, StoreError,
+    AcquireCommand, AllOutcome, Force, Grant, Holder, Outcome, ReleaseCommand, Released, Store,
+    StoreError,
 };
 use database_locks::{Token, Ttl};
 
 use super::fixture::{
     LONG, SHORT, StoreFixture, WITHIN, acquire_command, expired_version, grant_of, granted,
-    holder_of, info, name, outlived, release,
+    holder_of, info, name, outlived, release, try_once,
 };
 use crate::promise::promise;
 
@@ -94,11 +95,8 @@ pub async fn several_locks_are_granted_all_or_none(fixture: &StoreFixture) {
     assert!(after[0].token > held[0].token && after[1].token > held[1].token);
     assert_eq!(holder_of(&*store, "c é").await, by());
     // An ordinary acquire of one of them is refused by the set.
-    let one = super::try_once(&*store, &acquire_command("d", "third", LONG)).await;
-    assert!(
-        matches!(one, database_locks::seam::Outcome::Held(_)),
-        "{one:?}"
-    );
+    let one = try_once(&*store, &acquire_command("d", "third", LONG)).await;
+    assert!(matches!(one, Outcome::Held(_)), "{one:?}");
     let one = all_granted(&*store, &commands(&["alone"], "one of one")).await;
     assert_eq!(one.len(), 1);
     promise("P1", fixture.engine);

@@ -10,7 +10,7 @@ use crate::exit;
 use crate::output;
 use crate::time::human;
 
-use super::Held;
+use super::held::Held;
 use super::supervisor::{Outcome, loss_message};
 
 pub(super) async fn finish(locks: &Locks, held: Vec<Held>, outcome: Outcome, args: &RunArgs) -> u8 {

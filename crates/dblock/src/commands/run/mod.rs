@@ -1,6 +1,7 @@
 //! `dblock run NAME… -- CMD…`
 
 mod finish;
+mod held;
 mod margin;
 mod supervisor;
 
@@ -20,11 +21,12 @@ use crate::target::Target;
 use crate::ticket;
 
 use self::finish::finish;
+use self::held::Held;
 pub(super) use self::margin::margin;
 use self::supervisor::{Outcome, Supervisor};
 use super::acquire_lock::{acquire_lock, cannot_listen};
 use super::nested;
-use super::release_notice::{Listener, ReleaseNotice};
+use super::release_notice::ReleaseNotice;
 use super::wanted::Settings;
 
 /// Acquires the lock or the locks, runs CMD and releases them, in this order.
@@ -121,20 +123,6 @@ pub(super) async fn run_command(
         at_terminal: by_signal.filter(|_| had_terminal),
         by_signal,
     })
-}
-
-/// A lock that is held while CMD runs.
-struct Held {
-    guard: LockGuard,
-    /// Notices of its release by its ticket.
-    listener: Listener,
-}
-
-impl Held {
-    fn new(guard: LockGuard) -> Self {
-        let listener = Listener::bind(&guard.ticket());
-        Self { guard, listener }
-    }
 }
 
 /// Starts CMD, with the locks in its environment. Of several, each variable is a list.

@@ -10,7 +10,7 @@ use database_locks::{LockGuard, LostReason};
 use nix::sys::signal::{Signal, raise};
 use tokio::time::sleep;
 
-use super::Held;
+use super::held::Held;
 use crate::cli::{OnLost, RunArgs};
 use crate::notices::Notices;
 use crate::output;

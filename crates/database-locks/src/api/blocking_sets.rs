@@ -16,7 +16,7 @@ use protocol::{LockName, Ttl};
 /// [`crate::AllLocks`] without async.
 #[derive(Clone, Debug)]
 #[must_use = "locks do nothing until they are acquired"]
-pub struct AllLocks(pub(super) all_locks::AllLocks);
+pub struct AllLocks(all_locks::AllLocks);
 
 impl AllLocks {
     /// See [`crate::AllLocks::names`].
@@ -74,7 +74,7 @@ impl AllLocks {
         block_on(self.0.acquire())?.map(|set| LockSet(Some(set)))
     }
 
-    /// Run `work` while holding all of them. As [`Lock::run`](super::Lock::run) it cannot be
+    /// Run `work` while holding all of them. As [`Lock::run`](crate::blocking::Lock::run) it cannot be
     /// stopped.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ impl AllLocks {
     }
 
     /// Run `work` that returns a `Result` while holding all of them. As
-    /// [`Lock::try_run`](super::Lock::try_run).
+    /// [`Lock::try_run`](crate::blocking::Lock::try_run).
     ///
     /// # Errors
     ///
@@ -127,7 +127,7 @@ impl From<all_locks::AllLocks> for AllLocks {
 }
 
 /// Several held locks. Dropping it releases them and waits for that, as
-/// [`LockGuard`](super::LockGuard).
+/// [`LockGuard`](crate::blocking::LockGuard).
 ///
 /// It derefs to [`crate::LockSet`] for all methods that do not wait.
 #[derive(Debug)]
@@ -165,7 +165,7 @@ impl LockSet {
     ///
     /// Where [no call may block](crate::blocking#where-no-call-may-block).
     pub fn wait_lost(&self) -> (LockName, Loss) {
-        super::may_wait(block_on(self.lost()))
+        block_on(self.lost()).unwrap_or_else(|error| panic!("{}", Error::from(error)))
     }
 
     /// See [`crate::LockSet::release`].
