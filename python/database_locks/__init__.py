@@ -17,6 +17,7 @@ from ._leader import Term, leader
 from ._lock import lock
 from ._lock_all import lock_all
 from ._locked import is_locked, locked
+from ._semaphore import semaphore
 from .exceptions import (
     LockAlreadyRan,
     LockConfigError,
@@ -45,4 +46,5 @@ __all__ = [
     "lock",
     "lock_all",
     "locked",
+    "semaphore",
 ]

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 Seconds = float | timedelta
 
-Key = tuple[int, int, str]
-"""Process generation, `Client`, lock name."""
+Key = tuple[int, int, str, int]
+"""Process generation, `Client`, lock name, and 0; for a permit a number of its own, since permits of
+one semaphore do not nest."""
 
 
 class _NotSet:
@@ -57,11 +58,13 @@ class AcquireRequest:
     status_file: str | os.PathLike[str] | None
     names: tuple[str, ...] = ()
     """Of several locks, their names in order; ``name`` and ``key`` then stand for all of them."""
+    permits: int | None = None
+    """The limit of a semaphore; ``None``: a lock."""
 
     @property
     def keys(self) -> tuple[Key, ...]:
         """The key of each lock."""
-        return tuple((*self.key[:2], name) for name in self.names) or (self.key,)
+        return tuple((*self.key[:2], name, 0) for name in self.names) or (self.key,)
 
 
 LONGEST = 1e18
@@ -105,6 +108,40 @@ def timeout_of(value: Seconds | None) -> float:
 def retry_of(value: Seconds | None) -> float | None:
     allowed = "a number of seconds, or None or 0: try once"
     return None if value is None else seconds("retry", value, least=0, allowed=allowed)
+
+
+MOST_PERMITS = 65_536
+
+
+def count(what: str, value: Any, least: int, allowed: str) -> int:
+    """A number of permits."""
+    known = isinstance(value, int) and not isinstance(value, bool)
+    if not known or not least <= value <= MOST_PERMITS:
+        raise LockConfigError(f"`{what}` is {reprlib.repr(value)}, must be {allowed}")
+    return int(value)
+
+
+def permits_of(value: Any) -> int:
+    allowed = (
+        "a whole number from 1 to 65536; to pause the semaphore for all callers set its limit to 0"
+    )
+    return count("permits", value, 1, allowed)
+
+
+def limit_of(value: Any) -> int | None:
+    allowed = "a whole number from 0 (paused) to 65536, or None: no limit in the database"
+    return None if value is None else count("limit", value, 0, allowed)
+
+
+def slot_of(value: Any) -> int | None:
+    if value is None:
+        return None
+    known = isinstance(value, int) and not isinstance(value, bool)
+    if not known or not 0 <= value < MOST_PERMITS:
+        raise LockConfigError(
+            f"`slot` is {reprlib.repr(value)}, must be the number of a permit, from 0 to 65535"
+        )
+    return int(value)
 
 
 def at_least_of(value: Seconds) -> float:

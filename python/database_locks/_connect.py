@@ -13,6 +13,7 @@ from ._leader import leader as Leader
 from ._lock import lock as Lock
 from ._lock_all import lock_all as LockAll
 from ._locked import make_locked
+from ._semaphore import semaphore as Semaphore
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -119,6 +120,43 @@ class Locks(Client):
             retry,
             lost_lock_cb,
             lock_ttl_renew,
+            on_busy=on_busy,
+            until=until,
+            until_using=until_using,
+            meta=meta,
+        )
+        made._on(self)
+        return made
+
+    @_hinting
+    def semaphore(
+        self,
+        lock_name: str,
+        permits: int,
+        *,
+        timeout: Seconds | None = 0,
+        lock_ttl: Seconds | None = NOTSET,
+        locked_by: str | None = None,
+        auto_renew: bool = True,
+        retry: Seconds | None = 0.5,
+        lost_lock_cb: Callable[[int, Any], Any] | None = None,
+        lock_ttl_renew: Seconds | None = NOTSET,
+        on_busy: Literal["wait", "raise", "skip"] = "wait",
+        until: Literal["commit", "exit"] = "exit",
+        until_using: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Semaphore:
+        """`database_locks.semaphore` on this table."""
+        made = Semaphore(
+            lock_name,
+            permits,
+            timeout=timeout,
+            lock_ttl=lock_ttl,
+            locked_by=locked_by,
+            auto_renew=auto_renew,
+            retry=retry,
+            lost_lock_cb=lost_lock_cb,
+            lock_ttl_renew=lock_ttl_renew,
             on_busy=on_busy,
             until=until,
             until_using=until_using,

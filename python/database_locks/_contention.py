@@ -12,7 +12,7 @@ from . import _deadlock
 from ._arguments import AcquireRequest
 from ._registry import held_in_process, is_of_this_process
 from ._wait import Check
-from .exceptions import LockConfigError, LockTimeout, LockUnavailable
+from .exceptions import LockConfigError, LockTimeout, LockUnavailable, permits_held
 
 if TYPE_CHECKING:
     from ._held import Held
@@ -36,7 +36,8 @@ def check_of_wait(
                 would_stop_loop(request, None)
 
         return check_time
-    if asked.wait == 0.0:
+    # A permit may be released by any of its holders.
+    if asked.wait == 0.0 or request.permits is not None:
         return None
 
     def check() -> None:
@@ -99,6 +100,8 @@ def both(other: type[Exception]) -> type[LockConfigError]:
 
 
 def held_by(request: AcquireRequest, info: Mapping[str, Any] | None) -> str:
+    if request.permits is not None:
+        return permits_held(request.name, limit(request, info))
     name = (info or {}).get("name", request.name)
     if info and info["state"] == "resting":
         return f"lock `{name}` rests for another {info['free_in']:.1f}s"
@@ -112,6 +115,8 @@ def held_by(request: AcquireRequest, info: Mapping[str, Any] | None) -> str:
 
 
 def busy(request: AcquireRequest, info: Mapping[str, Any] | None) -> LockTimeout:
+    if request.permits is not None:
+        return no_permit(request, info)
     info = info or {}
     return LockTimeout(
         name=info.get("name", request.name),
@@ -121,10 +126,31 @@ def busy(request: AcquireRequest, info: Mapping[str, Any] | None) -> LockTimeout
     )
 
 
+def limit(request: AcquireRequest, semaphore: Mapping[str, Any] | None) -> int:
+    """The limit of a semaphore: that of the operator, or else of the caller."""
+    limit = (semaphore or {}).get("limit")
+    return limit if isinstance(limit, int) else request.permits or 0
+
+
+def no_permit(request: AcquireRequest, semaphore: Mapping[str, Any] | None) -> LockTimeout:
+    permits = (semaphore or {}).get("permits", ())
+    held = [permit for permit in permits if permit["state"] == "held"]
+    longest = max(held, key=lambda permit: permit["held_for"] or 0.0, default={})
+    return LockTimeout(
+        "failed to acquire a permit",
+        name=request.name,
+        holder=longest.get("holder"),
+        held_for=longest.get("held_for"),
+        permits=limit(request, semaphore),
+    )
+
+
 def holder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
     if request.on_busy == "skip" or request.client is None:
         return None
     try:
+        if request.permits is not None:
+            return request.client.show_semaphore(request.name)
         for name in request.names:
             info = request.client.show(name)
             if info is not None and info["state"] == "held":
@@ -138,6 +164,8 @@ async def aholder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
     if request.on_busy == "skip" or request.client is None:
         return None
     try:
+        if request.permits is not None:
+            return await request.client.ashow_semaphore(request.name)
         for name in request.names:
             info = await request.client.ashow(name)
             if info is not None and info["state"] == "held":

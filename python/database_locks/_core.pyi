@@ -34,10 +34,11 @@ __all__ = [
     "is_fence_conflict",
     "next_record",
     "parse_duration",
+    "permit_schema",
     "schema",
     "set_log_level",
     "set_program",
-    "ticket_name",
+    "ticket_parts",
 ]
 
 __version__: str
@@ -48,8 +49,8 @@ def generation() -> int:
 def check_url(url: str, table: str | None = None) -> None:
     """Check a URL and the name of a table, without I/O. Raises `LockConfigError`."""
 
-def ticket_name(ticket: str) -> str:
-    """The name of the lock of a ticket. `LockConfigError` for an invalid ticket, which is not
+def ticket_parts(ticket: str) -> tuple[str, int | None]:
+    """The name of the lock of a ticket, and the number of the permit, if it is one. `LockConfigError` for an invalid ticket, which is not
     repeated.
     """
 
@@ -57,6 +58,9 @@ def schema(engine: str) -> str | None:
     """The statement that creates the table, with ``{table}`` for its name and, on MySQL,
     ``{collation}``.
     """
+
+def permit_schema(engine: str) -> str | None:
+    """As `schema`, for the table of permits, with ``{permits}`` for its name."""
 
 def columns(engine: str) -> list[tuple[str, str]]:
     """Name and definition of each column, in the order of `schema`."""
@@ -155,8 +159,10 @@ class Locks:
         at_least: float = 0.0,
         once_per: float | None = None,
         meta: str | None = None,
+        permits: int | None = None,
     ) -> Pending[Guard | None]:
-        """Begin to acquire. In seconds; ``ttl=None``: without end; ``wait=None``: no limit, 0: one
+        """Begin to acquire; with ``permits``, a permit of a semaphore, for which ``holder`` takes
+        nothing over. In seconds; ``ttl=None``: without end; ``wait=None``: no limit, 0: one
         try.
 
         The result is a `Guard`, or ``None`` if one try failed because another holder has the lock.
@@ -210,7 +216,13 @@ class Locks:
     def observe(self, name: str) -> Observer:
         """Without I/O."""
 
-    def force_release(self, name: str) -> Pending[tuple[str | None, float | None, bool] | None]:
+    def show_semaphore(self, name: str) -> Pending[str]:
+        """The result is JSON: ``name``, ``limit``, ``of``, ``held`` and ``permits``."""
+
+    def set_limit(self, name: str, limit: int | None) -> Pending[None]: ...
+    def force_release(
+        self, name: str, slot: int | None = None
+    ) -> Pending[tuple[str | None, float | None, bool] | None]:
         """The result is ``(holder, held_for, rested)``, or ``None`` if the lock was free."""
 
     def prune(self, idle: float, include_legacy: bool) -> Pending[int]:
@@ -357,6 +369,8 @@ class Guard:
     tokens: list[tuple[str, int]]
     """The name and the token of each lock, in the order of the names."""
     holder: str
+    slot: int | None
+    """The number of the permit; ``None``: a lock, or several."""
     closed: bool
     """Whether it was released or handed over."""
     depth: int

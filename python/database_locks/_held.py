@@ -65,7 +65,8 @@ class Held:
     @property
     def token(self) -> int | None:
         """The fencing token of this grant, greater than that of every earlier grant of the same
-        lock. Of several locks ``None``: see `tokens`.
+        lock, or of the same permit: those of different permits cannot be compared. Of several locks
+        ``None``: see `tokens`.
         """
         return self.tokens.get(self.name)
 
@@ -73,6 +74,13 @@ class Held:
     def tokens(self) -> dict[str, int]:
         """The fencing token of each lock, by its name. Empty if locks are switched off."""
         return {} if self._guard is None else dict(self._guard.tokens)
+
+    @property
+    def slot(self) -> int | None:
+        """The number of the permit: below the limit of the semaphore, and of no other holder at the
+        same time. ``None`` for a lock.
+        """
+        return None if self._guard is None else self._guard.slot
 
     @property
     def holder(self) -> str | None:

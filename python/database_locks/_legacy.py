@@ -115,7 +115,7 @@ class DBLock:
             open_transactions.check_in_task(None)
         return AcquireRequest(
             client=client,
-            key=(_core.generation(), id(client), self._name),
+            key=(_core.generation(), id(client), self._name, 0),
             name=self._name,
             ttl=ttl,
             wait=0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("database_locks.locks")
 F = TypeVar("F", bound=Callable[..., Any])
+_permit_numbers = itertools.count(1)
 
 
 class lock(_core.Scope):
@@ -106,8 +108,10 @@ class lock(_core.Scope):
         ticket: str | None = None,
     ) -> None:
         """See the class."""
+        self._is_permit = False
+        """Whether it does not nest, since other blocks of the same name acquire other permits."""
         if ticket is not None:
-            lock_name = _name_of_ticket(ticket, lock_name)
+            lock_name, self._is_permit = _parts_of_ticket(ticket, lock_name)
             _refuse_with_ticket(at_least=at_least or None, once_per=once_per)
         if lock_name is not None and not isinstance(lock_name, str):
             raise LockConfigError(
@@ -309,7 +313,12 @@ class lock(_core.Scope):
         once = not self._retry or (self._on_busy != "wait" and self._timeout <= 0)
         return AcquireRequest(
             client=client,
-            key=(_core.generation(), id(client), name),
+            key=(
+                _core.generation(),
+                id(client),
+                name,
+                next(_permit_numbers) if self._is_permit else 0,
+            ),
             name=name,
             ttl=ttl,
             wait=0.0 if once else self._timeout if self._timeout > 0 else None,
@@ -377,6 +386,7 @@ class lock(_core.Scope):
             at_least=request.at_least,
             once_per=request.once_per,
             meta=request.meta,
+            permits=request.permits,
         )
 
     def _ask_again(
@@ -537,10 +547,10 @@ def _refuse_with_ticket(**options: Seconds | None) -> None:
             )
 
 
-def _name_of_ticket(ticket: str, lock_name: str | None) -> str:
-    named = _core.ticket_name(_arguments.ticket(ticket))
+def _parts_of_ticket(ticket: str, lock_name: str | None) -> tuple[str, bool]:
+    named, slot = _core.ticket_parts(_arguments.ticket(ticket))
     if lock_name not in (None, named):
         raise LockConfigError(
             f"`lock_name` is {lock_name!r}, and the ticket is for {named!r}: leave out `lock_name`"
         )
-    return named
+    return named, slot is not None

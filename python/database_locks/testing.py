@@ -131,7 +131,7 @@ class MemoryLocks(Locks):
 
     def _is_ours(self, name: str) -> bool:
         return any(
-            key[1:] == (id(self), name) and not held._exception.was_delivered
+            key[1:3] == (id(self), name) and not held._exception.was_delivered
             for key, held in all_held_here().items()
         )
 

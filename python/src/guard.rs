@@ -190,15 +190,19 @@ pub(crate) struct Guard {
     tokens: Vec<(String, i64)>,
     #[pyo3(get)]
     holder: String,
+    /// The number of the permit; `None`: a lock, or several.
+    #[pyo3(get)]
+    slot: Option<u16>,
 }
 
 impl Guard {
     /// `None` if the grant was released meanwhile.
     pub(crate) fn new(grant: Grant) -> Option<Self> {
-        let (tokens, holder) = grant.ask(|set| {
+        let (tokens, holder, slot) = grant.ask(|set| {
             let of = |guard: &LockGuard| (guard.name().to_string(), guard.token().get());
             let holder = set.guards().first().map(|guard| guard.holder().to_owned());
-            (set.guards().iter().map(of).collect(), holder)
+            let slot = set.guards().first().and_then(LockGuard::slot);
+            (set.guards().iter().map(of).collect(), holder, slot)
         })?;
         Some(Self {
             grant,
@@ -206,6 +210,7 @@ impl Guard {
             stays: AtomicBool::new(false),
             tokens,
             holder: holder.unwrap_or_default(),
+            slot,
         })
     }
 

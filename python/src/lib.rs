@@ -52,7 +52,7 @@ mod _core {
     #[pymodule_export]
     use super::pending::Pending;
     #[pymodule_export]
-    use super::schema::{columns, schema};
+    use super::schema::{columns, permit_schema, schema};
     #[pymodule_export]
     use super::scope::{Scope, Steps};
     #[pymodule_export]
@@ -80,9 +80,9 @@ mod _core {
     }
 
     #[pyfunction]
-    fn ticket_name(py: Python<'_>, ticket: &str) -> PyResult<String> {
+    fn ticket_parts(py: Python<'_>, ticket: &str) -> PyResult<(String, Option<u16>)> {
         match ticket.parse::<database_locks::Ticket>() {
-            Ok(ticket) => Ok(ticket.name().as_str().to_owned()),
+            Ok(ticket) => Ok((ticket.name().as_str().to_owned(), ticket.slot.number())),
             Err(error) => Err(errors::raise(py, error)),
         }
     }

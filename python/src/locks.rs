@@ -80,7 +80,7 @@ impl Locks {
     }
 
     #[allow(clippy::too_many_arguments, reason = "each has a name in Python")]
-    #[pyo3(signature = (name, *, ttl, wait, auto_renew=true, renew_every=None, holder=None, poll=None, at_least=0.0, once_per=None, meta=None))]
+    #[pyo3(signature = (name, *, ttl, wait, auto_renew=true, renew_every=None, holder=None, poll=None, at_least=0.0, once_per=None, meta=None, permits=None))]
     fn acquire(
         &self,
         py: Python<'_>,
@@ -94,11 +94,16 @@ impl Locks {
         at_least: f64,
         once_per: Option<f64>,
         meta: Option<&str>,
+        permits: Option<u32>,
     ) -> PyResult<Pending> {
-        let mut lock = self.locks.lock(name);
+        let mut lock = match permits {
+            None => self.locks.lock(name),
+            Some(permits) => self.locks.semaphore(name, permits),
+        };
         set_all!(lock, py, ttl, wait, auto_renew, renew_every, poll, meta);
         if let Some(holder) = holder {
-            lock = lock.holder(holder).preempt(true);
+            // No permit is taken over.
+            lock = lock.holder(holder).preempt(permits.is_none());
         }
         lock = lock.at_least(seconds(py, "at_least", at_least)?);
         if let Some(period) = once_per {
@@ -215,9 +220,27 @@ impl Locks {
         Observer::new(self.locks.leader(name).observe())
     }
 
-    fn force_release(&self, name: String) -> Pending {
+    fn show_semaphore(&self, name: String) -> Pending {
         self.pending(|locks| async move {
-            let previous = locks.force_release(&name).await?;
+            let semaphore = locks.show_semaphore(&name).await?;
+            Ok(value(semaphore.to_json()))
+        })
+    }
+
+    fn set_limit(&self, name: String, limit: Option<u32>) -> Pending {
+        self.pending(move |locks| async move {
+            locks.set_limit(&name, limit).await?;
+            Ok(nothing())
+        })
+    }
+
+    #[pyo3(signature = (name, slot=None))]
+    fn force_release(&self, name: String, slot: Option<u16>) -> Pending {
+        self.pending(move |locks| async move {
+            let previous = match slot {
+                None => locks.force_release(&name).await?,
+                Some(slot) => locks.force_release_permit(&name, slot).await?,
+            };
             Ok(value(previous.map(|previous| {
                 let held_for = previous.held_for.map(|age| age.as_secs_f64());
                 (previous.holder, held_for, previous.rested)

@@ -144,6 +144,16 @@ pub mod __python {
             _ => None,
         }
     }
+
+    /// As [`schema`], for the table of permits: `{permits}` stands for its name.
+    pub fn permit_schema(engine: &str) -> Option<&'static str> {
+        match engine {
+            "postgres" => Some(include_str!("../schema/postgres_permit.sql")),
+            "mysql" => Some(include_str!("../schema/mysql_permit.sql")),
+            "sqlite" => Some(include_str!("../schema/sqlite_permit.sql")),
+            _ => None,
+        }
+    }
 }
 
 /// To lose a lock on purpose, in tests of programs that use locks. Not covered by semver.
