@@ -206,7 +206,7 @@ class Locks:
     ) -> Pending[str]:
         """``order``: ``age`` (longest held first), ``-age``, or ``None``: by state and name.
 
-        The result is JSON: ``rows`` of one page, ``total``, and the numbers of ``held``,
+        The result is JSON: ``rows`` of one page, those of permits with ``held`` and ``of`` too, ``total``, and the numbers of ``held``,
         ``resting``, ``expired`` and ``free`` locks (``null`` if the filter excludes them).
         """
 

@@ -57,7 +57,6 @@ class _LockTable(Operation):
     """The base class of the operations: selects the databases and the engine."""
 
     reversible = True
-    reduces_to_sql = False
     atomic = False
 
     def state_forwards(self, app_label: str, state: Any) -> None:
