@@ -135,7 +135,7 @@ def limit(request: AcquireRequest, semaphore: Mapping[str, Any] | None) -> int:
 def no_permit(request: AcquireRequest, semaphore: Mapping[str, Any] | None) -> LockTimeout:
     permits = (semaphore or {}).get("permits", ())
     held = [permit for permit in permits if permit["state"] == "held"]
-    longest = max(held, key=lambda permit: permit["held_for"] or 0.0, default={})
+    longest: Mapping[str, Any] = max(held, key=lambda permit: permit["held_for"] or 0.0, default={})
     return LockTimeout(
         "failed to acquire a permit",
         name=request.name,

@@ -12,6 +12,7 @@ from . import _arguments
 from ._arguments import NOTSET, AcquireRequest, Seconds
 from ._lock import lock
 
+
 class semaphore(lock):
     """A semaphore as a context manager (``with`` and ``async with``) and as a decorator: up to
     ``permits`` holders at the same time, in whichever process.

@@ -73,7 +73,6 @@ class LockTimeout(LockException):
                 message += f" for {self.held_for:.1f}s"
         return message
 
-
     def _longest(self) -> str:
         """The holder that has held its permit the longest."""
         if self.permits == 0 or self.holder is None:

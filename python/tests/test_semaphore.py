@@ -301,7 +301,9 @@ def test_a_wait_in_a_running_loop_is_refused_unless_a_permit_is_free(here: Locks
         with here.semaphore("api", 1):
             pass
         async with here.semaphore("api", 1):
-            with pytest.raises(LockConfigError, match="the one permit of `api` is held, and a wait"):
+            with pytest.raises(
+                LockConfigError, match="the one permit of `api` is held, and a wait"
+            ):
                 here.semaphore("api", 1).acquire()
 
     asyncio.run(main())
@@ -319,7 +321,7 @@ def test_acquired_without_a_block_it_is_released_by_another_thread(here: Locks) 
 
 @pytest.mark.parametrize("permits", [0, -1, 65_537, 2.0, "3", True, None])
 def test_a_bad_number_of_permits_is_refused(permits: Any) -> None:
-    with pytest.raises(LockConfigError, match="`permits` is .*, must be a whole number from 1 to"):
+    with pytest.raises(LockConfigError, match=r"`permits` is .*, must be a whole number from 1 to"):
         semaphore("api", permits)
 
 
@@ -330,7 +332,7 @@ def test_other_bad_arguments_are_refused(here: Locks) -> None:
         here.force_release("api", 65_536)
     with pytest.raises(LockConfigError, match="`lock_name` is empty"):
         here.semaphore("", 1)
-    with pytest.raises(LockConfigError, match="`on_busy=\"skip\"` is for decorated functions"):
+    with pytest.raises(LockConfigError, match='`on_busy="skip"` is for decorated functions'):
         here.semaphore("api", 1, on_busy="skip").acquire()
     for word in ("at_least", "once_per", "ticket"):
         with pytest.raises(TypeError, match=word):

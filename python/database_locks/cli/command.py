@@ -190,9 +190,7 @@ class Command(BaseCommand):
         held = conf.locks().show_semaphore(name)["held"]
         shown = formatting.on_one_line(name)
         if limit is None:
-            self.say(
-                f"semaphore `{shown}` has no limit in the database: each caller's counts"
-            )
+            self.say(f"semaphore `{shown}` has no limit in the database: each caller's counts")
             return
         what = "is paused" if limit == 0 else f"has the limit {limit}"
         self.say(f"semaphore `{shown}` {what}; {held} permits are held")

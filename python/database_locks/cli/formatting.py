@@ -192,7 +192,7 @@ def semaphore(found: Row) -> str:
     head = _aligned([("name", on_one_line(found["name"])), ("permits", permits(found))])
     if not found["permits"]:
         return head
-    lines = [("SLOT", *_HEAD[1:])]
+    lines: list[tuple[str, ...]] = [("SLOT", *_HEAD[1:])]
     lines += (_cells(str(permit["slot"]), permit) for permit in found["permits"])
     return f"{head}\n{_aligned(lines)}"
 
