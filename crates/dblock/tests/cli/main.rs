@@ -14,6 +14,7 @@ mod outage;
 mod output;
 mod prune;
 mod run;
+mod semaphore;
 mod several;
 mod show;
 mod signals;
