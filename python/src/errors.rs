@@ -30,7 +30,11 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             words.set_item("held_for", held_for.map(|age| age.as_secs_f64()))?;
             words.set_item("rests_for", rests_for.map(|left| left.as_secs_f64()))?;
             words.set_item("permits", permits)?;
-            let what = if permits.is_some() { "a permit" } else { "lock" };
+            let what = if permits.is_some() {
+                "a permit"
+            } else {
+                "lock"
+            };
             (
                 "LockTimeout",
                 format!("failed to acquire {what} within timeout"),

@@ -39,6 +39,7 @@
 //! # Other forms
 //!
 //! - [`Locks::leader`]: of many processes one leads, and another one takes over when it ends.
+//! - [`Locks::semaphore`]: a lock that several holders have at the same time.
 //! - [`Locks::all`]: several locks at once, all or none.
 //! - [`blocking`]: the same API for code that blocks.
 //! - [`#[locked("nightly report", ttl = "30s")]`](macro@locked): runs a function under a lock. A

@@ -193,7 +193,8 @@ class Command(BaseCommand):
             self.say(f"semaphore `{shown}` has no limit in the database: each caller's counts")
             return
         what = "is paused" if limit == 0 else f"has the limit {limit}"
-        self.say(f"semaphore `{shown}` {what}; {held} permits are held")
+        permits = "permit is" if held == 1 else "permits are"
+        self.say(f"semaphore `{shown}` {what}; {held} {permits} held")
 
     def prune(self, *, older_than: float, include_legacy: bool, **_: Any) -> None:
         deleted = conf.locks().prune(older_than, unknown=include_legacy)

@@ -38,7 +38,7 @@ use crate::doctor::Report;
 use crate::error::loss::Loss;
 use crate::error::{BoxError, Error};
 use crate::runtime::{block_on, block_on_for};
-use protocol::{ListFilter, LockInfo, Prune, Ticket, Ttl};
+use protocol::{ListFilter, LockInfo, Prune, Semaphore, Ticket, Ttl};
 
 pub use crate::api::leader::blocking::{Leader, LeaderObserver, Term};
 
@@ -169,6 +169,31 @@ impl Locks {
         Lock(self.0.lock(name))
     }
 
+    /// See [`crate::Locks::semaphore`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), database_locks::Error> {
+    /// let locks = database_locks::blocking::Locks::connect("memory:")?;
+    /// let guard = locks.semaphore("partner api", 3).acquire()?;
+    /// assert!(guard.slot().is_some_and(|slot| slot < 3));
+    /// assert_eq!(locks.show_semaphore("partner api")?.held(), 1);
+    /// guard.release()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> Lock {
+        Lock(self.0.semaphore(name, permits))
+    }
+
+    /// See [`crate::Locks::show_semaphore`].
+    pub fn show_semaphore(&self, name: impl AsRef<str>) -> Result<Semaphore, Error> {
+        block_on(self.0.show_semaphore(name))?
+    }
+
+    /// See [`crate::Locks::set_limit`].
+    pub fn set_limit(&self, name: impl AsRef<str>, limit: Option<u32>) -> Result<(), Error> {
+        block_on(self.0.set_limit(name, limit))?
+    }
+
     /// See [`crate::Locks::all`].
     pub fn all<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> AllLocks {
         AllLocks::from(self.0.all(names))
@@ -206,6 +231,15 @@ impl Locks {
     /// See [`crate::Locks::force_release`].
     pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<PreviousHolder>, Error> {
         block_on(self.0.force_release(name))?
+    }
+
+    /// See [`crate::Locks::force_release_permit`].
+    pub fn force_release_permit(
+        &self,
+        name: impl AsRef<str>,
+        slot: u16,
+    ) -> Result<Option<PreviousHolder>, Error> {
+        block_on(self.0.force_release_permit(name, slot))?
     }
 
     /// See [`crate::Locks::doctor`].

@@ -13,8 +13,19 @@ pub(crate) async fn limit(target: &Target, name: &LockName, limit: Limit) -> Res
     let held = locks.show_semaphore(name.as_str()).await?.held();
     output::notice(&match limit.0 {
         None => format!("semaphore `{name}` has no limit in the database: each caller's counts"),
-        Some(0) => format!("semaphore `{name}` is paused; {held} permits are held"),
-        Some(limit) => format!("semaphore `{name}` has the limit {limit}; {held} permits are held"),
+        Some(0) => format!("semaphore `{name}` is paused; {}", permits_held(held)),
+        Some(limit) => format!(
+            "semaphore `{name}` has the limit {limit}; {}",
+            permits_held(held)
+        ),
     });
     Ok(0)
+}
+
+/// `1 permit is held`, `2 permits are held`.
+pub(super) fn permits_held(held: usize) -> String {
+    match held {
+        1 => "1 permit is held".to_owned(),
+        _ => format!("{held} permits are held"),
+    }
 }

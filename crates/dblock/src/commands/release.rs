@@ -9,6 +9,7 @@ use crate::ticket::TicketSource;
 use crate::time::human;
 
 use super::acquire_lock::ticket_failure;
+use super::limit::permits_held;
 use super::release_notice::ReleaseNotice;
 
 pub(crate) async fn release(
@@ -73,8 +74,8 @@ async fn refuse_semaphore(locks: &Locks, name: &LockName) -> Result<(), Failure>
     match semaphore.held() {
         0 => Ok(()),
         held => Err(Failure::usage(format!(
-            "`{name}` is a semaphore, of which {held} permits are held: name one by --slot, as \
-             `dblock show` prints it"
+            "`{name}` is a semaphore, of which {}: name one by --slot, as `dblock show` prints it",
+            permits_held(held)
         ))),
     }
 }

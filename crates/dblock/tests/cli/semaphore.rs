@@ -214,7 +214,7 @@ fn a_permit_is_released_by_force_by_its_number() {
     assert!(
         which
             .only_line(2)
-            .contains("is a semaphore, of which 1 permit"),
+            .contains("is a semaphore, of which 1 permit is held"),
         "{which:?}"
     );
     let none = all.run(&["release", "api", "--force", "--slot", "7"]);
