@@ -36,8 +36,7 @@ def check_of_wait(
                 would_stop_loop(request, None)
 
         return check_time
-    # A permit may be released by any of its holders.
-    if asked.wait == 0.0 or request.permits is not None:
+    if asked.wait == 0.0:
         return None
 
     def check() -> None:

@@ -1,6 +1,6 @@
 //! `dblock run --limit N`, `dblock limit` and what shows and releases the permits.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use testkit::{TestDb, promise, time};
@@ -104,7 +104,7 @@ fn a_killed_holder_frees_its_permit_when_the_lease_ends(all: &Commands<'_>) {
     all.wait_until_begun(2);
     let busy = all.limited("2", &["-n"], "touch ran").end();
     assert!(busy.only_line(75).contains("2 permits"), "{busy:?}");
-    let began = Instant::now();
+    let began = time::now();
     killed.signal(Signal::KILL);
     drop(killed);
     let next = all.limited("2", &["-w", "60s"], HOLD);
@@ -130,11 +130,11 @@ fn a_limit_of_zero_pauses_and_a_raised_one_wakes(all: &Commands<'_>) {
     let busy = all.limited("3", &["-n"], "touch ran").end();
     assert!(busy.only_line(75).contains("paused"), "{busy:?}");
     let waiting = [(); 3].map(|()| all.limited("3", &["-w", "60s"], HOLD));
-    std::thread::sleep(Duration::from_millis(500));
+    time::sleep(Duration::from_millis(500));
     assert_eq!(all.begun(), 0);
     assert_eq!(all.run(&["limit", "api", "2"]).code(), 0);
     all.wait_until_begun(2);
-    std::thread::sleep(Duration::from_millis(500));
+    time::sleep(Duration::from_millis(500));
     assert_eq!(
         all.begun(),
         2,
