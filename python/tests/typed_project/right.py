@@ -7,7 +7,7 @@ from typing import assert_type
 
 from django.core.management.base import BaseCommand
 
-from database_locks import Held, connect, is_locked, lock, locked
+from database_locks import Held, connect, is_locked, lock, locked, semaphore
 
 
 @locked
@@ -99,6 +99,17 @@ def tries() -> None:
     assert_type(is_locked("a"), bool)
     it = locks.lock("b").acquire()
     it.release()
+
+    with locks.semaphore("api", 3, timeout=5) as permit:
+        assert_type(permit.slot, int | None)
+    with semaphore("api", 3).try_() as attempt:
+        assert_type(attempt, Held | None)
+
+    @semaphore("api {n}", 2, on_busy="raise")
+    def limited(n: int) -> str:
+        return str(n)
+
+    assert_type(limited(1), str)
 
     @locks.locked("x", timeout=3)
     def inner(a: str) -> str:
