@@ -11,4 +11,5 @@ pub(crate) mod fence;
 pub(crate) mod lock;
 pub(crate) mod locks;
 mod run;
+mod spacing;
 pub(crate) mod testing;

@@ -35,7 +35,8 @@ pub(crate) fn acquire(
     Ok(outcomes)
 }
 
-/// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write lock.
+/// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write
+/// lock.
 fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let name = command.name.as_str();
     let (holder, grant) = (&*command.holder, command.grant.as_str());
