@@ -259,8 +259,8 @@ impl Locks {
     /// Delete the rows of locks that have been free for some time, and return their number.
     ///
     /// If such a lock is used again, its tokens go on growing. The time of its latest grant is
-    /// forgotten: for a lock with [`once_per`](crate::Lock::once_per), leave rows for longer than its
-    /// period.
+    /// forgotten: for a lock with [`once_per`](crate::Lock::once_per), leave rows for longer than
+    /// its period.
     ///
     /// # Errors
     ///
@@ -410,7 +410,8 @@ impl Locks {
     }
 }
 
-/// The holder that lost a lock by [`Locks::force_release`], or the latest one of a lock that rested.
+/// The holder that lost a lock by [`Locks::force_release`], or the latest one of a lock that
+/// rested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousHolder {
@@ -418,8 +419,8 @@ pub struct PreviousHolder {
     pub holder: Option<String>,
     /// The fencing token of its grant; `None` for a legacy holder (django-database-locks 0.5).
     pub token: Option<Token>,
-    /// How long it had held the lock, by the database's clock; `None` for a legacy holder, and if the
-    /// lock rested.
+    /// How long it had held the lock, by the database's clock; `None` for a legacy holder, and if
+    /// the lock rested.
     pub held_for: Option<Duration>,
     /// Whether it had released the lock, which [rested](crate::Lock::at_least).
     pub rested: bool,

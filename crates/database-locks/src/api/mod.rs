@@ -15,4 +15,5 @@ pub(crate) mod lock;
 pub(crate) mod lock_set;
 pub(crate) mod locks;
 mod run;
+mod spacing;
 pub(crate) mod testing;

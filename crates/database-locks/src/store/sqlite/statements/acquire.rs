@@ -104,7 +104,8 @@ fn read_all(session: &Session<'_>, commands: &[AcquireCommand]) -> rusqlite::Res
     rows.filter_map(Result::transpose).collect()
 }
 
-/// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write lock.
+/// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write
+/// lock.
 fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let name = command.name.as_str();
     let writes_row = |sql| Ok::<_, rusqlite::Error>(write(session, sql, command, None)? == 1);
