@@ -1,5 +1,5 @@
-//! The public API: [`Locks`](locks::Locks), [`Lock`](lock::Lock), [`Leader`](leader::Leader), fences, the blocking API and the
-//! attribute.
+//! The public API: [`Locks`](locks::Locks), [`Lock`](lock::Lock), [`Leader`](leader::Leader),
+//! fences, the blocking API and the attribute.
 
 pub(crate) mod administration;
 pub(crate) mod all_locks;

@@ -23,11 +23,11 @@ pub use self::term::Term;
 /// The shortest pause after a resignation.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// A candidate for leadership: of all processes that [`run`](Leader::run) a leader of this name, one
-/// leads at a time.
+/// A candidate for leadership: of all processes that [`run`](Leader::run) a leader of this name,
+/// one leads at a time.
 ///
-/// The leader is the holder of the lock of the same name, an ordinary exclusive lock: `dblock lead`,
-/// [`Locks::lock`] and Python exclude it, [`Locks::show`] shows it, and
+/// The leader is the holder of the lock of the same name, an ordinary exclusive lock: `dblock
+/// lead`, [`Locks::lock`] and Python exclude it, [`Locks::show`] shows it, and
 /// [`Locks::force_release`] takes it away. A new leader has a new *term*, with a greater
 /// [token](crate::LockGuard::token).
 ///
@@ -104,17 +104,19 @@ impl Leader {
         self
     }
 
-    /// How long before the end of the lease a leader stops. See [`Lock::margin`](crate::Lock::margin).
+    /// How long before the end of the lease a leader stops. See
+    /// [`Lock::margin`](crate::Lock::margin).
     pub fn margin(mut self, margin: Duration) -> Self {
         self.lock = self.lock.margin(margin);
         self
     }
 
-    /// How long the body of [`run`](Leader::run) may run on after its term has ended, for an orderly
-    /// stop; shorter than the [margin](Leader::margin). Zero by default: the body is dropped at once.
+    /// How long the body of [`run`](Leader::run) may run on after its term has ended, for an
+    /// orderly stop; shorter than the [margin](Leader::margin). Zero by default: the body is
+    /// dropped at once.
     ///
-    /// The body learns of the end by [`Term::ended`], and is dropped when the grace is over. After a
-    /// loss the grace counts from the end of trust, so that it ends before the lease does. If
+    /// The body learns of the end by [`Term::ended`], and is dropped when the grace is over. After
+    /// a loss the grace counts from the end of trust, so that it ends before the lease does. If
     /// another process may lead already (released by force, preempted), there is no grace.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
