@@ -51,6 +51,7 @@ fn a_timeout_names_the_holder_and_its_age() {
         holder: Some("db1.17.ab".into()),
         held_for: Some(Duration::from_secs(125)),
         rests_for: None,
+        permits: None,
     };
     assert_eq!(
         error.to_string(),
@@ -66,6 +67,7 @@ fn a_timeout_of_a_lock_that_rests_says_for_how_long() {
         holder: Some("db1.17.ab".into()),
         held_for: None,
         rests_for: Some(Duration::from_secs(40)),
+        permits: None,
     };
     assert_eq!(
         error.to_string(),
