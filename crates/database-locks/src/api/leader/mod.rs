@@ -36,7 +36,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 ///
 /// | setting | meaning | default |
 /// | --- | --- | --- |
-/// | `ttl` | how long no process leads after the leader has died: 100 ms to 10 years | 30 s |
+/// | `ttl` | how long no process leads after the leader has died: 100 ms to 10 years, or [`Ttl::Infinite`]: until a release by force | 30 s |
 /// | `margin` | how long before the end of the lease a leader stops; less than half of the ttl | as for a lock |
 /// | `grace` | how long an async body may run on after its term has ended; shorter than the margin | 0 |
 /// | `renew_every` | period of renewals | a third of the ttl |
@@ -96,9 +96,11 @@ impl Leader {
         self.lock.name()
     }
 
-    /// The length of the lease from each renewal: 100 ms to 10 years. 30 s by default.
+    /// The length of the lease from each renewal: 100 ms to 10 years, or [`Ttl::Infinite`]. 30 s by
+    /// default.
     ///
-    /// If the leader dies, no process leads for this long.
+    /// If the leader dies, no process leads for this long, with [`Ttl::Infinite`] until the lock is
+    /// released by force.
     pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
         self.lock = self.lock.ttl(ttl);
         self
