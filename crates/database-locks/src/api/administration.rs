@@ -58,6 +58,9 @@ impl Locks {
 
     /// Read the locks that match a filter, ordered by name.
     ///
+    /// The permits of semaphores are among them, and left out if an earlier version made the table and
+    /// [`Locks::migrate`] has not been called since.
+    ///
     /// The table is read in pages, so that this and [`Locks::list`] delay no renewal. A row that
     /// changes meanwhile is returned in its old or its new state.
     ///
@@ -99,6 +102,10 @@ impl Locks {
                         }
                     })
                     .await;
+                    if let (true, Err(refused @ StoreError::Rejected { .. })) = (permits, &page) {
+                        tracing::debug!("permits are left out: {refused}");
+                        break;
+                    }
                     let mut page = page.map_err(|e| e.into_error("read the locks"))?;
                     observe(&client, &mut page.rows);
                     // The rest of a row may have ended.
@@ -297,7 +304,12 @@ impl Locks {
                             true => store.prune_permits(idle, after, within).await,
                         }
                     });
-                    let page = page.await.map_err(|e| {
+                    let page = page.await;
+                    if let (true, Err(refused @ StoreError::Rejected { .. })) = (permits, &page) {
+                        tracing::debug!("permits are left out: {refused}");
+                        break;
+                    }
+                    let page = page.map_err(|e| {
                         e.into_error("delete the rows of locks that have been free for long")
                     })?;
                     total += page.deleted;
