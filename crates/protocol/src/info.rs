@@ -252,8 +252,8 @@ impl LockState {
 }
 
 impl LockInfo {
-    /// Whether the lock was held when the row was read: its state is [`LockState::Held`]. A lock that
-    /// [rests](LockState::Resting) has no holder, although no client can acquire it.
+    /// Whether the lock was held when the row was read: its state is [`LockState::Held`]. A lock
+    /// that [rests](LockState::Resting) has no holder, although no client can acquire it.
     pub fn is_held(&self) -> bool {
         matches!(self.state, LockState::Held { .. })
     }

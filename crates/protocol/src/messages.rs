@@ -129,8 +129,8 @@ impl Outcome {
 pub struct LatestGrant {
     /// The name of its holder, from the column `locked_by`.
     pub holder: Option<String>,
-    /// How long ago it began, by the database's clock. Zero if that clock is behind the one by which
-    /// it was made.
+    /// How long ago it began, by the database's clock. Zero if that clock is behind the one by
+    /// which it was made.
     pub ago: Duration,
 }
 
@@ -287,8 +287,8 @@ pub struct ReleaseCommand {
     /// at once.
     pub rest: Duration,
     /// Whether the release has to survive a crash of the database. If that of an infinite lease
-    /// were lost, the lock would stay held for ever. If one with a rest were lost, the lock would be
-    /// free when its lease ends, which may be earlier.
+    /// were lost, the lock would stay held for ever. If one with a rest were lost, the lock would
+    /// be free when its lease ends, which may be earlier.
     pub durable: bool,
 }
 

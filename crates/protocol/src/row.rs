@@ -92,9 +92,10 @@ impl LockRow {
     /// The state of a row that was released with a rest, of which this is left by the clock of the
     /// database.
     ///
-    /// On a cluster a rest ends by the clock of the node that is asked, or by observation, whichever
-    /// is earlier. It protects no work, so a clock that is wrong makes it shorter and nothing worse.
-    /// By observation alone each job would have to watch the rest of its previous run first.
+    /// On a cluster a rest ends by the clock of the node that is asked, or by observation,
+    /// whichever is earlier. It protects no work, so a clock that is wrong makes it shorter and
+    /// nothing worse. By observation alone each job would have to watch the rest of its previous
+    /// run first.
     fn rest_of(&self, left: i64) -> LockState {
         if left <= 0 {
             return LockState::Free;
@@ -206,8 +207,8 @@ impl LockRow {
         self.is_held().then(|| self.holder().into_held_by())
     }
 
-    /// The holder of each of these locks, according to the rows that exist; of a lock that rests, the
-    /// latest one.
+    /// The holder of each of these locks, according to the rows that exist; of a lock that rests,
+    /// the latest one.
     pub fn holders(names: &[LockName], rows: &[Self]) -> Vec<Option<Holder>> {
         let taken = rows.iter().filter(|row| row.is_taken());
         let taken: HashMap<&str, &Self> = taken.map(|row| (row.name.as_str(), row)).collect();

@@ -7,7 +7,7 @@ from typing import assert_type
 
 from django.core.management.base import BaseCommand
 
-from database_locks import Held, connect, is_locked, lock, locked, semaphore
+from database_locks import Held, Term, connect, is_locked, leader, lock, locked, semaphore
 
 
 @locked
@@ -118,3 +118,18 @@ def tries() -> None:
     assert_type(inner("a"), str)
     for i in gen(3):
         assert_type(i, int)
+
+
+def lead(term: Term) -> int:
+    assert_type(term.token, int | None)
+    assert_type(term.is_leader, bool)
+    return 1
+
+
+async def alead(term: Term) -> str:
+    return ""
+
+
+async def elect() -> None:
+    assert_type(leader("name").run(lead), int)
+    assert_type(await connect("memory:").leader("name", lock_ttl=5).arun(alead), str)

@@ -58,6 +58,9 @@ impl Locks {
 
     /// Read the locks that match a filter, ordered by name.
     ///
+    /// The permits of semaphores are among them, and left out if an earlier version made the table and
+    /// [`Locks::migrate`] has not been called since.
+    ///
     /// The table is read in pages, so that this and [`Locks::list`] delay no renewal. A row that
     /// changes meanwhile is returned in its old or its new state.
     ///
@@ -99,6 +102,10 @@ impl Locks {
                         }
                     })
                     .await;
+                    if let (true, Err(refused @ StoreError::Rejected { .. })) = (permits, &page) {
+                        tracing::debug!("permits are left out: {refused}");
+                        break;
+                    }
                     let mut page = page.map_err(|e| e.into_error("read the locks"))?;
                     observe(&client, &mut page.rows);
                     // The rest of a row may have ended.
@@ -259,8 +266,8 @@ impl Locks {
     /// Delete the rows of locks that have been free for some time, and return their number.
     ///
     /// If such a lock is used again, its tokens go on growing. The time of its latest grant is
-    /// forgotten: for a lock with [`once_per`](crate::Lock::once_per), leave rows for longer than its
-    /// period.
+    /// forgotten: for a lock with [`once_per`](crate::Lock::once_per), leave rows for longer than
+    /// its period.
     ///
     /// # Errors
     ///
@@ -297,7 +304,12 @@ impl Locks {
                             true => store.prune_permits(idle, after, within).await,
                         }
                     });
-                    let page = page.await.map_err(|e| {
+                    let page = page.await;
+                    if let (true, Err(refused @ StoreError::Rejected { .. })) = (permits, &page) {
+                        tracing::debug!("permits are left out: {refused}");
+                        break;
+                    }
+                    let page = page.map_err(|e| {
                         e.into_error("delete the rows of locks that have been free for long")
                     })?;
                     total += page.deleted;
@@ -410,7 +422,8 @@ impl Locks {
     }
 }
 
-/// The holder that lost a lock by [`Locks::force_release`], or the latest one of a lock that rested.
+/// The holder that lost a lock by [`Locks::force_release`], or the latest one of a lock that
+/// rested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousHolder {
@@ -418,8 +431,8 @@ pub struct PreviousHolder {
     pub holder: Option<String>,
     /// The fencing token of its grant; `None` for a legacy holder (django-database-locks 0.5).
     pub token: Option<Token>,
-    /// How long it had held the lock, by the database's clock; `None` for a legacy holder, and if the
-    /// lock rested.
+    /// How long it had held the lock, by the database's clock; `None` for a legacy holder, and if
+    /// the lock rested.
     pub held_for: Option<Duration>,
     /// Whether it had released the lock, which [rested](crate::Lock::at_least).
     pub rested: bool,

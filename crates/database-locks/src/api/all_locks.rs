@@ -10,7 +10,8 @@ use tracing::Instrument;
 
 use crate::api::lock::Lock;
 use crate::api::lock_set::LockSet;
-use crate::client::acquire::several::{AllRequest, acquire_all};
+use crate::client::acquire::all_attempt::AllRequest;
+use crate::client::acquire::several::acquire_all;
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;

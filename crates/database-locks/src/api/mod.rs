@@ -1,5 +1,5 @@
-//! The public API: [`Locks`](locks::Locks), [`Lock`](lock::Lock), [`Leader`](leader::Leader), fences, the blocking API and the
-//! attribute.
+//! The public API: [`Locks`](locks::Locks), [`Lock`](lock::Lock), [`Leader`](leader::Leader),
+//! fences, the blocking API and the attribute.
 
 pub(crate) mod administration;
 pub(crate) mod all_locks;
@@ -15,4 +15,5 @@ pub(crate) mod lock;
 pub(crate) mod lock_set;
 pub(crate) mod locks;
 mod run;
+mod spacing;
 pub(crate) mod testing;

@@ -74,8 +74,8 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Read a page of rows with ids greater than `after`, ordered by id. Takes no lock.
     ///
-    /// A page covers at most [`PAGE`](protocol::PAGE) rows, whether they match the filter or not, so
-    /// that renewals behind it do not wait long.
+    /// A page covers at most [`PAGE`](protocol::PAGE) rows, whether they match the filter or not,
+    /// so that renewals behind it do not wait long.
     fn page<'a>(
         &'a self,
         filter: &'a ListFilter,

@@ -1,12 +1,11 @@
-//! Leader election, on every engine: one leader at a time, terms that are lost and resigned, and
-//! observers.
+//! Leader election, on every engine: one leader at a time, and terms that are lost and resigned.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use database_locks::__testing::lose;
-use database_locks::{Error, Leader, LeaderObserver, LockInfo, Locks, Term, blocking};
+use database_locks::{Error, Leader, Term, blocking};
 use testkit::time::{ms, now};
 use testkit::{TestDb, db_tests, promise};
 use tokio::task::JoinHandle;
@@ -227,75 +226,6 @@ async fn every_end_of_the_body_frees_the_leadership(db: &TestDb) {
     promise("P7", db.engine);
 }
 
-fn known(leader: Option<&LockInfo>) -> Option<(String, i64)> {
-    leader.map(|row| (row.holder.clone().unwrap_or_default(), row.token.get()))
-}
-
-/// The leaders that an observer sees, each once, until it has seen `count`, and then none.
-///
-/// Between two leaders there may be a moment without one.
-async fn leaders(mut observer: LeaderObserver, count: usize) -> Vec<(String, i64)> {
-    let mut seen = Vec::new();
-    loop {
-        match observer.next().await.unwrap() {
-            Some(leader) => seen.extend(known(Some(&leader))),
-            None if seen.len() == count => return seen,
-            None => {}
-        }
-    }
-}
-
-async fn an_observer_sees_every_change(db: &TestDb) {
-    let (a, b) = (db.locks().await, db.locks().await);
-    let observed = db.locks().await.leader("job");
-    assert!(in_time(observed.current()).await.unwrap().is_none());
-    let mut observer = observed.observe();
-    assert!(in_time(observer.next()).await.unwrap().is_none());
-    let observer = tokio::spawn(leaders(observer, 2));
-
-    // Each leads for longer than an observer may take to see it, without a gap in between.
-    let led = |locks: Locks, who: &'static str| {
-        tokio::spawn(locks.leader("job").holder(who).run(async |term| {
-            tokio::time::sleep(ms(1500)).await;
-            (who.to_owned(), term.token().get())
-        }))
-    };
-    let first = led(a.clone(), "a");
-    while observed.current().await.unwrap().is_none() {
-        tokio::time::sleep(ms(20)).await;
-    }
-    let second = led(b, "b");
-    let (first, second) = (first.await.unwrap(), second.await.unwrap());
-    let seen = in_time(observer).await.unwrap();
-    let led = [first.unwrap(), second.unwrap()];
-    assert_eq!(seen, led);
-}
-
-async fn an_observer_sees_the_end_of_a_lease_and_costs_little(db: &TestDb) {
-    let (locks, watching) = (db.locks().await, db.locks().await);
-    let mut observer = watching.leader("job").observe();
-    assert!(in_time(observer.next()).await.unwrap().is_none());
-    let lock = locks
-        .lock("job")
-        .holder("a")
-        .ttl(ms(3000))
-        .auto_renew(false);
-    let guard = lock.acquire().await.unwrap();
-    let leader = in_time(observer.next()).await.unwrap().expect("it leads");
-    assert_eq!(
-        known(Some(&leader)),
-        Some(("a".into(), guard.token().get()))
-    );
-    assert!(leader.acquired_at.is_some());
-    // Dropped in the middle of a wait, the next call goes on.
-    let cut = tokio::time::timeout(ms(300), observer.next()).await;
-    assert!(cut.is_err());
-    let began = now();
-    assert!(in_time(observer.next()).await.unwrap().is_none());
-    assert!(began.elapsed() < ms(4000), "{:?}", began.elapsed());
-    drop(guard);
-}
-
 async fn bad_settings_are_refused_before_anything_happens(db: &TestDb) {
     let locks = db.locks().await;
     let leader = locks.leader("job");
@@ -390,71 +320,6 @@ async fn a_term_ends_with_its_body_before_another_process_leads(db: &TestDb) {
     promise("P4", db.engine);
 }
 
-/// How a body with a grace ended: whether it did so by itself.
-struct Stopped(tokio::sync::mpsc::UnboundedSender<bool>, bool);
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        let _ = self.0.send(self.1);
-    }
-}
-
-/// A body that stops in an orderly way within `cleanup` after the end of its term.
-fn cleaning(
-    leader: Leader,
-    cleanup: Duration,
-) -> (
-    JoinHandle<Result<(), Error>>,
-    tokio::sync::mpsc::UnboundedReceiver<Term>,
-    tokio::sync::mpsc::UnboundedReceiver<bool>,
-) {
-    let (terms, began) = tokio::sync::mpsc::unbounded_channel();
-    let (stopped, ends) = tokio::sync::mpsc::unbounded_channel();
-    let task = tokio::spawn(leader.run(move |term| {
-        let (terms, stopped) = (terms.clone(), Stopped(stopped.clone(), false));
-        async move {
-            let mut stopped = stopped;
-            terms.send(term.clone()).unwrap();
-            term.ended().await;
-            assert!(!term.is_leader());
-            tokio::time::sleep(cleanup).await;
-            stopped.1 = true;
-        }
-    }));
-    (task, began, ends)
-}
-
-async fn a_body_with_a_grace_stops_by_itself_or_is_dropped_at_its_end(db: &TestDb) {
-    let locks = db.locks().await;
-    let leader = locks.leader("job").ttl(ms(20_000)).grace(ms(1500));
-
-    let (task, mut began, mut ends) = cleaning(leader.clone(), ms(100));
-    in_time(began.recv()).await.unwrap().resign();
-    assert_eq!(in_time(ends.recv()).await, Some(true));
-    // The output of such a body is dropped, and the next term begins.
-    in_time(began.recv()).await.unwrap();
-    task.abort();
-    let _ = task.await;
-
-    let (task, mut began, mut ends) = cleaning(leader.clone(), TIMEOUT * 2);
-    in_time(began.recv()).await.unwrap().resign();
-    let resigned = now();
-    assert_eq!(in_time(ends.recv()).await, Some(false));
-    let took = resigned.elapsed();
-    assert!((ms(1400)..ms(8000)).contains(&took), "{took:?}");
-    task.abort();
-    let _ = task.await;
-
-    // Another process may lead already.
-    let (task, mut began, mut ends) = cleaning(leader, TIMEOUT * 2);
-    in_time(began.recv()).await.unwrap();
-    let forced = now();
-    assert!(lose(&locks, "job").await.unwrap());
-    assert_eq!(in_time(ends.recv()).await, Some(false));
-    assert!(forced.elapsed() < ms(1000), "{:?}", forced.elapsed());
-    task.abort();
-}
-
 /// A process that was frozen has lost its term when it goes on.
 async fn a_body_is_not_polled_after_the_end_of_trust(db: &TestDb) {
     let leader = db.locks().await.leader("job").ttl(ms(1000));
@@ -489,11 +354,8 @@ macro_rules! on {
             a_leader_that_resigns_lets_another_candidate_lead,
             a_leader_that_resigns_leads_again_if_it_is_alone,
             every_end_of_the_body_frees_the_leadership,
-            an_observer_sees_every_change,
-            an_observer_sees_the_end_of_a_lease_and_costs_little,
             bad_settings_are_refused_before_anything_happens,
             the_blocking_api_leads_and_observes,
-            a_body_with_a_grace_stops_by_itself_or_is_dropped_at_its_end,
         );
     )* };
 }

@@ -21,6 +21,8 @@ mod guard;
 mod invalid_rows;
 mod late_replies;
 mod leader;
+mod leader_grace;
+mod leader_observer;
 mod least_privilege;
 mod listing;
 mod other_writers;

@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use database_locks::{Error, LostReason, Token};
-use testkit::{TestDb, db_tests, promise::promise};
+use testkit::time::{ms, now};
+use testkit::{TestDb, db_tests, promise};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 /// Six tasks of each of two processes' worth of connections wait for three permits in turn: never
 /// more than three are in, and each slot has one holder.
@@ -63,7 +60,7 @@ async fn a_waiter_gets_the_permit_that_another_process_releases(db: &TestDb) {
     assert!(!waits.is_finished());
     let [first, second] = held;
     let (slot, token) = (first.slot(), first.token());
-    let began = Instant::now();
+    let began = now();
     first.release().await.unwrap();
     let next = waits.await.unwrap().unwrap();
     assert!(
@@ -172,9 +169,9 @@ async fn a_dropped_acquire_of_a_permit_leaves_nothing_held(db: &TestDb) {
         drop(lock);
     }
     locks.drain().await;
-    let end = Instant::now() + TIMEOUT;
+    let end = now() + TIMEOUT;
     while locks.show_semaphore("api").await.unwrap().held() > 0 {
-        assert!(Instant::now() < end, "a permit stays held");
+        assert!(now() < end, "a permit stays held");
         tokio::time::sleep(ms(20)).await;
     }
     promise("P7", db.engine);

@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use database_locks::LockName;
 
-use super::commands::{Cli, Command, parse_with_separator};
+use super::commands::{Cli, Command, LeadOptions, RunOptions, parse_with_separator};
 use super::task::{
     AcquireArgs, DEFAULT_ACQUIRE_TTL, DoctorArgs, Invocation, PruneArgs, RunArgs, Task, Verbosity,
 };
@@ -89,26 +89,8 @@ fn with_names(task: Task, names: Vec<LockName>) -> Result<Task, Failure> {
 
 fn task(command: Command) -> Result<Task, Failure> {
     Ok(match command {
-        Command::Run(run) => Task::Run(RunArgs {
-            lock: run.options.into_args(run.name, run.ttl),
-            ticket: run.ticket.map(TicketSource::from_option),
-            command: without_separator(run.command),
-            at_least: run.at_least.unwrap_or_default(),
-            once_per: run.once_per,
-            on_lost: run.on_lost,
-            leads: false,
-            grace: run.grace,
-        }),
-        Command::Lead(lead) => Task::Lead(RunArgs {
-            lock: lead.options.into_args(lead.name, lead.ttl),
-            ticket: None,
-            command: without_separator(lead.command),
-            at_least: Duration::ZERO,
-            once_per: None,
-            on_lost: lead.on_lost.into(),
-            leads: true,
-            grace: lead.grace,
-        }),
+        Command::Run(run) => Task::Run(run_args(run)),
+        Command::Lead(lead) => Task::Lead(lead_args(lead)),
         Command::Acquire {
             name,
             ttl,
@@ -170,6 +152,32 @@ fn task(command: Command) -> Result<Task, Failure> {
             ignored: ignore,
         }),
     })
+}
+
+fn run_args(run: RunOptions) -> RunArgs {
+    RunArgs {
+        lock: run.options.into_args(run.name, run.ttl),
+        ticket: run.ticket.map(TicketSource::from_option),
+        command: without_separator(run.command),
+        at_least: run.at_least.unwrap_or_default(),
+        once_per: run.once_per,
+        on_lost: run.on_lost,
+        leads: false,
+        grace: run.grace,
+    }
+}
+
+fn lead_args(lead: LeadOptions) -> RunArgs {
+    RunArgs {
+        lock: lead.options.into_args(lead.name, lead.ttl),
+        ticket: None,
+        command: without_separator(lead.command),
+        at_least: Duration::ZERO,
+        once_per: None,
+        on_lost: lead.on_lost.into(),
+        leads: true,
+        grace: lead.grace,
+    }
 }
 
 /// In `run -- -NAME -- CMD` the first `--` precedes NAME, and clap leaves the second one in CMD.

@@ -16,8 +16,8 @@ use crate::process::{Ignored, Signals};
 use crate::target::Target;
 use crate::time::{human, now};
 
-/// The signals that end `dblock lead` when CMD has ended. Others, such as the HUP that lets a server
-/// read its configuration, are only forwarded.
+/// The signals that end `dblock lead` when CMD has ended. Others, such as the HUP that lets a
+/// server read its configuration, are only forwarded.
 const STOPPING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
 
 /// Campaigns, runs CMD while leading, and campaigns again, until a signal ends it.

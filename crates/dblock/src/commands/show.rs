@@ -25,7 +25,7 @@ pub(crate) async fn show(target: &Target, name: &LockName, json: bool) -> Result
     let semaphore = match locks.show_semaphore(name.as_str()).await {
         Ok(semaphore) => Some(semaphore).filter(|it| it.limit.is_some() || !it.permits.is_empty()),
         // A table of an earlier version has no permits.
-        Err(Error::Rejected { .. }) if lock.is_some() => None,
+        Err(Error::Rejected { .. }) => None,
         Err(error) => return Err(error.into()),
     };
     if lock.is_none() && semaphore.is_none() {

@@ -16,9 +16,9 @@ const MAX_TOLERANCE: Duration = Duration::from_secs(60);
 /// A grant is refused if the latest one began less than the [window](OncePer::window) ago. The
 /// window is a little shorter than the period, since the callers of one period do not start at
 /// exactly the same time in each: with the whole period, a caller that starts 20 ms earlier than
-/// the last time would be refused. A comparison of numbered periods (both in hour 17) would be worse
-/// where it matters, for callers that start near the beginning of a period: a grant just before it
-/// and one just after it are in two periods.
+/// the last time would be refused. A comparison of numbered periods (both in hour 17) would be
+/// worse where it matters, for callers that start near the beginning of a period: a grant just
+/// before it and one just after it are in two periods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OncePer(Duration);
 

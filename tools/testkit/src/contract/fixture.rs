@@ -143,6 +143,17 @@ pub async fn try_once(store: &dyn Store, command: &AcquireCommand) -> Outcome {
     panic!("contention without end")
 }
 
+/// Sends a request until the lock is not busy. A node may have a grant a moment later than another.
+pub(super) async fn decided(store: &dyn Store, command: &AcquireCommand) -> Outcome {
+    for _ in 0..500 {
+        match try_once(store, command).await {
+            Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
+            outcome => return outcome,
+        }
+    }
+    panic!("busy without end")
+}
+
 pub(super) fn grant_of(command: &AcquireCommand, token: Token) -> Grant {
     Grant {
         slot: Default::default(),

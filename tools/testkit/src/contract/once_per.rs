@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use database_locks::LockState;
-use database_locks::seam::{AcquireCommand, Outcome, Store};
+use database_locks::seam::{AcquireCommand, Outcome};
 
 use super::fixture::{
-    LONG, StoreFixture, WITHIN, acquire_command, granted, info, name, release, try_once,
+    LONG, StoreFixture, WITHIN, acquire_command, decided, granted, info, name, release,
 };
 
 /// A window that does not end during a test.
@@ -19,17 +19,6 @@ fn not_within(lock: &str, window: Duration) -> AcquireCommand {
         not_within: Some(window),
         ..acquire_command(lock, "you", LONG)
     }
-}
-
-/// Sends a request until the lock is not busy.
-async fn decided(store: &dyn Store, command: &AcquireCommand) -> Outcome {
-    for _ in 0..500 {
-        match try_once(store, command).await {
-            Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
-            outcome => return outcome,
-        }
-    }
-    panic!("busy without end")
 }
 
 /// A lock is refused while its latest grant is recent, whether that holds it or was released. The

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use database_locks::seam::{
     AcquireCommand, Force, Grant, Kind, ListFilter, Outcome, Permits, ReleaseCommand, Released,
@@ -15,6 +15,7 @@ use super::fixture::{
     try_once,
 };
 use crate::promise::promise;
+use crate::time::now;
 
 fn permit_command(semaphore: &str, limit: u32, holder: &str, length: Duration) -> AcquireCommand {
     AcquireCommand {
@@ -332,13 +333,13 @@ pub async fn contending_clients_never_exceed_the_limit(fixture: &StoreFixture) {
     const LIMIT: usize = 3;
     fixture.ready().await;
     let ledger = Arc::new(Mutex::new(Ledger::default()));
-    let until = Instant::now() + Duration::from_secs(4);
+    let until = now() + Duration::from_secs(4);
     let tasks: Vec<_> = (0..12)
         .map(|client| {
             let (store, ledger) = (fixture.store(), Arc::clone(&ledger));
             tokio::spawn(async move {
                 while store.connect(WITHIN).await.is_err() {}
-                while Instant::now() < until {
+                while now() < until {
                     contend(&*store, &ledger, client, LIMIT).await;
                 }
             })

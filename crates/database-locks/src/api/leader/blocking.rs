@@ -81,9 +81,9 @@ impl Leader {
     ///
     /// Unlike the future of [`crate::Leader::run`], `body` cannot be stopped. **It has to check
     /// [`is_leader`](crate::Term::is_leader) between its steps, and return when that is `false`**;
-    /// its output is then dropped, and the next campaign begins after it has returned. A step should
-    /// be shorter than the [margin](Leader::margin), after which another process may lead. If the
-    /// body returns while it leads, `run` returns its output.
+    /// its output is then dropped, and the next campaign begins after it has returned. A step
+    /// should be shorter than the [margin](Leader::margin), after which another process may lead.
+    /// If the body returns while it leads, `run` returns its output.
     ///
     /// # Errors
     ///

@@ -23,11 +23,11 @@ pub use self::term::Term;
 /// The shortest pause after a resignation.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// A candidate for leadership: of all processes that [`run`](Leader::run) a leader of this name, one
-/// leads at a time.
+/// A candidate for leadership: of all processes that [`run`](Leader::run) a leader of this name,
+/// one leads at a time.
 ///
-/// The leader is the holder of the lock of the same name, an ordinary exclusive lock: `dblock lead`,
-/// [`Locks::lock`] and Python exclude it, [`Locks::show`] shows it, and
+/// The leader is the holder of the lock of the same name, an ordinary exclusive lock: `dblock
+/// lead`, [`Locks::lock`] and Python exclude it, [`Locks::show`] shows it, and
 /// [`Locks::force_release`] takes it away. A new leader has a new *term*, with a greater
 /// [token](crate::LockGuard::token).
 ///
@@ -36,7 +36,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 ///
 /// | setting | meaning | default |
 /// | --- | --- | --- |
-/// | `ttl` | how long no process leads after the leader has died: 100 ms to 10 years | 30 s |
+/// | `ttl` | how long no process leads after the leader has died: 100 ms to 10 years, or [`Ttl::Infinite`]: until a release by force | 30 s |
 /// | `margin` | how long before the end of the lease a leader stops; less than half of the ttl | as for a lock |
 /// | `grace` | how long an async body may run on after its term has ended; shorter than the margin | 0 |
 /// | `renew_every` | period of renewals | a third of the ttl |
@@ -96,25 +96,29 @@ impl Leader {
         self.lock.name()
     }
 
-    /// The length of the lease from each renewal: 100 ms to 10 years. 30 s by default.
+    /// The length of the lease from each renewal: 100 ms to 10 years, or [`Ttl::Infinite`]. 30 s by
+    /// default.
     ///
-    /// If the leader dies, no process leads for this long.
+    /// If the leader dies, no process leads for this long, with [`Ttl::Infinite`] until the lock is
+    /// released by force.
     pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
         self.lock = self.lock.ttl(ttl);
         self
     }
 
-    /// How long before the end of the lease a leader stops. See [`Lock::margin`](crate::Lock::margin).
+    /// How long before the end of the lease a leader stops. See
+    /// [`Lock::margin`](crate::Lock::margin).
     pub fn margin(mut self, margin: Duration) -> Self {
         self.lock = self.lock.margin(margin);
         self
     }
 
-    /// How long the body of [`run`](Leader::run) may run on after its term has ended, for an orderly
-    /// stop; shorter than the [margin](Leader::margin). Zero by default: the body is dropped at once.
+    /// How long the body of [`run`](Leader::run) may run on after its term has ended, for an
+    /// orderly stop; shorter than the [margin](Leader::margin). Zero by default: the body is
+    /// dropped at once.
     ///
-    /// The body learns of the end by [`Term::ended`], and is dropped when the grace is over. After a
-    /// loss the grace counts from the end of trust, so that it ends before the lease does. If
+    /// The body learns of the end by [`Term::ended`], and is dropped when the grace is over. After
+    /// a loss the grace counts from the end of trust, so that it ends before the lease does. If
     /// another process may lead already (released by force, preempted), there is no grace.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;

@@ -11,8 +11,8 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::{BootInstant, LockInfo, LockName, LockState, Short, Token};
 
-/// The shortest pause between two reads, right after a change: while there is no leader, a candidate
-/// is likely to win soon.
+/// The shortest pause between two reads, right after a change: while there is no leader, a
+/// candidate is likely to win soon.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause, while nothing changes or the database is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -92,8 +92,8 @@ impl LeaderObserver {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for an invalid name; [`Error::Rejected`] if the database refuses. An outage
-    /// is waited for.
+    /// [`Error::Config`] for an invalid name; [`Error::Rejected`] if the database refuses. An
+    /// outage is waited for.
     ///
     /// # Cancel safety
     ///

@@ -108,8 +108,8 @@ impl Attempt {
         }
     }
 
-    /// Whether the request may preempt: the same holder has the lock in another process. A rest does
-    /// not end earlier for the same holder.
+    /// Whether the request may preempt: the same holder has the lock in another process. A rest
+    /// does not end earlier for the same holder.
     fn may_take_over(&self, holder: &Holder) -> bool {
         let here = || !holder.is_legacy && holder.grant.as_deref().is_some_and(is_own_grant);
         self.request.preempt

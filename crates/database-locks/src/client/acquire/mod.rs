@@ -22,6 +22,7 @@ use crate::store::api::StoreError;
 use protocol::{BootInstant, LockName, Outcome, Slot, Version, WaitExtension};
 
 pub(crate) mod acquisition;
+pub(crate) mod all_attempt;
 pub(crate) mod attempt;
 pub(crate) mod head_start;
 pub(crate) mod poll_interval;

@@ -113,6 +113,7 @@ impl Row {
             holder: self.holder.clone(),
             token: Some(Token::from_db(self.token)),
             held_for: self.acquired.map(|at| now - at),
+            grant: self.grant.clone(),
             is_resting: self.grant.is_none(),
             ..Holder::default()
         };

@@ -30,8 +30,8 @@ pub(crate) const LIVE: &str = "expires_at > UTC_TIMESTAMP(6)";
 /// [`ENDED`] on a cluster: the lease is the one that this client has observed for its full length.
 /// All parameters are null if it has observed none.
 ///
-/// A rest ends by the clock of this node too. It protects no work, so a wrong clock makes it shorter
-/// and nothing worse.
+/// A rest ends by the clock of this node too. It protects no work, so a wrong clock makes it
+/// shorter and nothing worse.
 pub(crate) const ENDED_ON_CLUSTER: &str = "
                token = :seen_token
                AND expires_at = TIMESTAMP'1970-01-01 00:00:00'
@@ -44,9 +44,9 @@ pub(crate) const ENDED_ON_CLUSTER: &str = "
 pub(crate) const LIVE_ON_CLUSTER: &str = "expires_at IS NOT NULL";
 
 /// The condition that the latest grant began too long ago to keep this one from beginning. The
-/// parameter is null if it keeps none, and an `acquired_at` further in the future is from before the
-/// clock was set back. On a cluster it is the clock of the node that made that grant, and the window
-/// absorbs the difference of the clocks.
+/// parameter is null if it keeps none, and an `acquired_at` further in the future is from before
+/// the clock was set back. On a cluster it is the clock of the node that made that grant, and the
+/// window absorbs the difference of the clocks.
 pub(crate) const DUE: &str = "
                (acquired_at BETWEEN UTC_TIMESTAMP(6) - INTERVAL :not_within MICROSECOND
                                 AND UTC_TIMESTAMP(6) + INTERVAL :not_within MICROSECOND)

@@ -1,5 +1,7 @@
 //! Permits of a semaphore: a row each, with the columns of a lock.
 
+use std::collections::HashSet;
+
 use mysql_async::params;
 
 use super::acquire::{Permit, params_for};
@@ -63,83 +65,68 @@ impl Session {
         let Kind::Permit { limit, expired } = &command.kind else {
             return Ok(Outcome::Busy);
         };
-        if self.cluster.is_none() {
-            let start = fastrand::u32(..(*limit).max(1));
-            let params = params! {
-                "start" => start, "permits" => limit, "name" => command.name.as_str(),
-                "holder" => &*command.holder, "grant" => command.grant.as_str(),
-                "length" => micros(command.length),
-                "metadata" => &*command.metadata,
-            };
-            let done = self
-                .execute(Rows::Permits, Self::ACQUIRE_PERMIT, params)
-                .await;
-            match self.none_if_contended(done)? {
-                Some(QueryResult { rows, id }) if rows > 0 => {
-                    let slot = i32::try_from(id % SLOTS).ok().and_then(Slot::from_db);
-                    let slot = slot.unwrap_or(Slot::AnyPermit);
-                    return Ok(granted(slot, token(id / SLOTS), command.length));
-                }
-                None => return Ok(Outcome::Busy),
-                Some(_) => {}
-            }
+        if self.cluster.is_none()
+            && let Some(decided) = self.acquire_any(command, *limit).await?
+        {
+            return Ok(decided);
         }
         let rows = self
             .read(Rows::Permits, std::slice::from_ref(&command.name))
             .await?;
-        let (permits, operators) = split(rows);
+        let known = Known::new(rows, *limit);
         // The reply to an earlier request of this grant was lost.
         let is_own = |row: &&LockRow| row.is_granted(command.grant.as_str());
-        if let Some(own) = permits.iter().find(is_own) {
+        if let Some(own) = known.permits.iter().find(is_own) {
             return self.refused(command, own).await;
         }
-        let allowed = operators.unwrap_or(*limit);
-        let is_below = |slot: Slot| slot.number().is_some_and(|at| u32::from(at) < allowed);
         let seen = |row: &LockRow| {
             let seen = expired.iter().find(|(slot, _)| *slot == row.slot);
             seen.map(|(_, version)| version)
         };
-        let (held, free): (Vec<&LockRow>, Vec<&LockRow>) =
-            permits.iter().partition(|row| row.is_taken());
-        let ended = held.iter().copied().filter(|row| seen(row).is_some());
-        let below = free.iter().copied().chain(ended);
-        let candidates: Vec<&LockRow> = below.filter(|row| is_below(row.slot)).collect();
-        if let Some(row) = fastrand::choice(&candidates) {
-            // On a single server another transaction has its row locked.
-            return match self.cluster {
-                None => Ok(Outcome::Busy),
-                Some(_) => {
-                    let permit = Permit {
-                        slot: row.slot,
-                        limit: *limit,
-                        expired_version: seen(row),
-                    };
-                    self.acquire_slot(command, permit).await
-                }
-            };
-        }
-        let taken = |slot: &Slot| permits.iter().any(|row| row.slot == *slot);
-        let slots = (0..=u16::MAX).take(allowed as usize).map(Slot::Permit);
-        let missing: Vec<Slot> = match permits.iter().filter(|row| is_below(row.slot)).count() {
-            made if made >= allowed as usize => Vec::new(),
-            _ => slots.filter(|slot| !taken(slot)).collect(),
+        let free = |row: &&LockRow| !row.is_taken() || seen(row).is_some();
+        let free: Vec<&LockRow> = known.below().filter(free).collect();
+        let permit = |slot, expired_version| Permit {
+            slot,
+            limit: *limit,
+            expired_version,
         };
-        if let Some(slot) = fastrand::choice(missing) {
-            let permit = Permit {
-                slot,
-                limit: *limit,
-                expired_version: None,
-            };
-            return self.create(command, Some(permit)).await;
+        match (fastrand::choice(free), self.cluster) {
+            (Some(row), Some(_)) => {
+                self.acquire_slot(command, permit(row.slot, seen(row)))
+                    .await
+            }
+            // Another transaction has its row locked.
+            (Some(_), None) => Ok(Outcome::Busy),
+            (None, _) => match fastrand::choice(known.missing()) {
+                Some(slot) => self.create(command, Some(permit(slot, None))).await,
+                None => Ok(known.none_free()),
+            },
         }
-        let first = held.iter().filter(|row| is_below(row.slot));
-        let first = first.min_by_key(|row| row.expires_in.unwrap_or(i64::MAX));
-        let permits = Permits {
-            limit: allowed,
-            held: u32::try_from(held.len()).unwrap_or(u32::MAX),
-            observed: held.iter().filter_map(|row| row.observed_slot()).collect(),
+    }
+
+    /// Acquire a free permit, on a single server. `None`: there is none with a row.
+    async fn acquire_any(
+        &mut self,
+        command: &AcquireCommand,
+        limit: u32,
+    ) -> Result<Option<Outcome>, StoreError> {
+        let params = params! {
+            "start" => fastrand::u32(..limit.max(1)), "permits" => limit,
+            "name" => command.name.as_str(), "holder" => &*command.holder,
+            "grant" => command.grant.as_str(), "length" => micros(command.length),
+            "metadata" => &*command.metadata,
         };
-        Ok(no_permit_free(permits, first.copied()))
+        let done = self.execute(Rows::Permits, Self::ACQUIRE_PERMIT, params);
+        let done = done.await;
+        Ok(match self.none_if_contended(done)? {
+            None => Some(Outcome::Busy),
+            Some(QueryResult { rows: 0, .. }) => None,
+            Some(QueryResult { id, .. }) => {
+                let slot = i32::try_from(id % SLOTS).ok().and_then(Slot::from_db);
+                let slot = slot.unwrap_or(Slot::AnyPermit);
+                Some(granted(slot, token(id / SLOTS), command.length))
+            }
+        })
     }
 
     /// Acquire this permit, on a cluster, where an ended lease is one that was observed.
@@ -180,6 +167,57 @@ impl Session {
         self.execute(Rows::Permits, Self::SET_LIMIT, params)
             .await
             .map(drop)
+    }
+}
+
+/// The permits that have a row, and the limit that counts.
+struct Known {
+    permits: Vec<LockRow>,
+    limit: u32,
+}
+
+impl Known {
+    fn new(rows: Vec<LockRow>, callers: u32) -> Self {
+        let (permits, operators) = split(rows);
+        Self {
+            permits,
+            limit: operators.unwrap_or(callers),
+        }
+    }
+
+    fn is_below(&self, row: &LockRow) -> bool {
+        let slot = row.slot.number();
+        slot.is_some_and(|slot| u32::from(slot) < self.limit)
+    }
+
+    /// Those below the limit.
+    fn below(&self) -> impl Iterator<Item = &LockRow> {
+        self.permits.iter().filter(|row| self.is_below(row))
+    }
+
+    /// The slots below the limit that have no row.
+    fn missing(&self) -> Vec<Slot> {
+        let made: HashSet<Slot> = self.below().map(|row| row.slot).collect();
+        let slots = (0..=u16::MAX).take(self.limit as usize).map(Slot::Permit);
+        match made.len() >= self.limit as usize {
+            true => Vec::new(),
+            false => slots.filter(|slot| !made.contains(slot)).collect(),
+        }
+    }
+
+    /// The outcome if none is free.
+    fn none_free(&self) -> Outcome {
+        let taken = || self.permits.iter().filter(|row| row.is_taken());
+        let first = taken().filter(|row| self.is_below(row));
+        let permits = Permits {
+            limit: self.limit,
+            held: u32::try_from(taken().count()).unwrap_or(u32::MAX),
+            observed: taken().filter_map(LockRow::observed_slot).collect(),
+        };
+        no_permit_free(
+            permits,
+            first.min_by_key(|row| row.expires_in.unwrap_or(i64::MAX)),
+        )
     }
 }
 

@@ -32,11 +32,10 @@ impl Session {
 
     /// [`PRUNE`](Self::PRUNE) on a cluster.
     ///
-    /// Only rows that were released, since no clock tells when an abandoned lease ended; after a rest,
-    /// when that has ended. A row
-    /// deleted too early, by a clock that is ahead, does no harm. But the token of a new row starts
-    /// at the clock of the node that inserts it, and it has to be greater although that clock may
-    /// be behind, by less than a day.
+    /// Only rows that were released, since no clock tells when an abandoned lease ended; after a
+    /// rest, when that has ended. A row deleted too early, by a clock that is ahead, does no harm.
+    /// But the token of a new row starts at the clock of the node that inserts it, and it has to be
+    /// greater although that clock may be behind, by less than a day.
     pub(crate) const PRUNE_ON_CLUSTER: &str = "
         DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
                         WHERE id > :after AND id <= :last{? AND slot >= 0?}

@@ -39,8 +39,9 @@ macro_rules! grant {
     };
 }
 
-/// Whether the latest grant began too long ago to keep this one from beginning. `$window` is NULL if
-/// it keeps none, and an `acquired_at` further in the future is from before the clock was set back.
+/// Whether the latest grant began too long ago to keep this one from beginning. `$window` is NULL
+/// if it keeps none, and an `acquired_at` further in the future is from before the clock was set
+/// back.
 macro_rules! due {
     ($window:literal) => {
         concat!(
@@ -149,8 +150,8 @@ RETURNING p.place, l.token,
 };
 
 /// Read the row of a lock that was not acquired; if there is none, insert one that is granted.
-/// Parameters as for [`ACQUIRE_ONE`], without the last. One row: its place, whether it is granted, and either the
-/// token or the state of the lock. No row: another client is inserting it.
+/// Parameters as for [`ACQUIRE_ONE`], without the last. One row: its place, whether it is granted,
+/// and either the token or the state of the lock. No row: another client is inserting it.
 ///
 /// This is the one statement that may wait: for a client that has inserted the same name and not
 /// yet committed. It gives up after 50 ms, since the renewals on this connection wait behind it.

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use rusqlite::ToSql;
-
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::session::Session;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::{ago, granted, modifier};
+use crate::store::sqlite::rows::granted;
+use crate::store::sqlite::statements::grant::write;
 use crate::store::sqlite::statements::permit;
 use crate::store::sqlite::statements::sql::Sql;
 use protocol::{AcquireCommand, AllOutcome, Kind, LockRow, Outcome, Slot};
@@ -104,7 +103,8 @@ fn read_all(session: &Session<'_>, commands: &[AcquireCommand]) -> rusqlite::Res
     rows.filter_map(Result::transpose).collect()
 }
 
-/// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write lock.
+/// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write
+/// lock.
 fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let name = command.name.as_str();
     let writes_row = |sql| Ok::<_, rusqlite::Error>(write(session, sql, command, None)? == 1);
@@ -114,32 +114,6 @@ fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Ou
     let mut token = session.prepare(Rows::Locks, Sql::ReadToken)?;
     let token = token.query_row([name], |row| row.get("token"))?;
     Ok(granted(Slot::Lock, token, command.length))
-}
-
-/// Write a grant; returns the number of rows that it changed. `permit`: its number and the limit.
-pub(super) fn write(
-    session: &Session<'_>,
-    sql: Sql,
-    command: &AcquireCommand,
-    permit: Option<(u16, u32)>,
-) -> rusqlite::Result<usize> {
-    let (of, (slot, limit)) = match permit {
-        None => (Rows::Locks, (0, 0)),
-        Some(permit) => (Rows::Permits, permit),
-    };
-    let window = command.not_within;
-    let params: [&dyn ToSql; 9] = [
-        &command.name.as_str(),
-        &&*command.holder,
-        &command.grant.as_str(),
-        &&*command.metadata,
-        &modifier(command.length),
-        &window.map(ago),
-        &window.map(modifier),
-        &slot,
-        &limit,
-    ];
-    session.execute(of, sql, &params)
 }
 
 /// The outcome of a refused acquire. The lock may be held by the requested grant.

@@ -2,6 +2,7 @@
 
 pub(crate) mod acquire;
 pub(crate) mod fence;
+mod grant;
 pub(crate) mod handover;
 pub(crate) mod permit;
 pub(crate) mod prune;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use rusqlite::OptionalExtension;
 
-use super::acquire::write;
+use super::grant::write;
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::session::Session;

@@ -77,8 +77,8 @@ statements! {
 
     /// Acquire a lock that is free, or whose lease has ended. One row changed: granted.
     ///
-    /// `?6` and `?7` are how long ago the latest grant has to have begun, as modifiers into the past
-    /// and into the future; null if it may have begun at any time.
+    /// `?6` and `?7` are how long ago the latest grant has to have begun, as modifiers into the
+    /// past and into the future; null if it may have begun at any time.
     ///
     /// The token is the greater of the old one + 1 and the clock in milliseconds: so it exceeds the
     /// tokens of a deleted row, and of one that a backup or a copied table has brought back.
