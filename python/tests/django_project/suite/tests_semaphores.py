@@ -111,7 +111,9 @@ class AdminTests(LocksTestMixin, TestCase):
             self.assertIn(f"permit {one.slot} (2 of 3)", page)
             self.assertEqual(page.count("(2 of 3)"), 2)
             rows = self.client.get(LIST + "?q=partner&state=held").context["rows"]
-            self.assertEqual([row.get("slot") for row in rows], [None, *sorted([one.slot, two.slot])])
+            self.assertEqual(
+                [row.get("slot") for row in rows], [None, *sorted([one.slot, two.slot])]
+            )
             where = reverse("admin:database_locks_lock_change", args=["partner api"])
             page = self.client.get(f"{where}?slot={one.slot}")
             self.assertContains(page, "2 of 3 held")
