@@ -13,9 +13,13 @@ does not import Django.
 from ._connect import Locks, connect
 from ._core import __version__
 from ._held import Held
+from ._leader import Term, leader
 from ._lock import lock
+from ._lock_all import lock_all
 from ._locked import is_locked, locked
+from ._semaphore import semaphore
 from .exceptions import (
+    LockAlreadyRan,
     LockConfigError,
     LockException,
     LockLost,
@@ -26,6 +30,7 @@ from .exceptions import (
 
 __all__ = [
     "Held",
+    "LockAlreadyRan",
     "LockConfigError",
     "LockException",
     "LockLost",
@@ -33,9 +38,13 @@ __all__ = [
     "LockTimeout",
     "LockUnavailable",
     "Locks",
+    "Term",
     "__version__",
     "connect",
     "is_locked",
+    "leader",
     "lock",
+    "lock_all",
     "locked",
+    "semaphore",
 ]

@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 Seconds = float | timedelta
 
-Key = tuple[int, int, str]
-"""Process generation, `Client`, lock name."""
+Key = tuple[int, int, str, int]
+"""Process generation, `Client`, lock name, and 0; for a permit a number of its own, since permits of
+one semaphore do not nest."""
 
 
 class _NotSet:
@@ -47,12 +48,23 @@ class AcquireRequest:
     renew_every: float | None
     auto_renew: bool
     holder: str | None
+    at_least: float
+    once_per: float | None
     meta: str | None
     on_busy: str
     until: str
     until_using: str | None
     callback: Callable[[int, Any], Any] | None
     status_file: str | os.PathLike[str] | None
+    names: tuple[str, ...] = ()
+    """Of several locks, their names in order; ``name`` and ``key`` then stand for all of them."""
+    permits: int | None = None
+    """The limit of a semaphore; ``None``: a lock."""
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The key of each lock."""
+        return tuple((*self.key[:2], name, 0) for name in self.names) or (self.key,)
 
 
 LONGEST = 1e18
@@ -98,6 +110,52 @@ def retry_of(value: Seconds | None) -> float | None:
     return None if value is None else seconds("retry", value, least=0, allowed=allowed)
 
 
+MOST_PERMITS = 65_536
+
+
+def count(what: str, value: Any, least: int, allowed: str) -> int:
+    """A number of permits."""
+    known = isinstance(value, int) and not isinstance(value, bool)
+    if not known or not least <= value <= MOST_PERMITS:
+        raise LockConfigError(f"`{what}` is {reprlib.repr(value)}, must be {allowed}")
+    return int(value)
+
+
+def permits_of(value: Any) -> int:
+    allowed = (
+        "a whole number from 1 to 65536; to pause the semaphore for all callers set its limit to 0"
+    )
+    return count("permits", value, 1, allowed)
+
+
+def limit_of(value: Any) -> int | None:
+    allowed = "a whole number from 0 (paused) to 65536, or None: no limit in the database"
+    return None if value is None else count("limit", value, 0, allowed)
+
+
+def slot_of(value: Any) -> int | None:
+    if value is None:
+        return None
+    known = isinstance(value, int) and not isinstance(value, bool)
+    if not known or not 0 <= value < MOST_PERMITS:
+        raise LockConfigError(
+            f"`slot` is {reprlib.repr(value)}, must be the number of a permit, from 0 to 65535"
+        )
+    return int(value)
+
+
+def at_least_of(value: Seconds) -> float:
+    allowed = "a number of seconds from 0 to 315576000 (ten years), or a timedelta"
+    return seconds("at_least", value, least=0, most=LONGEST_TTL, allowed=allowed)
+
+
+def once_per_of(value: Seconds | None) -> float | None:
+    allowed = "a number of seconds from 0.1 to 315576000 (ten years), a timedelta, or None"
+    if value is None:
+        return None
+    return seconds("once_per", value, least=0.1, most=LONGEST_TTL, allowed=allowed)
+
+
 def renew_of(value: Seconds | None, what: str = "lock_ttl_renew") -> float | None:
     return None if value is None else seconds(what, value, least=0, allowed=RENEW)
 
@@ -137,6 +195,17 @@ def _encodable(what: str, value: str) -> None:
         ) from None
 
 
+def names_of(value: Iterable[str]) -> tuple[str, ...]:
+    """The names of several locks, in order and each once."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise LockConfigError(f"`lock_names` is {value!r}, must be a list of names")
+    names = {text("lock_names", name) for name in value}
+    if not names:
+        raise LockConfigError("`lock_names` is empty, must be 1 to 100 names of locks")
+    # As the core orders them: by their bytes.
+    return tuple(sorted(names, key=str.encode))
+
+
 def ticket(value: Any) -> str:
     if not isinstance(value, str):
         raise LockConfigError(f"`ticket` is {type(value).__name__}, must be a text")
@@ -153,10 +222,12 @@ def flag(what: str, value: Any) -> bool:
 _FOREIGN = {
     "blocking": 'on_busy="raise" for one try, or timeout=… for a limited wait',
     "blocking_timeout": "timeout=…",
+    "every": "once_per=…",
     "expire": "lock_ttl=…",
     "holder": "locked_by=…",
     "name": "lock_name=…",
     "owner": "locked_by=…",
+    "period": "once_per=…",
     "sleep": "retry=…",
     "ttl": "lock_ttl=…",
     "wait": 'on_busy="raise" for one try, or timeout=… for a limited wait',

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import _arguments, _core, _credentials, _exit
 from ._wait import wait, wait_async
-from .exceptions import LockConfigError
+from .exceptions import LockConfigError, LockUnavailable
 
 
 class Client:
@@ -50,7 +50,11 @@ class Client:
         return self._core.engine
 
     def is_locked(self, name: str) -> bool:
-        """Whether any holder has this lock now, by the database's clock."""
+        """Whether any holder has this lock now, by the database's clock.
+
+        ``False`` for a lock that rests (``at_least``): no holder has it, although none can acquire
+        it. `show` tells the two apart.
+        """
         found = self.show(_arguments.text("lock_name", name))
         return found is not None and found["state"] == "held"
 
@@ -62,7 +66,8 @@ class Client:
     def list(self, *, free: bool = True) -> builtins.list[dict[str, Any]]:
         """Every lock in the table, as ``dblock list --all --json`` prints them.
 
-        ``free=False``: only locks that are held or expired; the database filters out the free ones.
+        ``free=False``: only locks that are held, resting or expired; the database filters out the
+        free ones.
         """
         locks: builtins.list[dict[str, Any]] = json.loads(wait(self._core.list(free=free)))
         return locks
@@ -81,19 +86,72 @@ class Client:
 
     def show(self, name: str) -> dict[str, Any] | None:
         """One lock, or ``None`` if the table has none of that name."""
-        return _one(wait(self._core.show(_arguments.text("name", name))))
+        return one(wait(self._core.show(_arguments.text("name", name))))
 
     async def ashow(self, name: str) -> dict[str, Any] | None:
         """`show` for a task."""
-        return _one(await wait_async(self._core.show(_arguments.text("name", name))))
+        return one(await wait_async(self._core.show(_arguments.text("name", name))))
 
-    def force_release(self, name: str) -> tuple[str | None, float | None] | None:
-        """Release a lock without its holder.
+    def show_semaphore(self, name: str) -> dict[str, Any]:
+        """A semaphore: ``held``, the number of permits that are held, ``of`` how many, ``limit``,
+        that of an operator (``None``: each caller's counts), and ``permits``, those that were
+        granted once, as `show` returns a lock, with ``slot``.
+        """
+        found: dict[str, Any] = json.loads(
+            wait(self._core.show_semaphore(_arguments.text("name", name)))
+        )
+        return found
+
+    async def ashow_semaphore(self, name: str) -> dict[str, Any]:
+        """`show_semaphore` for a task."""
+        text = await wait_async(self._core.show_semaphore(_arguments.text("name", name)))
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def set_limit(self, name: str, limit: int | None) -> None:
+        """Set the limit of a semaphore in the database, which takes precedence over those of all
+        callers at their next try; 0 pauses the semaphore, ``None`` removes the limit.
+
+        Holders above a lowered limit keep their permits until they release them.
+        """
+        name = _arguments.text("name", name)
+        wait(self._core.set_limit(name, _arguments.limit_of(limit)))
+
+    def force_release(
+        self, name: str, slot: int | None = None
+    ) -> tuple[str | None, float | None] | None:
+        """Release a lock without its holder, or end its rest; with ``slot``, the permit of a
+        semaphore that has this number.
 
         Returns the previous holder and for how many seconds it held the lock; ``None`` if it was
-        free.
+        free. Raises `LockConfigError` if there is only a semaphore of this name with permits that
+        are held, and no ``slot`` is given.
         """
-        return wait(self._core.force_release(_arguments.text("name", name)))
+        freed = self._force_release(name, slot)
+        return None if freed is None else freed[:2]
+
+    def _force_release(
+        self, name: str, slot: int | None = None
+    ) -> tuple[str | None, float | None, bool] | None:
+        """`force_release`, and whether the lock rested."""
+        name, slot = _arguments.text("name", name), _arguments.slot_of(slot)
+        freed = wait(self._core.force_release(name, slot))
+        if freed is None and slot is None:
+            self._refuse_semaphore(name)
+        return freed
+
+    def _refuse_semaphore(self, name: str) -> None:
+        """Raise an error if permits of this name are held: which one is meant?"""
+        try:
+            held = self.show_semaphore(name)["held"]
+        except LockUnavailable:
+            # A database of an earlier version has no table of permits.
+            return
+        if held:
+            raise LockConfigError(
+                f"`{name}` is a semaphore, of which {held} permit{' is' if held == 1 else 's are'} "
+                "held: name one by `slot`, as `show_semaphore` and `manage.py locks show` print it"
+            )
 
     def prune(self, idle: float, unknown: bool = False) -> int:
         """Delete the rows of locks that have been free for ``idle`` seconds. Returns their number.
@@ -124,6 +182,6 @@ class Client:
         return wait(self._core.lose(name))
 
 
-def _one(text: str | None) -> dict[str, Any] | None:
+def one(text: str | None) -> dict[str, Any] | None:
     lock: dict[str, Any] | None = None if text is None else json.loads(text)
     return lock

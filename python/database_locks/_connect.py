@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from . import _arguments, _naming
 from ._arguments import NOTSET
 from ._client import Client
+from ._leader import leader as Leader
 from ._lock import lock as Lock
+from ._lock_all import lock_all as LockAll
 from ._locked import make_locked
+from ._semaphore import semaphore as Semaphore
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -64,6 +67,8 @@ class Locks(Client):
         lock_ttl_renew: Seconds | None = NOTSET,
         *,
         on_busy: Literal["wait", "raise", "skip"] = "wait",
+        at_least: Seconds = 0,
+        once_per: Seconds | None = None,
         until: Literal["commit", "exit"] = "commit",
         until_using: str | None = None,
         meta: Mapping[str, Any] | None = None,
@@ -80,11 +85,98 @@ class Locks(Client):
             lost_lock_cb,
             lock_ttl_renew,
             on_busy=on_busy,
+            at_least=at_least,
+            once_per=once_per,
             until=until,
             until_using=until_using,
             meta=meta,
             ticket=ticket,
         )._on(self, _naming.caller(2))
+
+    @_hinting
+    def lock_all(
+        self,
+        lock_names: Iterable[str],
+        timeout: Seconds | None = 0,
+        lock_ttl: Seconds | None = NOTSET,
+        locked_by: str | None = None,
+        auto_renew: bool = True,
+        retry: Seconds | None = 0.5,
+        lost_lock_cb: Callable[[int, Any], Any] | None = None,
+        lock_ttl_renew: Seconds | None = NOTSET,
+        *,
+        on_busy: Literal["wait", "raise", "skip"] = "wait",
+        until: Literal["commit", "exit"] = "commit",
+        until_using: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> LockAll:
+        """`database_locks.lock_all` on this table."""
+        made = LockAll(
+            lock_names,
+            timeout,
+            lock_ttl,
+            locked_by,
+            auto_renew,
+            retry,
+            lost_lock_cb,
+            lock_ttl_renew,
+            on_busy=on_busy,
+            until=until,
+            until_using=until_using,
+            meta=meta,
+        )
+        made._on(self)
+        return made
+
+    @_hinting
+    def semaphore(
+        self,
+        lock_name: str,
+        permits: int,
+        *,
+        timeout: Seconds | None = 0,
+        lock_ttl: Seconds | None = NOTSET,
+        locked_by: str | None = None,
+        auto_renew: bool = True,
+        retry: Seconds | None = 0.5,
+        lost_lock_cb: Callable[[int, Any], Any] | None = None,
+        lock_ttl_renew: Seconds | None = NOTSET,
+        on_busy: Literal["wait", "raise", "skip"] = "wait",
+        until: Literal["commit", "exit"] = "exit",
+        until_using: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Semaphore:
+        """`database_locks.semaphore` on this table."""
+        made = Semaphore(
+            lock_name,
+            permits,
+            timeout=timeout,
+            lock_ttl=lock_ttl,
+            locked_by=locked_by,
+            auto_renew=auto_renew,
+            retry=retry,
+            lost_lock_cb=lost_lock_cb,
+            lock_ttl_renew=lock_ttl_renew,
+            on_busy=on_busy,
+            until=until,
+            until_using=until_using,
+            meta=meta,
+        )
+        made._on(self)
+        return made
+
+    def leader(
+        self,
+        name: str,
+        lock_ttl: Seconds | None = NOTSET,
+        locked_by: str | None = None,
+        retry: Seconds = 0.5,
+        lock_ttl_renew: Seconds | None = NOTSET,
+        *,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Leader:
+        """`database_locks.leader` on this table."""
+        return Leader(name, lock_ttl, locked_by, retry, lock_ttl_renew, meta=meta)._on(self)
 
     @overload
     def locked(self, func: F, /) -> F: ...

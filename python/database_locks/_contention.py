@@ -6,13 +6,16 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _deadlock
 from ._arguments import AcquireRequest
 from ._registry import held_in_process, is_of_this_process
 from ._wait import Check
-from .exceptions import LockConfigError, LockTimeout, LockUnavailable
+from .exceptions import LockConfigError, LockTimeout, LockUnavailable, permits_held
+
+if TYPE_CHECKING:
+    from ._held import Held
 
 QUICK = 2.0
 """Seconds at most that one try may stop an event loop."""
@@ -37,20 +40,23 @@ def check_of_wait(
         return None
 
     def check() -> None:
-        held = held_in_process(request.key)
         limited = asked.wait is not None
-        why = None if held is None else _deadlock.reason(held, limited)
-        if held is None or why is None:
-            return
+        for key in request.keys:
+            held = held_in_process(key)
+            why = None if held is None else _deadlock.reason(held, limited)
+            if held is not None and why is not None:
+                refuse(key[2], held, why, limited)
+
+    def refuse(name: str, held: Held, why: str, limited: bool) -> NoReturn:
         message = (
-            f"lock `{request.name}` is held by {held.holder} (this process), and {why}, so the "
+            f"lock `{name}` is held by {held.holder} (this process), and {why}, so the "
             "wait could never end: take the lock in one of the two places only, or release it before"
         )
         if not limited:
             raise LockConfigError(message)
         # The wait has a limit, so it would end in a `LockTimeout`.
         error = both(LockTimeout)(message)
-        vars(error).update(name=request.name, timeout=None, holder=held.holder, held_for=None)
+        vars(error).update(name=name, timeout=None, holder=held.holder, held_for=None)
         raise error
 
     check()
@@ -93,25 +99,62 @@ def both(other: type[Exception]) -> type[LockConfigError]:
 
 
 def held_by(request: AcquireRequest, info: Mapping[str, Any] | None) -> str:
-    message = f"lock `{request.name}` is held"
+    if request.permits is not None:
+        return permits_held(request.name, limit(request, info))
+    name = (info or {}).get("name", request.name)
+    if info and info["state"] == "resting":
+        return f"lock `{name}` rests for another {info['free_in']:.1f}s"
+    message = f"lock `{name}` is held"
     holder = (info or {}).get("holder")
     if holder is not None:
         message += f" by {holder}"
-        if is_of_this_process(request.name, holder):
+        if is_of_this_process(name, holder):
             message += " (this process)"
     return message
 
 
 def busy(request: AcquireRequest, info: Mapping[str, Any] | None) -> LockTimeout:
+    if request.permits is not None:
+        return no_permit(request, info)
     info = info or {}
-    return LockTimeout(name=request.name, holder=info.get("holder"), held_for=info.get("held_for"))
+    return LockTimeout(
+        name=info.get("name", request.name),
+        holder=info.get("holder"),
+        held_for=info.get("held_for"),
+        rests_for=info["free_in"] if info.get("state") == "resting" else None,
+    )
+
+
+def limit(request: AcquireRequest, semaphore: Mapping[str, Any] | None) -> int:
+    """The limit of a semaphore: that of the operator, or else of the caller."""
+    limit = (semaphore or {}).get("limit")
+    return limit if isinstance(limit, int) else request.permits or 0
+
+
+def no_permit(request: AcquireRequest, semaphore: Mapping[str, Any] | None) -> LockTimeout:
+    permits = (semaphore or {}).get("permits", ())
+    held = [permit for permit in permits if permit["state"] == "held"]
+    longest: Mapping[str, Any] = max(held, key=lambda permit: permit["held_for"] or 0.0, default={})
+    return LockTimeout(
+        "failed to acquire a permit",
+        name=request.name,
+        holder=longest.get("holder"),
+        held_for=longest.get("held_for"),
+        permits=limit(request, semaphore),
+    )
 
 
 def holder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
     if request.on_busy == "skip" or request.client is None:
         return None
     try:
-        return request.client.show(request.name)
+        if request.permits is not None:
+            return request.client.show_semaphore(request.name)
+        for name in request.names:
+            info = request.client.show(name)
+            if info is not None and info["state"] == "held":
+                return info
+        return None if request.names else request.client.show(request.name)
     except LockUnavailable:
         return None
 
@@ -120,6 +163,12 @@ async def aholder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
     if request.on_busy == "skip" or request.client is None:
         return None
     try:
-        return await request.client.ashow(request.name)
+        if request.permits is not None:
+            return await request.client.ashow_semaphore(request.name)
+        for name in request.names:
+            info = await request.client.ashow(name)
+            if info is not None and info["state"] == "held":
+                return info
+        return None if request.names else await request.client.ashow(request.name)
     except LockUnavailable:
         return None

@@ -17,6 +17,7 @@ __all__ = [
     "Fence",
     "Guard",
     "Locks",
+    "Observer",
     "Pending",
     "Scope",
     "Steps",
@@ -33,10 +34,11 @@ __all__ = [
     "is_fence_conflict",
     "next_record",
     "parse_duration",
+    "permit_schema",
     "schema",
     "set_log_level",
     "set_program",
-    "ticket_name",
+    "ticket_parts",
 ]
 
 __version__: str
@@ -47,8 +49,8 @@ def generation() -> int:
 def check_url(url: str, table: str | None = None) -> None:
     """Check a URL and the name of a table, without I/O. Raises `LockConfigError`."""
 
-def ticket_name(ticket: str) -> str:
-    """The name of the lock of a ticket. `LockConfigError` for an invalid ticket, which is not
+def ticket_parts(ticket: str) -> tuple[str, int | None]:
+    """The name of the lock of a ticket, and the number of the permit, if it is one. `LockConfigError` for an invalid ticket, which is not
     repeated.
     """
 
@@ -56,6 +58,9 @@ def schema(engine: str) -> str | None:
     """The statement that creates the table, with ``{table}`` for its name and, on MySQL,
     ``{collation}``.
     """
+
+def permit_schema(engine: str) -> str | None:
+    """As `schema`, for the table of permits, with ``{permits}`` for its name."""
 
 def columns(engine: str) -> list[tuple[str, str]]:
     """Name and definition of each column, in the order of `schema`."""
@@ -151,13 +156,33 @@ class Locks:
         renew_every: float | None = None,
         holder: str | None = None,
         poll: float | None = None,
+        at_least: float = 0.0,
+        once_per: float | None = None,
         meta: str | None = None,
+        permits: int | None = None,
     ) -> Pending[Guard | None]:
-        """Begin to acquire. In seconds; ``ttl=None``: without end; ``wait=None``: no limit, 0: one
+        """Begin to acquire; with ``permits``, a permit of a semaphore, for which ``holder`` takes
+        nothing over. In seconds; ``ttl=None``: without end; ``wait=None``: no limit, 0: one
         try.
 
         The result is a `Guard`, or ``None`` if one try failed because another holder has the lock.
-        `LockTimeout` if a longer wait timed out.
+        `LockTimeout` if a longer wait timed out, `LockAlreadyRan` for a grant that is too recent.
+        """
+
+    def acquire_all(
+        self,
+        names: list[str],
+        *,
+        ttl: float | None,
+        wait: float | None,
+        auto_renew: bool = True,
+        renew_every: float | None = None,
+        holder: str | None = None,
+        poll: float | None = None,
+        meta: str | None = None,
+    ) -> Pending[Guard | None]:
+        """Begin to acquire all of these locks, or none. As `acquire`; ``holder`` takes nothing
+        over.
         """
 
     def resume(
@@ -181,15 +206,24 @@ class Locks:
     ) -> Pending[str]:
         """``order``: ``age`` (longest held first), ``-age``, or ``None``: by state and name.
 
-        The result is JSON: ``rows`` of one page, ``total``, and the numbers of ``held``,
-        ``expired`` and ``free`` locks (``null`` if the filter excludes them).
+        The result is JSON: ``rows`` of one page, those of permits with ``held`` and ``of`` too, ``total``, and the numbers of ``held``,
+        ``resting``, ``expired`` and ``free`` locks (``null`` if the filter excludes them).
         """
 
     def show(self, name: str) -> Pending[str | None]:
         """The result is JSON of one lock, or ``None`` if there is no such lock."""
 
-    def force_release(self, name: str) -> Pending[tuple[str | None, float | None] | None]:
-        """The result is ``(holder, held_for)``, or ``None`` if the lock was free."""
+    def observe(self, name: str) -> Observer:
+        """Without I/O."""
+
+    def show_semaphore(self, name: str) -> Pending[str]:
+        """The result is JSON: ``name``, ``limit``, ``of``, ``held`` and ``permits``."""
+
+    def set_limit(self, name: str, limit: int | None) -> Pending[None]: ...
+    def force_release(
+        self, name: str, slot: int | None = None
+    ) -> Pending[tuple[str | None, float | None, bool] | None]:
+        """The result is ``(holder, held_for, rested)``, or ``None`` if the lock was free."""
 
     def prune(self, idle: float, include_legacy: bool) -> Pending[int]:
         """The result is the number of deleted rows."""
@@ -203,6 +237,15 @@ class Locks:
 
     def lose(self, name: str) -> Pending[bool]:
         """For tests: release by force, and report the loss to the holder in this process at once."""
+
+@final
+class Observer:
+    """Observes who leads."""
+
+    def next(self) -> Pending[str | None]:
+        """At first the present leader, then each change. The result is JSON as of `Locks.show`, or
+        ``None`` while there is no leader.
+        """
 
 @final
 class AsyncException:
@@ -319,12 +362,15 @@ class Steps:
 
 @final
 class Guard:
-    """One grant. Released when it is dropped, unless `stay` was called."""
+    """One grant, or several that are held together. Released when it is dropped, unless `stay` was
+    called.
+    """
 
-    name: str
-    token: int
-    grant_id: str
+    tokens: list[tuple[str, int]]
+    """The name and the token of each lock, in the order of the names."""
     holder: str
+    slot: int | None
+    """The number of the permit; ``None``: a lock, or several."""
     closed: bool
     """Whether it was released or handed over."""
     depth: int
@@ -341,21 +387,25 @@ class Guard:
     def loss(self) -> Loss | None:
         """The loss, if the grant is lost. Without I/O."""
 
-    def ticket(self) -> str | None: ...
+    def tickets(self) -> list[str] | None:
+        """A ticket of each lock; ``None`` if the guard is closed."""
+
     def stay(self) -> None:
         """Dropped without a release, the lock stays held until its lease ends."""
 
     # A loss of this grant is a result of these methods and not an error.
     def check(self) -> Pending[Loss | None]: ...
     def extend(self, ttl: float | None) -> Pending[Loss | None]: ...
-    def hand_over(self) -> str | Loss | None: ...
+    def hand_over(self) -> str | Loss | None:
+        """Of one lock alone."""
+
     def release(self) -> Pending[Loss | None]: ...
     def fence_failed(self, conflict: bool) -> Pending[Loss | None]:
         """Ask why a fence did not pass. The result is a loss; raises any other reason."""
 
-    def fence(self, lasting: float | None = None) -> Pending[Fence | Loss]:
-        """Begin a fenced transaction. The result is a `Fence`, to be closed at the transaction's
-        end.
+    def fences(self, lasting: float | None = None) -> Pending[list[Fence] | Loss]:
+        """Begin a fenced transaction. The result is a `Fence` of each lock, to be closed at the
+        transaction's end.
         """
 
 @final

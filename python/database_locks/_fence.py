@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,12 @@ def pass_fence(fence: _core.Fence, cursor: Any) -> None:
         if conflict is None:
             raise
         raise _NotPassed(conflict) from error
+
+
+def close(fences: Iterable[_core.Fence]) -> None:
+    """The transaction has ended."""
+    for fence in fences:
+        fence.close()
 
 
 def _codes(error: BaseException) -> tuple[str | None, int | None]:
@@ -99,11 +105,12 @@ def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Hel
             yield held
         return
     _same_database(held, connection)
-    fence = held._confirmed(wait(held._guard.fence(lasting)))
+    fences = held._confirmed(wait(held._guard.fences(lasting)))
     try:
         with transaction.atomic(using=connection.alias):
             with connection.cursor() as cursor:
-                pass_fence(fence, cursor)
+                for fence in fences:
+                    pass_fence(fence, cursor)
             yield held
     except _NotPassed as not_passed:
         why(held, not_passed)
@@ -112,9 +119,9 @@ def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Hel
         # If an outer transaction goes on, the row of the lock stays locked until its end, that of a
         # `TestCase` too. In a file or in memory the fence is a lock apart, which need not outlast
         # the transactions of the application.
-        rows = fence.sql is not None
-        if not transactions.at_end(connection, fence.close, of_test_case=rows):
-            fence.close()
+        rows = any(fence.sql is not None for fence in fences)
+        if not transactions.at_end(connection, lambda: close(fences), of_test_case=rows):
+            close(fences)
 
 
 @contextmanager
@@ -123,12 +130,13 @@ def fenced(held: Held, cursor: Any, lasting: float | None) -> Iterator[Held]:
     if held._guard is None:
         yield held
         return
-    fence = held._confirmed(wait(held._guard.fence(lasting)))
+    fences = held._confirmed(wait(held._guard.fences(lasting)))
     try:
-        pass_fence(fence, cursor)
+        for fence in fences:
+            pass_fence(fence, cursor)
         yield held
     except _NotPassed as not_passed:
         why(held, not_passed)
         raise
     finally:
-        fence.close()
+        close(fences)

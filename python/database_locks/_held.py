@@ -11,7 +11,7 @@ from . import _core, _fence, _interrupt, _registry, _status_file, _tasks
 from ._arguments import AcquireRequest, Seconds, lasting_of, ttl_of
 from ._wait import wait, wait_async, wait_shielded
 from .django import interrupted_connections, signal_dispatch, transactions
-from .exceptions import LockLost, LockReleased, LockUnavailable
+from .exceptions import LockConfigError, LockLost, LockReleased, LockUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,9 @@ T = TypeVar("T")
 
 
 class Held:
-    """A held lock: the value of ``with lock(…) as held``.
+    """A held lock: the value of ``with lock(…) as held``. Or several: that of ``with lock_all(…)``.
+
+    Several are lost as soon as one is lost. ``name`` then is the list of their names.
 
     If ``DATABASE_LOCKS_ENABLED`` is ``False``, ``token`` is ``None`` and the lock is never lost.
     """
@@ -63,9 +65,22 @@ class Held:
     @property
     def token(self) -> int | None:
         """The fencing token of this grant, greater than that of every earlier grant of the same
-        lock.
+        lock, or of the same permit: those of different permits cannot be compared. Of several locks
+        ``None``: see `tokens`.
         """
-        return None if self._guard is None else self._guard.token
+        return self.tokens.get(self.name)
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """The fencing token of each lock, by its name. Empty if locks are switched off."""
+        return {} if self._guard is None else dict(self._guard.tokens)
+
+    @property
+    def slot(self) -> int | None:
+        """The number of the permit: below the limit of the semaphore, and of no other holder at the
+        same time. ``None`` for a lock.
+        """
+        return None if self._guard is None else self._guard.slot
 
     @property
     def holder(self) -> str | None:
@@ -74,10 +89,18 @@ class Held:
 
     @property
     def ticket(self) -> str | None:
-        """The ticket by which another program can renew or release the lock. It stays held here."""
+        """The ticket by which another program can renew or release the lock. It stays held here.
+
+        Of several locks ``None``: see `tickets`.
+        """
+        return self.tickets.get(self.name)
+
+    @property
+    def tickets(self) -> dict[str, str]:
+        """The ticket of each lock, by its name. Empty if locks are switched off."""
         self._not_ended()
-        ticket: str | None = None if self._guard is None else self._guard.ticket()
-        return ticket
+        tickets = None if self._guard is None else self._guard.tickets()
+        return dict(zip(self.tokens, tickets or (), strict=False))
 
     @property
     def lost(self) -> bool:
@@ -141,8 +164,14 @@ class Held:
         """Stop renewing, and return the ticket by which another program resumes the lock.
 
         The lock stays held until its present lease ends. The end of the block releases nothing.
+        Raises `LockConfigError` for several locks, which end together.
         """
         self._not_ended()
+        if self._request.names:
+            raise LockConfigError(
+                f"locks {self.name} are held together, and cannot be handed over: acquire the one "
+                "to be handed over by `lock`"
+            )
         if self._guard is None:
             return None
         ticket: str = self._confirmed(self._guard.hand_over())
@@ -272,7 +301,7 @@ class Held:
         if loss is None:
             # Released since it was lost: the guard does not know any more how.
             return LockLost(name=self.name, token=self.token, reason="expired")
-        return LockLost(name=self.name, token=self.token, **loss)
+        return LockLost(token=self.tokens.get(loss["name"]), **loss)
 
     def _interrupt_again(self) -> None:
         """Report a loss that came while the interrupt was paused."""
@@ -302,13 +331,15 @@ class Held:
             self._released_blocks = 0 if self._guard is None else self._guard.depth
         if not self._kept_by_transaction(None):
             return False
-        self._holds[self._request.key] = self
+        for key in self._request.keys:
+            self._holds[key] = self
         return True
 
     def _resume_detached(self) -> Held:
         """Acquire a lock without a block that a transaction keeps: see `_registry.kept_here`."""
         self._enter_again()
-        self._holds.pop(self._request.key, None)
+        for key in self._request.keys:
+            self._holds.pop(key, None)
         self._detached = True
         if self._callback is None:
             self._exception.disarm()

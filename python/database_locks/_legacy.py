@@ -115,7 +115,7 @@ class DBLock:
             open_transactions.check_in_task(None)
         return AcquireRequest(
             client=client,
-            key=(_core.generation(), id(client), self._name),
+            key=(_core.generation(), id(client), self._name, 0),
             name=self._name,
             ttl=ttl,
             wait=0.0,
@@ -124,6 +124,8 @@ class DBLock:
             renew_every=None,
             auto_renew=False,
             holder=self._locked_by,
+            at_least=0.0,
+            once_per=None,
             meta=None,
             on_busy="raise",
             until=self._until,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from ._registry import held_here, is_of_this_process, kept_here
 from ._wait import wait_until_done, wait_until_done_async
 from ._wrap import Skip, decorate
 from .django import open_transactions, signal_dispatch, transactions
-from .exceptions import LockConfigError, LockLost, LockTimeout
+from .exceptions import LockAlreadyRan, LockConfigError, LockLost, LockTimeout
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("database_locks.locks")
 F = TypeVar("F", bound=Callable[..., Any])
+_permit_numbers = itertools.count(1)
 
 
 class lock(_core.Scope):
@@ -59,7 +61,14 @@ class lock(_core.Scope):
         third of it has passed
     :param on_busy: ``"wait"``: wait for ``timeout``, then raise `LockTimeout`; ``"raise"``: the same,
         but a ``timeout`` of 0 is one try; ``"skip"`` (decorated functions only): as ``"raise"``, but
-        the function is not called and ``None`` returned
+        the function is not called and ``None`` returned, also where ``once_per`` refuses the lock
+    :param at_least: for how many seconds from its grant on the lock cannot be acquired again, even if
+        it is released before. It then *rests*: no holder has it, and only a release by force ends
+        the rest. For a short job that several machines start at about the same time
+    :param once_per: acquire the lock only once in each period of so many seconds, less a tolerance of
+        a tenth of it, at most a minute. If its latest grant began more recently, raises
+        `LockAlreadyRan`, a `LockTimeout`, without waiting. A grant counts whether its block succeeded
+        or not
     :param until: ``"commit"`` (the default): if the block ends within a Django transaction
         (``ATOMIC_REQUESTS``, ``transaction.atomic()``), the lock is kept until the outermost open
         transaction of the thread has committed or rolled back. If the lock is lost before that, the
@@ -91,14 +100,19 @@ class lock(_core.Scope):
         lock_ttl_renew: Seconds | None = NOTSET,
         *,
         on_busy: Literal["wait", "raise", "skip"] = "wait",
+        at_least: Seconds = 0,
+        once_per: Seconds | None = None,
         until: Literal["commit", "exit"] = "commit",
         until_using: str | None = None,
         meta: Mapping[str, Any] | None = None,
         ticket: str | None = None,
     ) -> None:
         """See the class."""
+        self._is_permit = False
+        """Whether it does not nest, since other blocks of the same name acquire other permits."""
         if ticket is not None:
-            lock_name = _name_of_ticket(ticket, lock_name)
+            lock_name, self._is_permit = _parts_of_ticket(ticket, lock_name)
+            _refuse_with_ticket(at_least=at_least or None, once_per=once_per)
         if lock_name is not None and not isinstance(lock_name, str):
             raise LockConfigError(
                 f"`lock_name` is {lock_name!r}, must be a text; to decorate a function without "
@@ -118,6 +132,8 @@ class lock(_core.Scope):
         self._auto_renew = _arguments.flag("auto_renew", auto_renew)
         self._callback = _arguments.callback_of(lost_lock_cb)
         self._on_busy: str = on_busy
+        self._at_least = _arguments.at_least_of(at_least)
+        self._once_per = _arguments.once_per_of(once_per)
         self._until: str = until
         self._until_using = until_using
         self._meta = _arguments.meta_of(meta)
@@ -159,7 +175,8 @@ class lock(_core.Scope):
         return cast("F", decorate(func, self))
 
     def try_(self) -> Attempt:
-        """A block that also runs if another holder has the lock: ``as held`` is ``None`` then.
+        """A block that also runs if another holder has the lock, or if ``once_per`` refuses it: ``as
+        held`` is ``None`` then.
 
         Tries once, or for ``timeout`` seconds if that is given.
 
@@ -238,6 +255,8 @@ class lock(_core.Scope):
 
     def _resumes_kept(self, request: AcquireRequest) -> bool:
         """Acquire a lock that a transaction of this thread or task keeps, if there is one."""
+        if self._ticket is None:
+            self._refuse_kept(request)
         kept = kept_here(request.key)
         if kept is None or self._ticket is not None:
             return False
@@ -261,7 +280,7 @@ class lock(_core.Scope):
         return self
 
     def _copy(self) -> lock:
-        copy = lock.__new__(lock)
+        copy = type(self).__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy._acquired = None
         return copy
@@ -294,7 +313,12 @@ class lock(_core.Scope):
         once = not self._retry or (self._on_busy != "wait" and self._timeout <= 0)
         return AcquireRequest(
             client=client,
-            key=(_core.generation(), id(client), name),
+            key=(
+                _core.generation(),
+                id(client),
+                name,
+                next(_permit_numbers) if self._is_permit else 0,
+            ),
             name=name,
             ttl=ttl,
             wait=0.0 if once else self._timeout if self._timeout > 0 else None,
@@ -303,6 +327,8 @@ class lock(_core.Scope):
             renew_every=_arguments.renew_every(ttl, renew) if self._auto_renew else None,
             auto_renew=self._auto_renew,
             holder=self._locked_by,
+            at_least=self._at_least,
+            once_per=self._once_per,
             meta=self._meta,
             on_busy=self._on_busy,
             until=self._until,
@@ -323,8 +349,18 @@ class lock(_core.Scope):
             return Held(request.name, None, request, entry.exception)
         if self._ticket is not None:
             return None
+        self._refuse_kept(request)
         held = held_here(request.key)
         return None if held is None else held._enter_again()
+
+    def _refuse_kept(self, request: AcquireRequest) -> None:
+        """Raise `LockAlreadyRan` if a transaction of this thread or task keeps the lock.
+
+        Its block has ended: unlike one within another block, this one does not belong to it.
+        """
+        kept = None if request.once_per is None else kept_here(request.key)
+        if kept is not None:
+            raise LockAlreadyRan(name=request.name, holder=kept.holder, once_per=request.once_per)
 
     def _ask(self, request: AcquireRequest) -> _core.Pending[_core.Guard | None]:
         if request.client is None:
@@ -347,7 +383,10 @@ class lock(_core.Scope):
             renew_every=request.renew_every,
             holder=request.holder,
             poll=request.poll,
+            at_least=request.at_least,
+            once_per=request.once_per,
             meta=request.meta,
+            permits=request.permits,
         )
 
     def _ask_again(
@@ -358,7 +397,7 @@ class lock(_core.Scope):
         That happens if the thread waits long for the GIL, or the event loop is busy. The next
         `_core.Entry.ask` gives the grant back. Raises `LockLost` if no time is left.
         """
-        lost = LockLost(name=request.name, token=guard.token, **loss)
+        lost = LockLost(token=dict(guard.tokens).get(loss["name"]), **loss)
         left = None
         if request.wait is not None:
             left = max(0.0, request.wait - (time.monotonic() - began))
@@ -386,7 +425,8 @@ class lock(_core.Scope):
     def _not_acquired(self, request: AcquireRequest, error: BaseException) -> None:
         _status_file.write(request.status_file, "0")
         if isinstance(error, LockTimeout) and not isinstance(error, LockConfigError):
-            error.in_this_process = is_of_this_process(request.name, error.holder)
+            name = error.name or request.name
+            error.in_this_process = is_of_this_process(name, error.holder)
             if self._on_busy == "skip":
                 raise Skip from error
             if error.timeout is not None:
@@ -453,7 +493,7 @@ class lock(_core.Scope):
             guard = self._acquire(entry, request)
         except BaseException as error:
             self._not_acquired(request, error)
-            if self._optional and type(error) is LockTimeout:
+            if self._optional and type(error) in (LockTimeout, LockAlreadyRan):
                 return None
             raise
         return self._begin(guard, request, entry)
@@ -469,7 +509,7 @@ class lock(_core.Scope):
             guard = await self._aacquire(entry, request)
         except BaseException as error:
             self._not_acquired(request, error)
-            if self._optional and type(error) is LockTimeout:
+            if self._optional and type(error) in (LockTimeout, LockAlreadyRan):
                 return None
             raise
         return self._begin(guard, request, entry)
@@ -498,10 +538,19 @@ lock.__signature__ = inspect.signature(  # type: ignore[attr-defined]
 )
 
 
-def _name_of_ticket(ticket: str, lock_name: str | None) -> str:
-    named = _core.ticket_name(_arguments.ticket(ticket))
+def _refuse_with_ticket(**options: Seconds | None) -> None:
+    for what, value in options.items():
+        if value is not None:
+            raise LockConfigError(
+                f"`{what}` is given with a `ticket`, must be left out: a lock that is held already "
+                "is resumed, and not acquired"
+            )
+
+
+def _parts_of_ticket(ticket: str, lock_name: str | None) -> tuple[str, bool]:
+    named, slot = _core.ticket_parts(_arguments.ticket(ticket))
     if lock_name not in (None, named):
         raise LockConfigError(
             f"`lock_name` is {lock_name!r}, and the ticket is for {named!r}: leave out `lock_name`"
         )
-    return named
+    return named, slot is not None

@@ -42,22 +42,24 @@ def add(held: Held) -> None:
     if len(holds) >= _MANY:
         for key in [key for key, known in holds.items() if known._guard.closed]:
             holds.pop(key, None)
-    holds[held._request.key] = held
+    for key in held._request.keys:
+        holds[key] = held
     add_to_process(held)
 
 
 def add_to_process(held: Held) -> None:
     """An object holds it: nothing nests in it, but errors in other threads name it as the holder."""
-    _process[held._request.key] = weakref.ref(held)
+    for key in held._request.keys:
+        _process[key] = weakref.ref(held)
 
 
 def remove(held: Held) -> None:
-    key = held._request.key
-    if held._holds.get(key) is held:
-        held._holds.pop(key, None)
-    ref = _process.get(key)
-    if ref is not None and ref() in (held, None):
-        _process.pop(key, None)
+    for key in held._request.keys:
+        if held._holds.get(key) is held:
+            held._holds.pop(key, None)
+        ref = _process.get(key)
+        if ref is not None and ref() in (held, None):
+            _process.pop(key, None)
 
 
 def _open(held: Held | None) -> Held | None:
@@ -93,6 +95,6 @@ def is_of_this_process(name: str, holder: str | None) -> bool:
     for key in list(_process):
         # A forked child inherits the entries of its parent.
         held = held_in_process(key) if key[0] == _core.generation() else None
-        if held is not None and (held.name, held.holder) == (name, holder):
+        if held is not None and (key[2], held.holder) == (name, holder):
             return True
     return False

@@ -21,6 +21,8 @@ C = TypeVar("C", bound=type[Any])
 class Loss(TypedDict):
     """The facts of a loss: arguments of `LockLost`."""
 
+    name: str
+    """The lock that was lost: of several, one."""
     reason: str | None
     detail: str | None
     last_answer: str | None
@@ -39,6 +41,8 @@ class Options(TypedDict, total=False):
     retry: Seconds | None
     lost_lock_cb: Callable[[int, Any], Any] | None
     lock_ttl_renew: Seconds | None
+    at_least: Seconds
+    once_per: Seconds | None
     until: Literal["commit", "exit"]
     until_using: str | None
     meta: Mapping[str, Any] | None

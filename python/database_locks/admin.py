@@ -32,7 +32,7 @@ from .exceptions import LockException
 from .models import Lock
 
 #: In the order in which the page shows them.
-STATES = ("held", "expired", "free")
+STATES = ("held", "resting", "expired", "free")
 #: Sort orders of the age column: none, longest held first, shortest held first.
 ORDERS = ("", "age", "-age")
 
@@ -170,7 +170,7 @@ class LockAdmin(_ModelAdmin):
         self._require(object_id is not None and self.has_view_permission(request))
         name = unquote(object_id or "")
         try:
-            row = conf.locks().show(name)
+            row = _found(name, _slot(request))
         except LockException as error:
             return self._unreachable(request, error)
         if row is None:
@@ -179,7 +179,7 @@ class LockAdmin(_ModelAdmin):
             request,
             "detail",
             {
-                "title": name,
+                "title": name if row.get("slot") is None else f"{name}, {row['slot']}",
                 "row": self._row(row),
                 "facts": _facts(row),
                 "history_url": self._url("history", name),
@@ -191,16 +191,16 @@ class LockAdmin(_ModelAdmin):
     def release_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """Ask for confirmation (GET), release by force (POST)."""
         self._require(self.has_release_permission(request))
-        name = unquote(object_id)
+        name, slot = unquote(object_id), _slot(request)
         try:
-            row = conf.locks().show(name)
+            row = _found(name, slot)
             if row is None:
                 return self._unknown(request, name)
             seen = f"{row['token']}.{row['grant'] or ''}"
             # Another holder may have acquired it since the page was shown.
             moved = "seen" in request.POST and request.POST["seen"] != seen
             if request.method == "POST" and not moved:
-                return self._release(request, name)
+                return self._release(request, name, slot)
         except LockException as error:
             return self._unreachable(request, error)
         return self._page(
@@ -215,24 +215,49 @@ class LockAdmin(_ModelAdmin):
             },
         )
 
-    def _release(self, request: HttpRequest, name: str) -> HttpResponse:
-        freed = conf.locks().force_release(name)
+    def _release(self, request: HttpRequest, name: str, slot: int | None) -> HttpResponse:
+        freed = conf.locks()._force_release(name, slot)
         shown = formatting.on_one_line(name)
+        if slot is not None:
+            return self._released_permit(request, name, slot, freed)
         if freed is None:
             messages.info(request, _("Lock “%(name)s” was free already.") % {"name": shown})
             return HttpResponseRedirect(self._url("changelist"))
         holder = formatting.on_one_line(freed[0] or str(_("a holder without a name")))
-        message = _("Released by force: %(holder)s had held it.") % {"holder": holder}
+        if freed[2]:
+            message = _("Its rest after %(holder)s was ended by force.") % {"holder": holder}
+            success = _("Lock “%(name)s” is free: its rest after %(holder)s is ended.")
+        else:
+            message = _("Released by force: %(holder)s had held it.") % {"holder": holder}
+            success = _("Lock “%(name)s” is released by force: %(holder)s had held it.")
         try:
             self._log(request, name, str(message))
         except DatabaseError as error:
             # The lock is released already. Some old character sets cannot store every name.
             messages.warning(request, _("The history has no entry of it: %s") % error)
-        messages.success(
-            request,
-            _("Lock “%(name)s” is released by force: %(holder)s had held it.")
-            % {"name": shown, "holder": holder},
-        )
+        messages.success(request, success % {"name": shown, "holder": holder})
+        return HttpResponseRedirect(self._url("changelist"))
+
+    def _released_permit(
+        self,
+        request: HttpRequest,
+        name: str,
+        slot: int,
+        freed: tuple[str | None, float | None, bool] | None,
+    ) -> HttpResponse:
+        words: dict[str, Any] = {"name": formatting.on_one_line(name), "slot": slot}
+        if freed is None:
+            messages.info(request, _("Permit %(slot)s of “%(name)s” was free already.") % words)
+            return HttpResponseRedirect(self._url("changelist"))
+        words["holder"] = formatting.on_one_line(freed[0] or str(_("a holder without a name")))
+        try:
+            message = _("Permit %(slot)s released by force: %(holder)s had held it.") % words
+            self._log(request, name, str(message))
+        except DatabaseError as error:
+            # As for a lock: the permit is released already.
+            messages.warning(request, _("The history has no entry of it: %s") % error)
+        success = _("Permit %(slot)s of “%(name)s” is released by force: %(holder)s had held it.")
+        messages.success(request, success % words)
         return HttpResponseRedirect(self._url("changelist"))
 
     def _log(self, request: HttpRequest, name: str, message: str) -> None:
@@ -279,22 +304,54 @@ class LockAdmin(_ModelAdmin):
 
     def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The variables of one lock in the templates."""
-        name = row["name"]
+        name, slot = row["name"], row.get("slot")
+        where = "" if slot is None else _query(slot=str(slot))
         return {
             **row,
             "shown": formatting.on_one_line(name),
+            "permit": "" if slot is None else f"{slot} ({row['held']} of {row['of'] or '?'})",
             "word": _WORDS[row["state"]],
             "holder": formatting.on_one_line(row["holder"] or ""),
             "since": _local(row["acquired_at"]),
             "age": "" if row["held_for"] is None else formatting.human(row["held_for"]),
             "left": formatting.free_in(row),
             "purpose": formatting.on_one_line(formatting.purpose(row["metadata"])),
-            "url": self._url("change", name),
-            "release_url": self._url("release", name),
+            "url": self._url("change", name) + where,
+            "release_url": self._url("release", name) + where,
+            "taken": row["state"] in _TAKEN,
         }
 
 
-_WORDS = {"held": _("held"), "expired": _("expired"), "free": _("free")}
+_WORDS = {
+    "held": _("held"),
+    "resting": _("resting"),
+    "expired": _("expired"),
+    "free": _("free"),
+}
+#: States in which a release by force frees the lock.
+_TAKEN = ("held", "resting")
+
+
+def _slot(request: HttpRequest) -> int | None:
+    """The permit that the URL names; ``None``: the lock."""
+    text = request.GET.get("slot", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else None
+
+
+def _found(name: str, slot: int | None) -> Mapping[str, Any] | None:
+    """The lock, or the permit with ``held`` and ``of``; ``None`` if there is none."""
+    if slot is None:
+        return conf.locks().show(name)
+    semaphore = conf.locks().show_semaphore(name)
+    for permit in semaphore["permits"]:
+        if permit["slot"] == slot:
+            return {
+                **permit,
+                "held": semaphore["held"],
+                "of": semaphore["of"],
+                "semaphore": formatting.permits(semaphore),
+            }
+    return None
 
 
 def _local(text: str | None) -> str:
@@ -315,7 +372,10 @@ def _local_with_zone(text: str | None) -> str:
 
 def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """All facts but the name, which is the title of the page."""
-    return formatting.facts(row, _local_with_zone)[1:]
+    facts = formatting.facts(row, _local_with_zone)[1:]
+    if "semaphore" in row:
+        facts.insert(1, ("permits", row["semaphore"]))
+    return facts
 
 
 def _query(**parts: str) -> str:

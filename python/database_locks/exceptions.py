@@ -25,8 +25,11 @@ class LockTimeout(LockException):
 
     Nothing was acquired. ``name`` is the lock's, ``timeout`` the allowed seconds (``None``: a
     single try), ``holder`` the other holder's ``locked_by``, ``held_for`` the seconds for which it
-    had held the lock; both are ``None`` if unknown. ``in_this_process``: the holder is another
-    thread, task or object of this process.
+    had held the lock; both are ``None`` if unknown. ``rests_for``: if the lock rested (``at_least``),
+    for how many seconds more; ``holder`` is then the latest one. ``in_this_process``: the holder is
+    another thread, task or object of this process. ``permits``: of a semaphore the limit, of which all
+    are held (``holder`` and ``held_for`` are those of the longest held one), or 0: an operator has
+    paused it; ``None`` for a lock.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class LockTimeout(LockException):
         name: str | None = None,
         holder: str | None = None,
         held_for: float | None = None,
+        rests_for: float | None = None,
+        permits: int | None = None,
     ) -> None:
         # `args` is that of legacy, whose users may read it.
         super().__init__(*((message,) if timeout is None else (message, timeout)))
@@ -44,20 +49,83 @@ class LockTimeout(LockException):
         self.timeout = timeout
         self.holder = holder
         self.held_for = held_for
+        self.rests_for = rests_for
+        self.permits = permits
         self.in_this_process = False
 
     def __str__(self) -> str:
         message = str(self.args[0])
         if self.timeout is not None:
             message += f" of {self.timeout:g}s"
+        if self.permits is not None:
+            return f"{message}: {permits_held(self.name, self.permits)}{self._longest()}"
         if self.name is not None:
             message += f": `{self.name}`"
-        if self.holder is not None:
+        if self.rests_for is not None:
+            message += f" rests for another {self.rests_for:.1f}s"
+            if self.holder is not None:
+                message += f" after {self.holder}"
+        elif self.holder is not None:
             message += f" is held by {self.holder}"
             if self.in_this_process:
                 message += " (this process)"
             if self.held_for is not None:
                 message += f" for {self.held_for:.1f}s"
+        return message
+
+    def _longest(self) -> str:
+        """The holder that has held its permit the longest."""
+        if self.permits == 0 or self.holder is None:
+            return ""
+        message = f"{' the longest' if self.permits != 1 else ''} by {self.holder}"
+        if self.permits != 1:
+            message = f",{message}"
+        if self.in_this_process:
+            message += " (this process)"
+        return message if self.held_for is None else f"{message} for {self.held_for:.1f}s"
+
+
+def permits_held(name: str | None, permits: int) -> str:
+    """Why no permit of a semaphore is free."""
+    if permits == 0:
+        return f"semaphore `{name}` is paused: its limit in the database is 0"
+    if permits == 1:
+        return f"the one permit of `{name}` is held"
+    return f"all {permits} permits of `{name}` are held"
+
+
+class LockAlreadyRan(LockTimeout):
+    """The latest grant of the lock began too recently for one ``once_per`` period.
+
+    Nothing was acquired, and nothing was waited for. ``name`` is the lock's, ``holder`` the
+    ``locked_by`` of the latest grant, which may still hold the lock (``None`` if unknown), ``ago``
+    the seconds since that grant began, by the database's clock, ``once_per`` the seconds of the
+    period.
+    """
+
+    def __init__(
+        self,
+        message: str = "lock not acquired",
+        *,
+        name: str | None = None,
+        holder: str | None = None,
+        ago: float | None = None,
+        once_per: float | None = None,
+    ) -> None:
+        super().__init__(message, name=name, holder=holder)
+        self.ago = ago
+        self.once_per = once_per
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        if self.name is not None:
+            message += f": `{self.name}` was granted"
+            if self.holder is not None:
+                message += f" to {self.holder}"
+            if self.ago is not None:
+                message += f" {self.ago:.1f}s ago"
+            if self.once_per is not None:
+                message += f", and is granted once per {self.once_per:g}s"
         return message
 
 

@@ -7,6 +7,7 @@ from ._legacy import DBLock
 from ._lock import lock, logger
 from ._locked import is_locked, locked
 from .exceptions import (
+    LockAlreadyRan,
     LockConfigError,
     LockException,
     LockLost,
@@ -19,6 +20,7 @@ __all__ = [
     "NOTSET",
     "DBLock",
     "Held",
+    "LockAlreadyRan",
     "LockConfigError",
     "LockException",
     "LockLost",

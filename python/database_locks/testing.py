@@ -131,7 +131,7 @@ class MemoryLocks(Locks):
 
     def _is_ours(self, name: str) -> bool:
         return any(
-            held.name == name and key[1] == id(self) and not held._exception.was_delivered
+            key[1:3] == (id(self), name) and not held._exception.was_delivered
             for key, held in all_held_here().items()
         )
 
@@ -182,8 +182,11 @@ class MemoryLocks(Locks):
                 ours._forget()
                 with suppress(LockException):
                     wait(ours._guard.release())
-        for name in self.held():
-            super().lose(name)
+        for row in self.list(free=False):
+            if row.get("slot") is None:
+                super().lose(row["name"])
+            else:
+                self.force_release(row["name"], row["slot"])
         which = ", ".join(f"`{name}` (held by {holder})" for name, holder in held.items())
         return f"locks are still held at the end of the test: {which}"
 

@@ -20,16 +20,38 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             waited,
             holder,
             held_for,
+            rests_for,
+            permits,
             ..
         } => {
             words.set_item("timeout", waited.as_secs_f64())?;
             words.set_item("name", name.as_str())?;
             words.set_item("holder", holder)?;
             words.set_item("held_for", held_for.map(|age| age.as_secs_f64()))?;
+            words.set_item("rests_for", rests_for.map(|left| left.as_secs_f64()))?;
+            words.set_item("permits", permits)?;
+            let what = if permits.is_some() {
+                "a permit"
+            } else {
+                "lock"
+            };
             (
                 "LockTimeout",
-                "failed to acquire lock within timeout".into(),
+                format!("failed to acquire {what} within timeout"),
             )
+        }
+        Error::AlreadyRan {
+            name,
+            once_per,
+            ago,
+            holder,
+            ..
+        } => {
+            words.set_item("name", name.as_str())?;
+            words.set_item("holder", holder)?;
+            words.set_item("ago", ago.as_secs_f64())?;
+            words.set_item("once_per", once_per.as_secs_f64())?;
+            ("LockAlreadyRan", "lock not acquired".into())
         }
         Error::Lost { name, loss, .. } => {
             words.set_item("name", name.as_str())?;

@@ -1,4 +1,4 @@
-//! A held lock.
+//! A held lock, or several that are held together.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use database_locks::__python::PerProcess;
-use database_locks::{Error, FenceFailure, LockGuard, Loss};
+use database_locks::{Error, FenceFailure, LockGuard, LockName, LockSet, Loss};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -24,12 +24,12 @@ use crate::sync::{locked, of_process};
 
 /// Requests to the database read this lock; only the end of the guard writes it. So a method that
 /// must not wait finds it locked only if the guard is ending.
-type Shared = Arc<RwLock<Option<LockGuard>>>;
+type Shared = Arc<RwLock<Option<LockSet>>>;
 
 /// All grants of this process, which the end of the process releases.
 #[derive(Default)]
 struct Grants {
-    held: HashMap<u64, Weak<RwLock<Option<LockGuard>>>>,
+    held: HashMap<u64, Weak<RwLock<Option<LockSet>>>>,
     ended: bool,
 }
 
@@ -71,7 +71,7 @@ impl Drop for Acquire {
 
 /// Run an acquire, and cancel it when the process ends.
 pub(crate) async fn acquire(
-    work: impl Future<Output = Result<Option<LockGuard>, Error>>,
+    work: impl Future<Output = Result<Option<LockSet>, Error>>,
 ) -> Result<Answer, Error> {
     let running = Acquire::begin();
     let (mut work, mut ends) = (pin!(work), pin!(running.0.ends.notified()));
@@ -112,7 +112,7 @@ pub(crate) struct Grant {
 
 impl Grant {
     /// `None` if the process is ending; the grant is released then.
-    pub(crate) fn new(guard: LockGuard) -> Option<Self> {
+    pub(crate) fn new(guard: LockSet) -> Option<Self> {
         let mut grants = grants();
         if grants.ended {
             drop(grants);
@@ -126,7 +126,7 @@ impl Grant {
         Some(Self { id, guard })
     }
 
-    fn ask<T>(&self, ask: impl FnOnce(&LockGuard) -> T) -> Option<T> {
+    fn ask<T>(&self, ask: impl FnOnce(&LockSet) -> T) -> Option<T> {
         self.guard.try_read().ok()?.as_ref().map(ask)
     }
 }
@@ -185,35 +185,32 @@ pub(crate) struct Guard {
     depth: AtomicUsize,
     /// A dropped guard leaves the lock held until its lease ends.
     stays: AtomicBool,
+    /// The name and the token of each lock, in the order of the names.
     #[pyo3(get)]
-    name: String,
-    #[pyo3(get)]
-    token: i64,
-    #[pyo3(get)]
-    grant_id: String,
+    tokens: Vec<(String, i64)>,
     #[pyo3(get)]
     holder: String,
+    /// The number of the permit; `None`: a lock, or several.
+    #[pyo3(get)]
+    slot: Option<u16>,
 }
 
 impl Guard {
     /// `None` if the grant was released meanwhile.
     pub(crate) fn new(grant: Grant) -> Option<Self> {
-        let (name, token, grant_id, holder) = grant.ask(|guard| {
-            (
-                guard.name().as_str().to_owned(),
-                guard.token().get(),
-                guard.grant_id().to_owned(),
-                guard.holder().to_owned(),
-            )
+        let (tokens, holder, slot) = grant.ask(|set| {
+            let of = |guard: &LockGuard| (guard.name().to_string(), guard.token().get());
+            let holder = set.guards().first().map(|guard| guard.holder().to_owned());
+            let slot = set.guards().first().and_then(LockGuard::slot);
+            (set.guards().iter().map(of).collect(), holder, slot)
         })?;
         Some(Self {
             grant,
             depth: AtomicUsize::new(0),
             stays: AtomicBool::new(false),
-            name,
-            token,
-            grant_id,
-            holder,
+            tokens,
+            holder: holder.unwrap_or_default(),
+            slot,
         })
     }
 
@@ -239,11 +236,18 @@ impl Guard {
 /// sees during the call is about another lock.
 fn answer(outcome: Result<Answer, Error>) -> Result<Answer, Error> {
     match outcome {
-        Err(Error::Lost { loss, .. }) => {
-            Ok(Box::new(move |py| loss_fields(py, &loss)?.into_py_any(py)))
-        }
+        Err(Error::Lost { name, loss, .. }) => Ok(Box::new(move |py| {
+            fields(py, &name, &loss)?.into_py_any(py)
+        })),
         other => other,
     }
+}
+
+/// The name of the lock that was lost, and the loss.
+fn fields<'py>(py: Python<'py>, name: &LockName, loss: &Loss) -> PyResult<Bound<'py, PyDict>> {
+    let words = loss_fields(py, loss)?;
+    words.set_item("name", name.as_str())?;
+    Ok(words)
 }
 
 #[pymethods]
@@ -264,11 +268,11 @@ impl Guard {
     }
 
     fn is_held(&self) -> bool {
-        self.grant.ask(LockGuard::is_held).unwrap_or(false)
+        self.grant.ask(LockSet::is_held).unwrap_or(false)
     }
 
     fn trusted_for(&self) -> f64 {
-        match self.grant.ask(LockGuard::trusted_for) {
+        match self.grant.ask(LockSet::trusted_for) {
             Some(Duration::MAX) => f64::INFINITY,
             left => left.unwrap_or_default().as_secs_f64(),
         }
@@ -276,19 +280,22 @@ impl Guard {
 
     fn on_lost(&self, callback: Py<PyAny>) {
         // The core has few threads for callbacks, so the GIL thread waits for the GIL.
-        let tell = move |loss: Loss| {
-            gil_thread::call(move |py| callback.call1(py, (loss_fields(py, &loss)?,)).map(drop));
+        let tell = move |name: LockName, loss: Loss| {
+            gil_thread::call(move |py| callback.call1(py, (fields(py, &name, &loss)?,)).map(drop));
         };
         self.grant.ask(|guard| guard.on_lost(tell));
     }
 
     fn loss<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let loss = self.grant.ask(LockGuard::loss).flatten();
-        loss.map(|loss| loss_fields(py, &loss)).transpose()
+        let loss = self.grant.ask(LockSet::loss).flatten();
+        loss.map(|(name, loss)| fields(py, &name, &loss))
+            .transpose()
     }
 
-    fn ticket(&self) -> Option<String> {
-        self.grant.ask(|guard| guard.ticket().to_string())
+    /// A ticket of each lock, in the order of the names; `None` if the guard is closed.
+    fn tickets(&self) -> Option<Vec<String>> {
+        let texts = |set: &LockSet| set.tickets().iter().map(ToString::to_string).collect();
+        self.grant.ask(texts)
     }
 
     /// Dropped without a release, the lock stays held until its lease ends.
@@ -317,7 +324,7 @@ impl Guard {
         }))
     }
 
-    /// The ticket, or the loss; `None` if the guard is closed.
+    /// The ticket of the only lock, or the loss; `None` if the guard is closed.
     fn hand_over(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let guard = self
             .grant
@@ -325,44 +332,49 @@ impl Guard {
             .try_write()
             .ok()
             .and_then(|mut it| it.take());
+        let guard = guard.and_then(|set| set.into_guards().pop());
         match guard.map(LockGuard::into_ticket).transpose() {
             Ok(ticket) => ticket.map(|ticket| ticket.to_string()).into_py_any(py),
-            Err(Error::Lost { loss, .. }) => loss_fields(py, &loss)?.into_py_any(py),
+            Err(Error::Lost { name, loss, .. }) => fields(py, &name, &loss)?.into_py_any(py),
             Err(error) => Err(raise(py, error)),
         }
     }
 
+    /// The fence of each lock, in the order of the names.
     #[pyo3(signature = (lasting=None))]
-    fn fence(&self, py: Python<'_>, lasting: Option<f64>) -> PyResult<Pending> {
-        let guard = Arc::clone(&self.grant.guard);
+    fn fences(&self, py: Python<'_>, lasting: Option<f64>) -> PyResult<Pending> {
+        let set = Arc::clone(&self.grant.guard);
         let lasting = lasting
             .map(|lasting| seconds(py, "lasting", lasting))
             .transpose()?;
         Ok(Pending::new(async move {
-            let guard = guard.read().await;
-            let Some(guard) = guard.as_ref() else {
+            let set = set.read().await;
+            let Some(set) = set.as_ref() else {
                 return Ok(nothing());
             };
-            let opened = guard.open_fence(lasting).await;
-            answer(opened.and_then(|open| {
-                let fence = Fence::new(guard.fence_statement()?, open);
-                Ok(Box::new(move |py: Python<'_>| fence.into_py_any(py)) as Answer)
-            }))
+            answer(open_fences(set, lasting).await)
         }))
     }
 
     /// The reason why a fence did not pass: a loss, or an error.
     fn fence_failed(&self, conflict: bool) -> Pending {
-        let guard = Arc::clone(&self.grant.guard);
+        let set = Arc::clone(&self.grant.guard);
         let failure = match conflict {
             true => FenceFailure::Conflict,
             false => FenceFailure::NoRow,
         };
         Pending::new(async move {
-            match guard.read().await.as_ref() {
-                Some(guard) => answer(Err(guard.fence_failed(failure).await)),
-                None => Ok(nothing()),
+            let set = set.read().await;
+            let Some((set, first)) =
+                (set.as_ref()).and_then(|set| Some((set, set.guards().first()?)))
+            else {
+                return Ok(nothing());
+            };
+            // Whichever it was, a lock that is lost is the reason.
+            if let Err(error) = set.check().await {
+                return answer(Err(error));
             }
+            answer(Err(first.fence_failed(failure).await))
         })
     }
 
@@ -379,14 +391,25 @@ impl Guard {
     }
 }
 
+async fn open_fences(set: &LockSet, lasting: Option<Duration>) -> Result<Answer, Error> {
+    let mut fences = Vec::with_capacity(set.guards().len());
+    for guard in set.guards() {
+        let open = guard.open_fence(lasting).await?;
+        fences.push(Fence::new(guard.fence_statement()?, open));
+    }
+    Ok(Box::new(move |py: Python<'_>| fences.into_py_any(py)))
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         if *self.stays.get_mut()
             && let Ok(mut guard) = self.grant.guard.try_write()
-            && let Some(guard) = guard.take()
+            && let Some(set) = guard.take()
         {
-            // An error means that the lock is lost, which needs no release.
-            let _ = guard.into_ticket();
+            for guard in set.into_guards() {
+                // An error means that the lock is lost, which needs no release.
+                let _ = guard.into_ticket();
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ mod guard;
 mod listing;
 mod locks;
 mod logging;
+mod observer;
 mod pending;
 mod schema;
 mod scope;
@@ -47,9 +48,11 @@ mod _core {
     #[pymodule_export]
     use super::logging::{close_log, next_record, set_log_level};
     #[pymodule_export]
+    use super::observer::Observer;
+    #[pymodule_export]
     use super::pending::Pending;
     #[pymodule_export]
-    use super::schema::{columns, schema};
+    use super::schema::{columns, permit_schema, schema};
     #[pymodule_export]
     use super::scope::{Scope, Steps};
     #[pymodule_export]
@@ -77,9 +80,9 @@ mod _core {
     }
 
     #[pyfunction]
-    fn ticket_name(py: Python<'_>, ticket: &str) -> PyResult<String> {
+    fn ticket_parts(py: Python<'_>, ticket: &str) -> PyResult<(String, Option<u16>)> {
         match ticket.parse::<database_locks::Ticket>() {
-            Ok(ticket) => Ok(ticket.name().as_str().to_owned()),
+            Ok(ticket) => Ok((ticket.name().as_str().to_owned(), ticket.slot.number())),
             Err(error) => Err(errors::raise(py, error)),
         }
     }

@@ -4,10 +4,11 @@
 //! gets only the rows that it shows.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 
-use database_locks::{Error, ListFilter, LockInfo, Locks};
+use database_locks::{Error, ListFilter, LockInfo, LockName, Locks};
 
-const STATES: [&str; 3] = ["held", "expired", "free"];
+const STATES: [&str; 4] = ["held", "resting", "expired", "free"];
 /// The number of rows that are written between two yields to the runtime.
 const ROWS_AT_ONCE: usize = 1_000;
 
@@ -19,16 +20,17 @@ async fn read(locks: &Locks, free: bool) -> Result<Vec<LockInfo>, Error> {
 
 /// A JSON array, in the order of names.
 pub(crate) async fn list(locks: &Locks, free: bool) -> Result<String, Error> {
-    Ok(array(&read(locks, free).await?).await)
+    let rows = read(locks, free).await?;
+    Ok(array(&rows, LockInfo::to_json).await)
 }
 
-async fn array(rows: &[LockInfo]) -> String {
+async fn array(rows: &[LockInfo], to_json: impl Fn(&LockInfo) -> String) -> String {
     let mut text = String::from("[");
     for (at, info) in rows.iter().enumerate() {
         if at > 0 {
             text.push(',');
         }
-        text.push_str(&info.to_json());
+        text.push_str(&to_json(info));
         // This may run on the thread that renews leases.
         if at % ROWS_AT_ONCE == ROWS_AT_ONCE - 1 {
             tokio::task::yield_now().await;
@@ -42,13 +44,38 @@ async fn array(rows: &[LockInfo]) -> String {
 pub(crate) struct PageRequest {
     /// Part of a name or holder, case-insensitive.
     pub(crate) text: String,
-    /// `held`, `expired` or `free`; `None`: all.
+    /// One of [`STATES`]; `None`: all.
     pub(crate) state: Option<String>,
     /// `age`: longest held first; `-age`: shortest held first; `None`: by state and name.
     pub(crate) order: Option<String>,
     /// From 1. A page that does not exist is the last one.
     pub(crate) page: i64,
     pub(crate) rows: usize,
+}
+
+/// Of each semaphore, how many permits are held, and how many its holders allow.
+struct Permits(HashMap<LockName, (usize, u32)>);
+
+impl Permits {
+    fn of(rows: &[LockInfo]) -> Self {
+        let mut counts = HashMap::<LockName, (usize, u32)>::new();
+        for row in rows.iter().filter(|row| row.slot.is_some()) {
+            let (held, of) = counts.entry(row.name.clone()).or_default();
+            *held += usize::from(row.is_held());
+            *of = row.permits.unwrap_or_default().max(*of);
+        }
+        Self(counts)
+    }
+
+    /// The row as JSON; that of a permit with the keys `held` and `of` of its semaphore.
+    fn to_json(&self, row: &LockInfo) -> String {
+        let text = row.to_json();
+        let Some((held, of)) = row.slot.and_then(|_| self.0.get(&row.name)) else {
+            return text;
+        };
+        let text = text.strip_suffix('}').unwrap_or(&text);
+        format!("{text},\"held\":{held},\"of\":{of}}}")
+    }
 }
 
 /// One page, by default locks in use first, then by name, and the number of locks in each state.
@@ -58,6 +85,7 @@ pub(crate) async fn page(locks: &Locks, request: PageRequest) -> Result<String, 
     let free = state.is_none_or(|state| state == "free");
     let text = request.text.to_lowercase();
     let mut found = read(locks, free).await?;
+    let permits = Permits::of(&found);
     found.retain(|info| matches(info, &text));
     let count = |state| {
         found
@@ -73,12 +101,13 @@ pub(crate) async fn page(locks: &Locks, request: PageRequest) -> Result<String, 
     sort(&mut found, request.order.as_deref());
     let shown = rows_of(&found, request.page, request.rows);
     Ok(format!(
-        r#"{{"held":{},"expired":{},"free":{},"total":{},"rows":{}}}"#,
+        r#"{{"held":{},"resting":{},"expired":{},"free":{},"total":{},"rows":{}}}"#,
         counts[0],
         counts[1],
         counts[2],
+        counts[3],
         found.len(),
-        array(shown).await
+        array(shown, |row| permits.to_json(row)).await
     ))
 }
 

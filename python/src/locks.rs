@@ -1,6 +1,6 @@
 //! The locks of one table.
 
-use database_locks::{Error, Lock, LocksBuilder, Prune, Ticket};
+use database_locks::{Error, LockSet, LocksBuilder, Prune, Ticket};
 use pyo3::prelude::*;
 use serde_json::Value as Json;
 
@@ -9,7 +9,29 @@ use crate::credentials::asking;
 use crate::errors::raise;
 use crate::guard;
 use crate::listing::{self, PageRequest};
+use crate::observer::Observer;
 use crate::pending::{Answer, Pending, nothing, value};
+
+/// The settings that one lock and several have in common.
+macro_rules! set_all {
+    ($lock:ident, $py:ident, $ttl:ident, $wait:ident, $auto_renew:ident, $renew_every:ident,
+     $poll:ident, $meta:ident) => {
+        $lock = $lock.ttl(convert::ttl($py, $ttl)?);
+        if let Some(every) = $renew_every {
+            $lock = $lock.renew_every(seconds($py, "lock_ttl_renew", every)?);
+        }
+        $lock = $lock.auto_renew($auto_renew);
+        if let Some(longest) = $poll {
+            $lock = $lock.poll(seconds($py, "retry", longest)?);
+        }
+        for (key, value) in metadata($meta) {
+            $lock = $lock.metadata(key, value);
+        }
+        if let Some(wait) = $wait {
+            $lock = $lock.wait(seconds($py, "timeout", wait)?);
+        }
+    };
+}
 
 #[pyclass(frozen, module = "database_locks._core")]
 pub(crate) struct Locks {
@@ -58,7 +80,7 @@ impl Locks {
     }
 
     #[allow(clippy::too_many_arguments, reason = "each has a name in Python")]
-    #[pyo3(signature = (name, *, ttl, wait, auto_renew=true, renew_every=None, holder=None, poll=None, meta=None))]
+    #[pyo3(signature = (name, *, ttl, wait, auto_renew=true, renew_every=None, holder=None, poll=None, at_least=0.0, once_per=None, meta=None, permits=None))]
     fn acquire(
         &self,
         py: Python<'_>,
@@ -69,31 +91,64 @@ impl Locks {
         renew_every: Option<f64>,
         holder: Option<&str>,
         poll: Option<f64>,
+        at_least: f64,
+        once_per: Option<f64>,
         meta: Option<&str>,
+        permits: Option<u32>,
     ) -> PyResult<Pending> {
-        let mut lock = self.locks.lock(name).ttl(convert::ttl(py, ttl)?);
-        if let Some(every) = renew_every {
-            lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
-        }
-        lock = lock.auto_renew(auto_renew);
+        let mut lock = match permits {
+            None => self.locks.lock(name),
+            Some(permits) => self.locks.semaphore(name, permits),
+        };
+        set_all!(lock, py, ttl, wait, auto_renew, renew_every, poll, meta);
         if let Some(holder) = holder {
-            lock = lock.holder(holder).preempt(true);
+            // No permit is taken over.
+            lock = lock.holder(holder).preempt(permits.is_none());
         }
-        if let Some(longest) = poll {
-            lock = lock.poll(seconds(py, "retry", longest)?);
-        }
-        if let Some(meta) = meta {
-            lock = with_meta(lock, meta);
+        lock = lock.at_least(seconds(py, "at_least", at_least)?);
+        if let Some(period) = once_per {
+            lock = lock.once_per(seconds(py, "once_per", period)?);
         }
         let once = wait == Some(0.0);
-        if let Some(wait) = wait {
-            lock = lock.wait(seconds(py, "timeout", wait)?);
+        Ok(Pending::new(guard::acquire(async move {
+            let guard = if once && once_per.is_none() {
+                lock.try_acquire().await?
+            } else {
+                match lock.acquire().await {
+                    // Not `try_acquire`, which does not tell a busy lock from a recent grant.
+                    Err(Error::TimedOut { .. }) if once => None,
+                    acquired => Some(acquired?),
+                }
+            };
+            Ok(guard.map(LockSet::from))
+        })))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "each has a name in Python")]
+    #[pyo3(signature = (names, *, ttl, wait, auto_renew=true, renew_every=None, holder=None, poll=None, meta=None))]
+    fn acquire_all(
+        &self,
+        py: Python<'_>,
+        names: Vec<String>,
+        ttl: Option<f64>,
+        wait: Option<f64>,
+        auto_renew: bool,
+        renew_every: Option<f64>,
+        holder: Option<&str>,
+        poll: Option<f64>,
+        meta: Option<&str>,
+    ) -> PyResult<Pending> {
+        let mut locks = self.locks.all(names);
+        set_all!(locks, py, ttl, wait, auto_renew, renew_every, poll, meta);
+        if let Some(holder) = holder {
+            locks = locks.holder(holder);
         }
+        let once = wait == Some(0.0);
         Ok(Pending::new(guard::acquire(async move {
             if once {
-                return lock.try_acquire().await;
+                return locks.try_acquire().await;
             }
-            lock.acquire().await.map(Some)
+            locks.acquire().await.map(Some)
         })))
     }
 
@@ -113,7 +168,7 @@ impl Locks {
             lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
         }
         Ok(Pending::new(guard::acquire(async move {
-            lock.resume(&ticket).await.map(Some)
+            lock.resume(&ticket).await.map(|guard| Some(guard.into()))
         })))
     }
 
@@ -161,12 +216,34 @@ impl Locks {
         })
     }
 
-    fn force_release(&self, name: String) -> Pending {
+    fn observe(&self, name: &str) -> Observer {
+        Observer::new(self.locks.leader(name).observe())
+    }
+
+    fn show_semaphore(&self, name: String) -> Pending {
         self.pending(|locks| async move {
-            let previous = locks.force_release(&name).await?;
+            let semaphore = locks.show_semaphore(&name).await?;
+            Ok(value(semaphore.to_json()))
+        })
+    }
+
+    fn set_limit(&self, name: String, limit: Option<u32>) -> Pending {
+        self.pending(move |locks| async move {
+            locks.set_limit(&name, limit).await?;
+            Ok(nothing())
+        })
+    }
+
+    #[pyo3(signature = (name, slot=None))]
+    fn force_release(&self, name: String, slot: Option<u16>) -> Pending {
+        self.pending(move |locks| async move {
+            let previous = match slot {
+                None => locks.force_release(&name).await?,
+                Some(slot) => locks.force_release_permit(&name, slot).await?,
+            };
             Ok(value(previous.map(|previous| {
                 let held_for = previous.held_for.map(|age| age.as_secs_f64());
-                (previous.holder, held_for)
+                (previous.holder, held_for, previous.rested)
             })))
         })
     }
@@ -208,14 +285,12 @@ impl Locks {
     }
 }
 
-/// Adds the caller's metadata, a JSON object.
-fn with_meta(mut lock: Lock, meta: &str) -> Lock {
-    if let Ok(Json::Object(keys)) = serde_json::from_str(meta) {
-        for (key, value) in keys {
-            lock = lock.metadata(key, value);
-        }
+/// The caller's metadata, a JSON object.
+fn metadata(meta: Option<&str>) -> serde_json::Map<String, Json> {
+    match meta.map(serde_json::from_str) {
+        Some(Ok(Json::Object(keys))) => keys,
+        _ => serde_json::Map::new(),
     }
-    lock
 }
 
 pub(crate) fn builder(url: &str, table: Option<&str>) -> LocksBuilder {

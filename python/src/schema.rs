@@ -1,4 +1,4 @@
-//! The table of locks, for Django's migrations.
+//! The tables of locks and permits, for Django's migrations.
 
 use database_locks::__python;
 use pyo3::prelude::*;
@@ -6,6 +6,11 @@ use pyo3::prelude::*;
 #[pyfunction]
 pub(crate) fn schema(engine: &str) -> Option<&'static str> {
     __python::schema(engine)
+}
+
+#[pyfunction]
+pub(crate) fn permit_schema(engine: &str) -> Option<&'static str> {
+    __python::permit_schema(engine)
 }
 
 /// Name and definition of each column, in the order of the statement that creates the table.

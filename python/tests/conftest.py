@@ -24,6 +24,7 @@ ENGINES = ["memory", "sqlite", *SERVERS]
 #: Tests of processes and threads. MySQL has the drivers of MariaDB and is left out.
 OF_PROCESSES = {
     "test_celery",
+    "test_celery_beat",
     "test_busy_interpreter",
     "test_gunicorn",
     "test_leaks",
@@ -104,6 +105,7 @@ def _empty_table(server: Server, tables: dict[str, str]) -> str:
         dblock("init", url=url)
     try:
         sql(url, "DELETE FROM database_locks_lock")
+        sql(url, "DELETE FROM database_locks_permit")
     except Exception:  # noqa: BLE001 - each driver has its own, and a test may have dropped the table
         dblock("init", url=url)
     return url

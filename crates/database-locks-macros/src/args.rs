@@ -1,6 +1,6 @@
 //! The arguments of `#[locked(…)]`.
 
-use protocol::{LockName, MAX_CHARS, Ttl, parse_duration};
+use protocol::{LockName, MAX_CHARS, OncePer, Ttl, parse_duration};
 use std::time::Duration;
 
 use quote::ToTokens;
@@ -10,16 +10,19 @@ use syn::{Error, Expr, ExprLit, Ident, Lit, LitStr, Path, Result, Token};
 
 /// All keys, for messages.
 const KEYS: &str = "`name`, `ttl`, `wait`, `poll`, `renew_every`, `auto_renew`, `margin`, `holder`, \
-                    `preempt`, `metadata`, `via` and `crate`";
+                    `preempt`, `at_least`, `once_per`, `metadata`, `via` and `crate`";
 /// Names of arguments in other libraries, and the key here.
-const ALIASES: [(&str, &str); 10] = [
+const ALIASES: [(&str, &str); 13] = [
     ("database", "via"),
     ("db", "via"),
+    ("every", "once_per"),
     ("key", "name"),
     ("lease", "ttl"),
     ("locks", "via"),
     ("meta", "metadata"),
+    ("min_hold", "at_least"),
     ("owner", "holder"),
+    ("period", "once_per"),
     ("retry", "poll"),
     ("take_over", "preempt"),
     ("timeout", "wait"),
@@ -37,6 +40,8 @@ pub(crate) struct Args {
     pub(crate) margin: Option<Length>,
     pub(crate) holder: Option<Expr>,
     pub(crate) preempt: Option<Expr>,
+    pub(crate) at_least: Option<Length>,
+    pub(crate) once_per: Option<Length>,
     pub(crate) metadata: Option<Metadata>,
     pub(crate) via: Option<Expr>,
     /// The path of `database_locks`, if it was renamed.
@@ -114,6 +119,22 @@ const MARGIN: Bounds = Bounds {
     most: Duration::MAX,
     infinite: false,
 };
+const AT_LEAST: Bounds = Bounds {
+    key: "at_least",
+    allowed: "\"0\" to ten years (\"3652.5d\")",
+    types: "`Duration`",
+    least: Duration::ZERO,
+    most: Ttl::MAX,
+    infinite: false,
+};
+const ONCE_PER: Bounds = Bounds {
+    key: "once_per",
+    allowed: "\"100ms\" to ten years (\"3652.5d\")",
+    types: "`Duration`",
+    least: OncePer::MIN,
+    most: OncePer::MAX,
+    infinite: false,
+};
 
 impl Parse for Args {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
@@ -157,6 +178,8 @@ impl Args {
             "margin" => set(&mut self.margin, &key, length(&MARGIN, input.parse()?)?),
             "holder" => set(&mut self.holder, &key, text(&key, input.parse()?)?),
             "preempt" => set(&mut self.preempt, &key, flag(&key, input.parse()?)?),
+            "at_least" => set(&mut self.at_least, &key, length(&AT_LEAST, input.parse()?)?),
+            "once_per" => set(&mut self.once_per, &key, length(&ONCE_PER, input.parse()?)?),
             "metadata" => set(&mut self.metadata, &key, metadata(input.parse()?)?),
             "via" => set(&mut self.via, &key, locks(input.parse()?)?),
             "crate" => set(&mut self.core, &key, path(input)?),

@@ -180,6 +180,8 @@ impl Expansion<'_> {
             args.preempt
                 .as_ref()
                 .map(|on| quote_spanned!(on.span()=> .preempt(#on))),
+            length("at_least", &args.at_least),
+            length("once_per", &args.once_per),
         ];
         let mut calls: TokenStream = calls.into_iter().flatten().collect();
         if let Some(Metadata::Pairs(pairs)) = &args.metadata {

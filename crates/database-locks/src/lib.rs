@@ -38,6 +38,9 @@
 //!
 //! # Other forms
 //!
+//! - [`Locks::leader`]: of many processes one leads, and another one takes over when it ends.
+//! - [`Locks::semaphore`]: a lock that several holders have at the same time.
+//! - [`Locks::all`]: several locks at once, all or none.
 //! - [`blocking`]: the same API for code that blocks.
 //! - [`#[locked("nightly report", ttl = "30s")]`](macro@locked): runs a function under a lock. A
 //!   function that returns no `Result` panics if the lock is not acquired or is lost.
@@ -69,19 +72,23 @@ mod runtime;
 mod store;
 
 pub use api::administration::PreviousHolder;
+pub use api::all_locks::AllLocks;
 #[cfg(feature = "macros")]
 pub use api::attribute::locked;
 pub use api::blocking;
 pub use api::builder::LocksBuilder;
 pub use api::fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
+pub use api::leader::observer::LeaderObserver;
+pub use api::leader::{Leader, Term};
 pub use api::lock::Lock;
+pub use api::lock_set::{LockSet, OpenFences};
 pub use api::locks::Locks;
 pub use client::guard::LockGuard;
 pub use error::loss::Loss;
 pub use error::{BoxError, Error};
 pub use protocol::{
-    HeldBy, InvalidSetting, ListFilter, LockInfo, LockName, LockState, LostReason, Prune, Ticket,
-    Token, Ttl, parse_duration,
+    HeldBy, InvalidSetting, ListFilter, LockInfo, LockName, LockState, LostReason, Prune,
+    Semaphore, Ticket, Token, Ttl, parse_duration,
 };
 
 // The drivers in whose transactions `LockGuard::fence` works, in the versions that it takes.
@@ -135,6 +142,16 @@ pub mod __python {
             "postgres" => Some(include_str!("../schema/postgres.sql")),
             "mysql" => Some(include_str!("../schema/mysql.sql")),
             "sqlite" => Some(include_str!("../schema/sqlite.sql")),
+            _ => None,
+        }
+    }
+
+    /// As [`schema`], for the table of permits: `{permits}` stands for its name.
+    pub fn permit_schema(engine: &str) -> Option<&'static str> {
+        match engine {
+            "postgres" => Some(include_str!("../schema/postgres_permit.sql")),
+            "mysql" => Some(include_str!("../schema/mysql_permit.sql")),
+            "sqlite" => Some(include_str!("../schema/sqlite_permit.sql")),
             _ => None,
         }
     }

@@ -99,6 +99,24 @@ async fn named_by_a_macro(locks: &Locks) -> bool {
     holds(locks, "app/report").await
 }
 
+#[locked("daily", via = locks, once_per = "1d", at_least = Duration::from_secs(60))]
+async fn daily(locks: &Locks) -> Result<bool, database_locks::Error> {
+    Ok(holds(locks, "daily").await)
+}
+
+#[tokio::test]
+async fn a_function_runs_once_in_a_period_and_its_lock_rests() {
+    let locks = locks("memory:locked-daily").await;
+    assert!(daily(&locks).await.unwrap());
+    let again = daily(&locks).await;
+    assert!(
+        matches!(again, Err(database_locks::Error::AlreadyRan { .. })),
+        "{again:?}"
+    );
+    let info = locks.show("daily").await.unwrap().unwrap();
+    assert!(matches!(info.state, LockState::Resting { .. }), "{info:?}");
+}
+
 #[tokio::test]
 async fn a_constant_or_a_macro_is_a_name_too() {
     let locks = locks("memory:locked-const").await;

@@ -4,6 +4,8 @@ use database_locks::{Error, LockName, LostReason};
 
 use crate::time::human;
 
+/// CMD was begun in this period already.
+pub(crate) const SKIPPED: u8 = 0;
 /// `show` of a lock without a row in the table.
 pub(crate) const UNKNOWN_LOCK: u8 = 1;
 /// The output could not be written: the disk is full, or stdout is closed.
@@ -110,8 +112,11 @@ impl From<Error> for Failure {
                 waited,
                 holder,
                 held_for,
+                rests_for,
+                permits,
                 ..
             } => {
+                let what = permits.map_or("lock", |_| "semaphore");
                 let (gave_up, next) = match waited.is_zero() {
                     true => (String::new(), "wait for it with `-w 5m`"),
                     false => (
@@ -119,13 +124,29 @@ impl From<Error> for Failure {
                         "wait longer, or see `dblock list`",
                     ),
                 };
-                let by = holder.as_deref().map(|holder| format!(" by {holder}"));
-                let by = by.unwrap_or_default();
-                let age = held_for.map(|age| format!(" for {}", human(age)));
-                let age = age.unwrap_or_default();
-                let message = format!("{gave_up}lock `{name}` is held{by}{age}; {next}");
-                Self::new(BUSY, message)
+                let state = match rests_for {
+                    _ if *permits == Some(0) => "is paused by an operator".to_owned(),
+                    Some(left) => {
+                        let after = holder.as_deref().map(|holder| format!(" after {holder}"));
+                        let after = after.unwrap_or_default();
+                        format!("rests for another {}{after}", human(*left))
+                    }
+                    None => {
+                        let by = holder.as_deref().map(|holder| format!(" by {holder}"));
+                        let age = held_for.map(|age| format!(" for {}", human(age)));
+                        let (by, age) = (by.unwrap_or_default(), age.unwrap_or_default());
+                        match permits {
+                            None | Some(1) => format!("is held{by}{age}"),
+                            Some(permits) => {
+                                format!("has all {permits} permits held, one{by}{age}")
+                            }
+                        }
+                    }
+                };
+                Self::new(BUSY, format!("{gave_up}{what} `{name}` {state}; {next}"))
             }
+            // For cron a run that is skipped is a success. The library logs it, for `--verbose`.
+            Error::AlreadyRan { .. } => Self::new(SKIPPED, ""),
             Error::Lost { .. } => Self::unavailable(format!(
                 "{}, right after the grant; try again",
                 error.chain()
@@ -162,7 +183,7 @@ fn option_name(setting: &str) -> String {
     match setting {
         "url" => "the URL (--url, --url-file, DATABASE_LOCKS_URL)".to_owned(),
         "service" => "the service (PGSERVICE, service=)".to_owned(),
-        "name" => "NAME".to_owned(),
+        "name" | "names" => "NAME".to_owned(),
         "holder" => "--holder".to_owned(),
         "metadata" => "--meta".to_owned(),
         // The name of a variable or of a file.

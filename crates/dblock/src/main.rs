@@ -45,10 +45,12 @@ fn run(invocation: Invocation) -> Result<u8, Failure> {
 async fn dispatch(target: &Target, task: Task, notices: &Notices) -> Result<u8, Failure> {
     match task {
         Task::Run(args) => commands::run(target, args, notices).await,
+        Task::Lead(args) => commands::lead(target, args, notices).await,
         Task::Acquire { args, json } => commands::acquire(target, &args, json, notices).await,
         Task::Renew { name, ticket, ttl } => commands::renew(target, &name, &ticket, ttl).await,
         Task::Release { name, ticket } => commands::release(target, &name, &ticket).await,
-        Task::ForceRelease { name } => commands::force_release(target, &name).await,
+        Task::ForceRelease { name, slot } => commands::force_release(target, &name, slot).await,
+        Task::Limit { name, limit } => commands::limit(target, &name, limit).await,
         Task::List { all, json } => commands::list(target, all, json).await,
         Task::Show { name, json } => commands::show(target, &name, json).await,
         Task::Prune(prune) => commands::prune(target, prune).await,

@@ -91,6 +91,7 @@ pub fn failed_resume_outcome(command: &ResumeCommand, row: Option<&LockRow>) -> 
     let holder = row.and_then(|row| row.holder.as_deref());
     let grant = Grant {
         name: command.to.name.clone(),
+        slot: command.slot,
         token: command.token,
         id: command.from,
         holder: holder.unwrap_or_default().into(),

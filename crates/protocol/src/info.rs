@@ -10,7 +10,7 @@ use crate::lost::{HeldBy, UNNAMED_HOLDER};
 use crate::observation::ObservedExpiry;
 use crate::values::grant::Token;
 use crate::values::name::LockName;
-use crate::values::text::Holding;
+use crate::values::text::{Holding, Resting};
 
 /// One lock as its row was when it was read.
 ///
@@ -26,28 +26,100 @@ use crate::values::text::Holding;
 pub struct LockInfo {
     /// The name of the lock.
     pub name: LockName,
-    /// Whether the lock is free, held, or expired because its holder did not renew it.
+    /// Whether the lock is free, held, resting, or expired because its holder did not renew it.
     pub state: LockState,
     /// The name of the present or latest holder.
     pub holder: Option<String>,
     /// The fencing token of the latest grant; 0 if this library never granted the lock.
     pub token: Token,
-    /// The id of the present grant; `None` if the lock is free.
+    /// The id of the present grant; `None` if the lock is free or rests.
     pub grant: Option<String>,
-    /// For how long the lock has been held; `None` if it is free, or if its holder is legacy
-    /// (django-database-locks 0.5), which does not record it.
+    /// For how long the lock has been held; `None` if it is free or rests, or if its holder is
+    /// legacy (django-database-locks 0.5), which does not record it.
     pub held_for: Option<Duration>,
     /// When the present or latest grant was made.
     pub acquired_at: Option<SystemTime>,
     /// When the lock was last renewed or released.
     pub renewed_at: Option<SystemTime>,
-    /// When the lease ends; `None` if the lock is free or its lease is infinite.
+    /// When the lease or the rest ends; `None` if the lock is free or its lease is infinite.
     pub expires_at: Option<SystemTime>,
     /// The metadata of the holder, as JSON.
     pub metadata: Option<String>,
+    /// The number of the permit, if this is one of a semaphore; `None` for a lock.
+    pub slot: Option<u16>,
+    /// The number of permits that the holder of this permit allowed; `None` for a lock.
+    pub permits: Option<u32>,
     /// How the expiry of the lease is observed; `None` if the database's clock decides.
     #[doc(hidden)]
     pub observed_expiry: Option<ObservedExpiry>,
+}
+
+/// A semaphore as its rows were when they were read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Semaphore {
+    /// The name of the semaphore.
+    pub name: LockName,
+    /// The limit that an operator has set, which takes precedence over those of the callers; 0:
+    /// paused. `None`: each caller's own limit applies.
+    pub limit: Option<u32>,
+    /// The permits that were granted once, in order of their numbers. Those that are free are
+    /// among them.
+    pub permits: Vec<LockInfo>,
+}
+
+impl Semaphore {
+    /// A semaphore of these rows.
+    #[doc(hidden)]
+    pub fn new(name: LockName, limit: Option<u32>, permits: Vec<LockInfo>) -> Self {
+        Self {
+            name,
+            limit,
+            permits,
+        }
+    }
+
+    /// The number of permits that are held.
+    pub fn held(&self) -> usize {
+        self.permits
+            .iter()
+            .filter(|permit| permit.is_held())
+            .count()
+    }
+
+    /// The semaphore as one JSON object, on one line: `name`, `limit` (the operator's), `of` (see
+    /// [`Semaphore::effective_limit`]), `held`, and `permits`, each as [`LockInfo::to_json`] has it.
+    pub fn to_json(&self) -> String {
+        let fields = [
+            ("name", json!(self.name.as_str()).to_string()),
+            ("limit", json!(self.limit).to_string()),
+            ("of", json!(self.effective_limit()).to_string()),
+            ("held", json!(self.held()).to_string()),
+            (
+                "permits",
+                format!(
+                    "[{}]",
+                    self.permits
+                        .iter()
+                        .map(LockInfo::to_json)
+                        .collect::<Vec<_>>()
+                        .join(",")
+                ),
+            ),
+        ];
+        let fields = fields.map(|(name, value)| format!("\"{name}\":{value}"));
+        format!("{{{}}}", fields.join(","))
+    }
+
+    /// The operator's limit; without one, the greatest that a present holder has given, or else the
+    /// latest holders.
+    pub fn effective_limit(&self) -> Option<u32> {
+        let of = |held: bool| {
+            let permits = self.permits.iter().filter(move |it| it.is_held() || !held);
+            permits.filter_map(|permit| permit.permits).max()
+        };
+        self.limit.or_else(|| of(true)).or_else(|| of(false))
+    }
 }
 
 /// Which locks `Locks::list_filtered` reads: by default all.
@@ -74,7 +146,7 @@ impl ListFilter {
         Self::default()
     }
 
-    /// Only locks that are held or expired.
+    /// Only locks that are held, resting or expired.
     #[must_use]
     pub fn not_free(mut self) -> Self {
         self.not_free = true;
@@ -133,7 +205,7 @@ impl Prune {
     }
 }
 
-/// Whether a lock is free, held or expired.
+/// Whether a lock is free, held, resting or expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockState {
@@ -144,6 +216,12 @@ pub enum LockState {
         /// How long the lease lasts unless it is renewed; `None` if it is infinite.
         free_in: Option<Duration>,
     },
+    /// The latest holder has released the lock before its `Lock::at_least` had passed. No client
+    /// holds it, and none can acquire it before the rest has ended.
+    Resting {
+        /// How long it still rests.
+        free_in: Duration,
+    },
     /// The lease has ended. The next caller acquires the lock.
     Expired {
         /// For how long.
@@ -152,27 +230,30 @@ pub enum LockState {
 }
 
 impl LockState {
-    /// The state as one word: `free`, `held` or `expired`.
+    /// The state as one word: `free`, `held`, `resting` or `expired`.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Free => "free",
             Self::Held { .. } => "held",
+            Self::Resting { .. } => "resting",
             Self::Expired { .. } => "expired",
         }
     }
 
-    /// The rest of the lease; `None` if there is no lease or it is infinite.
+    /// What is left of the lease or the rest; `None` if there is none, or the lease is infinite.
     pub(crate) fn free_in(&self) -> Option<Duration> {
         match self {
             Self::Free => None,
             Self::Held { free_in } => *free_in,
+            Self::Resting { free_in } => Some(*free_in),
             Self::Expired { .. } => Some(Duration::ZERO),
         }
     }
 }
 
 impl LockInfo {
-    /// Whether the lock was held when the row was read: its state is [`LockState::Held`].
+    /// Whether the lock was held when the row was read: its state is [`LockState::Held`]. A lock
+    /// that [rests](LockState::Resting) has no holder, although no client can acquire it.
     pub fn is_held(&self) -> bool {
         matches!(self.state, LockState::Held { .. })
     }
@@ -218,7 +299,8 @@ impl LockInfo {
         words
     }
 
-    /// The holder, as the message of a timeout shows it: `held by web-2.17.ab for 4s`, or `free`.
+    /// The holder, as the message of a timeout shows it: `held by web-2.17.ab for 4s`, or `resting
+    /// for another 40s after web-2.17.ab`, or `free`.
     ///
     /// # Example
     ///
@@ -235,14 +317,15 @@ impl LockInfo {
     /// # Ok(()) }
     /// ```
     pub fn holder_summary(&self) -> String {
-        if !self.is_held() {
-            return "free".to_owned();
-        }
         let holder = self.holder.as_deref().unwrap_or(UNNAMED_HOLDER);
-        Holding(holder, self.held_for).to_string()
+        match self.state {
+            LockState::Held { .. } => Holding(holder, self.held_for).to_string(),
+            LockState::Resting { free_in } => Resting(holder, free_in).to_string(),
+            LockState::Free | LockState::Expired { .. } => "free".to_owned(),
+        }
     }
 
-    /// The holder; `None` if the lock is free or expired.
+    /// The holder; `None` if the lock is free, resting or expired.
     #[doc(hidden)]
     pub fn held_by(&self) -> Option<HeldBy> {
         self.is_held().then(|| HeldBy {
@@ -262,6 +345,7 @@ impl LockInfo {
     /// | `held_for`, `free_in`                     | seconds                           |
     /// | `acquired_at`, `renewed_at`, `expires_at` | RFC 3339 in UTC, database's clock |
     /// | `metadata`                                | [`LockInfo::parsed_metadata`]     |
+    /// | `slot`, `permits`                         | of a permit only                  |
     ///
     /// A value that is missing or infinite is null.
     pub fn to_json(&self) -> String {
@@ -278,10 +362,16 @@ impl LockInfo {
             ("renewed_at", json!(self.renewed_at.and_then(rfc3339))),
             ("expires_at", json!(self.expires_at.and_then(rfc3339))),
             ("metadata", self.parsed_metadata()),
+            ("slot", json!(self.slot)),
+            ("permits", json!(self.permits)),
         ];
+        // A lock has no permits.
+        let fields = &fields[..fields.len() - if self.slot.is_none() { 2 } else { 0 }];
         // A map of serde_json would sort the keys.
-        let fields = fields.map(|(name, value)| format!("\"{name}\":{value}"));
-        format!("{{{}}}", fields.join(","))
+        let fields = fields
+            .iter()
+            .map(|(name, value)| format!("\"{name}\":{value}"));
+        format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
     }
 }
 

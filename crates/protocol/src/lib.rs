@@ -11,6 +11,7 @@
 //! | `row`         | the interpretation of a row of the table                                 |
 //! | `failed_renewal` | why a grant that could not be renewed is lost                         |
 //! | `messages`    | requests of a client to a store, and the answers                         |
+//! | `several`     | a request for several locks, all or none                                 |
 //! | `info`        | a lock for people and as JSON                                            |
 //!
 //! No function reads a clock: each takes the instant or the length that it needs.
@@ -22,24 +23,28 @@ mod lost;
 mod messages;
 mod observation;
 mod row;
+mod several;
 mod values;
 
 pub use failed_renewal::{
     failed_renewal_outcome, failed_renewal_outcome_elsewhere, failed_resume_outcome,
 };
-pub use info::{ListFilter, LockInfo, LockState, Prune};
+pub use info::{ListFilter, LockInfo, LockState, Prune, Semaphore};
 pub use lease::{Answer, Lease, MIN_RENEWAL_TIMEOUT, Next};
 pub use lost::{Gone, HeldBy, LostReason};
 pub use messages::{
-    AcquireCommand, Force, Grant, Holder, Outcome, PAGE, Page, Primary, Pruned, ReleaseCommand,
-    Released, Renewal, ResumeCommand, TakeOverCommand,
+    AcquireCommand, Force, Grant, Holder, Kind, LatestGrant, Outcome, PAGE, Page, Permits, Primary,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand,
 };
 pub use observation::{Observations, ObservedExpiry, Version, WaitExtension};
-pub use row::LockRow;
+pub use row::{LockRow, no_permit_free};
+pub use several::AllOutcome;
 pub use values::grant::{GrantId, Token};
 pub use values::invalid::InvalidSetting;
 pub use values::name::{LockName, MAX_CHARS};
-pub use values::text::{Holding, Human, Short, escaped};
+pub use values::slot::{MAX_PERMITS, Slot};
+pub use values::spacing::{OncePer, checked_at_least};
+pub use values::text::{Holding, Human, Resting, Short, escaped};
 pub use values::ticket::Ticket;
 pub use values::time::BootInstant;
 pub use values::timing::{MAX_FIRST_GRANT, REQUEST_TIMEOUT, Renewing, Timing};

@@ -10,6 +10,7 @@ use crate::lost::{Gone, HeldBy, LostReason};
 use crate::observation::{ObservedExpiry, Version};
 use crate::values::grant::{GrantId, Token};
 use crate::values::name::LockName;
+use crate::values::slot::Slot;
 use crate::values::ttl::Ttl;
 
 /// The number of rows that a store examines for one page.
@@ -45,18 +46,40 @@ pub struct AcquireCommand {
     pub holder: Arc<str>,
     /// The length of the lease.
     pub length: Duration,
+    /// The lock is not granted if its latest grant began less than this long ago; `None`: whenever
+    /// that began. See [`OncePer::window`](crate::OncePer::window).
+    pub not_within: Option<Duration>,
     /// The metadata of the holder, as JSON.
     pub metadata: Arc<str>,
     /// The version of the row whose expiry was observed: if the row still has it, the lock is
     /// granted as if it were free. See [`ObservedExpiry`].
     pub expired_version: Option<Version>,
+    /// What is requested.
+    pub kind: Kind,
+}
+
+/// What an [`AcquireCommand`] requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// The lock itself, which has one holder.
+    #[default]
+    Exclusive,
+    /// One permit of a semaphore.
+    Permit {
+        /// The number of permits that the caller allows. A limit that an operator has set in the
+        /// database takes precedence.
+        limit: u32,
+        /// The versions of slots whose expiry was observed, as `expired_version` of a lock.
+        expired: Vec<(Slot, Version)>,
+    },
 }
 
 impl AcquireCommand {
     /// The grant that was made with this token, confirmed by this server.
-    pub fn granted(&self, token: Token, confirmed_by: Option<Primary>) -> Grant {
+    pub fn granted(&self, slot: Slot, token: Token, confirmed_by: Option<Primary>) -> Grant {
         Grant {
             name: self.name.clone(),
+            slot,
             token,
             id: self.grant,
             holder: Arc::clone(&self.holder),
@@ -70,6 +93,8 @@ impl AcquireCommand {
 pub enum Outcome {
     /// The lock is granted, for at least `length` since the request was sent.
     Granted {
+        /// The row that has the grant.
+        slot: Slot,
         /// The fencing token.
         token: Token,
         /// The requested length, or the rest of it if an earlier request made this grant.
@@ -77,8 +102,12 @@ pub enum Outcome {
         /// The server that granted it; `None` if the engine does not tell servers apart.
         confirmed_by: Option<Primary>,
     },
-    /// Another grant holds the lock.
+    /// Another grant holds the lock, or the lock rests. Of a semaphore: no permit is free, and this is
+    /// the holder whose lease ends first.
     Held(Holder),
+    /// The latest grant began less than [`AcquireCommand::not_within`] ago, whether it still holds
+    /// the lock or not. Waiting for the lock is useless.
+    TooRecent(LatestGrant),
     /// The lock seems free or expired, but another transaction has its row locked or has just
     /// created it. Try again soon.
     Busy,
@@ -95,6 +124,16 @@ impl Outcome {
     }
 }
 
+/// The latest grant of a lock, which began too recently for another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LatestGrant {
+    /// The name of its holder, from the column `locked_by`.
+    pub holder: Option<String>,
+    /// How long ago it began, by the database's clock. Zero if that clock is behind the one by
+    /// which it was made.
+    pub ago: Duration,
+}
+
 /// One of several database servers, of which a standby may replace the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Primary {
@@ -104,7 +143,7 @@ pub struct Primary {
     pub timeline: u32,
 }
 
-/// The holder of a lock, according to its row.
+/// The holder of a lock, according to its row; of a lock that rests, the latest one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder {
     /// The name of the holder, from the column `locked_by`.
@@ -123,6 +162,21 @@ pub struct Holder {
     /// Whether the row was last written by a legacy client (django-database-locks 0.5), which
     /// leaves the columns that it does not know unchanged.
     pub is_legacy: bool,
+    /// Whether this holder has released the lock, which rests until `free_in` has passed.
+    pub is_resting: bool,
+    /// The permits of a semaphore; `None` for a lock.
+    pub permits: Option<Permits>,
+}
+
+/// The permits of a semaphore that has none free.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Permits {
+    /// How many holders are allowed; 0 if an operator has paused the semaphore.
+    pub limit: u32,
+    /// How many permits are held, which may be more than the limit after it was lowered.
+    pub held: u32,
+    /// The slots whose expiry has to be observed.
+    pub observed: Vec<(Slot, ObservedExpiry)>,
 }
 
 impl Holder {
@@ -141,6 +195,8 @@ impl Holder {
 pub struct Grant {
     /// The name of the lock.
     pub name: LockName,
+    /// The row that has the grant.
+    pub slot: Slot,
     /// The fencing token.
     pub token: Token,
     /// The random id.
@@ -196,6 +252,8 @@ pub struct TakeOverCommand {
 /// A request, made with a ticket, to continue a grant under another id.
 #[derive(Clone, Debug)]
 pub struct ResumeCommand {
+    /// The row that has both grants.
+    pub slot: Slot,
     /// The token of both grants.
     pub token: Token,
     /// The id of the grant that ends.
@@ -207,7 +265,7 @@ pub struct ResumeCommand {
 impl ResumeCommand {
     /// The grant that continues the one of the ticket, confirmed by this server.
     pub fn granted(&self, confirmed_by: Option<Primary>) -> Grant {
-        self.to.granted(self.token, confirmed_by)
+        self.to.granted(self.slot, self.token, confirmed_by)
     }
 }
 
@@ -216,6 +274,8 @@ impl ResumeCommand {
 pub struct ReleaseCommand {
     /// The name of the lock.
     pub name: LockName,
+    /// The row that has the grant.
+    pub slot: Slot,
     /// The fencing token; `None` if the reply to the acquire was lost. The random id identifies the
     /// grant in that case.
     pub token: Option<Token>,
@@ -223,8 +283,12 @@ pub struct ReleaseCommand {
     pub grant: GrantId,
     /// The name of the holder, as in the column `locked_by`.
     pub holder: Arc<str>,
+    /// How long the lock rests: no client can acquire it before that has passed. Zero: it is free
+    /// at once.
+    pub rest: Duration,
     /// Whether the release has to survive a crash of the database. If that of an infinite lease
-    /// were lost, the lock would stay held for ever.
+    /// were lost, the lock would stay held for ever. If one with a rest were lost, the lock would
+    /// be free when its lease ends, which may be earlier.
     pub durable: bool,
 }
 
@@ -233,10 +297,22 @@ impl ReleaseCommand {
     pub fn of(grant: &Grant, ttl: Ttl) -> Self {
         Self {
             name: grant.name.clone(),
+            slot: grant.slot,
             token: Some(grant.token),
             grant: grant.id,
             holder: Arc::clone(&grant.holder),
+            rest: Duration::ZERO,
             durable: ttl == Ttl::Infinite,
+        }
+    }
+
+    /// This release, after which the lock rests.
+    #[must_use]
+    pub fn resting(self, rest: Duration) -> Self {
+        Self {
+            durable: self.durable || !rest.is_zero(),
+            rest,
+            ..self
         }
     }
 }
@@ -244,9 +320,9 @@ impl ReleaseCommand {
 /// The outcome of a [`ReleaseCommand`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Released {
-    /// The grant held the lock, which is free now.
+    /// The grant held the lock, which is free now, or rests.
     Freed,
-    /// The grant held the lock, which is free now, and the store notified waiters.
+    /// The grant held the lock, which is free now, or rests, and the store notified waiters.
     Awaited,
     /// The grant holds the lock, but another transaction has the row locked.
     Busy,
@@ -257,7 +333,7 @@ pub enum Released {
 /// The outcome of a release by force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Force {
-    /// The lock is free now; this was its holder.
+    /// The lock is free now; this was its holder, or the latest one if it rested.
     Freed(Holder),
     /// The lock was free, or has no row.
     WasFree,
@@ -272,6 +348,7 @@ mod tests {
     fn grant() -> Grant {
         Grant {
             name: LockName::new("job").unwrap(),
+            slot: Slot::Permit(3),
             token: Token::from_db(7),
             id: GrantId::of([7; 16]),
             holder: "me".into(),
@@ -286,17 +363,36 @@ mod tests {
             (Ttl::Infinite, true),
         ] {
             let release = ReleaseCommand::of(&grant(), ttl);
-            let asked = (release.name, release.token, release.grant, release.holder);
+            let asked = (
+                release.name,
+                release.slot,
+                release.token,
+                release.grant,
+                release.holder,
+            );
             let Grant {
                 name,
+                slot,
                 token,
                 id,
                 holder,
                 confirmed_by: _,
             } = grant();
-            assert_eq!(asked, (name, Some(token), id, holder));
+            assert_eq!(asked, (name, slot, Some(token), id, holder));
             assert_eq!(release.durable, durable);
         }
+    }
+
+    #[test]
+    fn a_release_after_which_the_lock_rests_is_durable() {
+        let release = ReleaseCommand::of(&grant(), Ttl::Finite(Duration::from_secs(1)));
+        let at_once = release.clone().resting(Duration::ZERO);
+        assert_eq!((at_once.rest, at_once.durable), (Duration::ZERO, false));
+        let rest = Duration::from_micros(1);
+        let resting = release.resting(rest);
+        assert_eq!((resting.rest, resting.durable), (rest, true));
+        let infinite = ReleaseCommand::of(&grant(), Ttl::Infinite);
+        assert!(infinite.resting(Duration::ZERO).durable);
     }
 
     #[test]
@@ -306,8 +402,10 @@ mod tests {
             grant: GrantId::of([8; 16]),
             holder: "me".into(),
             length: Duration::from_secs(30),
+            not_within: None,
             metadata: "{}".into(),
             expired_version: None,
+            kind: Kind::Exclusive,
         };
         let server = Some(Primary {
             system: 1,
@@ -318,8 +416,12 @@ mod tests {
             confirmed_by: server,
             ..grant()
         };
-        assert_eq!(to.granted(Token::from_db(7), server), expected);
+        assert_eq!(
+            to.granted(Slot::Permit(3), Token::from_db(7), server),
+            expected
+        );
         let resume = ResumeCommand {
+            slot: Slot::Permit(3),
             token: Token::from_db(7),
             from: grant().id,
             to,

@@ -5,10 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use crate::info::{LockInfo, LockState};
 use crate::lost::HeldBy;
-use crate::messages::{Holder, Outcome, ReleaseCommand, TakeOverCommand};
+use crate::messages::{
+    AcquireCommand, Holder, LatestGrant, Outcome, Permits, ReleaseCommand, TakeOverCommand,
+};
 use crate::observation::{ObservedExpiry, Version};
 use crate::values::grant::Token;
 use crate::values::name::LockName;
+use crate::values::slot::Slot;
 
 /// How long a row without the length of its lease is observed: a legacy row, or one that another
 /// program wrote. Most legacy leases last 10 s.
@@ -23,6 +26,10 @@ const UNKNOWN_LENGTH: Duration = Duration::from_secs(60);
 pub struct LockRow {
     /// The name of the lock.
     pub name: String,
+    /// Which row of the lock it is.
+    pub slot: Slot,
+    /// The number of permits that the holder of a permit allowed.
+    pub permits: Option<i64>,
     /// The column `locked_by`.
     pub holder: Option<String>,
     /// The column `token`.
@@ -55,11 +62,17 @@ fn micros(n: i64) -> Duration {
 }
 
 impl LockRow {
-    /// Whether the lock is free, held or expired.
+    /// Whether the row was released with a rest, which may have ended.
+    fn has_rest(&self) -> bool {
+        self.grant.is_none() && !self.is_legacy && !self.is_infinite && self.expires_in.is_some()
+    }
+
+    /// Whether the lock is free, held, resting or expired.
     fn state(&self) -> LockState {
         match self.expires_in {
             _ if self.is_infinite => LockState::Held { free_in: None },
             None => LockState::Free,
+            Some(left) if self.has_rest() => self.rest_of(left),
             Some(left) if self.multi_primary => {
                 let unknown = || micros(left).saturating_add(UNKNOWN_LENGTH);
                 let free_in = self.observed_expiry().map_or_else(unknown, |it| it.length);
@@ -76,9 +89,44 @@ impl LockRow {
         }
     }
 
+    /// The state of a row that was released with a rest, of which this is left by the clock of the
+    /// database.
+    ///
+    /// On a cluster a rest ends by the clock of the node that is asked, or by observation,
+    /// whichever is earlier. It protects no work, so a clock that is wrong makes it shorter and
+    /// nothing worse. By observation alone each job would have to watch the rest of its previous
+    /// run first.
+    fn rest_of(&self, left: i64) -> LockState {
+        if left <= 0 {
+            return LockState::Free;
+        }
+        let observed = self.observed_expiry().map(|expiry| expiry.length);
+        let free_in = micros(left).min(observed.unwrap_or(Duration::MAX));
+        LockState::Resting { free_in }
+    }
+
     /// Whether a grant holds the lock.
     pub fn is_held(&self) -> bool {
         matches!(self.state(), LockState::Held { .. })
+    }
+
+    /// Whether no client can acquire the lock: a grant holds it, or it rests.
+    pub fn is_taken(&self) -> bool {
+        self.is_held() || matches!(self.state(), LockState::Resting { .. })
+    }
+
+    /// The latest grant, if it began too recently for this command.
+    ///
+    /// A legacy client does not record when it acquired the lock, so the latest grant of this
+    /// library counts. Neither does one count that began further in the future than the period: the
+    /// clock was set back since.
+    fn too_recent(&self, command: &AcquireCommand) -> Option<LatestGrant> {
+        let (window, ago) = (command.not_within?, self.held_for?);
+        let window = i64::try_from(window.as_micros()).unwrap_or(i64::MAX);
+        (ago.saturating_abs() <= window).then(|| LatestGrant {
+            holder: self.holder.clone().filter(|_| !self.is_legacy),
+            ago: micros(ago),
+        })
     }
 
     /// Whether this grant holds the lock.
@@ -109,6 +157,11 @@ impl LockRow {
         if !self.multi_primary || self.is_infinite {
             return None;
         }
+        let rests = self.has_rest();
+        // Then the clock decides.
+        if rests && left <= 0 {
+            return None;
+        }
         let renewed_at = self.renewed_at.filter(|_| !self.is_legacy);
         let length = renewed_at.and_then(|at| expires_at.checked_sub(at));
         let length = match length.filter(|length| *length >= 0) {
@@ -124,8 +177,14 @@ impl LockRow {
                 renewed_at: self.renewed_at,
             },
             length,
-            overdue: left <= 0 || renewed_at.is_some_and(|at| at > now),
+            // A lock that rests has no holder, which could be dead.
+            overdue: !rests && (left <= 0 || renewed_at.is_some_and(|at| at > now)),
         })
+    }
+
+    /// The slot, and how its expiry is observed; `None` if it need not be, or cannot be.
+    pub fn observed_slot(&self) -> Option<(Slot, ObservedExpiry)> {
+        Some((self.slot, self.observed_expiry()?))
     }
 
     /// The holder, which stays in the row after a release.
@@ -138,6 +197,8 @@ impl LockRow {
             observed_expiry: self.observed_expiry(),
             grant: self.grant.clone(),
             is_legacy: self.is_legacy,
+            permits: None,
+            is_resting: matches!(self.state(), LockState::Resting { .. }),
         }
     }
 
@@ -146,25 +207,30 @@ impl LockRow {
         self.is_held().then(|| self.holder().into_held_by())
     }
 
-    /// The holder of each of these locks, according to the rows that exist.
+    /// The holder of each of these locks, according to the rows that exist; of a lock that rests,
+    /// the latest one.
     pub fn holders(names: &[LockName], rows: &[Self]) -> Vec<Option<Holder>> {
-        let held = rows.iter().filter(|row| row.is_held());
-        let held: HashMap<&str, &Self> = held.map(|row| (row.name.as_str(), row)).collect();
-        let holder = |name: &LockName| held.get(name.as_str()).map(|row| row.holder());
+        let taken = rows.iter().filter(|row| row.is_taken());
+        let taken: HashMap<&str, &Self> = taken.map(|row| (row.name.as_str(), row)).collect();
+        let holder = |name: &LockName| taken.get(name.as_str()).map(|row| row.holder());
         names.iter().map(holder).collect()
     }
 
     /// The outcome of an acquire that changed no row, according to the present row.
-    pub fn failed_acquire_outcome(&self, grant: &str) -> Outcome {
+    pub fn failed_acquire_outcome(&self, command: &AcquireCommand) -> Outcome {
         match self.expires_in {
             // The reply to an earlier request of the same grant was lost.
-            Some(left) if self.is_granted(grant) => Outcome::Granted {
+            Some(left) if self.is_granted(command.grant.as_str()) => Outcome::Granted {
+                slot: self.slot,
                 token: Token::from_db(self.token),
                 length: micros(left),
                 confirmed_by: None,
             },
-            _ if self.is_held() => Outcome::Held(self.holder()),
-            _ => Outcome::Busy,
+            _ => match self.too_recent(command) {
+                Some(latest) => Outcome::TooRecent(latest),
+                None if self.is_taken() => Outcome::Held(self.holder()),
+                None => Outcome::Busy,
+            },
         }
     }
 
@@ -173,9 +239,10 @@ impl LockRow {
         let is_unchanged = self.token == command.token.get()
             && self.grant == command.grant
             && self.holder.as_deref() == Some(&*command.to.holder);
-        match self.failed_acquire_outcome(command.to.grant.as_str()) {
-            // Only another transaction that had the row locked can have prevented it.
-            Outcome::Held(_) if is_unchanged => Outcome::Busy,
+        match self.failed_acquire_outcome(&command.to) {
+            // Only another transaction that had the row locked can have prevented it. A rest cannot
+            // be taken over.
+            Outcome::Held(holder) if is_unchanged && !holder.is_resting => Outcome::Busy,
             outcome => outcome,
         }
     }
@@ -186,7 +253,9 @@ impl LockRow {
         let observed_expiry = self.observed_expiry();
         // A legacy client leaves the columns of an earlier grant unchanged.
         let is_current = !self.is_legacy;
-        let is_granted = is_current && state != LockState::Free;
+        let is_granted =
+            is_current && matches!(state, LockState::Held { .. } | LockState::Expired { .. });
+        let has_end = state != LockState::Free && !self.is_infinite;
         let at = |stamp: Option<i64>| {
             stamp.and_then(|us| SystemTime::UNIX_EPOCH.checked_add(micros(us)))
         };
@@ -199,11 +268,26 @@ impl LockRow {
             held_for: self.held_for.filter(|_| is_granted).map(micros),
             acquired_at: at(self.acquired_at.filter(|_| is_current)),
             renewed_at: at(self.renewed_at.filter(|_| is_current)),
-            expires_at: at(self.expires_at.filter(|_| !self.is_infinite)),
+            expires_at: at(self.expires_at.filter(|_| has_end)),
             metadata: self.metadata.filter(|_| is_granted),
+            slot: self.slot.number(),
+            permits: self.permits.and_then(|permits| u32::try_from(permits).ok()),
             observed_expiry,
         }
     }
+}
+
+/// The outcome of an acquire that found no free permit. `first` is the permit whose lease ends
+/// first.
+pub fn no_permit_free(permits: Permits, first: Option<&LockRow>) -> Outcome {
+    Outcome::Held(Holder {
+        // The next grant may be that of any permit.
+        token: None,
+        grant: None,
+        observed_expiry: None,
+        permits: Some(permits),
+        ..first.map(LockRow::holder).unwrap_or_default()
+    })
 }
 
 #[cfg(test)]

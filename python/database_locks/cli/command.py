@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from .. import _core
+from .. import _arguments, _core
 from .._wrap import BUSY, UNAVAILABLE
 from ..django import conf
 from ..django.install import TABLE
@@ -32,7 +32,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """The subcommands and their arguments."""
         words = parser.add_subparsers(
-            dest="word", metavar="{list,show,release,prune,doctor,init}", required=True
+            dest="word", metavar="{list,show,release,limit,prune,doctor,init}", required=True
         )
 
         def word(name: str, what: str, *, json: bool = True) -> CommandParser:
@@ -46,17 +46,37 @@ class Command(BaseCommand):
             return added
 
         added = word(
-            "list", "List held and expired locks with holder, age, remaining time and purpose."
+            "list",
+            "List held, resting and expired locks with holder, age, remaining time and purpose.",
         )
         added.add_argument("-a", "--all", action="store_true", help="also list free locks")
-        added = word("show", "Show all facts about one lock; exit code 1 if there is no such lock.")
-        added.add_argument("name", metavar="NAME", help="name of the lock")
+        added = word(
+            "show",
+            "Show all facts about one lock or semaphore; exit code 1 if there is none of that name.",
+        )
+        added.add_argument("name", metavar="NAME", help="name of the lock or semaphore")
         added = word("release", "Release a lock without its holder.", json=False)
         added.add_argument("name", metavar="NAME", help="name of the lock")
         added.add_argument(
             "--force",
             action="store_true",
             help="required; make sure first that the holder is dead or stopped",
+        )
+        added.add_argument(
+            "--slot",
+            metavar="N",
+            type=int,
+            help="the permit of a semaphore, by its number, as show prints it",
+        )
+        added = word(
+            "limit", "Set how many permits a semaphore has, whatever its callers say.", json=False
+        )
+        added.add_argument("name", metavar="NAME", help="name of the semaphore")
+        added.add_argument(
+            "limit",
+            metavar="N",
+            type=_limit,
+            help="0 to 65536; 0 pauses it; none: each caller's own limit counts again",
         )
         added = word("prune", "Delete the rows of locks that have been free for long.", json=False)
         added.add_argument(
@@ -94,6 +114,7 @@ class Command(BaseCommand):
             "list": self.list,
             "show": self.show,
             "release": self.release,
+            "limit": self.limit,
             "prune": self.prune,
             "doctor": self.doctor,
             "init": self.init,
@@ -124,30 +145,56 @@ class Command(BaseCommand):
 
     def show(self, *, name: str, json: bool, **_: Any) -> None:
         row = conf.locks().show(name)
-        if row is None:
+        semaphore: Any = conf.locks().show_semaphore(name)
+        if semaphore["limit"] is None and not semaphore["permits"]:
+            semaphore = None
+        if row is None and semaphore is None:
             raise CommandError(
                 f"there is no lock `{formatting.on_one_line(name)}`: it was never held, or its row was "
                 "pruned; `manage.py locks list --all` names all locks",
                 returncode=UNKNOWN,
             )
-        self.say(formatting.as_json(row) if json else formatting.row(row))
+        if json:
+            both = row is not None and semaphore is not None
+            found = {**(row or {}), "semaphore": semaphore} if both else row or semaphore
+            self.say(formatting.as_json(found))
+            return
+        if row is not None:
+            self.say(formatting.row(row))
+        if semaphore is not None:
+            self.say(formatting.semaphore(semaphore))
 
-    def release(self, *, name: str, force: bool, **_: Any) -> None:
+    def release(self, *, name: str, force: bool, slot: int | None, **_: Any) -> None:
         if not force:
             raise CommandError(
                 f"lock `{formatting.on_one_line(name)}` is not released: its holder does that when it "
                 "ends; give --force if the holder is dead",
                 returncode=USAGE,
             )
-        freed = conf.locks().force_release(name)
+        freed = conf.locks()._force_release(name, slot)
         shown = formatting.on_one_line(name)
+        what = f"lock `{shown}`" if slot is None else f"permit {slot} of `{shown}`"
         if freed is None:
-            self.say(f"lock `{shown}` was free already")
+            self.say(f"{what} was free already")
             return
-        holder, held_for = freed
+        holder, held_for, rested = freed
         who = formatting.on_one_line(holder or "a holder without a name")
+        if rested:
+            self.say(f"{what} is free: its rest after {who} is ended")
+            return
         age = "" if held_for is None else f" for {formatting.human(held_for)}"
-        self.say(f"lock `{shown}` released by force: {who} had held it{age}")
+        self.say(f"{what} released by force: {who} had held it{age}")
+
+    def limit(self, *, name: str, limit: int | None, **_: Any) -> None:
+        conf.locks().set_limit(name, limit)
+        held = conf.locks().show_semaphore(name)["held"]
+        shown = formatting.on_one_line(name)
+        if limit is None:
+            self.say(f"semaphore `{shown}` has no limit in the database: each caller's counts")
+            return
+        what = "is paused" if limit == 0 else f"has the limit {limit}"
+        permits = "permit is" if held == 1 else "permits are"
+        self.say(f"semaphore `{shown}` {what}; {held} {permits} held")
 
     def prune(self, *, older_than: float, include_legacy: bool, **_: Any) -> None:
         deleted = conf.locks().prune(older_than, unknown=include_legacy)
@@ -172,6 +219,15 @@ class Command(BaseCommand):
 
 def _line(error: LockException) -> str:
     return formatting.on_one_line(str(error))
+
+
+def _limit(text: str) -> int | None:
+    try:
+        return _arguments.limit_of(None if text == "none" else int(text))
+    except (LockConfigError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no limit: 0 (paused) to 65536, or none"
+        ) from None
 
 
 def _duration(text: str) -> float:

@@ -37,15 +37,37 @@ def time(text: str | None) -> str:
 
 
 def state(row: Row) -> str:
-    """``held``, ``expired`` or ``free``."""
+    """``held``, ``resting``, ``expired`` or ``free``."""
     return str(row["state"])
 
 
 def free_in(row: Row) -> str:
     """When the lock is free unless it is renewed; empty if it is free."""
-    if row["state"] == "held":
+    if row["state"] in ("held", "resting"):
         return "never" if row["free_in"] is None else human(row["free_in"])
     return "now" if row["state"] == "expired" else ""
+
+
+def permit(row: Row, found: Sequence[Row]) -> str:
+    """Of a permit its number, and how many are held of how many: ``0 (2 of 3)``. ``found`` has the
+    rows of its semaphore, or all rows.
+    """
+    if row.get("slot") is None:
+        return ""
+    same = [it for it in found if it.get("slot") is not None and it["name"] == row["name"]]
+    held = sum(it["state"] == "held" for it in same)
+    limits = [it["permits"] for it in same if it["permits"] is not None]
+    return f"{row['slot']} ({held} of {max(limits)})" if limits else str(row["slot"])
+
+
+def permits(semaphore: Row) -> str:
+    """How many permits are held of how many."""
+    held, limit, of = semaphore["held"], semaphore["limit"], semaphore["of"]
+    if limit == 0:
+        return f"{held} held, paused by an operator (limit 0)"
+    if limit is not None:
+        return f"{held} of {limit} held (limit of an operator)"
+    return f"{held} held" if of is None else f"{held} of {of} held"
 
 
 def purpose(metadata: Any) -> str:
@@ -65,16 +87,18 @@ def purpose(metadata: Any) -> str:
 def facts(row: Row, time: Callable[[str | None], str] = time) -> list[tuple[str, str]]:
     """All facts about one lock, as pairs of label and text. ``time`` formats a point in time."""
     free = row["state"] == "free"
+    released = free or row["state"] == "resting"
     found = [
         ("name", row["name"]),
+        ("permit", "" if row.get("slot") is None else str(row["slot"])),
         ("state", state(row)),
-        ("last holder" if free else "holder", row["holder"]),
+        ("last holder" if released else "holder", row["holder"]),
         ("token", str(row["token"])),
         ("grant", row["grant"]),
-        ("last acquired" if free else "acquired", time(row["acquired_at"])),
+        ("last acquired" if released else "acquired", time(row["acquired_at"])),
         ("held for", "" if row["held_for"] is None else human(row["held_for"])),
-        ("released" if free else "renewed", time(row["renewed_at"])),
-        ("expires", time(row["expires_at"])),
+        ("released" if released else "renewed", time(row["renewed_at"])),
+        ("rests until" if released else "expires", time(row["expires_at"])),
         ("free in", "" if free else free_in(row)),
         *_metadata_facts(row["metadata"]),
     ]
@@ -124,7 +148,12 @@ def terminal_width() -> int:
 
 
 _HEAD = ("NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR")
-_COLOURS = {"held": "SUCCESS", "expired": "WARNING", "free": "HTTP_NOT_MODIFIED"}
+_COLOURS = {
+    "held": "SUCCESS",
+    "resting": "WARNING",
+    "expired": "WARNING",
+    "free": "HTTP_NOT_MODIFIED",
+}
 
 
 def rows(found: Sequence[Row], style: Any, columns: int | None) -> str:
@@ -136,19 +165,36 @@ def rows(found: Sequence[Row], style: Any, columns: int | None) -> str:
         return ""
     lines: list[tuple[str, ...]] = [_HEAD]
     for row in found:
-        cells = (
-            row["name"],
-            state(row),
-            row["holder"] or "",
-            str(row["token"]),
-            time(row["acquired_at"]),
-            "" if row["held_for"] is None else human(row["held_for"]),
-            free_in(row),
-            purpose(row["metadata"]),
-        )
-        lines.append(tuple(on_one_line(cell) or "-" for cell in cells))
+        lines.append(_cells(row["name"], row))
+    if any(row.get("slot") is not None for row in found):
+        shown = ["PERMIT", *(permit(row, found) or "-" for row in found)]
+        lines = [(*line[:2], cell, *line[2:]) for line, cell in zip(lines, shown, strict=True)]
     colours = [getattr(style, _COLOURS[state(row)]) for row in found]
     return _aligned(lines, columns, [style.MIGRATE_HEADING, *colours])
+
+
+def _cells(first: str, row: Row) -> tuple[str, ...]:
+    cells = (
+        first,
+        state(row),
+        row["holder"] or "",
+        str(row["token"]),
+        time(row["acquired_at"]),
+        "" if row["held_for"] is None else human(row["held_for"]),
+        free_in(row),
+        purpose(row["metadata"]),
+    )
+    return tuple(on_one_line(cell) or "-" for cell in cells)
+
+
+def semaphore(found: Row) -> str:
+    """How many permits are held, and a line for each permit that was granted once."""
+    head = _aligned([("name", on_one_line(found["name"])), ("permits", permits(found))])
+    if not found["permits"]:
+        return head
+    lines: list[tuple[str, ...]] = [("SLOT", *_HEAD[1:])]
+    lines += (_cells(str(permit["slot"]), permit) for permit in found["permits"])
+    return f"{head}\n{_aligned(lines)}"
 
 
 def row(found: Row) -> str:

@@ -16,6 +16,7 @@ W006    legacy (django-database-locks 0.5) writes local times (with ``--database
 W007    the table is missing (with ``--database``)
 W008    the table lacks columns (with ``--database``)
 W009    a view under ``ATOMIC_REQUESTS`` releases its lock before the commit
+W010    the table of permits is missing (with ``--database``)
 ======  ============================================================================
 """
 
@@ -38,13 +39,14 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.urls import get_resolver
 
 from .. import _arguments, _core
+from .._semaphore import semaphore
 from ..exceptions import LockConfigError
 from . import conf
-from .install import COLUMNS, TABLE
+from .install import COLUMNS, PERMITS, TABLE
 
 _PREFIX = "DATABASE_LOCKS_"
-#: The migration after which the table is complete.
-_LATEST = "0002_grants"
+#: The migration after which the tables are complete.
+_LATEST = "0003_permits"
 
 
 def register() -> None:
@@ -211,6 +213,9 @@ def check_requests(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage
         aliases = atomic - getattr(view, "_non_atomic_requests", set())
         for function in _functions(view):
             template = getattr(function, "database_lock", None)
+            if isinstance(template, semaphore):
+                # It limits how many run; it protects no rows.
+                continue
             if aliases and template is not None and template._until == "exit":
                 name = f"{function.__module__}.{function.__qualname__}"
                 found[name] = Advice(
@@ -262,10 +267,13 @@ def check_table(
         return []
     try:
         with connection.cursor() as cursor:
-            there = TABLE in connection.introspection.table_names(cursor)
-            if not there:
+            there = connection.introspection.table_names(cursor)
+            if TABLE not in there:
                 return [] if _is_migrating() else list(_missing(connection))
-            return [*_shape(connection, cursor), *_local_times(connection, cursor)]
+            found = [*_shape(connection, cursor), *_local_times(connection, cursor)]
+            if PERMITS not in there and not _is_migrating():
+                found += _no_permits(connection)
+            return found
     except DatabaseError:
         # Django itself reports a database that cannot be reached.
         return []
@@ -299,6 +307,15 @@ def _missing(connection: Any) -> Iterator[CheckMessage]:
         f"The database {connection.alias!r} has no table {TABLE}: no lock can be acquired.",
         hint=f"Run {_what_to_run(connection)}, which creates it.",
         id=_id("W007"),
+    )
+
+
+def _no_permits(connection: Any) -> Iterator[CheckMessage]:
+    yield Advice(
+        f"The database {connection.alias!r} has no table {PERMITS}: no permit of a semaphore can be "
+        "acquired, and locks cannot be listed.",
+        hint=f"Run {_what_to_run(connection)}, which creates it.",
+        id=_id("W010"),
     )
 
 

@@ -1,6 +1,6 @@
 """Migration operations: they run the core's statements on a Django connection.
 
-`dblock init` and `migrate` create the same table, in any order. Neither changes what exists
+`dblock init` and `migrate` create the same tables, in any order. Neither changes what exists
 already.
 """
 
@@ -18,6 +18,7 @@ from django.db.migrations.operations.base import Operation
 from .. import _core
 
 TABLE = "database_locks_lock"
+PERMITS = "database_locks_permit"
 
 #: The columns that legacy (django-database-locks 0.5) has.
 LEGACY_COLUMNS = ("id", "name", "locked_by", "expires_at")
@@ -28,6 +29,7 @@ COLUMNS = tuple(name for name, _ in _core.columns("sqlite") if name not in LEGAC
 #: Comments that `sqlmigrate` prints instead of a statement.
 ALL_MADE = f"{TABLE} does not exist yet: 0001_initial creates it with all columns"
 NOTHING_LACKS = f"{TABLE} has all columns already"
+PERMITS_EXIST = f"{PERMITS} exists already"
 
 #: Seconds for which a migration tries to lock the table, which other clients use for moments only.
 TIMEOUT = 30.0
@@ -43,11 +45,18 @@ def schema(engine: str) -> str:
     return text.replace("{table}", TABLE)
 
 
+def permit_schema(engine: str) -> str:
+    """As `schema`, for the table of permits."""
+    text = _core.permit_schema(engine)
+    if text is None:
+        raise LookupError(engine)
+    return text.replace("{permits}", PERMITS)
+
+
 class _LockTable(Operation):
     """The base class of the operations: selects the databases and the engine."""
 
     reversible = True
-    reduces_to_sql = False
     atomic = False
 
     def state_forwards(self, app_label: str, state: Any) -> None:
@@ -98,8 +107,18 @@ class CompleteTable(_LockTable):
         return "Add the columns that legacy (django-database-locks 0.5) lacks"
 
 
+class InstallPermits(_LockTable):
+    """Create the table of permits, for semaphores; backwards: drop it."""
+
+    def work(self, table: _Table, direction: str) -> None:
+        table.install_permits() if direction == "forwards" else table.drop_permits()
+
+    def describe(self) -> str:
+        return "Create the table of permits, unless it exists"
+
+
 class _Table:
-    """The table in one engine."""
+    """The tables in one engine."""
 
     #: The core's name of the engine.
     engine = ""
@@ -121,6 +140,24 @@ class _Table:
 
     def drop(self) -> None:
         self.with_retries(lambda: self.execute(f"DROP TABLE IF EXISTS {TABLE}"))
+
+    def install_permits(self) -> None:
+        # MySQL and MariaDB warn about an existing table, and projects make errors of warnings.
+        if not self.has_permits():
+            self.with_retries(lambda: self.execute(self.permit_schema()))
+        elif self.shows:
+            self.note(PERMITS_EXIST)
+
+    def permit_schema(self) -> str:
+        return permit_schema(self.engine)
+
+    def has_permits(self) -> bool:
+        with self.connection.cursor() as cursor:
+            return PERMITS in self.connection.introspection.table_names(cursor)
+
+    def drop_permits(self) -> None:
+        if self.shows or self.has_permits():
+            self.with_retries(lambda: self.execute(f"DROP TABLE IF EXISTS {PERMITS}"))
 
     def definition(self, column: str) -> str:
         """The definition of a column, as the statement of the schema has it."""
@@ -234,6 +271,9 @@ class _Mysql(_Table):
     def schema(self) -> str:
         return schema("mysql").replace("{collation}", self.collation())
 
+    def permit_schema(self) -> str:
+        return super().permit_schema().replace("{collation}", self.collation())
+
     def definition(self, column: str) -> str:
         return super().definition(column).replace("{collation}", self.collation())
 
@@ -318,7 +358,9 @@ class _Mysql(_Table):
 
 
 class _Sqlite(_Table):
-    """A table in the application's own file. It stays empty, and exists for Django's model."""
+    """Tables in the application's own file. They stay empty, since the locks have a file of their
+    own, unless ``DATABASE_LOCKS_URL`` names the application's.
+    """
 
     engine = "sqlite"
 
@@ -353,6 +395,12 @@ class _Other(_Table):
 
     def reduce(self) -> None:
         """The first migration drops the whole table."""
+
+    def install_permits(self) -> None:
+        """No model needs the table."""
+
+    def drop_permits(self) -> None:
+        """There is none."""
 
     def drop(self) -> None:
         if not self.shows and self.columns():

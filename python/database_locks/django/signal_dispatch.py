@@ -40,14 +40,16 @@ def acquired(held: Held) -> None:
     # Only a program that connects receivers imports the signals.
     if "database_locks.signals" in sys.modules:
         _since[held] = time.monotonic()
-    _send("lock_acquired", _about(held))
+    for words in _about(held):
+        _send("lock_acquired", words)
 
 
 def released(held: Held) -> None:
     """Called after the release. Raises as `acquired` does."""
     since = _since.pop(held, None)
     held_for = None if since is None else time.monotonic() - since
-    _send("lock_released", _about(held) | {"held_for": held_for})
+    for words in _about(held):
+        _send("lock_released", words | {"held_for": held_for})
 
 
 def lost(held: Held, loss: Loss) -> None:
@@ -55,15 +57,19 @@ def lost(held: Held, loss: Loss) -> None:
     if _signal("lock_lost") is None or held in _lost:
         return
     _lost.add(held)
-    words = _about(held) | {**loss, "now_holder": loss["holder"], "holder": held.holder}
+    token = held.tokens.get(loss["name"])
+    words = {**loss, "token": token, "now_holder": loss["holder"], "holder": held.holder}
     words.pop("holder_token", None)
     threading.Thread(
         target=_send_lost, args=(words,), name="database-locks-signal", daemon=True
     ).start()
 
 
-def _about(held: Held) -> dict[str, Any]:
-    return {"name": held.name, "token": held.token, "holder": held.holder}
+def _about(held: Held) -> list[dict[str, Any]]:
+    """Of each lock."""
+    return [
+        {"name": name, "token": token, "holder": held.holder} for name, token in held.tokens.items()
+    ]
 
 
 def _send_lost(words: dict[str, Any]) -> None:
@@ -98,4 +104,4 @@ def _send(name: str, words: dict[str, Any]) -> None:
 
 def _is_ours(error: LockLost) -> bool:
     holds = _registry.all_held_here().values()
-    return any(held.name == error.name and held.token == error.token for held in holds)
+    return any(held.tokens.get(error.name or "") == error.token for held in holds)

@@ -7,7 +7,7 @@ from typing import assert_type
 
 from django.core.management.base import BaseCommand
 
-from database_locks import Held, connect, is_locked, lock, locked
+from database_locks import Held, Term, connect, is_locked, leader, lock, locked, semaphore
 
 
 @locked
@@ -100,6 +100,17 @@ def tries() -> None:
     it = locks.lock("b").acquire()
     it.release()
 
+    with locks.semaphore("api", 3, timeout=5) as permit:
+        assert_type(permit.slot, int | None)
+    with semaphore("api", 3).try_() as attempt:
+        assert_type(attempt, Held | None)
+
+    @semaphore("api {n}", 2, on_busy="raise")
+    def limited(n: int) -> str:
+        return str(n)
+
+    assert_type(limited(1), str)
+
     @locks.locked("x", timeout=3)
     def inner(a: str) -> str:
         return a
@@ -107,3 +118,18 @@ def tries() -> None:
     assert_type(inner("a"), str)
     for i in gen(3):
         assert_type(i, int)
+
+
+def lead(term: Term) -> int:
+    assert_type(term.token, int | None)
+    assert_type(term.is_leader, bool)
+    return 1
+
+
+async def alead(term: Term) -> str:
+    return ""
+
+
+async def elect() -> None:
+    assert_type(leader("name").run(lead), int)
+    assert_type(await connect("memory:").leader("name", lock_ttl=5).arun(alead), str)

@@ -66,8 +66,8 @@ impl TestDb {
                 self.sql(&format!("CREATE ROLE {clerk} LOGIN"));
                 self.sql("REVOKE ALL ON SCHEMA public FROM PUBLIC");
                 let mut grants = statements("GRANT USAGE ON SCHEMA", &clerk, "");
-                let table = "GRANT SELECT, INSERT, UPDATE ON database_locks_lock";
-                grants.extend(statements(table, &clerk, ""));
+                let tables = "GRANT SELECT, INSERT, UPDATE ON database_locks_";
+                grants.extend(statements(tables, &clerk, ""));
                 (clerk.clone(), grants)
             }
         };

@@ -56,6 +56,24 @@ fn only_a_ttl_is_without_end() {
 }
 
 #[test]
+fn the_least_hold_and_the_period_have_bounds_of_their_own() {
+    let args = syn::parse_str::<Args>("at_least = \"0\", once_per = \"100ms\"").unwrap();
+    assert!(matches!(args.at_least, Some(Length::Fixed(Duration::ZERO))));
+    assert!(matches!(args.once_per, Some(Length::Fixed(_))));
+    assert!(syn::parse_str::<Args>("at_least = f(), once_per = PERIOD").is_ok());
+    for (args, allowed) in [
+        ("at_least = \"3653d\"", "ten years"),
+        ("at_least = \"inf\"", "ten years"),
+        ("once_per = \"99ms\"", "100ms"),
+        ("once_per = \"inf\"", "100ms"),
+    ] {
+        let message = refused(args);
+        assert!(message.contains(allowed), "{message}");
+    }
+    assert!(refused("every = \"1h\"").contains("did you mean `once_per`?"));
+}
+
+#[test]
 fn a_wait_of_zero_is_a_try() {
     let args = syn::parse_str::<Args>("wait = \"0\"").unwrap();
     assert!(matches!(args.wait, Some(Length::Fixed(Duration::ZERO))));

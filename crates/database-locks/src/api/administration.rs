@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::api::locks::Locks;
-use crate::client::read::{observe, read};
-use crate::client::release::force_after_fence;
+use crate::client::read::{observe, read, read_semaphore};
+use crate::client::release::{force, force_after_fence};
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
-use protocol::{Force, Holder, ListFilter, LockInfo, LockName, Prune, REQUEST_TIMEOUT, Token};
+use protocol::{
+    Force, Holder, ListFilter, LockInfo, LockName, LockState, MAX_PERMITS, Prune, REQUEST_TIMEOUT,
+    Semaphore, Slot, Token,
+};
 
 /// Timeout of DDL, which waits on a busy server for transactions that use the table.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -55,6 +58,9 @@ impl Locks {
 
     /// Read the locks that match a filter, ordered by name.
     ///
+    /// The permits of semaphores are among them, and left out if an earlier version made the table and
+    /// [`Locks::migrate`] has not been called since.
+    ///
     /// The table is read in pages, so that this and [`Locks::list`] delay no renewal. A row that
     /// changes meanwhile is returned in its old or its new state.
     ///
@@ -84,22 +90,38 @@ impl Locks {
     ) -> impl Future<Output = Result<Vec<LockInfo>, Error>> + Send + use<> {
         let filter = filter.clone();
         self.in_background(move |client| async move {
-            let (mut after, mut found) = (None, BTreeMap::new());
-            loop {
-                let page = while_contended(REQUEST_TIMEOUT, || {
-                    client.store.page(&filter, after, REQUEST_TIMEOUT)
-                })
-                .await;
-                let mut page = page.map_err(|e| e.into_error("read the locks"))?;
-                observe(&client, &mut page.rows);
-                // A row that was deleted and inserted again meanwhile is found twice: the later one
-                // counts.
-                found.extend(page.rows.into_iter().map(|row| (row.name.clone(), row)));
-                match page.last {
-                    Some(last) => after = Some(last),
-                    None => return Ok(found.into_values().collect()),
+            let mut found = BTreeMap::new();
+            for permits in [false, true] {
+                let mut after = None;
+                loop {
+                    let page = while_contended(REQUEST_TIMEOUT, || async {
+                        let (store, within) = (&client.store, REQUEST_TIMEOUT);
+                        match permits {
+                            false => store.page(&filter, after, within).await,
+                            true => store.page_of_permits(&filter, after, within).await,
+                        }
+                    })
+                    .await;
+                    if let (true, Err(refused @ StoreError::Rejected { .. })) = (permits, &page) {
+                        tracing::debug!("permits are left out: {refused}");
+                        break;
+                    }
+                    let mut page = page.map_err(|e| e.into_error("read the locks"))?;
+                    observe(&client, &mut page.rows);
+                    // The rest of a row may have ended.
+                    let kept = |row: &LockInfo| !(filter.not_free && row.state == LockState::Free);
+                    page.rows.retain(kept);
+                    // A row that was deleted and inserted again meanwhile is found twice: the later
+                    // one counts.
+                    let key = |row: &LockInfo| (row.name.clone(), row.slot);
+                    found.extend(page.rows.into_iter().map(|row| (key(&row), row)));
+                    match page.last {
+                        Some(last) => after = Some(last),
+                        None => break,
+                    }
                 }
             }
+            Ok(found.into_values().collect())
         })
     }
 
@@ -135,7 +157,8 @@ impl Locks {
         self.in_background(move |client| async move { read(&client, &name?).await })
     }
 
-    /// Release a lock by force, and return its former holder; `None` if it was free.
+    /// Release a lock by force, and return its former holder; `None` if it was free. If it
+    /// [rests](crate::Lock::at_least), end the rest, and return the latest holder.
     ///
     /// **The former holder works on until its next renewal**, where it learns of this (on
     /// PostgreSQL at once if its renewals are more than 5 s apart). Make sure first that it is dead
@@ -168,27 +191,52 @@ impl Locks {
         &self,
         name: N,
     ) -> impl Future<Output = Result<Option<PreviousHolder>, Error>> + Send + 'static + use<N> {
-        let forced = LockName::new(name).map(|name| self.force(name));
-        async move {
-            let from = forced?.await?;
-            Ok(from.map(|from| PreviousHolder {
-                holder: from.holder,
-                token: from.token,
-                held_for: from.held_for,
-            }))
-        }
+        let forced = LockName::new(name).map(|name| self.force(name, Slot::Lock));
+        async move { Ok(forced?.await?.map(PreviousHolder::of)) }
+    }
+
+    /// [`Locks::force_release`] for one permit of a semaphore: `slot` is its number, as
+    /// [`Locks::show_semaphore`] gives it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Locks::force_release`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Locks::force_release`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.semaphore("partner api", 3).acquire().await?;
+    /// let slot = guard.slot().expect("a permit");
+    /// assert!(locks.force_release_permit("partner api", slot).await?.is_some());
+    /// assert!(guard.check().await.is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn force_release_permit<N: AsRef<str>>(
+        &self,
+        name: N,
+        slot: u16,
+    ) -> impl Future<Output = Result<Option<PreviousHolder>, Error>> + Send + 'static + use<N> {
+        let forced = LockName::new(name).map(|name| self.force(name, Slot::Permit(slot)));
+        async move { Ok(forced?.await?.map(PreviousHolder::of)) }
     }
 
     pub(crate) fn force(
         &self,
         name: LockName,
+        slot: Slot,
     ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
         self.in_background(move |client| async move {
             let forced = while_contended(FORCE_TIMEOUT, || async {
-                match client.store.force(&name, REQUEST_TIMEOUT).await? {
+                match force(&client, &name, slot).await? {
                     Force::Freed(from) => Ok((Some(from), true)),
                     Force::WasFree => Ok((None, true)),
-                    Force::Busy => match force_after_fence(&client, &name) {
+                    Force::Busy => match force_after_fence(&client, &name, slot) {
                         Some(from) => Ok((Some(from), false)),
                         None => Err(StoreError::Contention(
                             "its row is locked: a fenced transaction may be open".into(),
@@ -202,7 +250,7 @@ impl Locks {
             if !done {
                 return Ok(from);
             }
-            client.queues.wake(&name);
+            client.queues(slot).wake(&name);
             if let Some(from) = &from {
                 tracing::warn!(
                     lock.name = name.as_str(),
@@ -217,7 +265,9 @@ impl Locks {
 
     /// Delete the rows of locks that have been free for some time, and return their number.
     ///
-    /// If such a lock is used again, its tokens go on growing.
+    /// If such a lock is used again, its tokens go on growing. The time of its latest grant is
+    /// forgotten: for a lock with [`once_per`](crate::Lock::once_per), leave rows for longer than
+    /// its period.
     ///
     /// # Errors
     ///
@@ -242,20 +292,110 @@ impl Locks {
     pub fn prune(&self, which: Prune) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
         let Prune { idle, legacy } = which;
         self.in_background(move |client| async move {
-            let (mut total, mut after) = (0, None);
-            // Each page is a separate request, so that renewals are sent in between.
-            loop {
-                let prune = || client.store.prune(idle, legacy, after, REQUEST_TIMEOUT);
-                let page = while_contended(REQUEST_TIMEOUT, prune).await;
-                let page = page.map_err(|e| {
-                    e.into_error("delete the rows of locks that have been free for long")
-                })?;
-                total += page.deleted;
-                match page.last {
-                    Some(last) => after = Some(last),
-                    None => return Ok(total),
+            let mut total = 0;
+            for permits in [false, true] {
+                let mut after = None;
+                // Each page is a separate request, so that renewals are sent in between.
+                loop {
+                    let page = while_contended(REQUEST_TIMEOUT, || async {
+                        let (store, within) = (&client.store, REQUEST_TIMEOUT);
+                        match permits {
+                            false => store.prune(idle, legacy, after, within).await,
+                            true => store.prune_permits(idle, after, within).await,
+                        }
+                    });
+                    let page = page.await;
+                    if let (true, Err(refused @ StoreError::Rejected { .. })) = (permits, &page) {
+                        tracing::debug!("permits are left out: {refused}");
+                        break;
+                    }
+                    let page = page.map_err(|e| {
+                        e.into_error("delete the rows of locks that have been free for long")
+                    })?;
+                    total += page.deleted;
+                    match page.last {
+                        Some(last) => after = Some(last),
+                        None => break,
+                    }
                 }
             }
+            Ok(total)
+        })
+    }
+
+    /// Read a semaphore: its permits, who holds them, and the operator's limit.
+    ///
+    /// # Errors
+    ///
+    /// As [`Locks::show`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.semaphore("partner api", 3).acquire().await?;
+    /// let api = locks.show_semaphore("partner api").await?;
+    /// assert_eq!((api.held(), api.effective_limit()), (1, Some(3)));
+    /// # drop(guard);
+    /// # Ok(()) }
+    /// ```
+    pub fn show_semaphore<N: AsRef<str>>(
+        &self,
+        name: N,
+    ) -> impl Future<Output = Result<Semaphore, Error>> + Send + use<N> {
+        let name = LockName::new(name);
+        self.in_background(move |client| async move { read_semaphore(&client, &name?).await })
+    }
+
+    /// Set the limit of a semaphore in the database, which takes precedence over the limits of all
+    /// callers; `None` removes it. 0 to 65,536; 0 pauses the semaphore.
+    ///
+    /// It counts from the next try of each caller. Holders above a lowered limit keep their permits
+    /// until they release them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for an invalid name or limit; [`Error::Unavailable`];
+    /// [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the limit may or may not be set.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// locks.set_limit("partner api", Some(0)).await?; // paused
+    /// assert!(locks.semaphore("partner api", 3).try_acquire().await?.is_none());
+    /// locks.set_limit("partner api", None).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn set_limit<N: AsRef<str>>(
+        &self,
+        name: N,
+        limit: Option<u32>,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<N> {
+        let name = LockName::new(name);
+        self.in_background(move |client| async move {
+            let name = name?;
+            if limit.is_some_and(|limit| limit > MAX_PERMITS) {
+                let got = limit.unwrap_or_default().to_string();
+                return Err(Error::config("limit", got, "0 to 65,536; 0 pauses"));
+            }
+            let set = while_contended(REQUEST_TIMEOUT, || {
+                client.store.set_limit(&name, limit, REQUEST_TIMEOUT)
+            });
+            let set = set.await;
+            set.map_err(|e| e.into_error(format!("set the limit of semaphore `{name}`")))?;
+            client.queues(Slot::AnyPermit).wake(&name);
+            Ok(())
         })
     }
 
@@ -282,7 +422,8 @@ impl Locks {
     }
 }
 
-/// The holder that lost a lock by [`Locks::force_release`].
+/// The holder that lost a lock by [`Locks::force_release`], or the latest one of a lock that
+/// rested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousHolder {
@@ -290,6 +431,20 @@ pub struct PreviousHolder {
     pub holder: Option<String>,
     /// The fencing token of its grant; `None` for a legacy holder (django-database-locks 0.5).
     pub token: Option<Token>,
-    /// How long it had held the lock, by the database's clock; `None` for a legacy holder.
+    /// How long it had held the lock, by the database's clock; `None` for a legacy holder, and if
+    /// the lock rested.
     pub held_for: Option<Duration>,
+    /// Whether it had released the lock, which [rested](crate::Lock::at_least).
+    pub rested: bool,
+}
+
+impl PreviousHolder {
+    fn of(holder: Holder) -> Self {
+        Self {
+            holder: holder.holder,
+            token: holder.token,
+            held_for: holder.held_for.filter(|_| !holder.is_resting),
+            rested: holder.is_resting,
+        }
+    }
 }

@@ -56,6 +56,8 @@ use crate::error::Error;
 /// | `margin = …`          | less than half of the ttl; [`Duration`]       | a tenth of the ttl up to 30 s; 3 s for a ttl of 30 s to 5 min; 1 % above that |
 /// | `holder = …`          | the holder's name, for people: anything that is `AsRef<str>` | `host.pid.random` |
 /// | `preempt = …`         | `bool`; `true` needs a `holder`               | `false` |
+/// | `at_least = …`        | `"0"` to ten years; [`Duration`]               | 0 |
+/// | `once_per = …`        | `"100ms"` to ten years; [`Duration`]          | none |
 /// | `metadata = …`        | pairs: `[("order", id), ("by", user)]`, or any expression that iterates over `(impl Into<String>, impl Into<Value>)` | none |
 /// | `via = …`             | the database: anything that is `AsRef<Locks>` | [`Locks::get_default`] |
 /// | `crate = …`           | the path of this crate, if it was renamed     | `::database_locks` |
@@ -126,6 +128,28 @@ use crate::error::Error;
 /// # database_locks::blocking::Locks::set_default(locks);
 /// match clean() {
 ///     Err(Error::TimedOut { .. }) => {} // another holder is cleaning
+///     other => other?,
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// With `once_per`, a function that another machine has run in this period is not called either,
+/// and returns [`Error::AlreadyRan`]. For a job that several machines start, that is no failure:
+///
+/// ```
+/// use database_locks::{Error, locked};
+///
+/// #[locked("hourly report", once_per = "1h")]
+/// fn report() -> Result<(), Error> {
+///     Ok(())
+/// }
+///
+/// # fn main() -> Result<(), Error> {
+/// # let locks = database_locks::blocking::Locks::connect("memory:")?;
+/// # database_locks::blocking::Locks::set_default(locks);
+/// # report()?;
+/// match report() {
+///     Err(Error::AlreadyRan { .. }) => {}
 ///     other => other?,
 /// }
 /// # Ok(()) }

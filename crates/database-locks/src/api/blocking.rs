@@ -30,6 +30,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::api::administration::PreviousHolder;
+pub use crate::api::blocking_sets::{AllLocks, LockSet};
 use crate::api::fence::{FenceFailure, FenceTransaction, OpenFence};
 use crate::api::{builder, lock, locks};
 use crate::client::guard;
@@ -37,7 +38,9 @@ use crate::doctor::Report;
 use crate::error::loss::Loss;
 use crate::error::{BoxError, Error};
 use crate::runtime::{block_on, block_on_for};
-use protocol::{ListFilter, LockInfo, Prune, Ticket, Ttl};
+use protocol::{ListFilter, LockInfo, Prune, Semaphore, Ticket, Ttl};
+
+pub use crate::api::leader::blocking::{Leader, LeaderObserver, Term};
 
 /// Wait on this thread for a future of this library, for at most `at_most`; `None` if it takes
 /// longer. Then the future may be waited for again.
@@ -166,6 +169,41 @@ impl Locks {
         Lock(self.0.lock(name))
     }
 
+    /// See [`crate::Locks::semaphore`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), database_locks::Error> {
+    /// let locks = database_locks::blocking::Locks::connect("memory:")?;
+    /// let guard = locks.semaphore("partner api", 3).acquire()?;
+    /// assert!(guard.slot().is_some_and(|slot| slot < 3));
+    /// assert_eq!(locks.show_semaphore("partner api")?.held(), 1);
+    /// guard.release()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> Lock {
+        Lock(self.0.semaphore(name, permits))
+    }
+
+    /// See [`crate::Locks::show_semaphore`].
+    pub fn show_semaphore(&self, name: impl AsRef<str>) -> Result<Semaphore, Error> {
+        block_on(self.0.show_semaphore(name))?
+    }
+
+    /// See [`crate::Locks::set_limit`].
+    pub fn set_limit(&self, name: impl AsRef<str>, limit: Option<u32>) -> Result<(), Error> {
+        block_on(self.0.set_limit(name, limit))?
+    }
+
+    /// See [`crate::Locks::all`].
+    pub fn all<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> AllLocks {
+        AllLocks::from(self.0.all(names))
+    }
+
+    /// See [`crate::Locks::leader`].
+    pub fn leader(&self, name: impl AsRef<str>) -> Leader {
+        Leader::new(self.0.leader(name))
+    }
+
     /// See [`crate::Locks::migrate`].
     pub fn migrate(&self) -> Result<(), Error> {
         block_on(self.0.migrate())?
@@ -193,6 +231,15 @@ impl Locks {
     /// See [`crate::Locks::force_release`].
     pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<PreviousHolder>, Error> {
         block_on(self.0.force_release(name))?
+    }
+
+    /// See [`crate::Locks::force_release_permit`].
+    pub fn force_release_permit(
+        &self,
+        name: impl AsRef<str>,
+        slot: u16,
+    ) -> Result<Option<PreviousHolder>, Error> {
+        block_on(self.0.force_release_permit(name, slot))?
     }
 
     /// See [`crate::Locks::doctor`].
@@ -288,6 +335,16 @@ impl Lock {
     /// See [`crate::Lock::preempt`].
     pub fn preempt(self, on: bool) -> Self {
         Self(self.0.preempt(on))
+    }
+
+    /// See [`crate::Lock::at_least`].
+    pub fn at_least(self, length: Duration) -> Self {
+        Self(self.0.at_least(length))
+    }
+
+    /// See [`crate::Lock::once_per`].
+    pub fn once_per(self, period: Duration) -> Self {
+        Self(self.0.once_per(period))
     }
 
     /// See [`crate::Lock::metadata`].

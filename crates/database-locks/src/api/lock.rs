@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use crate::client::Client;
 use crate::client::acquire::acquire;
 use crate::client::acquire::poll_interval::LONGEST_POLL;
 use crate::client::acquire::request::AcquireRequest;
@@ -13,10 +14,13 @@ use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
 use crate::client::holder::{check_holder, metadata};
-use crate::client::read::read;
+use crate::client::read::{read, read_semaphore};
 use crate::error::Error;
 use crate::runtime;
-use protocol::{GrantId, Human, LockName, Renewing, Short, Ticket, Timing, Ttl};
+use protocol::{
+    GrantId, HeldBy, Human, LockInfo, LockName, LockState, MAX_PERMITS, OncePer, Renewing, Short,
+    Ticket, Timing, Ttl, checked_at_least,
+};
 
 /// The default ttl.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
@@ -36,6 +40,8 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 /// | `auto_renew`  | whether to renew at all                                        | yes |
 /// | `margin`      | how long before the end of the lease the holder stops trusting it; less than half of the ttl | a tenth of the ttl up to 30 s; 3 s for a ttl of 30 s to 5 min; 1 % above that |
 /// | `holder`      | the holder, for people: 1 to 255 characters                    | `host.pid.random` |
+/// | `at_least`    | how long no client can acquire the lock again, from the beginning of the grant, even if it is released before: 0 to 10 years | 0 |
+/// | `once_per`    | the period in which the lock is granted once: 100 ms to 10 years | none |
 /// | `preempt`     | whether to take the lock at once from the same `holder` in another process | no |
 /// | `metadata`    | JSON values to show with the lock; 4 KiB in all                | program, host, pid, version |
 ///
@@ -64,7 +70,11 @@ pub struct Lock {
     margin: Option<Duration>,
     holder: Option<String>,
     preempt: bool,
+    pub(super) at_least: Duration,
+    pub(super) once_per: Option<Duration>,
     metadata: Map<String, Value>,
+    /// The number of permits of a semaphore; `None` for a lock.
+    permits: Option<u32>,
 }
 
 /// Leaves out settings with their default values.
@@ -97,8 +107,16 @@ impl Lock {
             margin: None,
             holder: None,
             preempt: false,
+            at_least: Duration::ZERO,
+            once_per: None,
             metadata: Map::new(),
+            permits: None,
         }
+    }
+
+    pub(crate) fn with_permits(mut self, permits: u32) -> Self {
+        self.permits = Some(permits);
+        self
     }
 
     /// The name as it was given. It is checked when the lock is acquired.
@@ -221,7 +239,33 @@ impl Lock {
         self
     }
 
-    fn request(
+    /// The same settings for a lock of this name.
+    pub(super) fn named(&self, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    pub(super) fn limit(&self) -> Option<Duration> {
+        self.wait
+    }
+
+    /// The lease that the settings ask for.
+    pub(super) fn timing(&self) -> Result<Timing, Error> {
+        Ok(Timing::new(self.ttl, self.renewing, self.margin)?)
+    }
+
+    /// The setting [`poll`](Lock::poll).
+    pub(super) fn longest_poll(&self) -> Duration {
+        self.poll
+    }
+
+    pub(super) fn request(
         &self,
         wait: Option<Duration>,
         from: Option<GrantId>,
@@ -242,6 +286,22 @@ impl Lock {
             }
             None => Arc::clone(&self.endpoint.client()?.holder),
         };
+        if let Some(permits) = self.permits {
+            if !(1..=MAX_PERMITS).contains(&permits) {
+                let allowed =
+                    "1 to 65,536; to pause the semaphore for all callers set its limit to 0";
+                return Err(Error::config("permits", permits.to_string(), allowed));
+            }
+            if self.preempt {
+                let allowed = "left out for a semaphore: its holders are not told apart by name";
+                return Err(Error::config("preempt", "on", allowed));
+            }
+            if let Some(period) = self.once_per {
+                let got = Human(period).to_string();
+                let allowed = "left out for a semaphore: it is for a lock, which has one holder";
+                return Err(Error::config("once_per", got, allowed));
+            }
+        }
         if self.poll < MIN_POLL {
             let got = Human(self.poll).to_string();
             return Err(Error::config("poll", got, "1ms at least"));
@@ -250,15 +310,19 @@ impl Lock {
             name: LockName::new(&self.name)?,
             holder,
             metadata: metadata(&self.metadata, from, self.preempt)?,
-            timing: Timing::new(self.ttl, self.renewing, self.margin)?,
+            timing: self.timing()?,
             wait,
             preempt: self.preempt,
+            at_least: checked_at_least(self.at_least)?,
+            once_per: self.once_per.map(OncePer::new).transpose()?,
             poll: self.poll,
+            limit: self.permits,
         })
     }
 
-    /// Acquire the lock now, or return `None` if another client holds it. On a cluster it may wait:
-    /// see [`Lock::wait`].
+    /// Acquire the lock now, or return `None` if another client holds it, if it
+    /// [rests](Lock::at_least), or if it was granted too recently for [`once_per`](Lock::once_per).
+    /// On a cluster it may wait: see [`Lock::wait`].
     ///
     /// The future borrows nothing.
     ///
@@ -293,7 +357,10 @@ impl Lock {
         let lock = self.clone();
         async move {
             let request = lock.request(Some(Duration::ZERO), None)?;
-            acquire(Arc::clone(lock.endpoint.client()?), request).await
+            match acquire(Arc::clone(lock.endpoint.client()?), request).await {
+                Err(Error::AlreadyRan { .. }) => Ok(None),
+                done => done,
+            }
         }
     }
 
@@ -303,9 +370,10 @@ impl Lock {
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] when the wait is over, naming the holder; [`Error::Unavailable`] if the
-    /// database could not be reached at its end; [`Error::Conflict`] if no holder is known but the
-    /// row or the table stayed locked; [`Error::Config`] and [`Error::Rejected`] at once.
+    /// [`Error::TimedOut`] when the wait is over, naming the holder; [`Error::AlreadyRan`] at once
+    /// if the latest grant is too recent for [`once_per`](Lock::once_per); [`Error::Unavailable`]
+    /// if the database could not be reached at its end; [`Error::Conflict`] if no holder is known
+    /// but the row or the table stayed locked; [`Error::Config`] and [`Error::Rejected`] at once.
     ///
     /// # Cancel safety
     ///
@@ -340,22 +408,29 @@ impl Lock {
             return Ok(guard);
         }
         // Only a wait of zero returns `None`. The error names the holder.
-        let (shared, of) = (Arc::clone(client), name.clone());
-        let info = runtime::run(async move { read(&shared, &of).await });
-        let info = info.await.ok().flatten();
-        // A free row still contains the last holder.
-        let by = info.and_then(|info| info.held_by());
-        let (holder, held_for) = by.map_or((None, None), |by| (by.holder, by.held_for));
+        let (shared, of, permits) = (Arc::clone(client), name.clone(), self.permits);
+        let busy = runtime::run(async move { busy(&shared, &of, permits).await });
+        let Busy {
+            holder,
+            held_for,
+            rests_for,
+            permits,
+        } = busy.await.unwrap_or_default();
         Err(Error::TimedOut {
             name,
             waited: Duration::ZERO,
             holder,
             held_for,
+            permits,
+            rests_for,
         })
     }
 
     /// Resume a lock that was handed over, with the settings of this one: see
     /// [`Locks::resume`](crate::Locks::resume). The future borrows nothing.
+    ///
+    /// [`at_least`](Lock::at_least) counts from this call; [`once_per`](Lock::once_per) has no
+    /// effect.
     ///
     /// # Errors
     ///
@@ -380,4 +455,58 @@ impl Lock {
             resume(Arc::clone(lock.endpoint.client()?), request, ticket).await
         }
     }
+}
+
+/// What keeps a caller out that does not wait.
+#[derive(Default)]
+struct Busy {
+    holder: Option<String>,
+    held_for: Option<Duration>,
+    rests_for: Option<Duration>,
+    permits: Option<u32>,
+}
+
+/// Read it: `permits` is the limit of a semaphore.
+async fn busy(client: &Client, name: &LockName, permits: Option<u32>) -> Result<Busy, Error> {
+    let (info, permits) = match permits {
+        None => (read(client, name).await?, None),
+        Some(limit) => {
+            let semaphore = read_semaphore(client, name).await?;
+            let permits = semaphore.limit.unwrap_or(limit);
+            let taken = semaphore.permits.into_iter();
+            let taken = taken.filter(|info| info.state != LockState::Free);
+            (taken.max_by_key(|info| info.held_for), Some(permits))
+        }
+    };
+    Ok(match info {
+        Some(LockInfo {
+            state: LockState::Resting { free_in },
+            holder,
+            ..
+        }) => Busy {
+            holder,
+            rests_for: Some(free_in),
+            permits,
+            ..Busy::default()
+        },
+        // A free row still contains the last holder.
+        Some(info) => match info.held_by() {
+            Some(HeldBy {
+                holder, held_for, ..
+            }) => Busy {
+                holder,
+                held_for,
+                permits,
+                ..Busy::default()
+            },
+            None => Busy {
+                permits,
+                ..Busy::default()
+            },
+        },
+        None => Busy {
+            permits,
+            ..Busy::default()
+        },
+    })
 }

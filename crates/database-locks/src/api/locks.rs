@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::api::all_locks::AllLocks;
 use crate::api::lock::Lock;
 use crate::client::Client;
 use crate::client::endpoint::Endpoint;
@@ -55,6 +56,54 @@ impl Locks {
     /// acquired.
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
         Lock::new(Arc::clone(&self.0), name.as_ref())
+    }
+
+    /// A semaphore of this name: a lock that up to `permits` holders have at the same time, with
+    /// the default settings. 1 to 65,536 permits; checked when a permit is acquired.
+    ///
+    /// Everything that a lock offers is there for each permit: lease, renewal, token, ticket, fence
+    /// and loss. A guard knows the number of its permit: [`LockGuard::slot`](crate::LockGuard::slot).
+    ///
+    /// - The limit is the caller's. Callers that give different limits, or one that was lowered
+    ///   meanwhile, may together exceed the lower one until holders have released.
+    /// - An operator can set a limit in the database, which takes precedence over that of every
+    ///   caller at its next try: [`Locks::set_limit`], `dblock limit`. 0 pauses the semaphore.
+    /// - A semaphore and a lock of the same name are independent of each other.
+    /// - Tokens of different permits cannot be compared. What the permits protect together is
+    ///   fenced by the database ([`LockGuard::fence`](crate::LockGuard::fence)), or by the grant id.
+    /// - [`preempt`](Lock::preempt) is refused.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let api = locks.semaphore("partner api", 2);
+    /// let (first, second) = (api.acquire().await?, api.acquire().await?);
+    /// assert!(api.try_acquire().await?.is_none(), "two at a time");
+    /// assert_ne!(first.slot(), second.slot());
+    /// # drop((first, second));
+    /// # Ok(()) }
+    /// ```
+    pub fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> Lock {
+        self.lock(name).with_permits(permits)
+    }
+
+    /// Several locks at once, all or none, with the default settings: 1 to 100 names, of which a
+    /// repeated one counts once. They are checked when the locks are acquired.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// // The two accounts of a transfer, in any order.
+    /// let both = locks.all(["account 7", "account 3"]).acquire().await?;
+    /// assert!(both.is_held() && locks.lock("account 3").try_acquire().await?.is_none());
+    /// both.release().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn all<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> AllLocks {
+        AllLocks::new(self.lock(""), names)
     }
 
     /// Resume a lock that was handed over: the same token, a new grant.
@@ -188,7 +237,7 @@ impl Locks {
     }
 
     /// A future that borrows nothing and runs `work` in the background once it is polled.
-    pub(super) fn in_background<T, W, F>(
+    pub(in crate::api) fn in_background<T, W, F>(
         &self,
         work: W,
     ) -> impl Future<Output = Result<T, Error>> + Send + use<T, W, F>

@@ -1,14 +1,19 @@
-//! The public API: [`Locks`](locks::Locks), [`Lock`](lock::Lock), fences, the blocking API and the
-//! attribute.
+//! The public API: [`Locks`](locks::Locks), [`Lock`](lock::Lock), [`Leader`](leader::Leader),
+//! fences, the blocking API and the attribute.
 
 pub(crate) mod administration;
+pub(crate) mod all_locks;
 #[cfg(feature = "macros")]
 pub(crate) mod attribute;
 pub mod blocking;
+pub(crate) mod blocking_sets;
 pub(crate) mod builder;
 pub(crate) mod default_locks;
 pub(crate) mod fence;
+pub(crate) mod leader;
 pub(crate) mod lock;
+pub(crate) mod lock_set;
 pub(crate) mod locks;
 mod run;
+mod spacing;
 pub(crate) mod testing;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::api::locks::Locks;
 use crate::client;
 use crate::error::Error;
-use protocol::{GrantId, LockName, LostReason};
+use protocol::{GrantId, LockName, LostReason, Slot};
 
 /// Makes an [`Error::TimedOut`], which no other crate can make.
 pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Duration) -> Error {
@@ -14,6 +14,8 @@ pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Durat
         waited,
         holder: Some(holder.to_owned()),
         held_for: Some(held_for),
+        permits: None,
+        rests_for: None,
     }
 }
 
@@ -32,7 +34,7 @@ pub async fn expire(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error>
             return Err(Error::config("url", got, "memory: or memory:NAME"));
         };
         report_loss(expired.as_deref(), LostReason::Expired);
-        client.queues.wake(&name);
+        client.queues(Slot::Lock).wake(&name);
         Ok(expired.is_some())
     })
     .await
@@ -45,7 +47,7 @@ pub async fn expire(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error>
 ///
 /// As [`Locks::force_release`].
 pub async fn lose(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error> {
-    let from = locks.force(LockName::new(name)?).await?;
+    let from = locks.force(LockName::new(name)?, Slot::Lock).await?;
     let grant = from.as_ref().filter(|from| !from.is_legacy);
     let grant = grant.and_then(|from| from.grant.as_deref());
     report_loss(grant, LostReason::Forced);

@@ -10,6 +10,7 @@ use crate::client::acquire::request::AcquireRequest;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
 use crate::client::own_grants::OwnGrant;
+use crate::client::read::read_row;
 use crate::client::release::{defer, release_grant};
 use crate::client::renewal::grant_state::log_grant;
 use crate::error::Error;
@@ -20,7 +21,7 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, BootInstant, Gone, Grant, Lease, LockInfo, LostReason, Primary,
+    AcquireCommand, BootInstant, Gone, Grant, Kind, Lease, LockInfo, LostReason, Primary,
     REQUEST_TIMEOUT, ReleaseCommand, Released, Renewal, ResumeCommand, Ticket, Ttl,
 };
 
@@ -46,10 +47,13 @@ async fn in_background(
             grant: random_grant_id()?,
             holder: request.holder,
             length: request.timing.first_grant(),
+            not_within: None,
             metadata: request.metadata,
             expired_version: None,
+            kind: Kind::Exclusive,
         };
         let command = ResumeCommand {
+            slot: ticket.slot,
             token: ticket.token,
             from: ticket.grant,
             to,
@@ -71,7 +75,8 @@ async fn in_background(
         }
         unresumed.command = None;
         let grant = command.granted(confirmed_by);
-        let guard = start_renewing(&client, grant, lease).await;
+        let until = sent + request.at_least;
+        let guard = start_renewing(&client, grant, lease, until).await;
         let guard = guard.map_err(|loss| Error::lost(&to.name, loss))?;
         metrics::resumed(client.store.engine());
         log_grant!(debug, &guard.state.grant, "lock resumed");
@@ -114,19 +119,25 @@ struct ReleaseUnlessResumed<'a> {
 
 impl Drop for ReleaseUnlessResumed<'_> {
     fn drop(&mut self) {
-        let Some(ResumeCommand { token, to, .. }) = self.command else {
+        let Some(ResumeCommand {
+            slot, token, to, ..
+        }) = self.command
+        else {
             return;
         };
         let command = ReleaseCommand {
             name: to.name.clone(),
+            slot: *slot,
             token: Some(*token),
             grant: to.grant,
             holder: Arc::clone(&to.holder),
+            rest: Duration::ZERO,
             durable: true,
         };
         tokio::spawn(release_grant(
             Arc::clone(&self.client),
             command,
+            BootInstant::ZERO,
             Ttl::Infinite,
             None,
         ));
@@ -172,9 +183,8 @@ async fn run_by_ticket(
     ticket: &Ticket,
     operation: ByTicket,
 ) -> Result<Renewal, StoreError> {
-    let names = [ticket.name.clone()];
     // The store's statements compare the holder, and a ticket does not contain it.
-    let holder = match client.store.read(&names, REQUEST_TIMEOUT).await?.pop() {
+    let holder = match read_row(client, &ticket.name, ticket.slot).await? {
         Some(row) if row.grant.as_deref() == Some(ticket.grant.as_str()) => row.holder,
         Some(row) => {
             return Ok(Renewal::Lost(Gone {
@@ -186,6 +196,7 @@ async fn run_by_ticket(
     };
     let grant = Grant {
         name: ticket.name.clone(),
+        slot: ticket.slot,
         token: ticket.token,
         id: ticket.grant,
         holder: holder.unwrap_or_default().into(),
@@ -202,7 +213,7 @@ async fn run_by_ticket(
             let answers = client.store.release(&releases, REQUEST_TIMEOUT).await?;
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {
-                    client.queues.wake(&grant.name);
+                    client.queues(grant.slot).wake(&grant.name);
                     Renewal::Renewed { confirmed_by: None }
                 }
                 Some(Released::NotHeld) => Renewal::Lost(LostReason::Released.into()),

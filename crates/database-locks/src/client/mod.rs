@@ -32,7 +32,7 @@ use crate::error::Error;
 use crate::metrics;
 use crate::runtime::fork::PerProcess;
 use crate::store::{api::Notice, measured::Measured};
-use protocol::{AcquireCommand, LockName, Observations, ReleaseCommand, Version};
+use protocol::{AcquireCommand, LockName, Observations, ReleaseCommand, Slot, Version};
 
 /// The store, the leases and the queues of one [`Locks`](crate::Locks) in one process.
 #[derive(Debug)]
@@ -43,10 +43,11 @@ pub(crate) struct Client {
     pub(crate) direct: Option<Arc<DirectClient>>,
     pub(crate) poller: Poller,
     pub(crate) scheduler: Arc<Scheduler>,
-    pub(crate) queues: Queues,
+    queues: Queues,
+    permit_queues: Queues,
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
-    pub(crate) observations: Observations<LockName, Version>,
+    pub(crate) observations: Observations<(LockName, Slot), Version>,
     pub(crate) pending_releases: PendingReleases,
     /// The default for `locked_by`.
     pub(crate) holder: Arc<str>,
@@ -56,16 +57,17 @@ impl Client {
     pub(crate) fn new(store: Measured) -> Result<Arc<Self>, Error> {
         metrics::describe();
         let scheduler = Scheduler::start(store.clone())?;
-        let queues = Queues::default();
-        let (renewals, waiters) = (Arc::downgrade(&scheduler), queues.clone());
+        let (queues, permit_queues) = (Queues::default(), Queues::default());
+        let renewals = Arc::downgrade(&scheduler);
+        let waiters = [queues.clone(), permit_queues.clone()];
         store.on_notified(Arc::new(move |notice| match notice {
             Notice::Released(name, by) => {
-                waiters.notified(name, by);
+                waiters.iter().for_each(|queues| queues.notified(name, by));
                 if let Some(scheduler) = renewals.upgrade() {
                     scheduler.check_lock(name);
                 }
             }
-            Notice::Missed => waiters.wake_all(),
+            Notice::Missed => waiters.iter().for_each(Queues::wake_all),
         }));
         let client = Arc::new(Self {
             scheduler,
@@ -75,6 +77,7 @@ impl Client {
             poller: Poller::new(store.clone()),
             store,
             queues,
+            permit_queues,
             outages: Outages::default(),
             fences: OpenFences::default(),
             observations: Observations::default(),
@@ -85,6 +88,14 @@ impl Client {
         known.retain(|client| client.strong_count() > 0);
         known.push(Arc::downgrade(&client));
         Ok(client)
+    }
+
+    /// The queues of locks, or those of semaphores.
+    pub(crate) fn queues(&self, slot: Slot) -> &Queues {
+        match slot {
+            Slot::Lock => &self.queues,
+            Slot::Permit(_) | Slot::AnyPermit => &self.permit_queues,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::client::renewal::grant_state::GrantState;
-use protocol::{GrantId, LockName};
+use protocol::{GrantId, LockName, Slot};
 
 /// The open fences of one [`Client`](crate::client::Client), by grant.
 #[derive(Debug, Default)]
@@ -70,11 +70,11 @@ impl OpenFences {
     }
 
     /// The grant of this lock that has an open fence.
-    pub(crate) fn of_lock(&self, name: &LockName) -> Option<Arc<GrantState>> {
+    pub(crate) fn of_lock(&self, name: &LockName, slot: Slot) -> Option<Arc<GrantState>> {
         let entries = self.entries();
         let mut of_lock = entries
             .values()
-            .filter(|entry| entry.state.grant.name == *name);
+            .filter(|entry| entry.state.grant.name == *name && entry.state.grant.slot == slot);
         of_lock.next().map(|entry| Arc::clone(&entry.state))
     }
 }

@@ -1,6 +1,7 @@
 //! Reading lock rows for `show` and `list`.
 
-use protocol::{LockInfo, LockName, LockState, ObservedExpiry, REQUEST_TIMEOUT};
+use crate::store::api::StoreError;
+use protocol::{LockInfo, LockName, LockState, ObservedExpiry, REQUEST_TIMEOUT, Semaphore, Slot};
 
 use crate::client::Client;
 use crate::error::Error;
@@ -9,15 +10,50 @@ use crate::store::retry::while_contended;
 
 /// Read the row of one lock.
 pub(crate) async fn read(client: &Client, name: &LockName) -> Result<Option<LockInfo>, Error> {
+    let row = try_read(client, name).await;
+    row.map_err(|failure| failure.into_error("read the locks"))
+}
+
+/// [`read`] with the error of the store, for a caller that tries again.
+pub(crate) async fn try_read(
+    client: &Client,
+    name: &LockName,
+) -> Result<Option<LockInfo>, StoreError> {
     let names = std::slice::from_ref(name);
     let read = while_contended(REQUEST_TIMEOUT, || {
         client.store.read(names, REQUEST_TIMEOUT)
     });
-    let mut rows = read
-        .await
-        .map_err(|failure| failure.into_error("read the locks"))?;
+    let mut rows = read.await?;
     observe(client, &mut rows);
     Ok(rows.pop())
+}
+
+/// Read a semaphore.
+pub(crate) async fn read_semaphore(client: &Client, name: &LockName) -> Result<Semaphore, Error> {
+    let read = while_contended(REQUEST_TIMEOUT, || {
+        client.store.semaphore(name, REQUEST_TIMEOUT)
+    });
+    let read = read.await;
+    read.map_err(|failure| failure.into_error(format!("read semaphore `{name}`")))
+}
+
+/// Read the row of a grant.
+pub(crate) async fn read_row(
+    client: &Client,
+    name: &LockName,
+    slot: Slot,
+) -> Result<Option<LockInfo>, StoreError> {
+    Ok(match slot.number() {
+        None => {
+            let names = std::slice::from_ref(name);
+            client.store.read(names, REQUEST_TIMEOUT).await?.pop()
+        }
+        Some(number) => {
+            let semaphore = client.store.semaphore(name, REQUEST_TIMEOUT).await?;
+            let mut permits = semaphore.permits.into_iter();
+            permits.find(|permit| permit.slot == Some(number))
+        }
+    })
 }
 
 /// Record an observation of each row whose lease ends by observation, and set the row's state from
@@ -25,6 +61,8 @@ pub(crate) async fn read(client: &Client, name: &LockName) -> Result<Option<Lock
 pub(crate) fn observe(client: &Client, rows: &mut [LockInfo]) {
     let now = clock::now();
     for row in rows {
+        let slot = row.slot.map_or(Slot::Lock, Slot::Permit);
+        let key = (row.name.clone(), slot);
         let Some(ObservedExpiry {
             version,
             length,
@@ -35,10 +73,14 @@ pub(crate) fn observe(client: &Client, rows: &mut [LockInfo]) {
         };
         let left = client
             .observations
-            .record(&row.name, version, *length, *overdue, now);
-        row.state = match client.observations.ended_for(&row.name, now) {
-            Some(since) => LockState::Expired { since },
-            None => LockState::Held {
+            .record(&key, version, *length, *overdue, now);
+        row.state = match (client.observations.ended_for(&key, now), row.state) {
+            (Some(_), LockState::Resting { .. }) => LockState::Free,
+            (None, LockState::Resting { free_in }) => LockState::Resting {
+                free_in: free_in.min(left),
+            },
+            (Some(since), _) => LockState::Expired { since },
+            (None, _) => LockState::Held {
                 free_in: Some(left),
             },
         };

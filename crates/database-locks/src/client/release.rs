@@ -8,6 +8,7 @@ use crate::client::Client;
 use crate::client::acquire::head_start::Waiters;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::pending_releases::PendingRelease;
+use crate::client::read::read_row;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
 use crate::runtime;
@@ -16,7 +17,8 @@ use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    BootInstant, Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Token, Ttl,
+    BootInstant, Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Slot, Token,
+    Ttl,
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
@@ -34,6 +36,9 @@ const LONGEST_REJECTED: Duration = Duration::from_secs(30);
 /// The release counts as pending from this call, not from its first poll, so that a drain after the
 /// drop of a guard waits for it.
 ///
+/// Each try lets the lock rest for what is left until `unavailable_until` when it is sent, so that
+/// neither a pause nor a repetition makes the rest longer.
+///
 /// `held_for` is for the log; `None` if the grant comes from a cancelled acquire.
 ///
 /// # Errors
@@ -42,10 +47,11 @@ const LONGEST_REJECTED: Duration = Duration::from_secs(30);
 pub(crate) fn release_grant(
     client: Arc<Client>,
     command: ReleaseCommand,
+    unavailable_until: BootInstant,
     ttl: Ttl,
     held_for: Option<Duration>,
 ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
-    ReleaseRequest::new(client, command, ttl, held_for).in_background()
+    ReleaseRequest::new(client, command, unavailable_until, ttl, held_for).in_background()
 }
 
 /// A release in progress. If it is dropped before it is done, the background completes it.
@@ -56,6 +62,7 @@ impl ReleaseRequest {
     pub(crate) fn new(
         client: Arc<Client>,
         command: ReleaseCommand,
+        unavailable_until: BootInstant,
         ttl: Ttl,
         held_for: Option<Duration>,
     ) -> Self {
@@ -64,8 +71,11 @@ impl ReleaseRequest {
             Ttl::Infinite => BootInstant::MAX,
         };
         let pending = Some(client.pending_releases.begin());
+        // As long as no other client has acquired the lock, it can still rest.
+        let end = end.max(unavailable_until);
         Self(Some(ForkSafe::new(ReleaseTask {
             pending,
+            unavailable_until,
             ..ReleaseTask::new(client, command, end, held_for)
         })))
     }
@@ -77,7 +87,7 @@ impl ReleaseRequest {
         let permit = task.client.direct.as_ref()?.enter()?;
         // Until the answer arrives, in case this future is dropped.
         task.first_answer = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
-        match permit.release(task.command.clone()).await {
+        match permit.release(task.next_command()).await {
             None => None,
             Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld))) => {
                 let done = task.decided(done);
@@ -134,7 +144,9 @@ type Background = Pin<Box<dyn Future<Output = ()> + Send>>;
 struct ReleaseTask {
     client: Arc<Client>,
     command: ReleaseCommand,
-    /// When the lease ends by itself.
+    /// Until when the lock rests after the release.
+    unavailable_until: BootInstant,
+    /// When the lease ends by itself, and a rest would too.
     lease_end: BootInstant,
     held_for: Option<Duration>,
     /// The answer on the direct connection, for the first iteration. While that request is
@@ -159,6 +171,7 @@ impl ReleaseTask {
         Self {
             client,
             command,
+            unavailable_until: BootInstant::ZERO,
             lease_end,
             held_for,
             first_answer: None,
@@ -169,13 +182,19 @@ impl ReleaseTask {
         }
     }
 
+    /// The command of a try that is sent now.
+    fn next_command(&self) -> ReleaseCommand {
+        let rest = self.unavailable_until - clock::now();
+        self.command.clone().resting(rest)
+    }
+
     async fn run(mut self) -> Result<Released, Error> {
         let mut pause = FIRST_RETRY;
         loop {
             let sent = clock::now();
             let answer = match self.first_answer.take() {
                 Some(answer) => answer,
-                None => self.client.releases.ask(self.command.clone()).await,
+                None => self.client.releases.ask(self.next_command()).await,
             };
             let failure = match answer {
                 Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld)) => {
@@ -219,12 +238,15 @@ impl ReleaseTask {
             Released::Freed if self.client.store.waiters_poll() => Waiters::Poll,
             _ => Waiters::None,
         };
-        self.client.queues.released(
-            &self.command.name,
-            self.command.token,
-            waiters,
-            self.held_for.unwrap_or_default(),
-        );
+        let (name, queues) = (&self.command.name, self.client.queues(self.command.slot));
+        match self.command.slot {
+            Slot::Lock => {
+                let held_for = self.held_for.unwrap_or_default();
+                queues.released(name, self.command.token, waiters, held_for);
+            }
+            // Other permits may be free, so no caller waits for the sake of other processes.
+            Slot::Permit(_) | Slot::AnyPermit => queues.wake(name),
+        }
         let done = match self.may_be_released {
             true => Released::Freed,
             false => done,
@@ -293,6 +315,7 @@ impl ReleaseTask {
     fn detached(self, retry: Retry) -> Self {
         Self {
             retry: Some(retry),
+            unavailable_until: self.unavailable_until,
             ..Self::new(self.client, self.command, self.lease_end, self.held_for)
         }
     }
@@ -336,12 +359,29 @@ pub(crate) fn defer(client: &Arc<Client>, command: &ReleaseCommand) -> bool {
     open
 }
 
+/// Release a lock or a permit, whichever grant holds it.
+pub(crate) async fn force(
+    client: &Client,
+    name: &LockName,
+    slot: Slot,
+) -> Result<Force, StoreError> {
+    let (store, within) = (&client.store, REQUEST_TIMEOUT);
+    match slot.number() {
+        None => store.force(name, within).await,
+        Some(number) => store.force_permit(name, number, within).await,
+    }
+}
+
 /// If a fence of the lock's grant is open in this process, release the lock by force when the fence
 /// ends.
 ///
 /// Returns the holder; `None` if no such fence is open, and nothing is done.
-pub(crate) fn force_after_fence(client: &Arc<Client>, name: &LockName) -> Option<Holder> {
-    let state = client.fences.of_lock(name)?;
+pub(crate) fn force_after_fence(
+    client: &Arc<Client>,
+    name: &LockName,
+    slot: Slot,
+) -> Option<Holder> {
+    let state = client.fences.of_lock(name, slot)?;
     let fence = client.fences.end_of(state.grant.id)?;
     let holder = Holder {
         holder: Some(state.grant.holder.as_ref().to_owned()),
@@ -361,21 +401,18 @@ pub(crate) fn force_after_fence(client: &Arc<Client>, name: &LockName) -> Option
         let pending = client.pending_releases.begin();
         let (name, grant) = (&state.grant.name, state.grant.id.as_str());
         let forced = while_contended(REQUEST_TIMEOUT, || async {
-            let row = client
-                .store
-                .read(std::slice::from_ref(name), REQUEST_TIMEOUT)
-                .await?;
+            let row = read_row(&client, name, slot).await?;
             // Release only the grant of the fence, not a later one.
-            if row.first().and_then(|row| row.grant.as_deref()) != Some(grant) {
+            if row.as_ref().and_then(|row| row.grant.as_deref()) != Some(grant) {
                 return Ok(());
             }
-            match client.store.force(name, REQUEST_TIMEOUT).await? {
+            match force(&client, name, slot).await? {
                 Force::Freed(_) | Force::WasFree => Ok(()),
                 Force::Busy => Err(StoreError::Contention("its row is locked".into())),
             }
         });
         match forced.await {
-            Ok(()) => client.queues.wake(name),
+            Ok(()) => client.queues(slot).wake(name),
             Err(failure) => tracing::warn!(
                 lock.name = name.as_str(),
                 "not released by force: {failure}"

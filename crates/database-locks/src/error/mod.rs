@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::loss::Loss;
 use crate::runtime::RuntimeError;
-use protocol::{Holding, Human, InvalidSetting, LockName, LostReason};
+use protocol::{Holding, Human, InvalidSetting, LatestGrant, LockName, LostReason, Resting};
 
 /// The cause of an [`Error`]. Its type is not part of the interface.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
@@ -18,6 +18,7 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 /// | variant | what to do |
 /// | --- | --- |
 /// | `TimedOut` | wait longer, or do without |
+/// | `AlreadyRan` | do without: the work of this period was begun |
 /// | `Lost` | stop the protected work; to go on, acquire again and start from what is stored |
 /// | `Conflict`, `Unavailable` | try again later |
 /// | `Rejected` | fix the cause: a right, a table, a password |
@@ -46,18 +47,41 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The wait ran out while another client held the lock. Nothing was acquired.
-    #[error("lock `{name}` not acquired within {}{}", Human(*.waited), HeldBySuffix(.holder.as_deref(), *.held_for))]
+    /// The wait ran out while another client held the lock, or the lock rested. Nothing was
+    /// acquired.
+    #[error("{} `{name}` not acquired within {}{}{}",
+        if permits.is_some() { "a permit of" } else { "lock" },
+        Human(*.waited), PermitsSuffix(*.permits), HeldBySuffix(.holder.as_deref(), *.held_for, *.rests_for))]
     #[non_exhaustive]
     TimedOut {
         /// Which lock.
         name: LockName,
         /// How long the caller waited.
         waited: Duration,
-        /// The holder when the lock was last read; `None` if no holder was known.
+        /// The holder when the lock was last read, or the latest one of a lock that rested; `None`
+        /// if no holder was known.
         holder: Option<String>,
         /// How long the lock had been held by then, by the database's clock.
         held_for: Option<Duration>,
+        /// The number of permits of a semaphore, all of them held; 0 if an operator has paused it.
+        /// `None` for a lock.
+        permits: Option<u32>,
+        /// How long the lock [rested](crate::Lock::at_least) from then on; `None` if it was held.
+        rests_for: Option<Duration>,
+    },
+    /// The latest grant of the lock began too recently for one [once per](crate::Lock::once_per)
+    /// period. Nothing was acquired.
+    #[error("lock `{name}` not acquired: it was granted{} {} ago, and is granted once per {}", GrantedTo(.holder.as_deref()), Human(*.ago), Human(*.once_per))]
+    #[non_exhaustive]
+    AlreadyRan {
+        /// Which lock.
+        name: LockName,
+        /// The period of the caller.
+        once_per: Duration,
+        /// How long ago the latest grant began, by the database's clock.
+        ago: Duration,
+        /// Its holder, which may still hold the lock; `None` if it is not known.
+        holder: Option<String>,
     },
     /// The lease ended before it was released. Stop the protected work: another holder may already
     /// be running.
@@ -124,6 +148,15 @@ impl Error {
             name: name.clone(),
             reason: loss.reason(),
             loss,
+        }
+    }
+
+    pub(crate) fn already_ran(name: &LockName, once_per: Duration, latest: LatestGrant) -> Self {
+        Self::AlreadyRan {
+            name: name.clone(),
+            once_per,
+            ago: latest.ago,
+            holder: latest.holder,
         }
     }
 
@@ -256,9 +289,10 @@ impl From<Error> for std::io::Error {
             Error::TimedOut { .. } => ErrorKind::TimedOut,
             Error::Conflict { .. } => ErrorKind::ResourceBusy,
             Error::Config { .. } => ErrorKind::InvalidInput,
-            Error::Lost { .. } | Error::Unavailable { .. } | Error::Rejected { .. } => {
-                ErrorKind::Other
-            }
+            Error::AlreadyRan { .. }
+            | Error::Lost { .. }
+            | Error::Unavailable { .. }
+            | Error::Rejected { .. } => ErrorKind::Other,
         };
         Self::new(kind, error)
     }
@@ -302,73 +336,39 @@ fn state(source: &BoxError) -> &'static str {
     }
 }
 
-struct HeldBySuffix<'a>(Option<&'a str>, Option<Duration>);
+struct PermitsSuffix(Option<u32>);
+
+impl fmt::Display for PermitsSuffix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => Ok(()),
+            Some(0) => f.write_str(": it is paused"),
+            Some(1) => f.write_str(": its one permit is held"),
+            Some(permits) => write!(f, ": all {permits} permits are held"),
+        }
+    }
+}
+
+/// The holder, for how long it has held the lock, and for how long the lock rests.
+struct HeldBySuffix<'a>(Option<&'a str>, Option<Duration>, Option<Duration>);
 
 impl fmt::Display for HeldBySuffix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let holding = self.0.map(|holder| Holding(holder, self.1));
-        holding.map_or(Ok(()), |holding| write!(f, ": {holding}"))
+        match (self.0, self.2) {
+            (Some(holder), Some(left)) => write!(f, ": {}", Resting(holder, left)),
+            (Some(holder), None) => write!(f, ": {}", Holding(holder, self.1)),
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+struct GrantedTo<'a>(Option<&'a str>);
+
+impl fmt::Display for GrantedTo<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |holder| write!(f, " to {holder}"))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_database_that_answers_is_not_reported_as_unreachable() {
-        let error = |source: BoxError| {
-            let op = "acquire lock `job`".into();
-            Error::Unavailable { op, source }.chain()
-        };
-        assert_eq!(
-            error("connection refused".into()),
-            "could not acquire lock `job`: the database cannot be reached: connection refused"
-        );
-        assert_eq!(
-            error(
-                Cause {
-                    message: "its disk is full".into(),
-                    answered: true,
-                    undone: false,
-                }
-                .into(),
-            ),
-            "could not acquire lock `job`: the database cannot do it now: its disk is full"
-        );
-    }
-
-    #[test]
-    fn a_refusal_says_the_cause_first_and_then_the_hint() {
-        let source = "permission denied for table x".into();
-        let hint = Some("as the owner: GRANT UPDATE".to_owned());
-        let error = Error::rejected("acquire lock `job`", hint, source);
-        assert_eq!(
-            error.chain(),
-            "could not acquire lock `job`: the database refused: permission denied for table x; as \
-             the owner: GRANT UPDATE"
-        );
-        // Other printers of error chains do the same.
-        let source = StdError::source(&error).unwrap();
-        assert_eq!(
-            format!("{error}: {source}"),
-            error.chain(),
-            "a message never repeats its source"
-        );
-        assert!(source.source().is_none());
-    }
-
-    #[test]
-    fn a_timeout_names_the_holder_and_its_age() {
-        let error = Error::TimedOut {
-            name: LockName::new("job").unwrap(),
-            waited: Duration::from_millis(1500),
-            holder: Some("db1.17.ab".into()),
-            held_for: Some(Duration::from_secs(125)),
-        };
-        assert_eq!(
-            error.to_string(),
-            "lock `job` not acquired within 1.5s: held by db1.17.ab for 2m 5s"
-        );
-    }
-}
+mod tests;

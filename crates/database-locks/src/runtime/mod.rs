@@ -27,6 +27,7 @@ use protocol::BootInstant;
 pub(crate) mod callbacks;
 pub(crate) mod clock;
 pub(crate) mod fork;
+pub(crate) mod join;
 
 /// Why work was not run or not completed.
 #[derive(Debug)]

@@ -13,8 +13,9 @@ use std::time::Duration;
 use crate::doctor::Report;
 pub use crate::store::error::StoreError;
 use protocol::{
-    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+    AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
+    TakeOverCommand, Ttl,
 };
 
 /// A pending answer.
@@ -38,18 +39,30 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Connect unless connected, and reject a server that cannot serve: too old, read-only.
     fn connect(&self, within: Duration) -> Reply<'_, ()>;
 
-    /// Grant the locks that are free. Never waits for a row. A lock that is held is not written to.
+    /// Grant the locks that are free. Never waits for a row. A lock that is held or rests, or whose
+    /// latest grant is too recent for the command, is not written to.
     fn acquire<'a>(
         &'a self,
         commands: &'a [AcquireCommand],
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>>;
 
+    /// Grant all of these locks, or none. Never waits for a row.
+    ///
+    /// The commands are ordered by name, and differ in name, grant id and observed version alone.
+    ///
+    /// If it is repeated because the reply was lost, it recognizes its grants.
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, AllOutcome>;
+
     /// Extend the leases of these grants, if they still hold their locks.
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], within: Duration)
     -> Reply<'a, Vec<Renewal>>;
 
-    /// Free the locks of these grants, if they still hold them.
+    /// Free the locks of these grants, or let them rest, if the grants still hold them.
     fn release<'a>(
         &'a self,
         commands: &'a [ReleaseCommand],
@@ -61,8 +74,8 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Read a page of rows with ids greater than `after`, ordered by id. Takes no lock.
     ///
-    /// A page covers at most [`PAGE`](protocol::PAGE) rows, whether they match the filter or not, so
-    /// that renewals behind it do not wait long.
+    /// A page covers at most [`PAGE`](protocol::PAGE) rows, whether they match the filter or not,
+    /// so that renewals behind it do not wait long.
     fn page<'a>(
         &'a self,
         filter: &'a ListFilter,
@@ -70,7 +83,8 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, Page>;
 
-    /// The holder of each of these locks. `None`: the lock looks free, so an acquire may succeed.
+    /// The holder of each of these locks, or the latest one of a lock that rests. `None`: the lock
+    /// looks free, so an acquire may succeed.
     ///
     /// Takes no lock and waits for no row. On a cluster the answer is what the connected node has
     /// applied, so it only decides when to try.
@@ -81,7 +95,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     ) -> Reply<'a, Vec<Option<Holder>>>;
 
     /// Replace a grant by another one of the same holder, with a new token, if it still holds the
-    /// lock.
+    /// lock. It does not end a rest.
     fn take_over<'a>(
         &'a self,
         command: &'a TakeOverCommand,
@@ -91,7 +105,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Replace a grant by another one with the same token, if it still holds the lock.
     fn resume<'a>(&'a self, command: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal>;
 
-    /// Free a lock, whichever grant holds it.
+    /// Free a lock, whichever grant holds it, or end its rest.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
 
     /// Delete rows of locks that have been free for `idle`, among one page of rows with ids greater
@@ -103,6 +117,41 @@ pub trait Store: Send + Sync + fmt::Debug {
         &self,
         idle: Duration,
         include_legacy: bool,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned>;
+
+    /// Read a semaphore: its permits in order of their numbers, and the operator's limit.
+    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore>;
+
+    /// [`page`](Store::page) of the table of permits. An operator's limit is no row of it.
+    fn page_of_permits<'a>(
+        &'a self,
+        filter: &'a ListFilter,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'a, Page>;
+
+    /// Set the operator's limit of a semaphore, or remove it.
+    fn set_limit<'a>(
+        &'a self,
+        name: &'a LockName,
+        limit: Option<u32>,
+        within: Duration,
+    ) -> Reply<'a, ()>;
+
+    /// [`force`](Store::force) for one permit.
+    fn force_permit<'a>(
+        &'a self,
+        name: &'a LockName,
+        slot: u16,
+        within: Duration,
+    ) -> Reply<'a, Force>;
+
+    /// [`prune`](Store::prune) in the table of permits. An operator's limit stays.
+    fn prune_permits(
+        &self,
+        idle: Duration,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned>;
@@ -124,6 +173,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The statements by which a transaction commits only while its grant holds the lock. `None` if
     /// the engine fences by [`open_fence`](Store::open_fence) alone.
     fn fence(&self) -> Option<&FenceText> {
+        None
+    }
+
+    /// [`fence`](Store::fence) for a permit. `{slot}` stands for its number.
+    fn fence_of_permit(&self) -> Option<&FenceText> {
         None
     }
 
@@ -157,6 +211,18 @@ pub trait Store: Send + Sync + fmt::Debug {
         anew: bool,
     ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
         let _ = (name, pause, anew);
+        Box::pin(std::future::ready(false))
+    }
+
+    /// [`announce`](Store::announce) for a permit of a semaphore: the release of any permit is
+    /// notified. `false`, too, if a permit may be free.
+    fn announce_for_permit<'a>(
+        &'a self,
+        name: &'a LockName,
+        limit: u32,
+        pause: Duration,
+    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        let _ = (name, limit, pause);
         Box::pin(std::future::ready(false))
     }
 
@@ -266,6 +332,12 @@ impl fmt::Debug for Barrier {
 /// A duration in microseconds, as statements take it.
 pub(crate) fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// The rest that a release asks for, as statements take it; null: the lock is free at once.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) fn rest_micros(command: &ReleaseCommand) -> Option<i64> {
+    (!command.rest.is_zero()).then(|| micros(command.rest))
 }
 
 /// A duration that every engine can subtract from its clock: at most a thousand years.

@@ -9,8 +9,9 @@ use crate::metrics::{self, Engine};
 use crate::runtime::clock;
 use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
 use protocol::{
-    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+    AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
+    TakeOverCommand, Ttl,
 };
 
 /// The store of one database, as the client uses it.
@@ -98,6 +99,7 @@ macro_rules! measured {
 measured! {
     connect(within: Duration) -> (), "connect";
     acquire(commands: &[AcquireCommand], within: Duration) -> Vec<Outcome>, "acquire";
+    acquire_all(commands: &[AcquireCommand], within: Duration) -> AllOutcome, "acquire_all";
     renew(grants: &[(Grant, Ttl)], within: Duration) -> Vec<Renewal>, "renew";
     release(commands: &[ReleaseCommand], within: Duration) -> Vec<Released>, "release";
     read(names: &[LockName], within: Duration) -> Vec<LockInfo>, "read";
@@ -107,6 +109,11 @@ measured! {
     resume(command: &ResumeCommand, within: Duration) -> Renewal, "resume";
     force(name: &LockName, within: Duration) -> Force, "force";
     prune(idle: Duration, include_legacy: bool, after: Option<i64>, within: Duration) -> Pruned, "prune";
+    semaphore(name: &LockName, within: Duration) -> Semaphore, "read";
+    page_of_permits(filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";
+    set_limit(name: &LockName, limit: Option<u32>, within: Duration) -> (), "set_limit";
+    force_permit(name: &LockName, slot: u16, within: Duration) -> Force, "force";
+    prune_permits(idle: Duration, after: Option<i64>, within: Duration) -> Pruned, "prune";
     open_fence(grant: &Grant, within: Duration) -> Result<Barrier, Gone>, "open_fence";
     install(within: Duration) -> (), "install";
 }

@@ -39,23 +39,33 @@ fn statements() -> String {
     let engines = [
         (
             "PostgreSQL",
-            include_str!("../../schema/postgres.sql"),
+            [
+                include_str!("../../schema/postgres.sql"),
+                include_str!("../../schema/postgres_permit.sql"),
+            ],
             postgres::PUBLISHED,
         ),
         (
             "MySQL and MariaDB",
-            include_str!("../../schema/mysql.sql"),
+            [
+                include_str!("../../schema/mysql.sql"),
+                include_str!("../../schema/mysql_permit.sql"),
+            ],
             mysql::PUBLISHED,
         ),
         (
             "SQLite",
-            include_str!("../../schema/sqlite.sql"),
+            [
+                include_str!("../../schema/sqlite.sql"),
+                include_str!("../../schema/sqlite_permit.sql"),
+            ],
             sqlite::PUBLISHED,
         ),
     ];
-    for (engine, schema, published) in engines {
+    for (engine, [locks, permits], published) in engines {
         text += &format!("\n## {engine}\n");
-        for (what, sql) in [("the table", schema)].iter().chain(published) {
+        let tables = [("the table", locks), ("the table of permits", permits)];
+        for (what, sql) in tables.iter().chain(published) {
             text += &format!(
                 "\n### {engine}: {what}\n\n```sql\n{}\n```\n",
                 pasteable(sql)
@@ -117,6 +127,7 @@ fn every_statement_that_mysql_is_sent_is_published() {
         include_str!("mysql/statements/read.rs"),
         include_str!("mysql/statements/release.rs"),
         include_str!("mysql/statements/renew.rs"),
+        include_str!("mysql/statements/several.rs"),
     ];
     let list = include_str!("mysql/statements/mod.rs");
     let (_, list) = list.split_once("const PUBLISHED").expect("the list");

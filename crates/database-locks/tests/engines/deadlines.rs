@@ -175,6 +175,7 @@ mod durability {
             let outcomes = store.acquire(&commands, TIMEOUT).await.unwrap();
             let grant = |(command, outcome): (&AcquireCommand, Outcome)| match outcome {
                 Outcome::Granted { token, .. } => Grant {
+                    slot: Default::default(),
                     name: command.name.clone(),
                     token,
                     id: command.grant,

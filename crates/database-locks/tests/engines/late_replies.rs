@@ -97,6 +97,36 @@ async fn a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(db: 
     promise("P4", db.engine);
 }
 
+/// The same for several locks. Another client has one of them when the reply comes: none of the
+/// grants is handed out, and in the end all are held under new ones.
+async fn a_set_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(db: &TestDb) {
+    let proxy = Arc::new(Proxy::to_url(&db.url));
+    let (slow, other) = (through(&proxy, db).await, db.locks().await);
+    let set = || slow.all(["a", "b"]).ttl(TTL).wait(TIMEOUT);
+    for _ in 0..3 {
+        set().acquire().await.unwrap().release().await.unwrap();
+    }
+    let inside = Arc::new(AtomicI32::new(0));
+    let delayed = delay_replies(&proxy);
+    let acquiring = tokio::spawn(set().acquire());
+    let began = now();
+    let mut row = other.show("b").await.unwrap().unwrap();
+    while !row.is_held() {
+        assert!(began.elapsed() < TIMEOUT, "it is not granted");
+        row = other.show("b").await.unwrap().unwrap();
+    }
+    let second = other.lock("b").ttl(TIMEOUT).wait(TIMEOUT).acquire();
+    body(second.await.unwrap(), &inside).await;
+    delayed.await.unwrap();
+    let set = acquiring.await.unwrap().unwrap();
+    assert!(set.is_held(), "handed out, and not held");
+    assert!(set.guard("b").unwrap().token() > row.token, "granted anew");
+    set.check().await.unwrap();
+    set.release().await.unwrap();
+    promise("P1", db.engine);
+    promise("P4", db.engine);
+}
+
 /// A try-once whose reply is late learns that it is lost, and what it got is given back.
 async fn a_try_with_a_late_reply_fails_and_leaves_nothing_held(db: &TestDb) {
     let proxy = Arc::new(Proxy::to_url(&db.url));
@@ -244,6 +274,7 @@ fn futures_poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
 macro_rules! on {
     ($($engine:ident),*) => { $( db_tests!($engine:
         a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on,
+            a_set_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on,
         a_try_with_a_late_reply_fails_and_leaves_nothing_held,
         a_lock_taken_over_or_resumed_too_late_is_not_handed_out,
         a_late_caller_is_handed_no_lost_lock,

@@ -99,6 +99,8 @@ async fn in_a_large_batch_only_the_locked_row_is_busy(db: &TestDb) {
         let grants = commands.iter().zip(outcomes);
         let grants = grants.filter_map(|(command, outcome)| match outcome {
             Outcome::Granted { token, .. } => Some(ReleaseCommand {
+                slot: Default::default(),
+                rest: Duration::ZERO,
                 name: command.name.clone(),
                 token: Some(*token),
                 grant: command.grant,

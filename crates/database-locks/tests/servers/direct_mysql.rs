@@ -146,6 +146,7 @@ async fn in_time<T>(answer: impl Future<Output = T>) -> T {
 async fn acquired(direct: &dyn DirectConnection, command: &AcquireCommand) -> Grant {
     match in_time(direct.acquire(from_ref(command))).await.as_deref() {
         Ok([Outcome::Granted { token, .. }]) => Grant {
+            slot: Default::default(),
             name: command.name.clone(),
             token: *token,
             id: command.grant,

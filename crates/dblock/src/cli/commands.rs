@@ -4,11 +4,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{
+    ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+};
 use clap_complete::Shell;
 use database_locks::{LockName, Ttl};
 
-use super::task::{AcquireArgs, OnLost};
+use super::task::{AcquireArgs, Limit, OnLost};
 use super::{help, values};
 use crate::exit;
 
@@ -42,9 +44,12 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Run CMD while holding the lock NAME
-    #[command(after_help = help::RUN, override_usage = "dblock run [OPTIONS] <NAME> -- <CMD>...")]
+    /// Run CMD while holding the lock NAME, or all of several locks
+    #[command(after_help = help::RUN, override_usage = "dblock run [OPTIONS] <NAME>... -- <CMD>...")]
     Run(RunOptions),
+    /// Run CMD while leading: of all `dblock lead NAME`, one runs its CMD at a time
+    #[command(after_help = help::LEAD, override_usage = "dblock lead [OPTIONS] <NAME> -- <CMD>...")]
+    Lead(LeadOptions),
     /// Acquire the lock NAME and print its ticket, to hold it across the steps of a script
     #[command(after_help = help::ACQUIRE)]
     Acquire {
@@ -87,6 +92,20 @@ pub(super) enum Command {
         /// Take the lock from its holder: make sure first that the holder is dead or stopped
         #[arg(long)]
         force: bool,
+        /// With --force: the permit of a semaphore, by its number, as `show` prints it
+        #[arg(long, value_name = "N", requires = "force", allow_hyphen_values = true,
+              value_parser = values::slot)]
+        slot: Option<u16>,
+    },
+    /// Set how many permits the semaphore NAME has, whatever its callers say
+    #[command(after_help = help::LIMIT)]
+    Limit {
+        /// The semaphore
+        #[arg(value_parser = values::lock_name)]
+        name: LockName,
+        /// 0 to 65536; 0 pauses it; `none`: each caller's own --limit counts again
+        #[arg(value_name = "N", allow_hyphen_values = true, value_parser = values::limit)]
+        limit: Limit,
     },
     /// List the locks that are held: holder, since when, until when, and what for
     #[command(after_help = help::LIST)]
@@ -155,14 +174,39 @@ pub(super) enum Command {
     },
 }
 
+const NAME: &str = "name";
+const COMMAND: &str = "command";
+
+/// A command line with `--`: of `run`, the words before it are names, and those after it CMD.
+/// Returns the names of `run`, too.
+///
+/// Without `--`, the first word is the name, and CMD begins with the second one. One definition for
+/// clap cannot have both.
+pub(super) fn parse_with_separator(
+    arguments: &[OsString],
+) -> Result<(Cli, Vec<LockName>), clap::Error> {
+    let several = Cli::command().mut_subcommand("run", |run| {
+        run.mut_arg(NAME, |name| name.num_args(1..).action(ArgAction::Append))
+            .mut_arg(COMMAND, |command| {
+                command.trailing_var_arg(false).last(true)
+            })
+    });
+    let matches = several.try_get_matches_from(arguments)?;
+    let names = matches
+        .subcommand_matches("run")
+        .and_then(|run| run.get_many(NAME));
+    let names = names.into_iter().flatten().cloned().collect();
+    Ok((Cli::from_arg_matches(&matches)?, names))
+}
+
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
-    /// The lock: 1 to 255 characters
-    #[arg(value_parser = values::lock_name)]
+    /// The lock: 1 to 255 characters. Several locks are acquired all or none
+    #[arg(id = NAME, value_name = "NAME", value_parser = values::lock_name)]
     pub(super) name: LockName,
     /// The command to run, and its arguments. No shell is involved: for `|`, `>` or `$` use sh -c
     /// '…'
-    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    #[arg(id = COMMAND, value_name = "CMD", required = true, trailing_var_arg = true)]
     pub(super) command: Vec<OsString>,
     /// How long the lock stays held if dblock dies: 100ms to 10 years, or `inf` (until it is
     /// released by force)
@@ -174,6 +218,16 @@ pub(super) struct RunOptions {
     /// standard input); the lock is released when CMD ends
     #[arg(long, conflicts_with_all = ["no_wait", "wait", "conflict_exit_code"])]
     pub(super) ticket: Option<String>,
+    /// How long no client can acquire the lock again, from the grant on, even if CMD ends before: 0
+    /// to 10 years
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration,
+          conflicts_with = "ticket")]
+    pub(super) at_least: Option<Duration>,
+    /// Run CMD only once in each period, of all clients: 100ms to 10 years; if it was begun in this
+    /// period already, end with 0
+    #[arg(long, value_name = "PERIOD", allow_hyphen_values = true, value_parser = values::period,
+          conflicts_with = "ticket")]
+    pub(super) once_per: Option<Duration>,
     /// What happens to CMD if the lock is lost
     #[arg(long, value_name = "WHAT", default_value = "term")]
     pub(super) on_lost: OnLost,
@@ -181,6 +235,74 @@ pub(super) struct RunOptions {
     /// below 20s]
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
     pub(super) grace: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeadOptions {
+    /// The lock that the leader holds: 1 to 255 characters
+    #[arg(value_parser = values::lock_name)]
+    pub(super) name: LockName,
+    /// The command to run, and its arguments. No shell is involved: for `|`, `>` or `$` use sh -c
+    /// '…'
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    pub(super) command: Vec<OsString>,
+    /// How long there is no leader after dblock or its machine has died: 100ms to 10 years
+    #[arg(long, value_name = "DURATION", default_value = "30s", allow_hyphen_values = true, value_parser = values::ttl)]
+    pub(super) ttl: Ttl,
+    #[command(flatten)]
+    pub(super) options: HolderOptions,
+    /// How CMD is stopped if the leadership is lost
+    #[arg(long, value_name = "HOW", default_value = "term")]
+    pub(super) on_lost: LeaderOnLost,
+    /// The time from TERM to KILL; less than half of the ttl [default: 5s, or a quarter of a ttl
+    /// below 20s]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
+    pub(super) grace: Option<Duration>,
+}
+
+/// How CMD is stopped when the leadership is lost. A leader never runs on.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LeaderOnLost {
+    /// TERM to its process group, and KILL after the grace
+    Term,
+    /// KILL to its process group at once
+    Kill,
+}
+
+impl From<LeaderOnLost> for OnLost {
+    fn from(how: LeaderOnLost) -> Self {
+        match how {
+            LeaderOnLost::Term => Self::Term,
+            LeaderOnLost::Kill => Self::Kill,
+        }
+    }
+}
+
+/// The options that `run`, `acquire` and `lead` share.
+#[derive(Debug, Args)]
+pub(super) struct HolderOptions {
+    /// The name of the holder, shown by `list` [default: host.pid.random]
+    #[arg(long, alias = "owner", value_name = "WHO")]
+    holder: Option<String>,
+    /// A note to show with the lock; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_and_value)]
+    meta: Vec<(String, String)>,
+}
+
+impl HolderOptions {
+    /// The arguments of a wait without limit.
+    pub(super) fn into_args(self, name: LockName, ttl: Ttl) -> AcquireArgs {
+        AcquireArgs {
+            name,
+            others: Vec::new(),
+            limit: None,
+            ttl,
+            wait: None,
+            conflict_exit_code: exit::BUSY,
+            holder: self.holder,
+            meta: self.meta,
+        }
+    }
 }
 
 /// The options that `run` and `acquire` share.
@@ -197,27 +319,24 @@ pub(super) struct AcquireOptions {
     #[arg(short = 'E', long, value_name = "N", default_value_t = exit::BUSY,
           allow_hyphen_values = true, value_parser = values::exit_code)]
     conflict_exit_code: u8,
-    /// The name of the holder, shown by `list` [default: host.pid.random]
-    #[arg(long, alias = "owner", value_name = "WHO")]
-    holder: Option<String>,
-    /// A note to show with the lock; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_and_value)]
-    meta: Vec<(String, String)>,
+    /// Acquire one of N permits of the semaphore NAME: up to N holders at the same time, 1 to 65536
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = values::permits)]
+    limit: Option<u32>,
+    #[command(flatten)]
+    holder: HolderOptions,
 }
 
 impl AcquireOptions {
     pub(super) fn into_args(self, name: LockName, ttl: Ttl) -> AcquireArgs {
         AcquireArgs {
-            name,
-            ttl,
             wait: match self.wait {
                 _ if self.no_wait => Some(Duration::ZERO),
                 Some(Ttl::Finite(limit)) => Some(limit),
                 Some(Ttl::Infinite) | None => None,
             },
             conflict_exit_code: self.conflict_exit_code,
-            holder: self.holder,
-            meta: self.meta,
+            limit: self.limit,
+            ..self.holder.into_args(name, ttl)
         }
     }
 }

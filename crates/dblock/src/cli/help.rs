@@ -7,6 +7,8 @@ Examples:
   dblock run nightly -- ./report.sh           wait for the lock, run, release
   dblock run -n nightly -- ./report.sh        skip if another client has it (75)
   dblock run -n -E 0 nightly -- ./report.sh   the same, and end with 0
+  dblock run orders stock -- ./move.sh        both locks, or none
+  dblock lead scheduler -- ./scheduler        run on one machine of many
   dblock list                                 who holds which lock
   dblock release nightly --force              free the lock of a dead holder
   dblock doctor                               check the database
@@ -30,8 +32,8 @@ Exit codes:
   69     the database cannot be reached, refuses, or is blocked
   75     another client has the lock (run, acquire; -E sets another code)
   76     the lock was lost and CMD was stopped (run), or the ticket is dead
-  126    CMD cannot be run (run)
-  127    CMD was not found (run)
+  126    CMD cannot be run (run, lead)
+  127    CMD was not found (run, lead)
   128+n  ended by signal n
   In all other cases `run` ends with the exit code of CMD.
 
@@ -86,8 +88,30 @@ On a cluster with several primaries (Galera, Group Replication) no clock tells
 that a lease has ended, so the row is watched for the length of the lease. If
 the holder looks dead, -n and -w go on until then, one ttl at most.
 
-Within CMD, a `dblock run` or `dblock acquire` of the same lock is refused with
-2: it would wait for its own end.
+With --once-per CMD runs only if no client was granted the lock in this period,
+by the clock of the database. Otherwise dblock ends with 0 at once, and only -v
+says so. A tenth of the period, at most a minute, is forgiven, since machines
+start a little earlier or later each time. A run counts whether CMD succeeded or
+not. `dblock prune` must leave rows for longer than the period.
+
+With --at-least the lock rests after a CMD that ends sooner: no client holds it,
+and none can acquire it before that time has passed since the grant. `dblock
+release --force` ends the rest. After a loss, or if dblock is killed, the lock
+does not rest.
+
+The words before the first `--` are names, and CMD follows it. Without `--`, CMD
+begins with the second word.
+
+Several names are acquired all or none, 100 at most. While it waits
+for one of them, dblock holds none, so runs that name the same locks in another
+order cannot block each other. Each lock is an ordinary one, in `list` and for
+`release`. If one is lost, CMD is stopped as above, and the others are released
+after it has ended. The locks have to be free at the same moment: while other
+processes hold them in turn without a pause, the wait may be long; limit it by
+-w.
+
+Within CMD, a `dblock run` or `dblock acquire` of a lock that this one holds is
+refused with 2: it would wait for its own end.
 
 CMD may release the lock early, with `dblock release` and its ticket: CMD runs
 on, and other clients can have the lock.
@@ -97,6 +121,7 @@ Durations: 500ms, 30s, 5m, 2h, 1d, or bare seconds (30, 1.5), up to 10 years;
 
 Exit codes:
   CMD's  CMD has run
+  0      with --once-per also if CMD was begun in this period already
   128+n  signal n ended CMD, or dblock before CMD was started
   75     another client has the lock; -E sets another code
   76     the lock was lost and CMD was stopped, or the ticket is dead
@@ -114,14 +139,62 @@ Environment of CMD:
   DBLOCK_HOLDER  the holder, as `dblock list` shows it
   DBLOCK_TICKET  the ticket, with which any process can renew, release or resume
                  the lock: keep it secret
+  Of several locks, NAME, TOKEN, GRANT and TICKET are lists, separated by
+  commas, in the order of the names given. A ticket contains no comma.
 
 Examples:
   dblock run deploy -- make deploy
+  dblock run -w 1m orders stock -- ./move-stock.sh
   dblock run -w 10m --ttl 1m deploy -- make deploy
   dblock run --ttl 5s job -- ./job
   dblock run -n backup --meta why=weekly -- sh -c 'pg_dump app > app.sql'
   dblock run a -- sh -c './x && dblock release a --ticket \"$DBLOCK_TICKET\"; ./y'
+  dblock run --once-per 1h hourly -- ./report.sh     (the same on all machines)
   printf '%s\\n' \"$TICKET\" | dblock run deploy --ticket - -- make deploy";
+
+pub(super) const LEAD: &str = "\
+Start `dblock lead NAME -- CMD` on each machine. One of them leads: it holds the
+lock NAME and runs its CMD; the others wait. If the leader ends, or its machine
+dies, another one starts its CMD, in the second case when the ttl has ended.
+
+dblock campaigns again after each end of CMD, whatever its exit code. It first
+releases the lock and pauses, so that another machine may lead: for 1 s, and
+each time for twice as long, up to 1 min, if CMD ran for less than 10 s. After
+a loss of the lock it campaigns again at once. To give up the leadership, let
+CMD end.
+
+The lock is lost if it cannot be renewed (the database is away, dblock is
+stopped, the machine is suspended), or if it is released by force or by its
+ticket. Then the process group of CMD gets TERM, and KILL after the grace, both
+before the lease ends and another machine can lead. After a release by force or
+by ticket another one may lead already. So the ttl must be more than twice the
+grace.
+
+Signals are forwarded to CMD. After TERM, INT or QUIT dblock waits for the end
+of CMD, releases the lock, and ends with 128+n; so it does if CMD is ended by a
+signal that was forwarded. Other signals end nothing unless CMD does: HUP
+reaches a server that reads its configuration again. While dblock waits to lead,
+a signal ends it at once. CMD gets the terminal only when it uses it.
+
+CMD runs as in `dblock run`: the same environment (DBLOCK_TOKEN is the term),
+process group, and end if dblock is killed. Its processes in the background
+must end with it.
+
+See who leads with `dblock show NAME`, or `dblock show NAME --json`: holder,
+token and acquired_at, if the state is \"held\".
+
+Exit codes:
+  128+n  ended by signal n
+  69     the database refuses: a wrong password, a missing table or right. An
+         outage is waited for
+  2      usage, a bad URL, a bad setting, or the lock is held by an outer run
+  126    CMD cannot be run
+  127    CMD was not found
+
+Examples:
+  dblock lead scheduler -- ./scheduler
+  dblock lead --ttl 10s --holder \"$HOSTNAME\" beat -- celery -A app beat
+  dblock show scheduler --json | jq -r 'select(.state==\"held\").holder'";
 
 pub(super) const ACQUIRE: &str = "\
 The ticket is the only output on stdout. If it cannot be written, the lock is
@@ -199,8 +272,9 @@ Examples:
   dblock release nightly --force";
 
 pub(super) const LIST: &str = "\
-A lock is held, expired (its holder did not renew it; the next caller gets it)
-or free. In a narrow terminal, columns are left out and the last one is cut;
+A lock is held, resting (released with --at-least; no client can acquire it
+yet), expired (its holder did not renew it; the next caller gets it) or free. In
+a narrow terminal, columns are left out and the last one is cut;
 `dblock show NAME` prints everything.
 
 --json prints for each lock: name, state, holder (or the last one), token,
@@ -212,6 +286,21 @@ Examples:
   dblock list
   dblock list --all
   dblock list --json | jq -r '.[] | select(.held_for > 3600) | .name'";
+
+pub(super) const LIMIT: &str = "\
+The limit is kept in the database and takes precedence over --limit of every
+caller, at its next try. Holders above a lowered limit keep their permits until
+they end. A limit of 0 pauses the semaphore: no permit is granted.
+
+Exit codes:
+  0   set
+  69  the database cannot be reached, or refuses
+  2   usage, a bad URL, a bad setting
+
+Examples:
+  dblock limit api 5
+  dblock limit api 0       # pause
+  dblock limit api none    # the callers' own limits count again";
 
 pub(super) const SHOW: &str = "\
 The fields of --json are those of `dblock list --json`.
@@ -229,7 +318,9 @@ Examples:
 pub(super) const PRUNE: &str = "\
 A released lock leaves its row behind, and names that contain dates or customers
 leave many. Deleting a row changes nothing about the lock: its tokens go on
-growing if it is acquired again. The row of a held lock is never deleted.
+growing if it is acquired again. But it also deletes the time of the latest run:
+with `run --once-per`, give more than the period. The row of a lock that is held
+or rests is never deleted.
 
 Examples:
   dblock prune --older-than 30d
@@ -304,6 +395,7 @@ mod tests {
             RENEW,
             RELEASE,
             LIST,
+            LIMIT,
             SHOW,
             PRUNE,
             INIT,

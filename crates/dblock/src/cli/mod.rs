@@ -11,6 +11,7 @@ mod usage_error;
 mod values;
 
 pub(crate) use self::parse::parse_arguments;
+pub(crate) use self::task::Limit;
 pub(crate) use self::task::{
     AcquireArgs, DEFAULT_ACQUIRE_TTL, DoctorArgs, Invocation, OnLost, PruneArgs, RunArgs, Task,
     Verbosity,

@@ -1,10 +1,13 @@
 //! From the arguments of the process to a task.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
+use database_locks::LockName;
 
-use super::commands::{Cli, Command};
+use super::commands::{Cli, Command, LeadOptions, RunOptions, parse_with_separator};
 use super::task::{
     AcquireArgs, DEFAULT_ACQUIRE_TTL, DoctorArgs, Invocation, PruneArgs, RunArgs, Task, Verbosity,
 };
@@ -23,6 +26,8 @@ pub(crate) fn parse_arguments() -> Result<Invocation, Failure> {
 }
 
 pub(super) fn parse(arguments: Vec<OsString>) -> Result<Invocation, Failure> {
+    let (cli, names) =
+        parse_words(&arguments).map_err(|error| usage_error::to_failure(error, &arguments))?;
     let Cli {
         url,
         url_file,
@@ -30,8 +35,7 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Invocation, Failure> {
         verbose,
         quiet,
         command,
-    } = Cli::try_parse_from(&arguments)
-        .map_err(|error| usage_error::to_failure(error, &arguments))?;
+    } = cli;
     let verbosity = match (verbose, quiet) {
         (true, _) => Verbosity::Verbose,
         (_, true) => Verbosity::Quiet,
@@ -40,19 +44,53 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Invocation, Failure> {
     Ok(Invocation {
         target: Target::new(url, url_file, table, |name| std::env::var_os(name))?,
         verbosity,
-        task: task(command)?,
+        task: with_names(task(command)?, names)?,
     })
+}
+
+/// The command line, and the names of a `run` that may have several.
+fn parse_words(arguments: &[OsString]) -> Result<(Cli, Vec<LockName>), clap::Error> {
+    if arguments.iter().any(|word| word == "--") {
+        match parse_with_separator(arguments) {
+            // In `run -- -NAME -- CMD` the first `--` precedes the name.
+            Err(error) if error.kind() == ErrorKind::MissingRequiredArgument => {}
+            parsed => return parsed,
+        }
+    }
+    Ok((Cli::try_parse_from(arguments)?, Vec::new()))
+}
+
+/// The task, with all names of a `run`, each once.
+fn with_names(task: Task, names: Vec<LockName>) -> Result<Task, Failure> {
+    let Task::Run(mut run) = task else {
+        return Ok(task);
+    };
+    for name in names {
+        if !run.lock.names().any(|known| *known == name) {
+            run.lock.others.push(name);
+        }
+    }
+    let Some(other) = run.lock.others.first() else {
+        return Ok(Task::Run(run));
+    };
+    let of_one = [
+        ("--ticket", run.ticket.is_some()),
+        ("--limit", run.lock.limit.is_some()),
+        ("--at-least", !run.at_least.is_zero()),
+        ("--once-per", run.once_per.is_some()),
+    ];
+    match of_one.into_iter().find(|(_, given)| *given) {
+        Some((option, _)) => Err(Failure::usage(format!(
+            "{option} is for one lock, and `{other}` is a second one: leave it out"
+        ))),
+        None => Ok(Task::Run(run)),
+    }
 }
 
 fn task(command: Command) -> Result<Task, Failure> {
     Ok(match command {
-        Command::Run(run) => Task::Run(RunArgs {
-            lock: run.options.into_args(run.name, run.ttl),
-            ticket: run.ticket.map(TicketSource::from_option),
-            command: without_separator(run.command),
-            on_lost: run.on_lost,
-            grace: run.grace,
-        }),
+        Command::Run(run) => Task::Run(run_args(run)),
+        Command::Lead(lead) => Task::Lead(lead_args(lead)),
         Command::Acquire {
             name,
             ttl,
@@ -69,8 +107,12 @@ fn task(command: Command) -> Result<Task, Failure> {
             ttl,
         },
         Command::Release {
-            name, force: true, ..
-        } => Task::ForceRelease { name },
+            name,
+            force: true,
+            slot,
+            ..
+        } => Task::ForceRelease { name, slot },
+        Command::Limit { name, limit } => Task::Limit { name, limit },
         Command::Release {
             name,
             ticket: Some(ticket),
@@ -110,6 +152,32 @@ fn task(command: Command) -> Result<Task, Failure> {
             ignored: ignore,
         }),
     })
+}
+
+fn run_args(run: RunOptions) -> RunArgs {
+    RunArgs {
+        lock: run.options.into_args(run.name, run.ttl),
+        ticket: run.ticket.map(TicketSource::from_option),
+        command: without_separator(run.command),
+        at_least: run.at_least.unwrap_or_default(),
+        once_per: run.once_per,
+        on_lost: run.on_lost,
+        leads: false,
+        grace: run.grace,
+    }
+}
+
+fn lead_args(lead: LeadOptions) -> RunArgs {
+    RunArgs {
+        lock: lead.options.into_args(lead.name, lead.ttl),
+        ticket: None,
+        command: without_separator(lead.command),
+        at_least: Duration::ZERO,
+        once_per: None,
+        on_lost: lead.on_lost.into(),
+        leads: true,
+        grace: lead.grace,
+    }
 }
 
 /// In `run -- -NAME -- CMD` the first `--` precedes NAME, and clap leaves the second one in CMD.

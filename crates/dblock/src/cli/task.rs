@@ -41,6 +41,8 @@ pub(crate) enum Verbosity {
 #[derive(Debug)]
 pub(crate) enum Task {
     Run(RunArgs),
+    /// Always with `leads`, and without a ticket.
+    Lead(RunArgs),
     Acquire {
         args: AcquireArgs,
         json: bool,
@@ -56,6 +58,11 @@ pub(crate) enum Task {
     },
     ForceRelease {
         name: LockName,
+        slot: Option<u16>,
+    },
+    Limit {
+        name: LockName,
+        limit: Limit,
     },
     List {
         all: bool,
@@ -72,6 +79,10 @@ pub(crate) enum Task {
     Doctor(DoctorArgs),
 }
 
+/// The operator's limit of a semaphore; `None` removes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limit(pub(crate) Option<u32>);
+
 #[derive(Debug)]
 pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
@@ -87,16 +98,28 @@ pub(crate) struct PruneArgs {
     pub(crate) include_legacy: bool,
 }
 
-/// The lock to acquire, for `run` and `acquire`.
+/// The lock to acquire, for `run` and `acquire`; for `run` also several.
 #[derive(Debug)]
 pub(crate) struct AcquireArgs {
+    /// The lock, or the first of several.
     pub(crate) name: LockName,
+    /// The others, in the order in which they were given, each once.
+    pub(crate) others: Vec<LockName>,
     pub(crate) ttl: Ttl,
     /// `None` waits without limit, zero tries once.
     pub(crate) wait: Option<Duration>,
     pub(crate) conflict_exit_code: u8,
+    /// The number of permits of a semaphore; `None` for a lock.
+    pub(crate) limit: Option<u32>,
     pub(crate) holder: Option<String>,
     pub(crate) meta: Vec<(String, String)>,
+}
+
+impl AcquireArgs {
+    /// All names, in the order in which they were given.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &LockName> {
+        std::iter::once(&self.name).chain(&self.others)
+    }
 }
 
 #[derive(Debug)]
@@ -105,7 +128,13 @@ pub(crate) struct RunArgs {
     /// The ticket of a lock that is held already, which is resumed.
     pub(crate) ticket: Option<TicketSource>,
     pub(crate) command: Vec<OsString>,
+    /// How long the lock stays unavailable from the grant on.
+    pub(crate) at_least: Duration,
+    /// The period in which CMD runs once.
+    pub(crate) once_per: Option<Duration>,
     pub(crate) on_lost: OnLost,
+    /// Whether CMD runs again and again, while this `dblock` leads.
+    pub(crate) leads: bool,
     /// `None`: the default for the ttl.
     pub(super) grace: Option<Duration>,
 }

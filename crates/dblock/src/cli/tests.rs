@@ -37,8 +37,7 @@ fn words_after_cmd_belong_to_cmd() {
     for line in [
         "dblock run -n job -- cmd -n --ttl 1 -- x --",
         "dblock run job -n -- cmd -n --ttl 1 -- x --",
-        "dblock run -n job cmd -n --ttl 1 -- x --",
-        "dblock run job -n cmd -n --ttl 1 -- x --",
+        "dblock run -n -- job cmd -n --ttl 1 -- x --",
     ] {
         let args = run_args(line);
         assert_eq!(args.lock.wait, Some(Duration::ZERO), "{line}");
@@ -53,6 +52,38 @@ fn words_after_cmd_belong_to_cmd() {
             "{line}"
         );
     }
+}
+
+#[test]
+fn without_a_separator_the_second_word_is_cmd() {
+    for line in ["dblock run -n job cmd -n x", "dblock run job -n cmd -n x"] {
+        let args = run_args(line);
+        assert_eq!(args.lock.wait, Some(Duration::ZERO), "{line}");
+        assert_eq!(args.command, ["cmd", "-n", "x"], "{line}");
+        assert!(args.lock.others.is_empty(), "{line}");
+    }
+}
+
+#[test]
+fn the_words_before_the_separator_are_names_each_once_and_in_order() {
+    for line in [
+        "dblock run b a -- cmd -- x",
+        "dblock run -w 5 b a b -- cmd -- x",
+        "dblock run b a b a -w 5 -- cmd -- x",
+        "dblock -v run b -w 5 a -- cmd -- x",
+    ] {
+        let args = run_args(line);
+        let names: Vec<&str> = args.lock.names().map(|name| name.as_str()).collect();
+        assert_eq!(names, ["b", "a"], "{line}");
+        assert_eq!(args.command, ["cmd", "--", "x"], "{line}");
+    }
+    assert!(run_args("dblock run j j -- c").lock.others.is_empty());
+    // Options of CMD before the separator are no options of dblock.
+    assert!(usage_error("dblock run job grep --count x -- file").contains("--count"));
+    assert_eq!(
+        usage_error("dblock run a b --ticket 1.2.a -- c"),
+        "--ticket resumes one lock, and `b` is a second one: leave it out"
+    );
 }
 
 #[test]

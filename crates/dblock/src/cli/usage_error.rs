@@ -28,6 +28,9 @@ pub(super) fn to_failure(error: clap::Error, arguments: &[OsString]) -> Failure 
                 ErrorKind::MissingRequiredArgument if command == "dblock run" => {
                     ": the form is `dblock run NAME -- CMD`"
                 }
+                ErrorKind::MissingRequiredArgument if command == "dblock lead" => {
+                    ": the form is `dblock lead NAME -- CMD`"
+                }
                 _ => "",
             };
             let line = on_one_line(&error.to_string());

@@ -5,6 +5,11 @@ use std::time::Duration;
 use database_locks::doctor::KINDS;
 use database_locks::{InvalidSetting, LockName, Ttl, parse_duration};
 
+use super::task::Limit;
+
+/// The greatest number of permits, as the library checks it.
+const MAX_PERMITS: u32 = 65_536;
+
 pub(super) fn lock_name(text: &str) -> Result<LockName, String> {
     LockName::new(text).map_err(rule)
 }
@@ -42,9 +47,40 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A period of `--once-per`.
+pub(super) fn period(text: &str) -> Result<Duration, String> {
+    match parse_duration(text).map_err(rule)? {
+        length if (Ttl::MIN..=Ttl::MAX).contains(&length) => Ok(length),
+        _ => Err("must be 100ms to 10 years".to_owned()),
+    }
+}
+
 pub(super) fn exit_code(text: &str) -> Result<u8, String> {
     text.parse()
         .map_err(|_| "must be a number from 0 to 255".to_owned())
+}
+
+/// The number of permits of a semaphore.
+pub(super) fn permits(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(permits @ 1..=MAX_PERMITS) => Ok(permits),
+        _ => Err("must be a number from 1 to 65536".to_owned()),
+    }
+}
+
+/// An operator's limit.
+pub(super) fn limit(text: &str) -> Result<Limit, String> {
+    match (text, text.parse()) {
+        ("none", _) => Ok(Limit(None)),
+        (_, Ok(limit @ 0..=MAX_PERMITS)) => Ok(Limit(Some(limit))),
+        _ => Err("must be a number from 0 to 65536, or none".to_owned()),
+    }
+}
+
+/// The number of a permit.
+pub(super) fn slot(text: &str) -> Result<u16, String> {
+    text.parse()
+        .map_err(|_| "must be a number from 0 to 65535".to_owned())
 }
 
 /// The id of a finding of `doctor`.

@@ -1,8 +1,9 @@
 //! `dblock acquire NAME`
 
 use std::io;
+use std::time::Duration;
 
-use database_locks::{Lock, Ttl};
+use database_locks::Ttl;
 
 use crate::cli::AcquireArgs;
 use crate::exit::{self, Failure};
@@ -12,6 +13,7 @@ use crate::process::{Ignored, Signals};
 use crate::target::Target;
 
 use super::acquire_lock::{acquire_lock, cannot_listen, row_of_ticket};
+use super::wanted::Settings;
 
 /// Acquires the lock and prints its ticket. From then on no process renews the lock.
 pub(crate) async fn acquire(
@@ -22,9 +24,16 @@ pub(crate) async fn acquire(
 ) -> Result<u8, Failure> {
     let mut signals = Signals::listen(Ignored::at_start()).map_err(cannot_listen)?;
     // The process of the pid in the metadata ends now. The command shows that this is expected.
-    let configure = |lock: Lock| lock.metadata("command", "dblock acquire");
-    let acquired = acquire_lock(target, args, None, &mut signals, notices, configure);
-    let (locks, guard) = acquired.await?;
+    let settings = Settings {
+        command: Some("dblock acquire".to_owned()),
+        margin: None,
+        at_least: Duration::ZERO,
+        once_per: None,
+    };
+    let acquired = acquire_lock(target, args, None, &mut signals, notices, settings);
+    let (locks, mut guards) = acquired.await?;
+    // `acquire` takes one name.
+    let guard = guards.remove(0);
     let holder = guard.holder().to_owned();
     let ticket = guard.into_ticket()?;
 

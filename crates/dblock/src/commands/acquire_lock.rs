@@ -1,10 +1,11 @@
-//! Acquires a lock within the wait, or resumes it by its ticket, for `run` and `acquire`.
+//! Acquires a lock or several within the wait, or resumes one by its ticket, for `run` and
+//! `acquire`.
 
 use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use database_locks::{Error, Lock, LockGuard, LockInfo, LockName, LockState, Locks, Ticket};
+use database_locks::{Error, LockGuard, LockInfo, LockName, LockState, Locks, Ticket};
 use tokio::time::{sleep, timeout};
 
 use crate::cli::AcquireArgs;
@@ -15,6 +16,7 @@ use crate::target::Target;
 use crate::time::{human, now};
 
 use super::nested;
+use super::wanted::{Settings, Wanted};
 
 /// The time limit of a read that only adds the holder to a message.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,8 +26,8 @@ const BLOCKED_AFTER: Duration = Duration::from_secs(1);
 /// The pause between two such tries.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Acquires the lock, or resumes it if its ticket is given. `configure` adds settings of the
-/// command.
+/// Connects, and acquires the lock or the locks, or resumes it if its ticket is given. The guards are
+/// in the order in which the names were given.
 ///
 /// The wait covers the first connection: while the database is away, it is tried again.
 pub(super) async fn acquire_lock(
@@ -34,56 +36,69 @@ pub(super) async fn acquire_lock(
     ticket: Option<&Ticket>,
     signals: &mut Signals,
     notices: &Notices,
-    configure: impl FnOnce(Lock) -> Lock,
-) -> Result<(Locks, LockGuard), Failure> {
+    settings: Settings,
+) -> Result<(Locks, Vec<LockGuard>), Failure> {
     let locks = match ticket {
         // A lock is resumed at once or not at all.
         Some(_) => until_signal(signals, target.connect()).await??,
         None => target.connect_lazy()?,
     };
-    let lock = configure(locks.lock(args.name.as_str()).ttl(args.ttl));
-    let lock = with_options(lock, args);
+    let guards = acquire_on(&locks, args, ticket, signals, notices, settings).await?;
+    Ok((locks, guards))
+}
+
+/// Acquires the lock or the locks, or resumes it if its ticket is given.
+pub(super) async fn acquire_on(
+    locks: &Locks,
+    args: &AcquireArgs,
+    ticket: Option<&Ticket>,
+    signals: &mut Signals,
+    notices: &Notices,
+    settings: Settings,
+) -> Result<Vec<LockGuard>, Failure> {
+    let wanted = Wanted::new(locks, args, settings);
     notices.waiting(&args.name);
     let acquired = async {
-        match ticket {
-            Some(ticket) => match lock.resume(ticket).await {
-                Ok(guard) => Ok(guard),
-                Err(error) => Err(ticket_failure(&locks, error).await),
+        match (&wanted, ticket) {
+            (Wanted::One(lock), Some(ticket)) => match lock.resume(ticket).await {
+                Ok(guard) => Ok(vec![guard]),
+                Err(error) => Err(ticket_failure(locks, error).await),
             },
-            None => acquire_unless_nested(&locks, &lock, args).await,
+            _ => acquire_unless_nested(locks, &wanted, args).await,
         }
     };
     // A try that was not answered may still be granted. The library cancels it, or releases the
     // lock, before the process ends.
-    let guard = until_signal(signals, acquired).await??;
+    let guards = until_signal(signals, acquired).await??;
     notices.acquired();
-    Ok((locks, guard))
+    Ok(guards)
 }
 
 pub(super) fn cannot_listen(error: io::Error) -> Failure {
     Failure::unavailable(format!("cannot listen for signals: {error}"))
 }
 
-/// Acquires, and fails if an outer `dblock run` holds the lock: this one would wait for ever.
+/// Acquires, and fails if an outer `dblock run` holds one of the locks: this one would wait for
+/// ever.
 async fn acquire_unless_nested(
     locks: &Locks,
-    lock: &Lock,
+    wanted: &Wanted,
     args: &AcquireArgs,
-) -> Result<LockGuard, Failure> {
+) -> Result<Vec<LockGuard>, Failure> {
     let outer = nested::outer_grants();
-    if outer.is_empty() {
-        return acquire_or_blocked(locks, lock, args).await;
+    // A semaphore may have a permit for this one, too.
+    if outer.is_empty() || args.limit.is_some() {
+        return acquire_or_blocked(locks, wanted, args).await;
     }
     tokio::select! {
         biased;
-        () = nested::wait_until_known_held(locks, &args.name, &outer) => {
-            Err(nested::refusal(&args.name))
-        }
-        acquired = acquire_or_blocked(locks, lock, args) => match acquired {
+        name = nested::wait_until_known_held(locks, args, &outer) => Err(nested::refusal(&name)),
+        acquired = acquire_or_blocked(locks, wanted, args) => match acquired {
             // A try without a wait may have been faster than the read.
-            Err(_) if nested::is_held(locks, &args.name, &outer).await => {
-                Err(nested::refusal(&args.name))
-            }
+            Err(failure) => Err(match nested::held(locks, args, &outer).await {
+                Ok(Some(name)) => nested::refusal(&name),
+                _ => failure,
+            }),
             acquired => acquired,
         },
     }
@@ -95,14 +110,14 @@ async fn acquire_unless_nested(
 /// wait is repeated.
 async fn acquire_or_blocked(
     locks: &Locks,
-    lock: &Lock,
+    wanted: &Wanted,
     args: &AcquireArgs,
-) -> Result<LockGuard, Failure> {
+) -> Result<Vec<LockGuard>, Failure> {
     let once = args.wait.is_some_and(|wait| wait.is_zero());
     let began = now();
     loop {
-        let error = match lock.acquire().await {
-            Ok(guard) => return Ok(guard),
+        let error = match wanted.acquire(args).await {
+            Ok(guards) => return Ok(guards),
             Err(error) => error,
         };
         let no_holder = matches!(
@@ -110,10 +125,12 @@ async fn acquire_or_blocked(
             Error::TimedOut {
                 holder: None,
                 held_for: None,
+                rests_for: None,
+                permits: None,
                 ..
             }
         );
-        if !no_holder || is_busy(locks, &args.name).await {
+        if !no_holder || is_busy(locks, args).await {
             return Err(acquire_failure(error, args));
         }
         if !once || began.elapsed() >= BLOCKED_AFTER {
@@ -123,35 +140,27 @@ async fn acquire_or_blocked(
     }
 }
 
-/// Whether the row names a holder. One whose lease has expired counts: a transaction of its own may
+/// Whether a row names a holder. One whose lease has expired counts: a transaction of its own may
 /// keep the row locked.
-async fn is_busy(locks: &Locks, name: &LockName) -> bool {
-    let row = read_row(locks, name).await;
-    row.is_some_and(|row| row.state != LockState::Free)
+async fn is_busy(locks: &Locks, args: &AcquireArgs) -> bool {
+    for name in args.names() {
+        let row = read_row(locks, name).await;
+        if row.is_some_and(|row| row.state != LockState::Free) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Runs `work` until it ends; the first signal fails it, since there is no CMD to forward it to.
-async fn until_signal<T>(
+pub(super) async fn until_signal<T>(
     signals: &mut Signals,
     work: impl Future<Output = T>,
 ) -> Result<T, Failure> {
     tokio::select! {
         biased;
-        signal = signals.next() => Err(Failure::interrupted(signal as i32)),
+        signal = signals.next_ending() => Err(Failure::interrupted(signal as i32)),
         done = work => Ok(done),
-    }
-}
-
-fn with_options(mut lock: Lock, args: &AcquireArgs) -> Lock {
-    for (key, value) in &args.meta {
-        lock = lock.metadata(key.as_str(), value.as_str());
-    }
-    if let Some(holder) = &args.holder {
-        lock = lock.holder(holder.as_str());
-    }
-    match args.wait {
-        Some(limit) => lock.wait(limit),
-        None => lock,
     }
 }
 
@@ -206,6 +215,12 @@ pub(super) async fn read_row(locks: &Locks, name: &LockName) -> Option<LockInfo>
 
 /// The row while the ticket's grant has it, for a message; `None` if it cannot be read.
 pub(super) async fn row_of_ticket(locks: &Locks, ticket: &Ticket) -> Option<LockInfo> {
-    let row = locks.show(ticket.name().as_str()).await.ok()??;
-    (row.token == ticket.token()).then_some(row)
+    let name = ticket.name().as_str();
+    let lock = locks.show(name).await.ok()?;
+    let is_its = |row: &LockInfo| row.token == ticket.token();
+    if let Some(row) = lock.filter(is_its) {
+        return Some(row);
+    }
+    let semaphore = locks.show_semaphore(name).await.ok()?;
+    semaphore.permits.into_iter().find(is_its)
 }

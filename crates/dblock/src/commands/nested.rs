@@ -9,6 +9,7 @@ use std::time::Duration;
 use database_locks::{Error, LockName, LockState, Locks};
 use tokio::time::sleep;
 
+use crate::cli::AcquireArgs;
 use crate::exit::Failure;
 
 /// The grant ids of this run and of the outer ones, separated by commas.
@@ -25,27 +26,40 @@ pub(super) fn outer_grants() -> Vec<String> {
 }
 
 /// The value of the variable for CMD.
-pub(super) fn grants_with(grant: &str) -> String {
+pub(super) fn grants_with<'a>(these: impl IntoIterator<Item = &'a str>) -> String {
     let mut grants = outer_grants();
-    grants.push(grant.to_owned());
+    grants.extend(these.into_iter().map(str::to_owned));
     grants.join(",")
 }
 
-/// Completes only if one of the grants holds the lock.
-pub(super) async fn wait_until_known_held(locks: &Locks, name: &LockName, grants: &[String]) {
+/// Completes only if one of the grants holds one of the locks, and returns its name.
+pub(super) async fn wait_until_known_held(
+    locks: &Locks,
+    args: &AcquireArgs,
+    grants: &[String],
+) -> LockName {
     loop {
-        match holds(locks, name, grants).await {
-            Ok(true) => return,
+        match held(locks, args, grants).await {
+            Ok(Some(name)) => return name,
             Err(Error::Unavailable { .. }) => sleep(RETRY_PAUSE).await,
             // The acquire reports other errors.
-            Ok(false) | Err(_) => return std::future::pending().await,
+            Ok(None) | Err(_) => return std::future::pending().await,
         }
     }
 }
 
-/// Whether one of the grants holds the lock; `false` if the row cannot be read.
-pub(super) async fn is_held(locks: &Locks, name: &LockName, grants: &[String]) -> bool {
-    holds(locks, name, grants).await.unwrap_or_default()
+/// The first of the locks that one of the grants holds.
+pub(super) async fn held(
+    locks: &Locks,
+    args: &AcquireArgs,
+    grants: &[String],
+) -> Result<Option<LockName>, Error> {
+    for name in args.names() {
+        if holds(locks, name, grants).await? {
+            return Ok(Some(name.clone()));
+        }
+    }
+    Ok(None)
 }
 
 async fn holds(locks: &Locks, name: &LockName, grants: &[String]) -> Result<bool, Error> {

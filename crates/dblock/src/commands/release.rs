@@ -1,6 +1,6 @@
 //! `dblock release NAME --ticket TICKET` and `dblock release NAME --force`
 
-use database_locks::LockName;
+use database_locks::{LockName, Locks};
 
 use crate::exit::Failure;
 use crate::output;
@@ -9,6 +9,7 @@ use crate::ticket::TicketSource;
 use crate::time::human;
 
 use super::acquire_lock::ticket_failure;
+use super::limit::permits_held;
 use super::release_notice::ReleaseNotice;
 
 pub(crate) async fn release(
@@ -28,18 +29,53 @@ pub(crate) async fn release(
     Ok(0)
 }
 
-pub(crate) async fn force_release(target: &Target, name: &LockName) -> Result<u8, Failure> {
+pub(crate) async fn force_release(
+    target: &Target,
+    name: &LockName,
+    slot: Option<u16>,
+) -> Result<u8, Failure> {
     let locks = target.connect().await?;
-    let message = match locks.force_release(name.as_str()).await? {
-        None => format!("lock `{name}` was free already"),
-        Some(previous) => {
-            let holder = previous.holder.as_deref();
-            let holder = holder.unwrap_or("a holder without a name");
-            let age = previous.held_for.map(|age| format!(" for {}", human(age)));
-            let age = age.unwrap_or_default();
-            format!("lock `{name}` released by force: {holder} had held it{age}")
+    let (what, previous) = match slot {
+        None => {
+            let previous = locks.force_release(name.as_str()).await?;
+            if previous.is_none() {
+                refuse_semaphore(&locks, name).await?;
+            }
+            (format!("lock `{name}`"), previous)
+        }
+        Some(slot) => {
+            let previous = locks.force_release_permit(name.as_str(), slot).await?;
+            (format!("permit {slot} of `{name}`"), previous)
         }
     };
-    output::notice(&message);
+    let Some(previous) = previous else {
+        output::notice(&format!("{what} was free already"));
+        return Ok(0);
+    };
+    let holder = previous.holder.as_deref();
+    let holder = holder.unwrap_or("a holder without a name");
+    output::notice(&match previous.rested {
+        true => format!("{what} is free: its rest after {holder} is ended"),
+        false => {
+            let age = previous.held_for.map(|age| format!(" for {}", human(age)));
+            let age = age.unwrap_or_default();
+            format!("{what} released by force: {holder} had held it{age}")
+        }
+    });
     Ok(0)
+}
+
+/// An error if permits of a semaphore of this name are held: which one is meant?
+async fn refuse_semaphore(locks: &Locks, name: &LockName) -> Result<(), Failure> {
+    // On a table of an earlier version there are no permits.
+    let Ok(semaphore) = locks.show_semaphore(name.as_str()).await else {
+        return Ok(());
+    };
+    match semaphore.held() {
+        0 => Ok(()),
+        held => Err(Failure::usage(format!(
+            "`{name}` is a semaphore, of which {}: name one by --slot, as `dblock show` prints it",
+            permits_held(held)
+        ))),
+    }
 }

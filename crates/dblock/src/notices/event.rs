@@ -93,6 +93,8 @@ pub(super) struct Fields {
     pub(super) event: Option<String>,
     pub(super) holder: Option<String>,
     pub(super) held_for: Option<Duration>,
+    /// For how much longer the lock rests after that holder.
+    pub(super) rests_for: Option<Duration>,
     pub(super) outage: Option<Duration>,
     /// The event counts leases that are not renewed.
     pub(super) leases: bool,
@@ -115,6 +117,7 @@ impl Visit for Fields {
     fn record_u64(&mut self, field: &Field, value: u64) {
         match field.name() {
             "lock.held_ms" => self.held_for = Some(Duration::from_millis(value)),
+            "lock.rests_ms" => self.rests_for = Some(Duration::from_millis(value)),
             "outage_ms" => self.outage = Some(Duration::from_millis(value)),
             "locks" => self.leases = true,
             _ => {}

@@ -52,6 +52,7 @@ impl Notices {
 
     /// The wait for a lock begins.
     pub(crate) fn waiting(&self, name: &LockName) {
+        self.lock_over.store(false, Ordering::Relaxed);
         self.send(Message::Waiting(name.clone()));
     }
 

@@ -19,6 +19,15 @@ const FIRST_WAIT_NOTICE: Duration = Duration::from_secs(1);
 /// The time until the next such notice, which is printed if the holder has changed.
 const NEXT_WAIT_NOTICE: Duration = Duration::from_secs(60);
 
+/// The holder at the latest report.
+struct SeenHolder {
+    name: String,
+    /// Since when it holds the lock.
+    since: Option<Instant>,
+    /// Until when the lock rests after it.
+    rests_until: Option<Instant>,
+}
+
 pub(super) struct Printer {
     verbose: bool,
     on_terminal: bool,
@@ -28,8 +37,7 @@ pub(super) struct Printer {
     /// When the next notice of a wait is due.
     notice_due: Option<Instant>,
     last_notice: Option<Instant>,
-    /// The holder at the latest report, and since when it holds the lock.
-    holder: Option<(String, Option<Instant>)>,
+    holder: Option<SeenHolder>,
     /// The outage that was reported, and its beginning.
     outage: Option<(Outage, Instant)>,
     /// Warnings that were printed: each connect may repeat them.
@@ -112,12 +120,14 @@ impl Printer {
         };
         self.end_outage(Outage::Wait, None);
         let now = now();
-        let is_new = self
-            .holder
-            .as_ref()
-            .is_none_or(|(known, _)| *known != holder);
-        let since = fields.held_for.and_then(|age| now.checked_sub(age));
-        self.holder = Some((holder, since));
+        let is_new = self.holder.as_ref().is_none_or(|seen| {
+            seen.name != holder || seen.rests_until.is_some() != fields.rests_for.is_some()
+        });
+        self.holder = Some(SeenHolder {
+            name: holder,
+            since: fields.held_for.and_then(|age| now.checked_sub(age)),
+            rests_until: fields.rests_for.map(|left| now + left),
+        });
         if let Some(last) = self.last_notice.filter(|_| is_new && self.on_terminal) {
             self.notice_due = Some(now.max(last + NEXT_WAIT_NOTICE));
         }
@@ -153,9 +163,17 @@ impl Printer {
             return;
         };
         let held = match &self.holder {
-            Some((holder, since)) => {
+            Some(SeenHolder {
+                name,
+                rests_until: Some(end),
+                ..
+            }) => {
+                let left = human(end.saturating_duration_since(now()));
+                format!(", resting for another {left} after {name}")
+            }
+            Some(SeenHolder { name, since, .. }) => {
                 let age = since.map(|since| format!(" for {}", human(since.elapsed())));
-                format!(", held by {holder}{}", age.unwrap_or_default())
+                format!(", held by {name}{}", age.unwrap_or_default())
             }
             None => String::new(),
         };

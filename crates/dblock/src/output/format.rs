@@ -35,6 +35,7 @@ pub(super) fn free_in(lock: &LockInfo) -> String {
         LockState::Held {
             free_in: Some(left),
         } => human(left),
+        LockState::Resting { free_in } => human(free_in),
         LockState::Held { free_in: None } => "never".to_owned(),
         LockState::Expired { .. } => "now".to_owned(),
         _ => String::new(),

@@ -1,7 +1,7 @@
 //! JSON: times in RFC 3339 UTC, durations in seconds, null for a value that does not apply.
 
 use database_locks::doctor::Report;
-use database_locks::{LockInfo, Ticket};
+use database_locks::{LockInfo, Semaphore, Ticket};
 use serde_json::{Value, json};
 
 /// One array, a line for each lock.
@@ -13,8 +13,19 @@ pub(crate) fn locks_json(locks: &[LockInfo]) -> String {
     }
 }
 
-pub(crate) fn lock_json(lock: &LockInfo) -> String {
-    format!("{}\n", lock.to_json())
+/// The lock; with a key `semaphore`, if there is one of this name. Without a lock, the semaphore
+/// alone.
+pub(crate) fn lock_json(lock: Option<&LockInfo>, semaphore: Option<&Semaphore>) -> String {
+    let text = match (lock, semaphore) {
+        (Some(lock), None) => lock.to_json(),
+        (Some(lock), Some(semaphore)) => {
+            let lock = lock.to_json();
+            let lock = lock.strip_suffix('}').unwrap_or(&lock);
+            format!("{lock},\"semaphore\":{}}}", semaphore.to_json())
+        }
+        (None, semaphore) => semaphore.map(Semaphore::to_json).unwrap_or_default(),
+    };
+    format!("{text}\n")
 }
 
 pub(crate) fn report_json(report: &Report) -> String {

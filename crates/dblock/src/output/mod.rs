@@ -16,4 +16,4 @@ pub(crate) use self::stream::{
     error, help, help_on_stderr, notice, print, print_all, result, set_quiet, stderr_has_colours,
     stdout_has_colours, stdout_is_closed,
 };
-pub(crate) use self::table::{lock_details, locks_table, report_lines};
+pub(crate) use self::table::{lock_details, locks_table, report_lines, semaphore_details};

@@ -3,7 +3,7 @@
 use std::io;
 
 use database_locks::doctor::{Check, Finding, Report};
-use database_locks::{LockInfo, LockState};
+use database_locks::{LockInfo, LockState, Semaphore};
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
@@ -20,8 +20,8 @@ const RESET: &str = "\x1b[0m";
 
 /// The least width of the last column, even if the terminal is too narrow for it.
 const MIN_WIDTH: usize = 12;
-/// The columns that a narrow terminal leaves out, in this order, each with its index by then.
-const OPTIONAL: [(usize, &str); 2] = [(3, "TOKEN"), (3, "SINCE")];
+/// The columns that a narrow terminal leaves out, in this order.
+const OPTIONAL: [&str; 2] = ["TOKEN", "SINCE"];
 
 /// A table with a line for each lock. In a terminal it has colours and is cut to the width.
 ///
@@ -36,11 +36,7 @@ pub(crate) fn locks_table(locks: &[LockInfo], all: bool) -> String {
         };
         return sentence.to_owned();
     }
-    let head = [
-        "NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
-    ];
-    let mut lines = vec![head.map(str::to_owned).to_vec()];
-    lines.extend(locks.iter().map(cells));
+    let mut lines = lines(locks);
     if let Some(width) = columns {
         drop_columns(&mut lines, width);
     }
@@ -48,6 +44,66 @@ pub(crate) fn locks_table(locks: &[LockInfo], all: bool) -> String {
     colours.extend(locks.iter().map(|lock| colour(lock.state)));
     let colours = Some(&*colours).filter(|_| stdout_has_colours());
     aligned(&lines, columns, colours)
+}
+
+/// The lines of a table of locks and permits. If there are permits, one more column has the number
+/// of each, and how many are held of how many.
+fn lines(locks: &[LockInfo]) -> Vec<Vec<String>> {
+    let head = [
+        "NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
+    ];
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
+    lines.extend(locks.iter().map(cells));
+    if locks.iter().any(|lock| lock.slot.is_some()) {
+        lines[0].insert(2, "PERMIT".to_owned());
+        for (line, lock) in lines[1..].iter_mut().zip(locks) {
+            line.insert(2, permit(lock, locks));
+        }
+    }
+    lines
+}
+
+/// `0 (2 of 3)`: its number, and how many are held.
+fn permit(lock: &LockInfo, locks: &[LockInfo]) -> String {
+    let Some(slot) = lock.slot else {
+        return "-".to_owned();
+    };
+    let of_it = || {
+        let same = move |it: &&LockInfo| it.slot.is_some() && it.name == lock.name;
+        locks.iter().filter(same)
+    };
+    let held = of_it().filter(|it| it.is_held()).count();
+    match of_it().filter_map(|it| it.permits).max() {
+        Some(permits) => format!("{slot} ({held} of {permits})"),
+        None => slot.to_string(),
+    }
+}
+
+/// A semaphore: how many permits are held of how many, and by whom.
+pub(crate) fn semaphore_details(semaphore: &Semaphore) -> String {
+    let held = semaphore.held();
+    let permits = match (semaphore.limit, semaphore.effective_limit()) {
+        (Some(0), _) => format!("{held} held, paused by an operator (limit 0)"),
+        (Some(limit), _) => format!("{held} of {limit} held (limit of an operator)"),
+        (None, Some(limit)) => format!("{held} of {limit} held"),
+        (None, None) => format!("{held} held"),
+    };
+    let name = on_one_line(semaphore.name.as_str());
+    let head = [["name".to_owned(), name], ["permits".to_owned(), permits]];
+    let mut text = aligned(&head, None, None);
+    if !semaphore.permits.is_empty() {
+        let head = [
+            "SLOT", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
+        ];
+        let mut lines = vec![head.map(str::to_owned).to_vec()];
+        for permit in &semaphore.permits {
+            let mut line = cells(permit);
+            line[0] = permit.slot.map_or("-".to_owned(), |slot| slot.to_string());
+            lines.push(line);
+        }
+        text.push_str(&aligned(&lines, None, None));
+    }
+    text
 }
 
 fn cells(lock: &LockInfo) -> Vec<String> {
@@ -71,7 +127,8 @@ fn cells(lock: &LockInfo) -> Vec<String> {
 /// Everything about one lock, a line for each field.
 pub(crate) fn lock_details(lock: &LockInfo) -> String {
     let free = lock.state == LockState::Free;
-    let label = |held, when_free| if free { when_free } else { held };
+    let released = free || matches!(lock.state, LockState::Resting { .. });
+    let label = |held, when_released| if released { when_released } else { held };
     let mut fields = vec![
         ("name", Some(quoted_name(lock))),
         ("state", Some(lock.state.as_str().to_owned())),
@@ -84,7 +141,10 @@ pub(crate) fn lock_details(lock: &LockInfo) -> String {
         ),
         ("held for", lock.held_for.map(human)),
         (label("renewed", "released"), lock.renewed_at.and_then(time)),
-        ("expires", lock.expires_at.and_then(time)),
+        (
+            if released { "rests until" } else { "expires" },
+            lock.expires_at.and_then(time),
+        ),
         ("free in", Some(free_in(lock)).filter(|_| !free)),
     ];
     let metadata = lock.parsed_metadata();
@@ -135,7 +195,7 @@ fn colour(state: LockState) -> &'static str {
         // Without end: it is free only when it is released.
         LockState::Held { free_in: None } => BOLD,
         LockState::Held { .. } => GREEN,
-        LockState::Expired { .. } => YELLOW,
+        LockState::Expired { .. } | LockState::Resting { .. } => YELLOW,
         _ => DIM,
     }
 }
@@ -167,14 +227,16 @@ fn widths(lines: &[impl AsRef<[String]>]) -> Vec<usize> {
 
 /// Removes optional columns until the table fits the width.
 fn drop_columns(lines: &mut [Vec<String>], width: usize) {
-    for (column, name) in OPTIONAL {
+    for name in OPTIONAL {
         let widths = widths(lines);
         let last = widths.len().saturating_sub(1);
         let least: usize = widths.iter().take(last).map(|width| width + 2).sum();
         if least + MIN_WIDTH <= width {
             return;
         }
-        debug_assert!(lines.iter().take(1).all(|head| head[column] == name));
+        let head = lines.first();
+        let column = head.and_then(|head| head.iter().position(|cell| cell == name));
+        let Some(column) = column else { continue };
         for line in lines.iter_mut() {
             line.remove(column);
         }

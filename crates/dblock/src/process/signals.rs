@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, raise};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 /// Signals that end a process by default.
@@ -51,8 +51,13 @@ impl Ignored {
     }
 
     pub(crate) fn contains(self, signal: Signal) -> bool {
-        self.0 & (1 << (signal as i32 - 1)) != 0
+        self.0 & bit(signal) != 0
     }
+}
+
+/// The bit of a signal in a set, as the kernel writes it.
+fn bit(signal: Signal) -> u64 {
+    1 << (signal as i32 - 1)
 }
 
 /// The signals that `dblock` receives.
@@ -60,6 +65,8 @@ impl Ignored {
 pub(crate) struct Signals {
     ignored: Ignored,
     streams: Vec<(Signal, Stream)>,
+    /// The signals that have been received, as a set of bits.
+    received: u64,
 }
 
 impl Signals {
@@ -68,6 +75,7 @@ impl Signals {
         let mut signals = Self {
             ignored,
             streams: Vec::new(),
+            received: 0,
         };
         signals.add(ENDING)?;
         Ok(signals)
@@ -80,6 +88,9 @@ impl Signals {
 
     fn add(&mut self, signals: &[Signal]) -> io::Result<()> {
         for &one in signals.iter().filter(|one| !self.ignored.contains(**one)) {
+            if self.streams.iter().any(|(known, _)| *known == one) {
+                continue;
+            }
             self.streams
                 .push((one, signal(SignalKind::from_raw(one as i32))?));
         }
@@ -88,7 +99,7 @@ impl Signals {
 
     /// Waits for the next signal.
     pub(crate) async fn next(&mut self) -> Signal {
-        poll_fn(|cx| {
+        let signal = poll_fn(|cx| {
             for (signal, stream) in &mut self.streams {
                 if stream.poll_recv(cx).is_ready() {
                     return Poll::Ready(*signal);
@@ -96,7 +107,29 @@ impl Signals {
             }
             Poll::Pending
         })
-        .await
+        .await;
+        self.received |= bit(signal);
+        signal
+    }
+
+    /// Waits for the next signal that ends a process by default, while there is no CMD. The other
+    /// signals have their default effect.
+    pub(crate) async fn next_ending(&mut self) -> Signal {
+        loop {
+            let signal = self.next().await;
+            if ENDING.contains(&signal) {
+                return signal;
+            }
+            if signal == Signal::SIGTSTP {
+                // SIGTSTP itself has a handler once there was a CMD.
+                let _ = raise(Signal::SIGSTOP);
+            }
+        }
+    }
+
+    /// Whether this signal has been received since the start.
+    pub(crate) fn has_received(&self, signal: Signal) -> bool {
+        self.received & bit(signal) != 0
     }
 }
 

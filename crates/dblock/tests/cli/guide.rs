@@ -7,10 +7,15 @@ use crate::support::{DBLOCK, Finished, Sandbox, is_running, wait_until_gone};
 use testkit::programs::{find_binary, require};
 
 const GUIDE: &str = include_str!("../../../../docs/cli.md");
+const LEADER: &str = include_str!("../../../../docs/leader.md");
 
-/// The code blocks of a language in the section with this heading.
+/// The code blocks of a language in the section of the guide with this heading.
 fn blocks(heading: &str, language: &str) -> Vec<&'static str> {
-    let (_, rest) = GUIDE
+    blocks_of(GUIDE, heading, language)
+}
+
+fn blocks_of(page: &'static str, heading: &str, language: &str) -> Vec<&'static str> {
+    let (_, rest) = page
         .split_once(&format!("\n{heading}\n"))
         .expect("a heading");
     let level = heading.split(' ').next().expect("its marks");
@@ -110,6 +115,61 @@ fn the_crontab_of_the_guide_prints_nothing_if_another_machine_has_the_lock() {
 }
 
 #[test]
+fn the_first_example_of_the_page_on_leader_election_runs_as_it_is() {
+    let sandbox = Sandbox::new();
+    let block = LEADER.split("```sh\n").nth(1).expect("a block");
+    let script = block.split("```").next().unwrap_or_default();
+    let done = shell(&sandbox, script);
+    assert_eq!(done.code(), 0, "{done:?}");
+    let (before, after) = done.out.split_once("name").expect("the output of `show`");
+    assert!(
+        before.starts_with("one leads") && !before.contains("two leads"),
+        "{done:?}"
+    );
+    assert!(
+        after.contains("two leads\n") && after.contains("\ndemo  free "),
+        "{done:?}"
+    );
+    assert!(
+        done.err.contains("dblock: leading `demo`, term "),
+        "{done:?}"
+    );
+}
+
+/// Also the name of another pod that begins in the same way.
+#[test]
+fn the_readiness_probe_succeeds_in_the_leading_pod_alone() {
+    let sandbox = Sandbox::new();
+    let probe = LEADER
+        .lines()
+        .find(|line| line.trim().starts_with("command: [\"sh\""));
+    let (_, list) = probe
+        .expect("a probe")
+        .split_once("command: ")
+        .expect("its list");
+    let command: Vec<String> = serde_json::from_str(list).expect("a list");
+    let script = &command[2];
+    let ready = |pod: &str| shell(&sandbox, &format!("POD={pod}; {script}")).code() == 0;
+    assert!(!ready("worker-1"), "there is no such lock");
+    let run = [
+        "lead",
+        "--holder",
+        "worker-1",
+        "worker",
+        "--",
+        "sh",
+        "-c",
+        "touch begun; exec sleep 1000",
+    ];
+    let leader = sandbox.start(&mut sandbox.dblock(run));
+    sandbox.wait_for("begun");
+    assert!(ready("worker-1") && !ready("worker-2") && !ready("worker-"));
+    leader.signal(rustix::process::Signal::TERM);
+    assert_eq!(leader.end().code(), 143);
+    assert!(!ready("worker-1"), "it leads no more");
+}
+
+#[test]
 fn the_units_of_the_guide_are_accepted_by_systemd() {
     let found = find_binary("systemd-analyze", &[]);
     let Some(analyze) = require("systemd-analyze", "systemd", found) else {
@@ -117,8 +177,9 @@ fn the_units_of_the_guide_are_accepted_by_systemd() {
     };
     let sandbox = Sandbox::new();
     let recipes = "## Recipes";
-    let units = blocks(recipes, "ini");
-    assert_eq!(units.len(), 3);
+    let mut units = blocks(recipes, "ini");
+    assert_eq!(units.len(), 2);
+    units.extend(blocks_of(LEADER, "## systemd", "ini"));
     let program = program(&sandbox, "work", "true");
     let mut paths = Vec::new();
     for unit in units {
@@ -126,6 +187,7 @@ fn the_units_of_the_guide_are_accepted_by_systemd() {
         let path = sandbox.path(name.expect("its name"));
         let text = unit.replace("/usr/local/bin/dblock", DBLOCK);
         let text = text.replace("/usr/local/bin/report", &program.display().to_string());
+        let text = text.replace("/usr/local/bin/worker", &program.display().to_string());
         std::fs::write(&path, text).expect("written");
         paths.push(path);
     }

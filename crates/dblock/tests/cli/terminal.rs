@@ -95,6 +95,32 @@ fn the_command_may_read_from_the_terminal() {
     );
 }
 
+/// Also if the command has the terminal, so that Ctrl-C reaches it alone.
+#[test]
+fn ctrl_c_ends_a_leader_and_not_only_its_command() {
+    // The terminal shows what is typed, and then `cat` does.
+    let reads: &[_] = &[
+        ("ready\r\n", "typed\n"),
+        ("typed\r\n", ""),
+        ("typed\r\n", "\x03"),
+    ];
+    for (script, steps) in [
+        ("echo ready; exec sleep 1000", &[("ready", "\x03")][..]),
+        ("echo ready; cat; echo never", reads),
+    ] {
+        let sandbox = Sandbox::new();
+        let lead = [DBLOCK, "lead", "job", "--", "sh", "-c", script];
+        let Some(seen) = at_terminal(&sandbox, steps, &lead) else {
+            return;
+        };
+        assert!(
+            seen.contains("exit=130") && !seen.contains("campaigning"),
+            "{seen}"
+        );
+        assert!(!sandbox.is_held("job"));
+    }
+}
+
 /// The command gets the terminal when it first uses it.
 #[test]
 fn in_a_script_the_command_gets_the_terminal_and_returns_it() {

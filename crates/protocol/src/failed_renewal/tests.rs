@@ -1,13 +1,16 @@
 use LostReason::*;
 
 use super::*;
+use crate::messages::Kind;
 use crate::values::grant::{GrantId, Token};
 use crate::values::name::LockName;
+use crate::values::slot::Slot;
 
 type Change = fn(&mut LockRow, &str);
 
 fn grant() -> Grant {
     Grant {
+        slot: Slot::Lock,
         name: LockName::new("job").unwrap(),
         token: Token::from_db(7),
         id: GrantId::of([7; 16]),
@@ -257,6 +260,7 @@ fn a_loss_names_the_present_holder() {
 
 fn ticket() -> ResumeCommand {
     ResumeCommand {
+        slot: Slot::Lock,
         token: Token::from_db(7),
         from: grant().id,
         to: crate::messages::AcquireCommand {
@@ -264,8 +268,10 @@ fn ticket() -> ResumeCommand {
             grant: GrantId::of([8; 16]),
             holder: "next".into(),
             length: std::time::Duration::from_secs(30),
+            not_within: None,
             metadata: "{}".into(),
             expired_version: None,
+            kind: Kind::Exclusive,
         },
     }
 }

@@ -31,6 +31,8 @@ fn times_before_1970_and_after_9999_are_not_written() {
 
 fn held(metadata: Option<&str>) -> LockInfo {
     LockInfo {
+        slot: None,
+        permits: None,
         name: LockName::new("a \"job\"").unwrap(),
         state: LockState::Held {
             free_in: Some(Duration::from_millis(1500)),
@@ -44,6 +46,12 @@ fn held(metadata: Option<&str>) -> LockInfo {
         expires_at: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1500)),
         metadata: metadata.map(str::to_owned),
         observed_expiry: None,
+    }
+}
+
+fn resting() -> LockState {
+    LockState::Resting {
+        free_in: Duration::from_secs(40),
     }
 }
 
@@ -67,6 +75,7 @@ fn the_json_says_how_long_the_lease_lasts_in_each_state() {
         (LockState::Free, "free", json!(null)),
         (LockState::Held { free_in: None }, "held", json!(null)),
         (held(None).state, "held", json!(1.5)),
+        (resting(), "resting", json!(40.0)),
         (expired(), "expired", json!(0.0)),
     ] {
         let info = LockInfo {
@@ -109,6 +118,17 @@ fn only_a_held_lock_has_a_holder() {
         assert_eq!(info.holder_summary(), "free");
         assert_eq!(info.held_by(), None);
     }
+}
+
+#[test]
+fn a_lock_that_rests_has_no_holder_but_the_latest_one() {
+    let info = LockInfo {
+        state: resting(),
+        ..held(None)
+    };
+    assert!(!info.is_held());
+    assert_eq!(info.holder_summary(), "resting for another 40s after me");
+    assert_eq!(info.held_by(), None);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::messages::{AcquireCommand, Grant};
+use crate::messages::{Grant, Kind};
 use crate::values::grant::GrantId;
 use crate::values::ttl::Ttl;
 
@@ -9,6 +9,7 @@ const GRANT: &str = "07070707070707070707070707070707";
 
 fn grant() -> Grant {
     Grant {
+        slot: Slot::Lock,
         name: LockName::new("job").unwrap(),
         token: Token::from_db(7),
         id: GrantId::of([7; 16]),
@@ -115,6 +116,8 @@ fn the_columns_of_a_held_row_are_shown() {
             observed_expiry: None,
             grant: Some(GRANT.into()),
             is_legacy: false,
+            permits: None,
+            is_resting: false,
         }
     );
 }
@@ -168,16 +171,30 @@ fn the_holder_of_each_lock_is_found_by_its_name() {
     assert_eq!(holders, [None, None, Some(row().holder())]);
 }
 
+/// A request for this grant.
+fn acquire(grant: &Grant) -> AcquireCommand {
+    AcquireCommand {
+        grant: grant.id,
+        ..take_over().to
+    }
+}
+
+/// A request for another grant than that of the row.
+fn another() -> AcquireCommand {
+    take_over().to
+}
+
 #[test]
 fn an_acquire_recognizes_its_own_grant() {
     let granted = Outcome::Granted {
+        slot: Slot::Lock,
         token: Token::from_db(7),
         length: secs(1),
         confirmed_by: None,
     };
-    assert_eq!(row().failed_acquire_outcome(GRANT), granted);
+    assert_eq!(row().failed_acquire_outcome(&acquire(&grant())), granted);
     assert_eq!(
-        row().failed_acquire_outcome("another"),
+        row().failed_acquire_outcome(&another()),
         Outcome::Held(row().holder())
     );
     let legacy = LockRow {
@@ -185,7 +202,7 @@ fn an_acquire_recognizes_its_own_grant() {
         ..row()
     };
     assert_eq!(
-        legacy.failed_acquire_outcome(GRANT),
+        legacy.failed_acquire_outcome(&acquire(&grant())),
         Outcome::Held(legacy.holder())
     );
 }
@@ -197,8 +214,11 @@ fn a_row_that_could_have_been_taken_is_busy() {
             expires_in,
             ..row()
         };
-        assert_eq!(row.failed_acquire_outcome(GRANT), Outcome::Busy);
-        assert_eq!(row.failed_acquire_outcome("another"), Outcome::Busy);
+        assert_eq!(
+            row.failed_acquire_outcome(&acquire(&grant())),
+            Outcome::Busy
+        );
+        assert_eq!(row.failed_acquire_outcome(&another()), Outcome::Busy);
     }
 }
 
@@ -209,8 +229,10 @@ fn take_over() -> TakeOverCommand {
             grant: GrantId::of([8; 16]),
             holder: "me".into(),
             length: secs(30),
+            not_within: None,
             metadata: "{}".into(),
             expired_version: None,
+            kind: Kind::Exclusive,
         },
         token: Token::from_db(7),
         grant: Some(GRANT.into()),
@@ -243,6 +265,7 @@ fn a_take_over_recognizes_its_own_grant() {
         ..row()
     };
     let granted = Outcome::Granted {
+        slot: Slot::Lock,
         token: Token::from_db(8),
         length: secs(1),
         confirmed_by: None,
@@ -254,6 +277,7 @@ fn a_take_over_recognizes_its_own_grant() {
 fn a_release_finds_its_grant_by_all_that_it_knows() {
     let release = ReleaseCommand::of(&grant(), Ttl::Infinite);
     let without_token = ReleaseCommand {
+        slot: Slot::Lock,
         token: None,
         ..release.clone()
     };
@@ -332,7 +356,7 @@ fn no_clock_of_a_cluster_ends_a_lease() {
         ..on_cluster(0)
     };
     assert_eq!(free.observed_expiry(), None);
-    assert_eq!(free.failed_acquire_outcome("another"), Outcome::Busy);
+    assert_eq!(free.failed_acquire_outcome(&another()), Outcome::Busy);
 }
 
 #[test]
@@ -403,3 +427,5 @@ fn a_row_without_a_length_is_observed_for_a_minute_once_it_looks_expired() {
         .expect("it is observed");
     assert_eq!(expiry.length, Duration::ZERO);
 }
+
+mod spacing;

@@ -3,6 +3,8 @@
 pub(crate) mod grant;
 pub(crate) mod invalid;
 pub(crate) mod name;
+pub(crate) mod slot;
+pub(crate) mod spacing;
 pub(crate) mod text;
 pub(crate) mod ticket;
 pub(crate) mod time;

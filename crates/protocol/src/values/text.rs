@@ -33,6 +33,17 @@ impl fmt::Display for Holding<'_> {
     }
 }
 
+/// A lock that rests: for how much longer, and after which holder: `resting for another 40s after
+/// web-2`.
+#[derive(Debug)]
+pub struct Resting<'a>(pub &'a str, pub Duration);
+
+impl fmt::Display for Resting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "resting for another {} after {}", Human(self.1), self.0)
+    }
+}
+
 /// A text inside the `Debug` output of another value: quoted, and cut after 60 characters.
 pub struct Short<'a>(pub &'a str);
 

@@ -7,6 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use crate::values::grant::{GrantId, Token};
 use crate::values::invalid::InvalidSetting;
+use crate::values::slot::Slot;
 use crate::values::{name::LockName, text::Short};
 
 /// All but letters, digits and `-_.~`, which need no quoting in a shell and no encoding in a URL.
@@ -23,7 +24,8 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// release the lock**, so pass it only to programs that share the work. Its `Debug` omits the grant
 /// id.
 ///
-/// It is written as `TOKEN.GRANT.NAME`, the name percent-encoded:
+/// It is written as `TOKEN.GRANT.NAME`, the name percent-encoded. A permit of a semaphore has its
+/// number behind the token, `TOKEN-SLOT.GRANT.NAME`.
 ///
 /// ```
 /// use database_locks::Ticket;
@@ -39,6 +41,9 @@ pub struct Ticket {
     /// The name of the lock.
     #[doc(hidden)]
     pub name: LockName,
+    /// The row that has the grant.
+    #[doc(hidden)]
+    pub slot: Slot,
     /// The fencing token of the grant.
     #[doc(hidden)]
     pub token: Token,
@@ -62,7 +67,11 @@ impl Ticket {
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = utf8_percent_encode(self.name.as_str(), ENCODED);
-        write!(f, "{}.{}.{name}", self.token, self.grant)
+        let token = self.token;
+        match self.slot.number() {
+            None => write!(f, "{token}.{}.{name}", self.grant),
+            Some(slot) => write!(f, "{token}-{slot}.{}.{name}", self.grant),
+        }
     }
 }
 
@@ -83,8 +92,13 @@ impl FromStr for Ticket {
             let (token, rest) = text.trim().split_once('.')?;
             let (grant, name) = rest.split_once('.')?;
             let name = percent_decode_str(name).decode_utf8().ok()?;
+            let (token, slot) = match token.split_once('-') {
+                None => (token, Slot::Lock),
+                Some((token, slot)) => (token, Slot::Permit(slot.parse().ok()?)),
+            };
             Some(Self {
                 name: LockName::new(name).ok()?,
+                slot,
                 token: Token::from_db(token.parse().ok().filter(|token| *token > 0)?),
                 grant: GrantId::parse(grant)?,
             })
@@ -104,6 +118,7 @@ mod tests {
     fn ticket(name: &str) -> Ticket {
         Ticket {
             name: LockName::new(name).unwrap(),
+            slot: Slot::Lock,
             token: Token::from_db(17),
             grant: GrantId::of([7; 16]),
         }

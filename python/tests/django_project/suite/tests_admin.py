@@ -96,7 +96,7 @@ class AdminTests(LocksTestMixin, TestCase):
                 str(label): count
                 for label, count, *_ in self.client.get(LIST + query).context["filters"]
             }
-            every = {"All": 2, "held": 1, "expired": 0, "free": 1}
+            every = {"All": 2, "held": 1, "resting": 0, "expired": 0, "free": 1}
             self.assertEqual(counts(""), every)
             self.assertEqual(counts("?state=free"), every)
             self.assertEqual(counts("?state=held"), {**every, "All": None, "free": None})
@@ -131,6 +131,26 @@ class AdminTests(LocksTestMixin, TestCase):
         self.assertIn("old.host", entry.change_message)
         # The history of the lock has it.
         self.assertContains(self.client.get(self.page(name, "history")), "old.host")
+
+    def test_a_lock_that_rests_is_shown_with_its_end_and_its_rest_can_be_ended(self):
+        with self.locks.lock("rests", locked_by="old.host", at_least=600):
+            pass
+        page = self.client.get(LIST).content.decode()
+        self.assertIn('dblock-resting">resting', page)
+        self.assertIn("last: old.host", page)
+        self.assertIn("data-dblock-left=", page)
+        rows = self.client.get(LIST + "?state=resting").context["rows"]
+        self.assertEqual([row["name"] for row in rows], ["rests"])
+        detail = self.client.get(self.page("rests", "change"))
+        for fact in ("last holder", "rests until", "free in"):
+            self.assertContains(detail, fact)
+        asked = self.client.get(self.page("rests"))
+        self.assertContains(asked, "End the rest of the lock")
+        self.assertEqual(self.locks.show("rests")["state"], "resting")
+        answer = self.client.post(self.page("rests"), {"seen": asked.context["seen"]}, follow=True)
+        self.assertContains(answer, "is free: its rest after old.host is ended.")
+        self.assertEqual(self.locks.show("rests")["state"], "free")
+        self.assertIn("rest after old.host", LogEntry.objects.get().change_message)
 
     def test_a_release_that_cannot_be_logged_shows_a_warning(self):
         failing = mock.patch.object(LogEntry.objects, "create", side_effect=DataError("too odd"))

@@ -86,6 +86,23 @@ class CommandTests(TransactionTestCase):
             job.release()
         self.assertEqual(self.output("release", "job", "--force"), "lock `job` was free already\n")
 
+    def test_a_lock_that_rests_is_listed_and_its_rest_can_be_ended(self):
+        with lock("job", locked_by="me", at_least=600):
+            pass
+        _, line = self.output("list").splitlines()
+        self.assertRegex(line, r"^job +resting +me +\d+ ")
+        (row,) = json.loads(self.output("list", "--json"))
+        self.assertEqual((row["state"], row["grant"]), ("resting", None))
+        self.assertGreater(row["free_in"], 500)
+        shown = self.output("show", "job")
+        for label in ("last holder", "rests until", "free in"):
+            self.assertIn(label, shown)
+        self.assertEqual(
+            self.output("release", "job", "--force"),
+            "lock `job` is free: its rest after me is ended\n",
+        )
+        self.assertEqual(conf.locks().show("job")["state"], "free")
+
     def test_prune_deletes_rows_that_are_free_for_long(self):
         with lock("job"):
             pass

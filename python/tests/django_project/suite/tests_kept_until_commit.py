@@ -12,7 +12,14 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connection, connections, transaction
 from django.test import TransactionTestCase
 
-from database_locks import LockConfigError, LockLost, LockTimeout, lock, locked
+from database_locks import (
+    LockAlreadyRan,
+    LockConfigError,
+    LockLost,
+    LockTimeout,
+    lock,
+    locked,
+)
 from database_locks.locks import DBLock
 from database_locks.signals import lock_acquired, lock_released
 
@@ -50,6 +57,18 @@ class KeptTests(TransactionTestCase):
                 raise ZeroDivisionError
             self.assertEqual(_state("job"), "held")
         self.assertEqual(_state("job"), "free")
+
+    def test_a_lock_that_is_kept_is_not_granted_again_in_its_period(self):
+        with transaction.atomic():
+            with lock("once", once_per=600):
+                with lock("once", once_per=600):
+                    pass
+            for once in (lock("once", once_per=600).__enter__, lock("once", once_per=600).acquire):
+                with self.assertRaises(LockAlreadyRan):
+                    once()
+            with lock("once"):
+                self.assertEqual(_state("once"), "held")
+        self.assertEqual(_state("once"), "free")
 
     def test_until_exit_releases_at_the_end_of_the_block(self):
         with transaction.atomic():

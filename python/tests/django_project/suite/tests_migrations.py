@@ -12,10 +12,11 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ModelState, ProjectState
 from django.test import TransactionTestCase, override_settings
 
-from database_locks import LockUnavailable, lock
+from database_locks import LockUnavailable, lock, semaphore
 from database_locks.django import conf, install
 
 TABLE = "database_locks_lock"
+PERMITS = "database_locks_permit"
 QUIET = {"verbosity": 0, "interactive": False}
 
 
@@ -88,8 +89,51 @@ class MigrationTests(TransactionTestCase):
             # The locks are in another file: create this table by hand.
             with connection.cursor() as cursor:
                 cursor.execute(install.schema("sqlite"))
+                cursor.execute(install.permit_schema("sqlite"))
         else:
             conf.locks().migrate()
+
+    def test_migrate_and_dblock_init_create_the_same_table_of_permits_in_any_order(self):
+        self.assertNotIn(PERMITS, connection.introspection.table_names())
+        migrate()
+        wanted = described(PERMITS)
+        self.assertIn("slot", wanted[0])
+        self.core_makes_it()
+        self.assertEqual(described(PERMITS), wanted)
+        for _ in range(2):
+            migrate("0002")
+            self.assertNotIn(PERMITS, connection.introspection.table_names())
+            self.core_makes_it()
+            self.assertEqual(described(PERMITS), wanted)
+            migrate()
+            self.assertEqual(described(PERMITS), wanted)
+        migrate("zero")
+        self.assertNotIn(PERMITS, connection.introspection.table_names())
+        self.core_makes_it()
+        self.assertEqual(described(PERMITS), wanted)
+        migrate()
+        self.assertEqual(described(PERMITS), wanted)
+
+    def test_permits_work_on_the_migrated_table(self):
+        for _ in range(2):
+            migrate()
+            with semaphore("here", 2, retry=0) as held:
+                held.check()
+                self.assertEqual(conf.locks().show_semaphore("here")["held"], 1)
+            migrate("0002")
+
+    @unittest.skipIf(connection.vendor == "sqlite", "the locks have a file of their own")
+    def test_a_missing_table_of_permits_is_found_by_check(self):
+        def check_output():
+            output = io.StringIO()
+            call_command("check", databases=["default"], stderr=output, no_color=True)
+            return output.getvalue()
+
+        migrate("0002")
+        self.assertIn("W010) The database 'default' has no table", check_output())
+        self.assertIn("`manage.py migrate database_locks`", check_output())
+        migrate()
+        self.assertEqual(check_output(), "")
 
     def test_migrations_run_backwards_and_forwards(self):
         wanted = self.fresh()
@@ -167,10 +211,10 @@ class MigrationTests(TransactionTestCase):
         self.assertTrue(done.is_set())
         thread.join()
 
-    def sqlmigrate(self, number, **how):
+    def sqlmigrate(self, number, table=TABLE, **how):
         output = io.StringIO()
         call_command("sqlmigrate", "database_locks", number, stdout=output, **how)
-        self.assertIn(TABLE, output.getvalue())
+        self.assertIn(table, output.getvalue())
         return output.getvalue()
 
     def test_sqlmigrate_shows_the_statements(self):
@@ -181,6 +225,18 @@ class MigrationTests(TransactionTestCase):
             "ADD COLUMN", self.sqlmigrate("0002").split("$tidy$")[0].partition("--")[0]
         )
         self.assertIn("DROP COLUMN", self.sqlmigrate("0002", backwards=True))
+
+    def test_sqlmigrate_shows_the_statements_for_permits(self):
+        for there in (False, True):
+            output = self.sqlmigrate("0003", table=PERMITS)
+            if there:
+                self.assertIn(f"-- {PERMITS} exists already", output)
+            else:
+                self.assertRegex(output, rf"CREATE TABLE (IF NOT EXISTS )?{PERMITS} \(")
+            output = self.sqlmigrate("0003", table=PERMITS, backwards=True)
+            self.assertIn(f"DROP TABLE IF EXISTS {PERMITS}", output)
+            self.assertEqual(PERMITS in connection.introspection.table_names(), there)
+            migrate()
 
     def test_sqlmigrate_shows_the_statements_for_the_present_table(self):
         self.made_by_0_5()
@@ -216,6 +272,7 @@ class MigrationTests(TransactionTestCase):
         with override_settings(DATABASE_ROUTERS=[No()]):
             migrate()
             self.assertNotIn(TABLE, connection.introspection.table_names())
+            self.assertNotIn(PERMITS, connection.introspection.table_names())
             migrate("zero")
 
 
@@ -223,11 +280,11 @@ def _squeezed(sql):
     return " ".join(sql.strip().rstrip(";").split())
 
 
-def described():
+def described(table=TABLE):
     """Columns, and what keeps names apart."""
     with connection.cursor() as cursor:
-        columns = connection.introspection.get_table_description(cursor, TABLE)
-        constraints = connection.introspection.get_constraints(cursor, TABLE)
+        columns = connection.introspection.get_table_description(cursor, table)
+        constraints = connection.introspection.get_constraints(cursor, table)
         extra = []
         if connection.vendor == "mysql":
             # Not SHOW CREATE TABLE: how much it prints depends on the table's default character set.
@@ -236,13 +293,13 @@ def described():
                 " column_default, extra FROM information_schema.columns"
                 " WHERE table_schema = DATABASE() AND table_name = %s AND column_name <> 'id'"
                 " ORDER BY ordinal_position",
-                [TABLE],
+                [table],
             )
             extra = list(cursor.fetchall())
             cursor.execute(
                 "SELECT engine, row_format FROM information_schema.tables"
                 " WHERE table_schema = DATABASE() AND table_name = %s",
-                [TABLE],
+                [table],
             )
             extra += cursor.fetchall()
     keys = sorted(

@@ -1,5 +1,5 @@
 //! A program that ends in one of many ways while it holds a lock or just after. The lock must be
-//! free then.
+//! free then, or rest if the variable `AT_LEAST` has the seconds of a minimum hold.
 //!
 //! `exiting-holder URL NAME HOW` takes the lock. HOW is
 //!
@@ -146,7 +146,10 @@ fn one_thread() -> Runtime {
 async fn lock(url: &str, name: &str) -> Result<Lock, database_locks::Error> {
     let locks = Locks::connect(url).await?;
     // Long, so that the lock is not free because its lease has ended.
-    Ok(locks.lock(name).ttl(Duration::from_secs(600)))
+    let at_least = std::env::var("AT_LEAST").unwrap_or_default();
+    let at_least = Duration::from_secs(at_least.parse().unwrap_or_default());
+    let ttl = Duration::from_secs(600);
+    Ok(locks.lock(name).ttl(ttl).at_least(at_least))
 }
 
 async fn acquired(url: &str, name: &str, then: impl AsyncFnOnce(LockGuard) -> Done) -> Done {
@@ -222,6 +225,8 @@ fn fork_direct(url: &str, name: &str) -> Done {
     };
     child_ends(child);
     let what = ReleaseCommand {
+        slot: Default::default(),
+        rest: Duration::ZERO,
         name: command.name,
         token: Some(token),
         grant: command.grant,

@@ -6,6 +6,8 @@
 //!   REASON` once it is lost. The line `ask` on its standard input is answered with `is_held
 //!   true|false`, the line `release` with the result of the release. Ends with its input; with
 //!   `leak` it never drops the guard.
+//! - `test-holder hold-all URL NAMES TTL_MS`: the same with several locks at once, whose names are
+//!   separated by commas; the loss is printed as `lost NAME REASON`.
 //! - `test-holder hold URL NAME TTL_MS as HOLDER`: the same as that holder, taking the lock over
 //!   from another process of the same holder.
 //! - `test-holder fork-as URL NAME HOLDER`: takes the lock as that holder and forks; the child
@@ -37,6 +39,7 @@ fn main() {
             how == "locked",
         ),
         ["hold", url, name, ttl] => hold(url, name, ttl, None, false),
+        ["hold-all", url, names, ttl] => hold_all(url, names, ttl),
         ["hold", url, name, ttl, "leak"] => hold(url, name, ttl, None, true),
         ["hold", url, name, ttl, "as", holder] => hold(url, name, ttl, Some(holder), false),
         ["loop", url, name, hold, threads] => {
@@ -117,23 +120,53 @@ fn hold(url: &str, name: &str, ttl: &str, holder: Option<&str>, leak: bool) -> R
     if let Some(holder) = holder {
         lock = lock.holder(holder).preempt(true);
     }
-    let mut guard = Some(lock.acquire()?);
-    if let Some(guard) = &guard {
-        say(&format!("held {}", guard.token()));
-        let lost = guard.lost();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().build();
-            let loss = runtime.expect("a runtime").block_on(lost);
-            say(&format!("lost {:?}", loss.reason()));
-        });
+    let guard = lock.acquire()?;
+    say(&format!("held {}", guard.token()));
+    let lost = guard.lost();
+    tell_lost(async move { format!("{:?}", lost.await.reason()) });
+    let left = obey(guard, |guard| guard.is_held(), |guard| guard.release());
+    if leak {
+        std::mem::forget(left);
     }
+    Ok(())
+}
+
+fn hold_all(url: &str, names: &str, ttl: &str) -> Result<(), Error> {
+    let ttl = Duration::from_millis(ttl.parse().expect("a number"));
+    let locks = Locks::connect(url)?.all(names.split(',')).ttl(ttl);
+    let set = locks.acquire()?;
+    say(&format!("held {}", set.guards()[0].token()));
+    let lost = set.lost();
+    tell_lost(async move {
+        let (name, loss) = lost.await;
+        format!("{name} {:?}", loss.reason())
+    });
+    drop(obey(set, |set| set.is_held(), |set| set.release()));
+    Ok(())
+}
+
+/// Says how the lock was lost, once it is.
+fn tell_lost(lost: impl Future<Output = String> + Send + 'static) {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        say(&format!(
+            "lost {}",
+            runtime.expect("a runtime").block_on(lost)
+        ));
+    });
+}
+
+/// Does what standard input says until its end, and returns what is still held.
+fn obey<G>(
+    guard: G,
+    is_held: impl Fn(&G) -> bool,
+    release: impl Fn(G) -> Result<(), Error>,
+) -> Option<G> {
+    let mut guard = Some(guard);
     for line in std::io::stdin().lines() {
         match line.expect("text").as_str() {
-            "ask" => say(&format!(
-                "is_held {}",
-                guard.as_ref().is_some_and(|g| g.is_held())
-            )),
-            "release" => match guard.take().map(|guard| guard.release()) {
+            "ask" => say(&format!("is_held {}", guard.as_ref().is_some_and(&is_held))),
+            "release" => match guard.take().map(&release) {
                 Some(Ok(())) => say("released"),
                 Some(Err(error)) => say(&format!("not released: {error}")),
                 None => say("nothing to release"),
@@ -141,10 +174,7 @@ fn hold(url: &str, name: &str, ttl: &str, holder: Option<&str>, leak: bool) -> R
             other => say(&format!("what is {other}?")),
         }
     }
-    if leak {
-        std::mem::forget(guard);
-    }
-    Ok(())
+    guard
 }
 
 fn fork(url: &str, name: &str) -> Result<(), Error> {

@@ -242,6 +242,7 @@ async fn contended(store: &dyn Store, lock: &str, client: usize) -> Grant {
         match try_once(store, &command).await {
             Outcome::Granted { token, .. } => return grant_of(&command, token),
             Outcome::Held(_) | Outcome::Busy => pause().await,
+            other => panic!("{other:?}"),
         }
     }
     panic!("{lock} is not to be had")

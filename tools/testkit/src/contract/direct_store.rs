@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use database_locks::seam::{
-    AcquireCommand, DirectConnection, Force, Grant, Holder, Outcome, Page, Pruned, ReleaseCommand,
-    Released, Renewal, Reply, ResumeCommand, Store, StoreError, TakeOverCommand,
+    AcquireCommand, AllOutcome, DirectConnection, Force, Grant, Holder, Outcome, Page, Pruned,
+    ReleaseCommand, Released, Renewal, Reply, ResumeCommand, Semaphore, Store, StoreError,
+    TakeOverCommand,
 };
 use database_locks::{ListFilter, LockInfo, LockName, Ttl};
 
@@ -69,6 +70,14 @@ impl Store for DirectStore {
         })
     }
 
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        self.0.acquire_all(commands, within)
+    }
+
     fn renew<'a>(&'a self, of: &'a [(Grant, Ttl)], within: Duration) -> Reply<'a, Vec<Renewal>> {
         self.0.renew(of, within)
     }
@@ -118,6 +127,46 @@ impl Store for DirectStore {
         within: Duration,
     ) -> Reply<'_, Pruned> {
         self.0.prune(idle, include_legacy, after, within)
+    }
+
+    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
+        self.0.semaphore(name, within)
+    }
+
+    fn page_of_permits<'a>(
+        &'a self,
+        filter: &'a ListFilter,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'a, Page> {
+        self.0.page_of_permits(filter, after, within)
+    }
+
+    fn set_limit<'a>(
+        &'a self,
+        name: &'a LockName,
+        limit: Option<u32>,
+        within: Duration,
+    ) -> Reply<'a, ()> {
+        self.0.set_limit(name, limit, within)
+    }
+
+    fn force_permit<'a>(
+        &'a self,
+        name: &'a LockName,
+        slot: u16,
+        within: Duration,
+    ) -> Reply<'a, Force> {
+        self.0.force_permit(name, slot, within)
+    }
+
+    fn prune_permits(
+        &self,
+        idle: Duration,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
+        self.0.prune_permits(idle, after, within)
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {

@@ -122,8 +122,10 @@ pub fn acquire_command(lock: &str, holder: &str, length: Duration) -> AcquireCom
         grant: random_grant_id().expect("randomness"),
         holder: holder.into(),
         length,
+        not_within: None,
         metadata: "{}".into(),
         expired_version: None,
+        kind: Default::default(),
     }
 }
 
@@ -141,8 +143,20 @@ pub async fn try_once(store: &dyn Store, command: &AcquireCommand) -> Outcome {
     panic!("contention without end")
 }
 
+/// Sends a request until the lock is not busy. A node may have a grant a moment later than another.
+pub(super) async fn decided(store: &dyn Store, command: &AcquireCommand) -> Outcome {
+    for _ in 0..500 {
+        match try_once(store, command).await {
+            Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
+            outcome => return outcome,
+        }
+    }
+    panic!("busy without end")
+}
+
 pub(super) fn grant_of(command: &AcquireCommand, token: Token) -> Grant {
     Grant {
+        slot: Default::default(),
         name: command.name.clone(),
         token,
         id: command.grant,

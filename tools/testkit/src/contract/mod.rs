@@ -8,10 +8,14 @@ mod acquiring;
 mod batches;
 mod direct_store;
 pub(crate) mod fixture;
+mod once_per;
 mod releasing;
 mod renewing;
+mod resting;
 mod restored;
 mod same_holder;
+mod semaphores;
+mod several;
 mod table;
 mod tickets;
 
@@ -20,10 +24,14 @@ pub use batches::*;
 pub use fixture::{
     StoreFixture, acquire_command, granted, info, list, name, release, renew, try_once,
 };
+pub use once_per::*;
 pub use releasing::*;
 pub use renewing::*;
+pub use resting::*;
 pub use restored::*;
 pub use same_holder::*;
+pub use semaphores::*;
+pub use several::*;
 pub use table::*;
 pub use tickets::*;
 
@@ -67,6 +75,10 @@ macro_rules! contract_tests {
             first_use_by_twenty_at_once_has_one_winner,
             an_expired_lease_has_one_successor,
             contending_clients_hold_a_lock_one_at_a_time,
+            several_locks_are_granted_all_or_none,
+            several_grants_are_recognised_when_the_request_is_repeated,
+            an_expired_lease_is_taken_along_with_others,
+            overlapping_sets_exclude_each_other_and_all_are_served,
             a_reader_sees_what_the_holder_wrote,
             a_list_is_read_in_pages_and_filtered_where_the_rows_are,
             a_poll_returns_the_holder_or_that_the_lock_may_be_free,
@@ -74,6 +86,29 @@ macro_rules! contract_tests {
             the_same_holder_takes_over,
             only_the_observed_grant_is_taken_over,
             a_free_lock_is_not_taken_over,
+            as_many_permits_are_granted_as_the_limit_says,
+            a_permit_is_renewed_and_lost_like_a_lock,
+            the_permit_of_a_dead_holder_is_granted_again,
+            an_operators_limit_takes_precedence,
+            a_repeated_acquire_of_a_permit_recognises_its_own_grant,
+            a_semaphore_and_a_lock_of_one_name_are_independent,
+            a_ticket_resumes_a_permit,
+            permits_are_listed_and_pruned,
+            contending_clients_never_exceed_the_limit,
+            a_lock_rests_after_its_release,
+            a_repeated_release_makes_no_rest_longer,
+            a_lock_is_free_after_its_rest,
+            a_release_by_force_ends_a_rest,
+            a_rest_is_neither_taken_over_nor_resumed,
+            a_batch_of_releases_has_a_rest_for_each,
+            a_lock_that_rests_is_listed_and_pruned_when_its_rest_has_ended,
+            a_release_without_a_rest_frees_the_lock_at_once,
+            a_recent_grant_keeps_another_from_beginning,
+            an_old_grant_keeps_none_from_beginning,
+            a_first_grant_is_never_too_late,
+            a_batch_of_acquires_has_a_window_for_each,
+            of_many_starts_in_one_period_one_is_granted,
+            the_latest_recorded_grant_counts_unless_it_is_far_in_the_future,
         );
     };
     ($engine:ident, $db:expr, $($clause:ident),* $(,)?) => {

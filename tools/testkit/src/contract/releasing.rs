@@ -69,6 +69,7 @@ pub async fn a_batch_of_releases_is_answered_one_by_one(fixture: &StoreFixture) 
     }
     granted(&*store, "lost", "other", LONG).await;
     let of_no_row = ReleaseCommand {
+        slot: Default::default(),
         name: name("no row"),
         ..returns[0].clone()
     };

@@ -136,6 +136,7 @@ pub async fn a_late_renewal_revives_nothing(fixture: &StoreFixture) {
         assert_eq!(holder_of(&*store, "expired").await, None);
     }
     let never = Grant {
+        slot: Default::default(),
         name: name("never made"),
         ..expired
     };
@@ -203,6 +204,7 @@ pub async fn a_batch_of_renewals_is_answered_one_by_one(fixture: &StoreFixture) 
         (kept.clone(), LONG.into()),
         (
             Grant {
+                slot: Default::default(),
                 name: name("no row"),
                 ..kept
             },

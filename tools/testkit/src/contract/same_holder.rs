@@ -162,6 +162,7 @@ pub async fn a_free_lock_is_not_taken_over(fixture: &StoreFixture) {
         let row = info(&*store, old.name.as_str()).await.expect("a row");
         assert_eq!(row.token, old.token);
         let never = Grant {
+            slot: Default::default(),
             name: name("never made"),
             ..old
         };

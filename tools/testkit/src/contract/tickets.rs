@@ -15,6 +15,7 @@ fn handed_to(grant: &Grant, holder: &str) -> ResumeCommand {
         ..acquire_command(grant.name.as_str(), holder, LONG)
     };
     ResumeCommand {
+        slot: Default::default(),
         token: grant.token,
         from: grant.id,
         to,

@@ -75,6 +75,21 @@ async fn every_end_of_a_program_frees_its_dropped_guards(db: &TestDb) {
     promise("P7", db.engine);
 }
 
+/// Whether the guard was dropped, leaked or held by another thread.
+async fn a_lock_with_a_minimum_hold_rests_after_the_end_of_its_program(db: &TestDb) {
+    let locks = db.locks().await;
+    for how in ["question-mark", "exit-holding", "leaked", "elsewhere"] {
+        let mut command = Command::new(Path::new(EXITING_HOLDER));
+        command.args([&*db.url, how, how]).env("AT_LEAST", "600");
+        let out = command.output().expect("runs");
+        let row = locks.show(how).await.expect("answers").expect("a row");
+        let LockState::Resting { free_in } = row.state else {
+            panic!("{how}: {row:?} {out:?}")
+        };
+        assert!(free_in > TIMEOUT && free_in < 10 * TIMEOUT, "{free_in:?}");
+    }
+}
+
 /// A release that cannot be carried out keeps no program from ending.
 async fn a_release_that_is_not_answered_holds_up_the_end_for_some_two_seconds(db: &TestDb) {
     let locks = db.locks().await;
@@ -108,6 +123,7 @@ macro_rules! on {
         db_tests!($engine:
             a_guard_that_the_end_of_main_drops_is_free_when_the_program_has_ended,
             every_end_of_a_program_frees_its_dropped_guards,
+            a_lock_with_a_minimum_hold_rests_after_the_end_of_its_program,
         );
     )* };
 }

@@ -81,6 +81,8 @@ async fn acquire(direct: &dyn DirectConnection, lock: &str) -> Result<ReleaseCom
 
 fn back(command: &AcquireCommand, token: Option<Token>) -> ReleaseCommand {
     ReleaseCommand {
+        slot: Default::default(),
+        rest: Duration::ZERO,
         name: command.name.clone(),
         token,
         grant: command.grant,

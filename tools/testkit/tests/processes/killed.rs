@@ -151,6 +151,65 @@ async fn a_frozen_holder_gets_the_loss_before_it_goes_on(db: &TestDb) {
     promise("P4", db.engine);
 }
 
+fn set_holder(url: &str, names: &str, ttl: &str) -> ChildProcess {
+    let holder_process = ChildProcess::spawn(TEST_HOLDER, ["hold-all", url, names, ttl]);
+    let message = holder_process.expect_line(TIMEOUT);
+    assert!(message.starts_with("held "), "{message}");
+    holder_process
+}
+
+async fn the_locks_of_a_killed_set_are_free_together_when_its_ttl_ends(db: &TestDb) {
+    let locks = db.locks().await;
+    let mut holder_process = set_holder(&db.url, "a,b,c", "2000");
+    sleep(Duration::from_millis(1000));
+    holder_process.kill9();
+    let began = now();
+    assert!(
+        locks.all(["c", "d"]).try_acquire().await.unwrap().is_none(),
+        "not before its ttl"
+    );
+    let next = locks.all(["d", "c", "b", "a"]).wait(TIMEOUT).acquire();
+    let next = next.await.unwrap();
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    next.check().await.unwrap();
+    promise("P7", db.engine);
+    promise("P12", db.engine);
+}
+
+/// Another client has one of the locks meanwhile: the set is lost, and changes nothing of that one.
+async fn a_frozen_holder_of_a_set_loses_all_of_it(db: &TestDb) {
+    let locks = db.locks().await;
+    let mut holder_process = set_holder(&db.url, "a,b", "1500");
+    assert_eq!(ask(&mut holder_process), "is_held true");
+    holder_process.freeze();
+    let next = locks.lock("b").wait(TIMEOUT).acquire().await;
+    let next = next.expect("the frozen one's ttl ends");
+    holder_process.send_line("ask").expect("it listens");
+    holder_process.send_line("release").expect("it listens");
+    holder_process.thaw();
+    let mut message: Vec<String> = (0..3)
+        .map(|_| holder_process.expect_line(TIMEOUT))
+        .collect();
+    let lost = message.iter().position(|line| line.starts_with("lost "));
+    message.remove(lost.expect("the loss comes"));
+    assert_eq!(message[0], "is_held false");
+    assert!(
+        message[1].starts_with("not released: lock `"),
+        "{message:?}"
+    );
+    holder_process.close_input();
+    assert!(holder_process.wait(TIMEOUT).is_some());
+    next.check().await.expect("the successor was not touched");
+    let both = locks.all(["a", "c"]).wait(TIMEOUT).acquire().await;
+    both.expect("the other one is free")
+        .release()
+        .await
+        .unwrap();
+    promise("P3", db.engine);
+    promise("P4", db.engine);
+}
+
 async fn a_leaked_guard_ends_with_its_process(db: &TestDb) {
     let locks = db.locks().await;
     let mut holder_process =
@@ -361,6 +420,8 @@ macro_rules! on {
             without_the_lock_counts_are_lost,
             a_killed_holder_is_succeeded_when_its_ttl_ends,
             a_frozen_holder_gets_the_loss_before_it_goes_on,
+            the_locks_of_a_killed_set_are_free_together_when_its_ttl_ends,
+            a_frozen_holder_of_a_set_loses_all_of_it,
             a_leaked_guard_ends_with_its_process,
             a_forked_child_touches_nothing_of_its_parents,
             the_same_holder_in_another_process_takes_over,

@@ -11,7 +11,7 @@ use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::fork::ForkSafe;
-use crate::store::api::Barrier;
+use crate::store::api::{Barrier, FenceText};
 use crate::store::retry::while_contended;
 use protocol::{GrantId, Human, REQUEST_TIMEOUT, Renewing, Timing, Ttl};
 
@@ -109,7 +109,7 @@ impl LockGuard {
             name: grant.name.clone(),
             token: grant.token,
             grant: grant.id,
-            text: self.client.store.fence().cloned(),
+            text: self.fence_text(),
         })
     }
 
@@ -211,7 +211,7 @@ impl LockGuard {
             op: format!("fence lock `{name}`"),
             source: source.into(),
         };
-        let may_lag = self.client.store.fence().is_some_and(|text| text.may_lag);
+        let may_lag = self.fence_text().is_some_and(|text| text.may_lag);
         match failure {
             FenceFailure::Conflict => {
                 conflict("it is still held: roll back, and try the transaction again")
@@ -228,6 +228,20 @@ impl LockGuard {
                  acquired",
             ),
         }
+    }
+
+    fn fence_text(&self) -> Option<FenceText> {
+        let store = &self.client.store;
+        let Some(slot) = self.slot() else {
+            return store.fence().cloned();
+        };
+        let text = store.fence_of_permit()?;
+        let fill = |text: &String| text.replace("{slot}", &slot.to_string());
+        Some(FenceText {
+            before: text.before.as_ref().map(fill),
+            fence: fill(&text.fence),
+            may_lag: text.may_lag,
+        })
     }
 
     /// Fence a transaction, before its first statement: it then commits only while this lock is

@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::request::{AcquireRequest, op};
 use crate::client::Client;
 use crate::client::acquire::poller;
-use crate::client::acquire::queue::QueueSlot;
+use crate::client::acquire::queue::{QueueSlot, Queues};
 use crate::client::guard::LockGuard;
 use crate::client::own_grants::is_own_grant;
 use crate::error::Error;
@@ -17,23 +17,23 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    BootInstant, GrantId, Holder, Human, LockName, LostReason, Outcome, Token, Version,
+    BootInstant, GrantId, Holder, Human, LockName, LostReason, Outcome, Slot, Token, Version,
     WaitExtension,
 };
 
 /// How long a single try is repeated after a conflict that is not about this lock, such as a
 /// deadlock or another writer of the SQLite file.
-const CONTENTION_RETRY_FOR: Duration = Duration::from_secs(1);
+pub(super) const CONTENTION_RETRY_FOR: Duration = Duration::from_secs(1);
 /// How long a single try is repeated while the lock looks free but its row is locked, usually
 /// because another client is acquiring it.
-const BUSY_RETRY_FOR: Duration = Duration::from_millis(30);
+pub(super) const BUSY_RETRY_FOR: Duration = Duration::from_millis(30);
 /// How long the first waiter of a queue waits for a release within this process before it polls.
-const OWN_HOLDER_WAIT: Duration = Duration::from_secs(1);
+pub(super) const OWN_HOLDER_WAIT: Duration = Duration::from_secs(1);
 /// The last try of a bounded wait starts this long before its end, to be answered in time.
-const LAST_TRY: Duration = Duration::from_millis(20);
+pub(super) const LAST_TRY: Duration = Duration::from_millis(20);
 /// A bounded wait gives no head start within this long of its end, or within half of the wait, so
 /// that one try is left.
-const NO_HEAD_START: Duration = Duration::from_millis(100);
+pub(super) const NO_HEAD_START: Duration = Duration::from_millis(100);
 
 /// A try that did not decide the acquisition.
 #[derive(Debug)]
@@ -102,10 +102,10 @@ impl<'a> Acquisition<'a> {
         if !self.request.preempt {
             if self.request.is_single_try() {
                 if self.polled.is_none() {
-                    clock::sleep(self.client.queues.head_start(name)).await;
+                    clock::sleep(self.queues().head_start(name)).await;
                     self.probe().await;
                 }
-            } else if self.client.queues.is_busy(name) {
+            } else if self.queues().is_busy(name) {
                 self.join_queue().await;
                 // The try predates the queue slot, so a wake-up after it may have been missed.
                 self.polled = None;
@@ -118,12 +118,22 @@ impl<'a> Acquisition<'a> {
                 Some(outcome) => outcome,
                 None => self.attempt.in_background().await,
             };
-            if let Ok(Outcome::Granted { token, length, .. }) = outcome {
+            if let Ok(Outcome::Granted {
+                slot,
+                token,
+                length,
+                ..
+            }) = outcome
+            {
                 self.client.outages.log_answered(sent);
-                match self.granted(token, length, sent).await? {
+                match self.granted(slot, token, length, sent).await? {
                     Some(guard) => return Ok(Some(guard)),
                     None => continue,
                 }
+            }
+            if let Ok(Outcome::TooRecent(latest)) = outcome {
+                self.client.outages.log_answered(sent);
+                return Err(self.request.already_ran(latest));
             }
             let now = clock::now();
             if self.request.is_single_try() && self.ends_single_try(&outcome, now) {
@@ -152,6 +162,10 @@ impl<'a> Acquisition<'a> {
         }
     }
 
+    fn queues(&self) -> &'a Queues {
+        self.client.queues(self.request.slot())
+    }
+
     /// Join the queue of this process and wait until the slot is the first; returns whether it was
     /// so at once. Waiters behind the first do not query the database.
     async fn join_queue(&mut self) -> bool {
@@ -160,7 +174,7 @@ impl<'a> Acquisition<'a> {
             .unwrap_or_else(PoisonError::into_inner)
             .holder
             .get_or_insert_default();
-        let slot = self.client.queues.join(&self.request.name);
+        let slot = self.queues().join(&self.request.name);
         let at_once = slot.is_first().await;
         self.slot = Some(slot);
         at_once
@@ -196,7 +210,7 @@ impl<'a> Acquisition<'a> {
     /// After a head start for processes that may not exist, check whether one of them had the lock.
     async fn probe(&self) {
         let (client, name) = (self.client, &self.request.name);
-        let Some(token) = client.queues.probe(name) else {
+        let Some(token) = self.queues().probe(name) else {
             return;
         };
         let row = client
@@ -204,7 +218,7 @@ impl<'a> Acquisition<'a> {
             .read(std::slice::from_ref(name), REQUEST_TIMEOUT)
             .await;
         if row.is_ok_and(|rows| rows.first().is_some_and(|row| row.token != token)) {
-            client.queues.held_elsewhere(name);
+            self.queues().held_elsewhere(name);
         }
     }
 
@@ -212,18 +226,20 @@ impl<'a> Acquisition<'a> {
     /// wait continues.
     async fn granted(
         &mut self,
+        slot: Slot,
         token: Token,
         length: Duration,
         sent: BootInstant,
     ) -> Result<Option<LockGuard>, Error> {
         let (client, name) = (self.client, &self.request.name);
-        client.queues.acquired(name);
-        let loss = match self.attempt.granted(token, length).await {
+        self.queues().acquired(name);
+        let loss = match self.attempt.granted(slot, token, length).await {
             Ok(guard) => return Ok(Some(guard)),
             Err(loss) => loss,
         };
-        client.queues.left(name);
-        if self.request.is_single_try() {
+        self.queues().left(name);
+        // The grant that was lost is too recent for another one.
+        if self.request.is_single_try() || self.request.once_per.is_some() {
             return Err(Error::lost(name, loss));
         }
         let took = clock::now() - sent;
@@ -257,8 +273,11 @@ impl<'a> Acquisition<'a> {
             Err(StoreError::Contention(_)) => unclear >= CONTENTION_RETRY_FOR,
             _ => false,
         };
-        let (observations, name) = (&self.client.observations, &self.request.name);
-        ends && self.extension.until(observations, name, now).is_none()
+        let observations = &self.client.observations;
+        ends && self
+            .extension
+            .until(observations, &self.request.key(), now)
+            .is_none()
     }
 
     /// Record a try that granted nothing; returns whether a guard of this process holds the lock.
@@ -308,7 +327,7 @@ impl<'a> Acquisition<'a> {
         };
         let overdue = || {
             WaitExtension::default()
-                .until(&self.client.observations, &self.request.name, clock::now())
+                .until(&self.client.observations, &self.request.key(), clock::now())
                 .is_some()
         };
         match at - (clock::now() + LAST_TRY) {
@@ -316,6 +335,15 @@ impl<'a> Acquisition<'a> {
             Duration::ZERO if !overdue() => Duration::MAX,
             Duration::ZERO => pause,
             left => pause.min(left),
+        }
+    }
+
+    /// Announce this waiter; returns whether a release will be notified.
+    async fn announce(&self, pause: Duration, anew: bool) -> bool {
+        let (store, name) = (&self.client.store, &self.request.name);
+        match self.request.limit {
+            None => store.announce(name, pause, anew).await,
+            Some(limit) => store.announce_for_permit(name, limit, pause).await,
         }
     }
 
@@ -332,13 +360,13 @@ impl<'a> Acquisition<'a> {
         let polling = self.before_end(hint.polling);
         let unwoken = async {
             if let Some(pause) = notified
-                && client.store.announce(name, pause, first).await
+                && self.announce(pause, first).await
             {
                 tokio::time::sleep(pause).await;
                 return None;
             }
-            // A try of a free or locked row costs no more than a poll.
-            if !held {
+            // A try of a free or locked row costs no more than a poll, nor does one of a semaphore.
+            if !held || self.request.limit.is_some() {
                 tokio::time::sleep(polling).await;
                 return None;
             }
@@ -364,8 +392,11 @@ pub(crate) fn record_holder(
     queued: bool,
 ) -> bool {
     let here = is_held_by(client, holder);
-    if !here && (queued || !holder.grant.as_deref().is_some_and(is_own_grant)) {
-        client.queues.held_elsewhere(name);
+    if holder.permits.is_none()
+        && !here
+        && (queued || !holder.grant.as_deref().is_some_and(is_own_grant))
+    {
+        client.queues(Slot::Lock).held_elsewhere(name);
     }
     here
 }
@@ -373,5 +404,8 @@ pub(crate) fn record_holder(
 /// Whether a guard of this client holds the lock, whose release wakes the queue.
 fn is_held_by(client: &Client, holder: &Holder) -> bool {
     let grant = holder.grant.as_deref().and_then(GrantId::parse);
-    !holder.is_legacy && grant.is_some_and(|grant| client.scheduler.timing(grant).is_some())
+    // Another permit may be free, or become free in another process.
+    holder.permits.is_none()
+        && !holder.is_legacy
+        && grant.is_some_and(|grant| client.scheduler.timing(grant).is_some())
 }

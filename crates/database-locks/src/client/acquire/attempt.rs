@@ -23,8 +23,9 @@ use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    AcquireCommand, BootInstant, Grant, GrantId, Holder, Lease, LostReason, MAX_FIRST_GRANT,
-    ObservedExpiry, Outcome, Primary, ReleaseCommand, Released, TakeOverCommand, Token, Ttl,
+    AcquireCommand, BootInstant, Grant, GrantId, Holder, Kind, Lease, LostReason, MAX_FIRST_GRANT,
+    ObservedExpiry, OncePer, Outcome, Primary, ReleaseCommand, Released, Slot, TakeOverCommand,
+    Token, Ttl,
 };
 
 /// One grant that is being requested. Dropping this while the outcome is unknown releases the grant
@@ -41,6 +42,8 @@ pub(crate) struct Attempt {
     sent: BootInstant,
     /// The server that granted it, if that is known.
     confirmed_by: Option<Primary>,
+    /// The slots of a semaphore whose expiry has to be observed.
+    observed: Vec<Slot>,
     /// Whether a request may have been granted without an answer.
     is_unknown: bool,
     /// Closes when the request on the direct connection is answered, or dropped as late.
@@ -54,8 +57,16 @@ impl Attempt {
             grant: random_grant_id()?,
             holder: Arc::clone(&request.holder),
             length: request.timing.first_grant(),
+            not_within: request.once_per.map(OncePer::window),
             metadata: Arc::clone(&request.metadata),
             expired_version: None,
+            kind: match request.limit {
+                None => Kind::Exclusive,
+                Some(limit) => Kind::Permit {
+                    limit,
+                    expired: Vec::new(),
+                },
+            },
         };
         Ok(Self {
             client: ForkSafe::new(Arc::clone(client)),
@@ -64,9 +75,14 @@ impl Attempt {
             command,
             sent: BootInstant::ZERO,
             confirmed_by: None,
+            observed: Vec::new(),
             is_unknown: false,
             under_way: None,
         })
+    }
+
+    pub(super) fn command(&self) -> &AcquireCommand {
+        &self.command
     }
 
     pub(crate) fn sent(&self) -> BootInstant {
@@ -92,10 +108,14 @@ impl Attempt {
         }
     }
 
-    /// Whether the request may preempt: the same holder has the lock in another process.
+    /// Whether the request may preempt: the same holder has the lock in another process. A rest
+    /// does not end earlier for the same holder.
     fn may_take_over(&self, holder: &Holder) -> bool {
         let here = || !holder.is_legacy && holder.grant.as_deref().is_some_and(is_own_grant);
-        self.request.preempt && holder.holder.as_deref() == Some(&*self.request.holder) && !here()
+        self.request.preempt
+            && !holder.is_resting
+            && holder.holder.as_deref() == Some(&*self.request.holder)
+            && !here()
     }
 
     async fn take_over(&mut self, from: Holder) -> Result<Outcome, StoreError> {
@@ -145,16 +165,27 @@ impl Attempt {
     }
 
     /// Prepare a request; returns whether the outcome of an earlier one is unknown.
-    fn prepare(&mut self) -> bool {
+    pub(super) fn prepare(&mut self) -> bool {
         self.sent = clock::now();
-        self.command.expired_version = self
-            .client
-            .observations
-            .ended(&self.request.name, self.sent);
+        let (observations, name) = (&self.client.observations, &self.request.name);
+        match &mut self.command.kind {
+            Kind::Exclusive => {
+                let key = self.request.key();
+                self.command.expired_version = observations.ended(&key, self.sent);
+            }
+            Kind::Permit { expired, .. } => {
+                let ended = |slot: &Slot| {
+                    let version = observations.ended(&(name.clone(), *slot), self.sent)?;
+                    Some((*slot, version))
+                };
+                *expired = self.observed.iter().filter_map(ended).collect();
+            }
+        }
         std::mem::replace(&mut self.is_unknown, true)
     }
 
-    fn answered(
+    /// Record the answer to a request that [`prepare`](Self::prepare) began.
+    pub(super) fn answered(
         &mut self,
         was_unknown: bool,
         answer: Result<Outcome, StoreError>,
@@ -166,7 +197,7 @@ impl Attempt {
         let mut outcome = answer?;
         self.observe(&mut outcome);
         self.is_unknown = match outcome {
-            Outcome::Held(_) => false,
+            Outcome::Held(_) | Outcome::TooRecent(_) => false,
             // An earlier request of this attempt, whose reply was lost, may have the row locked.
             Outcome::Busy => was_unknown,
             Outcome::Granted { confirmed_by, .. } => {
@@ -180,7 +211,7 @@ impl Attempt {
     /// Turn the result of a poll into the outcome of the try that it replaces. `None`: a try is
     /// necessary. After a failed poll it returns the error.
     pub(crate) fn outcome_of_poll(
-        &self,
+        &mut self,
         polled: Result<Option<Holder>, StoreError>,
     ) -> Option<Result<Outcome, StoreError>> {
         let holder = match polled {
@@ -189,7 +220,12 @@ impl Attempt {
             Ok(None) | Err(_) => return None,
         };
         let own = holder.grant.as_deref() == Some(self.command.grant.as_str());
-        if own || self.may_take_over(&holder) {
+        // A new holder, after which this request is too late.
+        let window = self.command.not_within;
+        let too_recent = window
+            .zip(holder.held_for)
+            .is_some_and(|(window, ago)| ago <= window);
+        if own || too_recent || self.may_take_over(&holder) {
             return None;
         }
         let mut outcome = Outcome::Held(holder);
@@ -197,27 +233,37 @@ impl Attempt {
         let ended = self
             .client
             .observations
-            .ended(&self.request.name, clock::now());
+            .ended(&self.request.key(), clock::now());
         ended.is_none().then_some(Ok(outcome))
     }
 
     /// Record an observation, if the lease ends by observation.
-    fn observe(&self, outcome: &mut Outcome) {
-        let (observations, name) = (&self.client.observations, &self.request.name);
+    fn observe(&mut self, outcome: &mut Outcome) {
+        let (observations, key) = (&self.client.observations, self.request.key());
         match outcome {
-            Outcome::Held(holder) => match &holder.observed_expiry {
-                Some(ObservedExpiry {
-                    version,
-                    length,
-                    overdue,
-                }) => {
-                    let left = observations.record(name, version, *length, *overdue, clock::now());
-                    holder.free_in = Some(left);
+            Outcome::Held(holder) => {
+                let now = clock::now();
+                let record = |key: &_, of: &ObservedExpiry| {
+                    observations.record(key, &of.version, of.length, of.overdue, now)
+                };
+                match (&holder.permits, &holder.observed_expiry) {
+                    (Some(permits), _) => {
+                        let observed = permits.observed.iter();
+                        let left = observed.map(|(slot, of)| record(&(key.0.clone(), *slot), of));
+                        holder.free_in = left.min().or(holder.free_in);
+                        self.observed = permits.observed.iter().map(|(slot, _)| *slot).collect();
+                    }
+                    (None, Some(of)) => {
+                        let left = record(&key, of);
+                        // A rest may end earlier by the clock of the database.
+                        let by_clock = holder.free_in.filter(|_| holder.is_resting);
+                        holder.free_in = Some(by_clock.map_or(left, |by_clock| by_clock.min(left)));
+                    }
+                    (None, None) => observations.forget(&key),
                 }
-                None => observations.forget(name),
-            },
-            Outcome::Granted { .. } => observations.forget(name),
-            Outcome::Busy => {}
+            }
+            Outcome::Granted { slot, .. } => observations.forget(&(key.0, *slot)),
+            Outcome::TooRecent(_) | Outcome::Busy => {}
         }
     }
 
@@ -225,6 +271,7 @@ impl Attempt {
     /// answer, the attempt still has to release the grant.
     pub(crate) async fn granted(
         &mut self,
+        slot: Slot,
         token: Token,
         length: Duration,
     ) -> Result<LockGuard, Loss> {
@@ -233,8 +280,9 @@ impl Attempt {
             return Err(Loss::of_other_grant(LostReason::Expired));
         }
         self.is_unknown = false;
-        let grant = self.command.granted(token, self.confirmed_by);
-        start_renewing(&self.client, grant, lease).await
+        let grant = self.command.granted(slot, token, self.confirmed_by);
+        let until = self.sent + self.request.at_least;
+        start_renewing(&self.client, grant, lease, until).await
     }
 }
 
@@ -246,16 +294,20 @@ impl Drop for Attempt {
         let command = &self.command;
         let release = ReleaseCommand {
             name: command.name.clone(),
+            slot: self.request.slot(),
             token: None,
             grant: command.grant,
             holder: Arc::clone(&command.holder),
+            rest: Duration::ZERO,
             durable: false,
         };
         // An acquire requests no longer lease, so the grant has expired by then.
         let ttl = Ttl::Finite(MAX_FIRST_GRANT);
         let client = Arc::clone(&self.client);
         let pending = client.pending_releases.begin();
-        let send = move |release| release_grant(Arc::clone(&client), release, ttl, None);
+        let send = move |release| {
+            release_grant(Arc::clone(&client), release, BootInstant::ZERO, ttl, None)
+        };
         let (first, mut under_way) = (send(release.clone()), self.under_way.take());
         let _ = runtime::spawn(async move {
             if let Some(under_way) = &mut under_way {
@@ -278,7 +330,7 @@ impl Drop for Attempt {
 }
 
 /// Renew a grant from now on. For a long lease, wait until the database has confirmed its full
-/// length.
+/// length. A release lets the lock rest until `unavailable_until`.
 ///
 /// # Errors
 ///
@@ -287,8 +339,9 @@ pub(crate) async fn start_renewing(
     client: &Arc<Client>,
     grant: Grant,
     lease: Lease,
+    unavailable_until: BootInstant,
 ) -> Result<LockGuard, Loss> {
-    let state = GrantState::new(client.store.engine(), grant, &lease);
+    let state = GrantState::new(client.store.engine(), grant, &lease, unavailable_until);
     let guard = LockGuard::new(Arc::clone(client), Arc::clone(&state), lease.timing().ttl());
     client.scheduler.add(lease, Arc::clone(&state));
     let settled = state

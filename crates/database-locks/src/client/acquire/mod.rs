@@ -1,5 +1,7 @@
 //! Acquiring a lock: one try, or a wait until the lock is granted.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use tracing::{Instrument, Span};
 use crate::client::Client;
 use crate::client::acquire::acquisition::FirstTry;
 use crate::client::acquire::progress::{Progress, report, wait_error};
-use crate::client::acquire::request::AcquireRequest;
+use crate::client::acquire::request::{AcquireRequest, op};
 use crate::client::guard::LockGuard;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
@@ -17,9 +19,10 @@ use crate::metrics::{self, Engine, Waiting};
 use crate::runtime;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{BootInstant, LockName, Outcome, WaitExtension};
+use protocol::{BootInstant, LockName, Outcome, Slot, Version, WaitExtension};
 
 pub(crate) mod acquisition;
+pub(crate) mod all_attempt;
 pub(crate) mod attempt;
 pub(crate) mod head_start;
 pub(crate) mod poll_interval;
@@ -28,6 +31,8 @@ mod progress;
 pub(crate) mod queue;
 pub(crate) mod reports;
 pub(crate) mod request;
+mod reservation;
+pub(crate) mod several;
 
 use acquisition::{Acquisition, record_holder};
 use attempt::Attempt;
@@ -55,6 +60,7 @@ pub(crate) async fn acquire(
         &client,
         &request.name,
         acquire_trusted(&client, &request, &span),
+        std::slice::from_ref,
     );
     acquired.instrument(span.clone()).await
 }
@@ -80,7 +86,8 @@ async fn acquire_trusted(
         };
         drop(guard);
         let left = limit.map(|limit| limit.saturating_sub(clock::now() - began));
-        if left.is_some_and(|left| left.is_zero()) {
+        // The grant that was lost is too recent for another one.
+        if left.is_some_and(|left| left.is_zero()) || request.once_per.is_some() {
             return Err(lost);
         }
         request = Arc::new(AcquireRequest {
@@ -100,8 +107,9 @@ enum Direct {
 /// Try on the direct connection, if the caller's runtime owns it and no waiter of this process is
 /// ahead.
 async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result<Direct, Error> {
+    let queues = client.queues(request.slot());
     let permit = match &client.direct {
-        Some(direct) if !request.preempt && !client.queues.is_busy(&request.name) => direct.enter(),
+        Some(direct) if !request.preempt && !queues.is_busy(&request.name) => direct.enter(),
         _ => None,
     };
     let Some(permit) = permit else {
@@ -116,20 +124,29 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
         Ok(Outcome::Granted { .. }) if request.timing.is_confirmed_later() => {
             Direct::Undecided(Some(FirstTry::new(attempt, Some(outcome))))
         }
-        Ok(Outcome::Granted { token, length, .. }) => {
+        Ok(Outcome::Granted {
+            slot,
+            token,
+            length,
+            ..
+        }) => {
             client.outages.log_answered(attempt.sent());
-            client.queues.acquired(&request.name);
-            match attempt.granted(token, length).await {
+            queues.acquired(&request.name);
+            match attempt.granted(slot, token, length).await {
                 Ok(guard) => Direct::Done(Some(guard)),
-                Err(loss) if request.is_single_try() => {
-                    client.queues.left(&request.name);
+                Err(loss) if request.is_single_try() || request.once_per.is_some() => {
+                    queues.left(&request.name);
                     return Err(Error::lost(&request.name, loss));
                 }
                 Err(_) => {
-                    client.queues.left(&request.name);
+                    queues.left(&request.name);
                     Direct::Undecided(None)
                 }
             }
+        }
+        Ok(Outcome::TooRecent(latest)) => {
+            client.outages.log_answered(attempt.sent());
+            return Err(request.already_ran(latest));
         }
         // A lease that ends by observation has to be observed, which the background does.
         Ok(Outcome::Held(holder))
@@ -156,15 +173,25 @@ async fn in_background(
     first_try: Option<Box<FirstTry>>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
-    let (mut reply, result) = tokio::sync::oneshot::channel();
     let (shared, request) = (Arc::clone(client), Arc::clone(request));
+    let work = async move { within_wait(&shared, &request, began, first_try).await };
+    waited_for(client, work, span).await
+}
+
+/// Do the work of a wait in the background, until it has a result or the caller stops waiting.
+async fn waited_for<T: Send + 'static>(
+    client: &Arc<Client>,
+    work: impl Future<Output = Result<Option<T>, Error>> + Send + 'static,
+    span: &Span,
+) -> Result<Option<T>, Error> {
+    let (mut reply, result) = tokio::sync::oneshot::channel();
     let work = async move {
         // Dropping the work releases what it may have acquired: see `Attempt`. A caller that has
         // stopped waiting is noticed first: woken by the next release, the work would acquire.
         let done = tokio::select! {
             biased;
             () = reply.closed() => return,
-            done = within_wait(&shared, &request, began, first_try) => done,
+            done = work => done,
         };
         // If the caller has stopped waiting, the guard is dropped, which releases the lock.
         drop(reply.send(done));
@@ -217,11 +244,12 @@ impl Drop for CountCancelled {
 }
 
 /// Count and log an acquire.
-async fn counted(
+async fn counted<T>(
     client: &Client,
     name: &LockName,
-    acquire: impl Future<Output = Result<Option<LockGuard>, Error>>,
-) -> Result<Option<LockGuard>, Error> {
+    acquire: impl Future<Output = Result<Option<T>, Error>>,
+    guards: impl FnOnce(&T) -> &[LockGuard],
+) -> Result<Option<T>, Error> {
     let (engine, began) = (client.store.engine(), clock::now());
     let (under_way, mut cancelled) = (Waiting::new(engine), CountCancelled(Some(engine)));
     let done = acquire.await;
@@ -229,37 +257,49 @@ async fn counted(
     drop(under_way);
     let waited = clock::now() - began;
     let reason = match &done {
-        Ok(Some(guard)) => {
-            metrics::acquired(engine, waited);
-            let (token, holder, waited) = (guard.token().get(), guard.holder(), ms(waited));
-            let span = Span::current();
-            span.record("lock.token", token);
-            span.record("lock.holder", holder);
-            span.record("lock.waited_ms", waited);
-            tracing::debug!(
-                lock.name = guard.name().as_str(),
-                lock.token = token,
-                lock.holder = holder,
-                lock.waited_ms = waited,
-                "lock acquired"
-            );
+        Ok(Some(acquired)) => {
+            for guard in guards(acquired) {
+                log_acquired(engine, guard, waited);
+            }
             return done;
         }
         Ok(None) => "busy",
         Err(Error::TimedOut { .. }) => "timed_out",
+        Err(Error::AlreadyRan { .. }) => "already_ran",
         Err(Error::Conflict { .. }) => "conflict",
         Err(Error::Unavailable { .. }) => "unavailable",
         Err(Error::Lost { .. }) => "lost",
         Err(Error::Rejected { .. } | Error::Config { .. }) => "rejected",
     };
     metrics::not_acquired(engine, reason);
+    let message = match &done {
+        // Its caller may report nothing.
+        Err(already @ Error::AlreadyRan { .. }) => already.to_string().into(),
+        _ => Cow::Borrowed("lock not acquired"),
+    };
     tracing::debug!(
         lock.name = name.as_str(),
         lock.waited_ms = ms(waited),
         reason,
-        "lock not acquired"
+        "{message}"
     );
     done
+}
+
+fn log_acquired(engine: Engine, guard: &LockGuard, waited: Duration) {
+    metrics::acquired(engine, waited);
+    let (token, holder, waited) = (guard.token().get(), guard.holder(), ms(waited));
+    let span = Span::current();
+    span.record("lock.token", token);
+    span.record("lock.holder", holder);
+    span.record("lock.waited_ms", waited);
+    tracing::debug!(
+        lock.name = guard.name().as_str(),
+        lock.token = token,
+        lock.holder = holder,
+        lock.waited_ms = waited,
+        "lock acquired"
+    );
 }
 
 /// Run the acquisition until its wait limit, even if the database does not answer.
@@ -270,16 +310,42 @@ async fn within_wait(
     first_try: Option<Box<FirstTry>>,
 ) -> Result<Option<LockGuard>, Error> {
     let progress = Mutex::new(Progress::default());
-    let limit = request.wait.filter(|wait| !wait.is_zero());
-    let mut end = limit.map(|limit| began + limit);
+    let end = limit_of(request, began);
     let work = Acquisition::new(client, request, first_try, &progress, end)?.run();
+    until_limit(
+        client,
+        request,
+        began,
+        &progress,
+        work,
+        || op(&request.name),
+    )
+    .await
+}
+
+/// When a wait that began then reaches its limit.
+fn limit_of(request: &AcquireRequest, began: BootInstant) -> Option<BootInstant> {
+    let limit = request.wait.filter(|wait| !wait.is_zero());
+    limit.map(|limit| began + limit)
+}
+
+/// Run an acquisition until its wait limit. `op` names it in errors.
+async fn until_limit<T>(
+    client: &Arc<Client>,
+    request: &AcquireRequest,
+    began: BootInstant,
+    progress: &Mutex<Progress>,
+    work: impl Future<Output = Result<Option<T>, Error>>,
+    op: impl FnOnce() -> String,
+) -> Result<Option<T>, Error> {
     if request.is_single_try() {
         return work.await;
     }
+    let mut end = limit_of(request, began);
     {
         let mut work = std::pin::pin!(work);
-        let mut report = std::pin::pin!(report(request, &progress));
-        let mut extension = WaitExtension::default();
+        let mut report = std::pin::pin!(report(request, progress));
+        let mut extensions: HashMap<(LockName, Slot), WaitExtension<Version>> = HashMap::new();
         loop {
             tokio::select! {
                 biased;
@@ -288,16 +354,21 @@ async fn within_wait(
                 () = sleep_until_end(end) => {}
             }
             let now = clock::now();
-            match extension.until(&client.observations, &request.name, now) {
+            let key = {
+                let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+                let name = progress.name.clone();
+                (name.unwrap_or_else(|| request.name.clone()), request.slot())
+            };
+            let extension = extensions.entry(key.clone()).or_default();
+            match extension.until(&client.observations, &key, now) {
                 // The extension may end early, so it is checked again after [`EXTENSION_CHECK`].
                 Some(until) => end = Some(until.min(now + EXTENSION_CHECK)),
                 None => break,
             }
         }
     }
-    let mut progress = progress
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut progress =
+        std::mem::take(&mut *progress.lock().unwrap_or_else(PoisonError::into_inner));
     if let (None, None, Some(by)) = (
         &progress.holder,
         &progress.failure,
@@ -307,7 +378,8 @@ async fn within_wait(
     }
     Err(wait_error(
         request,
-        limit.unwrap_or_default(),
+        op(),
+        request.wait.unwrap_or_default(),
         clock::now() - began,
         progress,
     ))

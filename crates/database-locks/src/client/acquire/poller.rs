@@ -179,8 +179,10 @@ mod tests {
             grant: random_grant_id().unwrap(),
             holder: "me".into(),
             length: LONG,
+            not_within: None,
             metadata: "{}".into(),
             expired_version: None,
+            kind: protocol::Kind::Exclusive,
         };
         let granted = store.acquire(&[ask], LONG).await.unwrap();
         assert!(matches!(granted[..], [Outcome::Granted { .. }]));

@@ -3,7 +3,6 @@
 use crate::client::acquire::reports::ReportInterval;
 use crate::client::acquire::reports::log_held;
 use crate::client::acquire::request::AcquireRequest;
-use crate::client::acquire::request::op;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
 use crate::runtime::clock;
@@ -15,12 +14,14 @@ use std::time::Duration;
 /// What the tries of one wait have shown.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
+    /// The lock that the holder has: of several, the one that is waited for.
+    pub(crate) name: Option<LockName>,
     pub(crate) holder: Option<Holder>,
     /// When the holder was seen.
     pub(crate) seen: protocol::BootInstant,
     pub(crate) failure: Option<StoreError>,
-    /// The holder in the latest log record.
-    pub(crate) logged: Option<(Option<Token>, Option<String>)>,
+    /// The holder in the latest log record, and whether the lock rested.
+    pub(crate) logged: Option<(Option<Token>, Option<String>, bool)>,
 }
 
 impl Progress {
@@ -28,18 +29,24 @@ impl Progress {
     pub(crate) fn record(&mut self, name: &LockName, outcome: Result<Outcome, StoreError>) {
         match outcome {
             Ok(Outcome::Held(holder)) => {
-                let identity = (holder.token, holder.holder.clone());
+                let identity = (holder.token, holder.holder.clone(), holder.is_resting);
                 if self.logged.as_ref() != Some(&identity) {
                     tracing::debug!(
                         event = "busy",
                         lock.name = name.as_str(),
                         lock.token = holder.token.map(Token::get),
                         lock.holder = holder.holder.as_deref(),
-                        lock.held_ms = holder.held_for.map(ms),
-                        "waiting: another holder has it"
+                        lock.held_ms = holder.held_for.filter(|_| !holder.is_resting).map(ms),
+                        lock.rests_ms = holder.free_in.filter(|_| holder.is_resting).map(ms),
+                        "waiting: {}",
+                        match holder.is_resting {
+                            true => "it rests after its latest holder",
+                            false => "another holder has it",
+                        }
                     );
                     self.logged = Some(identity);
                 }
+                self.name = Some(name.clone());
                 (self.holder, self.failure) = (Some(holder), None);
                 self.seen = clock::now();
             }
@@ -57,7 +64,9 @@ impl Progress {
 
     pub(crate) fn knows_holder(&self) -> bool {
         let holder = self.holder.as_ref();
-        holder.is_some_and(|holder| holder.holder.is_some() || holder.token.is_some())
+        holder.is_some_and(|holder| {
+            holder.holder.is_some() || holder.token.is_some() || holder.permits.is_some()
+        })
     }
 }
 
@@ -78,10 +87,13 @@ pub(crate) async fn report(
         let holder = progress.holder.as_ref();
         if let Some(holder) = holder.filter(|_| progress.knows_holder()) {
             let mut holder = holder.clone();
+            let name = progress.name.clone();
             let since = now - progress.seen;
             drop(progress);
             holder.held_for = holder.held_for.map(|age| age + since);
-            log_held(&request.name, now - began, &holder);
+            holder.free_in = holder.free_in.map(|left| left.saturating_sub(since));
+            let name = name.as_ref().unwrap_or(&request.name);
+            log_held(name, now - began, &holder);
         }
     }
 }
@@ -89,21 +101,28 @@ pub(crate) async fn report(
 /// The error of a wait that is over.
 pub(crate) fn wait_error(
     request: &AcquireRequest,
+    op: String,
     limit: Duration,
     waited: Duration,
     progress: Progress,
 ) -> Error {
     match (progress.holder, progress.failure) {
-        (_, Some(failure)) => failure.into_error(op(&request.name)),
+        (_, Some(failure)) => failure.into_error(op),
         (None, None) => Error::Unavailable {
-            op: op(&request.name),
+            op,
             source: format!("no answer within {}", protocol::Human(limit)).into(),
         },
-        (Some(holder), None) => Error::TimedOut {
-            name: request.name.clone(),
-            waited,
-            holder: holder.holder,
-            held_for: holder.held_for,
-        },
+        (Some(holder), None) => {
+            let since = clock::now() - progress.seen;
+            let rest = holder.free_in.filter(|_| holder.is_resting);
+            Error::TimedOut {
+                name: progress.name.unwrap_or_else(|| request.name.clone()),
+                waited,
+                holder: holder.holder,
+                held_for: holder.held_for.filter(|_| !holder.is_resting),
+                permits: holder.permits.map(|permits| permits.limit),
+                rests_for: rest.map(|left| left.saturating_sub(since)),
+            }
+        }
     }
 }

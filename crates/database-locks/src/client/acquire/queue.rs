@@ -39,6 +39,16 @@ struct Queue {
     head_start: HeadStart,
     /// The token of the latest grant that this process released.
     token: Option<Token>,
+    /// The waits for several locks, this one among them, that go first.
+    reservations: Vec<Reserved>,
+}
+
+/// The lock is reserved for a wait for several locks: see [`Reservation`](super::reservation).
+#[derive(Debug)]
+struct Reserved {
+    by: u64,
+    until: BootInstant,
+    wake: Arc<Notify>,
 }
 
 impl Queue {
@@ -46,14 +56,32 @@ impl Queue {
         if let Some(first) = self.slots.front() {
             first.notify_one();
         }
+        for reserved in &self.reservations {
+            reserved.wake.notify_one();
+        }
+    }
+
+    /// How long the lock is reserved for waits that are older than the one with this number.
+    fn reserved(&self, number: u64, now: BootInstant) -> Duration {
+        let older = self.reservations.iter().filter(|it| it.by < number);
+        let left = older.map(|reserved| reserved.until - now);
+        left.max().unwrap_or_default()
+    }
+
+    /// How long a waiter for this lock alone still lets others try.
+    fn left(&self, now: BootInstant) -> Duration {
+        self.head_start.left(now).max(self.reserved(u64::MAX, now))
     }
 }
 
 impl Names {
     fn queue(&mut self, name: &LockName, now: BootInstant) -> &mut Queue {
         if self.queues.len() > 2 * self.kept.max(MIN_NAMES) {
-            self.queues
-                .retain(|_, queue| !queue.slots.is_empty() || queue.head_start.is_recent(now));
+            self.queues.retain(|_, queue| {
+                !queue.slots.is_empty()
+                    || !queue.reservations.is_empty()
+                    || queue.head_start.is_recent(now)
+            });
             self.kept = self.queues.len();
         }
         self.queues.entry(name.clone()).or_default()
@@ -79,9 +107,42 @@ impl Queues {
     /// Whether a new caller has to join the queue before it tries.
     pub(crate) fn is_busy(&self, name: &LockName) -> bool {
         let busy = self.with(name, |queue| {
-            !queue.slots.is_empty() || !queue.head_start.left(clock::now()).is_zero()
+            !queue.slots.is_empty() || !queue.left(clock::now()).is_zero()
         });
         busy.unwrap_or_default()
+    }
+
+    /// Reserve these locks until then for the wait for several with this number, which is woken
+    /// when one of them may be free.
+    pub(super) fn reserve(
+        &self,
+        names: &[LockName],
+        by: u64,
+        until: BootInstant,
+        wake: &Arc<Notify>,
+    ) {
+        let (now, mut all) = (clock::now(), self.names());
+        for name in names {
+            let wake = Arc::clone(wake);
+            let reserved = Reserved { by, until, wake };
+            all.queue(name, now).reservations.push(reserved);
+        }
+    }
+
+    /// End a reservation, and wake the waiters that it held back.
+    pub(super) fn end_reservation(&self, names: &[LockName], by: u64) {
+        for name in names {
+            self.with(name, |queue| {
+                queue.reservations.retain(|reserved| reserved.by != by);
+                queue.wake();
+            });
+        }
+    }
+
+    /// How long this lock is reserved for waits for several that are older than this one.
+    pub(super) fn reserved(&self, name: &LockName, number: u64) -> Duration {
+        let left = self.with(name, |queue| queue.reserved(number, clock::now()));
+        left.unwrap_or_default()
     }
 
     /// Join the queue at its end.
@@ -187,7 +248,7 @@ impl QueueSlot {
         at_once
     }
 
-    fn is_front(&self) -> bool {
+    pub(super) fn is_front(&self) -> bool {
         let front = self.queues.with(&self.name, |queue| {
             let first = queue.slots.front();
             first.is_some_and(|first| Arc::ptr_eq(first, &self.wake))
@@ -216,9 +277,17 @@ impl QueueSlot {
         held.unwrap_or_default()
     }
 
-    /// See [`Queues::head_start`].
+    /// How long the waiter still lets others try: other processes, see [`Queues::head_start`], and
+    /// waits for several locks.
     pub(crate) fn head_start(&self) -> Duration {
-        self.queues.head_start(&self.name)
+        let left = self
+            .queues
+            .with(&self.name, |queue| queue.left(clock::now()));
+        left.unwrap_or_default()
+    }
+
+    pub(super) fn name(&self) -> &LockName {
+        &self.name
     }
 }
 

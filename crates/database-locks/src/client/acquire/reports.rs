@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::client::renewal::grant_state::ms;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{BootInstant, Holder, Holding, Human, LockName, Token};
+use protocol::{BootInstant, Holder, Holding, Human, LockName, Resting, Token};
 
 /// The time until the first record about a held lock, and between the first two records about an
 /// outage.
@@ -111,21 +111,24 @@ impl Outages {
     }
 }
 
-/// Log that a wait for a held lock continues.
+/// Log that a wait for a lock that is held or rests continues.
 pub(crate) fn log_held(name: &LockName, waited: Duration, holder: &Holder) {
+    let by = holder.holder.as_deref().unwrap_or("an unnamed holder");
+    let rest = holder.free_in.filter(|_| holder.is_resting);
+    let (held_for, state) = match rest {
+        Some(left) => (None, Resting(by, left).to_string()),
+        None => (holder.held_for, Holding(by, holder.held_for).to_string()),
+    };
     tracing::info!(
         event = "waiting",
         lock.name = name.as_str(),
         lock.token = holder.token.map(Token::get),
         lock.holder = holder.holder.as_deref(),
-        lock.held_ms = holder.held_for.map(ms),
+        lock.held_ms = held_for.map(ms),
+        lock.rests_ms = rest.map(ms),
         lock.waited_ms = ms(waited),
-        "still waiting for lock `{name}` after {}, {}",
-        Human(waited),
-        Holding(
-            holder.holder.as_deref().unwrap_or("an unnamed holder"),
-            holder.held_for
-        )
+        "still waiting for lock `{name}` after {}, {state}",
+        Human(waited)
     );
 }
 

@@ -47,6 +47,7 @@ impl DirectConnection for Server {
 
     fn acquire<'a>(&'a self, acquires: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         let granted = |command: &AcquireCommand| Outcome::Granted {
+            slot: protocol::Slot::Lock,
             token: Token::from_db(1),
             length: command.length,
             confirmed_by: None,
@@ -82,8 +83,10 @@ fn ask() -> AcquireCommand {
         grant: random_grant_id().unwrap(),
         holder: "me".into(),
         length: LONG,
+        not_within: None,
         metadata: "{}".into(),
         expired_version: None,
+        kind: protocol::Kind::Exclusive,
     }
 }
 

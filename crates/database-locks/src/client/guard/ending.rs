@@ -1,6 +1,7 @@
 //! The end of a guard: a release, a hand-over by ticket, or a drop.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::LockGuard;
@@ -25,6 +26,9 @@ impl LockGuard {
     /// [renewed](crate::Locks::renew) before that; if this may take longer,
     /// [extend](LockGuard::extend) the lease first.
     ///
+    /// A ticket does not contain [`Lock::at_least`](crate::Lock::at_least): a release with it frees
+    /// the lock at once, and a guard that resumes it counts its own from then.
+    ///
     /// # Errors
     ///
     /// [`Error::Lost`] if the lock is lost. [`Error::Conflict`] while the guard is
@@ -42,14 +46,14 @@ impl LockGuard {
     /// # guard.release().await?;
     /// # Ok(()) }
     /// ```
-    pub fn into_ticket(mut self) -> Result<Ticket, Error> {
+    pub fn into_ticket(self) -> Result<Ticket, Error> {
         self.forget_listeners();
         // Before the check, so that no renewal records a loss after it.
         self.client.scheduler.remove(self.state.grant.id);
         self.still_trusted()?;
-        self.released = true;
+        self.released.store(true, Ordering::Relaxed);
         self.state.mark_released();
-        self.client.queues.left(self.name());
+        self.client.queues(self.state.grant.slot).left(self.name());
         log_grant!(
             debug,
             &self.state.grant,
@@ -59,7 +63,7 @@ impl LockGuard {
         Ok(self.ticket())
     }
 
-    /// Release the lock.
+    /// Release the lock. It is free at once, or after [`Lock::at_least`](crate::Lock::at_least).
     ///
     /// On MySQL and MariaDB, if a [fence](LockGuard::fence) of this guard is open, this does not
     /// wait for it: the lock is released when that transaction ends, and a log record at `info`
@@ -88,7 +92,12 @@ impl LockGuard {
     /// assert!(!locks.show("report").await?.expect("its row stays").is_held());
     /// # Ok(()) }
     /// ```
-    pub async fn release(mut self) -> Result<(), Error> {
+    pub async fn release(self) -> Result<(), Error> {
+        self.release_shared().await
+    }
+
+    /// [`release`](LockGuard::release) for a guard that is shared. Only the first release counts.
+    pub(crate) async fn release_shared(&self) -> Result<(), Error> {
         let (name, began) = (self.name().clone(), clock::now());
         self.forget_listeners();
         match self.still_trusted() {
@@ -119,7 +128,7 @@ impl LockGuard {
     }
 
     /// Drop the listeners: no loss is reported after a release.
-    fn forget_listeners(&self) {
+    pub(crate) fn forget_listeners(&self) {
         // In a forked child their mutex may be locked for ever, by a thread of the parent.
         if self.state.is_in_owner_process() {
             drop(self.state.listeners.take());
@@ -127,9 +136,9 @@ impl LockGuard {
     }
 
     /// Stop renewals and build the release; `None` if there is nothing to release.
-    fn begin_release(&mut self) -> Option<ReleaseRequest> {
+    fn begin_release(&self) -> Option<ReleaseRequest> {
         // A forked child must neither release nor touch its parent's grant.
-        if std::mem::replace(&mut self.released, true) || !self.state.is_in_owner_process() {
+        if self.released.swap(true, Ordering::Relaxed) || !self.state.is_in_owner_process() {
             return None;
         }
         self.forget_listeners();
@@ -138,18 +147,20 @@ impl LockGuard {
         let before = self.state.status();
         self.state.mark_released();
         // After a loss to another holder, or of the row, there is nothing to release.
-        let releasable = match before {
-            Status::Held(_) => true,
-            Status::Lost(loss) => loss.reason().leaves_a_lease(),
-            Status::Released => false,
+        // A lost lock does not rest.
+        let (releasable, until) = match before {
+            Status::Held(_) => (true, self.state.unavailable_until),
+            Status::Lost(loss) => (loss.reason().leaves_a_lease(), BootInstant::ZERO),
+            Status::Released => (false, BootInstant::ZERO),
         };
         if !releasable {
-            self.client.queues.left(self.name());
+            self.client.queues(self.state.grant.slot).left(self.name());
         }
         let ttl = *self.longest_ttl();
         let command = ReleaseCommand::of(&self.state.grant, ttl);
         let held_for = Some(self.state.held_for());
-        releasable.then(|| ReleaseRequest::new(Arc::clone(&self.client), command, ttl, held_for))
+        let client = || Arc::clone(&self.client);
+        releasable.then(|| ReleaseRequest::new(client(), command, until, ttl, held_for))
     }
 }
 
@@ -175,11 +186,18 @@ async fn in_background(
     .await
 }
 
-impl Drop for LockGuard {
-    fn drop(&mut self) {
+impl LockGuard {
+    /// Release the lock in the background, as the drop of the guard does.
+    pub(crate) fn release_in_background(&self) {
         if let Some(release) = self.begin_release() {
             drop(release);
             pending_releases::guard_dropped();
         }
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        self.release_in_background();
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::LockGuard;
 use crate::client::Client;
+use crate::client::read::read_row;
 use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::runtime;
@@ -44,16 +45,12 @@ impl LockGuard {
         let ttl = *self.longest_ttl();
         runtime::run(async move {
             let op = || format!("check lock `{}`", state.grant.name);
-            let names = [state.grant.name.clone()];
-            let rows = client.store.read(&names, REQUEST_TIMEOUT).await;
-            let own = rows
-                .map_err(|e| e.into_error(op()))?
-                .pop()
-                .is_some_and(|row| {
-                    row.token == state.grant.token
-                        && row.grant.as_deref() == Some(state.grant.id.as_str())
-                        && matches!(row.state, LockState::Held { .. })
-                });
+            let row = read_row(&client, &state.grant.name, state.grant.slot).await;
+            let own = row.map_err(|e| e.into_error(op()))?.is_some_and(|row| {
+                row.token == state.grant.token
+                    && row.grant.as_deref() == Some(state.grant.id.as_str())
+                    && matches!(row.state, LockState::Held { .. })
+            });
             if own {
                 return Ok(());
             }

@@ -1,6 +1,7 @@
 //! A held lock.
 
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub struct LockGuard {
     pub(crate) state: ForkSafe<Arc<GrantState>>,
     /// The longest ttl that the row may have. A release has to assume it.
     longest_ttl: Mutex<Ttl>,
-    released: bool,
+    released: AtomicBool,
 }
 
 impl fmt::Debug for LockGuard {
@@ -58,7 +59,7 @@ impl LockGuard {
             client: ForkSafe::new(client),
             state: ForkSafe::new(state),
             longest_ttl: Mutex::new(ttl),
-            released: false,
+            released: AtomicBool::new(false),
         }
     }
 
@@ -85,6 +86,15 @@ impl LockGuard {
     /// seen. It stays the same when the lock is renewed, extended or resumed.
     pub fn token(&self) -> Token {
         self.state.grant.token
+    }
+
+    /// The number of this permit, from 0, if the guard holds one of a semaphore; `None` for a lock.
+    ///
+    /// No other holder has the same number meanwhile: it can choose a shard, a port or a directory.
+    /// It may be at or above the limit of this caller if other callers give, or an operator has
+    /// set, a greater limit.
+    pub fn slot(&self) -> Option<u16> {
+        self.state.grant.slot.number()
     }
 
     /// The random id of this grant, 32 hexadecimal digits.
@@ -303,6 +313,7 @@ impl LockGuard {
         let grant = &self.state.grant;
         Ticket {
             name: grant.name.clone(),
+            slot: grant.slot,
             token: grant.token,
             grant: grant.id,
         }

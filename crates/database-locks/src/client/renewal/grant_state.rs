@@ -42,6 +42,8 @@ pub(crate) struct GrantState {
     _own: OwnGrant,
     engine: Engine,
     since: BootInstant,
+    /// Until when the lock stays unavailable: a release before that lets it rest.
+    pub(crate) unavailable_until: BootInstant,
     /// Nanoseconds of the boot-time clock. An atomic rather than a mutex, so that a guard can be
     /// read at once even while the scheduler is busy.
     trusted_until: AtomicU64,
@@ -81,7 +83,12 @@ macro_rules! log_grant {
 pub(crate) use log_grant;
 
 impl GrantState {
-    pub(crate) fn new(engine: Engine, grant: Grant, lease: &Lease) -> Arc<Self> {
+    pub(crate) fn new(
+        engine: Engine,
+        grant: Grant,
+        lease: &Lease,
+        unavailable_until: BootInstant,
+    ) -> Arc<Self> {
         metrics::held(engine);
         Arc::new(Self {
             _own: OwnGrant::new(grant.id),
@@ -89,6 +96,7 @@ impl GrantState {
             grant,
             engine,
             since: clock::now(),
+            unavailable_until,
             trusted_until: AtomicU64::new(lease.trusted_until().as_nanos()),
             reported_end: AtomicU64::new(0),
             outlives_trust: AtomicBool::new(false),

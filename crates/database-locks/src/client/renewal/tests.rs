@@ -164,6 +164,7 @@ fn trusted_until(until: BootInstant) -> (Arc<GrantState>, Lease) {
 fn held_for(ttl: Duration, sent: BootInstant) -> (Arc<GrantState>, Lease) {
     let timing = Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap();
     let grant = Grant {
+        slot: Default::default(),
         name: LockName::new("job").unwrap(),
         token: Token::from_db(1),
         id: random_grant_id().unwrap(),
@@ -171,7 +172,10 @@ fn held_for(ttl: Duration, sent: BootInstant) -> (Arc<GrantState>, Lease) {
         confirmed_by: None,
     };
     let lease = Lease::granted(timing, sent, ttl);
-    (GrantState::new("memory", grant, &lease), lease)
+    (
+        GrantState::new("memory", grant, &lease, BootInstant::ZERO),
+        lease,
+    )
 }
 
 #[test]

@@ -1,6 +1,26 @@
 //! The name of the table.
 
 use crate::error::Error;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
+use protocol::Slot;
+
+/// The table that a statement is about.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Rows {
+    Locks,
+    Permits,
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
+impl Rows {
+    pub(crate) fn of(slot: Slot) -> Self {
+        match slot {
+            Slot::Lock => Self::Locks,
+            Slot::Permit(_) | Slot::AnyPermit => Self::Permits,
+        }
+    }
+}
 
 /// The name of the table, `name` or `schema.name`.
 ///
@@ -23,7 +43,7 @@ impl Table {
     /// [`Error::Config`] for one that would have to be quoted.
     pub fn new(name: &str) -> Result<Self, Error> {
         let plain = |part: &str| {
-            (1..=63).contains(&part.len())
+            (1..=56).contains(&part.len())
                 && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
                 && !part.starts_with(|c: char| c.is_ascii_digit())
         };
@@ -34,7 +54,7 @@ impl Table {
             "`{}`",
             name.chars().take(80).collect::<String>().escape_debug()
         );
-        let allowed = "NAME or SCHEMA.NAME of letters, digits and _, 63 characters each at most";
+        let allowed = "NAME or SCHEMA.NAME of letters, digits and _, 56 characters each at most";
         Err(Error::config("table", got, allowed))
     }
 
@@ -43,15 +63,59 @@ impl Table {
         &self.0
     }
 
-    /// Put the name into a statement.
-    pub(crate) fn fill(&self, statement: &str) -> String {
-        statement.replace("{table}", &self.0)
+    /// The name of the table of permits: with `_permit` at the end, in place of `_lock`.
+    pub(crate) fn permits(&self) -> String {
+        let stem = self.0.strip_suffix("_lock").unwrap_or(&self.0);
+        format!("{stem}_permit")
     }
+
+    /// Put the names of both tables into a statement about locks. What stands between `{?` and `?}`
+    /// is left out: it is for permits only.
+    pub(crate) fn fill(&self, statement: &str) -> String {
+        let text = replace_marked(statement, |_| "");
+        text.replace("{table}", &self.0)
+            .replace("{locks}", &self.0)
+            .replace("{permits}", &self.permits())
+    }
+
+    /// Put the names of both tables into a statement about permits: `{table}` is that of permits.
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
+    pub(crate) fn fill_for_permits(&self, statement: &str) -> String {
+        let text = replace_marked(statement, |marked| marked);
+        text.replace("{table}", &self.permits())
+            .replace("{permits}", &self.permits())
+            .replace("{locks}", &self.0)
+    }
+}
+
+/// Replace each part between `{?` and `?}`.
+fn replace_marked<'a>(statement: &'a str, with: impl Fn(&'a str) -> &'a str) -> String {
+    let mut parts = statement.split("{?");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (marked, rest) = part.split_once("?}").unwrap_or((part, ""));
+        text.push_str(with(marked));
+        text.push_str(rest);
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_statement_is_about_locks_or_about_permits() {
+        let table = Table::default();
+        let text = "SELECT{? slot,?} id FROM {table}{? AND slot = $2?}";
+        assert_eq!(table.fill(text), "SELECT id FROM database_locks_lock");
+        assert_eq!(
+            table.fill_for_permits(text),
+            "SELECT slot, id FROM database_locks_permit AND slot = $2"
+        );
+        let other = Table::new("app.jobs").unwrap();
+        assert_eq!(other.fill("{permits}"), "app.jobs_permit");
+    }
 
     #[test]
     fn nothing_that_needs_quotes_gets_through() {

@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use self::rows::{Ends, Row, Rows, least_token, next_token};
+use self::rows::{Ends, Row, Rows};
 use crate::doctor::Report;
 use crate::runtime::clock;
 use crate::runtime::fork::PerProcess;
@@ -17,9 +17,9 @@ use crate::store::api::{Barrier, DirectConnection, Reply, Store};
 use crate::store::connect::table::Table;
 use crate::store::doctor::{Counts, ReportBuilder};
 use protocol::{
-    AcquireCommand, BootInstant, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
-    LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
-    TakeOverCommand, Ttl, failed_renewal_outcome,
+    AcquireCommand, AllOutcome, Force, Gone, Grant, GrantId, Holder, ListFilter, LockInfo,
+    LockName, LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
+    Semaphore, Slot, TakeOverCommand, Ttl, failed_renewal_outcome,
 };
 
 #[derive(Debug, Default)]
@@ -38,12 +38,14 @@ impl Shared {
 struct Fence {
     shared: Arc<Shared>,
     name: LockName,
+    slot: Slot,
+    grant: GrantId,
 }
 
 impl Drop for Fence {
     fn drop(&mut self) {
         let mut rows = self.shared.rows();
-        if let Some(row) = rows.get_mut(&self.name) {
+        if let Some(row) = rows.of(&self.name, self.slot, self.grant) {
             row.fences -= 1;
         }
         drop(rows);
@@ -122,6 +124,14 @@ impl Store for Memory {
         DirectConnection::acquire(&*self.0, commands)
     }
 
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        _: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        ready(rows::acquire_all(&mut self.rows(), commands))
+    }
+
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], _: Duration) -> Reply<'a, Vec<Renewal>> {
         let mut rows = self.rows();
         ready(
@@ -143,9 +153,10 @@ impl Store for Memory {
     fn read<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<LockInfo>> {
         let (now, rows) = (clock::now(), self.rows());
         ready(
-            rows.iter()
+            rows.locks
+                .iter()
                 .filter(|(name, _)| names.contains(name))
-                .map(|(name, row)| row.seen(name, now).into_info())
+                .map(|(name, row)| row.seen(name, Slot::Lock, now).into_info())
                 .collect(),
         )
     }
@@ -153,22 +164,64 @@ impl Store for Memory {
     /// All rows are on one page, since no renewal waits behind it.
     fn page<'a>(&'a self, filter: &'a ListFilter, _: Option<i64>, _: Duration) -> Reply<'a, Page> {
         let (now, rows) = (clock::now(), self.rows());
-        let matching = rows
-            .iter()
-            .filter(|(name, row)| filter.matches(name.as_str(), row.expires.is_none()));
+        let locks = rows.locks.iter();
+        let matching =
+            locks.filter(|(name, row)| filter.matches(name.as_str(), row.expires.is_none()));
         ready(Page {
             rows: matching
-                .map(|(name, row)| row.seen(name, now).into_info())
+                .map(|(name, row)| row.seen(name, Slot::Lock, now).into_info())
                 .collect(),
             last: None,
         })
     }
 
+    fn semaphore<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Semaphore> {
+        let (now, mut rows) = (clock::now(), self.rows());
+        let limit = rows.limits.get(name).copied();
+        let permits = rows.permits_of(name);
+        let permits =
+            permits.map(|(slot, row)| row.seen(name, Slot::Permit(slot), now).into_info());
+        ready(Semaphore::new(name.clone(), limit, permits.collect()))
+    }
+
+    fn page_of_permits<'a>(
+        &'a self,
+        filter: &'a ListFilter,
+        _: Option<i64>,
+        _: Duration,
+    ) -> Reply<'a, Page> {
+        let (now, rows) = (clock::now(), self.rows());
+        let matching = rows
+            .permits
+            .iter()
+            .filter(|((name, _), row)| filter.matches(name.as_str(), row.expires.is_none()));
+        ready(Page {
+            rows: matching
+                .map(|((name, slot), row)| row.seen(name, Slot::Permit(*slot), now).into_info())
+                .collect(),
+            last: None,
+        })
+    }
+
+    fn set_limit<'a>(
+        &'a self,
+        name: &'a LockName,
+        limit: Option<u32>,
+        _: Duration,
+    ) -> Reply<'a, ()> {
+        let mut rows = self.rows();
+        match limit {
+            Some(limit) => rows.limits.insert(name.clone(), limit),
+            None => rows.limits.remove(name),
+        };
+        ready(())
+    }
+
     fn holders<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<Option<Holder>>> {
         let (now, rows) = (clock::now(), self.rows());
         let holder = |name: &LockName| {
-            let row = rows.get(name).filter(|row| !row.is_free(now));
-            row.map(|row| row.seen(name, now).holder())
+            let row = rows.locks.get(name).filter(|row| !row.is_free(now));
+            row.map(|row| row.seen(name, Slot::Lock, now).holder())
         };
         ready(names.iter().map(holder).collect())
     }
@@ -189,41 +242,39 @@ impl Store for Memory {
         _: Duration,
     ) -> Reply<'_, Pruned> {
         let (now, mut rows) = (clock::now(), self.rows());
-        let token = least_token(now);
-        let before = rows.len();
-        let old = |at: Option<BootInstant>| at.map_or(include_legacy, |at| at + idle <= now);
-        rows.retain(|_, row| {
-            let last = match row.expires {
-                Some(Ends::At(end)) => Some(end),
-                Some(Ends::Never) => return true,
-                None => row.renewed,
-            };
-            row.fences > 0 || !(row.is_free(now) && old(last) && row.token < token)
-        });
+        let before = rows.locks.len();
+        rows.locks
+            .retain(|_, row| !row.is_idle(idle, include_legacy, now));
         ready(Pruned {
-            deleted: (before - rows.len()) as u64,
+            deleted: (before - rows.locks.len()) as u64,
+            last: None,
+        })
+    }
+
+    fn prune_permits(&self, idle: Duration, _: Option<i64>, _: Duration) -> Reply<'_, Pruned> {
+        let (now, mut rows) = (clock::now(), self.rows());
+        let before = rows.permits.len();
+        rows.permits.retain(|_, row| !row.is_idle(idle, false, now));
+        ready(Pruned {
+            deleted: (before - rows.permits.len()) as u64,
             last: None,
         })
     }
 
     fn force<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Force> {
-        let now = clock::now();
-        let done = match self.rows().get_mut(name) {
-            Some(row) if !row.is_free(now) && row.fences > 0 => Force::Busy,
-            Some(row) if !row.is_free(now) => {
-                let holder = row.seen(name, now).holder();
-                row.free(now);
-                row.token = next_token(row.token, now);
-                Force::Freed(holder)
-            }
-            _ => Force::WasFree,
-        };
-        ready(done)
+        let row = self.rows().locks.get_mut(name).map(Row::force);
+        ready(row.unwrap_or(Force::WasFree))
+    }
+
+    fn force_permit<'a>(&'a self, name: &'a LockName, slot: u16, _: Duration) -> Reply<'a, Force> {
+        let mut rows = self.rows();
+        let row = rows.permits.get_mut(&(name.clone(), slot));
+        ready(row.map(Row::force).unwrap_or(Force::WasFree))
     }
 
     fn expire(&self, name: &LockName) -> Option<Option<String>> {
         let now = clock::now();
-        let held = match self.rows().get_mut(name) {
+        let held = match self.rows().locks.get_mut(name) {
             Some(row) if !row.is_free(now) => {
                 row.expires = Some(Ends::At(now));
                 row.grant.clone()
@@ -235,8 +286,10 @@ impl Store for Memory {
 
     fn open_fence<'a>(&'a self, grant: &'a Grant, _: Duration) -> Reply<'a, Result<Barrier, Gone>> {
         let (now, mut rows) = (clock::now(), self.rows());
-        let mut row = rows.get_mut(&grant.name);
-        let seen = row.as_ref().map(|row| row.seen(&grant.name, now));
+        let mut row = rows.of(&grant.name, grant.slot, grant.id);
+        let seen = row
+            .as_ref()
+            .map(|row| row.seen(&grant.name, grant.slot, now));
         ready(
             match (failed_renewal_outcome(grant, seen.as_ref()), &mut row) {
                 (Renewal::Busy | Renewal::Renewed { .. }, Some(row)) => {
@@ -244,6 +297,8 @@ impl Store for Memory {
                     Ok(Barrier::new(Fence {
                         shared: Arc::clone(&self.0),
                         name: grant.name.clone(),
+                        slot: grant.slot,
+                        grant: grant.id,
                     }))
                 }
                 (Renewal::Lost(gone), _) => Err(gone),
@@ -261,14 +316,18 @@ impl Store for Memory {
         let minute_ago = now - Duration::from_secs(60);
         let day_ago = now - Duration::from_secs(86_400);
         let such = |matches: &dyn Fn(&Row) -> bool| {
-            let mut found = rows.iter().filter(|(_, row)| matches(row));
+            let mut found = rows.locks.iter().filter(|(_, row)| matches(row));
             let first = found.next().map(|(name, _)| name.to_string());
             (first.iter().len() as i64 + found.count() as i64, first)
         };
         let counts = Counts {
-            rows: rows.len() as i64,
-            held: such(&|row| !row.is_free(now)).0,
-            expired: such(&|row| matches!(row.expires, Some(Ends::At(end)) if end <= minute_ago)),
+            rows: rows.locks.len() as i64,
+            held: such(&|row| !row.is_free(now) && row.grant.is_some()).0,
+            // A row without a grant id rests.
+            expired: such(&|row| {
+                let ended = matches!(row.expires, Some(Ends::At(end)) if end <= minute_ago);
+                ended && row.grant.is_some()
+            }),
             infinite: such(&|row| {
                 row.expires == Some(Ends::Never) && row.acquired.is_some_and(|at| at <= day_ago)
             }),

@@ -1,15 +1,15 @@
 //! The rows, and the effect of each request on them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::runtime::clock;
 use crate::store::api::micros;
 use protocol::{
-    AcquireCommand, BootInstant, Grant, LockName, LockRow, Outcome, ReleaseCommand, Released,
-    Renewal, ResumeCommand, TakeOverCommand, Token, Ttl, failed_renewal_outcome,
-    failed_resume_outcome,
+    AcquireCommand, AllOutcome, BootInstant, Force, Grant, GrantId, Holder, Kind, LockName,
+    LockRow, Outcome, Permits, ReleaseCommand, Released, Renewal, ResumeCommand, Slot,
+    TakeOverCommand, Token, Ttl, failed_renewal_outcome, failed_resume_outcome, no_permit_free,
 };
 
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub(super) struct Row {
     pub(super) acquired: Option<BootInstant>,
     pub(super) renewed: Option<BootInstant>,
     pub(super) metadata: Option<String>,
+    /// The number of permits that the holder allowed.
+    pub(super) permits: Option<i64>,
     /// The number of open fences.
     pub(super) fences: u32,
 }
@@ -80,7 +82,7 @@ impl Row {
             && self.holder.as_deref() == Some(&*grant.holder)
     }
 
-    fn grant(&mut self, command: &AcquireCommand, now: BootInstant) -> Outcome {
+    fn grant(&mut self, command: &AcquireCommand, slot: Slot, now: BootInstant) -> Outcome {
         self.token = next_token(self.token, now);
         self.holder = Some(command.holder.to_string());
         self.grant = Some(command.grant.to_string());
@@ -88,6 +90,7 @@ impl Row {
         (self.acquired, self.renewed) = (Some(now), Some(now));
         self.metadata = Some(command.metadata.to_string());
         Outcome::Granted {
+            slot,
             token: Token::from_db(self.token),
             length: command.length,
             confirmed_by: None,
@@ -98,9 +101,49 @@ impl Row {
         (self.expires, self.grant, self.renewed) = (None, None, Some(now));
     }
 
-    pub(super) fn seen(&self, name: &LockName, now: BootInstant) -> LockRow {
+    /// Release by force.
+    pub(super) fn force(&mut self) -> Force {
+        let now = clock::now();
+        if self.is_free(now) {
+            return Force::WasFree;
+        } else if self.fences > 0 {
+            return Force::Busy;
+        }
+        let holder = Holder {
+            holder: self.holder.clone(),
+            token: Some(Token::from_db(self.token)),
+            held_for: self.acquired.map(|at| now - at),
+            grant: self.grant.clone(),
+            is_resting: self.grant.is_none(),
+            ..Holder::default()
+        };
+        self.free(now);
+        self.token = next_token(self.token, now);
+        Force::Freed(holder)
+    }
+
+    /// Whether the row has been free for this long and may be deleted.
+    pub(super) fn is_idle(&self, idle: Duration, include_legacy: bool, now: BootInstant) -> bool {
+        let last = match self.expires {
+            Some(Ends::At(end)) => Some(end),
+            Some(Ends::Never) => return false,
+            None => self.renewed,
+        };
+        let is_old = last.map_or(include_legacy, |at| at + idle <= now);
+        self.fences == 0 && self.is_free(now) && is_old && self.token < least_token(now)
+    }
+
+    /// Release the lock, which rests for that long.
+    fn release(&mut self, rest: Duration, now: BootInstant) {
+        self.free(now);
+        self.expires = (!rest.is_zero()).then_some(Ends::At(now + rest));
+    }
+
+    pub(super) fn seen(&self, name: &LockName, slot: Slot, now: BootInstant) -> LockRow {
         LockRow {
             name: name.to_string(),
+            slot,
+            permits: self.permits,
             holder: self.holder.clone(),
             token: self.token,
             grant: self.grant.clone(),
@@ -123,46 +166,144 @@ impl Row {
     }
 }
 
-pub(super) type Rows = BTreeMap<LockName, Row>;
+/// Both tables.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    pub(super) locks: BTreeMap<LockName, Row>,
+    pub(super) permits: BTreeMap<(LockName, u16), Row>,
+    /// The operators' limits.
+    pub(super) limits: BTreeMap<LockName, u32>,
+}
+
+impl Rows {
+    /// The row of a grant.
+    pub(super) fn of(&mut self, name: &LockName, slot: Slot, grant: GrantId) -> Option<&mut Row> {
+        match slot {
+            Slot::Lock => self.locks.get_mut(name),
+            Slot::Permit(slot) => self.permits.get_mut(&(name.clone(), slot)),
+            Slot::AnyPermit => {
+                let mut permits = self.permits_of(name);
+                let of = permits.find(|(_, row)| row.grant.as_deref() == Some(grant.as_str()));
+                of.map(|(_, row)| row)
+            }
+        }
+    }
+
+    /// The permits of a semaphore.
+    pub(super) fn permits_of(&mut self, name: &LockName) -> impl Iterator<Item = (u16, &mut Row)> {
+        let range = (name.clone(), 0)..=(name.clone(), u16::MAX);
+        let rows = self.permits.range_mut(range);
+        rows.map(|((_, slot), row)| (*slot, row))
+    }
+}
 
 pub(super) fn acquire(rows: &mut Rows, command: &AcquireCommand) -> Outcome {
+    if let Kind::Permit { limit, .. } = command.kind {
+        return acquire_permit(rows, command, limit);
+    }
     let now = clock::now();
-    let row = rows.entry(command.name.clone()).or_default();
-    if !row.is_free(now) {
-        return row
-            .seen(&command.name, now)
-            .failed_acquire_outcome(command.grant.as_str());
+    let row = rows.locks.entry(command.name.clone()).or_default();
+    let seen = row.seen(&command.name, Slot::Lock, now);
+    match seen.failed_acquire_outcome(command) {
+        // Free.
+        Outcome::Busy if row.fences == 0 => row.grant(command, Slot::Lock, now),
+        refused => refused,
     }
-    if row.fences > 0 {
-        return Outcome::Busy;
+}
+
+fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, limit: u32) -> Outcome {
+    let (now, name) = (clock::now(), &command.name);
+    let limit = rows.limits.get(name).copied().unwrap_or(limit);
+    let mut held: Vec<LockRow> = Vec::new();
+    let mut taken = BTreeSet::new();
+    for (slot, row) in rows.permits_of(name) {
+        if !row.is_free(now) {
+            let seen = row.seen(name, Slot::Permit(slot), now);
+            if seen.is_granted(command.grant.as_str()) {
+                return seen.failed_acquire_outcome(command);
+            }
+            held.push(seen);
+        }
+        if !row.is_free(now) || row.fences > 0 {
+            taken.insert(slot);
+        }
     }
-    row.grant(command, now)
+    let below = (0..=u16::MAX).take(limit as usize);
+    let free: Vec<u16> = below.filter(|slot| !taken.contains(slot)).collect();
+    let Some(slot) = fastrand::choice(free) else {
+        let permits = Permits {
+            limit,
+            held: u32::try_from(held.len()).unwrap_or(u32::MAX),
+            observed: Vec::new(),
+        };
+        // A lease without end ends last.
+        let first = held
+            .iter()
+            .min_by_key(|row| row.expires_in.unwrap_or(i64::MAX));
+        return no_permit_free(permits, first);
+    };
+    let row = rows.permits.entry((name.clone(), slot)).or_default();
+    row.permits = Some(limit.into());
+    row.grant(command, Slot::Permit(slot), now)
+}
+
+/// Grant all of them or none.
+pub(super) fn acquire_all(rows: &mut Rows, commands: &[AcquireCommand]) -> AllOutcome {
+    let now = clock::now();
+    let present: Vec<(&Row, LockRow)> = commands
+        .iter()
+        .filter_map(|command| rows.locks.get(&command.name).map(|row| (command, row)))
+        .map(|(command, row)| (row, row.seen(&command.name, Slot::Lock, now)))
+        .collect();
+    let blocked = (present.iter()).any(|(row, _)| !row.is_free(now) || row.fences > 0);
+    if blocked {
+        let present: Vec<LockRow> = present.into_iter().map(|(_, seen)| seen).collect();
+        return AllOutcome::of_rows(commands, &present);
+    }
+    let granted = commands.iter().map(|command| {
+        let row = rows.locks.entry(command.name.clone()).or_default();
+        row.grant(command, Slot::Lock, now);
+        Token::from_db(row.token)
+    });
+    AllOutcome::Granted {
+        tokens: granted.collect(),
+        length: commands
+            .first()
+            .map_or(Duration::ZERO, |command| command.length),
+        confirmed_by: None,
+    }
 }
 
 pub(super) fn take_over(rows: &mut Rows, command: &TakeOverCommand) -> Outcome {
     let (now, to) = (clock::now(), &command.to);
-    let Some(row) = rows.get_mut(&to.name) else {
+    let Some(row) = rows.locks.get_mut(&to.name) else {
         return Outcome::Busy;
     };
     let as_seen = row.token == command.token.get()
         && row.grant == command.grant
         && row.holder.as_deref() == Some(&*to.holder);
-    if as_seen && !row.is_free(now) && row.fences == 0 {
-        row.grant(to, now)
+    // A row without a grant id rests.
+    if as_seen && row.grant.is_some() && !row.is_free(now) && row.fences == 0 {
+        row.grant(to, Slot::Lock, now)
     } else {
-        row.seen(&to.name, now).failed_take_over_outcome(command)
+        row.seen(&to.name, Slot::Lock, now)
+            .failed_take_over_outcome(command)
     }
 }
 
 pub(super) fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
     let now = clock::now();
-    match rows.get_mut(&grant.name) {
+    match rows.of(&grant.name, grant.slot, grant.id) {
         Some(row) if row.is_of(&grant.name, grant) && !row.is_free(now) => {
             row.expires = row.expires.max(Some(ends(now, ttl)));
             row.renewed = Some(now);
             Renewal::Renewed { confirmed_by: None }
         }
-        row => failed_renewal_outcome(grant, row.map(|row| row.seen(&grant.name, now)).as_ref()),
+        row => failed_renewal_outcome(
+            grant,
+            row.map(|row| row.seen(&grant.name, grant.slot, now))
+                .as_ref(),
+        ),
     }
 }
 
@@ -175,10 +316,14 @@ pub(super) fn resume(rows: &mut Rows, command: &ResumeCommand) -> Renewal {
             && !row.is_free(now)
             && row.fences == 0
     };
-    let row = match rows.get_mut(&to.name) {
+    let row = match rows.of(&to.name, command.slot, command.from) {
         Some(row) if ours(row) => row,
         row => {
-            return failed_resume_outcome(command, row.map(|row| row.seen(&to.name, now)).as_ref());
+            return failed_resume_outcome(
+                command,
+                row.map(|row| row.seen(&to.name, command.slot, now))
+                    .as_ref(),
+            );
         }
     };
     row.holder = Some(to.holder.to_string());
@@ -190,13 +335,13 @@ pub(super) fn resume(rows: &mut Rows, command: &ResumeCommand) -> Renewal {
 }
 
 pub(super) fn release(rows: &mut Rows, command: &ReleaseCommand) -> Released {
-    match rows.get_mut(&command.name) {
+    match rows.of(&command.name, command.slot, command.grant) {
         Some(row)
             if row.grant.as_deref() == Some(command.grant.as_str())
                 && row.holder.as_deref() == Some(&*command.holder)
                 && command.token.is_none_or(|token| token.get() == row.token) =>
         {
-            row.free(clock::now());
+            row.release(command.rest, clock::now());
             Released::Freed
         }
         _ => Released::NotHeld,

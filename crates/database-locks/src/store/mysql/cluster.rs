@@ -29,14 +29,28 @@ pub(crate) const LIVE: &str = "expires_at > UTC_TIMESTAMP(6)";
 
 /// [`ENDED`] on a cluster: the lease is the one that this client has observed for its full length.
 /// All parameters are null if it has observed none.
+///
+/// A rest ends by the clock of this node too. It protects no work, so a wrong clock makes it
+/// shorter and nothing worse.
 pub(crate) const ENDED_ON_CLUSTER: &str = "
                token = :seen_token
                AND expires_at = TIMESTAMP'1970-01-01 00:00:00'
                    + INTERVAL :seen_expires_at MICROSECOND
                AND renewed_at <=> TIMESTAMP'1970-01-01 00:00:00'
-                   + INTERVAL :seen_renewed_at MICROSECOND";
+                   + INTERVAL :seen_renewed_at MICROSECOND
+               OR grant_id IS NULL AND granted_until = expires_at
+               AND expires_at <= UTC_TIMESTAMP(6)";
 /// [`LIVE`] on a cluster, where a lease lives until another client acquires the lock.
 pub(crate) const LIVE_ON_CLUSTER: &str = "expires_at IS NOT NULL";
+
+/// The condition that the latest grant began too long ago to keep this one from beginning. The
+/// parameter is null if it keeps none, and an `acquired_at` further in the future is from before
+/// the clock was set back. On a cluster it is the clock of the node that made that grant, and the
+/// window absorbs the difference of the clocks.
+pub(crate) const DUE: &str = "
+               (acquired_at BETWEEN UTC_TIMESTAMP(6) - INTERVAL :not_within MICROSECOND
+                                AND UTC_TIMESTAMP(6) + INTERVAL :not_within MICROSECOND)
+               IS NOT TRUE";
 
 /// The condition that the server accepts writes of all users. A privileged user may write in spite
 /// of `read_only`, and writes to a replica are lost at a failover. `read_only` is OFF on MariaDB
@@ -51,10 +65,14 @@ pub(crate) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
         Some(_) => (ENDED_ON_CLUSTER, LIVE_ON_CLUSTER, "1 DAY"),
     };
     let each = ended.replace(":seen_", "g.seen_");
+    // The list of a statement about many locks has a column of that name too.
+    let each = each.replace("grant_id", "l.grant_id");
+    let due_each = DUE.replace(":not_within", "g.not_within");
     let text = statement.replace("{ended}", ended);
     let text = text.replace("{grace}", grace);
     let text = text.replace("{writable}", WRITABLE);
-    text.replace("{ended_each}", &each).replace("{live}", live)
+    let text = text.replace("{ended_each}", &each).replace("{live}", live);
+    text.replace("{due_each}", &due_each).replace("{due}", DUE)
 }
 
 /// The parameters of [`ENDED_ON_CLUSTER`].

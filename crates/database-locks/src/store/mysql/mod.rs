@@ -10,11 +10,12 @@ use crate::error::Error;
 use crate::runtime::clock;
 use crate::store::api::{DirectConnection, FenceText, Reply, Store, StoreError, with_deadline};
 use crate::store::connect::provider::ServerProvider;
-use crate::store::connect::table::Table;
+use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use protocol::{
-    AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page, Pruned,
-    ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+    AcquireCommand, AllOutcome, Force, Grant, Holder, ListFilter, LockInfo, LockName, Outcome,
+    Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
+    TakeOverCommand, Ttl,
 };
 
 mod cluster;
@@ -42,6 +43,7 @@ pub(crate) struct Mysql {
     direct: Arc<MysqlDirect>,
     /// On a single server, and on a cluster.
     fence: [FenceText; 2],
+    permit_fence: [FenceText; 2],
 }
 
 /// Leaves out the options of the driver, which contain the password.
@@ -61,16 +63,21 @@ impl Mysql {
         table: &Table,
     ) -> Result<Self, Error> {
         let server = Arc::new(Server::new(settings, source, table)?);
-        let fence = |may_lag| FenceText {
-            before: Some(table.fill(statements::fence::BEFORE)),
-            fence: table.fill(statements::fence::FENCE),
+        let fence = |fill: &dyn Fn(&str) -> String, may_lag| FenceText {
+            before: Some(fill(statements::fence::BEFORE)),
+            fence: fill(statements::fence::FENCE),
             may_lag,
         };
+        let (of_lock, of_permit) = (
+            |text: &str| table.fill(text),
+            |text: &str| table.fill_for_permits(text),
+        );
         Ok(Self {
             worker: Worker::new(Arc::clone(&server)),
             direct: Arc::new(MysqlDirect::new(Arc::clone(&server))),
             server,
-            fence: [fence(false), fence(true)],
+            fence: [false, true].map(|may_lag| fence(&of_lock, may_lag)),
+            permit_fence: [false, true].map(|may_lag| fence(&of_permit, may_lag)),
         })
     }
 
@@ -135,6 +142,15 @@ impl Store for Mysql {
         on_session!(self, within, |session| session.acquire(&commands))
     }
 
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        let commands = commands.to_vec();
+        on_session!(self, within, |session| session.acquire_all(&commands))
+    }
+
     fn renew<'a>(
         &'a self,
         grants: &'a [(Grant, Ttl)],
@@ -168,7 +184,11 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'a, Page> {
         let filter = filter.clone();
-        on_session!(self, within, |session| session.page(&filter, after))
+        on_session!(self, within, |session| session.page(
+            Rows::Locks,
+            &filter,
+            after
+        ))
     }
 
     fn holders<'a>(
@@ -202,6 +222,7 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'_, Pruned> {
         on_session!(self, within, |session| session.prune(
+            Rows::Locks,
             idle,
             include_legacy,
             after
@@ -210,12 +231,70 @@ impl Store for Mysql {
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
         let name = name.clone();
-        on_session!(self, within, |session| session.force(&name))
+        on_session!(self, within, |session| session.force(&name, Slot::Lock))
+    }
+
+    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
+        let name = name.clone();
+        on_session!(self, within, |session| session.semaphore(&name))
+    }
+
+    fn page_of_permits<'a>(
+        &'a self,
+        filter: &'a ListFilter,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'a, Page> {
+        let filter = filter.clone();
+        on_session!(self, within, |session| session.page(
+            Rows::Permits,
+            &filter,
+            after
+        ))
+    }
+
+    fn set_limit<'a>(
+        &'a self,
+        name: &'a LockName,
+        limit: Option<u32>,
+        within: Duration,
+    ) -> Reply<'a, ()> {
+        let name = name.clone();
+        on_session!(self, within, |session| session.set_limit(&name, limit))
+    }
+
+    fn force_permit<'a>(
+        &'a self,
+        name: &'a LockName,
+        slot: u16,
+        within: Duration,
+    ) -> Reply<'a, Force> {
+        let (name, slot) = (name.clone(), Slot::Permit(slot));
+        on_session!(self, within, |session| session.force(&name, slot))
+    }
+
+    fn prune_permits(
+        &self,
+        idle: Duration,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
+        on_session!(self, within, |session| session.prune(
+            Rows::Permits,
+            idle,
+            false,
+            after
+        ))
     }
 
     fn fence(&self) -> Option<&FenceText> {
         let cluster = self.server.clustered.load(Ordering::Relaxed);
         Some(&self.fence[usize::from(cluster)])
+    }
+
+    fn fence_of_permit(&self) -> Option<&FenceText> {
+        let cluster = self.server.clustered.load(Ordering::Relaxed);
+        Some(&self.permit_fence[usize::from(cluster)])
     }
 
     fn reconnect(&self) {

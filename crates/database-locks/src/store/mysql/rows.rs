@@ -5,7 +5,8 @@ use std::time::Duration;
 use mysql_async::prelude::FromValue;
 use mysql_async::{Row, Value, from_value_opt};
 
-use protocol::{LockRow, Outcome, Token};
+use crate::store::connect::table::Rows;
+use protocol::{LockRow, Outcome, Slot, Token};
 
 /// The token in an insert id.
 pub(crate) fn token(id: u64) -> Token {
@@ -14,7 +15,7 @@ pub(crate) fn token(id: u64) -> Token {
 
 /// A row of the reading statements. A value that cannot be converted counts as null, since one bad
 /// row must not hide the others.
-pub(crate) fn lock_row(mut row: Row, multi_primary: bool) -> LockRow {
+pub(crate) fn lock_row(of: Rows, mut row: Row, multi_primary: bool) -> LockRow {
     fn value<T: FromValue>(row: &mut Row, column: &str) -> Option<T> {
         match row.take(column)? {
             Value::NULL => None,
@@ -27,6 +28,14 @@ pub(crate) fn lock_row(mut row: Row, multi_primary: bool) -> LockRow {
     let row = &mut row;
     LockRow {
         name: string(row, "name").unwrap_or_default(),
+        slot: match of {
+            Rows::Locks => Slot::Lock,
+            Rows::Permits => {
+                let slot = value(row, "slot").and_then(Slot::from_db);
+                slot.unwrap_or(Slot::AnyPermit)
+            }
+        },
+        permits: value(row, "permits"),
         holder: string(row, "locked_by"),
         token: value(row, "token").unwrap_or_default(),
         grant: string(row, "grant_id"),
@@ -42,8 +51,9 @@ pub(crate) fn lock_row(mut row: Row, multi_primary: bool) -> LockRow {
     }
 }
 
-pub(crate) fn granted(token: Token, length: Duration) -> Outcome {
+pub(crate) fn granted(slot: Slot, token: Token, length: Duration) -> Outcome {
     Outcome::Granted {
+        slot,
         token,
         length,
         confirmed_by: None,

@@ -26,19 +26,22 @@ pub(crate) use self::statements::PUBLISHED;
 use self::statements::fence::FENCE;
 use self::statements::handover::{resume, take_over};
 use self::statements::install::{INSTALL, install};
+use self::statements::permit::{semaphore, set_limit};
 use self::statements::prune::prune;
 use self::statements::read::{page, read};
 use self::statements::release::{force, release};
+use self::statements::several::acquire_all;
 use self::statements::{acquire::acquire, renew::renew};
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::store::api::{DirectConnection, FenceText, NoticeHandler, Reply, Store};
 use crate::store::connect::provider::ServerProvider;
-use crate::store::connect::table::Table;
+use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use protocol::{
-    AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+    AcquireCommand, AllOutcome, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
+    TakeOverCommand, Ttl,
 };
 
 /// The engine of `postgres:` URLs.
@@ -50,6 +53,7 @@ pub(crate) struct Postgres {
     table: Table,
     install: String,
     fence: FenceText,
+    permit_fence: FenceText,
 }
 
 impl Postgres {
@@ -61,17 +65,19 @@ impl Postgres {
         let listener = Listener::new(table);
         let server = Server::new(server, source, table, &statements::ALL, listener.events())?;
         let connection = ConnectionManager::new(server);
+        let fence = |fence| FenceText {
+            before: None,
+            fence,
+            may_lag: false,
+        };
         Ok(Self {
             direct: Arc::new(PostgresDirect::new(&connection, &listener)),
             connection,
             listener,
             table: table.clone(),
             install: table.fill(INSTALL),
-            fence: FenceText {
-                before: None,
-                fence: table.fill(FENCE),
-                may_lag: false,
-            },
+            fence: fence(table.fill(FENCE)),
+            permit_fence: fence(table.fill_for_permits(FENCE)),
         })
     }
 }
@@ -96,6 +102,24 @@ impl Store for Postgres {
             let outcomes = self.connection.run(within, work).await?;
             self.listener.granted(&self.connection, commands, &outcomes);
             Ok(outcomes)
+        })
+    }
+
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        Box::pin(async move {
+            let work = |session: Arc<Session>| async move { acquire_all(&session, commands).await };
+            let outcome = self.connection.run(within, work).await?;
+            if let AllOutcome::Granted { length, .. } = outcome {
+                let granted = commands
+                    .iter()
+                    .map(|command| (command.grant, length.into()));
+                self.listener.holds(&self.connection, granted);
+            }
+            Ok(outcome)
         })
     }
 
@@ -125,7 +149,7 @@ impl Store for Postgres {
 
     fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
         let work = move |session: Arc<Session>| async move {
-            let rows = read(&session, names).await?;
+            let rows = read(&session, Rows::Locks, names).await?;
             Ok(rows.into_iter().map(LockRow::into_info).collect())
         };
         Box::pin(self.connection.run(within, work))
@@ -137,8 +161,72 @@ impl Store for Postgres {
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'a, Page> {
-        let work = move |session: Arc<Session>| async move { page(&session, filter, after).await };
+        let work = move |session: Arc<Session>| async move {
+            page(&session, Rows::Locks, filter, after).await
+        };
         Box::pin(self.connection.run(within, work))
+    }
+
+    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
+        let work = move |session: Arc<Session>| async move { semaphore(&session, name).await };
+        Box::pin(self.connection.run(within, work))
+    }
+
+    fn page_of_permits<'a>(
+        &'a self,
+        filter: &'a ListFilter,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'a, Page> {
+        let work = move |session: Arc<Session>| async move {
+            page(&session, Rows::Permits, filter, after).await
+        };
+        Box::pin(self.connection.run(within, work))
+    }
+
+    fn set_limit<'a>(
+        &'a self,
+        name: &'a LockName,
+        limit: Option<u32>,
+        within: Duration,
+    ) -> Reply<'a, ()> {
+        let work =
+            move |session: Arc<Session>| async move { set_limit(&session, name, limit).await };
+        Box::pin(self.connection.run(within, work))
+    }
+
+    fn force_permit<'a>(
+        &'a self,
+        name: &'a LockName,
+        slot: u16,
+        within: Duration,
+    ) -> Reply<'a, Force> {
+        let work = move |session: Arc<Session>| async move {
+            force(&session, name, Slot::Permit(slot)).await
+        };
+        Box::pin(self.connection.run(within, work))
+    }
+
+    fn prune_permits(
+        &self,
+        idle: Duration,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
+        let work = move |session: Arc<Session>| async move {
+            prune(&session, Rows::Permits, idle, false, after).await
+        };
+        Box::pin(self.connection.run_long(within, work))
+    }
+
+    fn announce_for_permit<'a>(
+        &'a self,
+        name: &'a LockName,
+        limit: u32,
+        pause: Duration,
+    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        let listener = &self.listener;
+        Box::pin(listener.announce_for_permit(&self.connection, name, limit, pause))
     }
 
     fn holders<'a>(
@@ -147,7 +235,7 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Vec<Option<Holder>>> {
         let work = move |session: Arc<Session>| async move {
-            let rows = read(&session, names).await?;
+            let rows = read(&session, Rows::Locks, names).await?;
             Ok(LockRow::holders(names, &rows))
         };
         Box::pin(self.connection.run(within, work))
@@ -184,7 +272,8 @@ impl Store for Postgres {
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { force(&session, name).await };
+            let work =
+                |session: Arc<Session>| async move { force(&session, name, Slot::Lock).await };
             let forced = self.connection.run(within, work).await?;
             if let Force::Freed(_) = forced {
                 self.listener.released(name);
@@ -201,7 +290,7 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'_, Pruned> {
         let work = move |session: Arc<Session>| async move {
-            prune(&session, idle, include_legacy, after).await
+            prune(&session, Rows::Locks, idle, include_legacy, after).await
         };
         Box::pin(self.connection.run_long(within, work))
     }
@@ -221,6 +310,10 @@ impl Store for Postgres {
 
     fn fence(&self) -> Option<&FenceText> {
         Some(&self.fence)
+    }
+
+    fn fence_of_permit(&self) -> Option<&FenceText> {
+        Some(&self.permit_fence)
     }
 
     fn announce<'a>(

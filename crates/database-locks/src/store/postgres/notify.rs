@@ -27,6 +27,7 @@ use tokio_postgres::Notification;
 use super::connection::events::ConnectionEvents;
 use super::connection::manager::ConnectionManager;
 use super::connection::session::Session;
+use super::statements::permit::wait_for_permit;
 use super::statements::wait::wait;
 use crate::runtime;
 use crate::runtime::clock;
@@ -237,6 +238,25 @@ impl Listener {
         announced
     }
 
+    /// See [`Store::announce_for_permit`](crate::store::Store::announce_for_permit).
+    pub(crate) async fn announce_for_permit(
+        &self,
+        background: &ConnectionManager,
+        name: &LockName,
+        limit: u32,
+        pause: Duration,
+    ) -> bool {
+        let listens = |session| self.0.listens(session);
+        if !background.current().is_some_and(listens) {
+            return false;
+        }
+        let ahead = ANNOUNCED_FOR.max(pause.min(LONGEST_PAUSE) * 2);
+        let announced = background.run(ANNOUNCE_TIMEOUT, |session| async move {
+            wait_for_permit(&session, name, limit, ahead).await
+        });
+        announced.await.unwrap_or(false)
+    }
+
     /// This store has just taken the lock from its holder, which may be in this process.
     pub(crate) fn released(&self, name: &LockName) {
         self.0.notify(Notice::Released(name, None));
@@ -252,7 +272,7 @@ impl Listener {
         let granted = commands.iter().zip(outcomes);
         let granted = granted.filter_map(|(command, outcome)| match outcome {
             Outcome::Granted { length, .. } => Some((command.grant, Ttl::Finite(*length))),
-            Outcome::Held(_) | Outcome::Busy => None,
+            Outcome::Held(_) | Outcome::TooRecent(_) | Outcome::Busy => None,
         });
         self.holds(background, granted);
     }

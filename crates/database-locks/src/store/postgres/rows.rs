@@ -62,7 +62,7 @@ macro_rules! notify {
             "CASE WHEN ",
             $when,
             " THEN
-       pg_notify('database_locks_' || '{table}'::regclass::oid, f.name::text)::text END"
+       pg_notify('database_locks_' || '{locks}'::regclass::oid, f.name::text)::text END"
         )
     };
 }

@@ -13,6 +13,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use protocol::Slot;
 use rustix::fs::{FlockOperation, flock};
 
 /// The folder of lock files, beside the database.
@@ -79,8 +80,12 @@ impl Fences {
 
     /// The file of a lock, by a hash (FNV-1a), since names of locks may be longer than those of
     /// files. Two locks with one hash would only wait for each other's fences.
-    fn path(&self, name: &str) -> PathBuf {
+    fn path(&self, name: &str, slot: Slot) -> PathBuf {
+        let slot = slot
+            .number()
+            .map_or(String::new(), |slot| format!("\0{slot}"));
         let bytes = self.table.bytes().chain([0]).chain(name.bytes());
+        let bytes = bytes.chain(slot.bytes());
         let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
@@ -88,11 +93,11 @@ impl Fences {
     }
 
     /// Whether a fence of this lock is open. Needs the write lock.
-    pub(crate) fn is_open(&self, name: &str) -> io::Result<bool> {
+    pub(crate) fn is_open(&self, name: &str, slot: Slot) -> io::Result<bool> {
         match OpenOptions::new()
             .read(true)
             .write(true)
-            .open(self.path(name))
+            .open(self.path(name, slot))
         {
             Ok(file) => match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => Ok(false),
@@ -106,8 +111,8 @@ impl Fences {
 
     /// Open a fence of this lock; `None` if its file is being removed. Needs the write lock, which
     /// the caller keeps until it has read the row.
-    pub(crate) fn open(&self, name: &str) -> io::Result<Option<OpenFence>> {
-        let path = self.path(name);
+    pub(crate) fn open(&self, name: &str, slot: Slot) -> io::Result<Option<OpenFence>> {
+        let path = self.path(name, slot);
         let open = || OpenOptions::new().read(true).write(true).open(&path);
         let file = match open() {
             Err(error) if error.kind() == ErrorKind::NotFound => self.make(&path),
@@ -184,7 +189,7 @@ mod tests {
     fn who_may_use_the_database_may_use_its_fences() {
         for (mode, of_folder) in [(0o600, 0o700), (0o660, 0o770), (0o664, 0o775)] {
             let (_folder, fences) = fences(mode);
-            let open = fences.open("job").unwrap().unwrap();
+            let open = fences.open("job", protocol::Slot::Lock).unwrap().unwrap();
             let mode_of = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
             assert_eq!(mode_of(&fences.folder), of_folder);
             assert_eq!(mode_of(&open.path), mode);
@@ -198,7 +203,7 @@ mod tests {
         }
         let (_folder, fences) = fences(0o640);
         chown(&fences.database, Some(4711), Some(4712)).unwrap();
-        let open = fences.open("job").unwrap().unwrap();
+        let open = fences.open("job", protocol::Slot::Lock).unwrap().unwrap();
         for path in [&fences.folder, &open.path] {
             let found = fs::metadata(path).unwrap();
             assert_eq!(
@@ -213,40 +218,46 @@ mod tests {
     #[test]
     fn a_file_is_there_only_while_its_fence_is_open() {
         let (_folder, fences) = fences(0o600);
-        assert!(!fences.is_open("job").unwrap());
-        let (first, second) = (fences.open("job").unwrap(), fences.open("job").unwrap());
+        assert!(!fences.is_open("job", protocol::Slot::Lock).unwrap());
+        let (first, second) = (
+            fences.open("job", protocol::Slot::Lock).unwrap(),
+            fences.open("job", protocol::Slot::Lock).unwrap(),
+        );
         assert!(first.is_some() && second.is_some());
-        assert!(fences.is_open("job").unwrap() && !fences.is_open("another").unwrap());
+        assert!(
+            fences.is_open("job", protocol::Slot::Lock).unwrap()
+                && !fences.is_open("another", protocol::Slot::Lock).unwrap()
+        );
         drop(first);
         fences.sweep();
-        assert!(fences.is_open("job").unwrap());
+        assert!(fences.is_open("job", protocol::Slot::Lock).unwrap());
         drop(second);
-        assert!(!fences.is_open("job").unwrap());
+        assert!(!fences.is_open("job", protocol::Slot::Lock).unwrap());
         assert_eq!(fs::read_dir(&fences.folder).unwrap().count(), 0);
     }
 
     #[test]
     fn what_was_left_behind_is_swept_up_and_nothing_else() {
         let (_folder, fences) = fences(0o600);
-        drop(fences.open("job").unwrap());
-        fs::write(fences.path("dead"), "").unwrap();
+        drop(fences.open("job", protocol::Slot::Lock).unwrap());
+        fs::write(fences.path("dead", protocol::Slot::Lock), "").unwrap();
         fs::write(fences.folder.join("notes.txt"), "").unwrap();
-        let open = fences.open("alive").unwrap();
+        let open = fences.open("alive", protocol::Slot::Lock).unwrap();
         fences.sweep();
-        assert!(!fences.path("dead").exists());
-        assert!(fences.path("alive").exists() && open.is_some());
+        assert!(!fences.path("dead", protocol::Slot::Lock).exists());
+        assert!(fences.path("alive", protocol::Slot::Lock).exists() && open.is_some());
         assert!(fences.folder.join("notes.txt").exists());
     }
 
     #[test]
     fn the_lock_of_a_file_that_was_replaced_is_not_given() {
         let (_folder, fences) = fences(0o600);
-        let first = fences.open("job").unwrap().unwrap();
+        let first = fences.open("job", protocol::Slot::Lock).unwrap().unwrap();
         fs::remove_file(&first.path).unwrap();
-        let second = fences.open("job").unwrap().unwrap();
+        let second = fences.open("job", protocol::Slot::Lock).unwrap().unwrap();
         drop(first);
         assert!(
-            fences.is_open("job").unwrap(),
+            fences.is_open("job", protocol::Slot::Lock).unwrap(),
             "the second one's file is there"
         );
         drop(second);

@@ -17,14 +17,15 @@ use self::connection::database::Database;
 use self::connection::thread::Thread;
 use self::connection::worker::Worker;
 use self::direct::SqliteDirect;
-use self::statements::{acquire, fence as fencing, handover, prune, read, release, renew};
+use self::statements::{acquire, fence as fencing, handover, permit, prune, read, release, renew};
 use crate::doctor::Report;
 use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
-use crate::store::connect::table::Table;
+use crate::store::connect::table::{Rows, Table};
 use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+    AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
+    TakeOverCommand, Ttl,
 };
 
 mod connection;
@@ -97,6 +98,17 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| acquire::acquire(worker, &commands)))
     }
 
+    fn acquire_all<'a>(
+        &'a self,
+        commands: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, AllOutcome> {
+        let commands = commands.to_vec();
+        Box::pin(self.call(within, move |worker| {
+            acquire::acquire_all(worker, &commands)
+        }))
+    }
+
     fn renew<'a>(
         &'a self,
         grants: &'a [(Grant, Ttl)],
@@ -127,7 +139,9 @@ impl Store for Sqlite {
         within: Duration,
     ) -> Reply<'a, Page> {
         let filter = filter.clone();
-        Box::pin(self.call(within, move |worker| read::page(worker, &filter, after)))
+        Box::pin(self.call(within, move |worker| {
+            read::page(worker, Rows::Locks, &filter, after)
+        }))
     }
 
     fn holders<'a>(
@@ -161,7 +175,7 @@ impl Store for Sqlite {
         within: Duration,
     ) -> Reply<'_, Pruned> {
         Box::pin(self.call(within, move |worker| {
-            prune::prune(worker, idle, include_legacy, after)
+            prune::prune(worker, Rows::Locks, idle, include_legacy, after)
         }))
     }
 
@@ -176,7 +190,59 @@ impl Store for Sqlite {
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
         let name = name.clone();
-        Box::pin(self.call(within, move |worker| release::force(worker, &name)))
+        Box::pin(self.call(within, move |worker| {
+            release::force(worker, &name, Slot::Lock)
+        }))
+    }
+
+    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
+        let name = name.clone();
+        Box::pin(self.call(within, move |worker| permit::semaphore(worker, &name)))
+    }
+
+    fn page_of_permits<'a>(
+        &'a self,
+        filter: &'a ListFilter,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'a, Page> {
+        let filter = filter.clone();
+        let page = move |worker: &mut Worker| read::page(worker, Rows::Permits, &filter, after);
+        Box::pin(self.call(within, page))
+    }
+
+    fn set_limit<'a>(
+        &'a self,
+        name: &'a LockName,
+        limit: Option<u32>,
+        within: Duration,
+    ) -> Reply<'a, ()> {
+        let name = name.clone();
+        Box::pin(self.call(within, move |worker| {
+            permit::set_limit(worker, &name, limit)
+        }))
+    }
+
+    fn force_permit<'a>(
+        &'a self,
+        name: &'a LockName,
+        slot: u16,
+        within: Duration,
+    ) -> Reply<'a, Force> {
+        let name = name.clone();
+        let force = move |worker: &mut Worker| release::force(worker, &name, Slot::Permit(slot));
+        Box::pin(self.call(within, force))
+    }
+
+    fn prune_permits(
+        &self,
+        idle: Duration,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
+        let prune =
+            move |worker: &mut Worker| prune::prune(worker, Rows::Permits, idle, false, after);
+        Box::pin(self.call(within, prune))
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {
@@ -211,8 +277,10 @@ mod tests {
             grant: crate::client::grant_id::random_grant_id().unwrap(),
             holder: "me".into(),
             length: SOON,
+            not_within: None,
             metadata: "x".repeat(2000).into(),
             expired_version: None,
+            kind: Default::default(),
         }
     }
 

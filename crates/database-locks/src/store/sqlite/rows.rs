@@ -5,7 +5,8 @@ use std::time::Duration;
 use rusqlite::Row;
 
 use crate::store::api::bounded;
-use protocol::{LockRow, Outcome, Token};
+use crate::store::connect::table::Rows;
+use protocol::{LockRow, Outcome, Slot, Token};
 
 /// A duration as a modifier. Rounded up, so that it is never shorter than the trust of the holder.
 pub(crate) fn modifier(length: Duration) -> String {
@@ -18,13 +19,22 @@ pub(crate) fn ago(length: Duration) -> String {
     modifier(bounded(length)).replacen('+', "-", 1)
 }
 
-pub(crate) fn lock_row(row: &Row<'_>) -> rusqlite::Result<LockRow> {
+pub(crate) fn lock_row(of: Rows, row: &Row<'_>) -> rusqlite::Result<LockRow> {
+    let (slot, permits) = match of {
+        Rows::Locks => (Slot::Lock, None),
+        Rows::Permits => {
+            let slot = Slot::from_db(row.get("slot")?);
+            (slot.unwrap_or(Slot::AnyPermit), row.get("permits")?)
+        }
+    };
     let micros = |column| -> rusqlite::Result<Option<i64>> {
         let seconds = row.get::<_, Option<f64>>(column)?;
         Ok(seconds.map(|seconds| (seconds * 1e6) as i64))
     };
     Ok(LockRow {
         name: row.get("name")?,
+        slot,
+        permits,
         holder: row.get("locked_by")?,
         token: row.get("token")?,
         grant: row.get("grant_id")?,
@@ -43,9 +53,10 @@ pub(crate) fn lock_row(row: &Row<'_>) -> rusqlite::Result<LockRow> {
 }
 
 /// The outcome of a grant with this token.
-pub(crate) fn granted(token: i64, length: Duration) -> Outcome {
+pub(crate) fn granted(slot: Slot, token: i64, length: Duration) -> Outcome {
     let token = Token::from_db(token);
     Outcome::Granted {
+        slot,
         token,
         length,
         confirmed_by: None,

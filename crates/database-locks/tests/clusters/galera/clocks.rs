@@ -36,7 +36,8 @@ async fn a_node_with_a_wrong_clock_grants_a_lock_only_after_its_lease_has_ended(
     let url = database(&cluster).await;
     tokio::join!(
         no_clock_jump_frees_a_held_lock(&cluster, &url),
-        a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(&cluster, &url)
+        a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(&cluster, &url),
+        a_rest_ends_by_the_clock_of_the_node_that_is_asked_or_by_observation(&cluster, &url)
     );
     for id in ["P5", "P7", "P11"] {
         promise(id, Cluster::ENGINE);
@@ -124,5 +125,51 @@ async fn a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(cluster: &Cl
     }
     for task in tasks {
         task.await.unwrap();
+    }
+}
+
+/// A rest protects no work: a node whose clock is ahead ends it early, and one whose clock is
+/// behind when a waiter has observed it for its whole length.
+async fn a_rest_ends_by_the_clock_of_the_node_that_is_asked_or_by_observation(
+    cluster: &Cluster,
+    url: &str,
+) {
+    let (right, behind, ahead) = (0, 1, 2);
+    for node in [right, behind, ahead] {
+        let (holders, others) = (
+            client(cluster, &[right], url),
+            client(cluster, &[node], url),
+        );
+        let name = format!("rests, wanted at {node}");
+        let lock = || others.lock(name.as_str());
+        let resting = holders.lock(name.as_str()).at_least(TTL);
+        let began = now();
+        resting.acquire().await.unwrap().release().await.unwrap();
+        // The node may not have received the release yet.
+        tokio::time::sleep(ms(500)).await;
+        if node == ahead {
+            let early = lock().try_acquire().await.unwrap();
+            drop(early.expect("it is over there"));
+            continue;
+        }
+        assert!(lock().try_acquire().await.unwrap().is_none(), "{name}");
+        let row = others.show(name.as_str()).await.unwrap().unwrap();
+        let LockState::Resting { free_in } = row.state else {
+            panic!("{row:?}")
+        };
+        assert!(free_in <= TTL, "{free_in:?}");
+        if node == right {
+            // Without an observation, by a program that knows nothing of the row.
+            tokio::time::sleep(TTL).await;
+            let asked = now();
+            let new = client(cluster, &[node], url);
+            let tried = new.lock(name.as_str()).try_acquire().await.unwrap();
+            drop(tried.expect("it is free"));
+            assert!(asked.elapsed() < TTL / 2, "{:?}", asked.elapsed());
+        } else {
+            let next = lock().wait(TTL + SLACK).acquire().await.unwrap();
+            assert!(began.elapsed() > TTL - ms(500), "{:?}", began.elapsed());
+            drop(next);
+        }
     }
 }

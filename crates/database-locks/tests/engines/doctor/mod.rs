@@ -251,16 +251,21 @@ async fn locks_that_are_left_behind_are_counted(db: &TestDb) {
         "postgres" => "'9999-12-31 00:00:00+00'",
         _ => "'9999-12-31 00:00:00.000000'",
     };
-    for (name, expires, granted, acquired) in [
-        ("crashed", hour_ago, hour_ago, days_ago),
-        ("endless", end, end, days_ago),
-        ("fresh endless", end, end, hour_ago),
-        ("held", in_an_hour, in_an_hour, hour_ago),
-        ("of 0.5", in_an_hour, "NULL", "NULL"),
+    let grant = "'0123456789abcdef0123456789abcdef'";
+    for (name, grant, expires, granted, acquired) in [
+        ("crashed", grant, hour_ago, hour_ago, days_ago),
+        ("endless", grant, end, end, days_ago),
+        ("fresh endless", grant, end, end, hour_ago),
+        ("held", grant, in_an_hour, in_an_hour, hour_ago),
+        ("of 0.5", "NULL", in_an_hour, "NULL", "NULL"),
+        // Neither held nor left behind.
+        ("rests", "NULL", in_an_hour, in_an_hour, hour_ago),
+        ("rested", "NULL", hour_ago, hour_ago, days_ago),
     ] {
         db.sql(&format!(
-            "INSERT INTO database_locks_lock (name, token, expires_at, granted_until, acquired_at) \
-             VALUES ('{name}', 7, {expires}, {granted}, {acquired})"
+            "INSERT INTO database_locks_lock \
+             (name, token, grant_id, expires_at, granted_until, acquired_at) \
+             VALUES ('{name}', 7, {grant}, {expires}, {granted}, {acquired})"
         ));
     }
     let report = locks.doctor().await.expect("looks");
@@ -278,7 +283,7 @@ async fn locks_that_are_left_behind_are_counted(db: &TestDb) {
     }
     assert_eq!(
         check(&report, "locks").message,
-        "5 in the table, 4 of them held"
+        "7 in the table, 4 of them held"
     );
 }
 

@@ -1,6 +1,6 @@
 //! After CMD has ended: releases the lock, reports a loss, and chooses the exit code.
 
-use database_locks::{Error, LockGuard, Locks, LostReason};
+use database_locks::{Error, LockGuard, LockName, Locks, LostReason};
 use nix::sys::signal::Signal;
 
 use crate::cli::{OnLost, RunArgs};
@@ -10,24 +10,30 @@ use crate::exit;
 use crate::output;
 use crate::time::human;
 
+use super::held::Held;
 use super::supervisor::{Outcome, loss_message};
 
-pub(super) async fn finish(
-    locks: &Locks,
-    guard: LockGuard,
-    outcome: Outcome,
-    args: &RunArgs,
-    listener: &mut Listener,
-) -> u8 {
+pub(super) async fn finish(locks: &Locks, held: Vec<Held>, outcome: Outcome, args: &RunArgs) -> u8 {
     match outcome {
-        Outcome::Stopped(reason, signal) => {
-            report_loss(locks, &guard, reason, signal, args).await;
-            // Dropping the guard releases the rest of the lease before the process ends.
-            drop(guard);
+        Outcome::Stopped(at, reason, signal) => {
+            report_loss(locks, &held[at].guard, reason, signal, args).await;
+            // Dropping a guard releases the lock, or the rest of the lease, before the process
+            // ends.
+            drop(held);
             exit::LOST
         }
         Outcome::Ended(end) => {
-            release(guard, args, listener).await;
+            let releases = held.into_iter().map(|one| {
+                let (name, was_held) = (one.guard.name().clone(), one.guard.is_held());
+                let done = tokio::spawn(one.guard.release());
+                (name, was_held, done, one.listener)
+            });
+            // All are under way before the first is waited for.
+            for (name, was_held, done, listener) in releases.collect::<Vec<_>>() {
+                if let Ok(Err(error)) = done.await {
+                    not_released(&name, was_held, error, args, listener).await;
+                }
+            }
             end.code()
         }
     }
@@ -41,7 +47,7 @@ async fn report_loss(
     signal: Signal,
     args: &RunArgs,
 ) {
-    let name = &args.lock.name;
+    let name = guard.name();
     let grace = human(args.grace());
     let how = match signal {
         Signal::SIGKILL if args.on_lost == OnLost::Term => {
@@ -70,17 +76,17 @@ async fn report_loss(
     ));
 }
 
-/// Releases the lock. CMD has ended by itself, so a failure is only reported.
-async fn release(guard: LockGuard, args: &RunArgs, listener: &mut Listener) {
-    let name = &args.lock.name;
-    let lost_before = !guard.is_held();
-    let error = match guard.release().await {
-        Ok(()) => return,
-        Err(error) => error,
-    };
+/// Reports that a lock was not released. CMD has ended by itself, so that is all.
+async fn not_released(
+    name: &LockName,
+    was_held: bool,
+    error: Error,
+    args: &RunArgs,
+    mut listener: Listener,
+) {
     match error {
         // The loss was reported when it happened.
-        Error::Lost { .. } if lost_before && args.on_lost == OnLost::Ignore => {}
+        Error::Lost { .. } if !was_held && args.on_lost == OnLost::Ignore => {}
         Error::Lost { reason, .. } if listener.is_released(reason).await => {}
         error @ Error::Lost { .. } => output::error(&format!(
             "{}, just before CMD ended by itself: another holder may have run at the same time",

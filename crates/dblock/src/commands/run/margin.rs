@@ -8,7 +8,7 @@ use crate::exit::Failure;
 use crate::time::human;
 
 /// The grace, and a reserve for noticing the loss and sending the signals.
-pub(super) fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
+pub(crate) fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
     let Ttl::Finite(ttl) = ttl else {
         return Ok(grace);
     };

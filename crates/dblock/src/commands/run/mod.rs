@@ -1,14 +1,16 @@
-//! `dblock run NAME -- CMD…`
+//! `dblock run NAME… -- CMD…`
 
 mod finish;
+mod held;
 mod margin;
 mod supervisor;
 
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
-use database_locks::{Lock, LockGuard};
+use database_locks::{LockGuard, Locks};
 
 use crate::cli::RunArgs;
 use crate::exit::{self, Failure};
@@ -19,13 +21,15 @@ use crate::target::Target;
 use crate::ticket;
 
 use self::finish::finish;
-use self::margin::margin;
+use self::held::Held;
+pub(super) use self::margin::margin;
 use self::supervisor::{Outcome, Supervisor};
 use super::acquire_lock::{acquire_lock, cannot_listen};
 use super::nested;
-use super::release_notice::{Listener, ReleaseNotice};
+use super::release_notice::ReleaseNotice;
+use super::wanted::Settings;
 
-/// Acquires the lock, runs CMD and releases the lock, in this order.
+/// Acquires the lock or the locks, runs CMD and releases them, in this order.
 pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Result<u8, Failure> {
     let ticket = match &args.ticket {
         Some(source) => Some(source.read(&args.lock.name)?),
@@ -37,79 +41,122 @@ pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Re
 
     // For the `dblock run` of the ticket, the resumption is a release and no loss.
     let notice = ticket.as_ref().map(ReleaseNotice::begin);
-    let configure = |lock: Lock| {
-        // Without arguments, which may contain passwords.
-        let program = args
-            .command
-            .first()
-            .map(Path::new)
-            .and_then(Path::file_name);
-        match program {
-            Some(program) => lock.metadata("command", program.to_string_lossy()),
-            None => lock,
-        }
-        .margin(margin)
-    };
     let acquired = acquire_lock(
         target,
         &args.lock,
         ticket.as_ref(),
         &mut signals,
         notices,
-        configure,
+        settings(&args, margin),
     );
-    let (locks, guard) = acquired.await?;
+    let (locks, guards) = acquired.await?;
     if let Some(notice) = notice {
         notice.done();
     }
-    signals.listen_to_all().map_err(cannot_listen)?;
+    let done = run_command(&args, &locks, guards, notices, &mut signals, ignored).await?;
+    Ok(done.code)
+}
 
-    let listener = Listener::bind(&guard.ticket());
+/// The settings of the lock or the locks. They show the program, without its arguments, which may
+/// contain passwords.
+pub(super) fn settings(args: &RunArgs, margin: Duration) -> Settings {
+    let program = (args.command.first())
+        .map(Path::new)
+        .and_then(Path::file_name);
+    Settings {
+        command: program.map(|program| program.to_string_lossy().into_owned()),
+        margin: Some(margin),
+        at_least: args.at_least,
+        once_per: args.once_per,
+    }
+}
+
+/// CMD has ended, and the lock is released or lost.
+pub(super) struct Done {
+    /// The exit code of CMD, or [`exit::LOST`].
+    pub(super) code: u8,
+    pub(super) is_lost: bool,
+    /// The signal that ended CMD, if CMD had the terminal, where Ctrl-C sends it to CMD alone.
+    pub(super) at_terminal: Option<i32>,
+    /// The signal that ended CMD.
+    pub(super) by_signal: Option<i32>,
+}
+
+/// Runs CMD under the lock or the locks until it has ended, and then releases them or reports a loss.
+pub(super) async fn run_command(
+    args: &RunArgs,
+    locks: &Locks,
+    guards: Vec<LockGuard>,
+    notices: &Notices,
+    signals: &mut Signals,
+    ignored: Ignored,
+) -> Result<Done, Failure> {
+    signals.listen_to_all().map_err(cannot_listen)?;
+    let held: Vec<Held> = guards.into_iter().map(Held::new).collect();
     let terminal = Terminal::open();
-    let child = match start(&args, &guard, ignored, terminal.as_ref()) {
+    // Ctrl-C has to reach a `dblock` that would start CMD again.
+    let of_child = terminal.as_ref().filter(|_| !args.leads);
+    let child = match start(args, &held, ignored, of_child) {
         Ok(child) => child,
         Err(failure) => {
             // Only the failure to start is reported.
-            let _ = guard.release().await;
+            for one in held {
+                let _ = one.guard.release().await;
+            }
             return Err(failure);
         }
     };
 
-    let mut supervisor =
-        Supervisor::new(&args, &guard, notices, child, signals, terminal, listener);
+    let mut supervisor = Supervisor::new(args, held, notices, child, signals, terminal);
     let outcome = supervisor.supervise().await;
     notices.lock_is_over();
-    let by_signal = matches!(
-        outcome,
-        Outcome::Stopped(..) | Outcome::Ended(End::Signal(_))
-    );
-    let mut listener = supervisor.finish(by_signal);
-    Ok(finish(&locks, guard, outcome, &args, &mut listener).await)
+    let is_lost = matches!(outcome, Outcome::Stopped(..));
+    let by_signal = match outcome {
+        Outcome::Ended(End::Signal(signal)) => Some(signal),
+        _ => None,
+    };
+    let had_terminal = supervisor.child_has_terminal();
+    let held = supervisor.finish(is_lost || by_signal.is_some());
+    Ok(Done {
+        code: finish(locks, held, outcome, args).await,
+        is_lost,
+        at_terminal: by_signal.filter(|_| had_terminal),
+        by_signal,
+    })
 }
 
-/// Starts CMD, with the lock in its environment.
+/// Starts CMD, with the locks in its environment. Of several, each variable is a list.
 fn start(
     args: &RunArgs,
-    guard: &LockGuard,
+    held: &[Held],
     ignored: Ignored,
     terminal: Option<&Terminal>,
 ) -> Result<Child, Failure> {
-    let name = args.lock.name.as_str();
-    if !guard.is_held() {
+    let guards = || held.iter().map(|one| &one.guard);
+    if let Some(lost) = guards().find(|guard| !guard.is_held()) {
+        let name = lost.name();
         let message = format!("lock `{name}` was lost before CMD was started: try again");
         return Err(Failure::new(exit::LOST, message));
     }
-    let token = guard.token().to_string();
-    let ticket = guard.ticket().to_string();
-    let grants = nested::grants_with(guard.grant_id());
+    let list = |of: &dyn Fn(&LockGuard) -> String| guards().map(of).collect::<Vec<_>>().join(",");
+    let slot = |guard: &LockGuard| guard.slot().map_or(String::new(), |slot| slot.to_string());
+    let holder = guards().next().map_or("", LockGuard::holder);
     let environment = [
-        ("DBLOCK_NAME", OsStr::new(name)),
-        ("DBLOCK_TOKEN", OsStr::new(&token)),
-        ("DBLOCK_GRANT", OsStr::new(guard.grant_id())),
-        (nested::VARIABLE, OsStr::new(&grants)),
-        ("DBLOCK_HOLDER", OsStr::new(guard.holder())),
-        (ticket::VARIABLE, OsStr::new(&ticket)),
+        ("DBLOCK_NAME", &*list(&|guard| guard.name().to_string())),
+        ("DBLOCK_TOKEN", &*list(&|guard| guard.token().to_string())),
+        ("DBLOCK_GRANT", &*list(&|guard| guard.grant_id().to_owned())),
+        (
+            nested::VARIABLE,
+            &*nested::grants_with(guards().map(LockGuard::grant_id)),
+        ),
+        ("DBLOCK_HOLDER", holder),
+        ("DBLOCK_SLOT", &*list(&slot)),
+        (
+            ticket::VARIABLE,
+            &*list(&|guard| guard.ticket().to_string()),
+        ),
     ];
+    let environment = environment.map(|(name, value)| (name, OsStr::new(value)));
     let terminal = terminal.filter(|terminal| terminal.goes_to_child());
     Child::start(&args.command, &environment, ignored, terminal).map_err(|error| {
         let program = args

@@ -1,14 +1,17 @@
 //! Watches CMD, the lock and the signals until CMD has ended.
 
-use std::future::Future;
+use std::collections::BTreeSet;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use database_locks::{LockGuard, LostReason};
 use nix::sys::signal::{Signal, raise};
 use tokio::time::sleep;
 
+use super::held::Held;
 use crate::cli::{OnLost, RunArgs};
-use crate::commands::release_notice::Listener;
 use crate::notices::Notices;
 use crate::output;
 use crate::process::{Change, Child, End, Signals, Terminal};
@@ -21,48 +24,51 @@ const BACKGROUND_PAUSE: Duration = Duration::from_millis(200);
 pub(super) enum Outcome {
     /// By itself.
     Ended(End),
-    /// The lock was lost, and this signal ended the process group.
-    Stopped(LostReason, Signal),
+    /// A lock was lost, the one at this place, and this signal ended the process group.
+    Stopped(usize, LostReason, Signal),
 }
 
 pub(super) struct Supervisor<'a> {
     args: &'a RunArgs,
-    guard: &'a LockGuard,
+    held: Vec<Held>,
     notices: &'a Notices,
     child: Child,
-    signals: Signals,
+    signals: &'a mut Signals,
     terminal: Option<Terminal>,
-    listener: Listener,
-    /// The lock is gone, and CMD may run on: it was released by its ticket, or `--on-lost ignore`.
-    runs_without_lock: bool,
+    /// The locks that are gone, while CMD may run on: they were released by their tickets, or
+    /// `--on-lost ignore`.
+    gone: BTreeSet<usize>,
 }
 
 impl<'a> Supervisor<'a> {
     pub(super) fn new(
         args: &'a RunArgs,
-        guard: &'a LockGuard,
+        held: Vec<Held>,
         notices: &'a Notices,
         child: Child,
-        signals: Signals,
+        signals: &'a mut Signals,
         terminal: Option<Terminal>,
-        listener: Listener,
     ) -> Self {
         Self {
             args,
-            guard,
+            held,
             notices,
             child,
             signals,
             terminal,
-            listener,
-            runs_without_lock: false,
+            gone: BTreeSet::new(),
         }
     }
 
     /// Returns when CMD has ended.
     pub(super) async fn supervise(&mut self) -> Outcome {
-        let lost = self.guard.lost();
-        let mut lost = Some(Box::pin(async { lost.await.reason() }));
+        let all = self.held.iter().enumerate();
+        let mut lost: Losses = all
+            .map(|(at, one)| {
+                let lost = one.guard.lost();
+                Box::pin(async move { (at, lost.await.reason()) }) as _
+            })
+            .collect();
         loop {
             tokio::select! {
                 biased;
@@ -70,54 +76,67 @@ impl<'a> Supervisor<'a> {
                     Change::Ended(end) => return Outcome::Ended(end),
                     Change::Stopped(signal) => self.child_stopped(signal).await,
                 },
-                reason = first_loss(&mut lost) => {
-                    if let Some(signal) = self.lock_lost(reason).await {
-                        return Outcome::Stopped(reason, signal);
+                (at, reason) = next_loss(&mut lost) => {
+                    if let Some(signal) = self.lock_lost(at, reason).await {
+                        return Outcome::Stopped(at, reason, signal);
                     }
                 }
                 signal = self.signals.next() => self.forward(signal),
                 // The notice is recorded, and counts when the lock is lost.
-                () = self.listener.receive() => {}
+                () = receive(&mut self.held) => {}
             }
         }
     }
 
+    /// Whether CMD is in the foreground of the terminal, also after it has ended.
+    pub(super) fn child_has_terminal(&self) -> bool {
+        let terminal = self.terminal.as_ref();
+        terminal.is_some_and(|terminal| terminal.is_foreground_group(self.child.group()))
+    }
+
     /// Takes the terminal back. Its modes are restored if CMD was ended by a signal.
-    pub(super) fn finish(self, by_signal: bool) -> Listener {
+    pub(super) fn finish(self, by_signal: bool) -> Vec<Held> {
         if let Some(terminal) = &self.terminal {
             terminal.take_back_from(self.child.group());
             if by_signal {
                 terminal.restore_modes();
             }
         }
-        self.listener
+        self.held
     }
 
     /// Stops CMD and returns the signal that ended it; `None` if CMD may run on.
-    async fn lock_lost(&mut self, reason: LostReason) -> Option<Signal> {
-        self.notices.lock_is_over();
-        if self.listener.is_released(reason).await {
-            self.runs_without_lock = true;
+    async fn lock_lost(&mut self, at: usize, reason: LostReason) -> Option<Signal> {
+        let is_last = self.gone.len() + 1 == self.held.len();
+        if is_last {
+            self.notices.lock_is_over();
+        }
+        let Held { guard, listener } = &mut self.held[at];
+        // A leader that runs on would run beside the next one.
+        if !self.args.leads && listener.is_released(reason).await {
+            self.gone.insert(at);
             return None;
         }
+        self.notices.lock_is_over();
         let grace = match self.args.on_lost {
             OnLost::Ignore => {
-                let name = &self.args.lock.name;
-                let loss = loss_message(self.guard, reason);
+                let (name, loss) = (guard.name(), loss_message(guard, reason));
                 output::error(&format!(
                     "lock `{name}` {loss}; CMD runs on without it (--on-lost ignore)"
                 ));
-                self.runs_without_lock = true;
+                self.gone.insert(at);
                 return None;
             }
             OnLost::Kill => None,
             OnLost::Term => Some(self.args.grace()),
         };
-        Some(self.child.stop(&mut self.signals, grace).await)
+        Some(self.child.stop(self.signals, grace).await)
     }
 
     fn may_run(&self) -> bool {
-        self.runs_without_lock || self.guard.is_held() || self.args.on_lost == OnLost::Ignore
+        let mut all = self.held.iter().enumerate();
+        self.args.on_lost == OnLost::Ignore
+            || all.all(|(at, one)| self.gone.contains(&at) || one.guard.is_held())
     }
 
     /// After a loss CONT is not forwarded: a stopped CMD must get TERM before it runs on.
@@ -177,12 +196,31 @@ pub(super) fn loss_message(guard: &LockGuard, reason: LostReason) -> String {
     loss.unwrap_or_else(|| format!("lost: {reason}"))
 }
 
-/// Completes with the loss once, and then never again.
-async fn first_loss(lost: &mut Option<impl Future<Output = LostReason> + Unpin>) -> LostReason {
-    let Some(future) = lost else {
-        return std::future::pending().await;
-    };
-    let reason = future.await;
-    *lost = None;
-    reason
+/// The losses that are waited for: the place of the lock, and the reason.
+type Losses = Vec<Pin<Box<dyn Future<Output = (usize, LostReason)> + Send>>>;
+
+/// Completes with the next loss. Each lock is lost once.
+async fn next_loss(lost: &mut Losses) -> (usize, LostReason) {
+    poll_fn(|context| {
+        for place in 0..lost.len() {
+            if let Poll::Ready(loss) = lost[place].as_mut().poll(context) {
+                drop(lost.remove(place));
+                return Poll::Ready(loss);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Waits for the next notice of a release. Cancel safe.
+async fn receive(held: &mut [Held]) {
+    let mut all: Vec<_> = (held.iter_mut())
+        .map(|one| Box::pin(one.listener.receive()))
+        .collect();
+    poll_fn(|context| {
+        let mut polled = all.iter_mut().map(|one| one.as_mut().poll(context));
+        polled.find(Poll::is_ready).unwrap_or(Poll::Pending)
+    })
+    .await
 }

@@ -24,6 +24,8 @@ pub(crate) struct Server {
     pub(crate) clustered: AtomicBool,
     /// Whether the table was usable once. If it is missing after that, it may come back.
     pub(crate) found: AtomicBool,
+    /// Whether the table of permits was found.
+    pub(crate) permits_found: AtomicBool,
 }
 
 /// The addresses of the server, and the options of the driver for each.
@@ -140,6 +142,7 @@ impl Server {
             table: table.clone(),
             clustered: AtomicBool::new(false),
             found: AtomicBool::new(false),
+            permits_found: AtomicBool::new(false),
         })
     }
 }

@@ -14,6 +14,7 @@ use super::interpolate;
 use super::table::table_defect;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::mysql::cluster::{self, Cluster};
 use crate::store::mysql::error::{INIT_HINT, classify};
 use protocol::BootInstant;
@@ -36,7 +37,7 @@ pub(crate) struct QueryResult {
 pub(crate) struct Session {
     pub(super) conn: DriverConnection,
     /// The prepared statements, by their text before the table and conditions are put in.
-    pub(super) prepared: HashMap<&'static str, Statement>,
+    pub(super) prepared: HashMap<(Rows, &'static str), Statement>,
     pub(crate) server: Arc<Server>,
     /// The connected host, for messages.
     pub(super) at: String,
@@ -109,8 +110,11 @@ impl Session {
     }
 
     /// Put the table, the collation and the conditions on leases into a statement.
-    pub(crate) fn fill(&self, statement: &str) -> String {
-        let text = self.server.table.fill(statement);
+    pub(crate) fn fill(&self, of: Rows, statement: &str) -> String {
+        let text = match of {
+            Rows::Locks => self.server.table.fill(statement),
+            Rows::Permits => self.server.table.fill_for_permits(statement),
+        };
         let text = text.replace("{collation}", self.collation);
         cluster::fill(&text, self.cluster)
     }
@@ -127,6 +131,7 @@ impl Session {
     /// Run a statement that returns no rows.
     pub(crate) async fn execute(
         &mut self,
+        of: Rows,
         statement: &'static str,
         params: Params,
     ) -> Result<QueryResult, StoreError> {
@@ -134,19 +139,20 @@ impl Session {
             self.check_table().await?;
         }
         let began = clock::now();
-        let done = match self.prepare(statement).await? {
+        let done = match self.prepare(of, statement).await? {
             Some(prepared) => self.conn.exec_drop(prepared, params).await,
             None => {
-                let text = interpolate::interpolate(&self.fill(statement), &params)?;
+                let text = interpolate::interpolate(&self.fill(of, statement), &params)?;
                 self.conn.query_drop(text).await
             }
         };
         // On MySQL an INSERT may have waited for a row.
         let waits = !self.mariadb && statement.contains("INSERT INTO");
         done.map_err(|e| match waits {
-            true => self.failed(&e),
-            false => self.failed_since(began, &e),
+            true => self.failed_of(of, &e),
+            false => self.failed_since(of, began, &e),
         })?;
+        self.note_used(of);
         let rows = self.conn.affected_rows();
         let id = match self.conn.last_insert_id().unwrap_or_default() {
             0 if rows > 0 && statement.contains("LAST_INSERT_ID(") => self.inserted_id().await?,
@@ -173,30 +179,34 @@ impl Session {
     /// Run a statement that returns rows.
     pub(crate) async fn query(
         &mut self,
+        of: Rows,
         statement: &'static str,
         params: Params,
     ) -> Result<Vec<Row>, StoreError> {
         if !self.table_checked {
             self.check_table().await?;
         }
-        self.rows(statement, params).await
+        self.rows(of, statement, params).await
     }
 
     /// [`query`](Self::query) without a check of the table.
     pub(crate) async fn rows(
         &mut self,
+        of: Rows,
         statement: &'static str,
         params: Params,
     ) -> Result<Vec<Row>, StoreError> {
         let began = clock::now();
-        let found = match self.prepare(statement).await? {
+        let found = match self.prepare(of, statement).await? {
             Some(prepared) => self.conn.exec(prepared, params).await,
             None => {
-                let text = interpolate::interpolate(&self.fill(statement), &params)?;
+                let text = interpolate::interpolate(&self.fill(of, statement), &params)?;
                 self.conn.query(text).await
             }
         };
-        found.map_err(|e| self.failed_since(began, &e))
+        let found = found.map_err(|e| self.failed_since(of, began, &e))?;
+        self.note_used(of);
+        Ok(found)
     }
 
     /// Each statement is prepared once for each connection. The statements are constants, so they
@@ -205,17 +215,21 @@ impl Session {
     /// `None`: the server has reached its limit of prepared statements, which all its clients
     /// share, and the statement is sent as text. This connection does not try to prepare again,
     /// since each refusal costs a round trip.
-    async fn prepare(&mut self, statement: &'static str) -> Result<Option<Statement>, StoreError> {
-        if let Some(prepared) = self.prepared.get(statement) {
+    async fn prepare(
+        &mut self,
+        of: Rows,
+        statement: &'static str,
+    ) -> Result<Option<Statement>, StoreError> {
+        if let Some(prepared) = self.prepared.get(&(of, statement)) {
             return Ok(Some(prepared.clone()));
         }
         if self.prepared_refused {
             return Ok(None);
         }
-        let (text, began) = (self.fill(statement), clock::now());
+        let (text, began) = (self.fill(of, statement), clock::now());
         match self.conn.prep(text).await {
             Ok(prepared) => {
-                self.prepared.insert(statement, prepared.clone());
+                self.prepared.insert((of, statement), prepared.clone());
                 Ok(Some(prepared))
             }
             Err(Error::Server(refused)) if refused.code == 1461 => {
@@ -223,7 +237,7 @@ impl Session {
                 self.prepared_refused = true;
                 Ok(None)
             }
-            Err(error) => Err(self.failed_since(began, &error)),
+            Err(error) => Err(self.failed_since(of, began, &error)),
         }
     }
 
@@ -238,14 +252,41 @@ impl Session {
     /// The error of a statement that waits for no row. If it timed out, it waited for the table.
     ///
     /// Both servers answer 1205 in either case, but a locked row fails a statement at once.
-    fn failed_since(&mut self, began: BootInstant, error: &mysql_async::Error) -> StoreError {
+    fn failed_since(
+        &mut self,
+        of: Rows,
+        began: BootInstant,
+        error: &mysql_async::Error,
+    ) -> StoreError {
         match error {
             Error::Server(refused)
                 if refused.code == 1205 && clock::now() - began >= TABLE_WAIT =>
             {
                 self.blocked()
             }
+            error => self.failed_of(of, error),
+        }
+    }
+
+    /// The error of a statement about locks or permits. The table of locks may have been used for
+    /// long when the first permit is requested, and there is no table of permits.
+    fn failed_of(&mut self, of: Rows, error: &mysql_async::Error) -> StoreError {
+        match error {
+            Error::Server(missing)
+                if of == Rows::Permits
+                    && missing.code == 1146
+                    && !self.server.permits_found.load(Ordering::Relaxed) =>
+            {
+                let message = format!("{} (error 1146)", missing.message);
+                StoreError::rejected(message, Some(INIT_HINT))
+            }
             error => self.failed(error),
+        }
+    }
+
+    fn note_used(&self, of: Rows) {
+        if of == Rows::Permits {
+            self.server.permits_found.store(true, Ordering::Relaxed);
         }
     }
 
@@ -308,7 +349,7 @@ impl Session {
         statement: &'static str,
         params: Params,
     ) -> Result<Vec<T>, StoreError> {
-        let rows = self.rows(statement, params).await?;
+        let rows = self.rows(Rows::Locks, statement, params).await?;
         Ok(rows
             .into_iter()
             .filter_map(|row| from_row_opt(row).ok())
@@ -317,7 +358,15 @@ impl Session {
 
     /// The parameters `schema` and `table` of queries of the catalog.
     pub(crate) fn table_params(&self) -> Params {
-        let table = self.server.table.as_str();
+        Self::catalog_params(self.server.table.as_str())
+    }
+
+    /// [`table_params`](Self::table_params) for the table of permits.
+    pub(crate) fn permits_params(&self) -> Params {
+        Self::catalog_params(&self.server.table.permits())
+    }
+
+    fn catalog_params(table: &str) -> Params {
         let (schema, name) = match table.split_once('.') {
             Some((schema, name)) => (Some(schema), name),
             None => (None, table),

@@ -4,6 +4,7 @@ use mysql_async::Params;
 
 use crate::doctor;
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::doctor::{Column, Counts, FoundType, Index, ReportBuilder};
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::connection::table::option;
@@ -44,9 +45,11 @@ const INDEXES: &str = "
 
 /// `{grace}`: on a cluster the clock of this node may be ahead by more than a minute.
 const COUNTS: &str = "
-    SELECT COUNT(*), COUNT(CASE WHEN {live} THEN 1 END),
-           COUNT(CASE WHEN expires_at <= UTC_TIMESTAMP(6) - INTERVAL {grace} THEN 1 END),
-           MIN(CASE WHEN expires_at <= UTC_TIMESTAMP(6) - INTERVAL {grace} THEN name END),
+    SELECT COUNT(*), COUNT(CASE WHEN {live} AND NOT rests THEN 1 END),
+           COUNT(CASE WHEN expires_at <= UTC_TIMESTAMP(6) - INTERVAL {grace}
+                       AND NOT rests THEN 1 END),
+           MIN(CASE WHEN expires_at <= UTC_TIMESTAMP(6) - INTERVAL {grace}
+                     AND NOT rests THEN name END),
            COUNT(CASE WHEN expires_at = TIMESTAMP'9999-12-31 00:00:00'
                        AND acquired_at <= UTC_TIMESTAMP(6) - INTERVAL 1 DAY THEN 1 END),
            MIN(CASE WHEN expires_at = TIMESTAMP'9999-12-31 00:00:00'
@@ -55,14 +58,14 @@ const COUNTS: &str = "
                        AND NOT granted_until <=> expires_at THEN 1 END),
            MIN(CASE WHEN expires_at > UTC_TIMESTAMP(6)
                      AND NOT granted_until <=> expires_at THEN name END)
-      FROM {table}";
+      FROM (SELECT *, grant_id IS NULL AND granted_until <=> expires_at AS rests FROM {table}) l";
 
 impl Session {
     /// Answers whether there is a table that can be read.
     pub(crate) async fn rights(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
         let mut lacking = Vec::new();
         for (right, probe) in PROBES {
-            match self.rows(probe, Params::Empty).await {
+            match self.rows(Rows::Locks, probe, Params::Empty).await {
                 Ok(_) => {}
                 // Unavailable: it existed before, so its absence may be temporary.
                 Err(StoreError::Rejected { source, .. } | StoreError::Unavailable(source))

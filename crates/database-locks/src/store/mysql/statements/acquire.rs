@@ -1,13 +1,14 @@
 //! Acquiring one lock.
 
-use mysql_async::{Params, Value, params};
+use mysql_async::{Params, Value};
 
 use crate::runtime::clock;
 use crate::store::api::{StoreError, micros};
+use crate::store::connect::table::Rows;
 use crate::store::mysql::cluster::version;
 use crate::store::mysql::connection::session::{QueryResult, Session, TABLE_WAIT};
 use crate::store::mysql::rows::{granted, token};
-use protocol::{AcquireCommand, Grant, LockRow, Outcome, Renewal, Token, Ttl};
+use protocol::{AcquireCommand, Grant, LockRow, Outcome, Renewal, Slot, Token, Ttl, Version};
 
 impl Session {
     /// Acquire a lock that is free or whose lease has ended.
@@ -17,10 +18,11 @@ impl Session {
     /// ms.
     pub(crate) const ACQUIRE: &str = "
         UPDATE (SELECT id FROM {table}
-                 WHERE name = :name AND (expires_at IS NULL OR {ended}) AND {writable}
+                 WHERE name = :name{? AND slot = :slot?} AND (expires_at IS NULL OR {ended})
+                   AND {due} AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1,
+           SET {?l.permits = :permits, ?}l.token = LAST_INSERT_ID(GREATEST(l.token + 1,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                        DIV 1000)),
                l.locked_by = :holder, l.grant_id = :grant,
@@ -37,7 +39,7 @@ impl Session {
     /// its commit. `WHERE id = (SELECT … SKIP LOCKED)` would read the whole table.
     pub(crate) const ACQUIRE_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
-           SET token = LAST_INSERT_ID(GREATEST(token + 1,
+           SET {?permits = :permits, ?}token = LAST_INSERT_ID(GREATEST(token + 1,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                        DIV 1000)),
                locked_by = :holder, grant_id = :grant,
@@ -45,7 +47,8 @@ impl Session {
                granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6),
                metadata = :metadata
-         WHERE name = :name AND (expires_at IS NULL OR {ended}) AND {writable}";
+         WHERE name = :name{? AND slot = :slot?} AND (expires_at IS NULL OR {ended}) AND {due}
+           AND {writable}";
 
     pub(crate) async fn acquire_one(
         &mut self,
@@ -56,7 +59,9 @@ impl Session {
         } else {
             Self::ACQUIRE
         };
-        let done = self.execute(statement, params_of(command)).await;
+        let done = self
+            .execute(Rows::Locks, statement, params_of(command))
+            .await;
         if let Err(failure @ StoreError::Unavailable(_)) = done {
             return self.held_or(failure, command).await;
         }
@@ -64,19 +69,20 @@ impl Session {
             return Ok(Outcome::Busy);
         };
         if rows > 0 {
-            return Ok(granted(token(id), command.length));
+            return Ok(granted(Slot::Lock, token(id), command.length));
         }
         match self
-            .read(std::slice::from_ref(&command.name))
+            .read(Rows::Locks, std::slice::from_ref(&command.name))
             .await?
             .first()
         {
             Some(row) => self.refused(command, row).await,
-            None => self.create(command).await,
+            None => self.create(command, None).await,
         }
     }
 
-    /// The outcome of an attempt that could not write: the lock is held, or the error.
+    /// The outcome of an attempt that could not write: the lock is held, or its latest grant is too
+    /// recent, or the error.
     async fn held_or(
         &mut self,
         failure: StoreError,
@@ -85,10 +91,12 @@ impl Session {
         if self.is_broken() || !failure.is_answer() {
             return Err(failure);
         }
-        let rows = self.read(std::slice::from_ref(&command.name)).await;
+        let rows = self
+            .read(Rows::Locks, std::slice::from_ref(&command.name))
+            .await;
         match rows.ok().as_deref() {
             Some([row]) => match self.refused(command, row).await? {
-                held @ Outcome::Held(_) => Ok(held),
+                decided @ (Outcome::Held(_) | Outcome::TooRecent(_)) => Ok(decided),
                 // An earlier request of this grant may have made it.
                 Outcome::Granted { .. } => Err(failure),
                 Outcome::Busy => Err(failure.undone()),
@@ -103,37 +111,46 @@ impl Session {
     ///
     /// The INSERT would wait for that client, and MySQL cannot be set to wait for less than a
     /// second. On MariaDB the INSERT itself fails at once.
-    pub(crate) const PROBE: &str = "SELECT id FROM {table} WHERE name = :name FOR UPDATE NOWAIT";
+    pub(crate) const PROBE: &str =
+        "SELECT id FROM {table} WHERE name = :name{? AND slot = :slot?} FOR UPDATE NOWAIT";
 
     /// Insert a row that is granted from the beginning.
     pub(crate) const CREATE: &str = "
         INSERT INTO {table}
-               (name, locked_by, grant_id, expires_at, granted_until,
+               (name, {?slot, permits, ?}locked_by, grant_id, expires_at, granted_until,
                 token, acquired_at, renewed_at, metadata)
-        VALUES (:name, :holder, :grant,
+        VALUES (:name, {?:slot, :permits, ?}:holder, :grant,
                 UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                 UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                 TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                     DIV 1000,
                 UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), :metadata)";
 
-    pub(crate) async fn create(&mut self, command: &AcquireCommand) -> Result<Outcome, StoreError> {
+    /// Insert the row of a lock, or of this permit.
+    pub(crate) async fn create(
+        &mut self,
+        command: &AcquireCommand,
+        permit: Option<Permit<'_>>,
+    ) -> Result<Outcome, StoreError> {
+        let (slot, of) = (
+            permit.map_or(Slot::Lock, |permit| permit.slot),
+            permit.map_or(Rows::Locks, |_| Rows::Permits),
+        );
+        let params = || params_for(command, permit);
         if !self.mariadb {
-            let name = params! { "name" => command.name.as_str() };
-            let probed = self.query(Self::PROBE, name).await;
+            let probed = self.query(of, Self::PROBE, params()).await;
             if self.none_if_contended(probed)?.is_none() {
                 return Ok(Outcome::Busy);
             }
         }
         let began = clock::now();
-        let made = self.execute(Self::CREATE, params_of(command)).await;
+        let made = self.execute(of, Self::CREATE, params()).await;
         if self.none_if_contended(made)?.is_none() {
             // On MySQL it may have waited for a row that was inserted after the probe, or for the
             // table.
-            let name = params! { "name" => command.name.as_str() };
             let waited = clock::now() - began >= TABLE_WAIT;
             let blocked = waited && {
-                let probed = self.query(Self::PROBE, name).await;
+                let probed = self.query(of, Self::PROBE, params()).await;
                 self.none_if_contended(probed)?
                     .is_some_and(|rows| rows.is_empty())
             };
@@ -143,17 +160,13 @@ impl Session {
             };
         }
         // The insert id is that of the column `id` here, so the token is read back.
-        let rows = self.read(std::slice::from_ref(&command.name)).await?;
-        Ok(
-            match rows
-                .first()
-                .map(|row| row.failed_acquire_outcome(command.grant.as_str()))
-            {
-                Some(Outcome::Granted { token, .. }) => granted(token, command.length),
-                Some(other) => other,
-                None => Outcome::Busy,
-            },
-        )
+        let rows = self.read(of, std::slice::from_ref(&command.name)).await?;
+        let row = rows.iter().find(|row| row.slot == slot);
+        Ok(match row.map(|row| row.failed_acquire_outcome(command)) {
+            Some(Outcome::Granted { token, .. }) => granted(slot, token, command.length),
+            Some(other) => other,
+            None => Outcome::Busy,
+        })
     }
 
     /// The outcome of an acquire that granted nothing, from the row that it found.
@@ -163,7 +176,7 @@ impl Session {
         row: &LockRow,
     ) -> Result<Outcome, StoreError> {
         if self.cluster.is_none() || !row.is_granted(command.grant.as_str()) {
-            let outcome = row.failed_acquire_outcome(command.grant.as_str());
+            let outcome = row.failed_acquire_outcome(command);
             let seen = match &outcome {
                 Outcome::Held(of) => of.observed_expiry.as_ref().map(|expiry| &expiry.version),
                 _ => None,
@@ -182,6 +195,7 @@ impl Session {
         let token = Token::from_db(row.token);
         let grant = Grant {
             name: command.name.clone(),
+            slot: row.slot,
             token,
             id: command.grant,
             holder: command.holder.clone(),
@@ -189,24 +203,45 @@ impl Session {
         };
         let renewals = self.renew(&[(grant, Ttl::Finite(command.length))]).await?;
         Ok(match renewals.first() {
-            Some(Renewal::Renewed { .. }) => granted(token, command.length),
+            Some(Renewal::Renewed { .. }) => granted(row.slot, token, command.length),
             _ => Outcome::Busy,
         })
     }
 }
 
+/// One permit of a semaphore that is to be granted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Permit<'a> {
+    pub(crate) slot: Slot,
+    /// The caller's limit.
+    pub(crate) limit: u32,
+    /// The version of its row whose expiry was observed.
+    pub(crate) expired_version: Option<&'a Version>,
+}
+
 /// The parameters of an acquire. The driver leaves out parameters that a statement does not name.
 fn params_of(command: &AcquireCommand) -> Params {
+    params_for(command, None)
+}
+
+pub(super) fn params_for(command: &AcquireCommand, permit: Option<Permit<'_>>) -> Params {
+    let seen = match permit {
+        None => command.expired_version.as_ref(),
+        Some(permit) => permit.expired_version,
+    };
     let named = [
         ("name".into(), command.name.as_str().into()),
         ("holder".into(), (&*command.holder).into()),
         ("grant".into(), command.grant.as_str().into()),
         ("length".into(), micros(command.length).into()),
+        ("not_within".into(), command.not_within.map(micros).into()),
         ("metadata".into(), (&*command.metadata).into()),
+        (
+            "slot".into(),
+            permit.map(|permit| permit.slot.range().0).into(),
+        ),
+        ("permits".into(), permit.map(|permit| permit.limit).into()),
     ];
-    let named: Vec<(String, Value)> = named
-        .into_iter()
-        .chain(version(command.expired_version.as_ref()))
-        .collect();
+    let named: Vec<(String, Value)> = named.into_iter().chain(version(seen)).collect();
     named.into()
 }

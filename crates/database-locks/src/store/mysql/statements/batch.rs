@@ -7,10 +7,13 @@ use std::collections::{HashMap, HashSet};
 use mysql_async::params;
 use serde_json::json;
 
-use crate::store::api::{StoreError, micros};
+use crate::store::api::{StoreError, micros, rest_micros};
+use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session};
 use crate::store::mysql::rows::{granted, packed};
-use protocol::{AcquireCommand, LockName, LockRow, Outcome, ReleaseCommand, Released, Token};
+use protocol::{
+    AcquireCommand, Kind, LockName, LockRow, Outcome, ReleaseCommand, Released, Slot, Token,
+};
 
 /// The commands as a table.
 macro_rules! asked {
@@ -20,6 +23,7 @@ macro_rules! asked {
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
                            locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
                            length bigint PATH '$.length',
+                           not_within bigint PATH '$.not_within',
                            seen_token bigint PATH '$.seen.token',
                            seen_expires_at bigint PATH '$.seen.expires_at',
                            seen_renewed_at bigint PATH '$.seen.renewed_at',
@@ -43,7 +47,7 @@ impl Session {
                          LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
                        ON l.name = g.name COLLATE {collation}
-                 WHERE (expires_at IS NULL OR {ended_each}) AND {writable}
+                 WHERE (expires_at IS NULL OR {ended_each}) AND {due_each} AND {writable}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.token = GREATEST(l.token + 1,
@@ -86,14 +90,15 @@ impl Session {
          ORDER BY g.name"
     );
 
-    /// Release what is still held by exactly these grants.
+    /// Release what is still held by exactly these grants. A `rest` of null frees the lock at once.
     pub(crate) const RELEASE_BATCH: &str = "
-        UPDATE (SELECT l.id
+        UPDATE (SELECT l.id, g.rest
                   FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
                            token bigint PATH '$.token',
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
-                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder')) j
+                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
+                           rest bigint PATH '$.rest')) j
                          LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
                        ON l.name = g.name COLLATE {collation}
@@ -102,7 +107,9 @@ impl Session {
                    AND l.granted_until = l.expires_at AND {writable}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
+           SET l.expires_at = UTC_TIMESTAMP(6) + INTERVAL q.rest MICROSECOND,
+               l.granted_until = UTC_TIMESTAMP(6) + INTERVAL q.rest MICROSECOND,
+               l.grant_id = NULL,
                l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                ) MICROSECOND";
@@ -112,7 +119,19 @@ impl Session {
         commands: &[AcquireCommand],
     ) -> Result<Vec<Outcome>, StoreError> {
         if let [command] = commands {
-            return Ok(vec![self.acquire_one(command).await?]);
+            return Ok(vec![match command.kind {
+                Kind::Exclusive => self.acquire_one(command).await?,
+                Kind::Permit { .. } => self.acquire_permit(command).await?,
+            }]);
+        }
+        let mut permits = Vec::new();
+        for (at, command) in commands.iter().enumerate() {
+            if command.kind != Kind::Exclusive {
+                permits.push((at, self.acquire_permit(command).await?));
+            }
+        }
+        if !permits.is_empty() {
+            return self.acquire_beside(commands, permits).await;
         }
         let mut outcomes = self.acquire_on_mariadb(commands).await?;
         let missing = without_outcome(commands, &outcomes);
@@ -121,6 +140,25 @@ impl Session {
         fill_in(&mut outcomes, self.create_batch(&missing).await?);
         let busy = |outcome: Option<_>| outcome.unwrap_or(Outcome::Busy);
         Ok(outcomes.into_iter().map(busy).collect())
+    }
+
+    /// Acquire the locks of a batch in which permits were requested too.
+    async fn acquire_beside(
+        &mut self,
+        commands: &[AcquireCommand],
+        permits: Vec<(usize, Outcome)>,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        let locks = commands.iter().filter(|it| it.kind == Kind::Exclusive);
+        let locks: Vec<AcquireCommand> = locks.cloned().collect();
+        let mut outcomes = match locks.is_empty() {
+            true => Vec::new(),
+            false => Box::pin(self.acquire(&locks)).await?,
+        };
+        // In order of their places, so that each is inserted where it belongs.
+        for (at, outcome) in permits {
+            outcomes.insert(at, outcome);
+        }
+        Ok(outcomes)
     }
 
     /// `None`: there is no row.
@@ -133,7 +171,7 @@ impl Session {
             described(command)
         }) {
             let done = self
-                .execute(Self::ACQUIRE_BATCH, params! { "asks" => text })
+                .execute(Rows::Locks, Self::ACQUIRE_BATCH, params! { "asks" => text })
                 .await?;
             if done.rows > 0 {
                 made.extend(i64::try_from(done.id));
@@ -154,15 +192,15 @@ impl Session {
             .iter()
             .map(|command| command.name.clone())
             .collect();
-        let rows = self.read(&names).await?;
+        let rows = self.read(Rows::Locks, &names).await?;
         let rows = by_name(&rows);
         let mut outcomes = Vec::with_capacity(commands.len());
         for command in commands {
             outcomes.push(match rows.get(command.name.as_str()) {
                 None => None,
-                Some(row) if row.is_granted(command.grant.as_str()) && made_now(row) => {
-                    Some(granted(Token::from_db(row.token), command.length))
-                }
+                Some(row) if row.is_granted(command.grant.as_str()) && made_now(row) => Some(
+                    granted(Slot::Lock, Token::from_db(row.token), command.length),
+                ),
                 Some(row) => Some(self.refused(command, row).await?),
             });
         }
@@ -179,13 +217,14 @@ impl Session {
         }) {
             let names: Vec<&str> = chunk.iter().map(|command| command.name.as_str()).collect();
             let names = params! { "names" => json!(names).to_string() };
-            let probed = self.query(Self::PROBE_BATCH, names).await;
+            let probed = self.query(Rows::Locks, Self::PROBE_BATCH, names).await;
             let made = match self.none_if_contended(probed)? {
                 // One of the rows has been inserted since.
                 Some(rows) if !rows.is_empty() => None,
                 None => None,
                 Some(_) => {
-                    let made = self.execute(Self::CREATE_BATCH, params! { "asks" => text });
+                    let made =
+                        self.execute(Rows::Locks, Self::CREATE_BATCH, params! { "asks" => text });
                     let made = made.await;
                     self.none_if_contended(made)?
                 }
@@ -197,7 +236,7 @@ impl Session {
             // A row that another client is inserting, or that is requested twice, must not keep the
             // others from being inserted.
             for command in chunk {
-                outcomes.push(Some(self.create(command).await?));
+                outcomes.push(Some(self.create(command, None).await?));
             }
         }
         Ok(outcomes)
@@ -210,7 +249,8 @@ impl Session {
         let names =
             || -> HashSet<&LockName> { commands.iter().map(|command| &command.name).collect() };
         // Afterwards a row does not tell which of two grants of one lock has ended.
-        if commands.len() == 1 || names().len() < commands.len() {
+        let permits = commands.iter().any(|command| command.slot.is_permit());
+        if commands.len() == 1 || permits || names().len() < commands.len() {
             let mut answers = Vec::with_capacity(commands.len());
             for command in commands {
                 answers.push(self.release_one(command).await?);
@@ -224,12 +264,17 @@ impl Session {
             json!({
                 "name": command.name.as_str(), "grant": command.grant.as_str(),
                 "token": command.token.map(Token::get), "holder": &*command.holder,
+                "rest": rest_micros(command),
             })
         };
         let mut answers = Vec::with_capacity(commands.len());
         for (chunk, text) in packed(commands, self.max_parameter_len, describe) {
             let done = self
-                .execute(Self::RELEASE_BATCH, params! { "grants" => text })
+                .execute(
+                    Rows::Locks,
+                    Self::RELEASE_BATCH,
+                    params! { "grants" => text },
+                )
                 .await?;
             answers.extend(self.freed(chunk, done).await?);
         }
@@ -249,7 +294,7 @@ impl Session {
             .iter()
             .map(|command| command.name.clone())
             .collect();
-        let rows = self.read_latest(&names).await?;
+        let rows = self.read_latest(Rows::Locks, &names).await?;
         let rows = by_name(&rows);
         let answers: Vec<_> = (commands.iter())
             .map(|command| {
@@ -301,6 +346,7 @@ fn described(command: &AcquireCommand) -> serde_json::Value {
     json!({
         "name": command.name.as_str(), "grant": command.grant.as_str(), "holder": &*command.holder,
         "length": micros(command.length), "metadata": &*command.metadata,
+        "not_within": command.not_within.map(micros),
         "seen": command.expired_version.as_ref().map(|seen| json!({
             "token": seen.token, "expires_at": seen.expires_at, "renewed_at": seen.renewed_at,
         })),

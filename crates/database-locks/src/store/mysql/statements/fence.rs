@@ -17,7 +17,7 @@
 /// has, is 1 from BEGIN on, and an isolation level that was set for the next transaction only is
 /// not shown.
 pub(crate) const BEFORE: &str = "
-        SELECT id FROM {table} WHERE name = ? AND token = ? AND grant_id = ?";
+        SELECT id FROM {table} WHERE name = ? AND token = ? AND grant_id = ?{? AND slot = {slot}?}";
 
 /// The fence. One row affected: the grant holds the lock. No row: the grant is gone.
 ///
@@ -40,5 +40,5 @@ pub(crate) const FENCE: &str = "
                    GREATEST(UTC_TIMESTAMP(6), renewed_at + INTERVAL 1 MICROSECOND)
                        + INTERVAL TIMESTAMPDIFF(MICROSECOND, renewed_at, granted_until) MICROSECOND),
                renewed_at = GREATEST(UTC_TIMESTAMP(6), renewed_at + INTERVAL 1 MICROSECOND)
-         WHERE name = ? AND token = ? AND grant_id = ? AND granted_until = expires_at
+         WHERE name = ? AND token = ? AND grant_id = ?{? AND slot = {slot}?} AND granted_until = expires_at
            AND renewed_at <= expires_at";

@@ -3,18 +3,20 @@
 use mysql_async::params;
 
 use crate::store::api::{StoreError, micros};
+use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session};
 use crate::store::mysql::rows::{granted, token};
-use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, failed_resume_outcome};
+use protocol::{Outcome, Renewal, ResumeCommand, Slot, TakeOverCommand, failed_resume_outcome};
 
 impl Session {
     /// Preempt a grant of the same holder, as long as the row still has the grant that was read.
     /// The `expires_at` that was read is not a parameter: a renewal in between does not make it
-    /// another grant.
+    /// another grant. A row of this library without a grant id rests, and its rest is not ended.
     pub(crate) const TAKE_OVER: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND locked_by = :holder COLLATE {collation}
                    AND token = :seen_token AND grant_id <=> :seen_grant
+                   AND (grant_id IS NOT NULL OR NOT granted_until <=> expires_at)
                    AND {live} AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
@@ -37,20 +39,22 @@ impl Session {
             "length" => micros(to.length), "metadata" => &*to.metadata,
             "seen_token" => command.token.get(), "seen_grant" => command.grant.as_deref(),
         };
-        let done = self.execute(Self::TAKE_OVER, params).await;
+        let done = self.execute(Rows::Locks, Self::TAKE_OVER, params).await;
         match self.none_if_contended(done)? {
             None => return Ok(Outcome::Busy),
             Some(QueryResult { rows, id }) if rows > 0 => {
-                return Ok(granted(token(id), to.length));
+                return Ok(granted(Slot::Lock, token(id), to.length));
             }
             Some(_) => {}
         }
-        let rows = self.read(std::slice::from_ref(&to.name)).await?;
+        let rows = self
+            .read(Rows::Locks, std::slice::from_ref(&to.name))
+            .await?;
         let Some(row) = rows.first() else {
             return Ok(Outcome::Busy);
         };
         Ok(match self.refused(to, row).await? {
-            Outcome::Held(_) => row.failed_take_over_outcome(command),
+            Outcome::Held(_) | Outcome::TooRecent(_) => row.failed_take_over_outcome(command),
             outcome => outcome,
         })
     }
@@ -59,7 +63,7 @@ impl Session {
     /// request is repeated when its reply was lost.
     pub(crate) const RESUME: &str = "
         UPDATE (SELECT id FROM {table}
-                 WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)
+                 WHERE name = :name{? AND slot = :slot?} AND token = :token AND grant_id IN (:from, :grant)
                    AND {live} AND granted_until = expires_at AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
@@ -77,7 +81,7 @@ impl Session {
                           GREATEST(:length, IFNULL(
                               TIMESTAMPDIFF(MICROSECOND, renewed_at, expires_at), 0))) AS length
                   FROM {table}
-                 WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)
+                 WHERE name = :name{? AND slot = :slot?} AND token = :token AND grant_id IN (:from, :grant)
                    AND {live} AND granted_until = expires_at AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
@@ -89,8 +93,9 @@ impl Session {
                l.renewed_at = UTC_TIMESTAMP(6)";
 
     pub(crate) async fn resume(&mut self, command: &ResumeCommand) -> Result<Renewal, StoreError> {
-        let to = &command.to;
+        let (to, of) = (&command.to, Rows::of(command.slot));
         let params = params! {
+            "slot" => command.slot.range().0,
             "name" => to.name.as_str(), "token" => command.token.get(),
             "from" => command.from.as_str(), "grant" => to.grant.as_str(),
             "holder" => &*to.holder, "metadata" => &*to.metadata, "length" => micros(to.length),
@@ -99,13 +104,14 @@ impl Session {
             None => Self::RESUME,
             Some(_) => Self::RESUME_ON_CLUSTER,
         };
-        let done = self.execute(statement, params).await;
+        let done = self.execute(of, statement, params).await;
         match self.none_if_contended(done)? {
             None => return Ok(Renewal::Busy),
             Some(done) if done.rows > 0 => return Ok(Renewal::Renewed { confirmed_by: None }),
             Some(_) => {}
         }
-        let rows = self.read_latest(std::slice::from_ref(&to.name)).await?;
-        Ok(failed_resume_outcome(command, rows.first()))
+        let rows = self.read_latest(of, std::slice::from_ref(&to.name)).await?;
+        let row = rows.iter().find(|row| row.slot == command.slot);
+        Ok(failed_resume_outcome(command, row))
     }
 }

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
 use crate::store::schema::new_columns;
 
-/// The published schema is the statement that runs.
+/// The published schema is what runs.
 const SCHEMA: &str = include_str!("../../../../schema/mysql.sql");
+const PERMIT_SCHEMA: &str = include_str!("../../../../schema/mysql_permit.sql");
 /// The pause before another attempt, after another client was altering or had locked the table.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -70,7 +72,7 @@ impl Session {
     async fn lacking(&mut self) -> Result<Option<String>, StoreError> {
         let engine: Vec<(String, String)> = self.rows_as(Self::ENGINE, self.table_params()).await?;
         let Some((engine, format)) = engine.into_iter().next() else {
-            return Ok(Some(self.fill(SCHEMA)));
+            return Ok(Some(self.fill(Rows::Locks, SCHEMA)));
         };
         let columns: Vec<(String, String, String)> =
             self.rows_as(Self::COLUMNS, self.table_params()).await?;
@@ -102,7 +104,12 @@ impl Session {
             changes.push("ROW_FORMAT = DYNAMIC".into());
         }
         let change = format!("ALTER TABLE {{table}} {}", changes.join(", "));
-        Ok((!changes.is_empty()).then(|| self.fill(&change)))
+        if !changes.is_empty() {
+            return Ok(Some(self.fill(Rows::Locks, &change)));
+        }
+        let permits_missing = self.rows_as::<(String, String)>(Self::ENGINE, self.permits_params());
+        let permits_missing = permits_missing.await?.is_empty();
+        Ok(permits_missing.then(|| self.fill(Rows::Locks, PERMIT_SCHEMA)))
     }
 }
 

@@ -17,9 +17,10 @@ use mysql_async::{Params, Value, from_row_opt, params};
 use serde_json::json;
 
 use crate::store::api::{StoreError, micros};
+use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session};
 use crate::store::mysql::rows::{granted, packed, token};
-use protocol::{AcquireCommand, Outcome, ReleaseCommand, Token};
+use protocol::{AcquireCommand, Outcome, ReleaseCommand, Slot, Token};
 
 /// The numbers of rows for which there is a statement. Shorter lists are filled up with their last
 /// row.
@@ -118,7 +119,9 @@ impl Session {
             params.extend(padded().map(|free| Value::from(&*free.command.metadata)));
             params.extend([length(), length()]);
             params.extend(ids());
-            let taken = self.execute(statement, Params::Positional(params)).await;
+            let taken = self
+                .execute(Rows::Locks, statement, Params::Positional(params))
+                .await;
             // With fewer rows another client was first with some, and a read has to tell which.
             let all = |done: &QueryResult| done.rows == free.len() as u64;
             let Some(done) = self.none_if_contended(taken)?.filter(all) else {
@@ -126,7 +129,7 @@ impl Session {
             };
             for free in free {
                 if let Some(outcome) = outcomes.get_mut(free.at) {
-                    *outcome = Some(granted(token(done.id), free.command.length));
+                    *outcome = Some(granted(Slot::Lock, token(done.id), free.command.length));
                 }
             }
         }
@@ -134,16 +137,15 @@ impl Session {
     }
 
     /// The free locks, ordered by id. Only those with the length of the first, since a statement
-    /// has one length.
+    /// has one length, and those that may follow the latest grant at any time.
     async fn free<'a>(
         &mut self,
         commands: &'a [AcquireCommand],
     ) -> Result<Vec<Free<'a>>, StoreError> {
         let mut by_name = HashMap::with_capacity(commands.len());
         for (at, command) in commands.iter().enumerate() {
-            if commands
-                .first()
-                .is_some_and(|first| first.length == command.length)
+            if command.not_within.is_none()
+                && (commands.first()).is_some_and(|first| first.length == command.length)
             {
                 by_name
                     .entry(command.name.as_str())
@@ -154,7 +156,10 @@ impl Session {
         let names: Vec<&str> = by_name.keys().copied().collect();
         for (_, names) in packed(&names, self.max_parameter_len, |name| json!(name)) {
             let names = params! { "names" => names };
-            for row in self.query(Self::FREE_ON_MARIADB, names).await? {
+            for row in self
+                .query(Rows::Locks, Self::FREE_ON_MARIADB, names)
+                .await?
+            {
                 let Ok((name, id)) = from_row_opt::<(String, i64)>(row) else {
                     continue;
                 };
@@ -181,7 +186,8 @@ impl Session {
         let (Some(last), true) = (commands.last(), fits && self.mariadb) else {
             return Ok(None);
         };
-        if commands.iter().any(|command| command.token.is_none()) {
+        let fits = |command: &ReleaseCommand| command.token.is_some() && command.rest.is_zero();
+        if !commands.iter().all(fits) {
             return Ok(None);
         }
         let padded = || {
@@ -199,7 +205,9 @@ impl Session {
                 Value::from(&*command.holder),
             ]
         }));
-        let freed = self.execute(&STATEMENT, Params::Positional(params)).await;
+        let freed = self
+            .execute(Rows::Locks, &STATEMENT, Params::Positional(params))
+            .await;
         self.none_if_contended(freed)
     }
 }

@@ -20,10 +20,12 @@ pub(crate) mod fence;
 pub(crate) mod handover;
 pub(crate) mod install;
 pub(crate) mod mariadb;
+pub(crate) mod permit;
 pub(crate) mod prune;
 pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renew;
+pub(crate) mod several;
 
 #[cfg(test)]
 use super::cluster;
@@ -52,6 +54,7 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("`{ended}` on a cluster", cluster::ENDED_ON_CLUSTER),
     ("`{live}`", cluster::LIVE),
     ("`{live}` on a cluster", cluster::LIVE_ON_CLUSTER),
+    ("`{due}`", cluster::DUE),
     ("`{writable}`", cluster::WRITABLE),
     ("whether the server can be written to", Session::IS_WRITABLE),
     (
@@ -68,6 +71,8 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
         Session::FREE_ON_MARIADB,
     ),
     ("acquire these (MariaDB)", Session::ACQUIRE_BATCH_ON_MARIADB),
+    ("acquire all or none", Session::ACQUIRE_ALL),
+    ("make free rows", Session::CREATE_FREE),
     ("make a row, granted", Session::CREATE),
     ("make many rows, granted", Session::CREATE_BATCH),
     ("renew", Session::RENEW),
@@ -84,6 +89,8 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("poll many", Session::READ_BATCH),
     ("find the end of a page", Session::PAGE_END),
     ("read a page", Session::READ_PAGE),
+    ("acquire a permit", Session::ACQUIRE_PERMIT),
+    ("set a limit", Session::SET_LIMIT),
     ("prune", Session::PRUNE),
     ("prune on a cluster", Session::PRUNE_ON_CLUSTER),
     (

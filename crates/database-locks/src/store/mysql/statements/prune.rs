@@ -5,6 +5,7 @@ use std::time::Duration;
 use mysql_async::params;
 
 use crate::store::api::{StoreError, bounded, micros};
+use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
 use protocol::Pruned;
 
@@ -17,7 +18,7 @@ impl Session {
     /// the clock, and has to be greater.
     pub(crate) const PRUNE: &str = "
         DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
-                        WHERE id > :after AND id <= :last
+                        WHERE id > :after AND id <= :last{? AND slot >= 0?}
                           AND (expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND
                            OR (expires_at IS NULL AND granted_until IS NULL
                                AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
@@ -31,16 +32,19 @@ impl Session {
 
     /// [`PRUNE`](Self::PRUNE) on a cluster.
     ///
-    /// Only rows that were released, since no clock tells when an abandoned lease ended. A row
-    /// deleted too early, by a clock that is ahead, does no harm. But the token of a new row starts
-    /// at the clock of the node that inserts it, and it has to be greater although that clock may
-    /// be behind, by less than a day.
+    /// Only rows that were released, since no clock tells when an abandoned lease ended; after a
+    /// rest, when that has ended. A row deleted too early, by a clock that is ahead, does no harm.
+    /// But the token of a new row starts at the clock of the node that inserts it, and it has to be
+    /// greater although that clock may be behind, by less than a day.
     pub(crate) const PRUNE_ON_CLUSTER: &str = "
         DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
-                        WHERE id > :after AND id <= :last AND expires_at IS NULL
-                          AND ((granted_until IS NULL
+                        WHERE id > :after AND id <= :last{? AND slot >= 0?}
+                          AND ((expires_at IS NULL AND granted_until IS NULL
                                 AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
-                            OR (:unknown AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
+                            OR (grant_id IS NULL AND granted_until = expires_at
+                                AND expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
+                            OR (expires_at IS NULL AND :unknown
+                                AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
                           AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00',
                                   UTC_TIMESTAMP(6) - INTERVAL 1 DAY) DIV 1000
                           AND {writable}
@@ -49,12 +53,13 @@ impl Session {
 
     pub(crate) async fn prune(
         &mut self,
+        of: Rows,
         idle: Duration,
         include_legacy: bool,
         after: Option<i64>,
     ) -> Result<Pruned, StoreError> {
         let (first, after) = (after.is_none(), after.unwrap_or(i64::MIN));
-        let end = self.page_end(after).await?;
+        let end = self.page_end(of, after).await?;
         if end.is_none() && !first {
             return Ok(Pruned::default());
         }
@@ -68,7 +73,7 @@ impl Session {
             Some(_) => Self::PRUNE_ON_CLUSTER,
         };
         Ok(Pruned {
-            deleted: self.execute(statement, params).await?.rows,
+            deleted: self.execute(of, statement, params).await?.rows,
             last: end,
         })
     }

@@ -6,6 +6,7 @@ use mysql_async::{Params, Row, params};
 use serde_json::json;
 
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::rows::{lock_row, packed};
 use protocol::{Holder, ListFilter, LockInfo, LockName, LockRow, Page};
@@ -15,7 +16,7 @@ macro_rules! read {
     ($from:literal) => {
         concat!(
             "
-        SELECT l.name, l.locked_by, l.token, l.grant_id,
+        SELECT l.name, {?l.slot, l.permits, ?}l.locked_by, l.token, l.grant_id,
                TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), l.expires_at) AS expires_in,
                IFNULL(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', 0) AS is_infinite,
                NOT (l.granted_until <=> l.expires_at) AS is_legacy,
@@ -44,10 +45,10 @@ impl Session {
     pub(crate) const READ_PAGE: &str = read!(
         "{table} l
          WHERE l.id > :after AND l.id <= :last AND (:all OR l.expires_at IS NOT NULL)
-           AND LEFT(l.name, CHAR_LENGTH(:prefix)) = :prefix COLLATE {collation}
+           AND LEFT(l.name, CHAR_LENGTH(:prefix)) = :prefix COLLATE {collation}{? AND l.slot >= 0?}
          ORDER BY l.id"
     );
-    pub(crate) const READ_ONE: &str = read!("{table} l WHERE l.name = :name");
+    pub(crate) const READ_ONE: &str = read!("{table} l WHERE l.name = :name{? ORDER BY l.slot?}");
     pub(crate) const READ_BATCH: &str = read!(
         "JSON_TABLE(:names, '$[*]' COLUMNS (
                    name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
@@ -58,26 +59,36 @@ impl Session {
     /// Read a page of rows.
     pub(crate) async fn page(
         &mut self,
+        of: Rows,
         filter: &ListFilter,
         after: Option<i64>,
     ) -> Result<Page, StoreError> {
         self.catch_up().await?;
-        let page = self.page_here(filter, after.unwrap_or(i64::MIN)).await;
+        let page = self.page_here(of, filter, after.unwrap_or(i64::MIN)).await;
         self.stop_catching_up().await?;
         page
     }
 
     /// The last id of the page after the id `after`; `None` if there are no more rows.
-    pub(crate) async fn page_end(&mut self, after: i64) -> Result<Option<i64>, StoreError> {
+    pub(crate) async fn page_end(
+        &mut self,
+        of: Rows,
+        after: i64,
+    ) -> Result<Option<i64>, StoreError> {
         let mut end = self
-            .query(Self::PAGE_END, params! { "after" => after })
+            .query(of, Self::PAGE_END, params! { "after" => after })
             .await?;
         let last = end.pop().and_then(|mut row| row.take::<Option<i64>, _>(0));
         Ok(last.flatten())
     }
 
-    async fn page_here(&mut self, filter: &ListFilter, after: i64) -> Result<Page, StoreError> {
-        let last = self.page_end(after).await?;
+    async fn page_here(
+        &mut self,
+        of: Rows,
+        filter: &ListFilter,
+        after: i64,
+    ) -> Result<Page, StoreError> {
+        let last = self.page_end(of, after).await?;
         // An empty table is read as well, so that a missing column is an error and not an empty
         // list.
         if last.is_none() && after > i64::MIN {
@@ -87,39 +98,43 @@ impl Session {
             "after" => after, "last" => last.unwrap_or(after), "all" => !filter.not_free,
             "prefix" => &filter.prefix,
         };
-        let rows = self.query(Self::READ_PAGE, these).await?;
-        let rows = self.lock_rows(rows)?;
+        let rows = self.query(of, Self::READ_PAGE, these).await?;
+        let rows = self.lock_rows(of, rows)?;
         Ok(Page {
             rows: rows.into_iter().map(LockRow::into_info).collect(),
             last,
         })
     }
 
-    pub(crate) async fn read(&mut self, names: &[LockName]) -> Result<Vec<LockRow>, StoreError> {
+    pub(crate) async fn read(
+        &mut self,
+        of: Rows,
+        names: &[LockName],
+    ) -> Result<Vec<LockRow>, StoreError> {
         let names: BTreeSet<&LockName> = names.iter().collect();
         let names: Vec<&LockName> = names.into_iter().collect();
         let mut rows = Vec::with_capacity(names.len());
         if let [name] = *names {
             let name = params! { "name" => name.as_str() };
-            rows = self.query(Self::READ_ONE, name).await?;
+            rows = self.query(of, Self::READ_ONE, name).await?;
         } else {
             for (_, text) in packed(&names, self.max_parameter_len, |name| json!(name.as_str())) {
                 let text = params! { "names" => text };
-                rows.extend(self.query(Self::READ_BATCH, text).await?);
+                rows.extend(self.query(of, Self::READ_BATCH, text).await?);
             }
         }
         if rows.len() < names.len() {
             // No row tells whether the server is writable, and the caller may conclude that a grant
             // is gone, or insert a row.
-            let answer = self.rows(Self::IS_WRITABLE, Params::Empty).await?;
+            let answer = self.rows(of, Self::IS_WRITABLE, Params::Empty).await?;
             self.must_be_writable(answer.first())?;
         }
-        self.lock_rows(rows)
+        self.lock_rows(of, rows)
     }
 
     /// The rows of these names as callers see them. A missing row is missing on all nodes.
     pub(crate) async fn infos(&mut self, names: &[LockName]) -> Result<Vec<LockInfo>, StoreError> {
-        let rows = self.read_latest(names).await?;
+        let rows = self.read_latest(Rows::Locks, names).await?;
         Ok(rows.into_iter().map(LockRow::into_info).collect())
     }
 
@@ -128,17 +143,17 @@ impl Session {
         &mut self,
         names: &[LockName],
     ) -> Result<Vec<Option<Holder>>, StoreError> {
-        let rows = self.read(names).await?;
+        let rows = self.read(Rows::Locks, names).await?;
         Ok(LockRow::holders(names, &rows))
     }
 
     /// Rows of [`read`], unless the server has become read-only since the session was opened.
-    fn lock_rows(&mut self, rows: Vec<Row>) -> Result<Vec<LockRow>, StoreError> {
+    fn lock_rows(&mut self, of: Rows, rows: Vec<Row>) -> Result<Vec<LockRow>, StoreError> {
         self.must_be_writable(rows.first())?;
         let multi_primary = self.cluster.is_some();
         Ok(rows
             .into_iter()
-            .map(|row| lock_row(row, multi_primary))
+            .map(|row| lock_row(of, row, multi_primary))
             .collect())
     }
 
@@ -156,10 +171,11 @@ impl Session {
     /// gone.
     pub(crate) async fn read_latest(
         &mut self,
+        of: Rows,
         names: &[LockName],
     ) -> Result<Vec<LockRow>, StoreError> {
         self.catch_up().await?;
-        let rows = self.read(names).await;
+        let rows = self.read(of, names).await;
         self.stop_catching_up().await?;
         rows
     }

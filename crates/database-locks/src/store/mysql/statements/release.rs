@@ -2,28 +2,34 @@
 
 use mysql_async::params;
 
-use crate::store::api::StoreError;
+use crate::store::api::{StoreError, rest_micros};
+use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
-use protocol::{Force, LockName, ReleaseCommand, Released, Token};
+use protocol::{Force, LockName, ReleaseCommand, Released, Slot, Token};
 
 impl Session {
-    /// Release what is still held by exactly this grant, with any token where it is not known.
+    /// Release what is still held by exactly this grant, with any token where it is not known. A
+    /// `:rest` of null frees the lock at once.
     pub(crate) const RELEASE: &str = "
         UPDATE (SELECT id FROM {table}
-                 WHERE name = :name AND grant_id = :grant AND token = IFNULL(:token, token)
+                 WHERE name = :name{? AND slot BETWEEN :first AND :last?}
+           AND grant_id = :grant AND token = IFNULL(:token, token)
                    AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at
                    AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
-               l.renewed_at = UTC_TIMESTAMP(6)";
+           SET l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :rest MICROSECOND,
+               l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :rest MICROSECOND,
+               l.grant_id = NULL, l.renewed_at = UTC_TIMESTAMP(6)";
 
     /// [`RELEASE`](Self::RELEASE) on MariaDB; see [`ACQUIRE_ON_MARIADB`](Self::ACQUIRE_ON_MARIADB).
     pub(crate) const RELEASE_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
-           SET expires_at = NULL, granted_until = NULL, grant_id = NULL,
-               renewed_at = UTC_TIMESTAMP(6)
-         WHERE name = :name AND grant_id = :grant AND token = IFNULL(:token, token)
+           SET expires_at = UTC_TIMESTAMP(6) + INTERVAL :rest MICROSECOND,
+               granted_until = UTC_TIMESTAMP(6) + INTERVAL :rest MICROSECOND,
+               grant_id = NULL, renewed_at = UTC_TIMESTAMP(6)
+         WHERE name = :name{? AND slot BETWEEN :first AND :last?}
+           AND grant_id = :grant AND token = IFNULL(:token, token)
            AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at
            AND {writable}";
 
@@ -31,27 +37,28 @@ impl Session {
         &mut self,
         command: &ReleaseCommand,
     ) -> Result<Released, StoreError> {
+        let (of, (first, last)) = (Rows::of(command.slot), command.slot.range());
         let params = params! {
+            "first" => first, "last" => last,
             "name" => command.name.as_str(), "grant" => command.grant.as_str(),
             "token" => command.token.map(Token::get), "holder" => &*command.holder,
+            "rest" => rest_micros(command),
         };
         let statement = if self.mariadb {
             Self::RELEASE_ON_MARIADB
         } else {
             Self::RELEASE
         };
-        let done = self.execute(statement, params).await;
+        let done = self.execute(of, statement, params).await;
         match self.none_if_contended(done)? {
             None => return Ok(Released::Busy),
             Some(done) if done.rows > 0 => return Ok(Released::Freed),
             Some(_) => {}
         }
         let rows = self
-            .read_latest(std::slice::from_ref(&command.name))
+            .read_latest(of, std::slice::from_ref(&command.name))
             .await?;
-        let ours = rows
-            .first()
-            .is_some_and(|row| row.contains_grant_of(command));
+        let ours = rows.iter().any(|row| row.contains_grant_of(command));
         Ok(if ours {
             Released::Busy
         } else {
@@ -64,7 +71,7 @@ impl Session {
     /// The token rises, so the holder learns of it at its next renewal; `locked_by` stays.
     pub(crate) const FORCE: &str = "
         UPDATE (SELECT id FROM {table}
-                 WHERE name = :name AND {live} AND {writable}
+                 WHERE name = :name{? AND slot = :slot?} AND {live} AND {writable}
                    AND token = :token AND locked_by <=> :holder COLLATE {collation}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
@@ -74,15 +81,17 @@ impl Session {
                l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
                l.renewed_at = UTC_TIMESTAMP(6)";
 
-    pub(crate) async fn force(&mut self, name: &LockName) -> Result<Force, StoreError> {
-        let rows = self.read_latest(std::slice::from_ref(name)).await?;
-        let Some(row) = rows.first().filter(|row| row.is_held()) else {
+    pub(crate) async fn force(&mut self, name: &LockName, slot: Slot) -> Result<Force, StoreError> {
+        let of = Rows::of(slot);
+        let rows = self.read_latest(of, std::slice::from_ref(name)).await?;
+        let row = rows.iter().find(|row| row.slot == slot);
+        let Some(row) = row.filter(|row| row.is_taken()) else {
             return Ok(Force::WasFree);
         };
         let params = params! {
-            "name" => name.as_str(), "token" => row.token, "holder" => row.holder.as_deref(),
+            "name" => name.as_str(), "slot" => slot.range().0, "token" => row.token, "holder" => row.holder.as_deref(),
         };
-        let done = self.execute(Self::FORCE, params).await;
+        let done = self.execute(of, Self::FORCE, params).await;
         Ok(match self.none_if_contended(done)? {
             Some(done) if done.rows > 0 => Force::Freed(row.holder()),
             _ => Force::Busy,

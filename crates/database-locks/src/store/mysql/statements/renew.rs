@@ -6,9 +6,10 @@ use mysql_async::params;
 use serde_json::json;
 
 use crate::store::api::{StoreError, micros};
+use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session};
 use crate::store::mysql::rows::packed;
-use protocol::{Grant, LockName, LockRow, Renewal, Ttl, failed_renewal_outcome};
+use protocol::{Grant, LockName, LockRow, Renewal, Slot, Ttl, failed_renewal_outcome};
 
 impl Session {
     /// Extend what is still held by exactly these grants; `length` is null for a lease without end.
@@ -21,13 +22,14 @@ impl Session {
         UPDATE (SELECT l.id, g.length
                   FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
+                           {?slot int PATH '$.slot',?}
                            token bigint PATH '$.token',
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
                            locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
                            length bigint PATH '$.length')) j
                          LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
-                       ON l.name = g.name COLLATE {collation}
+                       ON l.name = g.name COLLATE {collation}{? AND l.slot = g.slot?}
                  WHERE l.token = g.token AND l.grant_id = g.grant_id
                    AND l.locked_by = g.locked_by COLLATE {collation}
                    AND {live} AND l.granted_until = l.expires_at AND {writable}
@@ -57,13 +59,14 @@ impl Session {
                               TIMESTAMPDIFF(MICROSECOND, l.renewed_at, l.expires_at), 0))) AS length
                   FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
+                           {?slot int PATH '$.slot',?}
                            token bigint PATH '$.token',
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
                            locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
                            length bigint PATH '$.length')) j
                          LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
-                       ON l.name = g.name COLLATE {collation}
+                       ON l.name = g.name COLLATE {collation}{? AND l.slot = g.slot?}
                  WHERE l.token = g.token AND l.grant_id = g.grant_id
                    AND l.locked_by = g.locked_by COLLATE {collation}
                    AND {live} AND l.granted_until = l.expires_at AND {writable}
@@ -81,11 +84,29 @@ impl Session {
         &mut self,
         grants: &[(Grant, Ttl)],
     ) -> Result<Vec<Renewal>, StoreError> {
+        let mut answers = vec![None; grants.len()];
+        for of in [Rows::Locks, Rows::Permits] {
+            let ours = grants.iter().enumerate();
+            let ours = ours.filter(|(_, (grant, _))| Rows::of(grant.slot) == of);
+            let (at, ours): (Vec<usize>, Vec<&(Grant, Ttl)>) = ours.unzip();
+            for (at, answer) in at.into_iter().zip(self.renew_in(of, &ours).await?) {
+                answers[at] = Some(answer);
+            }
+        }
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    async fn renew_in(
+        &mut self,
+        of: Rows,
+        grants: &[&(Grant, Ttl)],
+    ) -> Result<Vec<Renewal>, StoreError> {
         let mut answers = Vec::with_capacity(grants.len());
-        let describe = |(grant, ttl): &(Grant, Ttl)| {
+        let describe = |(grant, ttl): &&(Grant, Ttl)| {
             let mut grant = json!({
                 "name": grant.name.as_str(), "token": grant.token.get(),
                 "grant": grant.id.as_str(), "holder": &*grant.holder,
+                "slot": grant.slot.number(),
             });
             if let Ttl::Finite(length) = ttl {
                 grant["length"] = micros(*length).into();
@@ -98,7 +119,7 @@ impl Session {
         };
         for (chunk, text) in packed(grants, self.max_parameter_len, describe) {
             let done = self
-                .execute(statement, params! { "grants" => text })
+                .execute(of, statement, params! { "grants" => text })
                 .await?;
             if done.rows == chunk.len() as u64 {
                 answers.extend(
@@ -107,7 +128,7 @@ impl Session {
                         .map(|_| Renewal::Renewed { confirmed_by: None }),
                 );
             } else {
-                self.failed_renewal_outcome(chunk, done, &mut answers)
+                self.failed_renewal_outcome(of, chunk, done, &mut answers)
                     .await?;
             }
         }
@@ -117,16 +138,19 @@ impl Session {
     /// Which grants were renewed, and what became of the others, where not all were.
     async fn failed_renewal_outcome(
         &mut self,
-        grants: &[(Grant, Ttl)],
+        of: Rows,
+        grants: &[&(Grant, Ttl)],
         done: QueryResult,
         answers: &mut Vec<Renewal>,
     ) -> Result<(), StoreError> {
         let names: Vec<LockName> = grants.iter().map(|(grant, _)| grant.name.clone()).collect();
-        let rows = self.read_latest(&names).await?;
-        let rows: HashMap<&str, &LockRow> =
-            rows.iter().map(|row| (row.name.as_str(), row)).collect();
+        let rows = self.read_latest(of, &names).await?;
+        let rows: HashMap<(&str, Slot), &LockRow> = rows
+            .iter()
+            .map(|row| ((row.name.as_str(), row.slot), row))
+            .collect();
         for (grant, _) in grants {
-            let row = rows.get(grant.name.as_str()).copied();
+            let row = rows.get(&(grant.name.as_str(), grant.slot)).copied();
             let at = row
                 .and_then(|row| row.renewed_at)
                 .and_then(|at| u64::try_from(at).ok());

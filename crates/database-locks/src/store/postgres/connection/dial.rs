@@ -79,6 +79,7 @@ pub(crate) async fn dial(
         statements: server.statements(),
         is_unpooled,
         used: Arc::clone(&server.used),
+        permits_used: AtomicBool::new(false),
         table_error: handshake.table_error(),
         backend,
         asked_to_listen: AtomicBool::new(false),

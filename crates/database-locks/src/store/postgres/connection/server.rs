@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::store::connect::connector::Connector;
 use crate::store::connect::hosts::ConnectFailure;
 use crate::store::connect::provider::ServerProvider;
-use crate::store::connect::table::Table;
+use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use crate::store::postgres::failover;
 use protocol::Primary;
@@ -22,8 +22,8 @@ pub(crate) struct Server {
     pub(crate) connector: Connector<ServerConfig>,
     /// [`HANDSHAKE`], with the name of the table.
     pub(crate) handshake: String,
-    /// The statements by name, with the name of the table.
-    texts: HashMap<&'static str, Arc<str>>,
+    /// The statements by name, with the names of the tables.
+    texts: HashMap<(Rows, &'static str), Arc<str>>,
     pub(crate) events: Weak<dyn ConnectionEvents>,
     /// Whether the table has been used.
     pub(crate) used: Arc<AtomicBool>,
@@ -42,11 +42,19 @@ impl Server {
         statements: &[Statement],
         events: Weak<dyn ConnectionEvents>,
     ) -> Result<Self, Error> {
-        let text = |of: &Statement| (of.name, table.fill(of.text).into());
+        let texts = |of: &Statement| {
+            [
+                ((Rows::Locks, of.name), table.fill(of.text).into()),
+                (
+                    (Rows::Permits, of.name),
+                    table.fill_for_permits(of.text).into(),
+                ),
+            ]
+        };
         Ok(Self {
             connector: Connector::new(source, ServerConfig::new(server)?),
             handshake: table.fill(HANDSHAKE),
-            texts: statements.iter().map(text).collect(),
+            texts: statements.iter().flat_map(texts).collect(),
             events,
             used: Arc::default(),
             pooled: AtomicBool::new(false),
@@ -55,10 +63,10 @@ impl Server {
     }
 
     /// The statements for a new connection.
-    pub(crate) fn statements(&self) -> HashMap<&'static str, Prepared> {
+    pub(crate) fn statements(&self) -> HashMap<(Rows, &'static str), Prepared> {
         let texts = self.texts.iter();
         texts
-            .map(|(name, text)| (*name, Prepared::new(text)))
+            .map(|(key, text)| (*key, Prepared::new(text)))
             .collect()
     }
 

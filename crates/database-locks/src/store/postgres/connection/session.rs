@@ -13,6 +13,7 @@ use tokio_postgres::{Client, Row};
 use super::events::OwnBackend;
 use crate::runtime;
 use crate::runtime::fork::ForkSafe;
+use crate::store::connect::table::Rows;
 use crate::store::connect::url::Address;
 use crate::store::postgres::error::{Kind, ServerError};
 use protocol::Primary;
@@ -28,7 +29,7 @@ const LARGE: usize = 64;
 pub(crate) struct Statement {
     /// Its name in `docs/protocol.md`.
     pub(crate) name: &'static str,
-    /// `{table}` stands for the name of the table.
+    /// With the placeholders of [`Table::fill`](crate::store::Table).
     pub(crate) text: &'static str,
     /// The types of the parameters. Asking the server for them would cost a round trip.
     pub(crate) types: &'static [Type],
@@ -56,7 +57,7 @@ pub(crate) struct Session {
     pub(crate) client: Client,
     pub(crate) address: Address,
     /// By name.
-    pub(crate) statements: HashMap<&'static str, Prepared>,
+    pub(crate) statements: HashMap<(Rows, &'static str), Prepared>,
     /// Whether no pooler is in between. Otherwise there may be one, and no
     /// statement is prepared.
     ///
@@ -66,6 +67,8 @@ pub(crate) struct Session {
     pub(crate) is_unpooled: bool,
     /// Set after the first use of the table: see [`Kind::Missing`].
     pub(crate) used: Arc<AtomicBool>,
+    /// Set after the first use of the table of permits.
+    pub(crate) permits_used: AtomicBool,
     /// Why the table cannot hold locks.
     pub(crate) table_error: Option<ServerError>,
     /// The backend that runs all statements of this connection; `None` if a pooler may choose
@@ -115,27 +118,29 @@ impl Drop for InUse {
 }
 
 impl Session {
-    /// Run a statement about so many locks.
+    /// Run a statement about so many locks or permits.
     pub(crate) async fn write(
         &self,
+        of: Rows,
         statement: &Statement,
         locks: usize,
         params: &[Param<'_>],
     ) -> Result<Vec<Row>, ServerError> {
         match &self.table_error {
             Some(table_error) => Err(table_error.clone()),
-            None => self.run(statement, locks, params).await,
+            None => self.run(of, statement, locks, params).await,
         }
     }
 
     /// Run a statement that only reads. Some tables that cannot hold locks can still be read.
     pub(crate) async fn read(
         &self,
+        of: Rows,
         statement: &Statement,
         locks: usize,
         params: &[Param<'_>],
     ) -> Result<Vec<Row>, ServerError> {
-        let rows = self.run(statement, locks, params).await;
+        let rows = self.run(of, statement, locks, params).await;
         rows.map_err(|error| match (error.kind, &self.table_error) {
             (Kind::Rejected(_), Some(table_error)) => table_error.clone(),
             _ => error,
@@ -144,24 +149,34 @@ impl Session {
 
     async fn run(
         &self,
+        of: Rows,
         statement: &Statement,
         locks: usize,
         params: &[Param<'_>],
     ) -> Result<Vec<Row>, ServerError> {
-        let known = &self.statements[statement.name];
+        let known = &self.statements[&(of, statement.name)];
         let prepared = match self.is_unpooled && locks < LARGE {
             true => self.prepare(known, statement.types).await?,
             false => None,
         };
         let rows = match prepared {
-            Some(prepared) => self.client.query(prepared, params).await?,
+            Some(prepared) => self.client.query(prepared, params).await,
             None => {
                 let types = statement.types.iter().cloned();
                 let params: Vec<_> = params.iter().copied().zip(types).collect();
-                self.client.query_typed(&known.text, &params).await?
+                self.client.query_typed(&known.text, &params).await
             }
         };
-        self.used.store(true, Ordering::Relaxed);
+        let used = match of {
+            Rows::Locks => &*self.used,
+            Rows::Permits => &self.permits_used,
+        };
+        let rows = rows.map_err(|error| match of {
+            Rows::Locks => error.into(),
+            // The table of locks may have been used for long when the first permit is requested.
+            Rows::Permits => ServerError::from(error).settled(used.load(Ordering::Relaxed)),
+        })?;
+        used.store(true, Ordering::Relaxed);
         Ok(rows)
     }
 

@@ -61,9 +61,11 @@ SELECT c.relname::text AS name, i.indisprimary AS primary,
  ORDER BY i.indexrelid";
 
 const COUNTS: &str = "
-SELECT count(*) AS rows, count(*) FILTER (WHERE expires_at > clock_timestamp()) AS held,
-       count(*) FILTER (WHERE expires_at <= clock_timestamp() - interval '1 minute') AS expired,
-       min(name) FILTER (WHERE expires_at <= clock_timestamp() - interval '1 minute')::text
+SELECT count(*) AS rows,
+       count(*) FILTER (WHERE expires_at > clock_timestamp() AND NOT rests) AS held,
+       count(*) FILTER (WHERE expires_at <= clock_timestamp() - interval '1 minute' AND NOT rests)
+           AS expired,
+       min(name) FILTER (WHERE expires_at <= clock_timestamp() - interval '1 minute' AND NOT rests)::text
            AS first_expired,
        count(*) FILTER (WHERE expires_at >= '9999-12-31 00:00:00+00'
                           AND acquired_at <= clock_timestamp() - interval '1 day') AS endless,
@@ -74,7 +76,8 @@ SELECT count(*) AS rows, count(*) FILTER (WHERE expires_at > clock_timestamp()) 
                           AND granted_until IS DISTINCT FROM expires_at) AS old,
        min(name) FILTER (WHERE expires_at > clock_timestamp()
                            AND granted_until IS DISTINCT FROM expires_at)::text AS first_old
-  FROM {table}";
+  FROM (SELECT *, grant_id IS NULL AND granted_until IS NOT DISTINCT FROM expires_at AS rests
+          FROM {table}) l";
 
 /// The latest id, by the rows and the sequence, and the greatest id of the column and the sequence:
 /// `$1` the table.

@@ -5,11 +5,13 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::permit::acquire_permit;
 use crate::store::api::micros;
-use crate::store::postgres::connection::session::{Session, Statement};
-use crate::store::postgres::error::{Kind, ServerError};
+use crate::store::connect::table::Rows;
+use crate::store::postgres::connection::session::{Param, Session, Statement};
+use crate::store::postgres::error::{Kind as ErrorKind, ServerError};
 use crate::store::postgres::rows::{place, state};
-use protocol::{AcquireCommand, Outcome, Token};
+use protocol::{AcquireCommand, Kind, Outcome, Slot, Token};
 
 /// The columns that a grant sets.
 macro_rules! grant {
@@ -37,20 +39,53 @@ macro_rules! grant {
     };
 }
 
+/// Whether the latest grant began too long ago to keep this one from beginning. `$window` is NULL
+/// if it keeps none, and an `acquired_at` further in the future is from before the clock was set
+/// back.
+macro_rules! due {
+    ($window:literal) => {
+        concat!(
+            "(acquired_at BETWEEN statement_timestamp() - ",
+            $window,
+            " * interval '1 microsecond'
+                                     AND statement_timestamp() + ",
+            $window,
+            " * interval '1 microsecond')
+                    IS NOT TRUE"
+        )
+    };
+}
+
 const ONE: &[Type] = &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8, Type::TEXT];
-const MANY: &[Type] = &[
+pub(super) const MANY: &[Type] = &[
     Type::TEXT_ARRAY,
     Type::TEXT_ARRAY,
     Type::TEXT_ARRAY,
     Type::INT8_ARRAY,
     Type::TEXT_ARRAY,
 ];
+const ONE_DUE: &[Type] = &[
+    Type::TEXT,
+    Type::TEXT,
+    Type::TEXT,
+    Type::INT8,
+    Type::TEXT,
+    Type::INT8,
+];
+const MANY_DUE: &[Type] = &[
+    Type::TEXT_ARRAY,
+    Type::TEXT_ARRAY,
+    Type::TEXT_ARRAY,
+    Type::INT8_ARRAY,
+    Type::TEXT_ARRAY,
+    Type::INT8_ARRAY,
+];
 
 /// Acquire one lock that is free or whose lease has ended.
 ///
-/// `$1` name, `$2` grant id, `$3` holder, `$4` length in microseconds, `$5` metadata. One row:
-/// granted; its place in the request, and the token. No row: not granted, and [`MAKE_ONE`] finds
-/// out why.
+/// `$1` name, `$2` grant id, `$3` holder, `$4` length in microseconds, `$5` metadata, `$6` how long
+/// ago the latest grant has to have begun, in microseconds, or NULL. One row: granted; its place in
+/// the request, and the token. No row: not granted, and [`MAKE_ONE`] finds out why.
 ///
 /// The sub-select is run once and first, since it stands behind a plain `=`. It picks the newest
 /// version of the row. A lock that is held is not picked, so a losing try writes nothing, not even
@@ -70,15 +105,19 @@ UPDATE {table} l SET",
         "
  WHERE id = (SELECT id FROM {table}
               WHERE name = $1 AND (expires_at IS NULL OR expires_at <= statement_timestamp())
+                AND ",
+        due!("$6"),
+        "
                 FOR UPDATE SKIP LOCKED)
 RETURNING 1::bigint AS place, token,
        ",
         synchronous_commit!()
     ),
-    types: ONE,
+    types: ONE_DUE,
 };
 
-/// [`ACQUIRE_ONE`] for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata.
+/// [`ACQUIRE_ONE`] for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata,
+/// `$6` windows.
 ///
 /// A lock that is requested twice is granted once, since an UPDATE writes a row only once. Each row
 /// is looked up by its name: see [`RENEW`](super::renew::RENEW).
@@ -88,11 +127,14 @@ pub(crate) const ACQUIRE: Statement = Statement {
         "
 WITH picked AS MATERIALIZED (
     SELECT l.id, a.*
-      FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
-           WITH ORDINALITY AS a(name, grant_id, holder, length, metadata, place),
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[])
+           WITH ORDINALITY AS a(name, grant_id, holder, length, metadata, not_within, place),
            LATERAL (SELECT id FROM {table}
                      WHERE name = a.name
                        AND (expires_at IS NULL OR expires_at <= statement_timestamp())
+                       AND ",
+        due!("a.not_within"),
+        "
                        FOR UPDATE SKIP LOCKED) l
 )
 UPDATE {table} l SET",
@@ -104,12 +146,12 @@ RETURNING p.place, l.token,
        ",
         synchronous_commit!()
     ),
-    types: MANY,
+    types: MANY_DUE,
 };
 
 /// Read the row of a lock that was not acquired; if there is none, insert one that is granted.
-/// Parameters as for [`ACQUIRE_ONE`]. One row: its place, whether it is granted, and either the
-/// token or the state of the lock. No row: another client is inserting it.
+/// Parameters as for [`ACQUIRE_ONE`], without the last. One row: its place, whether it is granted,
+/// and either the token or the state of the lock. No row: another client is inserting it.
 ///
 /// This is the one statement that may wait: for a client that has inserted the same name and not
 /// yet committed. It gives up after 50 ms, since the renewals on this connection wait behind it.
@@ -147,7 +189,7 @@ SELECT 1::bigint, false, ",
     types: ONE,
 };
 
-/// [`MAKE_ONE`] for many; parameters as for [`ACQUIRE`].
+/// [`MAKE_ONE`] for many; parameters as for [`ACQUIRE`], without the last.
 pub(crate) const MAKE: Statement = Statement {
     name: "read or make many",
     text: concat!(
@@ -190,12 +232,17 @@ pub(crate) async fn acquire(
     session: &Session,
     commands: &[AcquireCommand],
 ) -> Result<Vec<Outcome>, ServerError> {
-    let all: Vec<&AcquireCommand> = commands.iter().collect();
-    let rows = send(session, [&ACQUIRE_ONE, &ACQUIRE], &all).await?;
     let mut outcomes = vec![None; commands.len()];
+    let of_locks = |(_, command): &(usize, &AcquireCommand)| command.kind == Kind::Exclusive;
+    let (locks, permits): (Vec<_>, Vec<_>) = commands.iter().enumerate().partition(of_locks);
+    let (at, locks): (Vec<usize>, Vec<&AcquireCommand>) = locks.into_iter().unzip();
+    let rows = send(session, [&ACQUIRE_ONE, &ACQUIRE], &locks).await?;
     for row in &rows {
-        let at = place(row, commands.len())?;
-        outcomes[at] = Some(granted(session, commands[at].length, row)?);
+        let place = place(row, locks.len())?;
+        outcomes[at[place]] = Some(granted(session, locks[place].length, row)?);
+    }
+    for (at, command) in permits {
+        outcomes[at] = Some(acquire_permit(session, command).await?);
     }
     let unknown = (commands.iter().zip(0..)).filter(|(_, at)| outcomes[*at].is_none());
     let (not_granted, at): (Vec<&AcquireCommand>, Vec<usize>) = unknown.unzip();
@@ -210,13 +257,14 @@ pub(crate) async fn acquire(
 
 fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {
     Ok(Outcome::Granted {
+        slot: Slot::Lock,
         token: Token::from_db(row.try_get("token")?),
         length,
         confirmed_by: session.primary,
     })
 }
 
-/// Run the statement for one, or the one for many.
+/// Run the statement for one, or the one for many, with as many of the parameters as it has.
 async fn send(
     session: &Session,
     [one, many]: [&Statement; 2],
@@ -225,49 +273,48 @@ async fn send(
     match commands {
         [] => Ok(Vec::new()),
         [command] => {
-            let (name, grant, length) = (
+            let (name, grant, length, not_within) = (
                 command.name.as_str(),
                 command.grant.as_str(),
                 micros(command.length),
+                command.not_within.map(micros),
             );
+            let params: [Param<'_>; 6] = [
+                &name,
+                &grant,
+                &&*command.holder,
+                &length,
+                &&*command.metadata,
+                &not_within,
+            ];
             session
-                .write(
-                    one,
-                    1,
-                    &[
-                        &name,
-                        &grant,
-                        &&*command.holder,
-                        &length,
-                        &&*command.metadata,
-                    ],
-                )
+                .write(Rows::Locks, one, 1, &params[..one.types.len()])
                 .await
         }
-        commands => {
-            let names: Vec<_> = commands
-                .iter()
-                .map(|command| command.name.as_str())
-                .collect();
-            let grants: Vec<_> = commands
-                .iter()
-                .map(|command| command.grant.as_str())
-                .collect();
-            let holders: Vec<_> = commands.iter().map(|command| &*command.holder).collect();
-            let lengths: Vec<_> = commands
-                .iter()
-                .map(|command| micros(command.length))
-                .collect();
-            let metadata: Vec<_> = commands.iter().map(|command| &*command.metadata).collect();
-            session
-                .write(
-                    many,
-                    commands.len(),
-                    &[&names, &grants, &holders, &lengths, &metadata],
-                )
-                .await
-        }
+        commands => send_many(session, many, commands).await,
     }
+}
+
+/// Run a statement for many.
+pub(super) async fn send_many(
+    session: &Session,
+    statement: &Statement,
+    commands: &[&AcquireCommand],
+) -> Result<Vec<Row>, ServerError> {
+    let all = || commands.iter();
+    let names: Vec<_> = all().map(|command| command.name.as_str()).collect();
+    let grants: Vec<_> = all().map(|command| command.grant.as_str()).collect();
+    let holders: Vec<_> = all().map(|command| &*command.holder).collect();
+    let lengths: Vec<_> = all().map(|command| micros(command.length)).collect();
+    let metadata: Vec<_> = all().map(|command| &*command.metadata).collect();
+    let windows: Vec<_> = all()
+        .map(|command| command.not_within.map(micros))
+        .collect();
+    let params: [Param<'_>; 6] = [&names, &grants, &holders, &lengths, &metadata, &windows];
+    let params = &params[..statement.types.len()];
+    session
+        .write(Rows::Locks, statement, commands.len(), params)
+        .await
 }
 
 /// The outcomes of the commands that were not granted. A row that another client is inserting is
@@ -279,7 +326,7 @@ async fn read_or_make(
     match made(session, commands).await {
         // One name whose row another client is inserting must not keep a thousand others from being
         // inserted. So each is tried alone, from a random start, until a second one fails.
-        Err(error) if error.kind == Kind::Contention => {
+        Err(error) if error.kind == ErrorKind::Contention => {
             let mut outcomes = vec![Outcome::Busy; commands.len()];
             if commands.len() == 1 {
                 return Ok(outcomes);
@@ -287,7 +334,7 @@ async fn read_or_make(
             let (start, mut failures) = (fastrand::usize(..commands.len()), 0);
             for at in (start..commands.len()).chain(0..start) {
                 match made(session, &commands[at..=at]).await {
-                    Err(error) if error.kind == Kind::Contention => failures += 1,
+                    Err(error) if error.kind == ErrorKind::Contention => failures += 1,
                     done => outcomes[at] = done?.remove(0),
                 }
                 if failures == 2 {
@@ -311,7 +358,7 @@ async fn made(
         outcomes[at] = match row.try_get("granted")? {
             true => granted(session, commands[at].length, row)?,
             false => {
-                let outcome = state(row)?.failed_acquire_outcome(commands[at].grant.as_str());
+                let outcome = state(row)?.failed_acquire_outcome(commands[at]);
                 outcome.confirmed_by(session.primary)
             }
         };

@@ -14,5 +14,5 @@
 pub(crate) const FENCE: &str = "
 SELECT id
   FROM {table}
- WHERE name = $1 AND token = $2 AND grant_id = $3 AND granted_until = expires_at
+ WHERE name = $1{? AND slot = {slot}?} AND token = $2 AND grant_id = $3 AND granted_until = expires_at
    FOR KEY SHARE";

@@ -6,9 +6,12 @@ use tokio_postgres::types::Type;
 
 use super::read::read;
 use crate::store::api::micros;
+use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::ServerError;
-use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, failed_resume_outcome};
+use protocol::{
+    Outcome, Renewal, ResumeCommand, Slot, TakeOverCommand, Token, failed_resume_outcome,
+};
 
 /// Take a lock over from an earlier grant of the same holder: parameters as for
 /// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the token and `$7` the grant id that
@@ -17,7 +20,7 @@ use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, failed_r
 /// The holder of the grant that ends is notified, as by a release by force.
 ///
 /// The `expires_at` that was read is not a parameter: a renewal in between does not make it another
-/// grant.
+/// grant. A row of this library without a grant id rests, and its rest is not ended.
 pub(crate) const TAKE_OVER: Statement = Statement {
     name: "preempt",
     text: concat!(
@@ -33,6 +36,7 @@ UPDATE {table} f SET
  WHERE id = (SELECT id FROM {table}
               WHERE name = $1 AND locked_by = $3 AND token = $6
                 AND grant_id IS NOT DISTINCT FROM $7 AND expires_at > statement_timestamp()
+                AND (grant_id IS NOT NULL OR granted_until IS DISTINCT FROM expires_at)
                 FOR UPDATE SKIP LOCKED)
 RETURNING token,
        ",
@@ -66,15 +70,16 @@ pub(crate) async fn take_over(
         &command.token.get(),
         &command.grant.as_deref(),
     ];
-    let rows = session.write(&TAKE_OVER, 1, &params).await?;
+    let rows = session.write(Rows::Locks, &TAKE_OVER, 1, &params).await?;
     if let Some(row) = rows.first() {
         return Ok(Outcome::Granted {
+            slot: Slot::Lock,
             token: Token::from_db(row.try_get("token")?),
             length: to.length,
             confirmed_by: session.primary,
         });
     }
-    let rows = read(session, slice::from_ref(&to.name)).await?;
+    let rows = read(session, Rows::Locks, slice::from_ref(&to.name)).await?;
     let outcome = rows
         .first()
         .map_or(Outcome::Busy, |row| row.failed_take_over_outcome(command));
@@ -84,7 +89,7 @@ pub(crate) async fn take_over(
 /// Replace a grant that still holds the lock.
 ///
 /// `$1` name, `$2` token, `$3` the grant that ends, `$4` the one that begins, `$5` its holder, `$6`
-/// its metadata, `$7` length in microseconds. One row: resumed. No row: a read finds out why.
+/// its metadata, `$7` length in microseconds, `$8` slot. One row: resumed. No row: a read finds out why.
 ///
 /// The row may already have `$4`, from an earlier request whose reply was lost.
 pub(crate) const RESUME: Statement = Statement {
@@ -96,7 +101,7 @@ UPDATE {table} SET
        expires_at = GREATEST(expires_at, statement_timestamp() + $7 * interval '1 microsecond'),
        granted_until = GREATEST(expires_at, statement_timestamp() + $7 * interval '1 microsecond')
  WHERE id = (SELECT id FROM {table}
-              WHERE name = $1 AND token = $2 AND grant_id IN ($3, $4)
+              WHERE name = $1{? AND slot = $8?} AND token = $2 AND grant_id IN ($3, $4)
                 AND expires_at > statement_timestamp() AND granted_until = expires_at
                 FOR UPDATE SKIP LOCKED)
 RETURNING ",
@@ -110,6 +115,7 @@ RETURNING ",
         Type::TEXT,
         Type::TEXT,
         Type::INT8,
+        Type::INT4,
     ],
 };
 
@@ -118,7 +124,8 @@ pub(crate) async fn resume(
     command: &ResumeCommand,
 ) -> Result<Renewal, ServerError> {
     let to = &command.to;
-    let params: [Param<'_>; 7] = [
+    let (of, slot) = (Rows::of(command.slot), command.slot.range().0);
+    let params: [Param<'_>; 8] = [
         &to.name.as_str(),
         &command.token.get(),
         &command.from.as_str(),
@@ -126,10 +133,12 @@ pub(crate) async fn resume(
         &&*to.holder,
         &&*to.metadata,
         &micros(to.length),
+        &slot,
     ];
-    if session.write(&RESUME, 1, &params).await?.is_empty() {
-        let rows = read(session, slice::from_ref(&to.name)).await?;
-        return Ok(failed_resume_outcome(command, rows.first()));
+    if session.write(of, &RESUME, 1, &params).await?.is_empty() {
+        let rows = read(session, of, slice::from_ref(&to.name)).await?;
+        let row = rows.iter().find(|row| row.slot == command.slot);
+        return Ok(failed_resume_outcome(command, row));
     }
     Ok(Renewal::Renewed {
         confirmed_by: session.primary,

@@ -3,8 +3,11 @@
 use crate::store::postgres::connection::session::Session;
 use crate::store::postgres::error::{Kind, ServerError};
 
-/// Creates the table, or adds missing columns.
-pub(crate) const INSTALL: &str = include_str!("../../../../schema/postgres.sql");
+/// Creates the tables, or adds missing columns.
+pub(crate) const INSTALL: &str = concat!(
+    include_str!("../../../../schema/postgres.sql"),
+    include_str!("../../../../schema/postgres_permit.sql")
+);
 
 pub(crate) async fn install(session: &Session, script: &str) -> Result<(), ServerError> {
     // If two clients create the table at once, the second gets one of these errors. Some have no

@@ -26,31 +26,39 @@
 //! carried out once and first. What is set for the transaction stands in `RETURNING`, and so is set
 //! only if a row was written.
 
+// First: its macros are parts of other statements.
+#[macro_use]
 pub(crate) mod acquire;
 pub(crate) mod fence;
 pub(crate) mod handover;
 pub(crate) mod install;
+pub(crate) mod permit;
 pub(crate) mod prune;
 pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renew;
+pub(crate) mod several;
 pub(crate) mod wait;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE};
 use self::handover::{RESUME, TAKE_OVER};
+use self::permit::{ACQUIRE_PERMIT, MAKE_PERMIT, SET_LIMIT, STATE, WAIT_FOR_PERMIT};
 use self::prune::PRUNE;
 use self::read::{READ, READ_PAGE};
 use self::release::{FORCE, RELEASE, RELEASE_ONE};
 use self::renew::RENEW;
+use self::several::{ACQUIRE_ALL, MAKE_FREE};
 use self::wait::WAIT;
 use super::connection::session::Statement;
 
 /// Every statement that is sent.
-pub(crate) const ALL: [Statement; 14] = [
+pub(crate) const ALL: [Statement; 21] = [
     ACQUIRE_ONE,
     ACQUIRE,
     MAKE_ONE,
     MAKE,
+    ACQUIRE_ALL,
+    MAKE_FREE,
     RENEW,
     TAKE_OVER,
     RESUME,
@@ -61,6 +69,11 @@ pub(crate) const ALL: [Statement; 14] = [
     READ,
     READ_PAGE,
     PRUNE,
+    ACQUIRE_PERMIT,
+    STATE,
+    MAKE_PERMIT,
+    WAIT_FOR_PERMIT,
+    SET_LIMIT,
 ];
 
 /// What `docs/protocol.md` publishes.

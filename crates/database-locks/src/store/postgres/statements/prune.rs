@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use crate::store::api::{bounded, micros};
+use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::ServerError;
 use protocol::Pruned;
@@ -30,6 +31,7 @@ WITH page AS MATERIALIZED (
         OR (expires_at IS NULL AND granted_until IS NULL
             AND renewed_at <= statement_timestamp() - $1 * interval '1 microsecond')
         OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2))
+       {?AND slot >= 0?}
        AND token < (extract(epoch FROM statement_timestamp()) * 1000)::bigint
        FOR UPDATE SKIP LOCKED
 ), deleted AS (
@@ -41,13 +43,14 @@ SELECT (SELECT max(id)::bigint FROM page) AS last, (SELECT count(*) FROM deleted
 
 pub(crate) async fn prune(
     session: &Session,
+    of: Rows,
     idle: Duration,
     include_legacy: bool,
     after: Option<i64>,
 ) -> Result<Pruned, ServerError> {
     let (idle, after) = (micros(bounded(idle)), after.unwrap_or(i64::MIN));
     let rows = session
-        .write(&PRUNE, 1, &[&idle, &include_legacy, &after])
+        .write(of, &PRUNE, 1, &[&idle, &include_legacy, &after])
         .await?;
     let Some(row) = rows.first() else {
         return Ok(Pruned::default());

@@ -3,17 +3,18 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::ServerError;
 use crate::store::postgres::rows::state;
-use protocol::{ListFilter, LockName, LockRow, Page};
+use protocol::{ListFilter, LockName, LockRow, Page, Slot};
 
 /// All columns, and `$rest`.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
             "
-SELECT name::text, ",
+SELECT name::text, {?slot, permits::bigint,?} ",
             state!(),
             ",
        ",
@@ -31,12 +32,12 @@ SELECT name::text, ",
     };
 }
 
-/// Read the locks of these names: `$1`.
+/// Read the locks of these names, or the permits and the operators' limits (slot −1): `$1`.
 pub(crate) const READ: Statement = Statement {
     name: "read",
     text: select!(
         "
-  FROM {table} l WHERE name = ANY ($1) ORDER BY name COLLATE \"C\""
+  FROM {table} l WHERE name = ANY ($1) ORDER BY name COLLATE \"C\"{?, slot?}"
     ),
     types: &[Type::TEXT_ARRAY],
 };
@@ -54,7 +55,7 @@ WITH page AS MATERIALIZED (
         select!(
             ", (SELECT max(id)::bigint FROM page) AS last
   FROM (SELECT) one LEFT JOIN page l
-       ON NOT ($2 AND l.expires_at IS NULL) AND starts_with(l.name::text, $3)
+       ON NOT ($2 AND l.expires_at IS NULL) AND starts_with(l.name::text, $3){? AND l.slot >= 0?}
  ORDER BY l.id"
         )
     ),
@@ -63,16 +64,26 @@ WITH page AS MATERIALIZED (
 
 pub(crate) async fn read(
     session: &Session,
+    of: Rows,
     names: &[LockName],
 ) -> Result<Vec<LockRow>, ServerError> {
     let texts: Vec<_> = names.iter().map(LockName::as_str).collect();
-    let rows = session.read(&READ, names.len(), &[&texts]).await?;
-    rows.iter().map(lock_row).collect()
+    let rows = session.read(of, &READ, names.len(), &[&texts]).await?;
+    rows.iter().map(|row| lock_row(of, row)).collect()
 }
 
-fn lock_row(row: &Row) -> Result<LockRow, ServerError> {
+fn lock_row(of: Rows, row: &Row) -> Result<LockRow, ServerError> {
+    let (slot, permits) = match of {
+        Rows::Locks => (Slot::Lock, None),
+        Rows::Permits => {
+            let slot = Slot::from_db(row.try_get("slot")?);
+            (slot.unwrap_or(Slot::AnyPermit), row.try_get("permits")?)
+        }
+    };
     Ok(LockRow {
         name: row.try_get("name")?,
+        slot,
+        permits,
         acquired_at: row.try_get("acquired_at")?,
         renewed_at: row.try_get("renewed_at")?,
         expires_at: row.try_get("expires_at")?,
@@ -83,17 +94,18 @@ fn lock_row(row: &Row) -> Result<LockRow, ServerError> {
 
 pub(crate) async fn page(
     session: &Session,
+    of: Rows,
     filter: &ListFilter,
     after: Option<i64>,
 ) -> Result<Page, ServerError> {
     let after = after.unwrap_or(i64::MIN);
     let params: [Param<'_>; 3] = [&after, &filter.not_free, &filter.prefix];
-    let rows = session.read(&READ_PAGE, 1, &params).await?;
+    let rows = session.read(of, &READ_PAGE, 1, &params).await?;
     let mut page = Page::default();
     for row in &rows {
         page.last = row.try_get("last")?;
         if row.try_get::<_, Option<&str>>("name")?.is_some() {
-            page.rows.push(lock_row(row)?.into_info());
+            page.rows.push(lock_row(of, row)?.into_info());
         }
     }
     Ok(page)

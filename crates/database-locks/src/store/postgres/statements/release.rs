@@ -3,10 +3,12 @@
 use tokio_postgres::types::Type;
 
 use super::read::read;
-use crate::store::postgres::connection::session::{Session, Statement};
+use crate::store::api::rest_micros;
+use crate::store::connect::table::Rows;
+use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::ServerError;
 use crate::store::postgres::rows::{place, state};
-use protocol::{Force, LockName, ReleaseCommand, Released, Token};
+use protocol::{Force, LockName, ReleaseCommand, Released, Slot, Token};
 
 /// A release does not wait for the disk, unless it must survive a crash (`$5`).
 macro_rules! synchronous_commit_if_asked {
@@ -16,9 +18,22 @@ macro_rules! synchronous_commit_if_asked {
     };
 }
 
+/// The end of the rest `$rest`, in microseconds; NULL if the lock is free at once.
+macro_rules! rest_end {
+    ($rest:literal) => {
+        concat!(
+            "statement_timestamp() + ",
+            $rest,
+            " * interval '1 microsecond'"
+        )
+    };
+}
+
 /// Release one lock if this grant still holds it.
 ///
-/// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash.
+/// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash,
+/// `$6` for how long the lock rests in microseconds, or NULL if it is free at once, `$7` and `$8` the
+/// first and the last slot.
 /// One row: released; its place in the request, and whether it has waiters, which are notified. No
 /// row: another grant has it, or its row is locked, which a read finds out.
 ///
@@ -30,9 +45,15 @@ pub(crate) const RELEASE_ONE: Statement = Statement {
     text: concat!(
         "
 UPDATE {table} f SET
-       expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = statement_timestamp()
+       expires_at = ",
+        rest_end!("$6"),
+        ",
+       granted_until = ",
+        rest_end!("$6"),
+        ",
+       grant_id = NULL, renewed_at = statement_timestamp()
  WHERE id = (SELECT id FROM {table}
-              WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
+              WHERE name = $1{? AND slot BETWEEN $7 AND $8?} AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
                 AND granted_until = expires_at
                 FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING 1::bigint AS place, waiting_until > statement_timestamp() AS awaited,
@@ -42,26 +63,42 @@ RETURNING 1::bigint AS place, waiting_until > statement_timestamp() AS awaited,
        ",
         notify!("waiting_until > statement_timestamp()")
     ),
-    types: &[Type::TEXT, Type::INT8, Type::TEXT, Type::TEXT, Type::BOOL],
+    types: &[
+        Type::TEXT,
+        Type::INT8,
+        Type::TEXT,
+        Type::TEXT,
+        Type::BOOL,
+        Type::INT8,
+        Type::INT4,
+        Type::INT4,
+    ],
 };
 
 /// [`RELEASE_ONE`] for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether
-/// they must survive a crash.
+/// they must survive a crash, `$6` rests.
 pub(crate) const RELEASE: Statement = Statement {
     name: "release many",
     text: concat!(
         "
 WITH picked AS MATERIALIZED (
-    SELECT l.id, a.place
-      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
-           WITH ORDINALITY AS a(name, token, grant_id, holder, place),
+    SELECT l.id, a.rest, a.place
+      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $6::bigint[]
+                  {?, $7::int[], $8::int[]?})
+           WITH ORDINALITY AS a(name, token, grant_id, holder, rest{?, first, last?}, place),
            LATERAL (SELECT id FROM {table}
-                     WHERE name = a.name AND grant_id = a.grant_id AND locked_by = a.holder
+                     WHERE name = a.name{? AND slot BETWEEN a.first AND a.last?} AND grant_id = a.grant_id AND locked_by = a.holder
                        AND (a.token IS NULL OR token = a.token) AND granted_until = expires_at
                        FOR NO KEY UPDATE SKIP LOCKED) l
 )
 UPDATE {table} f SET
-       expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = statement_timestamp()
+       expires_at = ",
+        rest_end!("p.rest"),
+        ",
+       granted_until = ",
+        rest_end!("p.rest"),
+        ",
+       grant_id = NULL, renewed_at = statement_timestamp()
   FROM picked p
  WHERE f.id = p.id
 RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
@@ -77,6 +114,9 @@ RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
         Type::TEXT_ARRAY,
         Type::TEXT_ARRAY,
         Type::BOOL,
+        Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
+        Type::INT4_ARRAY,
     ],
 };
 
@@ -84,36 +124,59 @@ pub(crate) async fn release(
     session: &Session,
     commands: &[ReleaseCommand],
 ) -> Result<Vec<Released>, ServerError> {
+    let mut released = vec![None; commands.len()];
+    for of in [Rows::Locks, Rows::Permits] {
+        let ours = commands.iter().enumerate();
+        let ours = ours.filter(|(_, command)| Rows::of(command.slot) == of);
+        let (at, ours): (Vec<usize>, Vec<&ReleaseCommand>) = ours.unzip();
+        for (at, done) in at.into_iter().zip(release_in(session, of, &ours).await?) {
+            released[at] = Some(done);
+        }
+    }
+    Ok(released.into_iter().flatten().collect())
+}
+
+async fn release_in(
+    session: &Session,
+    of: Rows,
+    commands: &[&ReleaseCommand],
+) -> Result<Vec<Released>, ServerError> {
     let durable = commands.iter().any(|command| command.durable);
-    let token = |command: &ReleaseCommand| command.token.map(Token::get);
+    let token = |command: &&ReleaseCommand| command.token.map(Token::get);
     let rows = match commands {
         [] => return Ok(Vec::new()),
         [command] => {
-            let (name, token, grant) = (
+            let (name, token, grant, rest) = (
                 command.name.as_str(),
                 token(command),
                 command.grant.as_str(),
+                rest_micros(command),
             );
-            session
-                .write(
-                    &RELEASE_ONE,
-                    1,
-                    &[&name, &token, &grant, &&*command.holder, &durable],
-                )
-                .await?
+            let (first, last) = command.slot.range();
+            let params: [Param<'_>; 8] = [
+                &name,
+                &token,
+                &grant,
+                &&*command.holder,
+                &durable,
+                &rest,
+                &first,
+                &last,
+            ];
+            session.write(of, &RELEASE_ONE, 1, &params).await?
         }
         many => {
             let names: Vec<_> = many.iter().map(|command| command.name.as_str()).collect();
             let tokens: Vec<_> = many.iter().map(token).collect();
             let grants: Vec<_> = many.iter().map(|command| command.grant.as_str()).collect();
             let holders: Vec<_> = many.iter().map(|command| &*command.holder).collect();
-            session
-                .write(
-                    &RELEASE,
-                    many.len(),
-                    &[&names, &tokens, &grants, &holders, &durable],
-                )
-                .await?
+            let rests: Vec<_> = many.iter().map(|command| rest_micros(command)).collect();
+            let slots = many.iter().map(|command| command.slot.range());
+            let (first, last): (Vec<_>, Vec<_>) = slots.unzip();
+            let params: [Param<'_>; 8] = [
+                &names, &tokens, &grants, &holders, &durable, &rests, &first, &last,
+            ];
+            session.write(of, &RELEASE, many.len(), &params).await?
         }
     };
     let mut released = vec![None; commands.len()];
@@ -128,19 +191,20 @@ pub(crate) async fn release(
     let names: Vec<LockName> = unknown.map(|(command, _)| command.name.clone()).collect();
     let rows = match names.is_empty() {
         true => Vec::new(),
-        false => read(session, &names).await?,
+        false => read(session, of, &names).await?,
     };
-    let unreleased = |command| match rows.iter().any(|row| row.contains_grant_of(command)) {
-        true => Released::Busy,
-        false => Released::NotHeld,
-    };
+    let unreleased =
+        |command: &&ReleaseCommand| match rows.iter().any(|row| row.contains_grant_of(command)) {
+            true => Released::Busy,
+            false => Released::NotHeld,
+        };
     let answers = commands.iter().zip(released);
     Ok(answers
         .map(|(command, done)| done.unwrap_or_else(|| unreleased(command)))
         .collect())
 }
 
-/// Release a lock by force. `$1` name. One row: whether it was released, and the holder.
+/// Release a lock by force. `$1` name, `$2` slot. One row: whether it was released, and the holder.
 ///
 /// The holder stays in the row and the token goes up, which tells the holder that the lock was
 /// freed by force and not taken over. The holder is notified, whether there are waiters or not: a
@@ -152,7 +216,7 @@ pub(crate) const FORCE: Statement = Statement {
 WITH picked AS MATERIALIZED (
     SELECT id, locked_by, token, grant_id, expires_at, granted_until, acquired_at
       FROM {table}
-     WHERE name = $1 AND expires_at > statement_timestamp()
+     WHERE name = $1{? AND slot = $2?} AND expires_at > statement_timestamp()
        FOR UPDATE SKIP LOCKED
 ), freed AS (
     UPDATE {table} l SET
@@ -177,14 +241,19 @@ SELECT freed, ",
          UNION ALL
         SELECT false, locked_by, token, grant_id, expires_at, granted_until, acquired_at
           FROM {table}
-         WHERE name = $1 AND expires_at > statement_timestamp()
+         WHERE name = $1{? AND slot = $2?} AND expires_at > statement_timestamp()
            AND NOT EXISTS (SELECT FROM picked)) l"
     ),
-    types: &[Type::TEXT],
+    types: &[Type::TEXT, Type::INT4],
 };
 
-pub(crate) async fn force(session: &Session, name: &LockName) -> Result<Force, ServerError> {
-    let rows = session.write(&FORCE, 1, &[&name.as_str()]).await?;
+pub(crate) async fn force(
+    session: &Session,
+    name: &LockName,
+    slot: Slot,
+) -> Result<Force, ServerError> {
+    let params: [Param<'_>; 2] = [&name.as_str(), &slot.range().0];
+    let rows = session.write(Rows::of(slot), &FORCE, 1, &params).await?;
     Ok(match rows.first() {
         None => Force::WasFree,
         Some(row) if row.try_get("freed")? => Force::Freed(state(row)?.holder()),

@@ -6,19 +6,20 @@ use tokio_postgres::types::Type;
 
 use super::read::read;
 use crate::store::api::micros;
-use crate::store::postgres::connection::session::{Session, Statement};
+use crate::store::connect::table::Rows;
+use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::{Kind, ServerError};
 use crate::store::postgres::failover;
 use crate::store::postgres::rows::place;
 use protocol::{
-    Grant, LockName, LockRow, Renewal, Ttl, failed_renewal_outcome,
+    Grant, LockName, LockRow, Renewal, Slot, Ttl, failed_renewal_outcome,
     failed_renewal_outcome_elsewhere,
 };
 
 /// Extend the leases of these grants, if they still hold their locks.
 ///
 /// `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` lengths in microseconds, NULL for a
-/// lease without end. One row for each renewed lease: its place in the request. A read finds out
+/// lease without end, `$6` slots. One row for each renewed lease: its place in the request. A read finds out
 /// whether the others are gone, or their rows were locked.
 ///
 /// An expired lease is not revived, a lease that legacy (django-database-locks 0.5) wrote
@@ -37,10 +38,10 @@ WITH picked AS MATERIALIZED (
     SELECT l.id, a.place,
            coalesce(statement_timestamp() + a.length * interval '1 microsecond',
                     '9999-12-31 00:00:00+00') AS until
-      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[])
-           WITH ORDINALITY AS a(name, token, grant_id, holder, length, place),
+      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[]{?, $6::int[]?})
+           WITH ORDINALITY AS a(name, token, grant_id, holder, length{?, slot?}, place),
            LATERAL (SELECT id FROM {table}
-                     WHERE name = a.name AND token = a.token AND grant_id = a.grant_id
+                     WHERE name = a.name{? AND slot = a.slot?} AND token = a.token AND grant_id = a.grant_id
                        AND locked_by = a.holder AND expires_at > statement_timestamp()
                        AND granted_until = expires_at
                        FOR NO KEY UPDATE SKIP LOCKED) l
@@ -61,6 +62,7 @@ RETURNING p.place,
         Type::TEXT_ARRAY,
         Type::TEXT_ARRAY,
         Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
     ],
 };
 
@@ -68,37 +70,50 @@ pub(crate) async fn renew(
     session: &Session,
     grants: &[(Grant, Ttl)],
 ) -> Result<Vec<Renewal>, ServerError> {
-    if grants.is_empty() {
+    let mut renewals = vec![None; grants.len()];
+    for of in [Rows::Locks, Rows::Permits] {
+        let ours = grants.iter().enumerate();
+        let ours = ours.filter(|(_, (grant, _))| Rows::of(grant.slot) == of);
+        let (at, ours): (Vec<usize>, Vec<&(Grant, Ttl)>) = ours.unzip();
+        for (at, renewal) in at.into_iter().zip(renew_in(session, of, &ours).await?) {
+            renewals[at] = Some(renewal);
+        }
+    }
+    Ok(renewals.into_iter().flatten().collect())
+}
+
+async fn renew_in(
+    session: &Session,
+    of: Rows,
+    leases: &[&(Grant, Ttl)],
+) -> Result<Vec<Renewal>, ServerError> {
+    if leases.is_empty() {
         return Ok(Vec::new());
     }
-    let of = || grants.iter().map(|(grant, _)| grant);
-    let names: Vec<_> = of().map(|grant| grant.name.as_str()).collect();
-    let tokens: Vec<_> = of().map(|grant| grant.token.get()).collect();
-    let ids: Vec<_> = of().map(|grant| grant.id.as_str()).collect();
-    let holders: Vec<_> = of().map(|grant| &*grant.holder).collect();
+    let grants = || leases.iter().map(|(grant, _)| grant);
+    let names: Vec<_> = grants().map(|grant| grant.name.as_str()).collect();
+    let tokens: Vec<_> = grants().map(|grant| grant.token.get()).collect();
+    let ids: Vec<_> = grants().map(|grant| grant.id.as_str()).collect();
+    let holders: Vec<_> = grants().map(|grant| &*grant.holder).collect();
+    let slots: Vec<_> = grants().map(|grant| grant.slot.range().0).collect();
     let length = |ttl: &Ttl| match ttl {
         Ttl::Finite(length) => Some(micros(*length)),
         Ttl::Infinite => None,
     };
-    let lengths: Vec<_> = grants.iter().map(|(_, ttl)| length(ttl)).collect();
-    let rows = session
-        .write(
-            &RENEW,
-            grants.len(),
-            &[&names, &tokens, &ids, &holders, &lengths],
-        )
-        .await?;
-    let mut renewals = vec![None; grants.len()];
+    let lengths: Vec<_> = leases.iter().map(|(_, ttl)| length(ttl)).collect();
+    let params: [Param<'_>; 6] = [&names, &tokens, &ids, &holders, &lengths, &slots];
+    let rows = session.write(of, &RENEW, leases.len(), &params).await?;
+    let mut renewals = vec![None; leases.len()];
     for row in &rows {
-        renewals[place(row, grants.len())?] = Some(Renewal::Renewed {
+        renewals[place(row, leases.len())?] = Some(Renewal::Renewed {
             confirmed_by: session.primary,
         });
     }
-    let unrenewed: Vec<&Grant> = (of().zip(&renewals))
+    let unrenewed: Vec<&Grant> = (grants().zip(&renewals))
         .filter(|(_, done)| done.is_none())
         .map(|(grant, _)| grant)
         .collect();
-    let mut verdicts = judge_all(session, &unrenewed).await?.into_iter();
+    let mut verdicts = judge_all(session, of, &unrenewed).await?.into_iter();
     Ok(renewals
         .into_iter()
         .map(|done| done.or_else(|| verdicts.next()).unwrap_or(Renewal::Busy))
@@ -109,15 +124,22 @@ pub(crate) async fn renew(
 ///
 /// If the read is answered by another server than the one that confirmed the grant last, a missing
 /// grant only means that this server does not have it.
-async fn judge_all(session: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>, ServerError> {
+async fn judge_all(
+    session: &Session,
+    of: Rows,
+    grants: &[&Grant],
+) -> Result<Vec<Renewal>, ServerError> {
     if grants.is_empty() {
         return Ok(Vec::new());
     }
     let names: Vec<LockName> = grants.iter().map(|grant| grant.name.clone()).collect();
-    let rows = read(session, &names).await?;
-    let rows: HashMap<&str, &LockRow> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
+    let rows = read(session, of, &names).await?;
+    let rows: HashMap<(&str, Slot), &LockRow> = rows
+        .iter()
+        .map(|row| ((row.name.as_str(), row.slot), row))
+        .collect();
     let judge = |grant: &&Grant| {
-        let row = rows.get(grant.name.as_str()).copied();
+        let row = rows.get(&(grant.name.as_str(), grant.slot)).copied();
         match (grant.confirmed_by, session.primary) {
             (Some(before), Some(now)) if before != now => {
                 failed_renewal_outcome_elsewhere(grant, row)

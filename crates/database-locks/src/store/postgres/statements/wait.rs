@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use crate::store::api::micros;
+use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::ServerError;
 use protocol::LockName;
@@ -35,7 +36,7 @@ pub(crate) async fn wait(
     ahead: Duration,
 ) -> Result<bool, ServerError> {
     let rows = session
-        .write(&WAIT, 1, &[&name.as_str(), &micros(ahead)])
+        .write(Rows::Locks, &WAIT, 1, &[&name.as_str(), &micros(ahead)])
         .await?;
     Ok(!rows.is_empty())
 }

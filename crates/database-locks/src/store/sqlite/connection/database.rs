@@ -13,13 +13,16 @@ use rusqlite::Connection;
 use super::session::Session;
 use crate::runtime::fork;
 use crate::store::api::StoreError;
-use crate::store::connect::table::Table;
+use crate::store::connect::table::{Rows, Table};
 use crate::store::sqlite::error::{FileHistory, classify, is_transient};
 use crate::store::sqlite::fence::Fences;
 use crate::store::sqlite::statements::sql::Statements;
 
-/// The script that creates the table.
-const INSTALL: &str = include_str!("../../../../schema/sqlite.sql");
+/// The script that creates the tables.
+const INSTALL: &str = concat!(
+    include_str!("../../../../schema/sqlite.sql"),
+    include_str!("../../../../schema/sqlite_permit.sql")
+);
 
 /// How long SQLite itself waits for a busy file: long enough for the writes of other processes,
 /// short enough that a renewal does not queue long behind it.
@@ -45,7 +48,8 @@ pub(crate) struct Database {
     /// Whether a missing file is created.
     create: bool,
     fences: Fences,
-    statements: Statements,
+    locks: Statements,
+    permits: Statements,
     install: String,
     /// Whether the table has been used.
     used: AtomicBool,
@@ -58,7 +62,8 @@ impl Database {
         Self {
             create,
             fences: Fences::of_database(&path, table.as_str()),
-            statements: Statements::of(table),
+            locks: Statements::of(table, Rows::Locks),
+            permits: Statements::of(table, Rows::Permits),
             install: table.fill(INSTALL),
             path,
             used: AtomicBool::new(false),
@@ -69,7 +74,8 @@ impl Database {
     pub(super) fn session<'a>(&'a self, connection: &'a Connection) -> Session<'a> {
         Session {
             connection,
-            statements: &self.statements,
+            locks: &self.locks,
+            permits: &self.permits,
             fences: &self.fences,
         }
     }

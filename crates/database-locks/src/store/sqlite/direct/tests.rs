@@ -60,6 +60,7 @@ fn granted(direct: &dyn DirectConnection, command: &AcquireCommand) -> ReleaseCo
         panic!("not granted");
     };
     let grant = Grant {
+        slot: Default::default(),
         name: command.name.clone(),
         token,
         id: command.grant,
@@ -145,7 +146,7 @@ fn an_open_fence_keeps_the_lock_from_callers_of_the_direct_connection() {
         &subject.store.database.path,
         Table::default().as_str(),
     );
-    let fence = fences.open("job").unwrap().unwrap();
+    let fence = fences.open("job", protocol::Slot::Lock).unwrap().unwrap();
     assert_eq!(release(&*direct, &held).unwrap(), Released::Freed);
     assert_eq!(try_once(&*direct, &command("job")).unwrap(), Outcome::Busy);
     drop(fence);

@@ -34,11 +34,12 @@ const INDEXES: &str = "
      ORDER BY i.seq";
 
 const COUNTS: &str = "
-    SELECT count(*), count(*) FILTER (WHERE expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')),
+    SELECT count(*), count(*) FILTER (WHERE expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
+                                        AND NOT rests),
            count(*) FILTER (WHERE expires_at <=
-                            strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 minute')),
+                            strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 minute') AND NOT rests),
            min(name) FILTER (WHERE expires_at <=
-                             strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 minute')),
+                             strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 minute') AND NOT rests),
            count(*) FILTER (WHERE expires_at LIKE '9999-12-31 00:00:00%' AND acquired_at <=
                             strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 day')),
            min(name) FILTER (WHERE expires_at LIKE '9999-12-31 00:00:00%' AND acquired_at <=
@@ -47,7 +48,7 @@ const COUNTS: &str = "
                               AND granted_until IS NOT expires_at),
            min(name) FILTER (WHERE expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
                                AND granted_until IS NOT expires_at)
-      FROM {table}";
+      FROM (SELECT *, grant_id IS NULL AND granted_until IS expires_at AS rests FROM {table})";
 
 /// Examine everything.
 pub(crate) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreError> {

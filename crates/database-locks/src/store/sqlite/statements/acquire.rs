@@ -1,22 +1,33 @@
 //! Acquiring locks.
 
+use std::time::Duration;
+
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::session::Session;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::{granted, modifier};
+use crate::store::sqlite::rows::granted;
+use crate::store::sqlite::statements::grant::write;
+use crate::store::sqlite::statements::permit;
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::{AcquireCommand, Outcome};
+use protocol::{AcquireCommand, AllOutcome, Kind, LockRow, Outcome, Slot};
 
-/// Held locks are refused without the write lock. Only the others take it.
+/// Locks that are held or rest are refused without the write lock. Only the others take it.
 pub(crate) fn acquire(
     worker: &mut Worker,
     commands: &[AcquireCommand],
 ) -> Result<Vec<Outcome>, StoreError> {
     let mut outcomes: Vec<Outcome> = worker.with(|session| {
-        let mut is_held = session.prepare(Sql::IsHeld)?;
-        let one = |command: &AcquireCommand| match is_held.exists([command.name.as_str()])? {
-            true => failed_acquire_outcome(session, command),
-            false => Ok(Outcome::Busy),
+        let mut is_held = session.prepare(Rows::Locks, Sql::IsHeld)?;
+        let one = |command: &AcquireCommand| match command.kind {
+            Kind::Permit { limit, .. } => permit::free(session, command, limit).map(|free| {
+                // Which one is granted is decided with the write lock.
+                free.map_or_else(|held| held, |_| Outcome::Busy)
+            }),
+            Kind::Exclusive => match is_held.exists([command.name.as_str()])? {
+                true => failed_acquire_outcome(session, command),
+                false => Ok(Outcome::Busy),
+            },
         };
         commands.iter().map(one).collect()
     })?;
@@ -26,7 +37,12 @@ pub(crate) fn acquire(
     }
     worker.write(|session| {
         for (command, outcome) in commands.iter().zip(&mut outcomes) {
-            if *outcome == Outcome::Busy && !session.is_fenced(command.name.as_str())? {
+            if *outcome != Outcome::Busy {
+                continue;
+            }
+            if let Kind::Permit { limit, .. } = command.kind {
+                *outcome = permit::grant(session, command, limit)?;
+            } else if !session.is_fenced(command.name.as_str(), Slot::Lock)? {
                 *outcome = grant(session, command)?;
             }
         }
@@ -35,26 +51,69 @@ pub(crate) fn acquire(
     Ok(outcomes)
 }
 
-/// Grant a lock unless it is held. Needs the write lock.
+/// Grant all of them or none. Only if all look free does it take the write lock.
+pub(crate) fn acquire_all(
+    worker: &mut Worker,
+    commands: &[AcquireCommand],
+) -> Result<AllOutcome, StoreError> {
+    let rows = worker.with(|session| read_all(session, commands))?;
+    worker.database.note_used();
+    if rows.iter().any(LockRow::is_taken) {
+        return Ok(AllOutcome::of_rows(commands, &rows));
+    }
+    worker.write(|session| {
+        // No other client writes from here on.
+        let rows = read_all(session, commands)?;
+        let mut blocked = rows.iter().any(LockRow::is_taken);
+        for command in commands {
+            blocked = blocked || session.is_fenced(command.name.as_str(), Slot::Lock)?;
+        }
+        if blocked {
+            return Ok(AllOutcome::of_rows(commands, &rows));
+        }
+        let mut tokens = Vec::with_capacity(commands.len());
+        for command in commands {
+            match grant(session, command)? {
+                Outcome::Granted { token, .. } => tokens.push(token),
+                // The statements disagree with the read: undo the others.
+                Outcome::Held(_) | Outcome::TooRecent(_) | Outcome::Busy => {
+                    return Err(contention());
+                }
+            }
+        }
+        Ok(AllOutcome::Granted {
+            tokens,
+            length: commands
+                .first()
+                .map_or(Duration::ZERO, |command| command.length),
+            confirmed_by: None,
+        })
+    })
+}
+
+fn contention() -> rusqlite::Error {
+    let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+    rusqlite::Error::SqliteFailure(busy, Some("one of the locks is held".into()))
+}
+
+fn read_all(session: &Session<'_>, commands: &[AcquireCommand]) -> rusqlite::Result<Vec<LockRow>> {
+    let rows = commands
+        .iter()
+        .map(|command| session.read(&command.name, Slot::Lock));
+    rows.filter_map(Result::transpose).collect()
+}
+
+/// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write
+/// lock.
 fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let name = command.name.as_str();
-    let writes_row = |sql| {
-        let length = modifier(command.length);
-        let params = (
-            name,
-            &*command.holder,
-            command.grant.as_str(),
-            &*command.metadata,
-            length,
-        );
-        Ok::<_, rusqlite::Error>(session.prepare(sql)?.execute(params)? == 1)
-    };
+    let writes_row = |sql| Ok::<_, rusqlite::Error>(write(session, sql, command, None)? == 1);
     if !writes_row(Sql::Acquire)? && !writes_row(Sql::Insert)? {
         return failed_acquire_outcome(session, command);
     }
-    let mut token = session.prepare(Sql::ReadToken)?;
+    let mut token = session.prepare(Rows::Locks, Sql::ReadToken)?;
     let token = token.query_row([name], |row| row.get("token"))?;
-    Ok(granted(token, command.length))
+    Ok(granted(Slot::Lock, token, command.length))
 }
 
 /// The outcome of a refused acquire. The lock may be held by the requested grant.
@@ -62,8 +121,6 @@ fn failed_acquire_outcome(
     session: &Session<'_>,
     command: &AcquireCommand,
 ) -> rusqlite::Result<Outcome> {
-    let row = session.read(&command.name)?;
-    Ok(row.map_or(Outcome::Busy, |row| {
-        row.failed_acquire_outcome(command.grant.as_str())
-    }))
+    let row = session.read(&command.name, Slot::Lock)?;
+    Ok(row.map_or(Outcome::Busy, |row| row.failed_acquire_outcome(command)))
 }

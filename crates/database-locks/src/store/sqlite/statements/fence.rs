@@ -11,11 +11,11 @@ pub(crate) fn open_fence(
     grant: &Grant,
 ) -> Result<Result<Barrier, Gone>, StoreError> {
     let opened = worker.write(|session| {
-        let open = session.fences.open(grant.name.as_str());
+        let open = session.fences.open(grant.name.as_str(), grant.slot);
         let Some(open) = open.map_err(io_error)? else {
             return Ok(None);
         };
-        let row = session.read(&grant.name)?;
+        let row = session.read(&grant.name, grant.slot)?;
         Ok(Some(match failed_renewal_outcome(grant, row.as_ref()) {
             Renewal::Lost(gone) => Err(gone),
             Renewal::Busy | Renewal::Renewed { .. } => Ok(Barrier::new(open)),

@@ -1,12 +1,13 @@
 //! Replacing a grant: preemption by the same holder, and resumption from a ticket.
 
-use rusqlite::OptionalExtension;
+use rusqlite::{OptionalExtension, ToSql};
 
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::rows::{granted, modifier};
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, failed_resume_outcome};
+use protocol::{Outcome, Renewal, ResumeCommand, Slot, TakeOverCommand, failed_resume_outcome};
 
 pub(crate) fn take_over(
     worker: &mut Worker,
@@ -14,7 +15,7 @@ pub(crate) fn take_over(
 ) -> Result<Outcome, StoreError> {
     let to = &command.to;
     worker.write(|session| {
-        if session.is_fenced(to.name.as_str())? {
+        if session.is_fenced(to.name.as_str(), Slot::Lock)? {
             return Ok(Outcome::Busy);
         }
         let params = (
@@ -26,12 +27,12 @@ pub(crate) fn take_over(
             command.token.get(),
             command.grant.as_deref(),
         );
-        let mut preempt = session.prepare(Sql::Preempt)?;
+        let mut preempt = session.prepare(Rows::Locks, Sql::Preempt)?;
         let token = preempt.query_row(params, |row| row.get("token"));
         if let Some(token) = token.optional()? {
-            return Ok(granted(token, to.length));
+            return Ok(granted(Slot::Lock, token, to.length));
         }
-        let row = session.read(&to.name)?;
+        let row = session.read(&to.name, Slot::Lock)?;
         Ok(row.map_or(Outcome::Busy, |row| row.failed_take_over_outcome(command)))
     })
 }
@@ -39,23 +40,25 @@ pub(crate) fn take_over(
 pub(crate) fn resume(worker: &mut Worker, command: &ResumeCommand) -> Result<Renewal, StoreError> {
     let to = &command.to;
     worker.write(|session| {
-        if !session.is_fenced(to.name.as_str())? {
-            let params = (
-                to.name.as_str(),
-                command.token.get(),
-                command.from.as_str(),
-                to.grant.as_str(),
-                &*to.holder,
-                &*to.metadata,
-                modifier(to.length),
-            );
-            if session.prepare(Sql::Resume)?.execute(params)? == 1 {
+        let slot = command.slot;
+        if !session.is_fenced(to.name.as_str(), slot)? {
+            let params: [&dyn ToSql; 8] = [
+                &to.name.as_str(),
+                &command.token.get(),
+                &command.from.as_str(),
+                &to.grant.as_str(),
+                &&*to.holder,
+                &&*to.metadata,
+                &modifier(to.length),
+                &slot.range().0,
+            ];
+            if session.execute(Rows::of(slot), Sql::Resume, &params)? == 1 {
                 return Ok(Renewal::Renewed { confirmed_by: None });
             }
         }
         Ok(failed_resume_outcome(
             command,
-            session.read(&to.name)?.as_ref(),
+            session.read(&to.name, slot)?.as_ref(),
         ))
     })
 }

@@ -2,7 +2,9 @@
 
 pub(crate) mod acquire;
 pub(crate) mod fence;
+mod grant;
 pub(crate) mod handover;
+pub(crate) mod permit;
 pub(crate) mod prune;
 pub(crate) mod read;
 pub(crate) mod release;

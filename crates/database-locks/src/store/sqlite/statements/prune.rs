@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::rows::ago;
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::Pruned;
+use protocol::{Pruned, Slot};
 
 pub(crate) fn prune(
     worker: &mut Worker,
+    of: Rows,
     idle: Duration,
     include_legacy: bool,
     after: Option<i64>,
@@ -19,17 +21,21 @@ pub(crate) fn prune(
         if after.is_none() {
             session.fences.sweep();
         }
-        let Some(last) = session.page_end(first)? else {
+        let Some(last) = session.page_end(of, first)? else {
             return Ok(Pruned::default());
         };
-        let mut found = session.prepare(Sql::Idle)?;
+        let mut found = session.prepare(of, Sql::Idle)?;
         let found = found.query_map((ago(idle), include_legacy, first, last), |row| {
-            Ok((row.get("id")?, row.get("name")?))
+            let slot = match of {
+                Rows::Locks => Slot::Lock,
+                Rows::Permits => Slot::from_db(row.get("slot")?).unwrap_or(Slot::AnyPermit),
+            };
+            Ok((row.get("id")?, row.get("name")?, slot))
         })?;
-        let found: Vec<(i64, String)> = found.collect::<Result<_, _>>()?;
-        let (mut delete, mut deleted) = (session.prepare(Sql::Prune)?, 0);
-        for (id, name) in found {
-            if !session.is_fenced(&name)? {
+        let found: Vec<(i64, String, Slot)> = found.collect::<Result<_, _>>()?;
+        let (mut delete, mut deleted) = (session.prepare(of, Sql::Prune)?, 0);
+        for (id, name, slot) in found {
+            if !session.is_fenced(&name, slot)? {
                 deleted += delete.execute([id])? as u64;
             }
         }

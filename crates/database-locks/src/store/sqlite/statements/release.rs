@@ -1,41 +1,59 @@
 //! Releasing locks, by their holder or by force.
 
-use rusqlite::OptionalExtension;
+use rusqlite::{OptionalExtension, Row, ToSql};
 
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::worker::Worker;
+use crate::store::sqlite::rows::modifier;
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::{Force, LockName, LockRow, ReleaseCommand, Released, Token};
+use protocol::{Force, LockName, LockRow, ReleaseCommand, Released, Slot, Token};
 
 pub(crate) fn release(
     worker: &mut Worker,
     commands: &[ReleaseCommand],
 ) -> Result<Vec<Released>, StoreError> {
     worker.write(|session| {
-        let mut release = session.prepare(Sql::Release)?;
         let one = |command: &ReleaseCommand| {
-            let (name, token) = (command.name.as_str(), command.token.map(Token::get));
-            let params = (name, token, command.grant.as_str(), &*command.holder);
-            Ok(match release.execute(params)? {
-                1 => Released::Freed,
-                _ => Released::NotHeld,
-            })
+            let rest = (!command.rest.is_zero()).then(|| modifier(command.rest));
+            let (first, last) = command.slot.range();
+            let params: [&dyn ToSql; 7] = [
+                &command.name.as_str(),
+                &command.token.map(Token::get),
+                &command.grant.as_str(),
+                &&*command.holder,
+                &rest,
+                &first,
+                &last,
+            ];
+            Ok(
+                match session.execute(Rows::of(command.slot), Sql::Release, &params)? {
+                    1 => Released::Freed,
+                    _ => Released::NotHeld,
+                },
+            )
         };
         commands.iter().map(one).collect()
     })
 }
 
-pub(crate) fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
+pub(crate) fn force(worker: &mut Worker, name: &LockName, slot: Slot) -> Result<Force, StoreError> {
     worker.write(|session| {
-        let row = session.read(name)?;
-        let held = row.as_ref().is_some_and(LockRow::is_held);
-        if held && session.is_fenced(name.as_str())? {
+        let row = session.read(name, slot)?;
+        let taken = row.as_ref().is_some_and(LockRow::is_taken);
+        if taken && session.is_fenced(name.as_str(), slot)? {
             return Ok(Force::Busy);
         }
-        let mut force = session.prepare(Sql::Force)?;
+        let mut force = session.prepare(Rows::of(slot), Sql::Force)?;
         // Beyond the greatest integer the token would be a float, which no client could read. Then
         // this fails.
-        let freed = force.query_row([name.as_str()], |row| row.get::<_, i64>("token"));
+        let token = |row: &Row<'_>| row.get::<_, i64>("token");
+        let freed = match slot {
+            Slot::Lock => force.query_row([name.as_str()], token),
+            Slot::Permit(_) | Slot::AnyPermit => {
+                force.query_row((name.as_str(), slot.range().0), token)
+            }
+        };
         let freed = freed.optional()?;
         Ok(match row {
             Some(row) if freed.is_some() => Force::Freed(row.holder()),

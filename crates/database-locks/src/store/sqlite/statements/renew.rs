@@ -1,6 +1,9 @@
 //! Renewing leases.
 
+use rusqlite::ToSql;
+
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::rows::modifier;
 use crate::store::sqlite::statements::sql::Sql;
@@ -11,18 +14,28 @@ pub(crate) fn renew(
     grants: &[(Grant, Ttl)],
 ) -> Result<Vec<Renewal>, StoreError> {
     worker.write(|session| {
-        let mut renew = session.prepare(Sql::Renew)?;
         let one = |(grant, ttl): &(Grant, Ttl)| {
             let length = match ttl {
                 Ttl::Finite(length) => Some(modifier(*length)),
                 Ttl::Infinite => None,
             };
-            let (name, token) = (grant.name.as_str(), grant.token.get());
-            let params = (name, token, grant.id.as_str(), &*grant.holder, length);
-            Ok(match renew.execute(params)? {
-                1 => Renewal::Renewed { confirmed_by: None },
-                _ => failed_renewal_outcome(grant, session.read(&grant.name)?.as_ref()),
-            })
+            let params: [&dyn ToSql; 6] = [
+                &grant.name.as_str(),
+                &grant.token.get(),
+                &grant.id.as_str(),
+                &&*grant.holder,
+                &length,
+                &grant.slot.range().0,
+            ];
+            Ok(
+                match session.execute(Rows::of(grant.slot), Sql::Renew, &params)? {
+                    1 => Renewal::Renewed { confirmed_by: None },
+                    _ => {
+                        let row = session.read(&grant.name, grant.slot)?;
+                        failed_renewal_outcome(grant, row.as_ref())
+                    }
+                },
+            )
         };
         grants.iter().map(one).collect()
     })

@@ -1,0 +1,231 @@
+//! Permits of a semaphore: a row each, with the columns of a lock.
+
+use std::collections::HashSet;
+
+use mysql_async::params;
+
+use super::acquire::{Permit, params_for};
+use crate::store::api::{StoreError, micros};
+use crate::store::connect::table::Rows;
+use crate::store::mysql::connection::session::{QueryResult, Session};
+use crate::store::mysql::rows::{granted, token};
+use protocol::{
+    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Semaphore, Slot, no_permit_free,
+};
+
+/// The insert id of an acquire is the token times this, plus the slot.
+const SLOTS: u64 = 65_536;
+
+impl Session {
+    /// Acquire a free permit below the limit, on a single server. One row: granted; the insert id is
+    /// token * 65536 + slot.
+    ///
+    /// `:start` is a random number below the limit: the first free slot from there on, or else the
+    /// first from 0. If an earlier request, whose reply was lost, has a permit already, no other one
+    /// is granted. `ORDER BY RAND()` would lock every free slot. A permit that is held, or whose
+    /// row is locked, is not waited for.
+    pub(crate) const ACQUIRE_PERMIT: &str = "
+        UPDATE ((SELECT id FROM {table} FORCE INDEX (name)
+                  WHERE name = :name AND slot >= :start
+                    AND slot < IFNULL((SELECT s.permits FROM {table} s
+                                        WHERE s.name = :name AND s.slot = -1), :permits)
+                    AND (expires_at IS NULL OR {ended}) AND {writable}
+                    AND NOT EXISTS (SELECT 1 FROM {table} o
+                                     WHERE o.name = :name AND o.grant_id = :grant)
+                  ORDER BY slot LIMIT 1 FOR UPDATE SKIP LOCKED)
+                UNION ALL
+                (SELECT id FROM {table} FORCE INDEX (name)
+                  WHERE name = :name AND slot >= 0
+                    AND slot < LEAST(:start, IFNULL((SELECT s.permits FROM {table} s
+                                        WHERE s.name = :name AND s.slot = -1), :permits))
+                    AND (expires_at IS NULL OR {ended}) AND {writable}
+                    AND NOT EXISTS (SELECT 1 FROM {table} o
+                                     WHERE o.name = :name AND o.grant_id = :grant)
+                  ORDER BY slot LIMIT 1 FOR UPDATE SKIP LOCKED)
+                LIMIT 1) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1,
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                       DIV 1000) * 65536 + l.slot) DIV 65536,
+               l.permits = :permits, l.locked_by = :holder, l.grant_id = :grant,
+               l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+               l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+               l.acquired_at = UTC_TIMESTAMP(6), l.renewed_at = UTC_TIMESTAMP(6),
+               l.metadata = :metadata";
+
+    /// Set the operator's limit, or remove it.
+    pub(crate) const SET_LIMIT: &str = "
+        INSERT INTO {table} (name, slot, permits) VALUES (:name, -1, :permits)
+        ON DUPLICATE KEY UPDATE permits = :permits";
+
+    pub(crate) async fn acquire_permit(
+        &mut self,
+        command: &AcquireCommand,
+    ) -> Result<Outcome, StoreError> {
+        let Kind::Permit { limit, expired } = &command.kind else {
+            return Ok(Outcome::Busy);
+        };
+        if self.cluster.is_none()
+            && let Some(decided) = self.acquire_any(command, *limit).await?
+        {
+            return Ok(decided);
+        }
+        let rows = self
+            .read(Rows::Permits, std::slice::from_ref(&command.name))
+            .await?;
+        let known = Known::new(rows, *limit);
+        // The reply to an earlier request of this grant was lost.
+        let is_own = |row: &&LockRow| row.is_granted(command.grant.as_str());
+        if let Some(own) = known.permits.iter().find(is_own) {
+            return self.refused(command, own).await;
+        }
+        let seen = |row: &LockRow| {
+            let seen = expired.iter().find(|(slot, _)| *slot == row.slot);
+            seen.map(|(_, version)| version)
+        };
+        let free = |row: &&LockRow| !row.is_taken() || seen(row).is_some();
+        let free: Vec<&LockRow> = known.below().filter(free).collect();
+        let permit = |slot, expired_version| Permit {
+            slot,
+            limit: *limit,
+            expired_version,
+        };
+        match (fastrand::choice(free), self.cluster) {
+            (Some(row), Some(_)) => {
+                self.acquire_slot(command, permit(row.slot, seen(row)))
+                    .await
+            }
+            // Another transaction has its row locked.
+            (Some(_), None) => Ok(Outcome::Busy),
+            (None, _) => match fastrand::choice(known.missing()) {
+                Some(slot) => self.create(command, Some(permit(slot, None))).await,
+                None => Ok(known.none_free()),
+            },
+        }
+    }
+
+    /// Acquire a free permit, on a single server. `None`: there is none with a row.
+    async fn acquire_any(
+        &mut self,
+        command: &AcquireCommand,
+        limit: u32,
+    ) -> Result<Option<Outcome>, StoreError> {
+        let params = params! {
+            "start" => fastrand::u32(..limit.max(1)), "permits" => limit,
+            "name" => command.name.as_str(), "holder" => &*command.holder,
+            "grant" => command.grant.as_str(), "length" => micros(command.length),
+            "metadata" => &*command.metadata,
+        };
+        let done = self.execute(Rows::Permits, Self::ACQUIRE_PERMIT, params);
+        let done = done.await;
+        Ok(match self.none_if_contended(done)? {
+            None => Some(Outcome::Busy),
+            Some(QueryResult { rows: 0, .. }) => None,
+            Some(QueryResult { id, .. }) => {
+                let slot = i32::try_from(id % SLOTS).ok().and_then(Slot::from_db);
+                let slot = slot.unwrap_or(Slot::AnyPermit);
+                Some(granted(slot, token(id / SLOTS), command.length))
+            }
+        })
+    }
+
+    /// Acquire this permit, on a cluster, where an ended lease is one that was observed.
+    async fn acquire_slot(
+        &mut self,
+        command: &AcquireCommand,
+        permit: Permit<'_>,
+    ) -> Result<Outcome, StoreError> {
+        let statement = match self.mariadb {
+            true => Self::ACQUIRE_ON_MARIADB,
+            false => Self::ACQUIRE,
+        };
+        let params = params_for(command, Some(permit));
+        let done = self.execute(Rows::Permits, statement, params).await;
+        Ok(match self.none_if_contended(done)? {
+            Some(QueryResult { rows, id }) if rows > 0 => {
+                granted(permit.slot, token(id), command.length)
+            }
+            _ => Outcome::Busy,
+        })
+    }
+
+    pub(crate) async fn semaphore(&mut self, name: &LockName) -> Result<Semaphore, StoreError> {
+        let rows = self
+            .read_latest(Rows::Permits, std::slice::from_ref(name))
+            .await?;
+        let (permits, limit) = split(rows);
+        let permits = permits.into_iter().map(LockRow::into_info).collect();
+        Ok(Semaphore::new(name.clone(), limit, permits))
+    }
+
+    pub(crate) async fn set_limit(
+        &mut self,
+        name: &LockName,
+        limit: Option<u32>,
+    ) -> Result<(), StoreError> {
+        let params = params! { "name" => name.as_str(), "permits" => limit };
+        self.execute(Rows::Permits, Self::SET_LIMIT, params)
+            .await
+            .map(drop)
+    }
+}
+
+/// The permits that have a row, and the limit that counts.
+struct Known {
+    permits: Vec<LockRow>,
+    limit: u32,
+}
+
+impl Known {
+    fn new(rows: Vec<LockRow>, callers: u32) -> Self {
+        let (permits, operators) = split(rows);
+        Self {
+            permits,
+            limit: operators.unwrap_or(callers),
+        }
+    }
+
+    fn is_below(&self, row: &LockRow) -> bool {
+        let slot = row.slot.number();
+        slot.is_some_and(|slot| u32::from(slot) < self.limit)
+    }
+
+    /// Those below the limit.
+    fn below(&self) -> impl Iterator<Item = &LockRow> {
+        self.permits.iter().filter(|row| self.is_below(row))
+    }
+
+    /// The slots below the limit that have no row.
+    fn missing(&self) -> Vec<Slot> {
+        let made: HashSet<Slot> = self.below().map(|row| row.slot).collect();
+        let slots = (0..=u16::MAX).take(self.limit as usize).map(Slot::Permit);
+        match made.len() >= self.limit as usize {
+            true => Vec::new(),
+            false => slots.filter(|slot| !made.contains(slot)).collect(),
+        }
+    }
+
+    /// The outcome if none is free.
+    fn none_free(&self) -> Outcome {
+        let taken = || self.permits.iter().filter(|row| row.is_taken());
+        let first = taken().filter(|row| self.is_below(row));
+        let permits = Permits {
+            limit: self.limit,
+            held: u32::try_from(taken().count()).unwrap_or(u32::MAX),
+            observed: taken().filter_map(LockRow::observed_slot).collect(),
+        };
+        no_permit_free(
+            permits,
+            first.min_by_key(|row| row.expires_in.unwrap_or(i64::MAX)),
+        )
+    }
+}
+
+/// The permits, and the operator's limit.
+fn split(rows: Vec<LockRow>) -> (Vec<LockRow>, Option<u32>) {
+    let (permits, others): (Vec<_>, Vec<_>) = rows
+        .into_iter()
+        .partition(|row| row.slot != Slot::AnyPermit);
+    let limit = others.iter().find_map(|row| row.permits);
+    (permits, limit.and_then(|limit| u32::try_from(limit).ok()))
+}

@@ -1,0 +1,311 @@
+//! Permits of a semaphore. All other statements serve locks and permits alike.
+//!
+//! Each permit is a row of the table of permits, with the columns of a lock. A caller acquires one
+//! free row below the limit. To count the holders and then to add one would let two callers pass at
+//! once.
+
+use std::time::Duration;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::read::read;
+use crate::store::api::micros;
+use crate::store::connect::table::Rows;
+use crate::store::postgres::connection::session::{Param, Session, Statement};
+use crate::store::postgres::error::{Kind as ErrorKind, ServerError};
+use crate::store::postgres::rows::state;
+use protocol::{
+    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Semaphore, Slot, Token,
+    no_permit_free,
+};
+
+const PARAMS: &[Type] = &[
+    Type::TEXT,
+    Type::TEXT,
+    Type::TEXT,
+    Type::INT8,
+    Type::TEXT,
+    Type::INT4,
+];
+
+/// The number of permits of the semaphore `$1`: the operator's, or else that of the caller.
+macro_rules! limit {
+    ($callers:literal) => {
+        concat!(
+            "COALESCE((SELECT permits FROM {table} WHERE name = $1 AND slot = -1), ",
+            $callers,
+            ")"
+        )
+    };
+}
+
+/// Acquire a free permit below the limit: parameters as for
+/// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the caller's limit. One row: granted; the
+/// slot and the token. No row: [`STATE`] finds out why.
+///
+/// If an earlier request, whose reply was lost, has a permit already, no other one is granted.
+/// `LIMIT` stands above the row lock, so one row is locked. The order is random, so that callers
+/// seldom meet at the same row.
+pub(crate) const ACQUIRE_PERMIT: Statement = Statement {
+    name: "acquire a permit",
+    text: concat!(
+        "
+UPDATE {table} l SET
+       permits = $6,",
+        grant!("$3", "$2", "$5", "$4"),
+        "
+ WHERE id = (SELECT id FROM {table}
+              WHERE name = $1 AND slot >= 0 AND slot < ",
+        limit!("$6"),
+        "
+                AND (expires_at IS NULL OR expires_at <= statement_timestamp())
+                AND NOT EXISTS (SELECT FROM {table} WHERE name = $1 AND grant_id = $2)
+              ORDER BY random() LIMIT 1
+                FOR UPDATE SKIP LOCKED)
+RETURNING slot, token,
+       ",
+        synchronous_commit!()
+    ),
+    types: PARAMS,
+};
+
+/// Read a semaphore of which no permit was acquired: `$1` name, `$2` grant id, `$3` the caller's
+/// limit. One row: the limit, how many rows there are below it, how many of them are held, how many
+/// are held in all; and the state of one permit: that which has the grant, or else that whose lease
+/// ends first.
+pub(crate) const STATE: Statement = Statement {
+    name: "read permits",
+    text: concat!(
+        "
+WITH known AS MATERIALIZED (
+    SELECT *, expires_at > statement_timestamp() AS held FROM {table} WHERE name = $1 AND slot >= 0
+), counts AS MATERIALIZED (
+    SELECT ",
+        limit!("$3"),
+        " AS allowed
+)
+SELECT allowed::bigint,
+       (SELECT count(*) FROM known WHERE slot < allowed) AS made,
+       (SELECT count(*) FROM known WHERE slot < allowed AND held) AS held_below,
+       (SELECT count(*) FROM known WHERE held) AS held,
+       l.slot, l.name::text, ",
+        state!(),
+        "
+  FROM counts
+  LEFT JOIN LATERAL (SELECT * FROM known WHERE held
+                      ORDER BY grant_id = $2 DESC NULLS LAST, slot >= allowed, expires_at
+                      LIMIT 1) l ON true"
+    ),
+    types: &[Type::TEXT, Type::TEXT, Type::INT4],
+};
+
+/// Insert a missing permit below the limit, granted from the beginning. Parameters as for
+/// [`ACQUIRE_PERMIT`]. One row: granted. No row: another client has just inserted it.
+///
+/// Like [`MAKE_ONE`](super::acquire::MAKE_ONE), it may wait for another client, for 50 ms.
+pub(crate) const MAKE_PERMIT: Statement = Statement {
+    name: "make a permit",
+    text: concat!(
+        "
+INSERT INTO {table} (name, slot, permits, locked_by, grant_id, metadata, token,
+       expires_at, granted_until, acquired_at, renewed_at)
+SELECT $1, slot, $6, $3, $2, $5, ",
+        clock_ms!(),
+        ",
+       statement_timestamp() + $4 * interval '1 microsecond',
+       statement_timestamp() + $4 * interval '1 microsecond',
+       statement_timestamp(), statement_timestamp()
+  FROM generate_series(0, ",
+        limit!("$6"),
+        " - 1) AS slot
+ WHERE NOT EXISTS (SELECT FROM {table} l WHERE l.name = $1 AND l.slot = slot.slot)
+   AND set_config('lock_timeout', '50ms', true) IS NOT NULL
+ ORDER BY random() LIMIT 1
+    ON CONFLICT (name, slot) DO NOTHING
+RETURNING slot, token,
+       ",
+        synchronous_commit!()
+    ),
+    types: PARAMS,
+};
+
+/// Announce that a client waits for a permit: `$1` name, `$2` for how long from now, in
+/// microseconds, `$3` the caller's limit. One row: the limit, how many permits below it are held,
+/// and in how many it is announced.
+///
+/// It has to stand in every row that is held, where the release reads it: a release does not see
+/// what was committed to another row while it waited for its own.
+pub(crate) const WAIT_FOR_PERMIT: Statement = Statement {
+    name: "wait for a permit",
+    text: concat!(
+        "
+WITH held AS MATERIALIZED (
+    SELECT id FROM {table}
+     WHERE name = $1 AND slot >= 0 AND slot < ",
+        limit!("$3"),
+        "
+       AND expires_at > statement_timestamp()
+), picked AS MATERIALIZED (
+    SELECT id FROM {table}
+     WHERE id IN (SELECT id FROM held ORDER BY id LIMIT 64)
+       AND expires_at > statement_timestamp()
+     ORDER BY id
+       FOR NO KEY UPDATE SKIP LOCKED
+), announced AS (
+    UPDATE {table} l
+       SET waiting_until = GREATEST(waiting_until,
+                                    statement_timestamp() + $2 * interval '1 microsecond')
+      FROM picked p
+     WHERE l.id = p.id
+ RETURNING set_config('synchronous_commit', 'off', true)
+)
+SELECT ",
+        limit!("$3"),
+        "::bigint AS allowed,
+       (SELECT count(*) FROM held) AS held, (SELECT count(*) FROM announced) AS announced"
+    ),
+    types: &[Type::TEXT, Type::INT8, Type::INT4],
+};
+
+/// Set the operator's limit: `$1` name, `$2` the limit, or NULL for none. Waiters are notified.
+pub(crate) const SET_LIMIT: Statement = Statement {
+    name: "set a limit",
+    text: concat!(
+        "
+INSERT INTO {table} AS f (name, slot, permits, renewed_at)
+VALUES ($1, -1, $2, statement_timestamp())
+    ON CONFLICT (name, slot) DO UPDATE SET permits = $2, renewed_at = statement_timestamp()
+RETURNING ",
+        notify!("true")
+    ),
+    types: &[Type::TEXT, Type::INT4],
+};
+
+fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {
+    Ok(Outcome::Granted {
+        slot: slot(row)?.unwrap_or(Slot::AnyPermit),
+        token: Token::from_db(row.try_get("token")?),
+        length,
+        confirmed_by: session.primary,
+    })
+}
+
+fn slot(row: &Row) -> Result<Option<Slot>, ServerError> {
+    Ok(row
+        .try_get::<_, Option<i32>>("slot")?
+        .and_then(Slot::from_db))
+}
+
+/// Acquire one permit of a semaphore.
+pub(super) async fn acquire_permit(
+    session: &Session,
+    command: &AcquireCommand,
+) -> Result<Outcome, ServerError> {
+    let Kind::Permit { limit, .. } = command.kind else {
+        return Ok(Outcome::Busy);
+    };
+    let (limit, length) = (limit.cast_signed(), micros(command.length));
+    let (name, grant) = (command.name.as_str(), command.grant.as_str());
+    let params: [Param<'_>; 6] = [
+        &name,
+        &grant,
+        &&*command.holder,
+        &length,
+        &&*command.metadata,
+        &limit,
+    ];
+    let rows = session
+        .write(Rows::Permits, &ACQUIRE_PERMIT, 1, &params)
+        .await?;
+    if let Some(row) = rows.first() {
+        return granted(session, command.length, row);
+    }
+    let rows = session
+        .read(Rows::Permits, &STATE, 1, &[&name, &grant, &limit])
+        .await?;
+    let Some(row) = rows.first() else {
+        return Ok(Outcome::Busy);
+    };
+    let first = match slot(row)? {
+        None => None,
+        Some(slot) => Some(LockRow {
+            slot,
+            ..state(row)?
+        }),
+    };
+    // The reply to an earlier request of this grant was lost.
+    if let Some(own) = first.as_ref().filter(|row| row.is_granted(grant)) {
+        let outcome = own.failed_acquire_outcome(command);
+        return Ok(outcome.confirmed_by(session.primary));
+    }
+    let count = |of| Ok::<_, ServerError>(u32::try_from(row.try_get::<_, i64>(of)?).unwrap_or(0));
+    let allowed = count("allowed")?;
+    if count("held_below")? >= allowed {
+        let permits = Permits {
+            limit: allowed,
+            held: count("held")?,
+            observed: Vec::new(),
+        };
+        return Ok(no_permit_free(permits, first.as_ref()));
+    }
+    if count("made")? >= allowed {
+        return Ok(Outcome::Busy);
+    }
+    match session.write(Rows::Permits, &MAKE_PERMIT, 1, &params).await {
+        Err(error) if error.kind == ErrorKind::Contention => Ok(Outcome::Busy),
+        made => match made?.first() {
+            Some(row) => granted(session, command.length, row),
+            None => Ok(Outcome::Busy),
+        },
+    }
+}
+
+/// Answers whether the release of any permit will be notified.
+pub(crate) async fn wait_for_permit(
+    session: &Session,
+    name: &LockName,
+    limit: u32,
+    ahead: Duration,
+) -> Result<bool, ServerError> {
+    let params: [Param<'_>; 3] = [&name.as_str(), &micros(ahead), &limit.cast_signed()];
+    let rows = session
+        .write(Rows::Permits, &WAIT_FOR_PERMIT, 1, &params)
+        .await?;
+    let Some(row) = rows.first() else {
+        return Ok(false);
+    };
+    let count = |of| row.try_get::<_, i64>(of);
+    let (allowed, held, announced) = (count("allowed")?, count("held")?, count("announced")?);
+    // A permit that is not held may be free, and one that is not announced may be released now.
+    Ok(announced == held && held >= allowed)
+}
+
+pub(crate) async fn semaphore(
+    session: &Session,
+    name: &LockName,
+) -> Result<Semaphore, ServerError> {
+    let rows = read(session, Rows::Permits, std::slice::from_ref(name)).await?;
+    let (permits, others): (Vec<_>, Vec<_>) = rows
+        .into_iter()
+        .partition(|row| row.slot != Slot::AnyPermit);
+    let limit = others.iter().find_map(|row| row.permits);
+    Ok(Semaphore::new(
+        name.clone(),
+        limit.and_then(|limit| u32::try_from(limit).ok()),
+        permits.into_iter().map(LockRow::into_info).collect(),
+    ))
+}
+
+pub(crate) async fn set_limit(
+    session: &Session,
+    name: &LockName,
+    limit: Option<u32>,
+) -> Result<(), ServerError> {
+    let limit = limit.map(u32::cast_signed);
+    let params: [Param<'_>; 2] = [&name.as_str(), &limit];
+    session
+        .write(Rows::Permits, &SET_LIMIT, 1, &params)
+        .await
+        .map(drop)
+}

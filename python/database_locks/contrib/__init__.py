@@ -1,0 +1,1 @@
+"""Integrations with other packages, which are imported only by their own modules."""
