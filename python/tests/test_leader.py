@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import signal
 import sys
+from pathlib import Path
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -246,14 +247,17 @@ def test_wrong_arguments_are_refused_at_once(here: Locks) -> None:
         here.leader("job").run(lead)
 
 
-def test_the_recipe_for_apscheduler_runs_jobs_in_one_process(sqlite_url: str) -> None:
+def test_the_recipe_for_apscheduler_runs_jobs_in_one_process(
+    sqlite_url: str, tmp_path: Path
+) -> None:
     """As it is printed in the guide. The first process is killed, and the second one stopped."""
     page = (ROOT / "docs" / "leader.md").read_text(encoding="utf-8")
     recipe = page.partition("## APScheduler")[2].partition("```python\n")[2].partition("```")[0]
     env = environment(DATABASE_LOCKS_URL=sqlite_url)
 
     def start() -> Program:
-        return Program([sys.executable, "-c", recipe], env=env)
+        # Not in the folder of the sources, which `-c` would import.
+        return Program([sys.executable, "-c", recipe], env=env, cwd=tmp_path)
 
     first = start()
     assert first.expect("tick from ") == str(first.pid)

@@ -161,6 +161,12 @@ impl<K: Clone + Eq + Hash, V: Clone + Eq> Observations<K, V> {
         self.all().remove(name);
     }
 
+    /// The rows that are observed and match.
+    pub fn matching(&self, matches: impl Fn(&K) -> bool) -> Vec<K> {
+        let all = self.all();
+        all.keys().filter(|key| matches(key)).cloned().collect()
+    }
+
     /// How long ago the observation ended; `None` if it has not ended.
     pub fn ended_for(&self, name: &K, now: BootInstant) -> Option<Duration> {
         now.checked_duration_since(self.all().get(name)?.ends_at())

@@ -123,7 +123,9 @@ impl LockRow {
     fn too_recent(&self, command: &AcquireCommand) -> Option<LatestGrant> {
         let (window, ago) = (command.not_within?, self.held_for?);
         let window = i64::try_from(window.as_micros()).unwrap_or(i64::MAX);
-        (ago.saturating_abs() <= window).then(|| LatestGrant {
+        // The reply to an earlier request of this grant was lost.
+        let is_own = self.grant.as_deref() == Some(command.grant.as_str());
+        (ago.saturating_abs() <= window && !is_own).then(|| LatestGrant {
             holder: self.holder.clone().filter(|_| !self.is_legacy),
             ago: micros(ago),
         })

@@ -313,7 +313,7 @@ def _missing(connection: Any) -> Iterator[CheckMessage]:
 def _no_permits(connection: Any) -> Iterator[CheckMessage]:
     yield Advice(
         f"The database {connection.alias!r} has no table {PERMITS}: no permit of a semaphore can be "
-        "acquired, and locks cannot be listed.",
+        "acquired.",
         hint=f"Run {_what_to_run(connection)}, which creates it.",
         id=_id("W010"),
     )

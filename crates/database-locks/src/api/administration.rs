@@ -305,8 +305,7 @@ impl Locks {
                         }
                     });
                     let page = page.await;
-                    if let (true, Err(refused @ StoreError::Rejected { .. })) = (permits, &page) {
-                        tracing::debug!("permits are left out: {refused}");
+                    if permits && page.as_ref().is_err_and(StoreError::is_missing_table) {
                         break;
                     }
                     let page = page.map_err(|e| {

@@ -34,7 +34,10 @@ pub(crate) async fn read_semaphore(client: &Client, name: &LockName) -> Result<S
         client.store.semaphore(name, REQUEST_TIMEOUT)
     });
     let read = read.await;
-    read.map_err(|failure| failure.into_error(format!("read semaphore `{name}`")))
+    let mut semaphore =
+        read.map_err(|failure| failure.into_error(format!("read semaphore `{name}`")))?;
+    observe(client, &mut semaphore.permits);
+    Ok(semaphore)
 }
 
 /// Read the row of a grant.

@@ -41,6 +41,15 @@ impl StoreError {
         }
     }
 
+    /// Whether a table is missing, by the hint that every engine gives.
+    pub(crate) fn is_missing_table(&self) -> bool {
+        let Self::Rejected { hint, .. } = self else {
+            return false;
+        };
+        hint.as_ref()
+            .is_some_and(|hint| hint.contains("dblock init"))
+    }
+
     /// The database answered that it cannot serve at present.
     pub(crate) fn cannot_serve(message: impl Into<String>) -> Self {
         let cause = Cause {

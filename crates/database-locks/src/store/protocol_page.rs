@@ -8,8 +8,12 @@ const BEGIN: &str = "<!-- The statements: a test compares them with the code. --
 const END: &str = "<!-- The end of the statements. -->";
 
 /// Without the indentation that all its lines share.
-fn pasteable(sql: &str) -> String {
-    let sql = Table::default().fill(sql);
+fn pasteable(what: &str, sql: &str) -> String {
+    let of_permits = ["permit", "limit"].iter().any(|word| what.contains(word));
+    let sql = match of_permits {
+        true => Table::default().fill_for_permits(sql),
+        false => Table::default().fill(sql),
+    };
     let lines: Vec<&str> = sql
         .lines()
         .skip_while(|line| line.trim().is_empty())
@@ -68,7 +72,7 @@ fn statements() -> String {
         for (what, sql) in tables.iter().chain(published) {
             text += &format!(
                 "\n### {engine}: {what}\n\n```sql\n{}\n```\n",
-                pasteable(sql)
+                pasteable(what, sql)
             );
         }
     }
@@ -104,7 +108,7 @@ fn the_script_that_fences_has_the_statement_that_is_sent() {
         .iter()
         .find(|(what, _)| *what == "fence")
         .expect("it is published");
-    let mut sql = pasteable(sql);
+    let mut sql = pasteable("fence", sql);
     for variable in ["@name", "@token", "@grant_id"] {
         sql = sql.replacen('?', variable, 1);
     }

@@ -132,6 +132,28 @@ async fn a_waiter_goes_on_when_the_limit_is_raised(db: &TestDb) {
     guard.unwrap().unwrap().release().await.unwrap();
 }
 
+/// Ten waiters of one process go in together when an operator allows ten.
+async fn no_waiter_waits_for_another_one_beside_free_permits(db: &TestDb) {
+    let locks = db.locks().await;
+    locks.set_limit("api", Some(0)).await.unwrap();
+    let waits = (0..10).map(|_| {
+        let lock = locks.semaphore("api", 10).wait(TIMEOUT);
+        tokio::spawn(async move { lock.acquire().await.unwrap() })
+    });
+    let waits: Vec<_> = waits.collect();
+    tokio::time::sleep(ms(300)).await;
+    let began = now();
+    locks.set_limit("api", Some(10)).await.unwrap();
+    let mut guards = Vec::new();
+    for wait in waits {
+        guards.push(wait.await.unwrap());
+    }
+    let took = began.elapsed();
+    assert!(took < ms(5_000), "{took:?}");
+    assert_eq!(locks.show_semaphore("api").await.unwrap().held(), 10);
+    promise("P12", db.engine);
+}
+
 /// A permit is renewed for as long as its guard lives, a loss is told, and a ticket hands it over.
 async fn a_permit_is_a_grant_like_any_other(db: &TestDb) {
     let (a, b) = (db.locks().await, db.locks().await);
@@ -200,6 +222,7 @@ macro_rules! on {
             a_waiter_gets_the_permit_that_another_process_releases,
             a_wait_for_a_permit_keeps_to_its_limit_and_says_why,
             a_waiter_goes_on_when_the_limit_is_raised,
+            no_waiter_waits_for_another_one_beside_free_permits,
             a_permit_is_a_grant_like_any_other,
             a_dropped_acquire_of_a_permit_leaves_nothing_held,
             bad_settings_of_a_semaphore_are_refused,

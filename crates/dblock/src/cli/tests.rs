@@ -80,10 +80,18 @@ fn the_words_before_the_separator_are_names_each_once_and_in_order() {
     assert!(run_args("dblock run j j -- c").lock.others.is_empty());
     // Options of CMD before the separator are no options of dblock.
     assert!(usage_error("dblock run job grep --count x -- file").contains("--count"));
-    assert_eq!(
-        usage_error("dblock run a b --ticket 1.2.a -- c"),
-        "--ticket resumes one lock, and `b` is a second one: leave it out"
-    );
+    for option in [
+        "--ticket 1.2.a",
+        "--limit 2",
+        "--at-least 1s",
+        "--once-per 1h",
+    ] {
+        let (name, _) = option.split_once(' ').unwrap();
+        assert_eq!(
+            usage_error(&format!("dblock run a b {option} -- c")),
+            format!("{name} is for one lock, and `b` is a second one: leave it out")
+        );
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ use super::poll_interval::{PollInterval, WaitHint};
 use super::progress::Progress;
 use super::request::{AcquireRequest, op};
 use crate::client::Client;
-use crate::client::acquire::poller;
 use crate::client::acquire::queue::{QueueSlot, Queues};
+use crate::client::acquire::{note_acquired, poller};
 use crate::client::guard::LockGuard;
 use crate::client::own_grants::is_own_grant;
 use crate::error::Error;
@@ -114,6 +114,10 @@ impl<'a> Acquisition<'a> {
         loop {
             self.wait_until_due().await;
             let sent = clock::now();
+            if self.polled.is_none() && self.attempt.may_have_a_permit() {
+                // Repeated, the request could be granted a second permit, whose row is another one.
+                self.attempt = Attempt::new(self.client, self.request)?;
+            }
             let outcome = match self.polled.take() {
                 Some(outcome) => outcome,
                 None => self.attempt.in_background().await,
@@ -232,7 +236,7 @@ impl<'a> Acquisition<'a> {
         sent: BootInstant,
     ) -> Result<Option<LockGuard>, Error> {
         let (client, name) = (self.client, &self.request.name);
-        self.queues().acquired(name);
+        note_acquired(client, self.request);
         let loss = match self.attempt.granted(slot, token, length).await {
             Ok(guard) => return Ok(Some(guard)),
             Err(loss) => loss,

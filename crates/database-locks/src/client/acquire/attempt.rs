@@ -23,9 +23,9 @@ use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    AcquireCommand, BootInstant, Grant, GrantId, Holder, Kind, Lease, LostReason, MAX_FIRST_GRANT,
-    ObservedExpiry, OncePer, Outcome, Primary, ReleaseCommand, Released, Slot, TakeOverCommand,
-    Token, Ttl,
+    AcquireCommand, BootInstant, Grant, GrantId, Holder, Kind, Lease, LockName, LostReason,
+    MAX_FIRST_GRANT, ObservedExpiry, OncePer, Outcome, Primary, ReleaseCommand, Released, Slot,
+    TakeOverCommand, Token, Ttl,
 };
 
 /// One grant that is being requested. Dropping this while the outcome is unknown releases the grant
@@ -87,6 +87,12 @@ impl Attempt {
 
     pub(crate) fn sent(&self) -> BootInstant {
         self.sent
+    }
+
+    /// Whether an earlier request, whose reply was lost, may have been granted a permit. Dropping the
+    /// attempt releases it.
+    pub(crate) fn may_have_a_permit(&self) -> bool {
+        self.is_unknown && self.request.limit.is_some()
     }
 
     /// Try on the direct connection; `None` if the answer is late. It does not preempt.
@@ -174,6 +180,12 @@ impl Attempt {
                 self.command.expired_version = observations.ended(&key, self.sent);
             }
             Kind::Permit { expired, .. } => {
+                if self.observed.is_empty() {
+                    let of_name =
+                        |(of, slot): &(LockName, Slot)| of == name && slot.number().is_some();
+                    let known = observations.matching(of_name).into_iter();
+                    self.observed = known.map(|(_, slot)| slot).collect();
+                }
                 let ended = |slot: &Slot| {
                     let version = observations.ended(&(name.clone(), *slot), self.sent)?;
                     Some((*slot, version))
@@ -249,8 +261,16 @@ impl Attempt {
                 match (&holder.permits, &holder.observed_expiry) {
                     (Some(permits), _) => {
                         let observed = permits.observed.iter();
-                        let left = observed.map(|(slot, of)| record(&(key.0.clone(), *slot), of));
-                        holder.free_in = left.min().or(holder.free_in);
+                        let left =
+                            observed.map(|(slot, of)| (record(&(key.0.clone(), *slot), of), of));
+                        // The wait is extended for the permit whose observation ends first.
+                        match left.min_by_key(|(left, of)| (!of.overdue, *left)) {
+                            Some((left, of)) => {
+                                record(&key, of);
+                                holder.free_in = Some(left);
+                            }
+                            None => observations.forget(&key),
+                        }
                         self.observed = permits.observed.iter().map(|(slot, _)| *slot).collect();
                     }
                     (None, Some(of)) => {

@@ -97,6 +97,14 @@ async fn acquire_trusted(
     }
 }
 
+/// Record that a guard of this process holds the lock. Of a semaphore another permit may be free, so
+/// that its waiters go on trying.
+fn note_acquired(client: &Client, request: &AcquireRequest) {
+    if request.limit.is_none() {
+        client.queues(Slot::Lock).acquired(&request.name);
+    }
+}
+
 /// The result of a try on the direct connection.
 enum Direct {
     Done(Option<LockGuard>),
@@ -131,7 +139,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             ..
         }) => {
             client.outages.log_answered(attempt.sent());
-            queues.acquired(&request.name);
+            note_acquired(client, request);
             match attempt.granted(slot, token, length).await {
                 Ok(guard) => Direct::Done(Some(guard)),
                 Err(loss) if request.is_single_try() || request.once_per.is_some() => {
@@ -150,7 +158,12 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
         }
         // A lease that ends by observation has to be observed, which the background does.
         Ok(Outcome::Held(holder))
-            if request.is_single_try() && holder.observed_expiry.is_none() =>
+            if request.is_single_try()
+                && holder.observed_expiry.is_none()
+                && holder
+                    .permits
+                    .as_ref()
+                    .is_none_or(|it| it.observed.is_empty()) =>
         {
             client.outages.log_answered(attempt.sent());
             record_holder(client, &request.name, &holder, false);

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
 use crate::store::measured::Measured;
-use protocol::{BootInstant, Gone, GrantId, Lease, LockName, Timing};
+use protocol::{BootInstant, Gone, Grant, GrantId, Lease, LockName, Slot, Timing};
 
 /// The largest number of leases that one statement renews. A larger statement takes some hundred
 /// milliseconds, and delays every acquire on the connection.
@@ -119,7 +119,9 @@ impl Scheduler {
     pub(crate) fn check_lock(&self, name: &LockName) {
         let (mut table, now) = (self.table(), clock::now());
         let named = table.entries.iter_mut();
-        let named = named.filter(|(_, entry)| entry.state.grant.name == *name);
+        // A permit that is released is notified too, and says nothing about the others.
+        let is_it = |grant: &Grant| grant.name == *name && grant.slot == Slot::Lock;
+        let named = named.filter(|(_, entry)| is_it(&entry.state.grant));
         let ids: Vec<GrantId> = named
             .map(|(id, entry)| {
                 entry.lease.check(now);

@@ -79,9 +79,12 @@ impl Session {
         if let Some(own) = known.permits.iter().find(is_own) {
             return self.refused(command, own).await;
         }
+        // Another client may have been granted the permit since.
         let seen = |row: &LockRow| {
-            let seen = expired.iter().find(|(slot, _)| *slot == row.slot);
-            seen.map(|(_, version)| version)
+            let (_, present) = row.observed_slot()?;
+            let mut seen = expired.iter().filter(|(slot, _)| *slot == row.slot);
+            let (_, version) = seen.find(|(_, version)| *version == present.version)?;
+            Some(version)
         };
         let free = |row: &&LockRow| !row.is_taken() || seen(row).is_some();
         let free: Vec<&LockRow> = known.below().filter(free).collect();

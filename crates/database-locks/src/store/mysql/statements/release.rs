@@ -16,7 +16,7 @@ impl Session {
            AND grant_id = :grant AND token = IFNULL(:token, token)
                    AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at
                    AND {writable}
-                 LIMIT 1 FOR UPDATE SKIP LOCKED) q
+                 LIMIT 1{?00000?} FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :rest MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :rest MICROSECOND,

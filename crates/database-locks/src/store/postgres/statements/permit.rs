@@ -134,7 +134,7 @@ RETURNING slot, token,
 /// microseconds, `$3` the caller's limit. One row: the limit, how many permits below it are held,
 /// and in how many it is announced.
 ///
-/// It has to stand in every row that is held, where the release reads it: a release does not see
+/// Nothing is announced if more than 64 are held: the caller polls. It has to stand in every row that is held, where the release reads it: a release does not see
 /// what was committed to another row while it waited for its own.
 pub(crate) const WAIT_FOR_PERMIT: Statement = Statement {
     name: "wait for a permit",
@@ -148,7 +148,7 @@ WITH held AS MATERIALIZED (
        AND expires_at > statement_timestamp()
 ), picked AS MATERIALIZED (
     SELECT id FROM {table}
-     WHERE id IN (SELECT id FROM held ORDER BY id LIMIT 64)
+     WHERE id IN (SELECT id FROM held) AND (SELECT count(*) FROM held) <= 64
        AND expires_at > statement_timestamp()
      ORDER BY id
        FOR NO KEY UPDATE SKIP LOCKED

@@ -145,7 +145,8 @@ async fn release_in(
     let token = |command: &&ReleaseCommand| command.token.map(Token::get);
     let rows = match commands {
         [] => return Ok(Vec::new()),
-        [command] => {
+        // A request that was repeated may have been granted two permits.
+        [command] if command.slot != Slot::AnyPermit => {
             let (name, token, grant, rest) = (
                 command.name.as_str(),
                 token(command),

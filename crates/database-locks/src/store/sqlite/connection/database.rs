@@ -51,6 +51,7 @@ pub(crate) struct Database {
     locks: Statements,
     permits: Statements,
     install: String,
+    permits_table: String,
     /// Whether the table has been used.
     used: AtomicBool,
     /// Whether it has been written to.
@@ -65,6 +66,7 @@ impl Database {
             locks: Statements::of(table, Rows::Locks),
             permits: Statements::of(table, Rows::Permits),
             install: table.fill(INSTALL),
+            permits_table: table.permits(),
             path,
             used: AtomicBool::new(false),
             written: AtomicBool::new(false),
@@ -95,8 +97,10 @@ impl Database {
     }
 
     pub(super) fn explain(&self, error: &rusqlite::Error) -> StoreError {
+        // The table of locks may have been used for long when the first permit is requested.
+        let about_permits = error.to_string().contains(&self.permits_table);
         let history = FileHistory {
-            used: self.used.load(Ordering::Relaxed),
+            used: self.used.load(Ordering::Relaxed) && !about_permits,
             written: self.written.load(Ordering::Relaxed),
         };
         classify(&self.path, error, history)
