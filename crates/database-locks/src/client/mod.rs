@@ -90,6 +90,14 @@ impl Client {
         Ok(client)
     }
 
+    /// Record that a guard of this process holds the lock, so that its waiters need not try. Of a
+    /// semaphore another permit may be free.
+    pub(crate) fn note_acquired(&self, slot: Slot, name: &LockName) {
+        if slot == Slot::Lock {
+            self.queues.acquired(name);
+        }
+    }
+
     /// The queues of locks, or those of semaphores.
     pub(crate) fn queues(&self, slot: Slot) -> &Queues {
         match slot {

@@ -8,8 +8,8 @@ use super::poll_interval::{PollInterval, WaitHint};
 use super::progress::Progress;
 use super::request::{AcquireRequest, op};
 use crate::client::Client;
+use crate::client::acquire::poller;
 use crate::client::acquire::queue::{QueueSlot, Queues};
-use crate::client::acquire::{note_acquired, poller};
 use crate::client::guard::LockGuard;
 use crate::client::own_grants::is_own_grant;
 use crate::error::Error;
@@ -236,7 +236,7 @@ impl<'a> Acquisition<'a> {
         sent: BootInstant,
     ) -> Result<Option<LockGuard>, Error> {
         let (client, name) = (self.client, &self.request.name);
-        note_acquired(client, self.request);
+        client.note_acquired(self.request.slot(), name);
         let loss = match self.attempt.granted(slot, token, length).await {
             Ok(guard) => return Ok(Some(guard)),
             Err(loss) => loss,

@@ -97,14 +97,6 @@ async fn acquire_trusted(
     }
 }
 
-/// Record that a guard of this process holds the lock. Of a semaphore another permit may be free, so
-/// that its waiters go on trying.
-fn note_acquired(client: &Client, request: &AcquireRequest) {
-    if request.limit.is_none() {
-        client.queues(Slot::Lock).acquired(&request.name);
-    }
-}
-
 /// The result of a try on the direct connection.
 enum Direct {
     Done(Option<LockGuard>),
@@ -139,7 +131,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             ..
         }) => {
             client.outages.log_answered(attempt.sent());
-            note_acquired(client, request);
+            client.note_acquired(request.slot(), &request.name);
             match attempt.granted(slot, token, length).await {
                 Ok(guard) => Direct::Done(Some(guard)),
                 Err(loss) if request.is_single_try() || request.once_per.is_some() => {
