@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from support import Child, Holder, Program, Server, Servers, dblock, holder, sql
 
 SERVERS = ["postgres", "mariadb", "mysql"]
 ENGINES = ["memory", "sqlite", *SERVERS]
+
+#: The environment of Django 4.2, for the tests marked ``django``, has no Celery.
+collect_ignore = [] if find_spec("celery") else ["test_celery_beat.py"]
 
 
 #: Tests of processes and threads. MySQL has the drivers of MariaDB and is left out.

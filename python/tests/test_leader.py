@@ -6,10 +6,10 @@ import asyncio
 import itertools
 import signal
 import sys
-from pathlib import Path
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest

@@ -117,15 +117,18 @@ impl From<Error> for Failure {
                 ..
             } => {
                 let what = permits.map_or("lock", |_| "semaphore");
+                let paused = *permits == Some(0);
                 let (gave_up, next) = match waited.is_zero() {
-                    true => (String::new(), "wait for it with `-w 5m`"),
+                    true if !paused => (String::new(), "wait for it with `-w 5m`"),
+                    true => (String::new(), PAUSED_HINT),
+                    false if paused => (format!("gave up after {}: ", human(*waited)), PAUSED_HINT),
                     false => (
                         format!("gave up after {}: ", human(*waited)),
                         "wait longer, or see `dblock list`",
                     ),
                 };
                 let state = match rests_for {
-                    _ if *permits == Some(0) => "is paused by an operator".to_owned(),
+                    _ if paused => "is paused by an operator".to_owned(),
                     Some(left) => {
                         let after = holder.as_deref().map(|holder| format!(" after {holder}"));
                         let after = after.unwrap_or_default();
@@ -179,6 +182,9 @@ fn causes(error: &Error) -> String {
 }
 
 /// The option or variable of `dblock` that sets a setting of the library.
+/// What ends the pause of a semaphore.
+const PAUSED_HINT: &str = "see `dblock show`; `dblock limit NAME none` ends the pause";
+
 fn option_name(setting: &str) -> String {
     match setting {
         "url" => "the URL (--url, --url-file, DATABASE_LOCKS_URL)".to_owned(),
@@ -186,6 +192,9 @@ fn option_name(setting: &str) -> String {
         "name" | "names" => "NAME".to_owned(),
         "holder" => "--holder".to_owned(),
         "metadata" => "--meta".to_owned(),
+        "at_least" => "--at-least".to_owned(),
+        "once_per" => "--once-per".to_owned(),
+        "permits" => "--limit".to_owned(),
         // The name of a variable or of a file.
         other if other.starts_with(|c: char| c.is_ascii_uppercase() || c == '~') => {
             other.to_owned()

@@ -247,7 +247,7 @@ pub(super) struct LeadOptions {
     #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
     pub(super) command: Vec<OsString>,
     /// How long there is no leader after dblock or its machine has died: 100ms to 10 years
-    #[arg(long, value_name = "DURATION", default_value = "30s", allow_hyphen_values = true, value_parser = values::ttl)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", allow_hyphen_values = true, value_parser = values::finite_ttl)]
     pub(super) ttl: Ttl,
     #[command(flatten)]
     pub(super) options: HolderOptions,

@@ -24,6 +24,14 @@ pub(super) fn ttl(text: &str) -> Result<Ttl, String> {
     }
 }
 
+/// Of a leader: after the death of its machine another one has to lead.
+pub(super) fn finite_ttl(text: &str) -> Result<Ttl, String> {
+    match ttl(text) {
+        Ok(Ttl::Finite(length)) => Ok(length.into()),
+        _ => Err("must be 100ms to 10 years".to_owned()),
+    }
+}
+
 /// `inf` waits without limit.
 pub(super) fn wait(text: &str) -> Result<Ttl, String> {
     match duration_or_inf(text)? {

@@ -20,7 +20,8 @@ pub(crate) async fn renew(
     let locks = target.connect().await?;
     let ttl = match ttl {
         Some(ttl) => ttl,
-        None => present_ttl(locks.show(name.as_str()).await?.as_ref()),
+        // Not that of the name: a lock and a semaphore may have the same one.
+        None => present_ttl(row_of_ticket(&locks, &ticket).await.as_ref()),
     };
     if let Err(error) = locks.renew(&ticket, ttl).await {
         return Err(ticket_failure(&locks, error).await);

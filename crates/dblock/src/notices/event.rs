@@ -91,6 +91,8 @@ impl LibraryEvent {
 pub(super) struct Fields {
     pub(super) message: String,
     pub(super) event: Option<String>,
+    /// The name of the lock.
+    pub(super) lock: Option<String>,
     pub(super) holder: Option<String>,
     pub(super) held_for: Option<Duration>,
     /// For how much longer the lock rests after that holder.
@@ -108,6 +110,7 @@ impl Visit for Fields {
         match field.name() {
             "message" => self.message = value.to_owned(),
             "event" => self.event = Some(value.to_owned()),
+            "lock.name" => self.lock = Some(value.to_owned()),
             "lock.holder" => self.holder = Some(value.to_owned()),
             "lock.lost_reason" => self.loss = true,
             _ => {}

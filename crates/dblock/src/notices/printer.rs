@@ -118,6 +118,14 @@ impl Printer {
         let Some(holder) = fields.holder.clone() else {
             return;
         };
+        // Of several locks, the one that is waited for.
+        if let Some(name) = fields
+            .lock
+            .as_ref()
+            .and_then(|name| LockName::new(name).ok())
+        {
+            self.name = Some(name);
+        }
         self.end_outage(Outage::Wait, None);
         let now = now();
         let is_new = self.holder.as_ref().is_none_or(|seen| {

@@ -263,6 +263,31 @@ fn a_list_shows_how_many_permits_are_held_and_a_lock_of_the_name_is_another() {
     }
 }
 
+/// The lock of the same name was acquired without end, which says nothing about the permit.
+#[test]
+fn a_permit_is_renewed_to_its_own_ttl_by_its_ticket() {
+    let sandbox = Sandbox::new();
+    let run = |args: &[&str]| sandbox.run(args);
+    assert_eq!(run(&["acquire", "--ttl", "inf", "api"]).code(), 0);
+    let ticket = run(&["acquire", "--limit", "2", "--ttl", "20s", "api"]).out;
+    let renewed = run(&["renew", "api", "--ticket", ticket.trim()]);
+    let line = renewed.only_line(0);
+    assert!(line.contains("(20s)") || line.contains("(19"), "{line}");
+}
+
+#[test]
+fn a_paused_semaphore_says_how_the_pause_ends() {
+    let sandbox = Sandbox::new();
+    assert_eq!(sandbox.run(["limit", "api", "0"]).code(), 0);
+    let args = ["run", "-n", "--limit", "2", "api", "--", "true"];
+    let done = sandbox.run(args);
+    assert_eq!(
+        done.dblock_line(75),
+        "dblock: semaphore `api` is paused by an operator; see `dblock show`; `dblock limit NAME none` ends \
+         the pause"
+    );
+}
+
 #[test]
 fn bad_limits_and_numbers_are_usage_errors() {
     let sandbox = Sandbox::new();

@@ -125,6 +125,9 @@ pub(super) async fn run_command(
     })
 }
 
+/// The variable with the number of the permit.
+const SLOT: &str = "DBLOCK_SLOT";
+
 /// Starts CMD, with the locks in its environment. Of several, each variable is a list.
 fn start(
     args: &RunArgs,
@@ -150,13 +153,18 @@ fn start(
             &*nested::grants_with(guards().map(LockGuard::grant_id)),
         ),
         ("DBLOCK_HOLDER", holder),
-        ("DBLOCK_SLOT", &*list(&slot)),
+        (SLOT, &*list(&slot)),
         (
             ticket::VARIABLE,
             &*list(&|guard| guard.ticket().to_string()),
         ),
     ];
-    let environment = environment.map(|(name, value)| (name, OsStr::new(value)));
+    // A lock has no slot.
+    let environment: Vec<(&str, &OsStr)> = environment
+        .iter()
+        .filter(|(name, _)| *name != SLOT || guards().any(|guard| guard.slot().is_some()))
+        .map(|(name, value)| (*name, OsStr::new(*value)))
+        .collect();
     let terminal = terminal.filter(|terminal| terminal.goes_to_child());
     Child::start(&args.command, &environment, ignored, terminal).map_err(|error| {
         let program = args
