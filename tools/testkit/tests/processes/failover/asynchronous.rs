@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use database_locks::{Error, LockGuard, LockState, LostReason};
-use testkit::{Commits, promise};
+use testkit::{Commits, Postgres, promise};
 use tokio_postgres::NoTls;
 
 use super::{ENGINE, block_in_place, check, client, held, in_time, ms, pair, release, row, until};
@@ -13,6 +13,16 @@ const TTL: Duration = Duration::from_secs(30);
 fn is_failover(error: &Error) -> bool {
     let reason = LostReason::Failover;
     matches!(error, Error::Lost { reason: r, .. } if *r == reason)
+}
+
+fn granted_twice(server: &Postgres, url: &str, name: &str) {
+    let statement = format!(
+        "UPDATE database_locks_lock SET token = token + 1, locked_by = 'another' \
+          WHERE name = '{name}'"
+    );
+    for _ in 0..2 {
+        server.query(url, &statement).unwrap();
+    }
 }
 
 /// The fence at the new primary, where the second holder has the lock.
@@ -71,17 +81,8 @@ async fn a_holder_whose_grant_the_standby_lacks_gets_the_loss() {
 
     block_in_place(|| pair.primary_mut().kill());
     block_in_place(|| pair.promote());
-    // Two more grants, the first with the same token, before its holder connects there.
-    for _ in 0..2 {
-        block_in_place(|| {
-            pair.standby().query(
-                &url,
-                "UPDATE database_locks_lock SET token = token + 1, locked_by = 'another' \
-                  WHERE name = 'taken since'",
-            )
-        })
-        .unwrap();
-    }
+    // The first of them has the token of its holder, which has not connected there yet.
+    block_in_place(|| granted_twice(pair.standby(), &url, "taken since"));
     // Unavoidable: the new server does not know the first holder, which still trusts its lease.
     let second = held(&other, "doubled").await;
     assert!(doubled.is_held() && second.is_held(), "two holders");

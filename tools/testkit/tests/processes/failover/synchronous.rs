@@ -103,6 +103,16 @@ async fn start_waiters(url: &str, name: &str) -> Vec<JoinHandle<i64>> {
     waiters
 }
 
+async fn latest_grants_are_over(pair: &Pair, url: &str, record: &Record) {
+    for name in ["one", "two", "three"] {
+        let free = format!("f\t{}", record.latest(name).unwrap());
+        until("its latest grant is over", || {
+            row(pair.standby(), url, name) == free
+        })
+        .await;
+    }
+}
+
 /// The URL has two hosts. The first is killed, and the second promoted.
 async fn primary_is_killed(version: Option<u32>) {
     let Some((mut pair, url)) = pair(version, Commits::Synchronous).await else {
@@ -159,13 +169,7 @@ async fn primary_is_killed(version: Option<u32>) {
     for worker in workers {
         in_time(worker).await.unwrap();
     }
-    for name in ["one", "two", "three"] {
-        let free = format!("f\t{}", record.latest(name).unwrap());
-        until("its latest grant is over", || {
-            row(pair.standby(), &url, name) == free
-        })
-        .await;
-    }
+    latest_grants_are_over(&pair, &url, &record).await;
     assert!(for_kept.line(Duration::ZERO).is_none());
     assert!(!waiters.iter().any(|waiter| waiter.is_finished()));
     let keeper = Arc::into_inner(keeper).unwrap();
