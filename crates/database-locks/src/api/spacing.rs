@@ -46,9 +46,9 @@ impl Lock {
     /// do without. The lock is refused if its latest grant began less than the period ago, by the
     /// database's clock, less a tolerance of a tenth of the period, at most a minute: the machines
     /// do not start at exactly the same time in each period. [`try_acquire`](Lock::try_acquire)
-    /// then returns `None`, and [`acquire`](Lock::acquire) at once [`Error::AlreadyRan`], whether
-    /// the lock is free or still held. If the holder's grant began earlier, `acquire` waits for the
-    /// lock as usual.
+    /// then returns `None`, and [`acquire`](Lock::acquire) at once
+    /// [`Error::AlreadyRan`](crate::Error::AlreadyRan), whether the lock is free or still held. If
+    /// the holder's grant began earlier, `acquire` waits for the lock as usual.
     ///
     /// **A grant counts, whether its work succeeded or not**: a job that failed is not run again in
     /// the same period. Each grant of this name counts, also one of a caller without this setting;
