@@ -181,10 +181,10 @@ fn causes(error: &Error) -> String {
     chain.strip_prefix(&own).unwrap_or_default().to_owned()
 }
 
-/// The option or variable of `dblock` that sets a setting of the library.
 /// What ends the pause of a semaphore.
 const PAUSED_HINT: &str = "see `dblock show`; `dblock limit NAME none` ends the pause";
 
+/// The option or variable of `dblock` that sets a setting of the library.
 fn option_name(setting: &str) -> String {
     match setting {
         "url" => "the URL (--url, --url-file, DATABASE_LOCKS_URL)".to_owned(),

@@ -31,7 +31,7 @@ fn is_resting(row: &LockInfo) -> bool {
     matches!(row.state, LockState::Resting { free_in } if free_in > REST / 2 && free_in <= REST)
 }
 
-/// Nobody holds a lock that rests, and no client acquires it before the rest has ended.
+/// A lock that rests has no holder, and no client acquires it before the rest has ended.
 pub async fn a_lock_rests_after_its_release(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let command = release_of(&*store, "job", REST).await;
