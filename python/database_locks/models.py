@@ -26,6 +26,7 @@ class Lock(models.Model):
     renewed_at = models.DateTimeField(null=True, blank=True, editable=False)
     waiting_until = models.DateTimeField(null=True, blank=True, editable=False)
     metadata = models.TextField(null=True, blank=True, editable=False)
+    shared = models.BooleanField(default=False, editable=False)
 
     class Meta:
         app_label = "database_locks"

@@ -27,6 +27,8 @@ CREATE TABLE IF NOT EXISTS {table} (
     waiting_until datetime(6) NULL,
     -- The holder's metadata, JSON.
     metadata longtext CHARACTER SET utf8mb4 NULL,
+    -- Whether the lock was ever shared. If so, an exclusive grant looks for shared ones.
+    shared tinyint(1) NOT NULL DEFAULT 0,
     -- The statements name this index. Add no other: an index on the expiry causes deadlocks.
     UNIQUE KEY name (name)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE {collation}

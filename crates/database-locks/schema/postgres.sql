@@ -32,7 +32,9 @@ BEGIN
             -- Clients wait for the lock at least until then.
             waiting_until timestamptz,
             -- The holder's metadata, JSON.
-            metadata      text
+            metadata      text,
+            -- Whether the lock was ever shared. If so, an exclusive grant looks for shared ones.
+            shared        boolean NOT NULL DEFAULT false
         );
         -- No other index: one on the expiry would make each renewal write to it, and is known to
         -- cause deadlocks.
@@ -51,7 +53,7 @@ BEGIN
     IF (SELECT count(*) FROM pg_attribute
          WHERE attrelid = to_regclass('{table}') AND NOT attisdropped
            AND attname IN ('token', 'grant_id', 'granted_until', 'acquired_at', 'renewed_at',
-                           'waiting_until', 'metadata')) = 7
+                           'waiting_until', 'metadata', 'shared')) = 8
     THEN
         RETURN;
     END IF;
@@ -67,6 +69,7 @@ BEGIN
         ADD COLUMN IF NOT EXISTS acquired_at   timestamptz,
         ADD COLUMN IF NOT EXISTS renewed_at    timestamptz,
         ADD COLUMN IF NOT EXISTS waiting_until timestamptz,
-        ADD COLUMN IF NOT EXISTS metadata      text;
+        ADD COLUMN IF NOT EXISTS metadata      text,
+        ADD COLUMN IF NOT EXISTS shared        boolean NOT NULL DEFAULT false;
 END
 $install$;

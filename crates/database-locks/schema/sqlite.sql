@@ -3,6 +3,7 @@
 -- expires_at: the end of the lease (UTC, 'YYYY-MM-DD HH:MM:SS.ffffff'); null: free;
 --             9999-12-31 00:00:00.000000: infinite.
 -- granted_until: a copy of expires_at.
+-- shared: whether the lock was ever shared. If so, an exclusive grant looks for shared ones.
 CREATE TABLE IF NOT EXISTS {table} (
     id            integer      NOT NULL PRIMARY KEY AUTOINCREMENT,
     name          varchar(255) NOT NULL UNIQUE,
@@ -14,5 +15,6 @@ CREATE TABLE IF NOT EXISTS {table} (
     acquired_at   datetime     NULL,
     renewed_at    datetime     NULL,
     waiting_until datetime     NULL,
-    metadata      text         NULL
+    metadata      text         NULL,
+    shared        boolean      NOT NULL DEFAULT false
 );

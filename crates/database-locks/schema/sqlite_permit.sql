@@ -1,6 +1,7 @@
--- The permits of semaphores, one row for each. `dblock init` and `Locks::migrate` run exactly this.
+-- The permits of semaphores and the shared grants, one row for each. `dblock init` and `Locks::migrate`
+-- run exactly this.
 --
--- slot: 0 and above: a permit; -1: the operator's limit.
+-- slot: 0 and above: a permit; -1: the operator's limit; -2 and below, random: a shared grant.
 -- permits: the limit that the latest holder gave; in slot -1 the operator's.
 -- The other columns are as in the table of locks.
 CREATE TABLE IF NOT EXISTS {permits} (
@@ -17,5 +18,6 @@ CREATE TABLE IF NOT EXISTS {permits} (
     renewed_at    datetime     NULL,
     waiting_until datetime     NULL,
     metadata      text         NULL,
+    shared        boolean      NOT NULL DEFAULT false,
     UNIQUE (name, slot)
 );

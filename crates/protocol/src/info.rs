@@ -10,6 +10,7 @@ use crate::lost::{HeldBy, UNNAMED_HOLDER};
 use crate::observation::ObservedExpiry;
 use crate::values::grant::Token;
 use crate::values::name::LockName;
+use crate::values::slot::Slot;
 use crate::values::text::{Holding, Resting};
 
 /// One lock as its row was when it was read.
@@ -49,6 +50,9 @@ pub struct LockInfo {
     pub slot: Option<u16>,
     /// The number of permits that the holder of this permit allowed; `None` for a lock.
     pub permits: Option<u32>,
+    /// The row of a shared grant; `None` for another row.
+    #[doc(hidden)]
+    pub shared_slot: Option<i32>,
     /// How the expiry of the lease is observed; `None` if the database's clock decides.
     #[doc(hidden)]
     pub observed_expiry: Option<ObservedExpiry>,
@@ -252,6 +256,27 @@ impl LockState {
 }
 
 impl LockInfo {
+    /// Whether no client can acquire the lock: a grant holds it, or it rests.
+    #[doc(hidden)]
+    pub fn is_taken(&self) -> bool {
+        self.is_held() || matches!(self.state, LockState::Resting { .. })
+    }
+
+    /// Whether this is a shared grant of the lock, beside which there may be others.
+    pub fn is_shared(&self) -> bool {
+        self.shared_slot.is_some()
+    }
+
+    /// The row that this was read from.
+    #[doc(hidden)]
+    pub fn row_slot(&self) -> Slot {
+        match (self.slot, self.shared_slot) {
+            (Some(permit), _) => Slot::Permit(permit),
+            (None, Some(shared)) => Slot::Shared(shared),
+            (None, None) => Slot::Lock,
+        }
+    }
+
     /// Whether the lock was held when the row was read: its state is [`LockState::Held`]. A lock
     /// that [rests](LockState::Resting) has no holder, although no client can acquire it.
     pub fn is_held(&self) -> bool {
@@ -346,6 +371,7 @@ impl LockInfo {
     /// | `acquired_at`, `renewed_at`, `expires_at` | RFC 3339 in UTC, database's clock |
     /// | `metadata`                                | [`LockInfo::parsed_metadata`]     |
     /// | `slot`, `permits`                         | of a permit only                  |
+    /// | `shared`                                  | true, of a shared grant only      |
     ///
     /// A value that is missing or infinite is null.
     pub fn to_json(&self) -> String {
@@ -364,12 +390,17 @@ impl LockInfo {
             ("metadata", self.parsed_metadata()),
             ("slot", json!(self.slot)),
             ("permits", json!(self.permits)),
+            ("shared", json!(true)),
         ];
-        // A lock has no permits.
-        let fields = &fields[..fields.len() - if self.slot.is_none() { 2 } else { 0 }];
+        let applies = |name: &str| match name {
+            "slot" | "permits" => self.slot.is_some(),
+            "shared" => self.is_shared(),
+            _ => true,
+        };
         // A map of serde_json would sort the keys.
         let fields = fields
             .iter()
+            .filter(|(name, _)| applies(name))
             .map(|(name, value)| format!("\"{name}\":{value}"));
         format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
     }

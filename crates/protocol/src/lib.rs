@@ -34,10 +34,10 @@ pub use lease::{Answer, Lease, MIN_RENEWAL_TIMEOUT, Next};
 pub use lost::{Gone, HeldBy, LostReason};
 pub use messages::{
     AcquireCommand, Force, Grant, Holder, Kind, LatestGrant, Outcome, PAGE, Page, Permits, Primary,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand,
+    Pruned, Readers, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand,
 };
 pub use observation::{Observations, ObservedExpiry, Version, WaitExtension};
-pub use row::{LockRow, no_permit_free};
+pub use row::{LockRow, Sharing, no_permit_free, reader_in_the_way};
 pub use several::AllOutcome;
 pub use values::grant::{GrantId, Token};
 pub use values::invalid::InvalidSetting;

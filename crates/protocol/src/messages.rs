@@ -72,6 +72,11 @@ pub enum Kind {
         /// The versions of slots whose expiry was observed, as `expired_version` of a lock.
         expired: Vec<(Slot, Version)>,
     },
+    /// The lock together with other shared grants, and without an exclusive one.
+    Shared {
+        /// The exclusive grant of the same client that this one replaces, if it does.
+        beside: Option<GrantId>,
+    },
 }
 
 impl AcquireCommand {
@@ -99,6 +104,9 @@ pub enum Outcome {
         token: Token,
         /// The requested length, or the rest of it if an earlier request made this grant.
         length: Duration,
+        /// Whether the lock was ever shared. If so, shared grants may exist beside this exclusive
+        /// one, which counts only after [`Readers`] have ended.
+        is_shared: bool,
         /// The server that granted it; `None` if the engine does not tell servers apart.
         confirmed_by: Option<Primary>,
     },
@@ -114,6 +122,15 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// This outcome, of a lock that was ever shared or not.
+    #[must_use]
+    pub fn of_shared(mut self, shared: bool) -> Self {
+        if let Self::Granted { is_shared, .. } = &mut self {
+            *is_shared = shared;
+        }
+        self
+    }
+
     /// This outcome, with the server that confirmed it.
     #[must_use]
     pub fn confirmed_by(mut self, server: Option<Primary>) -> Self {
@@ -166,6 +183,18 @@ pub struct Holder {
     pub is_resting: bool,
     /// The permits of a semaphore; `None` for a lock.
     pub permits: Option<Permits>,
+    /// The shared grants, of which this holder has the one that ends first; `None` for another
+    /// holder.
+    pub readers: Option<Readers>,
+}
+
+/// The shared grants that an exclusive one waits for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readers {
+    /// How many there are.
+    pub held: u32,
+    /// Those whose expiry has to be observed.
+    pub observed: Vec<(Slot, ObservedExpiry)>,
 }
 
 /// The permits of a semaphore that has none free.

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 use crate::info::{LockInfo, LockState};
 use crate::lost::HeldBy;
 use crate::messages::{
-    AcquireCommand, Holder, LatestGrant, Outcome, Permits, ReleaseCommand, TakeOverCommand,
+    AcquireCommand, Holder, LatestGrant, Outcome, Permits, Readers, ReleaseCommand, TakeOverCommand,
 };
 use crate::observation::{ObservedExpiry, Version};
-use crate::values::grant::Token;
+use crate::values::grant::{GrantId, Token};
 use crate::values::name::LockName;
 use crate::values::slot::Slot;
 
@@ -30,6 +30,9 @@ pub struct LockRow {
     pub slot: Slot,
     /// The number of permits that the holder of a permit allowed.
     pub permits: Option<i64>,
+    /// The column `shared`: whether the lock was ever shared; of a row of the table of permits,
+    /// whether it is a shared grant.
+    pub is_shared: bool,
     /// The column `locked_by`.
     pub holder: Option<String>,
     /// The column `token`.
@@ -138,7 +141,9 @@ impl LockRow {
 
     /// Whether the row contains the grant that has to be released. Its lease may have ended.
     pub fn contains_grant_of(&self, release: &ReleaseCommand) -> bool {
+        // The lease of a row without an end was ended for the sake of shared grants.
         !self.is_legacy
+            && self.expires_in.is_some()
             && self.grant.as_deref() == Some(release.grant.as_str())
             && self.holder.as_deref() == Some(&*release.holder)
             && release.token.is_none_or(|token| token.get() == self.token)
@@ -200,6 +205,7 @@ impl LockRow {
             grant: self.grant.clone(),
             is_legacy: self.is_legacy,
             permits: None,
+            readers: None,
             is_resting: matches!(self.state(), LockState::Resting { .. }),
         }
     }
@@ -226,6 +232,7 @@ impl LockRow {
                 slot: self.slot,
                 token: Token::from_db(self.token),
                 length: micros(left),
+                is_shared: self.is_shared,
                 confirmed_by: None,
             },
             _ => match self.too_recent(command) {
@@ -273,10 +280,62 @@ impl LockRow {
             expires_at: at(self.expires_at.filter(|_| has_end)),
             metadata: self.metadata.filter(|_| is_granted),
             slot: self.slot.number(),
+            shared_slot: self.slot.column().filter(|_| self.slot.is_shared()),
             permits: self.permits.and_then(|permits| u32::try_from(permits).ok()),
             observed_expiry,
         }
     }
+}
+
+/// Whether a shared grant may begin, according to the lock's own row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// The row is not held and marked as shared.
+    Open,
+    /// The row is not marked as shared.
+    NotMarked,
+    /// A lease or a rest has run out, and has to be ended in the row first. An expired holder may
+    /// have a fenced transaction open, which locks the row.
+    Ended,
+    /// An exclusive grant holds the lock, or it rests; or a legacy client (django-database-locks
+    /// 0.5) wrote the row last, which does not see shared grants ([`Holder::is_legacy`]).
+    Held(Holder),
+}
+
+impl LockRow {
+    /// Whether a shared grant may begin. `beside` is the exclusive grant that it replaces.
+    ///
+    /// `ended` is the version of the row whose expiry was observed.
+    pub fn sharing(&self, beside: Option<GrantId>, ended: Option<&Version>) -> Sharing {
+        if self.is_legacy {
+            return Sharing::Held(self.holder());
+        }
+        let is_own = beside.is_some_and(|own| self.is_granted(own.as_str()));
+        let seen = self.observed_expiry().map(|expiry| expiry.version);
+        let observed = ended.is_some() && seen.as_ref() == ended;
+        match self.expires_in {
+            Some(_) if !is_own && self.is_taken() && !observed => Sharing::Held(self.holder()),
+            Some(_) if !is_own => Sharing::Ended,
+            _ if !self.is_shared => Sharing::NotMarked,
+            _ => Sharing::Open,
+        }
+    }
+}
+
+/// The holder that an exclusive grant waits for, of these shared grants of a lock; `None`: there is
+/// none. A dead one counts, until its row is deleted.
+pub fn reader_in_the_way(rows: &[LockRow]) -> Option<Holder> {
+    // A lease without end ends last.
+    let first = rows
+        .iter()
+        .min_by_key(|row| row.expires_in.unwrap_or(i64::MIN))?;
+    Some(Holder {
+        readers: Some(Readers {
+            held: u32::try_from(rows.len()).unwrap_or(u32::MAX),
+            observed: rows.iter().filter_map(LockRow::observed_slot).collect(),
+        }),
+        ..first.holder()
+    })
 }
 
 /// The outcome of an acquire that found no free permit. `first` is the permit whose lease ends

@@ -16,6 +16,8 @@ pub enum AllOutcome {
         tokens: Vec<Token>,
         /// The requested length, or the least that is left if an earlier request made the grants.
         length: Duration,
+        /// Whether each was ever shared, as in [`Outcome::Granted`].
+        shared: Vec<bool>,
         /// The server that granted them; `None` if the engine does not tell servers apart.
         confirmed_by: Option<Primary>,
     },
@@ -39,14 +41,20 @@ impl AllOutcome {
         let rows: HashMap<&str, &LockRow> =
             rows.iter().map(|row| (row.name.as_str(), row)).collect();
         let (mut tokens, mut least) = (Vec::with_capacity(commands.len()), Duration::MAX);
+        let mut shared = Vec::with_capacity(commands.len());
         let mut holders = Vec::with_capacity(commands.len());
         for command in commands {
             let row = rows.get(command.name.as_str());
             // The reply to an earlier request was lost.
-            if let Some(Outcome::Granted { token, length, .. }) =
-                row.map(|row| row.failed_acquire_outcome(command))
+            if let Some(Outcome::Granted {
+                token,
+                length,
+                is_shared,
+                ..
+            }) = row.map(|row| row.failed_acquire_outcome(command))
             {
                 tokens.push(token);
+                shared.push(is_shared);
                 least = least.min(length);
             }
             holders.push(row.filter(|row| row.is_taken()).map(|row| row.holder()));
@@ -57,6 +65,7 @@ impl AllOutcome {
         Self::Granted {
             tokens,
             length: least,
+            shared,
             confirmed_by: None,
         }
     }
@@ -103,10 +112,12 @@ mod tests {
     #[test]
     fn all_grants_of_an_earlier_request_are_recognised_and_the_shortest_lease_counts() {
         let [a, b] = commands();
-        let rows = [row(&b, Some(3_000_000)), row(&a, Some(2_000_000))];
+        let mut rows = [row(&b, Some(3_000_000)), row(&a, Some(2_000_000))];
+        rows[1].is_shared = true;
         let expected = AllOutcome::Granted {
             tokens: vec![Token::from_db(7); 2],
             length: Duration::from_secs(2),
+            shared: vec![true, false],
             confirmed_by: None,
         };
         assert_eq!(AllOutcome::of_rows(&[a, b], &rows), expected);

@@ -44,6 +44,9 @@ class Migration(migrations.Migration):
                 migrations.AddField(
                     "lock", "metadata", models.TextField(blank=True, editable=False, null=True)
                 ),
+                migrations.AddField(
+                    "lock", "shared", models.BooleanField(default=False, editable=False)
+                ),
             ],
             database_operations=[CompleteTable()],
         ),

@@ -251,6 +251,7 @@ impl Locks {
                 return Ok(from);
             }
             client.queues(slot).wake(&name);
+            client.wake_shared(slot, &name);
             if let Some(from) = &from {
                 tracing::warn!(
                     lock.name = name.as_str(),
@@ -438,7 +439,7 @@ pub struct PreviousHolder {
 }
 
 impl PreviousHolder {
-    fn of(holder: Holder) -> Self {
+    pub(super) fn of(holder: Holder) -> Self {
         Self {
             holder: holder.holder,
             token: holder.token,

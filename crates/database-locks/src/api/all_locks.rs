@@ -239,6 +239,7 @@ impl AllLocks {
             holder,
             held_for,
             permits: None,
+            shared_by: None,
             rests_for,
         })
     }

@@ -9,12 +9,12 @@ use serde_json::{Map, Value};
 use crate::client::Client;
 use crate::client::acquire::acquire;
 use crate::client::acquire::poll_interval::LONGEST_POLL;
-use crate::client::acquire::request::AcquireRequest;
+use crate::client::acquire::request::{AcquireRequest, Mode};
 use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
 use crate::client::holder::{check_holder, metadata};
-use crate::client::read::{read, read_semaphore};
+use crate::client::read::{read, read_semaphore, read_shared};
 use crate::error::Error;
 use crate::runtime;
 use protocol::{
@@ -42,6 +42,7 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 /// | `holder`      | the holder, for people: 1 to 255 characters                    | `host.pid.random` |
 /// | `at_least`    | how long no client can acquire the lock again, from the beginning of the grant, even if it is released before: 0 to 10 years | 0 |
 /// | `once_per`    | the period in which the lock is granted once: 100 ms to 10 years | none |
+/// | `shared`      | whether other shared holders may hold the lock at the same time | no |
 /// | `preempt`     | whether to take the lock at once from the same `holder` in another process | no |
 /// | `metadata`    | JSON values to show with the lock; 4 KiB in all                | program, host, pid, version |
 ///
@@ -75,6 +76,7 @@ pub struct Lock {
     metadata: Map<String, Value>,
     /// The number of permits of a semaphore; `None` for a lock.
     permits: Option<u32>,
+    pub(super) shared: bool,
 }
 
 /// Leaves out settings with their default values.
@@ -111,6 +113,7 @@ impl Lock {
             once_per: None,
             metadata: Map::new(),
             permits: None,
+            shared: false,
         }
     }
 
@@ -260,6 +263,16 @@ impl Lock {
         Ok(Timing::new(self.ttl, self.renewing, self.margin)?)
     }
 
+    /// The number of permits of a semaphore.
+    pub(super) fn permits(&self) -> Option<u32> {
+        self.permits
+    }
+
+    /// The setting [`preempt`](Lock::preempt).
+    pub(super) fn is_preempting(&self) -> bool {
+        self.preempt
+    }
+
     /// The setting [`poll`](Lock::poll).
     pub(super) fn longest_poll(&self) -> Duration {
         self.poll
@@ -302,6 +315,7 @@ impl Lock {
                 return Err(Error::config("once_per", got, allowed));
             }
         }
+        self.check_shared()?;
         if self.poll < MIN_POLL {
             let got = Human(self.poll).to_string();
             return Err(Error::config("poll", got, "1ms at least"));
@@ -316,7 +330,11 @@ impl Lock {
             at_least: checked_at_least(self.at_least)?,
             once_per: self.once_per.map(OncePer::new).transpose()?,
             poll: self.poll,
-            limit: self.permits,
+            mode: match self.permits {
+                Some(limit) => Mode::Permit { limit },
+                None if self.shared => Mode::Shared { beside: None },
+                None => Mode::Exclusive,
+            },
         })
     }
 
@@ -408,13 +426,14 @@ impl Lock {
             return Ok(guard);
         }
         // Only a wait of zero returns `None`. The error names the holder.
-        let (shared, of, permits) = (Arc::clone(client), name.clone(), self.permits);
-        let busy = runtime::run(async move { busy(&shared, &of, permits).await });
+        let (client, of, permits) = (Arc::clone(client), name.clone(), self.permits);
+        let busy = runtime::run(async move { busy(&client, &of, permits).await });
         let Busy {
             holder,
             held_for,
             rests_for,
             permits,
+            shared_by,
         } = busy.await.unwrap_or_default();
         Err(Error::TimedOut {
             name,
@@ -422,6 +441,7 @@ impl Lock {
             holder,
             held_for,
             permits,
+            shared_by,
             rests_for,
         })
     }
@@ -464,12 +484,21 @@ struct Busy {
     held_for: Option<Duration>,
     rests_for: Option<Duration>,
     permits: Option<u32>,
+    shared_by: Option<u32>,
 }
 
 /// Read it: `permits` is the limit of a semaphore.
 async fn busy(client: &Client, name: &LockName, permits: Option<u32>) -> Result<Busy, Error> {
     let (info, permits) = match permits {
-        None => (read(client, name).await?, None),
+        None => {
+            let row = read(client, name).await?;
+            if !row.as_ref().is_some_and(LockInfo::is_taken)
+                && let Some(readers) = shared_by(client, name).await
+            {
+                return Ok(readers);
+            }
+            (row, None)
+        }
         Some(limit) => {
             let semaphore = read_semaphore(client, name).await?;
             let permits = semaphore.limit.unwrap_or(limit);
@@ -508,5 +537,19 @@ async fn busy(client: &Client, name: &LockName, permits: Option<u32>) -> Result<
             permits,
             ..Busy::default()
         },
+    })
+}
+
+/// The shared holders that keep an exclusive caller out; `None` if there are none.
+async fn shared_by(client: &Client, name: &LockName) -> Option<Busy> {
+    // Without a table of permits no lock is shared.
+    let rows = read_shared(client, name).await.ok()?;
+    let held = || rows.iter().filter(|row| row.is_held());
+    let first = held().max_by_key(|row| row.held_for)?;
+    Some(Busy {
+        holder: first.holder.clone(),
+        held_for: first.held_for,
+        shared_by: u32::try_from(held().count()).ok(),
+        ..Busy::default()
     })
 }

@@ -15,5 +15,6 @@ pub(crate) mod lock;
 pub(crate) mod lock_set;
 pub(crate) mod locks;
 mod run;
+mod shared;
 mod spacing;
 pub(crate) mod testing;

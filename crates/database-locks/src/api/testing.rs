@@ -15,6 +15,7 @@ pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Durat
         holder: Some(holder.to_owned()),
         held_for: Some(held_for),
         permits: None,
+        shared_by: None,
         rests_for: None,
     }
 }

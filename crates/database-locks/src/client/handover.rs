@@ -214,6 +214,7 @@ async fn run_by_ticket(
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {
                     client.queues(grant.slot).wake(&grant.name);
+                    client.wake_shared(grant.slot, &grant.name);
                     Renewal::Renewed { confirmed_by: None }
                 }
                 Some(Released::NotHeld) => Renewal::Lost(LostReason::Released.into()),

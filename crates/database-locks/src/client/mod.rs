@@ -4,6 +4,7 @@
 pub(crate) mod acquire;
 pub(crate) mod batch;
 pub(crate) mod direct;
+pub(crate) mod downgrade;
 pub(crate) mod endpoint;
 pub(crate) mod grant_id;
 pub(crate) mod guard;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use crate::client::acquire::poller::Poller;
 use crate::client::acquire::queue::Queues;
 use crate::client::acquire::reports::Outages;
+use crate::client::acquire::request::{AcquireRequest, Mode};
 use crate::client::batch::Batch;
 use crate::client::direct::DirectClient;
 use crate::client::holder::default_holder;
@@ -45,6 +47,7 @@ pub(crate) struct Client {
     pub(crate) scheduler: Arc<Scheduler>,
     queues: Queues,
     permit_queues: Queues,
+    shared_queues: Queues,
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
     pub(crate) observations: Observations<(LockName, Slot), Version>,
@@ -58,8 +61,9 @@ impl Client {
         metrics::describe();
         let scheduler = Scheduler::start(store.clone())?;
         let (queues, permit_queues) = (Queues::default(), Queues::default());
+        let shared_queues = Queues::default();
         let renewals = Arc::downgrade(&scheduler);
-        let waiters = [queues.clone(), permit_queues.clone()];
+        let waiters = [queues.clone(), permit_queues.clone(), shared_queues.clone()];
         store.on_notified(Arc::new(move |notice| match notice {
             Notice::Released(name, by) => {
                 waiters.iter().for_each(|queues| queues.notified(name, by));
@@ -78,6 +82,7 @@ impl Client {
             store,
             queues,
             permit_queues,
+            shared_queues,
             outages: Outages::default(),
             fences: OpenFences::default(),
             observations: Observations::default(),
@@ -92,17 +97,33 @@ impl Client {
 
     /// Record that a guard of this process holds the lock, so that its waiters need not try. Of a
     /// semaphore another permit may be free.
-    pub(crate) fn note_acquired(&self, slot: Slot, name: &LockName) {
-        if slot == Slot::Lock {
-            self.queues.acquired(name);
+    pub(crate) fn note_acquired(&self, request: &AcquireRequest) {
+        if request.mode == Mode::Exclusive {
+            self.queues.acquired(&request.name);
         }
     }
 
-    /// The queues of locks, or those of semaphores.
+    /// The queues in which such requests wait.
+    pub(crate) fn queues_for(&self, request: &AcquireRequest) -> &Queues {
+        match request.mode {
+            Mode::Exclusive => &self.queues,
+            Mode::Shared { .. } => &self.shared_queues,
+            Mode::Permit { .. } => &self.permit_queues,
+        }
+    }
+
+    /// The queues of those that wait for a grant in this row.
     pub(crate) fn queues(&self, slot: Slot) -> &Queues {
         match slot {
-            Slot::Lock => &self.queues,
+            Slot::Lock | Slot::Shared(_) => &self.queues,
             Slot::Permit(_) | Slot::AnyPermit => &self.permit_queues,
+        }
+    }
+
+    /// Wake the shared requests that wait for an exclusive grant in this row.
+    pub(crate) fn wake_shared(&self, slot: Slot, name: &LockName) {
+        if slot == Slot::Lock {
+            self.shared_queues.wake(name);
         }
     }
 }

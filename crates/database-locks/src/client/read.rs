@@ -40,23 +40,36 @@ pub(crate) async fn read_semaphore(client: &Client, name: &LockName) -> Result<S
     Ok(semaphore)
 }
 
+/// Read the shared grants of a lock.
+pub(crate) async fn read_shared(
+    client: &Client,
+    name: &LockName,
+) -> Result<Vec<LockInfo>, StoreError> {
+    let read = while_contended(REQUEST_TIMEOUT, || {
+        client.store.shared(name, REQUEST_TIMEOUT)
+    });
+    let mut rows = read.await?;
+    observe(client, &mut rows);
+    Ok(rows)
+}
+
 /// Read the row of a grant.
 pub(crate) async fn read_row(
     client: &Client,
     name: &LockName,
     slot: Slot,
 ) -> Result<Option<LockInfo>, StoreError> {
-    Ok(match slot.number() {
-        None => {
+    let rows = match slot {
+        Slot::Lock => {
             let names = std::slice::from_ref(name);
-            client.store.read(names, REQUEST_TIMEOUT).await?.pop()
+            client.store.read(names, REQUEST_TIMEOUT).await?
         }
-        Some(number) => {
-            let semaphore = client.store.semaphore(name, REQUEST_TIMEOUT).await?;
-            let mut permits = semaphore.permits.into_iter();
-            permits.find(|permit| permit.slot == Some(number))
+        Slot::Permit(_) | Slot::AnyPermit => {
+            client.store.semaphore(name, REQUEST_TIMEOUT).await?.permits
         }
-    })
+        Slot::Shared(_) => client.store.shared(name, REQUEST_TIMEOUT).await?,
+    };
+    Ok(rows.into_iter().find(|row| row.row_slot() == slot))
 }
 
 /// Record an observation of each row whose lease ends by observation, and set the row's state from
@@ -64,8 +77,7 @@ pub(crate) async fn read_row(
 pub(crate) fn observe(client: &Client, rows: &mut [LockInfo]) {
     let now = clock::now();
     for row in rows {
-        let slot = row.slot.map_or(Slot::Lock, Slot::Permit);
-        let key = (row.name.clone(), slot);
+        let key = (row.name.clone(), row.row_slot());
         let Some(ObservedExpiry {
             version,
             length,

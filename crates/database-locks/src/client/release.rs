@@ -245,8 +245,9 @@ impl ReleaseTask {
                 queues.released(name, self.command.token, waiters, held_for);
             }
             // Other permits may be free, so no caller waits for the sake of other processes.
-            Slot::Permit(_) | Slot::AnyPermit => queues.wake(name),
+            Slot::Permit(_) | Slot::AnyPermit | Slot::Shared(_) => queues.wake(name),
         }
+        self.client.wake_shared(self.command.slot, name);
         let done = match self.may_be_released {
             true => Released::Freed,
             false => done,
@@ -366,9 +367,9 @@ pub(crate) async fn force(
     slot: Slot,
 ) -> Result<Force, StoreError> {
     let (store, within) = (&client.store, REQUEST_TIMEOUT);
-    match slot.number() {
-        None => store.force(name, within).await,
-        Some(number) => store.force_permit(name, number, within).await,
+    match slot {
+        Slot::Lock => store.force(name, within).await,
+        _ => store.force_permit(name, slot, within).await,
     }
 }
 
@@ -412,7 +413,10 @@ pub(crate) fn force_after_fence(
             }
         });
         match forced.await {
-            Ok(()) => client.queues(slot).wake(name),
+            Ok(()) => {
+                client.queues(slot).wake(name);
+                client.wake_shared(slot, name);
+            }
             Err(failure) => tracing::warn!(
                 lock.name = name.as_str(),
                 "not released by force: {failure}"

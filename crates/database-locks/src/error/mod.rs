@@ -49,9 +49,10 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 pub enum Error {
     /// The wait ran out while another client held the lock, or the lock rested. Nothing was
     /// acquired.
-    #[error("{} `{name}` not acquired within {}{}{}",
+    #[error("{} `{name}` not acquired within {}{}{}{}",
         if permits.is_some() { "a permit of" } else { "lock" },
-        Human(*.waited), PermitsSuffix(*.permits), HeldBySuffix(.holder.as_deref(), *.held_for, *.rests_for))]
+        Human(*.waited), PermitsSuffix(*.permits), SharedSuffix(*.shared_by),
+        HeldBySuffix(.holder.as_deref(), *.held_for, *.rests_for))]
     #[non_exhaustive]
     TimedOut {
         /// Which lock.
@@ -66,6 +67,9 @@ pub enum Error {
         /// The number of permits of a semaphore, all of them held; 0 if an operator has paused it.
         /// `None` for a lock.
         permits: Option<u32>,
+        /// The number of [shared](crate::Lock::shared) holders that an exclusive acquire waited for;
+        /// `holder` is one of them. `None` if it waited for another exclusive holder.
+        shared_by: Option<u32>,
         /// How long the lock [rested](crate::Lock::at_least) from then on; `None` if it was held.
         rests_for: Option<Duration>,
     },
@@ -345,6 +349,19 @@ impl fmt::Display for PermitsSuffix {
             Some(0) => f.write_str(": it is paused"),
             Some(1) => f.write_str(": its one permit is held"),
             Some(permits) => write!(f, ": all {permits} permits are held"),
+        }
+    }
+}
+
+/// `: shared by 3 holders`.
+struct SharedSuffix(Option<u32>);
+
+impl fmt::Display for SharedSuffix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => Ok(()),
+            Some(1) => f.write_str(": one holder shares it"),
+            Some(holders) => write!(f, ": {holders} holders share it"),
         }
     }
 }

@@ -52,6 +52,7 @@ fn a_timeout_names_the_holder_and_its_age() {
         held_for: Some(Duration::from_secs(125)),
         rests_for: None,
         permits: None,
+        shared_by: None,
     };
     assert_eq!(
         error.to_string(),
@@ -68,6 +69,7 @@ fn a_timeout_of_a_lock_that_rests_says_for_how_long() {
         held_for: None,
         rests_for: Some(Duration::from_secs(40)),
         permits: None,
+        shared_by: None,
     };
     assert_eq!(
         error.to_string(),

@@ -14,8 +14,8 @@ use crate::doctor::Report;
 pub use crate::store::error::StoreError;
 use protocol::{
     AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
-    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
-    TakeOverCommand, Ttl,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
+    TakeOverCommand, Ttl, Version,
 };
 
 /// A pending answer.
@@ -140,11 +140,27 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, ()>;
 
-    /// [`force`](Store::force) for one permit.
+    /// Read the shared grants of a lock, dead ones among them.
+    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>>;
+
+    /// Delete the dead shared grants of a lock: those that were released by force, and those whose
+    /// leases have ended. Answers the holder of one that is left, and with it all whose expiry has to
+    /// be observed; `None`: there is none. A dead one with an open fence stays.
+    ///
+    /// The client asks after it was granted the lock, in a later transaction. Until the answer is
+    /// `None`, its exclusive grant only keeps new shared ones out.
+    fn readers<'a>(
+        &'a self,
+        name: &'a LockName,
+        expired: &'a [(Slot, Version)],
+        within: Duration,
+    ) -> Reply<'a, Option<Holder>>;
+
+    /// [`force`](Store::force) for one permit, or for one shared grant.
     fn force_permit<'a>(
         &'a self,
         name: &'a LockName,
-        slot: u16,
+        slot: Slot,
         within: Duration,
     ) -> Reply<'a, Force>;
 

@@ -10,8 +10,8 @@ use crate::runtime::clock;
 use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
 use protocol::{
     AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
-    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
-    TakeOverCommand, Ttl,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
+    TakeOverCommand, Ttl, Version,
 };
 
 /// The store of one database, as the client uses it.
@@ -112,7 +112,9 @@ measured! {
     semaphore(name: &LockName, within: Duration) -> Semaphore, "read";
     page_of_permits(filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";
     set_limit(name: &LockName, limit: Option<u32>, within: Duration) -> (), "set_limit";
-    force_permit(name: &LockName, slot: u16, within: Duration) -> Force, "force";
+    shared(name: &LockName, within: Duration) -> Vec<LockInfo>, "read";
+    readers(name: &LockName, expired: &[(Slot, Version)], within: Duration) -> Option<Holder>, "readers";
+    force_permit(name: &LockName, slot: Slot, within: Duration) -> Force, "force";
     prune_permits(idle: Duration, after: Option<i64>, within: Duration) -> Pruned, "prune";
     open_fence(grant: &Grant, within: Duration) -> Result<Barrier, Gone>, "open_fence";
     install(within: Duration) -> (), "install";

@@ -10,11 +10,12 @@ pub(crate) enum ColumnType {
     BigInt,
     /// A point in time, to the microsecond.
     Time,
+    Flag,
 }
 
 /// All columns that the statements use. The first four are those of a legacy table
 /// (django-database-locks 0.5).
-pub(crate) const COLUMNS: [(&str, ColumnType); 11] = [
+pub(crate) const COLUMNS: [(&str, ColumnType); 12] = [
     ("id", ColumnType::Id),
     ("name", ColumnType::Text(255)),
     ("locked_by", ColumnType::Text(255)),
@@ -26,6 +27,7 @@ pub(crate) const COLUMNS: [(&str, ColumnType); 11] = [
     ("renewed_at", ColumnType::Time),
     ("waiting_until", ColumnType::Time),
     ("metadata", ColumnType::Text(4096)),
+    ("shared", ColumnType::Flag),
 ];
 
 /// The columns that a legacy table lacks.

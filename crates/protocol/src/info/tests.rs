@@ -33,6 +33,7 @@ fn held(metadata: Option<&str>) -> LockInfo {
     LockInfo {
         slot: None,
         permits: None,
+        shared_slot: None,
         name: LockName::new("a \"job\"").unwrap(),
         state: LockState::Held {
             free_in: Some(Duration::from_millis(1500)),

@@ -117,6 +117,7 @@ fn the_columns_of_a_held_row_are_shown() {
             grant: Some(GRANT.into()),
             is_legacy: false,
             permits: None,
+            readers: None,
             is_resting: false,
         }
     );
@@ -190,6 +191,7 @@ fn an_acquire_recognizes_its_own_grant() {
         slot: Slot::Lock,
         token: Token::from_db(7),
         length: secs(1),
+        is_shared: false,
         confirmed_by: None,
     };
     assert_eq!(row().failed_acquire_outcome(&acquire(&grant())), granted);
@@ -268,6 +270,7 @@ fn a_take_over_recognizes_its_own_grant() {
         slot: Slot::Lock,
         token: Token::from_db(8),
         length: secs(1),
+        is_shared: false,
         confirmed_by: None,
     };
     assert_eq!(row.failed_take_over_outcome(&take_over()), granted);

@@ -1,4 +1,6 @@
-//! The row of a grant: the lock's own, or that of one permit of a semaphore.
+//! The row of a grant: the lock's own, that of one permit of a semaphore, or that of a shared grant.
+
+use crate::values::grant::GrantId;
 
 /// The largest number of permits of a semaphore.
 pub const MAX_PERMITS: u32 = 65_536;
@@ -13,12 +15,25 @@ pub enum Slot {
     Permit(u16),
     /// The row of a permit, where the reply that named it was lost. The grant id finds it.
     AnyPermit,
+    /// The row of a shared grant, in the table of permits: −2 or less.
+    Shared(i32),
 }
 
 impl Slot {
-    /// The permit of a row of the table of permits; `None` for a row that is no permit.
+    /// The row of a new shared grant. It is derived from the random grant id, so that a repeated
+    /// request finds the row of the first one.
+    pub fn of_shared(grant: GrantId) -> Self {
+        let random = u32::from_str_radix(&grant.as_str()[..8], 16).unwrap_or_default();
+        Self::Shared(-2 - (random % 0x7fff_fffe).cast_signed())
+    }
+
+    /// The row of the table of permits with this value of the column `slot`; `None` for that of an
+    /// operator's limit, −1, which has no grant.
     pub fn from_db(slot: i32) -> Option<Self> {
-        u16::try_from(slot).ok().map(Self::Permit)
+        match u16::try_from(slot) {
+            Ok(permit) => Some(Self::Permit(permit)),
+            Err(_) => (slot <= -2).then_some(Self::Shared(slot)),
+        }
     }
 
     /// Whether the row is in the table of permits.
@@ -26,10 +41,24 @@ impl Slot {
         self != Self::Lock
     }
 
-    /// The number of the permit; `None` for a lock.
+    /// Whether it is the row of a shared grant.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
+
+    /// The number of the permit; `None` for what is no permit.
     pub fn number(self) -> Option<u16> {
         match self {
             Self::Permit(slot) => Some(slot),
+            Self::Lock | Self::AnyPermit | Self::Shared(_) => None,
+        }
+    }
+
+    /// The value of the column `slot`; `None` for a lock, whose table has none.
+    pub fn column(self) -> Option<i32> {
+        match self {
+            Self::Permit(slot) => Some(slot.into()),
+            Self::Shared(slot) => Some(slot),
             Self::Lock | Self::AnyPermit => None,
         }
     }
@@ -38,6 +67,7 @@ impl Slot {
     pub fn range(self) -> (i32, i32) {
         match self {
             Self::Permit(slot) => (slot.into(), slot.into()),
+            Self::Shared(slot) => (slot, slot),
             Self::Lock | Self::AnyPermit => (0, u16::MAX.into()),
         }
     }
@@ -51,17 +81,46 @@ mod tests {
     fn every_permit_has_a_slot_of_its_own_and_other_rows_have_none() {
         let slots = (0..=65_535).map(|slot| Slot::from_db(slot).unwrap());
         assert_eq!(slots.count(), MAX_PERMITS as usize);
-        for other in [-1, -2, i32::MIN, 65_536] {
+        for other in [-1, 65_536, i32::MAX] {
             assert_eq!(Slot::from_db(other), None);
         }
     }
 
     #[test]
+    fn a_shared_grant_has_a_row_that_is_no_permit_and_that_its_id_finds_again() {
+        for (first, slot) in [
+            (0, -2),
+            (1, -2 - (1 << 24)),
+            (0xff, -2 - (0xff00_0000_u32 % 0x7fff_fffe).cast_signed()),
+        ] {
+            let mut id = [0; 16];
+            id[0] = first;
+            let shared = Slot::of_shared(GrantId::of(id));
+            assert_eq!(shared, Slot::Shared(slot));
+            assert_eq!(Slot::from_db(slot), Some(shared));
+            assert_eq!(
+                (shared.column(), shared.range()),
+                (Some(slot), (slot, slot))
+            );
+            assert!(shared.is_shared() && shared.is_permit() && shared.number().is_none());
+        }
+        let last = Slot::of_shared(GrantId::of([
+            0x7f, 0xff, 0xff, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ]));
+        assert_eq!(last, Slot::Shared(-0x7fff_ffff));
+    }
+
+    #[test]
     fn only_a_known_permit_has_a_number_and_a_single_row() {
         assert_eq!(Slot::Permit(7).number(), Some(7));
-        assert_eq!(Slot::Permit(7).range(), (7, 7));
+        assert_eq!(
+            (Slot::Permit(7).range(), Slot::Permit(7).column()),
+            ((7, 7), Some(7))
+        );
+        assert!(!Slot::Permit(7).is_shared());
         for (slot, is_permit) in [(Slot::Lock, false), (Slot::AnyPermit, true)] {
             assert_eq!((slot.number(), slot.is_permit()), (None, is_permit));
+            assert!(slot.column().is_none() && !slot.is_shared());
             assert_eq!(slot.range(), (0, 65_535));
         }
     }

@@ -25,7 +25,8 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// id.
 ///
 /// It is written as `TOKEN.GRANT.NAME`, the name percent-encoded. A permit of a semaphore has its
-/// number behind the token, `TOKEN-SLOT.GRANT.NAME`.
+/// number behind the token, `TOKEN-SLOT.GRANT.NAME`, and a shared grant that of its row, which is
+/// negative, `TOKEN--SLOT.GRANT.NAME`.
 ///
 /// ```
 /// use database_locks::Ticket;
@@ -68,7 +69,7 @@ impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = utf8_percent_encode(self.name.as_str(), ENCODED);
         let token = self.token;
-        match self.slot.number() {
+        match self.slot.column() {
             None => write!(f, "{token}.{}.{name}", self.grant),
             Some(slot) => write!(f, "{token}-{slot}.{}.{name}", self.grant),
         }
@@ -94,7 +95,7 @@ impl FromStr for Ticket {
             let name = percent_decode_str(name).decode_utf8().ok()?;
             let (token, slot) = match token.split_once('-') {
                 None => (token, Slot::Lock),
-                Some((token, slot)) => (token, Slot::Permit(slot.parse().ok()?)),
+                Some((token, slot)) => (token, Slot::from_db(slot.parse().ok()?)?),
             };
             Some(Self {
                 name: LockName::new(name).ok()?,
@@ -147,6 +148,18 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_of_a_permit_or_of_a_shared_grant_tells_its_row() {
+        for (slot, text) in [(Slot::Permit(3), "17-3."), (Slot::Shared(-2), "17--2.")] {
+            let before = Ticket {
+                slot,
+                ..ticket("job")
+            };
+            assert!(before.to_string().starts_with(text), "{before}");
+            assert_eq!(before.to_string().parse::<Ticket>().unwrap(), before);
+        }
+    }
+
+    #[test]
     fn a_ticket_tells_its_name_and_token() {
         let ticket = ticket("job");
         assert_eq!((ticket.name().as_str(), ticket.token().get()), ("job", 17));
@@ -163,6 +176,8 @@ mod tests {
             "x.y.z",
             &good.replace("17.", "-17."),
             &good.replace("17.", "0."),
+            &good.replace("17.", "17--1."),
+            &good.replace("17.", "17-65536."),
         ] {
             let message = bad.parse::<Ticket>().unwrap_err().to_string();
             assert_eq!(

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use database_locks::seam::{
     AcquireCommand, AllOutcome, DirectConnection, Force, Grant, Holder, Outcome, Page, Pruned,
-    ReleaseCommand, Released, Renewal, Reply, ResumeCommand, Semaphore, Store, StoreError,
-    TakeOverCommand,
+    ReleaseCommand, Released, Renewal, Reply, ResumeCommand, Semaphore, Slot, Store, StoreError,
+    TakeOverCommand, Version,
 };
 use database_locks::{ListFilter, LockInfo, LockName, Ttl};
 
@@ -151,10 +151,23 @@ impl Store for DirectStore {
         self.0.set_limit(name, limit, within)
     }
 
+    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>> {
+        self.0.shared(name, within)
+    }
+
+    fn readers<'a>(
+        &'a self,
+        name: &'a LockName,
+        expired: &'a [(Slot, Version)],
+        within: Duration,
+    ) -> Reply<'a, Option<Holder>> {
+        self.0.readers(name, expired, within)
+    }
+
     fn force_permit<'a>(
         &'a self,
         name: &'a LockName,
-        slot: u16,
+        slot: Slot,
         within: Duration,
     ) -> Reply<'a, Force> {
         self.0.force_permit(name, slot, within)

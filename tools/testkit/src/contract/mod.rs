@@ -16,6 +16,7 @@ mod restored;
 mod same_holder;
 mod semaphores;
 mod several;
+mod shared;
 mod table;
 mod tickets;
 
@@ -32,6 +33,7 @@ pub use restored::*;
 pub use same_holder::*;
 pub use semaphores::*;
 pub use several::*;
+pub use shared::*;
 pub use table::*;
 pub use tickets::*;
 
@@ -95,6 +97,16 @@ macro_rules! contract_tests {
             a_ticket_resumes_a_permit,
             permits_are_listed_and_pruned,
             contending_clients_never_exceed_the_limit,
+            shared_holders_come_together_and_an_exclusive_one_alone,
+            a_lock_that_was_never_shared_is_known_as_such,
+            a_shared_grant_is_renewed_and_lost_like_a_lock,
+            a_dead_shared_holder_does_not_keep_an_exclusive_one_out,
+            a_dead_exclusive_holder_does_not_keep_shared_ones_out,
+            a_repeated_shared_acquire_recognises_its_own_grant,
+            a_ticket_resumes_a_shared_grant,
+            an_exclusive_grant_becomes_a_shared_one_with_no_other_in_between,
+            shared_grants_are_listed_and_the_mark_of_their_lock_is_not_pruned,
+            contending_clients_share_or_exclude,
             a_lock_rests_after_its_release,
             a_repeated_release_makes_no_rest_longer,
             a_lock_is_free_after_its_rest,

@@ -89,8 +89,7 @@ pub async fn a_permit_is_renewed_and_lost_like_a_lock(fixture: &StoreFixture) {
         2,
         "it outlives its first length"
     );
-    let slot = lost.slot.number().expect("a permit");
-    let forced = store.force_permit(&lost.name, slot, WITHIN).await;
+    let forced = store.force_permit(&lost.name, lost.slot, WITHIN).await;
     let Force::Freed(from) = forced.expect("an answer") else {
         panic!("it was held")
     };
@@ -99,7 +98,7 @@ pub async fn a_permit_is_renewed_and_lost_like_a_lock(fixture: &StoreFixture) {
     let renewals = store.renew(&renewals, WITHIN).await.expect("an answer");
     assert!(renewals[0].is_renewed(), "the other is not affected");
     assert_eq!(renewals[1].lost(), Some(LostReason::Forced));
-    let again = store.force_permit(&lost.name, slot, WITHIN).await;
+    let again = store.force_permit(&lost.name, lost.slot, WITHIN).await;
     assert_eq!(again.expect("an answer"), Force::WasFree);
     promise("P3", fixture.engine);
 }

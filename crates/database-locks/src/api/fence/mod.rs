@@ -232,7 +232,7 @@ impl LockGuard {
 
     fn fence_text(&self) -> Option<FenceText> {
         let store = &self.client.store;
-        let Some(slot) = self.slot() else {
+        let Some(slot) = self.state.grant.slot.column() else {
             return store.fence().cloned();
         };
         let text = store.fence_of_permit()?;

@@ -126,14 +126,24 @@ impl<'a> Acquisition<'a> {
                 slot,
                 token,
                 length,
+                is_shared,
                 ..
             }) = outcome
             {
                 self.client.outages.log_answered(sent);
-                match self.granted(slot, token, length, sent).await? {
-                    Some(guard) => return Ok(Some(guard)),
-                    None => continue,
+                let Some(guard) = self.granted(slot, token, length, sent).await? else {
+                    continue;
+                };
+                match is_shared {
+                    true if !self.outlast_readers(&guard).await? => {}
+                    _ => return Ok(Some(guard)),
                 }
+                drop(guard);
+                if self.request.is_single_try() {
+                    return Ok(None);
+                }
+                self.attempt = Attempt::new(self.client, self.request)?;
+                continue;
             }
             if let Ok(Outcome::TooRecent(latest)) = outcome {
                 self.client.outages.log_answered(sent);
@@ -167,7 +177,7 @@ impl<'a> Acquisition<'a> {
     }
 
     fn queues(&self) -> &'a Queues {
-        self.client.queues(self.request.slot())
+        self.client.queues_for(self.request)
     }
 
     /// Join the queue of this process and wait until the slot is the first; returns whether it was
@@ -236,7 +246,7 @@ impl<'a> Acquisition<'a> {
         sent: BootInstant,
     ) -> Result<Option<LockGuard>, Error> {
         let (client, name) = (self.client, &self.request.name);
-        client.note_acquired(self.request.slot(), name);
+        client.note_acquired(self.request);
         let loss = match self.attempt.granted(slot, token, length).await {
             Ok(guard) => return Ok(Some(guard)),
             Err(loss) => loss,
@@ -262,6 +272,36 @@ impl<'a> Acquisition<'a> {
         // Dropping the old attempt releases its grant.
         self.attempt = Attempt::new(client, self.request)?;
         Ok(None)
+    }
+
+    /// After an exclusive grant of a lock that was ever shared: wait until no shared grant is left.
+    /// Until then the exclusive grant, which is renewed, only keeps new ones out. `false`: it was
+    /// lost, or a single try found a shared grant.
+    async fn outlast_readers(&mut self, guard: &LockGuard) -> Result<bool, Error> {
+        self.request.check_exclusive()?;
+        loop {
+            let sent = clock::now();
+            let Some(outcome) = self.attempt.readers().await else {
+                return Ok(true);
+            };
+            let now = clock::now();
+            if !guard.is_held() {
+                return Ok(false);
+            }
+            if self.request.is_single_try() && self.ends_single_try(&outcome, now) {
+                return match outcome {
+                    Err(failure) => Err(failure.into_error(op(&self.request.name))),
+                    Ok(_) => Ok(false),
+                };
+            }
+            let hint = self.interval.after(&outcome, now);
+            self.record(outcome, sent)?;
+            let pause = match self.request.is_single_try() {
+                true => hint.polling,
+                false => self.before_end(hint.polling),
+            };
+            tokio::time::sleep(pause).await;
+        }
     }
 
     /// Whether this outcome ends a single try.
@@ -345,7 +385,7 @@ impl<'a> Acquisition<'a> {
     /// Announce this waiter; returns whether a release will be notified.
     async fn announce(&self, pause: Duration, anew: bool) -> bool {
         let (store, name) = (&self.client.store, &self.request.name);
-        match self.request.limit {
+        match self.request.limit() {
             None => store.announce(name, pause, anew).await,
             Some(limit) => store.announce_for_permit(name, limit, pause).await,
         }
@@ -370,7 +410,7 @@ impl<'a> Acquisition<'a> {
                 return None;
             }
             // A try of a free or locked row costs no more than a poll, nor does one of a semaphore.
-            if !held || self.request.limit.is_some() {
+            if !held || self.request.limit().is_some() {
                 tokio::time::sleep(polling).await;
                 return None;
             }
@@ -397,6 +437,7 @@ pub(crate) fn record_holder(
 ) -> bool {
     let here = is_held_by(client, holder);
     if holder.permits.is_none()
+        && holder.readers.is_none()
         && !here
         && (queued || !holder.grant.as_deref().is_some_and(is_own_grant))
     {
@@ -410,6 +451,7 @@ fn is_held_by(client: &Client, holder: &Holder) -> bool {
     let grant = holder.grant.as_deref().and_then(GrantId::parse);
     // Another permit may be free, or become free in another process.
     holder.permits.is_none()
+        && holder.readers.is_none()
         && !holder.is_legacy
         && grant.is_some_and(|grant| client.scheduler.timing(grant).is_some())
 }

@@ -85,6 +85,7 @@ impl AllAttempt {
             Ok(AllOutcome::Granted {
                 tokens,
                 length,
+                shared,
                 confirmed_by,
             }) => {
                 for ((_, (one, unknown)), token) in each.zip(&tokens) {
@@ -93,6 +94,7 @@ impl AllAttempt {
                         slot: Slot::Lock,
                         token,
                         length,
+                        is_shared: false,
                         confirmed_by,
                     };
                     let _ = one.answered(unknown, Ok(granted));
@@ -100,6 +102,7 @@ impl AllAttempt {
                 Ok(AllOutcome::Granted {
                     tokens,
                     length,
+                    shared,
                     confirmed_by,
                 })
             }

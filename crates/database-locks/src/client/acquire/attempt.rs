@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::request::AcquireRequest;
+use super::request::{AcquireRequest, Mode};
 use crate::client::Client;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::direct::Permit;
@@ -25,8 +25,12 @@ use protocol::REQUEST_TIMEOUT;
 use protocol::{
     AcquireCommand, BootInstant, Grant, GrantId, Holder, Kind, Lease, LockName, LostReason,
     MAX_FIRST_GRANT, ObservedExpiry, OncePer, Outcome, Primary, ReleaseCommand, Released, Slot,
-    TakeOverCommand, Token, Ttl,
+    TakeOverCommand, Token, Ttl, Version,
 };
+
+/// The hint where legacy clients still take a lock that is to be shared.
+const LEGACY_HINT: &str = "upgrade all processes that take this lock, then let one of them acquire it once \
+                           without sharing it";
 
 /// One grant that is being requested. Dropping this while the outcome is unknown releases the grant
 /// in the background.
@@ -60,9 +64,10 @@ impl Attempt {
             not_within: request.once_per.map(OncePer::window),
             metadata: Arc::clone(&request.metadata),
             expired_version: None,
-            kind: match request.limit {
-                None => Kind::Exclusive,
-                Some(limit) => Kind::Permit {
+            kind: match request.mode {
+                Mode::Exclusive => Kind::Exclusive,
+                Mode::Shared { beside } => Kind::Shared { beside },
+                Mode::Permit { limit } => Kind::Permit {
                     limit,
                     expired: Vec::new(),
                 },
@@ -92,7 +97,7 @@ impl Attempt {
     /// Whether an earlier request, whose reply was lost, may have been granted a permit. Dropping the
     /// attempt releases it.
     pub(crate) fn may_have_a_permit(&self) -> bool {
-        self.is_unknown && self.request.limit.is_some()
+        self.is_unknown && self.request.limit().is_some()
     }
 
     /// Try on the direct connection; `None` if the answer is late. It does not preempt.
@@ -175,7 +180,7 @@ impl Attempt {
         self.sent = clock::now();
         let (observations, name) = (&self.client.observations, &self.request.name);
         match &mut self.command.kind {
-            Kind::Exclusive => {
+            Kind::Exclusive | Kind::Shared { .. } => {
                 let key = self.request.key();
                 self.command.expired_version = observations.ended(&key, self.sent);
             }
@@ -196,6 +201,30 @@ impl Attempt {
         std::mem::replace(&mut self.is_unknown, true)
     }
 
+    /// After the lock was granted: the shared grants that it still has to wait for. `None`: there is
+    /// none left.
+    pub(super) async fn readers(&mut self) -> Option<Result<Outcome, StoreError>> {
+        let (now, name) = (clock::now(), &self.request.name);
+        let ended = |slot: &Slot| {
+            let version = self
+                .client
+                .observations
+                .ended(&(name.clone(), *slot), now)?;
+            Some((*slot, version))
+        };
+        let expired: Vec<(Slot, Version)> = self.observed.iter().filter_map(ended).collect();
+        let left = self.client.store.readers(name, &expired, REQUEST_TIMEOUT);
+        match left.await {
+            Ok(None) => None,
+            Ok(Some(holder)) => {
+                let mut outcome = Outcome::Held(holder);
+                self.observe(&mut outcome);
+                Some(Ok(outcome))
+            }
+            Err(failure) => Some(Err(failure)),
+        }
+    }
+
     /// Record the answer to a request that [`prepare`](Self::prepare) began.
     pub(super) fn answered(
         &mut self,
@@ -207,6 +236,15 @@ impl Attempt {
             self.is_unknown = was_unknown;
         }
         let mut outcome = answer?;
+        if let (Kind::Shared { .. }, Outcome::Held(holder)) = (&self.command.kind, &outcome)
+            && holder.is_legacy
+        {
+            self.is_unknown = false;
+            return Err(StoreError::rejected(
+                "django-database-locks 0.5 acquired it last, which does not see shared holders",
+                Some(LEGACY_HINT),
+            ));
+        }
         self.observe(&mut outcome);
         self.is_unknown = match outcome {
             Outcome::Held(_) | Outcome::TooRecent(_) => false,
@@ -237,7 +275,8 @@ impl Attempt {
         let too_recent = window
             .zip(holder.held_for)
             .is_some_and(|(window, ago)| ago <= window);
-        if own || too_recent || self.may_take_over(&holder) {
+        let is_refused = holder.is_legacy && matches!(self.command.kind, Kind::Shared { .. });
+        if own || too_recent || is_refused || self.may_take_over(&holder) {
             return None;
         }
         let mut outcome = Outcome::Held(holder);
@@ -258,20 +297,26 @@ impl Attempt {
                 let record = |key: &_, of: &ObservedExpiry| {
                     observations.record(key, &of.version, of.length, of.overdue, now)
                 };
-                match (&holder.permits, &holder.observed_expiry) {
-                    (Some(permits), _) => {
-                        let observed = permits.observed.iter();
+                let each = (holder.permits.as_ref().map(|permits| &permits.observed))
+                    .or(holder.readers.as_ref().map(|readers| &readers.observed));
+                match (each, &holder.observed_expiry) {
+                    (Some(each), _) => {
+                        let observed = each.iter();
                         let left =
                             observed.map(|(slot, of)| (record(&(key.0.clone(), *slot), of), of));
-                        // The wait is extended for the permit whose observation ends first.
+                        // The wait is extended for the one whose observation ends first.
                         match left.min_by_key(|(left, of)| (!of.overdue, *left)) {
                             Some((left, of)) => {
                                 record(&key, of);
+                                let slots = each.iter().map(|(slot, _)| *slot);
+                                self.observed = slots.collect();
                                 holder.free_in = Some(left);
                             }
-                            None => observations.forget(&key),
+                            None => {
+                                observations.forget(&key);
+                                self.observed.clear();
+                            }
                         }
-                        self.observed = permits.observed.iter().map(|(slot, _)| *slot).collect();
                     }
                     (None, Some(of)) => {
                         let left = record(&key, of);
@@ -314,7 +359,7 @@ impl Drop for Attempt {
         let command = &self.command;
         let release = ReleaseCommand {
             name: command.name.clone(),
-            slot: self.request.slot(),
+            slot: self.request.slot_of(command.grant),
             token: None,
             grant: command.grant,
             holder: Arc::clone(&command.holder),

@@ -107,7 +107,7 @@ enum Direct {
 /// Try on the direct connection, if the caller's runtime owns it and no waiter of this process is
 /// ahead.
 async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result<Direct, Error> {
-    let queues = client.queues(request.slot());
+    let queues = client.queues_for(request);
     let permit = match &client.direct {
         Some(direct) if !request.preempt && !queues.is_busy(&request.name) => direct.enter(),
         _ => None,
@@ -121,7 +121,10 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
     };
     Ok(match outcome {
         // The confirmation is awaited with a timeout, and only the background has a timer for it.
-        Ok(Outcome::Granted { .. }) if request.timing.is_confirmed_later() => {
+        // Nor does it wait for shared grants.
+        Ok(Outcome::Granted { is_shared, .. })
+            if is_shared || request.timing.is_confirmed_later() =>
+        {
             Direct::Undecided(Some(FirstTry::new(attempt, Some(outcome))))
         }
         Ok(Outcome::Granted {
@@ -131,7 +134,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             ..
         }) => {
             client.outages.log_answered(attempt.sent());
-            client.note_acquired(request.slot(), &request.name);
+            client.note_acquired(request);
             match attempt.granted(slot, token, length).await {
                 Ok(guard) => Direct::Done(Some(guard)),
                 Err(loss) if request.is_single_try() || request.once_per.is_some() => {
@@ -362,7 +365,8 @@ async fn until_limit<T>(
             let key = {
                 let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
                 let name = progress.name.clone();
-                (name.unwrap_or_else(|| request.name.clone()), request.slot())
+                let (of_request, slot) = request.key();
+                (name.unwrap_or(of_request), slot)
             };
             let extension = extensions.entry(key.clone()).or_default();
             match extension.until(&client.observations, &key, now) {

@@ -41,6 +41,7 @@ impl Progress {
                         "waiting: {}",
                         match holder.is_resting {
                             true => "it rests after its latest holder",
+                            false if holder.readers.is_some() => "other holders share it",
                             false => "another holder has it",
                         }
                     );
@@ -65,7 +66,10 @@ impl Progress {
     pub(crate) fn knows_holder(&self) -> bool {
         let holder = self.holder.as_ref();
         holder.is_some_and(|holder| {
-            holder.holder.is_some() || holder.token.is_some() || holder.permits.is_some()
+            holder.holder.is_some()
+                || holder.token.is_some()
+                || holder.permits.is_some()
+                || holder.readers.is_some()
         })
     }
 }
@@ -121,6 +125,7 @@ pub(crate) fn wait_error(
                 holder: holder.holder,
                 held_for: holder.held_for.filter(|_| !holder.is_resting),
                 permits: holder.permits.map(|permits| permits.limit),
+                shared_by: holder.readers.map(|readers| readers.held),
                 rests_for: rest.map(|left| left.saturating_sub(since)),
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
-use protocol::{LatestGrant, LockName, OncePer, Slot, Timing};
+use protocol::{GrantId, Human, LatestGrant, LockName, OncePer, Slot, Timing};
 
 /// A request for a lock, with all settings checked.
 #[derive(Clone, Debug)]
@@ -23,8 +23,21 @@ pub(crate) struct AcquireRequest {
     pub(crate) once_per: Option<OncePer>,
     /// The longest pause between two polls of a held lock.
     pub(crate) poll: Duration,
-    /// The number of permits of a semaphore; `None` for a lock.
-    pub(crate) limit: Option<u32>,
+    pub(crate) mode: Mode,
+}
+
+/// What is requested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Exclusive,
+    /// `beside`: the exclusive grant of this client that the shared one replaces.
+    Shared {
+        beside: Option<GrantId>,
+    },
+    /// A permit of a semaphore with this limit.
+    Permit {
+        limit: u32,
+    },
 }
 
 impl AcquireRequest {
@@ -39,17 +52,45 @@ impl AcquireRequest {
         self.wait.is_some_and(|wait| wait.is_zero())
     }
 
-    /// The key of the observations of the lock.
+    /// The key of the observations of what keeps the request out.
     pub(crate) fn key(&self) -> (LockName, Slot) {
-        (self.name.clone(), self.slot())
+        let slot = match self.mode {
+            Mode::Exclusive | Mode::Shared { .. } => Slot::Lock,
+            Mode::Permit { .. } => Slot::AnyPermit,
+        };
+        (self.name.clone(), slot)
     }
 
-    /// The row that a grant whose reply was lost may have.
-    pub(crate) fn slot(&self) -> Slot {
-        match self.limit {
-            None => Slot::Lock,
-            Some(_) => Slot::AnyPermit,
+    /// The row that a grant with this id has, as far as it is known before the reply.
+    pub(crate) fn slot_of(&self, grant: GrantId) -> Slot {
+        match self.mode {
+            Mode::Exclusive => Slot::Lock,
+            Mode::Shared { .. } => Slot::of_shared(grant),
+            Mode::Permit { .. } => Slot::AnyPermit,
         }
+    }
+
+    /// The limit of a semaphore.
+    pub(crate) fn limit(&self) -> Option<u32> {
+        match self.mode {
+            Mode::Permit { limit } => Some(limit),
+            Mode::Exclusive | Mode::Shared { .. } => None,
+        }
+    }
+
+    /// The error if an exclusive grant may not be made of a lock that was ever shared.
+    pub(crate) fn check_exclusive(&self) -> Result<(), Error> {
+        let Some(period) = self.once_per else {
+            return Ok(());
+        };
+        let got = format!(
+            "{} for `{}`, which other callers share",
+            Human(period.period()),
+            self.name
+        );
+        let allowed = "left out for a lock that is ever shared: a grant that still waits for \
+                       shared ones would count";
+        Err(Error::config("once_per", got, allowed))
     }
 }
 

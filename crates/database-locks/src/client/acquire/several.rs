@@ -204,9 +204,18 @@ impl<'a> AllAcquisition<'a> {
             self.attempt = AllAttempt::new(self.client, self.request)?;
         }
         let holders = match outcome {
-            Ok(AllOutcome::Granted { tokens, length, .. }) => {
+            Ok(AllOutcome::Granted {
+                tokens,
+                length,
+                shared,
+                ..
+            }) => {
                 self.client.outages.log_answered(sent);
-                return self.granted(&tokens, length, sent).await;
+                let asked = self.granted(&tokens, length, sent).await?;
+                return match asked {
+                    Asked::Granted(_) => self.without_readers(asked, &shared).await,
+                    other => Ok(other),
+                };
             }
             Ok(AllOutcome::NotGranted(holders)) => holders,
             Err(failure) => return Ok(Asked::NotGranted(Err(failure), self.queued_for())),
@@ -257,6 +266,22 @@ impl<'a> AllAcquisition<'a> {
         // Dropping the old attempt releases what is left of its grants.
         self.attempt = AllAttempt::new(self.client, self.request)?;
         Ok(Asked::Again)
+    }
+
+    /// If shared grants of one of these locks are left, give all of them up: nothing is held while
+    /// waiting.
+    async fn without_readers(&mut self, asked: Asked, shared: &[bool]) -> Result<Asked, Error> {
+        for (at, _) in shared.iter().enumerate().filter(|(_, shared)| **shared) {
+            let Some(attempt) = self.attempt.get_mut(at) else {
+                continue;
+            };
+            if let Some(left) = attempt.readers().await {
+                drop(asked);
+                self.attempt = AllAttempt::new(self.client, self.request)?;
+                return Ok(Asked::NotGranted(left, at));
+            }
+        }
+        Ok(asked)
     }
 
     fn ends_single_try(

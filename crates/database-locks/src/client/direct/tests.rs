@@ -50,6 +50,7 @@ impl DirectConnection for Server {
             slot: protocol::Slot::Lock,
             token: Token::from_db(1),
             length: command.length,
+            is_shared: false,
             confirmed_by: None,
         };
         Box::pin(self.answer(acquires.iter().map(granted).collect()))

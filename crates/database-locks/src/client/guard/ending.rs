@@ -53,7 +53,7 @@ impl LockGuard {
         self.still_trusted()?;
         self.released.store(true, Ordering::Relaxed);
         self.state.mark_released();
-        self.client.queues(self.state.grant.slot).left(self.name());
+        self.left();
         log_grant!(
             debug,
             &self.state.grant,
@@ -135,6 +135,13 @@ impl LockGuard {
         }
     }
 
+    /// The row is free, or another client's, without a release by this guard.
+    fn left(&self) {
+        let slot = self.state.grant.slot;
+        self.client.queues(slot).left(self.name());
+        self.client.wake_shared(slot, self.name());
+    }
+
     /// Stop renewals and build the release; `None` if there is nothing to release.
     fn begin_release(&self) -> Option<ReleaseRequest> {
         // A forked child must neither release nor touch its parent's grant.
@@ -154,7 +161,7 @@ impl LockGuard {
             Status::Released => (false, BootInstant::ZERO),
         };
         if !releasable {
-            self.client.queues(self.state.grant.slot).left(self.name());
+            self.left();
         }
         let ttl = *self.longest_ttl();
         let command = ReleaseCommand::of(&self.state.grant, ttl);

@@ -17,7 +17,7 @@ impl Rows {
     pub(crate) fn of(slot: Slot) -> Self {
         match slot {
             Slot::Lock => Self::Locks,
-            Slot::Permit(_) | Slot::AnyPermit => Self::Permits,
+            Slot::Permit(_) | Slot::AnyPermit | Slot::Shared(_) => Self::Permits,
         }
     }
 }

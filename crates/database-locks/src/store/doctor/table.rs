@@ -30,6 +30,7 @@ pub(crate) enum FoundType {
     BigInt,
     /// A point in time, to the microsecond.
     Time,
+    Flag,
     Other,
 }
 
@@ -47,7 +48,8 @@ impl Column {
         let fits = match (required, found) {
             (ColumnType::Id, _)
             | (ColumnType::BigInt, FoundType::BigInt)
-            | (ColumnType::Time, FoundType::Time) => true,
+            | (ColumnType::Time, FoundType::Time)
+            | (ColumnType::Flag, FoundType::Flag) => true,
             (ColumnType::Text(least), FoundType::Text(length)) => length >= least,
             _ => false,
         };

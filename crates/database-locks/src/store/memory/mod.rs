@@ -18,8 +18,9 @@ use crate::store::connect::table::Table;
 use crate::store::doctor::{Counts, ReportBuilder};
 use protocol::{
     AcquireCommand, AllOutcome, Force, Gone, Grant, GrantId, Holder, ListFilter, LockInfo,
-    LockName, LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
-    Semaphore, Slot, TakeOverCommand, Ttl, failed_renewal_outcome,
+    LockName, LockRow, LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal,
+    ResumeCommand, Semaphore, Slot, TakeOverCommand, Ttl, Version, failed_renewal_outcome,
+    reader_in_the_way,
 };
 
 #[derive(Debug, Default)]
@@ -197,7 +198,9 @@ impl Store for Memory {
             .filter(|((name, _), row)| filter.matches(name.as_str(), row.expires.is_none()));
         ready(Page {
             rows: matching
-                .map(|((name, slot), row)| row.seen(name, Slot::Permit(*slot), now).into_info())
+                .filter_map(|((name, slot), row)| {
+                    Some(row.seen(name, Slot::from_db(*slot)?, now).into_info())
+                })
                 .collect(),
             last: None,
         })
@@ -266,9 +269,23 @@ impl Store for Memory {
         ready(row.unwrap_or(Force::WasFree))
     }
 
-    fn force_permit<'a>(&'a self, name: &'a LockName, slot: u16, _: Duration) -> Reply<'a, Force> {
+    fn shared<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Vec<LockInfo>> {
+        let rows = self.rows().shared_of(name);
+        ready(rows.into_iter().map(LockRow::into_info).collect())
+    }
+
+    fn readers<'a>(
+        &'a self,
+        name: &'a LockName,
+        _: &'a [(Slot, Version)],
+        _: Duration,
+    ) -> Reply<'a, Option<Holder>> {
+        ready(reader_in_the_way(&self.rows().readers(name)))
+    }
+
+    fn force_permit<'a>(&'a self, name: &'a LockName, slot: Slot, _: Duration) -> Reply<'a, Force> {
         let mut rows = self.rows();
-        let row = rows.permits.get_mut(&(name.clone(), slot));
+        let row = rows.permits.get_mut(&(name.clone(), slot.range().0));
         ready(row.map(Row::force).unwrap_or(Force::WasFree))
     }
 

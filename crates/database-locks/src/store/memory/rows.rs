@@ -8,7 +8,7 @@ use crate::runtime::clock;
 use crate::store::api::micros;
 use protocol::{
     AcquireCommand, AllOutcome, BootInstant, Force, Grant, GrantId, Holder, Kind, LockName,
-    LockRow, Outcome, Permits, ReleaseCommand, Released, Renewal, ResumeCommand, Slot,
+    LockRow, Outcome, Permits, ReleaseCommand, Released, Renewal, ResumeCommand, Sharing, Slot,
     TakeOverCommand, Token, Ttl, failed_renewal_outcome, failed_resume_outcome, no_permit_free,
 };
 
@@ -23,6 +23,8 @@ pub(super) struct Row {
     pub(super) metadata: Option<String>,
     /// The number of permits that the holder allowed.
     pub(super) permits: Option<i64>,
+    /// Whether the lock was ever shared.
+    pub(super) shared: bool,
     /// The number of open fences.
     pub(super) fences: u32,
 }
@@ -83,7 +85,8 @@ impl Row {
     }
 
     fn grant(&mut self, command: &AcquireCommand, slot: Slot, now: BootInstant) -> Outcome {
-        self.token = next_token(self.token, now);
+        // The token of the shared grants is between the old one and the new one.
+        self.token = next_token(self.token + i64::from(self.shared), now);
         self.holder = Some(command.holder.to_string());
         self.grant = Some(command.grant.to_string());
         self.expires = Some(ends(now, Ttl::Finite(command.length)));
@@ -93,6 +96,7 @@ impl Row {
             slot,
             token: Token::from_db(self.token),
             length: command.length,
+            is_shared: self.shared,
             confirmed_by: None,
         }
     }
@@ -122,7 +126,8 @@ impl Row {
         Force::Freed(holder)
     }
 
-    /// Whether the row has been free for this long and may be deleted.
+    /// Whether the row has been free for this long and may be deleted. That of a lock that was ever
+    /// shared stays, since without its mark an exclusive grant would not look for shared ones.
     pub(super) fn is_idle(&self, idle: Duration, include_legacy: bool, now: BootInstant) -> bool {
         let last = match self.expires {
             Some(Ends::At(end)) => Some(end),
@@ -130,7 +135,11 @@ impl Row {
             None => self.renewed,
         };
         let is_old = last.map_or(include_legacy, |at| at + idle <= now);
-        self.fences == 0 && self.is_free(now) && is_old && self.token < least_token(now)
+        self.fences == 0
+            && self.is_free(now)
+            && is_old
+            && !self.shared
+            && self.token < least_token(now)
     }
 
     /// Release the lock, which rests for that long.
@@ -144,6 +153,7 @@ impl Row {
             name: name.to_string(),
             slot,
             permits: self.permits,
+            is_shared: self.shared,
             holder: self.holder.clone(),
             token: self.token,
             grant: self.grant.clone(),
@@ -170,7 +180,8 @@ impl Row {
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     pub(super) locks: BTreeMap<LockName, Row>,
-    pub(super) permits: BTreeMap<(LockName, u16), Row>,
+    /// Permits and shared grants, by name and slot.
+    pub(super) permits: BTreeMap<(LockName, i32), Row>,
     /// The operators' limits.
     pub(super) limits: BTreeMap<LockName, u32>,
 }
@@ -180,7 +191,9 @@ impl Rows {
     pub(super) fn of(&mut self, name: &LockName, slot: Slot, grant: GrantId) -> Option<&mut Row> {
         match slot {
             Slot::Lock => self.locks.get_mut(name),
-            Slot::Permit(slot) => self.permits.get_mut(&(name.clone(), slot)),
+            Slot::Permit(_) | Slot::Shared(_) => {
+                self.permits.get_mut(&(name.clone(), slot.range().0))
+            }
             Slot::AnyPermit => {
                 let mut permits = self.permits_of(name);
                 let of = permits.find(|(_, row)| row.grant.as_deref() == Some(grant.as_str()));
@@ -191,15 +204,36 @@ impl Rows {
 
     /// The permits of a semaphore.
     pub(super) fn permits_of(&mut self, name: &LockName) -> impl Iterator<Item = (u16, &mut Row)> {
-        let range = (name.clone(), 0)..=(name.clone(), u16::MAX);
+        let range = (name.clone(), 0)..=(name.clone(), u16::MAX.into());
         let rows = self.permits.range_mut(range);
-        rows.map(|((_, slot), row)| (*slot, row))
+        rows.filter_map(|((_, slot), row)| Some((u16::try_from(*slot).ok()?, row)))
+    }
+
+    /// Delete the dead shared grants of a lock; those that are left.
+    pub(super) fn readers(&mut self, name: &LockName) -> Vec<LockRow> {
+        let now = clock::now();
+        self.permits.retain(|(of, slot), row| {
+            of != name || *slot > -2 || !row.is_free(now) || row.fences > 0
+        });
+        self.shared_of(name)
+    }
+
+    /// The shared grants of a lock.
+    pub(super) fn shared_of(&self, name: &LockName) -> Vec<LockRow> {
+        let now = clock::now();
+        let rows = self
+            .permits
+            .range((name.clone(), i32::MIN)..=(name.clone(), -2));
+        rows.map(|((_, slot), row)| row.seen(name, Slot::Shared(*slot), now))
+            .collect()
     }
 }
 
 pub(super) fn acquire(rows: &mut Rows, command: &AcquireCommand) -> Outcome {
-    if let Kind::Permit { limit, .. } = command.kind {
-        return acquire_permit(rows, command, limit);
+    match command.kind {
+        Kind::Exclusive => {}
+        Kind::Permit { limit, .. } => return acquire_permit(rows, command, limit),
+        Kind::Shared { beside } => return acquire_shared(rows, command, beside),
     }
     let now = clock::now();
     let row = rows.locks.entry(command.name.clone()).or_default();
@@ -242,9 +276,44 @@ fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, limit: u32) -> Outc
             .min_by_key(|row| row.expires_in.unwrap_or(i64::MAX));
         return no_permit_free(permits, first);
     };
-    let row = rows.permits.entry((name.clone(), slot)).or_default();
+    let row = rows.permits.entry((name.clone(), slot.into())).or_default();
     row.permits = Some(limit.into());
     row.grant(command, Slot::Permit(slot), now)
+}
+
+/// Grant the lock to one more shared holder. `beside`: the exclusive grant that it replaces.
+fn acquire_shared(rows: &mut Rows, command: &AcquireCommand, beside: Option<GrantId>) -> Outcome {
+    let (now, name) = (clock::now(), &command.name);
+    let lock = rows.locks.entry(name.clone()).or_insert_with(|| Row {
+        token: least_token(now),
+        ..Row::default()
+    });
+    match lock.seen(name, Slot::Lock, now).sharing(beside, None) {
+        Sharing::Held(holder) => return Outcome::Held(holder),
+        Sharing::Ended if lock.fences > 0 => return Outcome::Busy,
+        Sharing::Ended => (lock.expires, lock.renewed) = (None, Some(now)),
+        Sharing::NotMarked | Sharing::Open => {}
+    }
+    lock.shared = true;
+    let (token, slot) = (lock.token + 1, Slot::of_shared(command.grant));
+    let row = rows.permits.entry((name.clone(), slot.range().0));
+    let row = row.or_default();
+    let seen = row.seen(name, slot, now);
+    if seen.is_granted(command.grant.as_str()) {
+        return seen.failed_acquire_outcome(command);
+    }
+    let granted = row.grant(command, slot, now);
+    row.token = token;
+    match granted {
+        Outcome::Granted { length, .. } => Outcome::Granted {
+            slot,
+            token: Token::from_db(token),
+            length,
+            is_shared: false,
+            confirmed_by: None,
+        },
+        other => other,
+    }
 }
 
 /// Grant all of them or none.
@@ -263,10 +332,12 @@ pub(super) fn acquire_all(rows: &mut Rows, commands: &[AcquireCommand]) -> AllOu
     let granted = commands.iter().map(|command| {
         let row = rows.locks.entry(command.name.clone()).or_default();
         row.grant(command, Slot::Lock, now);
-        Token::from_db(row.token)
+        (Token::from_db(row.token), row.shared)
     });
+    let (tokens, shared) = granted.unzip();
     AllOutcome::Granted {
-        tokens: granted.collect(),
+        tokens,
+        shared,
         length: commands
             .first()
             .map_or(Duration::ZERO, |command| command.length),
@@ -335,13 +406,34 @@ pub(super) fn resume(rows: &mut Rows, command: &ResumeCommand) -> Renewal {
 }
 
 pub(super) fn release(rows: &mut Rows, command: &ReleaseCommand) -> Released {
+    if command.slot.is_shared() {
+        return release_shared(rows, command);
+    }
     match rows.of(&command.name, command.slot, command.grant) {
         Some(row)
-            if row.grant.as_deref() == Some(command.grant.as_str())
+            if row.expires.is_some()
+                && row.grant.as_deref() == Some(command.grant.as_str())
                 && row.holder.as_deref() == Some(&*command.holder)
                 && command.token.is_none_or(|token| token.get() == row.token) =>
         {
             row.release(command.rest, clock::now());
+            Released::Freed
+        }
+        _ => Released::NotHeld,
+    }
+}
+
+fn release_shared(rows: &mut Rows, command: &ReleaseCommand) -> Released {
+    let now = clock::now();
+    match rows.of(&command.name, command.slot, command.grant) {
+        Some(row) if row.fences > 0 => Released::Busy,
+        Some(row)
+            if row
+                .seen(&command.name, command.slot, now)
+                .contains_grant_of(command) =>
+        {
+            let key = (command.name.clone(), command.slot.range().0);
+            rows.permits.remove(&key);
             Released::Freed
         }
         _ => Released::NotHeld,

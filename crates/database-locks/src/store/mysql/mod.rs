@@ -15,7 +15,7 @@ use crate::store::connect::url;
 use protocol::{
     AcquireCommand, AllOutcome, Force, Grant, Holder, ListFilter, LockInfo, LockName, Outcome,
     Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TakeOverCommand, Ttl,
+    TakeOverCommand, Ttl, Version,
 };
 
 mod cluster;
@@ -263,13 +263,28 @@ impl Store for Mysql {
         on_session!(self, within, |session| session.set_limit(&name, limit))
     }
 
+    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>> {
+        let name = name.clone();
+        on_session!(self, within, |session| session.shared(&name))
+    }
+
+    fn readers<'a>(
+        &'a self,
+        name: &'a LockName,
+        expired: &'a [(Slot, Version)],
+        within: Duration,
+    ) -> Reply<'a, Option<Holder>> {
+        let (name, expired) = (name.clone(), expired.to_vec());
+        on_session!(self, within, |session| session.readers(&name, &expired))
+    }
+
     fn force_permit<'a>(
         &'a self,
         name: &'a LockName,
-        slot: u16,
+        slot: Slot,
         within: Duration,
     ) -> Reply<'a, Force> {
-        let (name, slot) = (name.clone(), Slot::Permit(slot));
+        let name = name.clone();
         on_session!(self, within, |session| session.force(&name, slot))
     }
 

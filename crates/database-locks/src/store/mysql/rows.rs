@@ -13,6 +13,12 @@ pub(crate) fn token(id: u64) -> Token {
     Token::from_db(i64::try_from(id).unwrap_or(i64::MAX))
 }
 
+/// The outcome of an acquire whose insert id is twice the token, plus one if the lock was ever
+/// shared.
+pub(crate) fn granted_as(id: u64, length: Duration) -> Outcome {
+    granted(Slot::Lock, token(id / 2), length).of_shared(id % 2 == 1)
+}
+
 /// A row of the reading statements. A value that cannot be converted counts as null, since one bad
 /// row must not hide the others.
 pub(crate) fn lock_row(of: Rows, mut row: Row, multi_primary: bool) -> LockRow {
@@ -42,6 +48,7 @@ pub(crate) fn lock_row(of: Rows, mut row: Row, multi_primary: bool) -> LockRow {
         expires_in: value(row, "expires_in"),
         is_infinite: value(row, "is_infinite") == Some(1),
         is_legacy: value(row, "is_legacy") == Some(1),
+        is_shared: value(row, "shared") == Some(1),
         held_for: value(row, "held_for"),
         acquired_at: value(row, "acquired_at"),
         renewed_at: value(row, "renewed_at"),
@@ -56,6 +63,7 @@ pub(crate) fn granted(slot: Slot, token: Token, length: Duration) -> Outcome {
         slot,
         token,
         length,
+        is_shared: false,
         confirmed_by: None,
     }
 }

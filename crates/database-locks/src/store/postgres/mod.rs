@@ -31,6 +31,7 @@ use self::statements::prune::prune;
 use self::statements::read::{page, read};
 use self::statements::release::{force, release};
 use self::statements::several::acquire_all;
+use self::statements::shared::readers;
 use self::statements::{acquire::acquire, renew::renew};
 use crate::doctor::Report;
 use crate::error::Error;
@@ -41,7 +42,7 @@ use crate::store::connect::url;
 use protocol::{
     AcquireCommand, AllOutcome, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow,
     Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TakeOverCommand, Ttl,
+    TakeOverCommand, Ttl, Version,
 };
 
 /// The engine of `postgres:` URLs.
@@ -195,15 +196,32 @@ impl Store for Postgres {
         Box::pin(self.connection.run(within, work))
     }
 
+    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>> {
+        let work = move |session: Arc<Session>| async move {
+            let rows = read(&session, Rows::Permits, std::slice::from_ref(name)).await?;
+            let shared = rows.into_iter().filter(|row| row.slot.is_shared());
+            Ok(shared.map(LockRow::into_info).collect())
+        };
+        Box::pin(self.connection.run(within, work))
+    }
+
+    fn readers<'a>(
+        &'a self,
+        name: &'a LockName,
+        _expired: &'a [(Slot, Version)],
+        within: Duration,
+    ) -> Reply<'a, Option<Holder>> {
+        let work = move |session: Arc<Session>| async move { readers(&session, name).await };
+        Box::pin(self.connection.run(within, work))
+    }
+
     fn force_permit<'a>(
         &'a self,
         name: &'a LockName,
-        slot: u16,
+        slot: Slot,
         within: Duration,
     ) -> Reply<'a, Force> {
-        let work = move |session: Arc<Session>| async move {
-            force(&session, name, Slot::Permit(slot)).await
-        };
+        let work = move |session: Arc<Session>| async move { force(&session, name, slot).await };
         Box::pin(self.connection.run(within, work))
     }
 

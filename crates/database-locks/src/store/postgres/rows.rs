@@ -24,7 +24,7 @@ macro_rules! micros {
 macro_rules! state {
     () => {
         concat!(
-            "l.locked_by::text, l.token, l.grant_id::text,
+            "l.locked_by::text, l.token, l.grant_id::text, l.shared,
        ",
             micros!("l.expires_at", "l.expires_at - statement_timestamp()"),
             " AS expires_in,
@@ -82,6 +82,7 @@ pub(crate) fn state(row: &Row) -> Result<LockRow, ServerError> {
         },
         is_infinite,
         is_legacy: row.try_get("is_legacy")?,
+        is_shared: row.try_get::<_, Option<bool>>("shared")?.unwrap_or(false),
         held_for: row.try_get("held_for")?,
         ..LockRow::default()
     })

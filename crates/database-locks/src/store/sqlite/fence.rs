@@ -82,7 +82,7 @@ impl Fences {
     /// files. Two locks with one hash would only wait for each other's fences.
     fn path(&self, name: &str, slot: Slot) -> PathBuf {
         let slot = slot
-            .number()
+            .column()
             .map_or(String::new(), |slot| format!("\0{slot}"));
         let bytes = self.table.bytes().chain([0]).chain(name.bytes());
         let bytes = bytes.chain(slot.bytes());

@@ -17,7 +17,9 @@ use self::connection::database::Database;
 use self::connection::thread::Thread;
 use self::connection::worker::Worker;
 use self::direct::SqliteDirect;
-use self::statements::{acquire, fence as fencing, handover, permit, prune, read, release, renew};
+use self::statements::{
+    acquire, fence as fencing, handover, permit, prune, read, release, renew, shared,
+};
 use crate::doctor::Report;
 use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
 use crate::store::connect::table::{Rows, Table};
@@ -25,7 +27,7 @@ use crate::store::retry::while_contended;
 use protocol::{
     AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
     Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TakeOverCommand, Ttl,
+    TakeOverCommand, Ttl, Version,
 };
 
 mod connection;
@@ -223,14 +225,29 @@ impl Store for Sqlite {
         }))
     }
 
+    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>> {
+        let name = name.clone();
+        Box::pin(self.call(within, move |worker| shared::read(worker, &name)))
+    }
+
+    fn readers<'a>(
+        &'a self,
+        name: &'a LockName,
+        _expired: &'a [(Slot, Version)],
+        within: Duration,
+    ) -> Reply<'a, Option<Holder>> {
+        let name = name.clone();
+        Box::pin(self.call(within, move |worker| shared::readers(worker, &name)))
+    }
+
     fn force_permit<'a>(
         &'a self,
         name: &'a LockName,
-        slot: u16,
+        slot: Slot,
         within: Duration,
     ) -> Reply<'a, Force> {
         let name = name.clone();
-        let force = move |worker: &mut Worker| release::force(worker, &name, Slot::Permit(slot));
+        let force = move |worker: &mut Worker| release::force(worker, &name, slot);
         Box::pin(self.call(within, force))
     }
 

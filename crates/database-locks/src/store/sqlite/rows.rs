@@ -43,6 +43,7 @@ pub(crate) fn lock_row(of: Rows, row: &Row<'_>) -> rusqlite::Result<LockRow> {
             .get::<_, Option<bool>>("is_infinite")?
             .unwrap_or_default(),
         is_legacy: row.get("is_legacy")?,
+        is_shared: row.get("shared")?,
         held_for: micros("held_for")?,
         acquired_at: micros("acquired")?,
         renewed_at: micros("renewed")?,
@@ -59,6 +60,7 @@ pub(crate) fn granted(slot: Slot, token: i64, length: Duration) -> Outcome {
         slot,
         token,
         length,
+        is_shared: false,
         confirmed_by: None,
     }
 }

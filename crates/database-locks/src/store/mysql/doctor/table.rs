@@ -205,6 +205,7 @@ impl FoundColumn {
             "varchar" | "char" => FoundType::Text(self.length),
             text if text.ends_with("text") => FoundType::Text(self.length),
             "bigint" => FoundType::BigInt,
+            "tinyint" => FoundType::Flag,
             "datetime" if self.precision == 6 => FoundType::Time,
             _ => FoundType::Other,
         };
@@ -229,6 +230,7 @@ fn declaration(name: &str, required: ColumnType) -> &'static str {
         (_, ColumnType::Text(_)) => "longtext of utf8mb4",
         (_, ColumnType::Id | ColumnType::BigInt) => "bigint",
         (_, ColumnType::Time) => "datetime(6)",
+        (_, ColumnType::Flag) => "tinyint(1)",
     }
 }
 

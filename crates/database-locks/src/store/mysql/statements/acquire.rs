@@ -7,24 +7,25 @@ use crate::store::api::{StoreError, micros};
 use crate::store::connect::table::Rows;
 use crate::store::mysql::cluster::version;
 use crate::store::mysql::connection::session::{QueryResult, Session, TABLE_WAIT};
-use crate::store::mysql::rows::{granted, token};
+use crate::store::mysql::rows::{granted, granted_as};
 use protocol::{AcquireCommand, Grant, LockRow, Outcome, Renewal, Slot, Token, Ttl, Version};
 
 impl Session {
     /// Acquire a lock that is free or whose lease has ended.
     ///
-    /// One row: granted, and the insert id is the token. No row: the lock is held, its row is
-    /// locked, or there is no row. The token of a row that was never granted starts at the time in
-    /// ms.
+    /// One row: granted, and the insert id is twice the token, plus one if the lock was ever shared.
+    /// No row: the lock is held, its row is locked, or there is no row. The token of a row that was
+    /// never granted starts at the time in ms. That of a lock that was ever shared rises by 2: the
+    /// token between them is that of the shared grants.
     pub(crate) const ACQUIRE: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name{? AND slot = :slot?} AND (expires_at IS NULL OR {ended})
                    AND {due} AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET {?l.permits = :permits, ?}l.token = LAST_INSERT_ID(GREATEST(l.token + 1,
+           SET {?l.permits = :permits, ?}l.token = LAST_INSERT_ID(GREATEST(l.token + 1 + l.shared,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000)),
+                       DIV 1000) * 2 + l.shared) DIV 2,
                l.locked_by = :holder, l.grant_id = :grant,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -39,9 +40,9 @@ impl Session {
     /// its commit. `WHERE id = (SELECT … SKIP LOCKED)` would read the whole table.
     pub(crate) const ACQUIRE_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
-           SET {?permits = :permits, ?}token = LAST_INSERT_ID(GREATEST(token + 1,
+           SET {?permits = :permits, ?}token = LAST_INSERT_ID(GREATEST(token + 1 + shared,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000)),
+                       DIV 1000) * 2 + shared) DIV 2,
                locked_by = :holder, grant_id = :grant,
                expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -69,7 +70,7 @@ impl Session {
             return Ok(Outcome::Busy);
         };
         if rows > 0 {
-            return Ok(granted(Slot::Lock, token(id), command.length));
+            return Ok(granted_as(id, command.length));
         }
         match self
             .read(Rows::Locks, std::slice::from_ref(&command.name))
@@ -203,7 +204,9 @@ impl Session {
         };
         let renewals = self.renew(&[(grant, Ttl::Finite(command.length))]).await?;
         Ok(match renewals.first() {
-            Some(Renewal::Renewed { .. }) => granted(row.slot, token, command.length),
+            Some(Renewal::Renewed { .. }) => {
+                granted(row.slot, token, command.length).of_shared(row.is_shared)
+            }
             _ => Outcome::Busy,
         })
     }

@@ -50,7 +50,7 @@ impl Session {
                  WHERE (expires_at IS NULL OR {ended_each}) AND {due_each} AND {writable}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = GREATEST(l.token + 1,
+           SET l.token = GREATEST(l.token + 1 + l.shared,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                        DIV 1000),
                l.locked_by = q.locked_by, l.grant_id = q.grant_id,
@@ -119,19 +119,16 @@ impl Session {
         commands: &[AcquireCommand],
     ) -> Result<Vec<Outcome>, StoreError> {
         if let [command] = commands {
-            return Ok(vec![match command.kind {
-                Kind::Exclusive => self.acquire_one(command).await?,
-                Kind::Permit { .. } => self.acquire_permit(command).await?,
-            }]);
+            return Ok(vec![self.acquire_any_kind(command).await?]);
         }
-        let mut permits = Vec::new();
+        let mut others = Vec::new();
         for (at, command) in commands.iter().enumerate() {
             if command.kind != Kind::Exclusive {
-                permits.push((at, self.acquire_permit(command).await?));
+                others.push((at, self.acquire_any_kind(command).await?));
             }
         }
-        if !permits.is_empty() {
-            return self.acquire_beside(commands, permits).await;
+        if !others.is_empty() {
+            return self.acquire_beside(commands, others).await;
         }
         let mut outcomes = self.acquire_on_mariadb(commands).await?;
         let missing = without_outcome(commands, &outcomes);
@@ -142,11 +139,19 @@ impl Session {
         Ok(outcomes.into_iter().map(busy).collect())
     }
 
-    /// Acquire the locks of a batch in which permits were requested too.
+    async fn acquire_any_kind(&mut self, command: &AcquireCommand) -> Result<Outcome, StoreError> {
+        match command.kind {
+            Kind::Exclusive => self.acquire_one(command).await,
+            Kind::Permit { .. } => self.acquire_permit(command).await,
+            Kind::Shared { beside } => self.acquire_shared(command, beside).await,
+        }
+    }
+
+    /// Acquire the locks of a batch in which permits or shared grants were requested too.
     async fn acquire_beside(
         &mut self,
         commands: &[AcquireCommand],
-        permits: Vec<(usize, Outcome)>,
+        others: Vec<(usize, Outcome)>,
     ) -> Result<Vec<Outcome>, StoreError> {
         let locks = commands.iter().filter(|it| it.kind == Kind::Exclusive);
         let locks: Vec<AcquireCommand> = locks.cloned().collect();
@@ -155,7 +160,7 @@ impl Session {
             false => Box::pin(self.acquire(&locks)).await?,
         };
         // In order of their places, so that each is inserted where it belongs.
-        for (at, outcome) in permits {
+        for (at, outcome) in others {
             outcomes.insert(at, outcome);
         }
         Ok(outcomes)
@@ -198,9 +203,11 @@ impl Session {
         for command in commands {
             outcomes.push(match rows.get(command.name.as_str()) {
                 None => None,
-                Some(row) if row.is_granted(command.grant.as_str()) && made_now(row) => Some(
-                    granted(Slot::Lock, Token::from_db(row.token), command.length),
-                ),
+                Some(row) if row.is_granted(command.grant.as_str()) && made_now(row) => {
+                    let token = Token::from_db(row.token);
+                    let granted = granted(Slot::Lock, token, command.length);
+                    Some(granted.of_shared(row.is_shared))
+                }
                 Some(row) => Some(self.refused(command, row).await?),
             });
         }

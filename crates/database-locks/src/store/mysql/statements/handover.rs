@@ -5,8 +5,8 @@ use mysql_async::params;
 use crate::store::api::{StoreError, micros};
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session};
-use crate::store::mysql::rows::{granted, token};
-use protocol::{Outcome, Renewal, ResumeCommand, Slot, TakeOverCommand, failed_resume_outcome};
+use crate::store::mysql::rows::granted_as;
+use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, failed_resume_outcome};
 
 impl Session {
     /// Preempt a grant of the same holder, as long as the row still has the grant that was read.
@@ -20,9 +20,9 @@ impl Session {
                    AND {live} AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1,
+           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1 + l.shared,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000)),
+                       DIV 1000) * 2 + l.shared) DIV 2,
                l.grant_id = :grant,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -43,7 +43,7 @@ impl Session {
         match self.none_if_contended(done)? {
             None => return Ok(Outcome::Busy),
             Some(QueryResult { rows, id }) if rows > 0 => {
-                return Ok(granted(Slot::Lock, token(id), to.length));
+                return Ok(granted_as(id, to.length));
             }
             Some(_) => {}
         }

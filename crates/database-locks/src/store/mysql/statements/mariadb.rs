@@ -45,13 +45,13 @@ struct Free<'a> {
 }
 
 impl Session {
-    /// Find which of many locks are free.
+    /// Find which of many locks are free, among those that were never shared.
     pub(crate) const FREE_ON_MARIADB: &str = "
         SELECT l.name, l.id
           FROM JSON_TABLE(:names, '$[*]' COLUMNS (
                    name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
                STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
-         WHERE l.expires_at IS NULL OR {ended}";
+         WHERE NOT l.shared AND (l.expires_at IS NULL OR {ended})";
 
     /// Acquire those that are still free. The ids are sorted, so that `INTERVAL` finds the position
     /// of each by bisection.
@@ -70,7 +70,7 @@ impl Session {
                expires_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND,
                granted_until = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND,
                acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6)
-         WHERE id IN ({list}) AND (expires_at IS NULL OR {ended})
+         WHERE id IN ({list}) AND (expires_at IS NULL OR {ended}) AND NOT shared
            AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                    DIV 1000
            AND {writable}";

@@ -14,6 +14,10 @@
 //! `UTC_TIMESTAMP` is the time at which the statement began. That is as good as the moment itself,
 //! since no statement waits.
 
+// First: its macro is part of other statements.
+#[macro_use]
+pub(crate) mod read;
+
 pub(crate) mod acquire;
 pub(crate) mod batch;
 pub(crate) mod fence;
@@ -22,10 +26,10 @@ pub(crate) mod install;
 pub(crate) mod mariadb;
 pub(crate) mod permit;
 pub(crate) mod prune;
-pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renew;
 pub(crate) mod several;
+pub(crate) mod shared;
 
 #[cfg(test)]
 use super::cluster;
@@ -91,6 +95,14 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("read a page", Session::READ_PAGE),
     ("acquire a permit", Session::ACQUIRE_PERMIT),
     ("set a limit", Session::SET_LIMIT),
+    ("acquire, shared", Session::ACQUIRE_SHARED),
+    ("check a shared grant", Session::READ_SHARED),
+    ("make a row, shared", Session::MAKE_SHARED),
+    ("mark a lock as shared", Session::MARK_SHARED),
+    ("end a lease that has run out", Session::END_LEASE),
+    ("release, shared", Session::RELEASE_SHARED),
+    ("read the shared grants", Session::READERS),
+    ("delete dead shared grants", Session::RETIRE_READERS),
     ("prune", Session::PRUNE),
     ("prune on a cluster", Session::PRUNE_ON_CLUSTER),
     (

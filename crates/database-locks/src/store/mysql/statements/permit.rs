@@ -146,7 +146,7 @@ impl Session {
         let done = self.execute(Rows::Permits, statement, params).await;
         Ok(match self.none_if_contended(done)? {
             Some(QueryResult { rows, id }) if rows > 0 => {
-                granted(permit.slot, token(id), command.length)
+                granted(permit.slot, token(id / 2), command.length)
             }
             _ => Outcome::Busy,
         })
@@ -226,9 +226,11 @@ impl Known {
 
 /// The permits, and the operator's limit.
 fn split(rows: Vec<LockRow>) -> (Vec<LockRow>, Option<u32>) {
-    let (permits, others): (Vec<_>, Vec<_>) = rows
-        .into_iter()
-        .partition(|row| row.slot != Slot::AnyPermit);
-    let limit = others.iter().find_map(|row| row.permits);
-    (permits, limit.and_then(|limit| u32::try_from(limit).ok()))
+    let limit = rows.iter().find(|row| row.slot == Slot::AnyPermit);
+    let limit = limit.and_then(|row| row.permits);
+    let permits = rows.into_iter().filter(|row| row.slot.number().is_some());
+    (
+        permits.collect(),
+        limit.and_then(|limit| u32::try_from(limit).ok()),
+    )
 }

@@ -15,10 +15,12 @@ impl Session {
     /// A row whose `granted_until` is set while `expires_at` is null was released by legacy
     /// (django-database-locks 0.5), which does not record when. A row whose token is ahead of the
     /// clock, after more than a thousand grants a second, stays: the token of a new row starts at
-    /// the clock, and has to be greater.
+    /// the clock, and has to be greater. The row of a lock that was ever shared stays: without its
+    /// mark an exclusive grant would not look for shared ones.
     pub(crate) const PRUNE: &str = "
         DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
-                        WHERE id > :after AND id <= :last{? AND slot >= 0?}
+                        WHERE id > :after AND id <= :last{? AND slot <> -1?}
+                          AND (NOT shared{? OR slot < -1?})
                           AND (expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND
                            OR (expires_at IS NULL AND granted_until IS NULL
                                AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
@@ -38,7 +40,8 @@ impl Session {
     /// greater although that clock may be behind, by less than a day.
     pub(crate) const PRUNE_ON_CLUSTER: &str = "
         DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
-                        WHERE id > :after AND id <= :last{? AND slot >= 0?}
+                        WHERE id > :after AND id <= :last{? AND slot <> -1?}
+                          AND (NOT shared{? OR slot < -1?})
                           AND ((expires_at IS NULL AND granted_until IS NULL
                                 AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
                             OR (grant_id IS NULL AND granted_until = expires_at

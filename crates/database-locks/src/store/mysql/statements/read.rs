@@ -14,9 +14,12 @@ use protocol::{Holder, ListFilter, LockInfo, LockName, LockRow, Page};
 /// The columns of a row, under the names that [`lock_row`] uses.
 macro_rules! read {
     ($from:literal) => {
+        read!("", $from)
+    };
+    ($more:literal, $from:literal) => {
         concat!(
             "
-        SELECT l.name, {?l.slot, l.permits, ?}l.locked_by, l.token, l.grant_id,
+        SELECT l.name, {?l.slot, l.permits, ?}l.locked_by, l.token, l.grant_id, l.shared,
                TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), l.expires_at) AS expires_in,
                IFNULL(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', 0) AS is_infinite,
                NOT (l.granted_until <=> l.expires_at) AS is_legacy,
@@ -27,7 +30,9 @@ macro_rules! read {
                    AS renewed_at,
                TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.expires_at)
                    AS expired_at,
-               l.metadata, {writable} AS writable
+               l.metadata, {writable} AS writable",
+            $more,
+            "
           FROM ",
             $from
         )
@@ -45,7 +50,7 @@ impl Session {
     pub(crate) const READ_PAGE: &str = read!(
         "{table} l
          WHERE l.id > :after AND l.id <= :last AND (:all OR l.expires_at IS NOT NULL)
-           AND LEFT(l.name, CHAR_LENGTH(:prefix)) = :prefix COLLATE {collation}{? AND l.slot >= 0?}
+           AND LEFT(l.name, CHAR_LENGTH(:prefix)) = :prefix COLLATE {collation}{? AND l.slot <> -1?}
          ORDER BY l.id"
     );
     pub(crate) const READ_ONE: &str = read!("{table} l WHERE l.name = :name{? ORDER BY l.slot?}");
@@ -148,7 +153,11 @@ impl Session {
     }
 
     /// Rows of [`read`], unless the server has become read-only since the session was opened.
-    fn lock_rows(&mut self, of: Rows, rows: Vec<Row>) -> Result<Vec<LockRow>, StoreError> {
+    pub(super) fn lock_rows(
+        &mut self,
+        of: Rows,
+        rows: Vec<Row>,
+    ) -> Result<Vec<LockRow>, StoreError> {
         self.must_be_writable(rows.first())?;
         let multi_primary = self.cluster.is_some();
         Ok(rows
@@ -159,7 +168,7 @@ impl Session {
 
     /// Give up the connection if the server has become read-only, as in a failover. For a
     /// privileged user, statements would go on working on what is now a replica.
-    fn must_be_writable(&mut self, row: Option<&Row>) -> Result<(), StoreError> {
+    pub(super) fn must_be_writable(&mut self, row: Option<&Row>) -> Result<(), StoreError> {
         let writable: Option<i64> = row.and_then(|row| row.get_opt("writable")?.ok());
         match writable {
             Some(0) => Err(self.became_read_only()),

@@ -37,6 +37,9 @@ impl Session {
         &mut self,
         command: &ReleaseCommand,
     ) -> Result<Released, StoreError> {
+        if command.slot.is_shared() {
+            return self.release_shared(command).await;
+        }
         let (of, (first, last)) = (Rows::of(command.slot), command.slot.range());
         let params = params! {
             "first" => first, "last" => last,

@@ -106,7 +106,7 @@ impl Session {
             let mut grant = json!({
                 "name": grant.name.as_str(), "token": grant.token.get(),
                 "grant": grant.id.as_str(), "holder": &*grant.holder,
-                "slot": grant.slot.number(),
+                "slot": grant.slot.column(),
             });
             if let Ttl::Finite(length) = ttl {
                 grant["length"] = micros(*length).into();

@@ -273,6 +273,7 @@ fn declaration(name: &str, required: ColumnType) -> &'static str {
         (_, ColumnType::Text(_)) => "text",
         (_, ColumnType::Id | ColumnType::BigInt) => "bigint",
         (_, ColumnType::Time) => TIME,
+        (_, ColumnType::Flag) => "boolean",
     }
 }
 
@@ -290,6 +291,7 @@ fn found_type(shown: &str) -> FoundType {
         ("character(32)", _) => FoundType::Text(32),
         ("bigint", _) => FoundType::BigInt,
         (TIME, _) => FoundType::Time,
+        ("boolean", _) => FoundType::Flag,
         _ => FoundType::Other,
     }
 }

@@ -6,6 +6,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::permit::acquire_permit;
+use super::shared::acquire_shared;
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
@@ -25,7 +26,7 @@ macro_rules! grant {
             ", metadata = ",
             $metadata,
             ",
-       token = GREATEST(l.token + 1, ",
+       token = GREATEST(l.token + 1 + l.shared::int, ",
             clock_ms!(),
             "),
        expires_at = statement_timestamp() + ",
@@ -95,7 +96,8 @@ const MANY_DUE: &[Type] = &[
 ///
 /// The token is the greater of the old one + 1 and the database's clock in milliseconds. So it
 /// exceeds the tokens of a deleted row, and of one that a backup or a copied table has brought
-/// back.
+/// back. Of a lock that was ever shared it exceeds the old one by 2: the token between them is that
+/// of the shared grants.
 pub(crate) const ACQUIRE_ONE: Statement = Statement {
     name: "acquire one",
     text: concat!(
@@ -109,7 +111,7 @@ UPDATE {table} l SET",
         due!("$6"),
         "
                 FOR UPDATE SKIP LOCKED)
-RETURNING 1::bigint AS place, token,
+RETURNING 1::bigint AS place, token, shared,
        ",
         synchronous_commit!()
     ),
@@ -142,7 +144,7 @@ UPDATE {table} l SET",
         "
   FROM picked p
  WHERE l.id = p.id
-RETURNING p.place, l.token,
+RETURNING p.place, l.token, l.shared,
        ",
         synchronous_commit!()
     ),
@@ -177,6 +179,7 @@ WITH made AS (
     "
 )
 SELECT 1::bigint AS place, true AS granted, NULL::text AS locked_by, token, NULL::text AS grant_id,
+       false AS shared,
        NULL::bigint AS expires_in, NULL::boolean AS is_infinite, false AS is_legacy, NULL::bigint AS held_for
   FROM made
  UNION ALL
@@ -217,6 +220,7 @@ WITH asked AS MATERIALIZED (
     "
 )
 SELECT a.place, true AS granted, NULL::text AS locked_by, m.token, NULL::text AS grant_id,
+       false AS shared,
        NULL::bigint AS expires_in, NULL::boolean AS is_infinite, false AS is_legacy, NULL::bigint AS held_for
   FROM asked a JOIN made m ON m.grant_id = a.grant_id
  UNION ALL
@@ -234,15 +238,18 @@ pub(crate) async fn acquire(
 ) -> Result<Vec<Outcome>, ServerError> {
     let mut outcomes = vec![None; commands.len()];
     let of_locks = |(_, command): &(usize, &AcquireCommand)| command.kind == Kind::Exclusive;
-    let (locks, permits): (Vec<_>, Vec<_>) = commands.iter().enumerate().partition(of_locks);
+    let (locks, others): (Vec<_>, Vec<_>) = commands.iter().enumerate().partition(of_locks);
     let (at, locks): (Vec<usize>, Vec<&AcquireCommand>) = locks.into_iter().unzip();
     let rows = send(session, [&ACQUIRE_ONE, &ACQUIRE], &locks).await?;
     for row in &rows {
         let place = place(row, locks.len())?;
         outcomes[at[place]] = Some(granted(session, locks[place].length, row)?);
     }
-    for (at, command) in permits {
-        outcomes[at] = Some(acquire_permit(session, command).await?);
+    for (at, command) in others {
+        outcomes[at] = Some(match command.kind {
+            Kind::Shared { beside } => acquire_shared(session, command, beside).await?,
+            _ => acquire_permit(session, command).await?,
+        });
     }
     let unknown = (commands.iter().zip(0..)).filter(|(_, at)| outcomes[*at].is_none());
     let (not_granted, at): (Vec<&AcquireCommand>, Vec<usize>) = unknown.unzip();
@@ -260,6 +267,7 @@ fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, Se
         slot: Slot::Lock,
         token: Token::from_db(row.try_get("token")?),
         length,
+        is_shared: row.try_get("shared")?,
         confirmed_by: session.primary,
     })
 }

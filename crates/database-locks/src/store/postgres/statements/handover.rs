@@ -27,7 +27,7 @@ pub(crate) const TAKE_OVER: Statement = Statement {
         "
 UPDATE {table} f SET
        grant_id = $2, metadata = $5,
-       token = GREATEST(token + 1, ",
+       token = GREATEST(token + 1 + shared::int, ",
         clock_ms!(),
         "),
        expires_at = statement_timestamp() + $4 * interval '1 microsecond',
@@ -38,7 +38,7 @@ UPDATE {table} f SET
                 AND grant_id IS NOT DISTINCT FROM $7 AND expires_at > statement_timestamp()
                 AND (grant_id IS NOT NULL OR granted_until IS DISTINCT FROM expires_at)
                 FOR UPDATE SKIP LOCKED)
-RETURNING token,
+RETURNING token, shared,
        ",
         synchronous_commit!(),
         ",
@@ -76,6 +76,7 @@ pub(crate) async fn take_over(
             slot: Slot::Lock,
             token: Token::from_db(row.try_get("token")?),
             length: to.length,
+            is_shared: row.try_get("shared")?,
             confirmed_by: session.primary,
         });
     }

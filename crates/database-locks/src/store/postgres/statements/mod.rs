@@ -38,6 +38,7 @@ pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renew;
 pub(crate) mod several;
+pub(crate) mod shared;
 pub(crate) mod wait;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE};
@@ -48,11 +49,15 @@ use self::read::{READ, READ_PAGE};
 use self::release::{FORCE, RELEASE, RELEASE_ONE};
 use self::renew::RENEW;
 use self::several::{ACQUIRE_ALL, MAKE_FREE};
+use self::shared::{
+    ACQUIRE_SHARED, END_LEASE, MAKE_SHARED, MARK_SHARED, READ_SHARED, READERS, RELEASE_SHARED,
+    RETIRE_READERS,
+};
 use self::wait::WAIT;
 use super::connection::session::Statement;
 
 /// Every statement that is sent.
-pub(crate) const ALL: [Statement; 21] = [
+pub(crate) const ALL: [Statement; 29] = [
     ACQUIRE_ONE,
     ACQUIRE,
     MAKE_ONE,
@@ -74,6 +79,14 @@ pub(crate) const ALL: [Statement; 21] = [
     MAKE_PERMIT,
     WAIT_FOR_PERMIT,
     SET_LIMIT,
+    ACQUIRE_SHARED,
+    READ_SHARED,
+    MAKE_SHARED,
+    MARK_SHARED,
+    END_LEASE,
+    RELEASE_SHARED,
+    READERS,
+    RETIRE_READERS,
 ];
 
 /// What `docs/protocol.md` publishes.

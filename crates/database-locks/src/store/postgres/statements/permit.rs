@@ -187,6 +187,7 @@ fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, Se
         slot: slot(row)?.unwrap_or(Slot::AnyPermit),
         token: Token::from_db(row.try_get("token")?),
         length,
+        is_shared: false,
         confirmed_by: session.primary,
     })
 }
@@ -286,14 +287,13 @@ pub(crate) async fn semaphore(
     name: &LockName,
 ) -> Result<Semaphore, ServerError> {
     let rows = read(session, Rows::Permits, std::slice::from_ref(name)).await?;
-    let (permits, others): (Vec<_>, Vec<_>) = rows
-        .into_iter()
-        .partition(|row| row.slot != Slot::AnyPermit);
-    let limit = others.iter().find_map(|row| row.permits);
+    let limit = rows.iter().find(|row| row.slot == Slot::AnyPermit);
+    let limit = limit.and_then(|row| row.permits);
+    let permits = rows.into_iter().filter(|row| row.slot.number().is_some());
     Ok(Semaphore::new(
         name.clone(),
         limit.and_then(|limit| u32::try_from(limit).ok()),
-        permits.into_iter().map(LockRow::into_info).collect(),
+        permits.map(LockRow::into_info).collect(),
     ))
 }
 

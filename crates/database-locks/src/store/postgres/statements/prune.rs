@@ -17,7 +17,8 @@ use protocol::Pruned;
 /// A row whose `granted_until` is set while `expires_at` is null was released by legacy
 /// (django-database-locks 0.5), which does not record when. A row whose token is ahead of the
 /// clock, after more than a thousand grants a second, stays: the token of a new row starts at the
-/// clock, and has to be greater.
+/// clock, and has to be greater. The row of a lock that was ever shared stays: without its mark an
+/// exclusive grant would not look for shared ones.
 pub(crate) const PRUNE: Statement = Statement {
     name: "prune",
     text: "
@@ -31,7 +32,7 @@ WITH page AS MATERIALIZED (
         OR (expires_at IS NULL AND granted_until IS NULL
             AND renewed_at <= statement_timestamp() - $1 * interval '1 microsecond')
         OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2))
-       {?AND slot >= 0?}
+       AND (NOT shared{? OR slot < -1?}){? AND slot <> -1?}
        AND token < (extract(epoch FROM statement_timestamp()) * 1000)::bigint
        FOR UPDATE SKIP LOCKED
 ), deleted AS (

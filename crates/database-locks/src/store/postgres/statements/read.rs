@@ -55,7 +55,7 @@ WITH page AS MATERIALIZED (
         select!(
             ", (SELECT max(id)::bigint FROM page) AS last
   FROM (SELECT) one LEFT JOIN page l
-       ON NOT ($2 AND l.expires_at IS NULL) AND starts_with(l.name::text, $3){? AND l.slot >= 0?}
+       ON NOT ($2 AND l.expires_at IS NULL) AND starts_with(l.name::text, $3){? AND l.slot <> -1?}
  ORDER BY l.id"
         )
     ),

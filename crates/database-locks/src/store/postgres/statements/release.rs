@@ -3,6 +3,7 @@
 use tokio_postgres::types::Type;
 
 use super::read::read;
+use super::shared::release_shared;
 use crate::store::api::rest_micros;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
@@ -128,9 +129,15 @@ pub(crate) async fn release(
     for of in [Rows::Locks, Rows::Permits] {
         let ours = commands.iter().enumerate();
         let ours = ours.filter(|(_, command)| Rows::of(command.slot) == of);
+        let ours = ours.filter(|(_, command)| !command.slot.is_shared());
         let (at, ours): (Vec<usize>, Vec<&ReleaseCommand>) = ours.unzip();
         for (at, done) in at.into_iter().zip(release_in(session, of, &ours).await?) {
             released[at] = Some(done);
+        }
+    }
+    for (at, command) in commands.iter().enumerate() {
+        if command.slot.is_shared() {
+            released[at] = Some(release_shared(session, command).await?);
         }
     }
     Ok(released.into_iter().flatten().collect())
@@ -215,7 +222,7 @@ pub(crate) const FORCE: Statement = Statement {
     text: concat!(
         "
 WITH picked AS MATERIALIZED (
-    SELECT id, locked_by, token, grant_id, expires_at, granted_until, acquired_at
+    SELECT id, locked_by, token, grant_id, shared, expires_at, granted_until, acquired_at
       FROM {table}
      WHERE name = $1{? AND slot = $2?} AND expires_at > statement_timestamp()
        FOR UPDATE SKIP LOCKED
@@ -237,10 +244,10 @@ SELECT freed, ",
         ", (SELECT ",
         notify!("true"),
         " FROM freed f)
-  FROM (SELECT true AS freed, locked_by, token, grant_id, expires_at, granted_until, acquired_at
+  FROM (SELECT true AS freed, locked_by, token, grant_id, shared, expires_at, granted_until, acquired_at
           FROM picked
          UNION ALL
-        SELECT false, locked_by, token, grant_id, expires_at, granted_until, acquired_at
+        SELECT false, locked_by, token, grant_id, shared, expires_at, granted_until, acquired_at
           FROM {table}
          WHERE name = $1{? AND slot = $2?} AND expires_at > statement_timestamp()
            AND NOT EXISTS (SELECT FROM picked)) l"

@@ -45,7 +45,7 @@ UPDATE {table} l SET",
         "
   FROM picked p
  WHERE l.id = p.id AND (SELECT count(*) FROM picked) = cardinality($1::text[])
-RETURNING p.place, l.token,
+RETURNING p.place, l.token, l.shared,
        ",
         synchronous_commit!()
     ),
@@ -116,12 +116,16 @@ async fn try_all(
         return Ok(None);
     };
     let mut tokens = vec![Token::from_db(0); commands.len()];
+    let mut shared = vec![false; commands.len()];
     for row in &rows {
-        tokens[place(row, commands.len())?] = Token::from_db(row.try_get("token")?);
+        let place = place(row, commands.len())?;
+        tokens[place] = Token::from_db(row.try_get("token")?);
+        shared[place] = row.try_get("shared")?;
     }
     Ok(Some(AllOutcome::Granted {
         tokens,
         length: first.length,
+        shared,
         confirmed_by: session.primary,
     }))
 }

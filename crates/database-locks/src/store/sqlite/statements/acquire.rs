@@ -9,6 +9,7 @@ use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::rows::granted;
 use crate::store::sqlite::statements::grant::write;
 use crate::store::sqlite::statements::permit;
+use crate::store::sqlite::statements::shared;
 use crate::store::sqlite::statements::sql::Sql;
 use protocol::{AcquireCommand, AllOutcome, Kind, LockRow, Outcome, Slot};
 
@@ -24,6 +25,7 @@ pub(crate) fn acquire(
                 // Which one is granted is decided with the write lock.
                 free.map_or_else(|held| held, |_| Outcome::Busy)
             }),
+            Kind::Shared { beside } => shared::held(session, command, beside),
             Kind::Exclusive => match is_held.exists([command.name.as_str()])? {
                 true => failed_acquire_outcome(session, command),
                 false => Ok(Outcome::Busy),
@@ -40,10 +42,14 @@ pub(crate) fn acquire(
             if *outcome != Outcome::Busy {
                 continue;
             }
-            if let Kind::Permit { limit, .. } = command.kind {
-                *outcome = permit::grant(session, command, limit)?;
-            } else if !session.is_fenced(command.name.as_str(), Slot::Lock)? {
-                *outcome = grant(session, command)?;
+            match command.kind {
+                Kind::Permit { limit, .. } => *outcome = permit::grant(session, command, limit)?,
+                Kind::Shared { beside } => *outcome = shared::grant(session, command, beside)?,
+                Kind::Exclusive => {
+                    if !session.is_fenced(command.name.as_str(), Slot::Lock)? {
+                        *outcome = grant(session, command)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -72,9 +78,15 @@ pub(crate) fn acquire_all(
             return Ok(AllOutcome::of_rows(commands, &rows));
         }
         let mut tokens = Vec::with_capacity(commands.len());
+        let mut shared = Vec::with_capacity(commands.len());
         for command in commands {
             match grant(session, command)? {
-                Outcome::Granted { token, .. } => tokens.push(token),
+                Outcome::Granted {
+                    token, is_shared, ..
+                } => {
+                    tokens.push(token);
+                    shared.push(is_shared);
+                }
                 // The statements disagree with the read: undo the others.
                 Outcome::Held(_) | Outcome::TooRecent(_) | Outcome::Busy => {
                     return Err(contention());
@@ -86,6 +98,7 @@ pub(crate) fn acquire_all(
             length: commands
                 .first()
                 .map_or(Duration::ZERO, |command| command.length),
+            shared,
             confirmed_by: None,
         })
     })
@@ -112,8 +125,9 @@ fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Ou
         return failed_acquire_outcome(session, command);
     }
     let mut token = session.prepare(Rows::Locks, Sql::ReadToken)?;
-    let token = token.query_row([name], |row| row.get("token"))?;
-    Ok(granted(Slot::Lock, token, command.length))
+    let (token, shared) =
+        token.query_row([name], |row| Ok((row.get("token")?, row.get("shared")?)))?;
+    Ok(granted(Slot::Lock, token, command.length).of_shared(shared))
 }
 
 /// The outcome of a refused acquire. The lock may be held by the requested grant.

@@ -28,9 +28,9 @@ pub(crate) fn take_over(
             command.grant.as_deref(),
         );
         let mut preempt = session.prepare(Rows::Locks, Sql::Preempt)?;
-        let token = preempt.query_row(params, |row| row.get("token"));
-        if let Some(token) = token.optional()? {
-            return Ok(granted(Slot::Lock, token, to.length));
+        let token = preempt.query_row(params, |row| Ok((row.get("token")?, row.get("shared")?)));
+        if let Some((token, shared)) = token.optional()? {
+            return Ok(granted(Slot::Lock, token, to.length).of_shared(shared));
         }
         let row = session.read(&to.name, Slot::Lock)?;
         Ok(row.map_or(Outcome::Busy, |row| row.failed_take_over_outcome(command)))

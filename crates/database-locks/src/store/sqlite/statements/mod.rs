@@ -9,4 +9,5 @@ pub(crate) mod prune;
 pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renew;
+pub(crate) mod shared;
 pub(crate) mod sql;

@@ -6,7 +6,7 @@ use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::worker::Worker;
 use crate::store::sqlite::rows::modifier;
-use crate::store::sqlite::statements::sql::Sql;
+use crate::store::sqlite::statements::{shared, sql::Sql};
 use protocol::{Force, LockName, LockRow, ReleaseCommand, Released, Slot, Token};
 
 pub(crate) fn release(
@@ -15,6 +15,9 @@ pub(crate) fn release(
 ) -> Result<Vec<Released>, StoreError> {
     worker.write(|session| {
         let one = |command: &ReleaseCommand| {
+            if command.slot.is_shared() {
+                return shared::release(session, command);
+            }
             let rest = (!command.rest.is_zero()).then(|| modifier(command.rest));
             let (first, last) = command.slot.range();
             let params: [&dyn ToSql; 7] = [
@@ -50,7 +53,7 @@ pub(crate) fn force(worker: &mut Worker, name: &LockName, slot: Slot) -> Result<
         let token = |row: &Row<'_>| row.get::<_, i64>("token");
         let freed = match slot {
             Slot::Lock => force.query_row([name.as_str()], token),
-            Slot::Permit(_) | Slot::AnyPermit => {
+            Slot::Permit(_) | Slot::AnyPermit | Slot::Shared(_) => {
                 force.query_row((name.as_str(), slot.range().0), token)
             }
         };

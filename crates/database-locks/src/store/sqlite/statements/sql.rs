@@ -7,7 +7,7 @@ use crate::store::connect::table::{Rows, Table};
 macro_rules! lock_row {
     ($rest:literal) => {
         concat!(
-            "SELECT name{?, slot, permits?}, locked_by, token, grant_id,
+            "SELECT name{?, slot, permits?}, locked_by, token, grant_id, shared,
                     unixepoch(expires_at, 'subsec') - unixepoch('now', 'subsec') AS expires_in,
                     expires_at LIKE '9999-12-31 00:00:00%' AS is_infinite,
                     granted_until IS NOT expires_at AS is_legacy,
@@ -66,7 +66,7 @@ statements! {
     /// with names that begin with `?4`.
     ReadPage, "read a page" = lock_row!(
     "WHERE id > ?1 AND id <= ?2 AND NOT (?3 AND expires_at IS NULL)
-                AND substr(name, 1, length(?4)) = ?4{? AND slot >= 0?}
+                AND substr(name, 1, length(?4)) = ?4{? AND slot <> -1?}
               ORDER BY id"
 );
 
@@ -85,7 +85,7 @@ statements! {
     Acquire, "acquire" = "
     UPDATE {table} SET
            {?permits = ?9, ?}locked_by = ?2, grant_id = ?3, metadata = ?4,
-           token = max(token + 1, CAST(unixepoch('now', 'subsec') * 1000 AS integer)),
+           token = max(token + 1 + shared, CAST(unixepoch('now', 'subsec') * 1000 AS integer)),
            expires_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
            granted_until = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
            acquired_at = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
@@ -108,7 +108,7 @@ statements! {
 
     /// The token of a grant that was just made. `RETURNING` would make a table in memory for its
     /// one row, which takes longer than the rest of the statement.
-    ReadToken, "read the token of a grant" = "SELECT token FROM {table} WHERE name = ?1{? AND slot = ?2?}";
+    ReadToken, "read the token of a grant" = "SELECT token, shared FROM {table} WHERE name = ?1{? AND slot = ?2?}";
 
     /// Extend one lease, never shorten it. One row changed: renewed.
     Renew, "renew" = "
@@ -127,7 +127,7 @@ statements! {
     Preempt, "preempt" = "
     UPDATE {table} SET
            grant_id = ?3, metadata = ?4,
-           token = max(token + 1, CAST(unixepoch('now', 'subsec') * 1000 AS integer)),
+           token = max(token + 1 + shared, CAST(unixepoch('now', 'subsec') * 1000 AS integer)),
            expires_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
            granted_until = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
            acquired_at = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
@@ -135,7 +135,7 @@ statements! {
      WHERE name = ?1 AND locked_by = ?2 AND token = ?6 AND grant_id IS ?7
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
        AND (grant_id IS NOT NULL OR granted_until IS NOT expires_at)
-    RETURNING token";
+    RETURNING token, shared";
 
     /// Replace a grant that still holds the lock. The row may have the new grant already, since the
     /// request is repeated when its reply was lost.
@@ -172,10 +172,11 @@ statements! {
     /// The locks on a page, after `?3` up to `?4`, that were not held for the time `?1`.
     ///
     /// A row whose token is ahead of the clock, after more than a thousand grants a second, stays:
-    /// the token of a new row starts at the clock, and has to be greater.
+    /// the token of a new row starts at the clock, and has to be greater. The row of a lock that was
+    /// ever shared stays: without its mark an exclusive grant would not look for shared ones.
     Idle, "find rows to prune" = "
     SELECT id, name{?, slot?} FROM {table}
-     WHERE id > ?3 AND id <= ?4{? AND slot >= 0?}
+     WHERE id > ?3 AND id <= ?4{? AND slot <> -1?} AND (NOT shared{? OR slot < -1?})
        AND (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
         OR (expires_at IS NULL AND granted_until IS NULL
             AND renewed_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1))
@@ -197,6 +198,40 @@ statements! {
                 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
               ORDER BY grant_id IS ?2 DESC, expires_at LIMIT 1"
 );
+
+    /// Mark a lock as shared, which may not have a row.
+    MarkShared, "mark a lock as shared" = "
+    INSERT INTO {locks} (name, token, shared, renewed_at)
+    VALUES (?1, CAST(unixepoch('now', 'subsec') * 1000 AS integer), true,
+            strftime('%Y-%m-%d %H:%M:%f000', 'now'))
+    ON CONFLICT (name) DO UPDATE SET shared = true";
+
+    /// End a lease or a rest that has run out. The grant id stays, which tells the holder that its
+    /// lease has expired.
+    EndLease, "end a lease that has run out" = "
+    UPDATE {locks} SET expires_at = NULL, granted_until = NULL,
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1";
+
+    /// Insert a shared grant.
+    InsertShared, "acquire, shared" = "
+    INSERT INTO {permits}
+           (name, slot, shared, locked_by, grant_id, metadata, token,
+            expires_at, granted_until, acquired_at, renewed_at)
+    SELECT name, ?6, true, ?2, ?3, ?4, token + 1,
+           strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5), strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+           strftime('%Y-%m-%d %H:%M:%f000', 'now'), strftime('%Y-%m-%d %H:%M:%f000', 'now')
+      FROM {locks} WHERE name = ?1
+    ON CONFLICT (name, slot) DO NOTHING";
+
+    /// The shared grants of a lock, a thousand at most, the one that ends first in front.
+    Readers, "read the shared grants" = lock_row!(
+    "WHERE name = ?1 AND slot <= -2 ORDER BY expires_at LIMIT 1000"
+);
+
+    /// Delete a shared grant: released, or dead and without an open fence.
+    DeleteShared, "release, shared" = "
+    DELETE FROM {permits} WHERE name = ?1 AND slot = ?2 AND grant_id IS ?3";
 
     /// Set the operator's limit.
     SetLimit, "set a limit" = "
