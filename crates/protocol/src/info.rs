@@ -50,6 +50,12 @@ pub struct LockInfo {
     pub slot: Option<u16>,
     /// The number of permits that the holder of this permit allowed; `None` for a lock.
     pub permits: Option<u32>,
+    /// How many shared holders this exclusive holder still waits for, before it is in; `None` if it
+    /// is in.
+    pub waits_for: Option<u32>,
+    /// Whether the lock was ever shared.
+    #[doc(hidden)]
+    pub was_shared: bool,
     /// The row of a shared grant; `None` for another row.
     #[doc(hidden)]
     pub shared_slot: Option<i32>,
@@ -371,7 +377,8 @@ impl LockInfo {
     /// | `acquired_at`, `renewed_at`, `expires_at` | RFC 3339 in UTC, database's clock |
     /// | `metadata`                                | [`LockInfo::parsed_metadata`]     |
     /// | `slot`, `permits`                         | of a permit only                  |
-    /// | `shared`                                  | true, of a shared grant only      |
+    /// | `shared`                                  | true, of a shared holder only     |
+    /// | `waits_for`                               | the field, if it has a value      |
     ///
     /// A value that is missing or infinite is null.
     pub fn to_json(&self) -> String {
@@ -391,10 +398,12 @@ impl LockInfo {
             ("slot", json!(self.slot)),
             ("permits", json!(self.permits)),
             ("shared", json!(true)),
+            ("waits_for", json!(self.waits_for)),
         ];
         let applies = |name: &str| match name {
             "slot" | "permits" => self.slot.is_some(),
             "shared" => self.is_shared(),
+            "waits_for" => self.waits_for.is_some(),
             _ => true,
         };
         // A map of serde_json would sort the keys.

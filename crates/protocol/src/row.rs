@@ -280,6 +280,8 @@ impl LockRow {
             expires_at: at(self.expires_at.filter(|_| has_end)),
             metadata: self.metadata.filter(|_| is_granted),
             slot: self.slot.number(),
+            waits_for: None,
+            was_shared: self.is_shared && !self.slot.is_permit(),
             shared_slot: self.slot.column().filter(|_| self.slot.is_shared()),
             permits: self.permits.and_then(|permits| u32::try_from(permits).ok()),
             observed_expiry,
@@ -298,7 +300,8 @@ pub enum Sharing {
     /// have a fenced transaction open, which locks the row.
     Ended,
     /// An exclusive grant holds the lock, or it rests; or a legacy client (django-database-locks
-    /// 0.5) wrote the row last, which does not see shared grants ([`Holder::is_legacy`]).
+    /// 0.5) wrote the row last, which does not see shared grants ([`Holder::is_legacy`]); or the
+    /// exclusive grant that was to be replaced does not hold the lock.
     Held(Holder),
 }
 
@@ -313,6 +316,9 @@ impl LockRow {
         let is_own = beside.is_some_and(|own| self.is_granted(own.as_str()));
         let seen = self.observed_expiry().map(|expiry| expiry.version);
         let observed = ended.is_some() && seen.as_ref() == ended;
+        if beside.is_some() && !is_own {
+            return Sharing::Held(self.holder());
+        }
         match self.expires_in {
             Some(_) if !is_own && self.is_taken() && !observed => Sharing::Held(self.holder()),
             Some(_) if !is_own => Sharing::Ended,

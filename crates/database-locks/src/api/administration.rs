@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::api::locks::Locks;
-use crate::client::read::{observe, read, read_semaphore};
+use crate::client::read::{note_waits, observe, read, read_semaphore};
 use crate::client::release::{force, force_after_fence};
 use crate::doctor::Report;
 use crate::error::Error;
@@ -113,7 +113,7 @@ impl Locks {
                     page.rows.retain(kept);
                     // A row that was deleted and inserted again meanwhile is found twice: the later
                     // one counts.
-                    let key = |row: &LockInfo| (row.name.clone(), row.slot);
+                    let key = |row: &LockInfo| (row.name.clone(), row.row_slot());
                     found.extend(page.rows.into_iter().map(|row| (key(&row), row)));
                     match page.last {
                         Some(last) => after = Some(last),
@@ -121,7 +121,9 @@ impl Locks {
                     }
                 }
             }
-            Ok(found.into_values().collect())
+            let mut found: Vec<LockInfo> = found.into_values().collect();
+            note_waits(&mut found);
+            Ok(found)
         })
     }
 

@@ -210,7 +210,13 @@ impl LockGuard {
         }
         self.still_trusted()?;
         let client = Arc::clone(&self.client);
-        let shared = downgrade(client, &self.state.grant).await?;
+        let Some(shared) = downgrade(client, &self.state.grant).await? else {
+            self.check().await?;
+            return Err(Error::Conflict {
+                op: format!("share lock `{}`", self.name()),
+                source: "its row changed meanwhile".into(),
+            });
+        };
         // An error of the release changes nothing: it goes on in the background, or the exclusive
         // grant was lost after the shared one was made.
         let _ = std::mem::replace(self, shared).release().await;

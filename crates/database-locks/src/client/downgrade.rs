@@ -10,24 +10,24 @@ use crate::client::acquire::request::{AcquireRequest, Mode, op};
 use crate::client::guard::LockGuard;
 use crate::client::read::read_row;
 use crate::error::Error;
-use crate::error::loss::Loss;
 use crate::runtime;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{Grant, LockName, LostReason, Outcome, REQUEST_TIMEOUT, Slot};
+use protocol::{Grant, LockName, Outcome, REQUEST_TIMEOUT, Slot};
 
 /// The pause before another try, while a renewal has the row locked.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Make a shared grant beside this exclusive one, which the caller then releases. Whichever of the
-/// two steps fails, no other client has been granted the lock exclusively.
-pub(crate) async fn downgrade(client: Arc<Client>, from: &Grant) -> Result<LockGuard, Error> {
+/// two steps fails, no other client has been granted the lock exclusively. `None`: the exclusive
+/// grant does not hold the lock any more.
+pub(crate) async fn downgrade(
+    client: Arc<Client>,
+    from: &Grant,
+) -> Result<Option<LockGuard>, Error> {
     let (name, from) = (from.name.clone(), from.clone());
     let Some(timing) = client.scheduler.timing(from.id) else {
-        return Err(Error::lost(
-            &name,
-            Loss::of_other_grant(LostReason::Expired),
-        ));
+        return Ok(None);
     };
     let guard = runtime::run(async move {
         let row = read_row(&client, &name, Slot::Lock).await;
@@ -52,10 +52,16 @@ pub(crate) async fn downgrade(client: Arc<Client>, from: &Grant) -> Result<LockG
         acquire(&client, Arc::new(request)).await
     });
     let guard = guard.await?;
-    guard.still_trusted().map(|()| guard)
+    if let Some(guard) = &guard {
+        guard.still_trusted()?;
+    }
+    Ok(guard)
 }
 
-async fn acquire(client: &Arc<Client>, request: Arc<AcquireRequest>) -> Result<LockGuard, Error> {
+async fn acquire(
+    client: &Arc<Client>,
+    request: Arc<AcquireRequest>,
+) -> Result<Option<LockGuard>, Error> {
     let name: &LockName = &request.name;
     let mut attempt = Attempt::new(client, &request)?;
     let until = clock::now() + REQUEST_TIMEOUT;
@@ -68,13 +74,9 @@ async fn acquire(client: &Arc<Client>, request: Arc<AcquireRequest>) -> Result<L
                 ..
             }) => {
                 let granted = attempt.granted(slot, token, length).await;
-                return granted.map_err(|loss| Error::lost(name, loss));
+                return granted.map(Some).map_err(|loss| Error::lost(name, loss));
             }
-            // Another client has the lock.
-            Ok(Outcome::Held(_) | Outcome::TooRecent(_)) => {
-                let loss = Loss::of_other_grant(LostReason::Preempted);
-                return Err(Error::lost(name, loss));
-            }
+            Ok(Outcome::Held(_) | Outcome::TooRecent(_)) => return Ok(None),
             Ok(Outcome::Busy) => {
                 StoreError::Contention("its row is locked by another transaction".into())
             }

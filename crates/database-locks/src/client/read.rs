@@ -10,8 +10,35 @@ use crate::store::retry::while_contended;
 
 /// Read the row of one lock.
 pub(crate) async fn read(client: &Client, name: &LockName) -> Result<Option<LockInfo>, Error> {
-    let row = try_read(client, name).await;
+    let read_all = async {
+        let mut rows: Vec<LockInfo> = try_read(client, name).await?.into_iter().collect();
+        // Whether the holder waits for shared ones.
+        if rows.iter().any(|row| row.was_shared && row.is_held()) {
+            rows.extend(read_shared(client, name).await?);
+            note_waits(&mut rows);
+        }
+        Ok::<_, StoreError>(rows.into_iter().next())
+    };
+    let row = read_all.await;
     row.map_err(|failure| failure.into_error("read the locks"))
+}
+
+/// Set for each exclusive holder how many shared ones it waits for. Its own row comes before theirs.
+pub(crate) fn note_waits(rows: &mut [LockInfo]) {
+    let mut exclusive: Option<usize> = None;
+    for at in 0..rows.len() {
+        let row = &rows[at];
+        match row.row_slot() {
+            Slot::Lock => exclusive = row.is_held().then_some(at),
+            Slot::Shared(_) if row.is_held() => {
+                let name = &row.name;
+                if let Some(holder) = exclusive.filter(|at| rows[*at].name == *name) {
+                    *rows[holder].waits_for.get_or_insert(0) += 1;
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// [`read`] with the error of the store, for a caller that tries again.

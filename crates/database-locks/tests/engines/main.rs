@@ -30,6 +30,7 @@ mod pruning;
 mod refused_renewals;
 mod semaphores;
 mod several;
+mod shared;
 mod spacing;
 mod take_over;
 mod testing;

@@ -33,6 +33,8 @@ fn held(metadata: Option<&str>) -> LockInfo {
     LockInfo {
         slot: None,
         permits: None,
+        waits_for: None,
+        was_shared: false,
         shared_slot: None,
         name: LockName::new("a \"job\"").unwrap(),
         state: LockState::Held {

@@ -138,10 +138,12 @@ impl<'a> Acquisition<'a> {
                     true if !self.outlast_readers(&guard).await? => {}
                     _ => return Ok(Some(guard)),
                 }
-                drop(guard);
                 if self.request.is_single_try() {
+                    // Another try right after this one must not find this grant.
+                    let _ = guard.release().await;
                     return Ok(None);
                 }
+                drop(guard);
                 self.attempt = Attempt::new(self.client, self.request)?;
                 continue;
             }
