@@ -27,8 +27,8 @@ impl Lock {
     /// - Whoever changes what the lock protects needs an exclusive grant. It cannot be made of a
     ///   shared one: release that first, and read again. [`LockGuard::downgrade`] does the opposite.
     /// - Legacy (django-database-locks 0.5) does not see shared holders, and would acquire the lock
-    ///   beside them. **Share only locks that it does not use.** A lock that it acquired last is
-    ///   refused with [`Error::Rejected`].
+    ///   beside them. **Share only locks that it does not use.** A lock that it holds is refused
+    ///   with [`Error::Rejected`], as far as its row shows that.
     /// - [`at_least`](Lock::at_least), [`once_per`](Lock::once_per) and [`preempt`](Lock::preempt) are
     ///   for exclusive grants. A lock that was ever shared is refused with `once_per`.
     /// - The row of a lock that was ever shared is not pruned.

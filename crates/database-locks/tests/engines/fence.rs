@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::fence_user::{User, client, connection};
 use database_locks::seam::{Outcome, TakeOverCommand};
 use database_locks::{Error, LockGuard, Locks, LostReason, OpenFence, Prune};
 use mysql_async::prelude::Queryable;
@@ -16,77 +17,6 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, what).await.expect("in time")
-}
-
-/// A connection of the program's own, to the database of the lock; on SQLite to a file of its own.
-enum User {
-    Postgres(Client),
-    Mysql(Conn),
-    Sqlite(rusqlite::Connection),
-    /// `memory:` has no transactions; the fence does not care whose it is.
-    Memory(rusqlite::Connection),
-}
-
-impl User {
-    async fn of(db: &TestDb) -> Self {
-        match db.engine {
-            "postgres" | "pgbouncer" => Self::Postgres(client(&db.url).await),
-            "mariadb" | "mysql" => Self::Mysql(connection(&db.url).await),
-            "sqlite" => Self::Sqlite(rusqlite::Connection::open_in_memory().unwrap()),
-            _ => Self::Memory(rusqlite::Connection::open_in_memory().unwrap()),
-        }
-    }
-
-    /// Fence a transaction, do something under it, and commit.
-    async fn under<T>(
-        &mut self,
-        guard: &LockGuard,
-        lasting: Option<Duration>,
-        what: impl AsyncFnOnce(&OpenFence) -> T,
-    ) -> Result<T, Error> {
-        macro_rules! fenced {
-            ($tx:expr) => {
-                match lasting {
-                    Some(lasting) => guard.fence_with_duration(&mut $tx, lasting).await?,
-                    None => guard.fence(&mut $tx).await?,
-                }
-            };
-        }
-        match self {
-            Self::Postgres(client) => {
-                let mut tx = client.transaction().await.unwrap();
-                let open = fenced!(tx);
-                let done = what(&open).await;
-                tx.commit().await.unwrap();
-                Ok(done)
-            }
-            Self::Mysql(conn) => {
-                let mut tx = conn.start_transaction(TxOpts::default()).await.unwrap();
-                let open = fenced!(tx);
-                let done = what(&open).await;
-                tx.commit().await.unwrap();
-                drop(open);
-                Ok(done)
-            }
-            Self::Sqlite(file) | Self::Memory(file) => {
-                let mut tx = file.transaction().unwrap();
-                let open = fenced!(tx);
-                let done = what(&open).await;
-                tx.commit().unwrap();
-                Ok(done)
-            }
-        }
-    }
-}
-
-async fn client(url: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
-}
-
-async fn connection(url: &str) -> Conn {
-    Conn::new(Opts::from_url(url).unwrap()).await.unwrap()
 }
 
 async fn held(locks: &Locks, ttl: Duration) -> LockGuard {

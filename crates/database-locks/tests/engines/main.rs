@@ -16,6 +16,7 @@ mod fence_scripts;
 ))]
 mod fence_sqlx;
 mod fence_statement;
+mod fence_user;
 mod force_release;
 mod guard;
 mod invalid_rows;
@@ -31,6 +32,7 @@ mod refused_renewals;
 mod semaphores;
 mod several;
 mod shared;
+mod shared_fences;
 mod spacing;
 mod take_over;
 mod testing;

@@ -241,7 +241,7 @@ impl Attempt {
         {
             self.is_unknown = false;
             return Err(StoreError::rejected(
-                "django-database-locks 0.5 acquired it last, which does not see shared holders",
+                "django-database-locks 0.5 holds it, or did last, and does not see shared holders",
                 Some(LEGACY_HINT),
             ));
         }
