@@ -6,6 +6,7 @@ mod default_file;
 mod doctor;
 mod early_release;
 mod engines;
+mod first_use;
 mod guide;
 mod lead;
 mod lost;

@@ -47,7 +47,12 @@ impl Commands<'_> {
     #[track_caller]
     fn wait_until_begun(&self, count: usize) {
         let there = time::wait_until(TIMEOUT, || self.begun() >= count);
-        assert!(there, "{} of {count} have begun", self.begun());
+        assert!(
+            there,
+            "{} of {count} have begun; stderr: {:?}",
+            self.begun(),
+            self.sandbox.all_stderr()
+        );
     }
 
     fn held(&self) -> usize {

@@ -336,6 +336,29 @@ mod tests {
         sqlite.acquire(&[command("other")], SOON).await.unwrap();
     }
 
+    /// Another client may look at the file, or this one may be killed, between the two tables.
+    #[tokio::test]
+    async fn the_tables_are_made_together_or_not_at_all() {
+        let _alone = ALONE.lock().await;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("locks.sqlite3");
+        let file = Connection::open(&path).unwrap();
+        let in_the_way = "CREATE TABLE other (x); CREATE INDEX database_locks_permit ON other (x)";
+        file.execute_batch(in_the_way).unwrap();
+        let sqlite = Sqlite::new(path, true, &Table::default());
+        sqlite.install(SOON).await.unwrap_err();
+        let first = "SELECT count(*) FROM sqlite_schema WHERE name = 'database_locks_lock'";
+        let made: i64 = file.query_row(first, [], |row| row.get(0)).unwrap();
+        assert_eq!(made, 0);
+        file.execute_batch("DROP INDEX database_locks_permit")
+            .unwrap();
+        sqlite.install(SOON).await.unwrap();
+        sqlite
+            .set_limit(&LockName::new("api").unwrap(), Some(1), SOON)
+            .await
+            .unwrap();
+    }
+
     #[tokio::test]
     async fn a_table_without_the_columns_is_refused_and_keeps_no_caller_waiting() {
         let _alone = ALONE.lock().await;
