@@ -193,7 +193,9 @@ fn init_may_be_run_twice() {
         let place = sandbox.database().display().to_string();
         assert_eq!(
             done.out,
-            format!("table `database_locks_lock` is ready in {place}\n")
+            format!(
+                "tables `database_locks_lock` and `database_locks_permit` are ready in {place}\n"
+            )
         );
     }
 }

@@ -254,9 +254,7 @@ impl Store for Sqlite {
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
         let table = self.table.clone();
-        Box::pin(self.call(within, move |worker| {
-            doctor::examine(worker, table.as_str())
-        }))
+        Box::pin(self.call(within, move |worker| doctor::examine(worker, &table)))
     }
 }
 
