@@ -2,6 +2,7 @@
 
 use database_locks::{Error, LockName, LostReason};
 
+use crate::output;
 use crate::time::human;
 
 /// CMD was begun in this period already.
@@ -118,14 +119,14 @@ impl From<Error> for Failure {
             } => {
                 let what = permits.map_or("lock", |_| "semaphore");
                 let paused = *permits == Some(0);
-                let (gave_up, next) = match waited.is_zero() {
-                    true if !paused => (String::new(), "wait for it with `-w 5m`"),
-                    true => (String::new(), PAUSED_HINT),
-                    false if paused => (format!("gave up after {}: ", human(*waited)), PAUSED_HINT),
-                    false => (
-                        format!("gave up after {}: ", human(*waited)),
-                        "wait longer, or see `dblock list`",
-                    ),
+                let gave_up = match waited.is_zero() {
+                    true => String::new(),
+                    false => format!("gave up after {}: ", human(*waited)),
+                };
+                let next = match waited.is_zero() {
+                    _ if paused => paused_hint(name),
+                    true => "wait for it with `-w 5m`".to_owned(),
+                    false => "wait longer, or see `dblock list`".to_owned(),
                 };
                 let state = match rests_for {
                     _ if paused => "is paused by an operator".to_owned(),
@@ -182,7 +183,10 @@ fn causes(error: &Error) -> String {
 }
 
 /// What ends the pause of a semaphore.
-const PAUSED_HINT: &str = "see `dblock show`; `dblock limit NAME none` ends the pause";
+fn paused_hint(name: &LockName) -> String {
+    let name = output::shell_word(name.as_str());
+    format!("`dblock limit {name} none` ends the pause")
+}
 
 /// The option or variable of `dblock` that sets a setting of the library.
 fn option_name(setting: &str) -> String {

@@ -351,6 +351,46 @@ impl Locks {
         self.in_background(move |client| async move { read_semaphore(&client, &name?).await })
     }
 
+    /// Read the limits that operators have set, by the names of their semaphores; 0: paused.
+    ///
+    /// It is empty if an earlier version made the table and [`Locks::migrate`] has not been called
+    /// since, or if this user may not read the table of permits.
+    ///
+    /// # Errors
+    ///
+    /// As [`Locks::show`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// locks.set_limit("partner api", Some(0)).await?;
+    /// for (name, limit) in locks.limits().await? {
+    ///     println!("{name}: {limit}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn limits(
+        &self,
+    ) -> impl Future<Output = Result<BTreeMap<LockName, u32>, Error>> + Send + use<> {
+        self.in_background(|client| async move {
+            let read = while_contended(REQUEST_TIMEOUT, || client.store.limits(REQUEST_TIMEOUT));
+            match read.await {
+                Ok(limits) => Ok(limits.into_iter().collect()),
+                Err(refused @ StoreError::Rejected { .. }) => {
+                    tracing::debug!("limits are left out: {refused}");
+                    Ok(BTreeMap::new())
+                }
+                Err(failure) => Err(failure.into_error("read the limits")),
+            }
+        })
+    }
+
     /// Set the limit of a semaphore in the database, which takes precedence over the limits of all
     /// callers; `None` removes it. 0 to 65,536; 0 pauses the semaphore.
     ///

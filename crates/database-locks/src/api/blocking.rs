@@ -22,6 +22,7 @@
 //! [`LockGuard`] that is dropped or released there is released in the background. Callbacks of
 //! [`on_lost`](crate::LockGuard::on_lost) run on threads of their own and may block.
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -38,7 +39,7 @@ use crate::doctor::Report;
 use crate::error::loss::Loss;
 use crate::error::{BoxError, Error};
 use crate::runtime::{block_on, block_on_for};
-use protocol::{ListFilter, LockInfo, Prune, Semaphore, Ticket, Ttl};
+use protocol::{ListFilter, LockInfo, LockName, Prune, Semaphore, Ticket, Ttl};
 
 pub use crate::api::leader::blocking::{Leader, LeaderObserver, Term};
 
@@ -187,6 +188,11 @@ impl Locks {
     /// See [`crate::Locks::show_semaphore`].
     pub fn show_semaphore(&self, name: impl AsRef<str>) -> Result<Semaphore, Error> {
         block_on(self.0.show_semaphore(name))?
+    }
+
+    /// See [`crate::Locks::limits`].
+    pub fn limits(&self) -> Result<BTreeMap<LockName, u32>, Error> {
+        block_on(self.0.limits())?
     }
 
     /// See [`crate::Locks::set_limit`].

@@ -3,7 +3,7 @@
 use database_locks::{Error, ListFilter, LockName};
 
 use crate::exit::{self, Failure};
-use crate::output;
+use crate::output::{self, Limits};
 use crate::target::Target;
 
 pub(crate) async fn list(target: &Target, all: bool, json: bool) -> Result<u8, Failure> {
@@ -11,10 +11,12 @@ pub(crate) async fn list(target: &Target, all: bool, json: bool) -> Result<u8, F
         true => ListFilter::new(),
         false => ListFilter::new().not_free(),
     };
-    let locks = target.connect().await?.list_filtered(&filter).await?;
+    let locks = target.connect().await?;
+    let limits = Limits(locks.limits().await?);
+    let locks = locks.list_filtered(&filter).await?;
     output::print(&match json {
-        true => output::locks_json(&locks),
-        false => output::locks_table(&locks, all),
+        true => output::locks_json(&locks, &limits, all),
+        false => output::locks_table(&locks, &limits, all),
     })?;
     Ok(0)
 }

@@ -4,9 +4,32 @@ use database_locks::doctor::Report;
 use database_locks::{LockInfo, Semaphore, Ticket};
 use serde_json::{Value, json};
 
-/// One array, a line for each lock.
-pub(crate) fn locks_json(locks: &[LockInfo]) -> String {
-    let objects: Vec<String> = locks.iter().map(LockInfo::to_json).collect();
+use super::limits::{Limits, limit_state};
+
+/// One array, a line for each lock, permit, and semaphore without a permit in the list. Those of a
+/// semaphore have the key `limit`.
+pub(crate) fn locks_json(locks: &[LockInfo], limits: &Limits, all: bool) -> String {
+    let of_lock = |lock: &LockInfo| match lock.slot {
+        None => lock.to_json(),
+        Some(_) => with(
+            &lock.to_json(),
+            "limit",
+            &json!(limits.of(lock)).to_string(),
+        ),
+    };
+    let mut objects: Vec<String> = locks.iter().map(of_lock).collect();
+    for (name, limit) in limits.without_permits(locks, all) {
+        let state = limit_state(limit);
+        let fields = [
+            ("name", json!(name.as_str())),
+            ("state", json!(state)),
+            ("slot", json!(null)),
+            ("permits", json!(null)),
+            ("limit", json!(limit)),
+        ];
+        let fields = fields.map(|(name, value)| format!("\"{name}\":{value}"));
+        objects.push(format!("{{{}}}", fields.join(",")));
+    }
     match objects.is_empty() {
         true => "[]\n".to_owned(),
         false => format!("[\n{}\n]\n", objects.join(",\n")),
@@ -18,14 +41,16 @@ pub(crate) fn locks_json(locks: &[LockInfo]) -> String {
 pub(crate) fn lock_json(lock: Option<&LockInfo>, semaphore: Option<&Semaphore>) -> String {
     let text = match (lock, semaphore) {
         (Some(lock), None) => lock.to_json(),
-        (Some(lock), Some(semaphore)) => {
-            let lock = lock.to_json();
-            let lock = lock.strip_suffix('}').unwrap_or(&lock);
-            format!("{lock},\"semaphore\":{}}}", semaphore.to_json())
-        }
+        (Some(lock), Some(semaphore)) => with(&lock.to_json(), "semaphore", &semaphore.to_json()),
         (None, semaphore) => semaphore.map(Semaphore::to_json).unwrap_or_default(),
     };
     format!("{text}\n")
+}
+
+/// The object with one more field.
+fn with(object: &str, field: &str, value: &str) -> String {
+    let object = object.strip_suffix('}').unwrap_or(object);
+    format!("{object},\"{field}\":{value}}}")
 }
 
 pub(crate) fn report_json(report: &Report) -> String {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
 use super::format::{free_in, json_value, time};
+use super::limits::{Limits, limit_state};
 use super::sanitize::on_one_line;
 use super::stream::stdout_has_colours;
 use crate::time::human;
@@ -26,9 +27,10 @@ const OPTIONAL: [&str; 2] = ["TOKEN", "SINCE"];
 /// A table with a line for each lock. In a terminal it has colours and is cut to the width.
 ///
 /// If there is no lock, a terminal gets a sentence and a pipe gets nothing.
-pub(crate) fn locks_table(locks: &[LockInfo], all: bool) -> String {
+pub(crate) fn locks_table(locks: &[LockInfo], limits: &Limits, all: bool) -> String {
     let columns = terminal_width();
-    if locks.is_empty() {
+    let (mut lines, states) = lines(locks, limits, all);
+    if states.is_empty() {
         let sentence = match (columns, all) {
             (None, _) => "",
             (Some(_), true) => "there are no locks in the table\n",
@@ -36,35 +38,47 @@ pub(crate) fn locks_table(locks: &[LockInfo], all: bool) -> String {
         };
         return sentence.to_owned();
     }
-    let mut lines = lines(locks);
     if let Some(width) = columns {
         drop_columns(&mut lines, width);
     }
     let mut colours = vec![BOLD];
-    colours.extend(locks.iter().map(|lock| colour(lock.state)));
+    colours.extend(states);
     let colours = Some(&*colours).filter(|_| stdout_has_colours());
     aligned(&lines, columns, colours)
 }
 
-/// The lines of a table of locks and permits. If there are permits, one more column has the number
-/// of each, and how many are held of how many.
-fn lines(locks: &[LockInfo]) -> Vec<Vec<String>> {
+/// The lines of a table of locks and permits, and the colour of each but the first. If there are
+/// semaphores, one more column has the number of each permit, and how many are held of how many.
+fn lines(locks: &[LockInfo], limits: &Limits, all: bool) -> (Vec<Vec<String>>, Vec<&'static str>) {
     let head = [
-        "NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
+        "NAME", "STATE", "PERMIT", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
     ];
     let mut lines = vec![head.map(str::to_owned).to_vec()];
-    lines.extend(locks.iter().map(cells));
-    if locks.iter().any(|lock| lock.slot.is_some()) {
-        lines[0].insert(2, "PERMIT".to_owned());
-        for (line, lock) in lines[1..].iter_mut().zip(locks) {
-            line.insert(2, permit(lock, locks));
+    let mut colours = Vec::new();
+    for lock in locks {
+        let mut line = cells(lock);
+        line.insert(2, permit(lock, locks, limits));
+        lines.push(line);
+        colours.push(colour(lock.state));
+    }
+    for (name, limit) in limits.without_permits(locks, all) {
+        let mut line = vec!["-".to_owned(); head.len()];
+        line[0] = on_one_line(&quoted(name.as_str()));
+        line[1] = limit_state(limit).to_owned();
+        line[2] = format!("- {}", counts(0, Some(limit), None));
+        lines.push(line);
+        colours.push(if limit == 0 { YELLOW } else { DIM });
+    }
+    if lines.iter().skip(1).all(|line| line[2] == "-") {
+        for line in &mut lines {
+            line.remove(2);
         }
     }
-    lines
+    (lines, colours)
 }
 
 /// `0 (2 of 3)`: its number, and how many are held.
-fn permit(lock: &LockInfo, locks: &[LockInfo]) -> String {
+fn permit(lock: &LockInfo, locks: &[LockInfo], limits: &Limits) -> String {
     let Some(slot) = lock.slot else {
         return "-".to_owned();
     };
@@ -73,9 +87,18 @@ fn permit(lock: &LockInfo, locks: &[LockInfo]) -> String {
         locks.iter().filter(same)
     };
     let held = of_it().filter(|it| it.is_held()).count();
-    match of_it().filter_map(|it| it.permits).max() {
-        Some(permits) => format!("{slot} ({held} of {permits})"),
-        None => slot.to_string(),
+    let callers = of_it().filter_map(|it| it.permits).max();
+    let text = format!("{slot} {}", counts(held, limits.of(lock), callers));
+    text.trim_end().to_owned()
+}
+
+/// How many permits are held of how many: by the operator's limit, or else by that of the callers.
+fn counts(held: usize, operators: Option<u32>, callers: Option<u32>) -> String {
+    match (operators, callers) {
+        (Some(0), _) => format!("({held} held, paused)"),
+        (Some(limit), _) => format!("({held} of limit {limit})"),
+        (None, Some(permits)) => format!("({held} of {permits})"),
+        (None, None) => String::new(),
     }
 }
 
@@ -108,7 +131,7 @@ pub(crate) fn semaphore_details(semaphore: &Semaphore) -> String {
 
 fn cells(lock: &LockInfo) -> Vec<String> {
     let cells = [
-        quoted_name(lock),
+        quoted(lock.name.as_str()),
         lock.state.as_str().to_owned(),
         lock.holder.clone().unwrap_or_default(),
         lock.token.to_string(),
@@ -130,7 +153,7 @@ pub(crate) fn lock_details(lock: &LockInfo) -> String {
     let released = free || matches!(lock.state, LockState::Resting { .. });
     let label = |held, when_released| if released { when_released } else { held };
     let mut fields = vec![
-        ("name", Some(quoted_name(lock))),
+        ("name", Some(quoted(lock.name.as_str()))),
         ("state", Some(lock.state.as_str().to_owned())),
         (label("holder", "last holder"), lock.holder.clone()),
         ("token", Some(lock.token.to_string())),
@@ -201,8 +224,7 @@ fn colour(state: LockState) -> &'static str {
 }
 
 /// The name, in quotes if it begins or ends with a space.
-fn quoted_name(lock: &LockInfo) -> String {
-    let name = lock.name.as_str();
+fn quoted(name: &str) -> String {
     match name.trim() == name {
         true => name.to_owned(),
         false => format!("'{name}'"),

@@ -283,14 +283,74 @@ fn a_permit_is_renewed_to_its_own_ttl_by_its_ticket() {
 #[test]
 fn a_paused_semaphore_says_how_the_pause_ends() {
     let sandbox = Sandbox::new();
-    assert_eq!(sandbox.run(["limit", "api", "0"]).code(), 0);
-    let args = ["run", "-n", "--limit", "2", "api", "--", "true"];
+    assert_eq!(sandbox.run(["limit", "partner api", "0"]).code(), 0);
+    let args = ["run", "-n", "--limit", "2", "partner api", "--", "true"];
     let done = sandbox.run(args);
     assert_eq!(
         done.dblock_line(75),
-        "dblock: semaphore `api` is paused by an operator; see `dblock show`; `dblock limit NAME none` ends \
+        "dblock: semaphore `partner api` is paused by an operator; `dblock limit 'partner api' none` ends \
          the pause"
     );
+}
+
+/// Also if none of its permits is held.
+#[test]
+fn a_list_shows_the_limits_of_operators() {
+    let sandbox = Sandbox::new();
+    let all = Commands {
+        sandbox: &sandbox,
+        url: None,
+    };
+    let line = |args: &[&str], name: &str| {
+        let listed = all.run(args);
+        assert_eq!(listed.code(), 0, "{listed:?}");
+        let cells = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut lines = listed.out.lines().map(cells);
+        lines.find(|line| line.starts_with(&format!("{name} ")))
+    };
+    for (name, limit) in [
+        ("paused", "0"),
+        ("five", "5"),
+        ("none", "3"),
+        ("none", "none"),
+    ] {
+        assert_eq!(all.run(&["limit", name, limit]).code(), 0);
+    }
+    let paused = line(&["list"], "paused").expect("listed");
+    assert!(
+        paused.starts_with("paused paused - (0 held, paused) - "),
+        "{paused}"
+    );
+    assert_eq!(line(&["list"], "five"), None, "none of its permits is held");
+    let five = line(&["list", "--all"], "five").expect("listed");
+    assert!(five.starts_with("five free - (0 of limit 5) - "), "{five}");
+    assert_eq!(line(&["list", "--all"], "none"), None);
+    let json = |args: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&all.run(args).out).expect("JSON")
+    };
+    let listed = json(&["list", "--json"]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(
+        (&listed[0]["state"], &listed[0]["limit"]),
+        (&"paused".into(), &0.into())
+    );
+
+    let run = ["run", "--limit", "9", "five", "--", "sh", "-c", HOLD];
+    let holder = all.start(&run);
+    sandbox.wait_for("inside");
+    let held = line(&["list"], "five").expect("listed");
+    assert!(held.contains(" (1 of limit 5) "), "{held}");
+    assert_eq!(all.run(&["limit", "five", "0"]).code(), 0);
+    let held = line(&["list"], "five").expect("listed");
+    assert!(
+        held.starts_with("five held ") && held.contains(" (1 held, paused) "),
+        "{held}"
+    );
+    let listed = json(&["list", "--json"]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
+    assert_eq!(listed[0]["limit"], 0, "{listed}");
+    sandbox.touch("go");
+    assert_eq!(holder.end().code(), 0);
 }
 
 #[test]

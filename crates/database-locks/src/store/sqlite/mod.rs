@@ -211,6 +211,10 @@ impl Store for Sqlite {
         Box::pin(self.call(within, page))
     }
 
+    fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
+        Box::pin(self.call(within, permit::limits))
+    }
+
     fn set_limit<'a>(
         &'a self,
         name: &'a LockName,

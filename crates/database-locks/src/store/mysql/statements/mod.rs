@@ -90,6 +90,7 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("find the end of a page", Session::PAGE_END),
     ("read a page", Session::READ_PAGE),
     ("acquire a permit", Session::ACQUIRE_PERMIT),
+    ("read limits", Session::LIMITS),
     ("set a limit", Session::SET_LIMIT),
     ("prune", Session::PRUNE),
     ("prune on a cluster", Session::PRUNE_ON_CLUSTER),

@@ -198,6 +198,10 @@ statements! {
               ORDER BY grant_id IS ?2 DESC, expires_at LIMIT 1"
 );
 
+    /// The limits that operators have set.
+    Limits, "read limits" = "
+    SELECT name, permits FROM {permits} WHERE slot = -1 AND permits IS NOT NULL";
+
     /// Set the operator's limit.
     SetLimit, "set a limit" = "
     INSERT INTO {permits} (name, slot, permits) VALUES (?1, -1, ?2)
