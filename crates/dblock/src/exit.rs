@@ -2,6 +2,7 @@
 
 use database_locks::{Error, LockName, LostReason};
 
+use crate::cli::AcquireArgs;
 use crate::output;
 use crate::time::human;
 
@@ -59,18 +60,22 @@ impl Failure {
     ///
     /// `now` describes the present holder, if it could be read.
     pub(crate) fn of_ticket(error: Error, now: Option<&str>) -> Self {
-        let Error::Lost { name, reason, .. } = error else {
+        let Error::Lost {
+            name, reason, loss, ..
+        } = error
+        else {
             return error.into();
         };
+        let what = output::what(&name, loss.slot());
         let why = match reason {
             LostReason::Expired => "its lease has expired".to_owned(),
             // A ticket cannot tell these two apart.
             LostReason::Preempted => {
-                "another client has had the lock since, or it was released by force".to_owned()
+                "another client has had it since, or it was released by force".to_owned()
             }
             LostReason::Released => "it was released already".to_owned(),
             LostReason::Resumed => "it was resumed already".to_owned(),
-            LostReason::RowGone => "the row of the lock was deleted".to_owned(),
+            LostReason::RowGone => "its row was deleted".to_owned(),
             other => other.to_string(),
         };
         let now = now.map(|holder| format!("it is now {holder}; "));
@@ -78,14 +83,14 @@ impl Failure {
         Self::new(
             LOST,
             format!(
-                "the ticket for lock `{name}` is dead: {why}; {now}nothing was changed; get a new \
+                "the ticket for {what} is dead: {why}; {now}nothing was changed; get a new \
                  ticket with `dblock acquire`"
             ),
         )
     }
 
     /// No client holds the lock, and it could not be acquired: its row or table is locked.
-    pub(crate) fn blocked(name: &LockName, error: &Error) -> Self {
+    pub(crate) fn blocked(args: &AcquireArgs, error: &Error) -> Self {
         let why = match causes(error) {
             none if none.is_empty() => {
                 ": no client holds it, but its row or table is locked by a backup or an open \
@@ -94,8 +99,9 @@ impl Failure {
             }
             causes => causes,
         };
+        let (what, name) = (args.what(), &args.name);
         Self::unavailable(format!(
-            "lock `{name}` could not be tried{why}; try again later"
+            "{what} `{name}` could not be tried{why}; try again later"
         ))
     }
 

@@ -246,7 +246,7 @@ impl Locks {
             });
             let (from, done) = forced
                 .await
-                .map_err(|e| e.into_error(format!("release lock `{name}` by force")))?;
+                .map_err(|e| e.into_error(format!("release {} by force", slot.named(&name))))?;
             if !done {
                 return Ok(from);
             }
@@ -254,9 +254,11 @@ impl Locks {
             if let Some(from) = &from {
                 tracing::warn!(
                     lock.name = name.as_str(),
+                    lock.slot = slot.number(),
                     lock.token = from.token.map(Token::get),
                     lock.holder = from.holder.as_deref(),
-                    "lock released by force"
+                    "{} released by force",
+                    slot.as_str()
                 );
             }
             Ok(from)

@@ -253,11 +253,15 @@ impl ReleaseTask {
         };
         let message = match (done, self.held_for) {
             (Released::NotHeld, _) => "nothing left to release",
-            (_, Some(_)) => "lock released",
+            (_, Some(_)) => match self.command.slot {
+                Slot::Lock => "lock released",
+                Slot::Permit(_) | Slot::AnyPermit => "permit released",
+            },
             (_, None) => "released the grant of a cancelled acquire",
         };
         tracing::debug!(
             lock.name = self.command.name.as_str(),
+            lock.slot = self.command.slot.number(),
             lock.token = self.command.token.map(Token::get),
             lock.holder = &*self.command.holder,
             lock.held_ms = self.held_for.map(ms),
@@ -268,13 +272,15 @@ impl ReleaseTask {
 
     /// Log a failure that ends the caller's wait. Unless the lease has `ended`, retries continue.
     fn failed(self, failure: StoreError, ended: bool) -> Error {
-        let error = failure.into_error(format!("release lock `{}`", self.command.name));
+        let op = format!("release {}", self.command.slot.named(&self.command.name));
+        let error = failure.into_error(op);
         let then = match ended {
             true => "it stays held until its lease ends",
             false => "trying again in the background",
         };
         tracing::warn!(
             lock.name = self.command.name.as_str(),
+            lock.slot = self.command.slot.number(),
             lock.token = self.command.token.map(Token::get),
             lock.holder = &*self.command.holder,
             "not released, {then}: {}",
@@ -291,6 +297,7 @@ impl ReleaseTask {
         if !std::mem::replace(&mut self.logged, true) {
             tracing::debug!(
                 lock.name = self.command.name.as_str(),
+                lock.slot = self.command.slot.number(),
                 lock.token = self.command.token.map(Token::get),
                 lock.holder = &*self.command.holder,
                 "release failed, trying again: {failure}"
@@ -303,9 +310,11 @@ impl ReleaseTask {
         if self.retry != Some(Retry::AfterFence) {
             tracing::info!(
                 lock.name = self.command.name.as_str(),
+                lock.slot = self.command.slot.number(),
                 lock.token = self.command.token.map(Token::get),
                 lock.holder = &*self.command.holder,
-                "lock released while its own fenced transaction is open: it is free when that ends"
+                "{} released while its own fenced transaction is open: it is free when that ends",
+                self.command.slot.as_str()
             );
         }
         let _ = runtime::spawn(self.after_fence());
@@ -391,9 +400,11 @@ pub(crate) fn force_after_fence(
     };
     tracing::warn!(
         lock.name = name.as_str(),
+        lock.slot = slot.number(),
         lock.token = state.grant.token.get(),
         lock.holder = &*state.grant.holder,
-        "lock to be released by force when its own fenced transaction ends"
+        "{} to be released by force when its own fenced transaction ends",
+        slot.as_str()
     );
     let client = Arc::clone(client);
     let _ = runtime::spawn(async move {

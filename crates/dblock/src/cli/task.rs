@@ -120,6 +120,14 @@ impl AcquireArgs {
     pub(crate) fn names(&self) -> impl Iterator<Item = &LockName> {
         std::iter::once(&self.name).chain(&self.others)
     }
+
+    /// What the name is one of, for messages.
+    pub(crate) fn what(&self) -> &'static str {
+        match self.limit {
+            None => "lock",
+            Some(_) => "semaphore",
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -25,7 +25,8 @@ pub(crate) async fn release(
         return Err(ticket_failure(&locks, error).await);
     }
     notice.done();
-    output::notice(&format!("lock `{name}` is released"));
+    let what = output::what(name, ticket.slot());
+    output::notice(&format!("{what} is released"));
     Ok(0)
 }
 
@@ -49,7 +50,11 @@ pub(crate) async fn force_release(
         }
     };
     let Some(previous) = previous else {
-        output::notice(&format!("{what} was free already"));
+        // Perhaps the name is misspelt.
+        output::notice(&match is_known(&locks, name, slot).await {
+            true => format!("{what} was free already"),
+            false => format!("there is no {what}; `dblock list --all` has all names"),
+        });
         return Ok(0);
     };
     let holder = previous.holder.as_deref();
@@ -63,6 +68,18 @@ pub(crate) async fn force_release(
         }
     });
     Ok(0)
+}
+
+/// Whether the lock or the permit has a row. If that cannot be read, it may have one.
+async fn is_known(locks: &Locks, name: &LockName, slot: Option<u16>) -> bool {
+    let known = match slot {
+        None => locks.show(name.as_str()).await.map(|row| row.is_some()),
+        Some(_) => locks.show_semaphore(name.as_str()).await.map(|it| {
+            let mut permits = it.permits.iter();
+            permits.any(|permit| permit.slot == slot)
+        }),
+    };
+    known.unwrap_or(true)
 }
 
 /// An error if permits of a semaphore of this name are held: which one is meant?

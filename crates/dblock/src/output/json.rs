@@ -1,13 +1,14 @@
 //! JSON: times in RFC 3339 UTC, durations in seconds, null for a value that does not apply.
 
+use database_locks::__listing::limit_to_json;
 use database_locks::doctor::Report;
 use database_locks::{LockInfo, Semaphore, Ticket};
 use serde_json::{Value, json};
 
-use super::limits::{Limits, limit_state};
+use super::limits::Limits;
 
-/// One array, a line for each lock, permit, and semaphore without a permit in the list. Those of a
-/// semaphore have the key `limit`.
+/// One array, a line for each lock and permit, and those of semaphores that [`Limits::own_lines`]
+/// has. Permits and semaphores have the key `limit`.
 pub(crate) fn locks_json(locks: &[LockInfo], limits: &Limits, all: bool) -> String {
     let of_lock = |lock: &LockInfo| match lock.slot {
         None => lock.to_json(),
@@ -18,18 +19,8 @@ pub(crate) fn locks_json(locks: &[LockInfo], limits: &Limits, all: bool) -> Stri
         ),
     };
     let mut objects: Vec<String> = locks.iter().map(of_lock).collect();
-    for (name, limit) in limits.without_permits(locks, all) {
-        let state = limit_state(limit);
-        let fields = [
-            ("name", json!(name.as_str())),
-            ("state", json!(state)),
-            ("slot", json!(null)),
-            ("permits", json!(null)),
-            ("limit", json!(limit)),
-        ];
-        let fields = fields.map(|(name, value)| format!("\"{name}\":{value}"));
-        objects.push(format!("{{{}}}", fields.join(",")));
-    }
+    let own_lines = limits.own_lines(locks, all);
+    objects.extend(own_lines.map(|(name, limit)| limit_to_json(name, limit)));
     match objects.is_empty() {
         true => "[]\n".to_owned(),
         false => format!("[\n{}\n]\n", objects.join(",\n")),

@@ -13,26 +13,25 @@ impl Limits {
         self.0.get(&permit.name).copied()
     }
 
-    /// The semaphores that need a line of their own, since none of their permits is listed: those
-    /// that are paused, or `all`.
-    pub(super) fn without_permits<'a>(
+    /// The semaphores that have a line of their own: those that are paused, and with `all` those none
+    /// of whose permits is listed.
+    pub(super) fn own_lines<'a>(
         &'a self,
         listed: &'a [LockInfo],
         all: bool,
     ) -> impl Iterator<Item = (&'a LockName, u32)> {
-        let is_listed = |name: &LockName| {
-            let mut permits = listed.iter().filter(|row| row.slot.is_some());
-            permits.any(|permit| permit.name == *name)
-        };
         let limits = self.0.iter().map(|(name, limit)| (name, *limit));
-        limits.filter(move |(name, limit)| (all || *limit == 0) && !is_listed(name))
+        limits.filter(move |(name, limit)| {
+            *limit == 0 || all && permits_of(name, listed).next().is_none()
+        })
     }
 }
 
-/// The state of a semaphore none of whose permits is listed.
-pub(super) fn limit_state(limit: u32) -> &'static str {
-    match limit {
-        0 => "paused",
-        _ => "free",
-    }
+/// The listed permits of a semaphore.
+pub(super) fn permits_of<'a>(
+    name: &'a LockName,
+    listed: &'a [LockInfo],
+) -> impl Iterator<Item = &'a LockInfo> {
+    let same = move |row: &&LockInfo| row.slot.is_some() && row.name == *name;
+    listed.iter().filter(same)
 }

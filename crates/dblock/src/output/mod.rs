@@ -10,7 +10,7 @@ mod sanitize;
 mod stream;
 mod table;
 
-pub(crate) use self::format::lease_end;
+pub(crate) use self::format::{lease_end, what};
 pub(crate) use self::json::{lock_json, locks_json, report_json, ticket_json};
 pub(crate) use self::limits::Limits;
 pub(crate) use self::sanitize::{shell_word, without_secrets};

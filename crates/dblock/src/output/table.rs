@@ -2,13 +2,14 @@
 
 use std::io;
 
+use database_locks::__listing::limit_state;
 use database_locks::doctor::{Check, Finding, Report};
 use database_locks::{LockInfo, LockState, Semaphore};
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
 use super::format::{free_in, json_value, time};
-use super::limits::{Limits, limit_state};
+use super::limits::{Limits, permits_of};
 use super::sanitize::on_one_line;
 use super::stream::stdout_has_colours;
 use crate::time::human;
@@ -61,11 +62,12 @@ fn lines(locks: &[LockInfo], limits: &Limits, all: bool) -> (Vec<Vec<String>>, V
         lines.push(line);
         colours.push(colour(lock.state));
     }
-    for (name, limit) in limits.without_permits(locks, all) {
+    for (name, limit) in limits.own_lines(locks, all) {
         let mut line = vec!["-".to_owned(); head.len()];
         line[0] = on_one_line(&quoted(name.as_str()));
         line[1] = limit_state(limit).to_owned();
-        line[2] = format!("- {}", counts(0, Some(limit), None));
+        let held = permits_of(name, locks).filter(|it| it.is_held()).count();
+        line[2] = format!("- {}", counts(held, Some(limit), None));
         lines.push(line);
         colours.push(if limit == 0 { YELLOW } else { DIM });
     }
@@ -82,12 +84,9 @@ fn permit(lock: &LockInfo, locks: &[LockInfo], limits: &Limits) -> String {
     let Some(slot) = lock.slot else {
         return "-".to_owned();
     };
-    let of_it = || {
-        let same = move |it: &&LockInfo| it.slot.is_some() && it.name == lock.name;
-        locks.iter().filter(same)
-    };
-    let held = of_it().filter(|it| it.is_held()).count();
-    let callers = of_it().filter_map(|it| it.permits).max();
+    let all = || permits_of(&lock.name, locks);
+    let held = all().filter(|it| it.is_held()).count();
+    let callers = all().filter_map(|it| it.permits).max();
     let text = format!("{slot} {}", counts(held, limits.of(lock), callers));
     text.trim_end().to_owned()
 }

@@ -226,7 +226,12 @@ fn the_table_is_that_of_the_option_or_else_of_the_environment() {
         "{made:?}"
     );
     let other = run(&["--table", "yours", "init"]);
-    assert!(other.out.starts_with("table `yours` is ready"), "{other:?}");
+    assert!(
+        other
+            .out
+            .starts_with("tables `yours` and `yours_permit` are ready"),
+        "{other:?}"
+    );
     let empty = sandbox
         .dblock(["list"])
         .env("DATABASE_LOCKS_TABLE", "")

@@ -130,7 +130,7 @@ fn a_limit_of_zero_pauses_and_a_raised_one_wakes(all: &Commands<'_>) {
     assert!(
         paused
             .only_line(0)
-            .contains("semaphore `api` is paused; 0 permits are held")
+            .contains("semaphore `api` is paused, a new setting")
     );
     let busy = all.limited("3", &["-n"], "touch ran").end();
     assert!(busy.only_line(75).contains("paused"), "{busy:?}");
@@ -225,7 +225,7 @@ fn a_permit_is_released_by_force_by_its_number() {
     let none = all.run(&["release", "api", "--force", "--slot", "7"]);
     assert!(
         none.only_line(0)
-            .contains("permit 7 of `api` was free already"),
+            .contains("there is no permit 7 of `api`; `dblock list --all` has all names"),
         "{none:?}"
     );
     let freed = all.run(&["release", "api", "--force", "--slot", "0"]);
@@ -234,9 +234,17 @@ fn a_permit_is_released_by_force_by_its_number() {
         line.contains("permit 0 of `api` released by force: web-1 had held it"),
         "{line}"
     );
+    let again = all.run(&["release", "api", "--force", "--slot", "0"]);
+    let line = again.only_line(0);
+    assert!(
+        line.contains("permit 0 of `api` was free already"),
+        "{line}"
+    );
     let lost = robbed.end();
     assert!(
-        lost.dblock_line(76).contains("released by force"),
+        lost.dblock_line(76)
+            .starts_with("dblock: permit 0 of `api` lost ")
+            && lost.err.contains("released by force"),
         "{lost:?}"
     );
     let shown = all.run(&["show", "api"]);
@@ -278,6 +286,82 @@ fn a_permit_is_renewed_to_its_own_ttl_by_its_ticket() {
     let renewed = run(&["renew", "api", "--ticket", ticket.trim()]);
     let line = renewed.only_line(0);
     assert!(line.contains("(20s)") || line.contains("(19"), "{line}");
+}
+
+#[test]
+fn messages_about_a_ticket_name_its_permit() {
+    let sandbox = Sandbox::new();
+    let run = |args: &[&str]| sandbox.run(args);
+    let acquired = run(&["acquire", "--limit", "1", "--ttl", "20s", "api"]);
+    let permit = "dblock: permit 0 of `api` ";
+    assert!(
+        acquired
+            .only_line(0)
+            .starts_with(&format!("{permit}is held ")),
+        "{acquired:?}"
+    );
+    let ticket = acquired.out.trim();
+    let renewed = run(&["renew", "api", "--ticket", ticket]);
+    assert!(
+        renewed
+            .only_line(0)
+            .starts_with(&format!("{permit}is renewed")),
+        "{renewed:?}"
+    );
+    let released = run(&["release", "api", "--ticket", ticket]);
+    assert!(
+        released
+            .only_line(0)
+            .starts_with(&format!("{permit}is released")),
+        "{released:?}"
+    );
+    // A lock of the name is another.
+    assert_eq!(
+        run(&["acquire", "--ttl", "20s", "--holder", "web-1", "api"]).code(),
+        0
+    );
+    let dead = run(&["renew", "api", "--ticket", ticket]);
+    let line = dead.only_line(76);
+    assert!(
+        line.contains("the ticket for permit 0 of `api` is dead") && !line.contains("web-1"),
+        "{line}"
+    );
+    let other = run(&["renew", "other", "--ticket", ticket]);
+    assert!(
+        other
+            .only_line(2)
+            .contains("is for permit 0 of `api`, not for `other`"),
+        "{other:?}"
+    );
+    let busy = run(&["acquire", "--limit", "1", "--ttl", "20s", "-v", "api"]);
+    assert!(busy.err.contains("permit acquired"), "{busy:?}");
+    assert!(!busy.err.contains("lock `api`"), "{busy:?}");
+}
+
+/// Perhaps it is misspelt.
+#[test]
+fn a_name_that_is_not_in_the_table_is_called_so() {
+    let sandbox = Sandbox::new();
+    let line = |args: &[&str]| sandbox.run(args).only_line(0).to_owned();
+    assert_eq!(
+        line(&["limit", "appi", "3"]),
+        "dblock: semaphore `appi` has the limit 3, a new setting: no permit of that name was acquired \
+         so far\n"
+    );
+    assert_eq!(
+        line(&["limit", "appi", "0"]),
+        "dblock: semaphore `appi` is paused; 0 permits are held\n"
+    );
+    assert!(line(&["limit", "appi", "none"]).contains("each caller's counts"));
+    let nothing = "dblock: there is no semaphore `other`, so nothing was changed\n";
+    assert_eq!(line(&["limit", "other", "none"]), nothing);
+    assert_eq!(
+        line(&["release", "jobb", "--force"]),
+        "dblock: there is no lock `jobb`; `dblock list --all` has all names\n"
+    );
+    assert_eq!(sandbox.run(["run", "job", "--", "true"]).code(), 0);
+    let free = "dblock: lock `job` was free already\n";
+    assert_eq!(line(&["release", "job", "--force"]), free);
 }
 
 #[test]
@@ -347,8 +431,12 @@ fn a_list_shows_the_limits_of_operators() {
         "{held}"
     );
     let listed = json(&["list", "--json"]);
-    assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
+    assert_eq!(listed.as_array().map(Vec::len), Some(3), "{listed}");
     assert_eq!(listed[0]["limit"], 0, "{listed}");
+    assert_eq!(
+        (&listed[1]["name"], &listed[1]["state"]),
+        (&"five".into(), &"paused".into())
+    );
     sandbox.touch("go");
     assert_eq!(holder.end().code(), 0);
 }

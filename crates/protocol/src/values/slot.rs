@@ -1,5 +1,9 @@
 //! The row of a grant: the lock's own, or that of one permit of a semaphore.
 
+use std::fmt;
+
+use super::name::LockName;
+
 /// The largest number of permits of a semaphore.
 pub const MAX_PERMITS: u32 = 65_536;
 
@@ -34,6 +38,19 @@ impl Slot {
         }
     }
 
+    /// What this is, for messages: ``lock `api` ``, ``permit 2 of `api` ``, ``a permit of `api` ``.
+    pub fn named(self, name: &LockName) -> impl fmt::Display {
+        Named(self, name)
+    }
+
+    /// `lock` or `permit`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lock => "lock",
+            Self::Permit(_) | Self::AnyPermit => "permit",
+        }
+    }
+
     /// The first and the last value of the column `slot` that the row may have.
     pub fn range(self) -> (i32, i32) {
         match self {
@@ -43,9 +60,34 @@ impl Slot {
     }
 }
 
+struct Named<'a>(Slot, &'a LockName);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(slot, name) = self;
+        match slot {
+            Slot::Lock => write!(f, "lock `{name}`"),
+            Slot::Permit(number) => write!(f, "permit {number} of `{name}`"),
+            Slot::AnyPermit => write!(f, "a permit of `{name}`"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_tell_a_permit_from_a_lock() {
+        let name = LockName::new("api").unwrap();
+        for (slot, text) in [
+            (Slot::Lock, "lock `api`"),
+            (Slot::Permit(2), "permit 2 of `api`"),
+            (Slot::AnyPermit, "a permit of `api`"),
+        ] {
+            assert_eq!(slot.named(&name).to_string(), text);
+        }
+    }
 
     #[test]
     fn every_permit_has_a_slot_of_its_own_and_other_rows_have_none() {

@@ -143,7 +143,9 @@ impl<'a> Acquisition<'a> {
             if self.request.is_single_try() && self.ends_single_try(&outcome, now) {
                 return match outcome {
                     // A blocked row is an error that names the cause, and not a held lock.
-                    Err(blocked) => Err(blocked.into_error(op(&self.request.name))),
+                    Err(blocked) => {
+                        Err(blocked.into_error(op(&self.request.name, self.request.slot())))
+                    }
                     Ok(_) => Ok(None),
                 };
             }
@@ -311,7 +313,9 @@ impl<'a> Acquisition<'a> {
             }
         }
         match outcome {
-            Err(refused @ StoreError::Rejected { .. }) => Err(refused.into_error(op(name))),
+            Err(refused @ StoreError::Rejected { .. }) => {
+                Err(refused.into_error(op(name, self.request.slot())))
+            }
             outcome => {
                 self.record_progress(outcome);
                 Ok(held_here)

@@ -300,10 +300,12 @@ fn log_acquired(engine: Engine, guard: &LockGuard, waited: Duration) {
     span.record("lock.waited_ms", waited);
     tracing::debug!(
         lock.name = guard.name().as_str(),
+        lock.slot = guard.slot(),
         lock.token = token,
         lock.holder = holder,
         lock.waited_ms = waited,
-        "lock acquired"
+        "{} acquired",
+        guard.state.grant.slot.as_str()
     );
 }
 
@@ -317,14 +319,9 @@ async fn within_wait(
     let progress = Mutex::new(Progress::default());
     let end = limit_of(request, began);
     let work = Acquisition::new(client, request, first_try, &progress, end)?.run();
-    until_limit(
-        client,
-        request,
-        began,
-        &progress,
-        work,
-        || op(&request.name),
-    )
+    until_limit(client, request, began, &progress, work, || {
+        op(&request.name, request.slot())
+    })
     .await
 }
 

@@ -54,6 +54,6 @@ impl AcquireRequest {
 }
 
 /// The operation as named in errors.
-pub(crate) fn op(name: &LockName) -> String {
-    format!("acquire lock `{name}`")
+pub(crate) fn op(name: &LockName, slot: Slot) -> String {
+    format!("acquire {}", slot.named(name))
 }
