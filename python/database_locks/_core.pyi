@@ -197,8 +197,8 @@ class Locks:
 
     def migrate(self) -> Pending[None]: ...
     def list(self, *, free: bool = True) -> Pending[str]:
-        """The result is JSON, the array of `dblock list --all --json`. ``free=False``: without free
-        locks.
+        """The result is JSON, the array of `dblock list --all --json`. ``free=False``: that of `dblock
+        list --json`.
         """
 
     def page(

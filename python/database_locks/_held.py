@@ -226,7 +226,7 @@ class Held:
         if self._ended:
             if self.lost:
                 raise self._error()
-            raise LockReleased(name=self.name, token=self.token)
+            raise LockReleased(name=self.name, token=self.token, slot=self.slot)
 
     def _confirmed(self, answer: T | Loss) -> T:
         """The answer of the guard; raises `LockLost` if the answer is a loss of this lock.
@@ -248,6 +248,19 @@ class Held:
         self._exception.disarm()
         _interrupt.forget(self)
         _registry.remove(self)
+
+    def _what(self) -> str:
+        """What it is, for log records."""
+        return f"lock {self.name}" if self.slot is None else f"permit {self.slot} of {self.name}"
+
+    def _outermost(self) -> Held:
+        """What the outermost block of this lock has acquired."""
+        return self
+
+    def _part(self, names: tuple[str, ...]) -> Held:
+        """The locks of these names, as blocks of them nest in that of `lock_all`."""
+        whole = self._outermost()
+        return whole if names == (whole._request.names or (whole.name,)) else Part(whole, names)
 
     def _enter_again(self) -> Held:
         if self.lost:
@@ -300,7 +313,7 @@ class Held:
         loss: Loss | None = self._loss or self._guard.loss()
         if loss is None:
             # Released since it was lost: the guard does not know any more how.
-            return LockLost(name=self.name, token=self.token, reason="expired")
+            return LockLost(name=self.name, token=self.token, slot=self.slot, reason="expired")
         return LockLost(token=self.tokens.get(loss["name"]), **loss)
 
     def _interrupt_again(self) -> None:
@@ -405,18 +418,18 @@ class Held:
         if self._guard is None:
             _status_file.write(self._request.status_file, "0")
             return False
-        logger.debug("releasing lock %s", self.name)
+        logger.debug("releasing %s", self._what())
         return True
 
     def _unreleased(self, failed: LockUnavailable) -> None:
         # No error: the body ran while the lock was held, and the release goes on in the background.
-        logger.warning("lock %s not released yet: %s", self.name, failed)
+        logger.warning("%s not released yet: %s", self._what(), failed)
 
     def _was_released(self, answer: Loss | None, raised: BaseException | None) -> None:
         if answer is not None and self._loss is None:
             self._loss = answer
         if self._loss is None:
-            logger.debug("released lock %s", self.name)
+            logger.debug("released %s", self._what())
             signal_dispatch.released(self)
             return
         signal_dispatch.lost(self, self._loss)
@@ -430,3 +443,50 @@ class Held:
             raise self._error() from None
         if not self._exception.was_delivered and not isinstance(raised, LockLost):
             logger.warning("%s; what the body raised goes on: %r", self._error(), raised)
+
+
+class Part(Held):
+    """Some of the locks that an outer block holds together by `lock_all`.
+
+    It shares the state of the set, but for names, tokens and tickets. It releases nothing: the set
+    ends as a whole.
+    """
+
+    # Apart from `__dict__`, which is that of the set.
+    __slots__ = ("_names", "_whole")
+
+    def __init__(self, whole: Held, names: tuple[str, ...]) -> None:
+        self.__dict__ = whole.__dict__
+        self._whole = whole
+        self._names = names
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The name of the lock; of several the list of their names."""
+        return ", ".join(self._names)
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """The fencing token of each lock, by its name. Empty if locks are switched off."""
+        return self._only(self._whole.tokens)
+
+    @property
+    def tickets(self) -> dict[str, str]:
+        """The ticket of each lock, by its name. Empty if locks are switched off."""
+        return self._only(self._whole.tickets)
+
+    def _only(self, of_all: dict[str, T]) -> dict[str, T]:
+        return {name: value for name, value in of_all.items() if name in self._names}
+
+    def release(self) -> None:
+        """Nothing: the outer block of `lock_all` releases all of its locks together."""
+
+    async def arelease(self) -> None:
+        """Nothing: see `release`."""
+
+    def _outermost(self) -> Held:
+        return self._whole
+
+    def _error(self) -> LockLost:
+        # It may be another one of the locks that was lost.
+        return self._whole._error()

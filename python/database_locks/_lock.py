@@ -351,7 +351,7 @@ class lock(_core.Scope):
             return None
         self._refuse_kept(request)
         held = held_here(request.key)
-        return None if held is None else held._enter_again()
+        return None if held is None else held._enter_again()._part((request.name,))
 
     def _refuse_kept(self, request: AcquireRequest) -> None:
         """Raise `LockAlreadyRan` if a transaction of this thread or task keeps the lock.
@@ -366,7 +366,8 @@ class lock(_core.Scope):
         if request.client is None:
             raise LockConfigError("locks are switched off")
         _logging.follow()
-        logger.info("acquiring lock %s", request.name)
+        what = "lock" if request.permits is None else "a permit of"
+        logger.info("acquiring %s %s", what, request.name)
         _status_file.write(request.status_file, "1")
         if self._ticket is not None:
             return request.client._core.resume(
@@ -412,7 +413,8 @@ class lock(_core.Scope):
 
     def _report_acquired(self, request: AcquireRequest) -> None:
         """Called before the last check of the guard: a log handler may take long."""
-        logger.debug("lock %s acquired/renewed", request.name)
+        what = "lock" if request.permits is None else "a permit of"
+        logger.debug("%s %s acquired/renewed", what, request.name)
         _status_file.write(request.status_file, "2")
 
     def _check_skip(self) -> None:
@@ -516,6 +518,7 @@ class lock(_core.Scope):
 
     def _leave(self, held: Held, raised: BaseException | None) -> bool:
         """The part of `__exit__` that an exception may interrupt. Returns whether the lock is kept."""
+        held = held._outermost()
         raised = held._close_scope(raised)
         if held._kept_by_transaction(raised):
             return True
@@ -523,6 +526,7 @@ class lock(_core.Scope):
         return False
 
     async def _aleave(self, held: Held, raised: BaseException | None) -> bool:
+        held = held._outermost()
         raised = held._close_scope(raised)
         if held._kept_by_transaction(raised):
             return True

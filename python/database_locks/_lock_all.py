@@ -35,8 +35,8 @@ class lock_all(lock):
     wait for all of them. ``locked_by`` takes no lock over from another process.
 
     ``as held`` gives a `Held`, with `Held.tokens`; `Held.atomic` and `Held.fence` are fences over
-    all of them. In the block a `lock` of one of the names nests, and so does a set of some of
-    them. Where the thread or task holds only some of the names already, `LockConfigError` is
+    all of them. In the block a `lock` of one of the names nests, with the token of that name, and so
+    does a set of some of them; neither releases anything. Where the thread or task holds only some of the names already, `LockConfigError` is
     raised at once: a wait for all of them together would wait for these for ever.
 
     >>> import database_locks
@@ -107,7 +107,7 @@ class lock_all(lock):
         if request.client is None:
             return super()._held_already(request, entry)
         held = self._all_held(request)
-        return None if held is None else held._enter_again()
+        return None if held is None else held._enter_again()._part(request.names)
 
     def _resumes_kept(self, request: AcquireRequest) -> bool:
         held = None if request.client is None else self._all_held(request)

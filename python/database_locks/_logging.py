@@ -24,6 +24,7 @@ Fields = dict[str, int | str]
 _IN_MESSAGE = {
     "event",
     "lock.name",
+    "lock.slot",
     "lock.token",
     "lock.holder",
     "lock.now_holder",
@@ -36,7 +37,7 @@ def record(at: float, level: int, message: str, fields: Fields) -> None:
     """Hand one record of the core to the handlers.
 
     Each field is an attribute of the record: always ``lock_name``, ``lock_token`` and
-    ``lock_holder``; ``lock_event``, ``lock_held_ms`` and others where the core reports them.
+    ``lock_holder``; ``lock_slot`` of a permit, ``lock_event``, ``lock_held_ms`` and others where the core reports them.
     """
     if not _core_logger.isEnabledFor(level):
         return
@@ -46,7 +47,9 @@ def record(at: float, level: int, message: str, fields: Fields) -> None:
         # The words of legacy (django-database-locks 0.5), which users may search logs for.
         message = f"lock {name} active and owned by {holder}, try later"
     elif name is not None and f"`{name}`" not in message:
-        message = f"lock {name}: {message}"
+        slot = fields.get("lock.slot")
+        what = f"lock {name}" if slot is None else f"permit {slot} of {name}"
+        message = f"{what}: {message}"
     rest = " ".join(f"{key}={field}" for key, field in fields.items() if key not in _IN_MESSAGE)
     # The messages of the other events are sentences that name their fields.
     if rest and event in (None, "busy"):

@@ -23,6 +23,9 @@ class semaphore(lock):
         callers name different ones, together they may exceed the lower one. An operator's limit in
         the database (``dblock limit``, `Locks.set_limit`) takes precedence over it at the next try
     :param locked_by: a name for lists and messages, and nothing else: no permit is taken over
+    :param at_least: for how many seconds from its grant on the permit cannot be acquired again, even
+        if it is released before: so no more than ``permits`` blocks begin in so many seconds, as for
+        a partner that allows a number of requests a second
     :param until: ``"exit"`` (the default, unlike that of `lock`): the permit is released at the end
         of the block. ``"commit"``: if the block ends within a Django transaction, the permit is kept
         until that has ended
@@ -58,6 +61,7 @@ class semaphore(lock):
         lost_lock_cb: Callable[[int, Any], Any] | None = None,
         lock_ttl_renew: Seconds | None = NOTSET,
         on_busy: Literal["wait", "raise", "skip"] = "wait",
+        at_least: Seconds = 0,
         until: Literal["commit", "exit"] = "exit",
         until_using: str | None = None,
         meta: Mapping[str, Any] | None = None,
@@ -74,6 +78,7 @@ class semaphore(lock):
             lost_lock_cb,
             lock_ttl_renew,
             on_busy=on_busy,
+            at_least=at_least,
             until=until,
             until_using=until_using,
             meta=meta,

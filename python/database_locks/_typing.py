@@ -23,6 +23,7 @@ class Loss(TypedDict):
 
     name: str
     """The lock that was lost: of several, one."""
+    slot: int | None
     reason: str | None
     detail: str | None
     last_answer: str | None

@@ -32,7 +32,7 @@ from .exceptions import LockException
 from .models import Lock
 
 #: In the order in which the page shows them.
-STATES = ("held", "resting", "expired", "free")
+STATES = ("held", "resting", "expired", "paused", "free")
 #: Sort orders of the age column: none, longest held first, shortest held first.
 ORDERS = ("", "age", "-age")
 
@@ -306,17 +306,19 @@ class LockAdmin(_ModelAdmin):
         """The variables of one lock in the templates."""
         name, slot = row["name"], row.get("slot")
         where = "" if slot is None else _query(slot=str(slot))
+        # The line of a semaphore has no page of its own.
+        is_semaphore = slot is None and row.get("limit") is not None
         return {
             **row,
             "shown": formatting.on_one_line(name),
-            "permit": "" if slot is None else f"{slot} ({row['held']} of {row['of'] or '?'})",
+            "permit": formatting.counted(row) if is_semaphore or slot is not None else "",
             "word": _WORDS[row["state"]],
             "holder": formatting.on_one_line(row["holder"] or ""),
             "since": _local(row["acquired_at"]),
             "age": "" if row["held_for"] is None else formatting.human(row["held_for"]),
             "left": formatting.free_in(row),
             "purpose": formatting.on_one_line(formatting.purpose(row["metadata"])),
-            "url": self._url("change", name) + where,
+            "url": "" if is_semaphore else self._url("change", name) + where,
             "release_url": self._url("release", name) + where,
             "taken": row["state"] in _TAKEN,
         }
@@ -326,6 +328,7 @@ _WORDS = {
     "held": _("held"),
     "resting": _("resting"),
     "expired": _("expired"),
+    "paused": _("paused"),
     "free": _("free"),
 }
 #: States in which a release by force frees the lock.
@@ -349,6 +352,7 @@ def _found(name: str, slot: int | None) -> Mapping[str, Any] | None:
                 **permit,
                 "held": semaphore["held"],
                 "of": semaphore["of"],
+                "limit": semaphore["limit"],
                 "semaphore": formatting.permits(semaphore),
             }
     return None

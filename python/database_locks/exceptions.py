@@ -132,7 +132,8 @@ class LockAlreadyRan(LockTimeout):
 class LockLost(LockException):
     """The lease ended before it was released: another client may hold the lock by now.
 
-    ``name`` is the lock's, ``token`` that of the lost grant, ``reason`` one of ``expired``,
+    ``name`` is the lock's, ``slot`` the number of the permit (``None`` for a lock), ``token`` that of
+    the lost grant, ``reason`` one of ``expired``,
     ``preempted``, ``forced``, ``released``, ``resumed``, ``row_gone``, ``unreachable``,
     ``refused``, ``failover``, ``forked``. ``last_answer`` is the result of the last renewal if
     renewals failed until the lease ended: the database's own message if it refused. ``held_for`` is
@@ -145,9 +146,10 @@ class LockLost(LockException):
 
     def __init__(
         self,
-        message: str = "lost lock, terminating",
+        message: str | None = None,
         *,
         name: str | None = None,
+        slot: int | None = None,
         token: int | None = None,
         reason: str | None = None,
         detail: str | None = None,
@@ -156,8 +158,13 @@ class LockLost(LockException):
         holder: str | None = None,
         holder_token: int | None = None,
     ) -> None:
+        if message is None:
+            # For a lock that of legacy.
+            what = "lock" if slot is None else f"permit {slot}"
+            message = f"lost {what}, terminating"
         super().__init__(message)
         self.name = name
+        self.slot = slot
         self.token = token
         self.reason = reason
         self.detail = detail
@@ -180,18 +187,24 @@ class LockLost(LockException):
 class LockReleased(LockException):
     """A `Held` was used after the end of its block, or after its release.
 
-    ``name`` is the lock's, ``token`` that of the grant.
+    ``name`` is the lock's, ``slot`` the number of the permit (``None`` for a lock), ``token`` that of
+    the grant.
     """
 
     def __init__(
         self,
-        message: str = "the lock is not held any more: its block has ended, or it was released",
+        message: str | None = None,
         *,
         name: str | None = None,
+        slot: int | None = None,
         token: int | None = None,
     ) -> None:
+        if message is None:
+            what = "the lock" if slot is None else f"permit {slot}"
+            message = f"{what} is not held any more: its block has ended, or it was released"
         super().__init__(message)
         self.name = name
+        self.slot = slot
         self.token = token
 
     def __str__(self) -> str:

@@ -56,7 +56,10 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         Error::Lost { name, loss, .. } => {
             words.set_item("name", name.as_str())?;
             words.update(loss_fields(py, loss)?.as_mapping())?;
-            ("LockLost", "lost lock, terminating".into())
+            let what = loss
+                .slot()
+                .map_or("lock".to_owned(), |slot| format!("permit {slot}"));
+            ("LockLost", format!("lost {what}, terminating"))
         }
         Error::Config {
             setting,
@@ -107,6 +110,7 @@ fn parameter(setting: &str) -> &str {
 /// The arguments of `LockLost` for a loss: `Loss` of `_typing.py`.
 pub(crate) fn loss_fields<'py>(py: Python<'py>, loss: &Loss) -> PyResult<Bound<'py, PyDict>> {
     let (words, now) = (PyDict::new(py), loss.now_held_by());
+    words.set_item("slot", loss.slot())?;
     words.set_item("reason", loss.reason().as_str())?;
     words.set_item("detail", loss.to_string())?;
     words.set_item("last_answer", loss.last_answer())?;

@@ -15,6 +15,7 @@ import pytest
 from database_locks import (
     LockConfigError,
     LockLost,
+    LockReleased,
     Locks,
     LockTimeout,
     connect,
@@ -144,6 +145,65 @@ def test_one_of_the_locks_and_a_part_of_them_nest_in_the_block(here: Locks) -> N
             pass
         assert states(here, "a", "b", "c") == ["held"] * 3
     assert states(here, "a", "b", "c") == ["free"] * 3
+
+
+def test_a_lock_that_nests_in_the_block_has_its_own_token_and_releases_nothing(here: Locks) -> None:
+    with here.lock_all(["a", "b", "c"]) as held:
+        with here.lock("b") as inner:
+            assert (inner.name, inner.token) == ("b", held.tokens["b"])
+            assert inner.tokens == {"b": held.tokens["b"]}
+            assert inner.ticket == held.tickets["b"]
+            inner.check()
+            inner.release()
+            assert not inner.lost
+            with here.lock("b") as innermost:
+                assert innermost.token == inner.token
+        with here.lock_all(["c", "a"]) as two:
+            assert list(two.tokens) == ["a", "c"] and two.name == "a, c"
+            with here.lock("c") as third:
+                assert third.token == held.tokens["c"]
+            two.release()
+        assert states(here, "a", "b", "c") == ["held"] * 3
+        held.check()
+        inner = here.lock("b").__enter__()
+        held.release()
+        assert states(here, "a", "b", "c") == ["free"] * 3
+        with pytest.raises(LockReleased, match="`b`: the lock is not held any more"):
+            inner.check()
+    # The outer block may also end first.
+    outer, block = here.lock_all(["a", "b"]), here.lock("a")
+    outer.__enter__()
+    block.__enter__()
+    outer.__exit__(None, None, None)
+    assert states(here, "a", "b") == ["held"] * 2
+    block.__exit__(None, None, None)
+    assert states(here, "a", "b") == ["free"] * 2
+    with here.lock("a") as again:
+        assert again.token is not None
+
+
+def test_a_task_nests_one_of_the_locks(here: Locks) -> None:
+    async def work() -> None:
+        async with here.lock_all(["a", "b"]) as held:
+            async with here.lock("a") as inner:
+                assert inner.token == held.tokens["a"]
+                await inner.acheck()
+                await inner.arelease()
+            assert states(here, "a", "b") == ["held"] * 2
+
+    asyncio.run(work())
+    assert states(here, "a", "b") == ["free"] * 2
+
+
+def test_a_loss_of_another_one_ends_the_nested_block(here: Locks) -> None:
+    with pytest.raises(LockLost) as caught:
+        with here.lock_all(["a", "b"], lock_ttl=1.5) as held, here.lock("a") as inner:
+            here.force_release("b")
+            until = time.monotonic() + TIMEOUT
+            while time.monotonic() < until:
+                time.sleep(0.01)
+    assert (caught.value.name, caught.value.token) == ("b", held.tokens["b"])
+    assert inner.lost
 
 
 def test_a_set_of_which_the_thread_holds_a_part_already_is_refused_at_once(here: Locks) -> None:

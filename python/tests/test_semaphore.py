@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import database_locks
-from database_locks import LockConfigError, LockLost, Locks, LockTimeout, connect, semaphore
+from database_locks import (
+    LockConfigError,
+    LockLost,
+    LockReleased,
+    Locks,
+    LockTimeout,
+    connect,
+    semaphore,
+)
 from support import TIMEOUT, Holder, eventually, in_thread
 
 
@@ -258,7 +268,34 @@ def test_a_permit_that_is_released_by_force_is_lost_in_the_block(locks: Locks) -
                 time.sleep(0.01)
     assert (caught.value.name, caught.value.reason) == ("api", "forced")
     assert held.lost and caught.value.token == held.token
+    assert caught.value.slot == held.slot
+    assert str(caught.value).startswith(f"lost permit {held.slot}, terminating: `api` lost after ")
     assert held.slot is not None and locks.force_release("api", held.slot) is None
+
+
+def test_messages_say_permit(here: Locks, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="database_locks"):
+        with here.semaphore("api", 1) as held:
+            pass
+    texts = "\n".join(record.getMessage() for record in caplog.records)
+    for text in ("acquiring a permit of api", "permit 0 of api: permit acquired", "released permit 0 of api"):
+        assert text in texts
+    assert "lock api" not in texts and "lock `api`" not in texts
+    with pytest.raises(LockReleased, match="`api`: permit 0 is not held any more"):
+        held.check()
+
+
+def test_a_permit_rests_for_at_least_so_long(locks: Locks) -> None:
+    began = time.monotonic()
+    with locks.semaphore("api", 1, at_least=1.5):
+        pass
+    assert not locks.is_locked("api")
+    with pytest.raises(LockTimeout, match="permit"):
+        locks.semaphore("api", 1, retry=0).acquire()
+    with locks.semaphore("api", 1, timeout=60, at_least=timedelta(seconds=0)):
+        assert time.monotonic() - began >= 1.4
+    with pytest.raises(LockConfigError, match="at_least"):
+        locks.semaphore("api", 1, at_least=-1)
 
 
 def test_a_permit_is_renewed_for_as_long_as_its_block_runs(locks: Locks) -> None:

@@ -10,9 +10,9 @@ use syn::{Error, Expr, ExprLit, Ident, Lit, LitStr, Path, Result, Token};
 
 /// All keys, for messages.
 const KEYS: &str = "`name`, `ttl`, `wait`, `poll`, `renew_every`, `auto_renew`, `margin`, `holder`, \
-                    `preempt`, `at_least`, `once_per`, `metadata`, `via` and `crate`";
+                    `shared`, `preempt`, `at_least`, `once_per`, `metadata`, `via` and `crate`";
 /// Names of arguments in other libraries, and the key here.
-const ALIASES: [(&str, &str); 13] = [
+const ALIASES: [(&str, &str); 14] = [
     ("database", "via"),
     ("db", "via"),
     ("every", "once_per"),
@@ -23,6 +23,7 @@ const ALIASES: [(&str, &str); 13] = [
     ("min_hold", "at_least"),
     ("owner", "holder"),
     ("period", "once_per"),
+    ("reader", "shared"),
     ("retry", "poll"),
     ("take_over", "preempt"),
     ("timeout", "wait"),
@@ -39,6 +40,7 @@ pub(crate) struct Args {
     pub(crate) auto_renew: Option<Expr>,
     pub(crate) margin: Option<Length>,
     pub(crate) holder: Option<Expr>,
+    pub(crate) shared: Option<Expr>,
     pub(crate) preempt: Option<Expr>,
     pub(crate) at_least: Option<Length>,
     pub(crate) once_per: Option<Length>,
@@ -177,6 +179,7 @@ impl Args {
             "auto_renew" => set(&mut self.auto_renew, &key, flag(&key, input.parse()?)?),
             "margin" => set(&mut self.margin, &key, length(&MARGIN, input.parse()?)?),
             "holder" => set(&mut self.holder, &key, text(&key, input.parse()?)?),
+            "shared" => set(&mut self.shared, &key, flag(&key, input.parse()?)?),
             "preempt" => set(&mut self.preempt, &key, flag(&key, input.parse()?)?),
             "at_least" => set(&mut self.at_least, &key, length(&AT_LEAST, input.parse()?)?),
             "once_per" => set(&mut self.once_per, &key, length(&ONCE_PER, input.parse()?)?),
@@ -227,6 +230,23 @@ impl Args {
             let text = "`preempt` is `true`, must be given with a `holder`, the same at each start: \
                         the default one is different each time";
             return Err(Error::new_spanned(on, text));
+        }
+        if let Some(on) = &self.shared
+            && matches!(literal(on), Some(Lit::Bool(on)) if on.value)
+        {
+            let preempts = self.preempt.as_ref().and_then(literal);
+            let preempts = matches!(preempts, Some(Lit::Bool(on)) if on.value);
+            let exclusive = [
+                ("preempt", preempts),
+                ("at_least", self.at_least.is_some()),
+                ("once_per", self.once_per.is_some()),
+            ];
+            if let Some((key, _)) = exclusive.into_iter().find(|(_, given)| *given) {
+                let text = format!(
+                    "`shared` is `true`, and `{key}` is for an exclusive lock: leave it out"
+                );
+                return Err(Error::new_spanned(on, text));
+            }
         }
         Ok(())
     }

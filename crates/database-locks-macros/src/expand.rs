@@ -177,6 +177,9 @@ impl Expansion<'_> {
                     .holder(<_ as ::core::convert::AsRef<::core::primitive::str>>::as_ref(&#holder))
                 }
             }),
+            args.shared
+                .as_ref()
+                .map(|on| quote_spanned!(on.span()=> .shared_if(#on))),
             args.preempt
                 .as_ref()
                 .map(|on| quote_spanned!(on.span()=> .preempt(#on))),

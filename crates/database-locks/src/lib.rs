@@ -120,6 +120,12 @@ pub mod __locked {
     };
 }
 
+/// The line of a semaphore in the lists of `dblock` and of the Python package. Not covered by semver.
+#[doc(hidden)]
+pub mod __listing {
+    pub use protocol::{limit_state, limit_to_json};
+}
+
 /// Functions for the Python extension, besides the public API. Not covered by semver.
 #[doc(hidden)]
 pub mod __python {

@@ -2,6 +2,8 @@
 
 use database_locks::{Error, LockName, LostReason};
 
+use crate::cli::AcquireArgs;
+use crate::output;
 use crate::time::human;
 
 /// CMD was begun in this period already.
@@ -58,18 +60,22 @@ impl Failure {
     ///
     /// `now` describes the present holder, if it could be read.
     pub(crate) fn of_ticket(error: Error, now: Option<&str>) -> Self {
-        let Error::Lost { name, reason, .. } = error else {
+        let Error::Lost {
+            name, reason, loss, ..
+        } = error
+        else {
             return error.into();
         };
+        let what = output::what(&name, loss.slot());
         let why = match reason {
             LostReason::Expired => "its lease has expired".to_owned(),
             // A ticket cannot tell these two apart.
             LostReason::Preempted => {
-                "another client has had the lock since, or it was released by force".to_owned()
+                "another client has had it since, or it was released by force".to_owned()
             }
             LostReason::Released => "it was released already".to_owned(),
             LostReason::Resumed => "it was resumed already".to_owned(),
-            LostReason::RowGone => "the row of the lock was deleted".to_owned(),
+            LostReason::RowGone => "its row was deleted".to_owned(),
             other => other.to_string(),
         };
         let now = now.map(|holder| format!("it is now {holder}; "));
@@ -77,14 +83,14 @@ impl Failure {
         Self::new(
             LOST,
             format!(
-                "the ticket for lock `{name}` is dead: {why}; {now}nothing was changed; get a new \
+                "the ticket for {what} is dead: {why}; {now}nothing was changed; get a new \
                  ticket with `dblock acquire`"
             ),
         )
     }
 
     /// No client holds the lock, and it could not be acquired: its row or table is locked.
-    pub(crate) fn blocked(name: &LockName, error: &Error) -> Self {
+    pub(crate) fn blocked(args: &AcquireArgs, error: &Error) -> Self {
         let why = match causes(error) {
             none if none.is_empty() => {
                 ": no client holds it, but its row or table is locked by a backup or an open \
@@ -93,8 +99,9 @@ impl Failure {
             }
             causes => causes,
         };
+        let (what, name) = (args.what(), &args.name);
         Self::unavailable(format!(
-            "lock `{name}` could not be tried{why}; try again later"
+            "{what} `{name}` could not be tried{why}; try again later"
         ))
     }
 
@@ -114,18 +121,19 @@ impl From<Error> for Failure {
                 held_for,
                 rests_for,
                 permits,
+                shared_by,
                 ..
             } => {
                 let what = permits.map_or("lock", |_| "semaphore");
                 let paused = *permits == Some(0);
-                let (gave_up, next) = match waited.is_zero() {
-                    true if !paused => (String::new(), "wait for it with `-w 5m`"),
-                    true => (String::new(), PAUSED_HINT),
-                    false if paused => (format!("gave up after {}: ", human(*waited)), PAUSED_HINT),
-                    false => (
-                        format!("gave up after {}: ", human(*waited)),
-                        "wait longer, or see `dblock list`",
-                    ),
+                let gave_up = match waited.is_zero() {
+                    true => String::new(),
+                    false => format!("gave up after {}: ", human(*waited)),
+                };
+                let next = match waited.is_zero() {
+                    _ if paused => paused_hint(name),
+                    true => "wait for it with `-w 5m`".to_owned(),
+                    false => "wait longer, or see `dblock list`".to_owned(),
                 };
                 let state = match rests_for {
                     _ if paused => "is paused by an operator".to_owned(),
@@ -139,6 +147,12 @@ impl From<Error> for Failure {
                         let age = held_for.map(|age| format!(" for {}", human(age)));
                         let (by, age) = (by.unwrap_or_default(), age.unwrap_or_default());
                         match permits {
+                            None if shared_by.is_some_and(|holders| holders > 1) => {
+                                let holders = shared_by.unwrap_or_default();
+                                let one = holder.as_deref().unwrap_or_default();
+                                format!("is shared by {holders} holders, one of them {one}{age}")
+                            }
+                            None if shared_by.is_some() => format!("is shared{by}{age}"),
                             None | Some(1) => format!("is held{by}{age}"),
                             Some(permits) => {
                                 format!("has all {permits} permits held, one{by}{age}")
@@ -182,7 +196,10 @@ fn causes(error: &Error) -> String {
 }
 
 /// What ends the pause of a semaphore.
-const PAUSED_HINT: &str = "see `dblock show`; `dblock limit NAME none` ends the pause";
+fn paused_hint(name: &LockName) -> String {
+    let name = output::shell_word(name.as_str());
+    format!("`dblock limit {name} none` ends the pause")
+}
 
 /// The option or variable of `dblock` that sets a setting of the library.
 fn option_name(setting: &str) -> String {

@@ -49,7 +49,10 @@ async fn dispatch(target: &Target, task: Task, notices: &Notices) -> Result<u8, 
         Task::Acquire { args, json } => commands::acquire(target, &args, json, notices).await,
         Task::Renew { name, ticket, ttl } => commands::renew(target, &name, &ticket, ttl).await,
         Task::Release { name, ticket } => commands::release(target, &name, &ticket).await,
-        Task::ForceRelease { name, slot } => commands::force_release(target, &name, slot).await,
+        Task::ForceRelease {
+            name, shared: true, ..
+        } => commands::force_release_shared(target, &name).await,
+        Task::ForceRelease { name, slot, .. } => commands::force_release(target, &name, slot).await,
         Task::Limit { name, limit } => commands::limit(target, &name, limit).await,
         Task::List { all, json } => commands::list(target, all, json).await,
         Task::Show { name, json } => commands::show(target, &name, json).await,

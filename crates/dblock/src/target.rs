@@ -126,6 +126,12 @@ impl Target {
         self.table.as_deref().unwrap_or(DEFAULT_TABLE)
     }
 
+    /// The table of permits, which the library names after that of locks.
+    pub(crate) fn permit_table(&self) -> String {
+        let table = self.table();
+        format!("{}_permit", table.strip_suffix("_lock").unwrap_or(table))
+    }
+
     /// The database as messages name it, without user name and password.
     pub(crate) fn display(&self) -> String {
         match &self.database {

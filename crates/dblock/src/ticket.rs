@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use database_locks::{Error, LockName, Ticket};
 
 use crate::exit::Failure;
+use crate::output;
 
 /// Set for CMD by `dblock run`.
 pub(crate) const VARIABLE: &str = "DBLOCK_TICKET";
@@ -67,8 +68,8 @@ impl TicketSource {
         let ticket: Ticket = text.parse().map_err(Error::from)?;
         if ticket.name() != name {
             return Err(Failure::usage(format!(
-                "the ticket is for lock `{}`, not for `{name}`: give the name of its lock",
-                ticket.name()
+                "the ticket is for {}, not for `{name}`: give that name",
+                output::what(ticket.name(), ticket.slot())
             )));
         }
         Ok(ticket)

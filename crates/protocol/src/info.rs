@@ -415,6 +415,39 @@ impl LockInfo {
     }
 }
 
+/// A semaphore in a list of locks, as JSON with the keys of a permit and `limit`, the operator's. Its
+/// state is `paused` or `free`.
+#[doc(hidden)]
+pub fn limit_to_json(name: &LockName, limit: u32) -> String {
+    let fields = [
+        ("name", json!(name.as_str())),
+        ("state", json!(limit_state(limit))),
+        ("holder", Value::Null),
+        ("token", Value::Null),
+        ("grant", Value::Null),
+        ("held_for", Value::Null),
+        ("free_in", Value::Null),
+        ("acquired_at", Value::Null),
+        ("renewed_at", Value::Null),
+        ("expires_at", Value::Null),
+        ("metadata", Value::Null),
+        ("slot", Value::Null),
+        ("permits", Value::Null),
+        ("limit", json!(limit)),
+    ];
+    let fields = fields.map(|(name, value)| format!("\"{name}\":{value}"));
+    format!("{{{}}}", fields.join(","))
+}
+
+/// The state of a semaphore with this operator's limit, in a list of locks.
+#[doc(hidden)]
+pub fn limit_state(limit: u32) -> &'static str {
+    match limit {
+        0 => "paused",
+        _ => "free",
+    }
+}
+
 /// A JSON value as text. A string is written without quotes.
 fn plain(value: &Value) -> String {
     match value {

@@ -29,7 +29,7 @@ mod values;
 pub use failed_renewal::{
     failed_renewal_outcome, failed_renewal_outcome_elsewhere, failed_resume_outcome,
 };
-pub use info::{ListFilter, LockInfo, LockState, Prune, Semaphore};
+pub use info::{ListFilter, LockInfo, LockState, Prune, Semaphore, limit_state, limit_to_json};
 pub use lease::{Answer, Lease, MIN_RENEWAL_TIMEOUT, Next};
 pub use lost::{Gone, HeldBy, LostReason};
 pub use messages::{

@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from .. import _arguments, _core
 from .._wrap import BUSY, UNAVAILABLE
 from ..django import conf
-from ..django.install import TABLE
+from ..django.install import PERMITS, TABLE
 from ..exceptions import LockConfigError, LockException, LockTimeout
 from . import formatting
 
@@ -175,7 +175,13 @@ class Command(BaseCommand):
         shown = formatting.on_one_line(name)
         what = f"lock `{shown}`" if slot is None else f"permit {slot} of `{shown}`"
         if freed is None:
-            self.say(f"{what} was free already")
+            # Perhaps the name is misspelt.
+            found = _is_known(name, slot)
+            self.say(
+                f"{what} was free already"
+                if found
+                else f"there is no {what}; `manage.py locks list --all` names all locks"
+            )
             return
         holder, held_for, rested = freed
         who = formatting.on_one_line(holder or "a holder without a name")
@@ -186,13 +192,23 @@ class Command(BaseCommand):
         self.say(f"{what} released by force: {who} had held it{age}")
 
     def limit(self, *, name: str, limit: int | None, **_: Any) -> None:
+        before = conf.locks().show_semaphore(name)
+        shown = formatting.on_one_line(name)
+        is_new = before["limit"] is None and not before["permits"]
+        if is_new and limit is None:
+            self.say(f"there is no semaphore `{shown}`, so nothing was changed")
+            return
         conf.locks().set_limit(name, limit)
         held = conf.locks().show_semaphore(name)["held"]
-        shown = formatting.on_one_line(name)
         if limit is None:
             self.say(f"semaphore `{shown}` has no limit in the database: each caller's counts")
             return
         what = "is paused" if limit == 0 else f"has the limit {limit}"
+        if is_new:
+            # Perhaps the name is misspelt.
+            new = "a new setting: no permit of that name was acquired so far"
+            self.say(f"semaphore `{shown}` {what}, {new}")
+            return
         permits = "permit is" if held == 1 else "permits are"
         self.say(f"semaphore `{shown}` {what}; {held} {permits} held")
 
@@ -214,7 +230,15 @@ class Command(BaseCommand):
 
     def init(self, **_: Any) -> None:
         conf.locks().migrate()
-        self.say(f"table `{TABLE}` is ready")
+        self.say(f"tables `{TABLE}` and `{PERMITS}` are ready")
+
+
+def _is_known(name: str, slot: int | None) -> bool:
+    """Whether the lock or the permit has a row."""
+    if slot is None:
+        return conf.locks().show(name) is not None
+    permits = conf.locks().show_semaphore(name)["permits"]
+    return any(permit["slot"] == slot for permit in permits)
 
 
 def _line(error: LockException) -> str:

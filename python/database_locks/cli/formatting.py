@@ -37,7 +37,7 @@ def time(text: str | None) -> str:
 
 
 def state(row: Row) -> str:
-    """``held``, ``resting``, ``expired`` or ``free``."""
+    """``held``, ``resting``, ``expired``, ``free``, or ``paused`` for a semaphore."""
     return str(row["state"])
 
 
@@ -52,12 +52,24 @@ def permit(row: Row, found: Sequence[Row]) -> str:
     """Of a permit its number, and how many are held of how many: ``0 (2 of 3)``. ``found`` has the
     rows of its semaphore, or all rows.
     """
-    if row.get("slot") is None:
+    if row.get("slot") is None and row.get("limit") is None:
         return ""
     same = [it for it in found if it.get("slot") is not None and it["name"] == row["name"]]
     held = sum(it["state"] == "held" for it in same)
     limits = [it["permits"] for it in same if it["permits"] is not None]
-    return f"{row['slot']} ({held} of {max(limits)})" if limits else str(row["slot"])
+    return counted({**row, "held": held, "of": max(limits, default=None)})
+
+
+def counted(row: Row) -> str:
+    """Of a permit its number, and how many are held of how many: by ``limit``, the operator's, or
+    else ``of``.
+    """
+    number = "-" if row["slot"] is None else str(row["slot"])
+    if row["limit"] == 0:
+        return f"{number} ({row['held']} held, paused)"
+    if row["limit"] is not None:
+        return f"{number} ({row['held']} of limit {row['limit']})"
+    return f"{number} ({row['held']} of {row['of']})" if row["of"] else number
 
 
 def permits(semaphore: Row) -> str:
@@ -152,6 +164,7 @@ _COLOURS = {
     "held": "SUCCESS",
     "resting": "WARNING",
     "expired": "WARNING",
+    "paused": "WARNING",
     "free": "HTTP_NOT_MODIFIED",
 }
 
@@ -166,8 +179,8 @@ def rows(found: Sequence[Row], style: Any, columns: int | None) -> str:
     lines: list[tuple[str, ...]] = [_HEAD]
     for row in found:
         lines.append(_cells(row["name"], row))
-    if any(row.get("slot") is not None for row in found):
-        shown = ["PERMIT", *(permit(row, found) or "-" for row in found)]
+    shown = ["PERMIT", *(permit(row, found) or "-" for row in found)]
+    if any(cell != "-" for cell in shown[1:]):
         lines = [(*line[:2], cell, *line[2:]) for line, cell in zip(lines, shown, strict=True)]
     colours = [getattr(style, _COLOURS[state(row)]) for row in found]
     return _aligned(lines, columns, [style.MIGRATE_HEADING, *colours])
@@ -178,7 +191,7 @@ def _cells(first: str, row: Row) -> tuple[str, ...]:
         first,
         state(row),
         row["holder"] or "",
-        str(row["token"]),
+        "" if row["token"] is None else str(row["token"]),
         time(row["acquired_at"]),
         "" if row["held_for"] is None else human(row["held_for"]),
         free_in(row),

@@ -128,6 +128,16 @@ fn metadata_is_pairs_or_an_expression_of_such() {
 #[test]
 fn the_same_holder_again_must_be_named() {
     assert!(refused("\"a\", preempt = true").contains("`holder`"));
+    for other in [
+        "once_per = \"1h\"",
+        "at_least = \"1s\"",
+        "preempt = true, holder = \"me\"",
+    ] {
+        let text = refused(&format!("\"a\", shared = true, {other}"));
+        assert!(text.contains("for an exclusive lock"), "{text}");
+        let off = format!("\"a\", shared = false, {other}");
+        assert!(syn::parse_str::<Args>(&off).is_ok());
+    }
     for args in [
         "preempt = true, holder = \"me\"",
         "preempt = on",

@@ -248,7 +248,7 @@ impl Locks {
             });
             let (from, done) = forced
                 .await
-                .map_err(|e| e.into_error(format!("release lock `{name}` by force")))?;
+                .map_err(|e| e.into_error(format!("release {} by force", slot.named(&name))))?;
             if !done {
                 return Ok(from);
             }
@@ -257,9 +257,11 @@ impl Locks {
             if let Some(from) = &from {
                 tracing::warn!(
                     lock.name = name.as_str(),
+                    lock.slot = slot.number(),
                     lock.token = from.token.map(Token::get),
                     lock.holder = from.holder.as_deref(),
-                    "lock released by force"
+                    "{} released by force",
+                    slot.as_str()
                 );
             }
             Ok(from)
@@ -352,6 +354,46 @@ impl Locks {
     ) -> impl Future<Output = Result<Semaphore, Error>> + Send + use<N> {
         let name = LockName::new(name);
         self.in_background(move |client| async move { read_semaphore(&client, &name?).await })
+    }
+
+    /// Read the limits that operators have set, by the names of their semaphores; 0: paused.
+    ///
+    /// It is empty if an earlier version made the table and [`Locks::migrate`] has not been called
+    /// since, or if this user may not read the table of permits.
+    ///
+    /// # Errors
+    ///
+    /// As [`Locks::show`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// locks.set_limit("partner api", Some(0)).await?;
+    /// for (name, limit) in locks.limits().await? {
+    ///     println!("{name}: {limit}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn limits(
+        &self,
+    ) -> impl Future<Output = Result<BTreeMap<LockName, u32>, Error>> + Send + use<> {
+        self.in_background(|client| async move {
+            let read = while_contended(REQUEST_TIMEOUT, || client.store.limits(REQUEST_TIMEOUT));
+            match read.await {
+                Ok(limits) => Ok(limits.into_iter().collect()),
+                Err(refused @ StoreError::Rejected { .. }) => {
+                    tracing::debug!("limits are left out: {refused}");
+                    Ok(BTreeMap::new())
+                }
+                Err(failure) => Err(failure.into_error("read the limits")),
+            }
+        })
     }
 
     /// Set the limit of a semaphore in the database, which takes precedence over the limits of all

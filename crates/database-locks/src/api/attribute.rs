@@ -55,6 +55,7 @@ use crate::error::Error;
 /// | `auto_renew = …`      | `bool`                                        | `true` |
 /// | `margin = …`          | less than half of the ttl; [`Duration`]       | a tenth of the ttl up to 30 s; 3 s for a ttl of 30 s to 5 min; 1 % above that |
 /// | `holder = …`          | the holder's name, for people: anything that is `AsRef<str>` | `host.pid.random` |
+/// | `shared = …`          | `bool`: many calls at once, and no exclusive one beside them | `false` |
 /// | `preempt = …`         | `bool`; `true` needs a `holder`               | `false` |
 /// | `at_least = …`        | `"0"` to ten years; [`Duration`]               | 0 |
 /// | `once_per = …`        | `"100ms"` to ten years; [`Duration`]          | none |

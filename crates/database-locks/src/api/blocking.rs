@@ -22,6 +22,7 @@
 //! [`LockGuard`] that is dropped or released there is released in the background. Callbacks of
 //! [`on_lost`](crate::LockGuard::on_lost) run on threads of their own and may block.
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -38,7 +39,7 @@ use crate::doctor::Report;
 use crate::error::loss::Loss;
 use crate::error::{BoxError, Error};
 use crate::runtime::{block_on, block_on_for};
-use protocol::{ListFilter, LockInfo, Prune, Semaphore, Ticket, Ttl};
+use protocol::{ListFilter, LockInfo, LockName, Prune, Semaphore, Ticket, Ttl};
 
 pub use crate::api::leader::blocking::{Leader, LeaderObserver, Term};
 
@@ -189,6 +190,11 @@ impl Locks {
         block_on(self.0.show_semaphore(name))?
     }
 
+    /// See [`crate::Locks::limits`].
+    pub fn limits(&self) -> Result<BTreeMap<LockName, u32>, Error> {
+        block_on(self.0.limits())?
+    }
+
     /// See [`crate::Locks::set_limit`].
     pub fn set_limit(&self, name: impl AsRef<str>, limit: Option<u32>) -> Result<(), Error> {
         block_on(self.0.set_limit(name, limit))?
@@ -240,6 +246,19 @@ impl Locks {
         slot: u16,
     ) -> Result<Option<PreviousHolder>, Error> {
         block_on(self.0.force_release_permit(name, slot))?
+    }
+
+    /// See [`crate::Locks::show_shared`].
+    pub fn show_shared(&self, name: impl AsRef<str>) -> Result<Vec<LockInfo>, Error> {
+        block_on(self.0.show_shared(name))?
+    }
+
+    /// See [`crate::Locks::force_release_shared`].
+    pub fn force_release_shared(
+        &self,
+        name: impl AsRef<str>,
+    ) -> Result<Vec<PreviousHolder>, Error> {
+        block_on(self.0.force_release_shared(name))?
     }
 
     /// See [`crate::Locks::doctor`].
@@ -335,6 +354,29 @@ impl Lock {
     /// See [`crate::Lock::preempt`].
     pub fn preempt(self, on: bool) -> Self {
         Self(self.0.preempt(on))
+    }
+
+    /// See [`crate::Lock::shared`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::blocking::Locks::connect("memory:")?;
+    /// let mut guard = locks.lock("price list").acquire()?;
+    /// guard.downgrade()?;
+    /// let other = locks.lock("price list").shared().acquire()?;
+    /// assert_eq!(locks.show_shared("price list")?.len(), 2);
+    /// # drop((guard, other));
+    /// # Ok(()) }
+    /// ```
+    pub fn shared(self) -> Self {
+        Self(self.0.shared())
+    }
+
+    #[doc(hidden)]
+    pub fn shared_if(self, on: bool) -> Self {
+        Self(self.0.shared_if(on))
     }
 
     /// See [`crate::Lock::at_least`].
@@ -452,6 +494,14 @@ impl LockGuard {
     /// See [`crate::LockGuard::extend`].
     pub fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
         block_on(guard::LockGuard::extend(self, ttl))?
+    }
+
+    /// See [`crate::LockGuard::downgrade`].
+    pub fn downgrade(&mut self) -> Result<(), Error> {
+        match &mut self.0 {
+            Some(guard) => block_on(guard.downgrade())?,
+            None => Ok(()),
+        }
     }
 
     /// See [`crate::LockGuard::open_fence`].

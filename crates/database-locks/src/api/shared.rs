@@ -54,6 +54,13 @@ impl Lock {
         self
     }
 
+    /// [`shared`](Self::shared), if it is on: for `#[locked]`.
+    #[doc(hidden)]
+    pub fn shared_if(mut self, on: bool) -> Self {
+        self.shared = on;
+        self
+    }
+
     /// The settings that do not go together with [`shared`](Self::shared).
     pub(super) fn check_shared(&self) -> Result<(), Error> {
         if !self.shared {

@@ -31,7 +31,7 @@ pub(crate) async fn downgrade(
     };
     let guard = runtime::run(async move {
         let row = read_row(&client, &name, Slot::Lock).await;
-        let row = row.map_err(|failure| failure.into_error(op(&name)))?;
+        let row = row.map_err(|failure| failure.into_error(op(&name, Slot::Shared(-2))))?;
         let request = AcquireRequest {
             name: name.clone(),
             holder: Arc::clone(&from.holder),
@@ -83,7 +83,7 @@ async fn acquire(
             Err(failure) => failure,
         };
         if matches!(failure, StoreError::Rejected { .. }) || clock::now() >= until {
-            return Err(failure.into_error(op(name)));
+            return Err(failure.into_error(request.op()));
         }
         tokio::time::sleep(PAUSE).await;
     }

@@ -70,7 +70,7 @@ async fn in_background(
         if lease.trusted_until() <= clock::now() {
             return Err(Error::lost(
                 &to.name,
-                Loss::of_other_grant(LostReason::Expired),
+                Loss::of_ticket(command.slot, LostReason::Expired),
             ));
         }
         unresumed.command = None;
@@ -79,7 +79,12 @@ async fn in_background(
         let guard = start_renewing(&client, grant, lease, until).await;
         let guard = guard.map_err(|loss| Error::lost(&to.name, loss))?;
         metrics::resumed(client.store.engine());
-        log_grant!(debug, &guard.state.grant, "lock resumed");
+        log_grant!(
+            debug,
+            &guard.state.grant,
+            "{} resumed",
+            command.slot.as_str()
+        );
         Ok(guard.with_unknown_ttl())
     })
     .await
@@ -97,7 +102,10 @@ async fn retry_resume(
         let failure = match client.store.resume(command, REQUEST_TIMEOUT).await {
             Ok(Renewal::Renewed { confirmed_by }) => return Ok((sent, confirmed_by)),
             Ok(Renewal::Lost(gone)) => {
-                return Err(Error::lost(&command.to.name, Loss::of_other_grant(gone)));
+                return Err(Error::lost(
+                    &command.to.name,
+                    Loss::of_ticket(command.slot, gone),
+                ));
             }
             Ok(Renewal::Busy) => {
                 StoreError::Contention("its row is locked by another transaction".into())
@@ -105,7 +113,8 @@ async fn retry_resume(
             Err(failure) => failure,
         };
         if matches!(failure, StoreError::Rejected { .. }) || clock::now() >= until {
-            return Err(failure.into_error(format!("resume lock `{}`", command.to.name)));
+            let what = command.slot.named(&command.to.name);
+            return Err(failure.into_error(format!("resume {what}")));
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(10..60))).await;
     }
@@ -157,9 +166,10 @@ pub(crate) async fn by_ticket(
     ticket: Ticket,
     operation: ByTicket,
 ) -> Result<(), Error> {
+    let what = ticket.slot.named(&ticket.name).to_string();
     let op = match operation {
-        ByTicket::Renew(_) => format!("renew lock `{}`", ticket.name),
-        ByTicket::Release => format!("release lock `{}`", ticket.name),
+        ByTicket::Renew(_) => format!("renew {what}"),
+        ByTicket::Release => format!("release {what}"),
     };
     runtime::run(async move {
         let done = while_contended(REQUEST_TIMEOUT, || async {
@@ -171,7 +181,10 @@ pub(crate) async fn by_ticket(
             }
         });
         match done.await.map_err(|e| e.into_error(op))? {
-            Renewal::Lost(gone) => Err(Error::lost(&ticket.name, Loss::of_other_grant(gone))),
+            Renewal::Lost(gone) => Err(Error::lost(
+                &ticket.name,
+                Loss::of_ticket(ticket.slot, gone),
+            )),
             Renewal::Renewed { .. } | Renewal::Busy => Ok(()),
         }
     })

@@ -254,11 +254,16 @@ impl ReleaseTask {
         };
         let message = match (done, self.held_for) {
             (Released::NotHeld, _) => "nothing left to release",
-            (_, Some(_)) => "lock released",
+            (_, Some(_)) => match self.command.slot {
+                Slot::Lock => "lock released",
+                Slot::Permit(_) | Slot::AnyPermit => "permit released",
+                Slot::Shared(_) => "shared lock released",
+            },
             (_, None) => "released the grant of a cancelled acquire",
         };
         tracing::debug!(
             lock.name = self.command.name.as_str(),
+            lock.slot = self.command.slot.number(),
             lock.token = self.command.token.map(Token::get),
             lock.holder = &*self.command.holder,
             lock.held_ms = self.held_for.map(ms),
@@ -269,13 +274,15 @@ impl ReleaseTask {
 
     /// Log a failure that ends the caller's wait. Unless the lease has `ended`, retries continue.
     fn failed(self, failure: StoreError, ended: bool) -> Error {
-        let error = failure.into_error(format!("release lock `{}`", self.command.name));
+        let op = format!("release {}", self.command.slot.named(&self.command.name));
+        let error = failure.into_error(op);
         let then = match ended {
             true => "it stays held until its lease ends",
             false => "trying again in the background",
         };
         tracing::warn!(
             lock.name = self.command.name.as_str(),
+            lock.slot = self.command.slot.number(),
             lock.token = self.command.token.map(Token::get),
             lock.holder = &*self.command.holder,
             "not released, {then}: {}",
@@ -292,6 +299,7 @@ impl ReleaseTask {
         if !std::mem::replace(&mut self.logged, true) {
             tracing::debug!(
                 lock.name = self.command.name.as_str(),
+                lock.slot = self.command.slot.number(),
                 lock.token = self.command.token.map(Token::get),
                 lock.holder = &*self.command.holder,
                 "release failed, trying again: {failure}"
@@ -304,9 +312,11 @@ impl ReleaseTask {
         if self.retry != Some(Retry::AfterFence) {
             tracing::info!(
                 lock.name = self.command.name.as_str(),
+                lock.slot = self.command.slot.number(),
                 lock.token = self.command.token.map(Token::get),
                 lock.holder = &*self.command.holder,
-                "lock released while its own fenced transaction is open: it is free when that ends"
+                "{} released while its own fenced transaction is open: it is free when that ends",
+                self.command.slot.as_str()
             );
         }
         let _ = runtime::spawn(self.after_fence());
@@ -392,9 +402,11 @@ pub(crate) fn force_after_fence(
     };
     tracing::warn!(
         lock.name = name.as_str(),
+        lock.slot = slot.number(),
         lock.token = state.grant.token.get(),
         lock.holder = &*state.grant.holder,
-        "lock to be released by force when its own fenced transaction ends"
+        "{} to be released by force when its own fenced transaction ends",
+        slot.as_str()
     );
     let client = Arc::clone(client);
     let _ = runtime::spawn(async move {

@@ -53,6 +53,18 @@ kinds! {
         "no lock can be acquired",
         "make it with `dblock init` or `locks.migrate()`; if it has another name or schema, \
          pass `--table SCHEMA.NAME`";
+    PERMITS_MISSING = "permits-missing", "table", Warning,
+        "locks work, but no permit of a semaphore can be acquired",
+        "make it with `dblock init` or `locks.migrate()`";
+    PERMITS_RIGHTS = "permits-rights", "rights", Warning,
+        "locks work, but permits of semaphores cannot be acquired, renewed or released",
+        "as the owner of the table: GRANT SELECT, INSERT, UPDATE ON {table} to this user (and \
+         DELETE if it prunes); on PostgreSQL also USAGE on the sequence of its column id if there \
+         is one";
+    PERMITS_UNFIT = "permits-unfit", "table", Error,
+        "no permit of a semaphore can be acquired, or one permit may have two holders",
+        "while no permit is held (`dblock list`): DROP TABLE {table}, run `dblock init` or \
+         `locks.migrate()`, and set the limits of operators again (`dblock limit`)";
     TABLE_FORGETS = "table-forgets", "table", Error,
         "a crash of the server empties it, and every held lock becomes free",
         "ALTER TABLE {table} SET LOGGED; drop a temporary table and run `dblock init`";
@@ -84,10 +96,10 @@ kinds! {
         "run `dblock init`, which renames it to `name`";
     INDEX_ON_CHANGING = "index-on-changing", "table", Error,
         "each renewal has to update it, and such indexes are known to cause deadlocks",
-        "drop it (DROP INDEX); only the unique index on name is needed";
+        "drop it (DROP INDEX); only the unique index on name (of permits: on name and slot) is needed";
     INDEX_UNUSED = "index-unused", "table", Warning,
         "no statement reads it, and each new lock has to update it",
-        "drop it (DROP INDEX); only the unique index on name is needed";
+        "drop it (DROP INDEX); only the unique index on name (of permits: on name and slot) is needed";
     IDS_RUN_OUT = "ids-run-out", "table", Warning,
         "each new name uses up one id; when none is left, no lock with a new name can be made",
         "make the column id of {table} a bigint at a quiet time, since that rewrites the table \
@@ -219,7 +231,13 @@ mod tests {
                 "`{}` {} ({}): {}. Fix: {}.",
                 kind.id, kind.severity, kind.area, kind.impact, kind.fix
             )
-            .replace("{table}", "database_locks_lock");
+            .replace(
+                "{table}",
+                match kind.id.starts_with("permits-") {
+                    true => "database_locks_permit",
+                    false => "database_locks_lock",
+                },
+            );
             assert_eq!(plain(section), means);
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::runtime::clock;
-use protocol::{BootInstant, Gone, HeldBy, Human, LostReason, escaped};
+use protocol::{BootInstant, Gone, HeldBy, Human, LockName, LostReason, Slot, escaped};
 
 /// The age from which the text contains how long ago the lock was lost.
 const MIN_AGE_SHOWN: Duration = Duration::from_secs(1);
@@ -44,11 +44,13 @@ struct Facts {
     last_answer: Option<Arc<str>>,
     held_for: Option<Duration>,
     at: BootInstant,
+    slot: Slot,
 }
 
 impl Loss {
     /// The loss of a grant that was held from `since` until `at`.
     pub(crate) fn of_grant(
+        slot: Slot,
         gone: Gone,
         last_answer: Option<Arc<str>>,
         since: BootInstant,
@@ -59,18 +61,35 @@ impl Loss {
             last_answer,
             held_for: Some(at - since),
             at,
+            slot,
         }))
     }
 
     /// The loss of a grant that this process never held: that of a ticket, or of the parent
     /// process.
     pub(crate) fn of_other_grant(gone: impl Into<Gone>) -> Self {
+        Self::of_ticket(Slot::Lock, gone)
+    }
+
+    /// [`of_other_grant`](Self::of_other_grant), of a lock or a permit.
+    pub(crate) fn of_ticket(slot: Slot, gone: impl Into<Gone>) -> Self {
         Self(Arc::new(Facts {
             gone: gone.into(),
             last_answer: None,
             held_for: None,
             at: clock::now(),
+            slot,
         }))
+    }
+
+    /// The number of the permit, if one of a semaphore was lost; `None` for a lock.
+    pub fn slot(&self) -> Option<u16> {
+        self.0.slot.number()
+    }
+
+    /// `lock` or `permit`, with the name.
+    pub(crate) fn named(&self, name: &LockName) -> impl fmt::Display {
+        self.0.slot.named(name)
     }
 
     /// Why the lock was lost.
@@ -176,8 +195,9 @@ mod tests {
     fn a_loss_describes_its_reason_its_age_and_the_new_holder() {
         // In the future, so that the elapsed time is zero when it is shown.
         let now = clock::now() + secs(3600);
-        let text =
-            |gone: Gone, at: BootInstant| Loss::of_grant(gone, None, at - secs(12), at).to_string();
+        let text = |gone: Gone, at: BootInstant| {
+            Loss::of_grant(Slot::Lock, gone, None, at - secs(12), at).to_string()
+        };
         assert_eq!(
             text(taken_over_by("web-2"), now),
             "lost after 12s: preempted by another holder (now held by web-2 for 3s, token 17)"
@@ -200,7 +220,14 @@ mod tests {
     fn a_loss_after_failed_renewals_contains_the_last_answer_of_the_database() {
         let now = clock::now() + secs(3600);
         let text = |reason: LostReason, answer: &str| {
-            Loss::of_grant(reason.into(), Some(answer.into()), now - secs(27), now).to_string()
+            Loss::of_grant(
+                Slot::Lock,
+                reason.into(),
+                Some(answer.into()),
+                now - secs(27),
+                now,
+            )
+            .to_string()
         };
         assert_eq!(
             text(

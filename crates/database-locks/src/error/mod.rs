@@ -89,7 +89,7 @@ pub enum Error {
     },
     /// The lease ended before it was released. Stop the protected work: another holder may already
     /// be running.
-    #[error("lock `{name}` {loss}")]
+    #[error("{} {loss}", loss.named(name))]
     #[non_exhaustive]
     Lost {
         /// Which lock.

@@ -132,6 +132,9 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, Page>;
 
+    /// The limits that operators have set.
+    fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>>;
+
     /// Set the operator's limit of a semaphore, or remove it.
     fn set_limit<'a>(
         &'a self,

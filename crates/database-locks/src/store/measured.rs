@@ -111,6 +111,7 @@ measured! {
     prune(idle: Duration, include_legacy: bool, after: Option<i64>, within: Duration) -> Pruned, "prune";
     semaphore(name: &LockName, within: Duration) -> Semaphore, "read";
     page_of_permits(filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";
+    limits(within: Duration) -> Vec<(LockName, u32)>, "read";
     set_limit(name: &LockName, limit: Option<u32>, within: Duration) -> (), "set_limit";
     shared(name: &LockName, within: Duration) -> Vec<LockInfo>, "read";
     readers(name: &LockName, expired: &[(Slot, Version)], within: Duration) -> Option<Holder>, "readers";

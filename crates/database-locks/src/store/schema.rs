@@ -1,4 +1,6 @@
-//! The columns of the table of locks.
+//! The columns of the tables.
+
+use crate::store::connect::table::Rows;
 
 /// The type that a column must have. Each engine has its own name for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,18 @@ pub(crate) const COLUMNS: [(&str, ColumnType); 12] = [
     ("metadata", ColumnType::Text(4096)),
     ("shared", ColumnType::Flag),
 ];
+
+/// The columns that only the table of permits has.
+const OF_PERMITS: [(&str, ColumnType); 2] = [("slot", ColumnType::Id), ("permits", ColumnType::Id)];
+
+/// All columns of a table.
+pub(crate) fn columns(of: Rows) -> impl Iterator<Item = (&'static str, ColumnType)> {
+    let more = match of {
+        Rows::Locks => &[][..],
+        Rows::Permits => &OF_PERMITS,
+    };
+    COLUMNS.iter().chain(more).copied()
+}
 
 /// The columns that a legacy table lacks.
 #[cfg(feature = "mysql")]

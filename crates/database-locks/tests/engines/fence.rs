@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use crate::fence_user::{User, client, connection};
 use database_locks::seam::{Outcome, TakeOverCommand};
-use database_locks::{Error, LockGuard, Locks, LostReason, OpenFence, Prune};
+use database_locks::{Error, LockGuard, Locks, LostReason, Prune};
+use mysql_async::TxOpts;
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, Opts, TxOpts};
 use testkit::contract::{acquire_command, take_over};
 use testkit::time::{ms, now};
 use testkit::{Postgres, TestDb, db_tests, promise};
-use tokio_postgres::{Client, NoTls};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 

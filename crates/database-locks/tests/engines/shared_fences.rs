@@ -85,7 +85,8 @@ async fn readers_fence_side_by_side(db: &TestDb) {
     for reader in readers {
         reader.release().await.unwrap();
     }
-    locks.lock("list").wait(TIMEOUT).acquire().await.unwrap();
+    let writer = locks.lock("list").wait(TIMEOUT).acquire().await;
+    writer.unwrap().release().await.unwrap();
     promise("P9", db.engine);
 }
 

@@ -96,6 +96,9 @@ pub(super) enum Command {
         #[arg(long, value_name = "N", requires = "force", allow_hyphen_values = true,
               value_parser = values::slot)]
         slot: Option<u16>,
+        /// With --force: all holders that share the lock
+        #[arg(long, requires = "force", conflicts_with = "slot")]
+        shared: bool,
     },
     /// Set how many permits the semaphore NAME has, whatever its callers say
     #[command(after_help = help::LIMIT)]
@@ -296,6 +299,7 @@ impl HolderOptions {
             name,
             others: Vec::new(),
             limit: None,
+            shared: false,
             ttl,
             wait: None,
             conflict_exit_code: exit::BUSY,
@@ -322,6 +326,9 @@ pub(super) struct AcquireOptions {
     /// Acquire one of N permits of the semaphore NAME: up to N holders at the same time, 1 to 65536
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = values::permits)]
     limit: Option<u32>,
+    /// Share the lock with others that only read; one that acquires it without this option is alone
+    #[arg(long, conflicts_with = "limit")]
+    shared: bool,
     #[command(flatten)]
     holder: HolderOptions,
 }
@@ -336,6 +343,7 @@ impl AcquireOptions {
             },
             conflict_exit_code: self.conflict_exit_code,
             limit: self.limit,
+            shared: self.shared,
             ..self.holder.into_args(name, ttl)
         }
     }

@@ -76,6 +76,7 @@ fn with_names(task: Task, names: Vec<LockName>) -> Result<Task, Failure> {
     let of_one = [
         ("--ticket", run.ticket.is_some()),
         ("--limit", run.lock.limit.is_some()),
+        ("--shared", run.lock.shared),
         ("--at-least", !run.at_least.is_zero()),
         ("--once-per", run.once_per.is_some()),
     ];
@@ -110,8 +111,9 @@ fn task(command: Command) -> Result<Task, Failure> {
             name,
             force: true,
             slot,
+            shared,
             ..
-        } => Task::ForceRelease { name, slot },
+        } => Task::ForceRelease { name, slot, shared },
         Command::Limit { name, limit } => Task::Limit { name, limit },
         Command::Release {
             name,

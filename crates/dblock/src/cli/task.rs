@@ -59,6 +59,7 @@ pub(crate) enum Task {
     ForceRelease {
         name: LockName,
         slot: Option<u16>,
+        shared: bool,
     },
     Limit {
         name: LockName,
@@ -111,6 +112,8 @@ pub(crate) struct AcquireArgs {
     pub(crate) conflict_exit_code: u8,
     /// The number of permits of a semaphore; `None` for a lock.
     pub(crate) limit: Option<u32>,
+    /// Whether the lock is shared with others.
+    pub(crate) shared: bool,
     pub(crate) holder: Option<String>,
     pub(crate) meta: Vec<(String, String)>,
 }
@@ -119,6 +122,14 @@ impl AcquireArgs {
     /// All names, in the order in which they were given.
     pub(crate) fn names(&self) -> impl Iterator<Item = &LockName> {
         std::iter::once(&self.name).chain(&self.others)
+    }
+
+    /// What the name is one of, for messages.
+    pub(crate) fn what(&self) -> &'static str {
+        match self.limit {
+            None => "lock",
+            Some(_) => "semaphore",
+        }
     }
 }
 

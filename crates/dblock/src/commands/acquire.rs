@@ -62,8 +62,8 @@ pub(crate) async fn acquire(
     }
     let name = output::shell_word(args.name.as_str());
     let held = format!(
-        "lock `{}` is held {}",
-        args.name,
+        "{} is held {}",
+        output::what(&args.name, ticket.slot()),
         output::lease_end(row.as_ref())
     );
     let release = format!("release it with `dblock release {name} --ticket TICKET`");

@@ -57,7 +57,7 @@ pub(super) async fn acquire_on(
     settings: Settings,
 ) -> Result<Vec<LockGuard>, Failure> {
     let wanted = Wanted::new(locks, args, settings);
-    notices.waiting(&args.name);
+    notices.waiting(&args.name, args.limit.is_some());
     let acquired = async {
         match (&wanted, ticket) {
             (Wanted::One(lock), Some(ticket)) => match lock.resume(ticket).await {
@@ -134,7 +134,7 @@ async fn acquire_or_blocked(
             return Err(acquire_failure(error, args));
         }
         if !once || began.elapsed() >= BLOCKED_AFTER {
-            return Err(Failure::blocked(&args.name, &error));
+            return Err(Failure::blocked(args, &error));
         }
         sleep(BLOCKED_PAUSE).await;
     }
@@ -144,7 +144,7 @@ async fn acquire_or_blocked(
 /// keep the row locked.
 async fn is_busy(locks: &Locks, args: &AcquireArgs) -> bool {
     for name in args.names() {
-        let row = read_row(locks, name).await;
+        let row = read_row(locks, name, None).await;
         if row.is_some_and(|row| row.state != LockState::Free) {
             return true;
         }
@@ -180,7 +180,7 @@ fn acquire_failure(mut error: Error, args: &AcquireArgs) -> Failure {
             }
             failure
         }
-        (Error::Conflict { .. }, _) => Failure::blocked(&args.name, &error),
+        (Error::Conflict { .. }, _) => Failure::blocked(args, &error),
         (Error::Unavailable { .. }, Some(wait)) => {
             let failure = Failure::from(error);
             Failure::unavailable(format!(
@@ -198,27 +198,45 @@ pub(super) async fn ticket_failure(locks: &Locks, error: Error) -> Failure {
     let now = match &error {
         Error::Lost { name, loss, .. } => match loss.now_held_by() {
             Some(now) => Some(now.to_string()),
-            None => read_row(locks, name).await.map(|row| row.holder_summary()),
+            None => read_row(locks, name, loss.slot())
+                .await
+                .map(|row| row.holder_summary()),
         },
         _ => None,
     };
     Failure::of_ticket(error, now.as_deref())
 }
 
-/// The row of a lock for a message; `None` if it cannot be read in time.
-pub(super) async fn read_row(locks: &Locks, name: &LockName) -> Option<LockInfo> {
-    let row = timeout(READ_TIMEOUT, locks.show(name.as_str()))
-        .await
-        .ok()?;
-    row.ok()?
+/// The row of a lock, or of the permit `slot`, for a message; `None` if it cannot be read in time.
+pub(super) async fn read_row(
+    locks: &Locks,
+    name: &LockName,
+    slot: Option<u16>,
+) -> Option<LockInfo> {
+    let read = async {
+        if slot.is_none() {
+            return locks.show(name.as_str()).await.ok()?;
+        }
+        let semaphore = locks.show_semaphore(name.as_str()).await.ok()?;
+        let mut permits = semaphore.permits.into_iter();
+        permits.find(|permit| permit.slot == slot)
+    };
+    timeout(READ_TIMEOUT, read).await.ok()?
 }
 
 /// The row while the ticket's grant has it, for a message; `None` if it cannot be read.
 pub(super) async fn row_of_ticket(locks: &Locks, ticket: &Ticket) -> Option<LockInfo> {
     let name = ticket.name().as_str();
     let lock = locks.show(name).await.ok()?;
-    let is_its = |row: &LockInfo| row.token == ticket.token();
+    // Shared holders have the same token.
+    let text = ticket.to_string();
+    let grant = text.split('.').nth(1);
+    let is_its = |row: &LockInfo| row.token == ticket.token() && row.grant.as_deref() == grant;
     if let Some(row) = lock.filter(is_its) {
+        return Some(row);
+    }
+    let shared = locks.show_shared(name).await.unwrap_or_default();
+    if let Some(row) = shared.into_iter().find(is_its) {
         return Some(row);
     }
     let semaphore = locks.show_semaphore(name).await.ok()?;

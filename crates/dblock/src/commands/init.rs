@@ -8,8 +8,9 @@ pub(crate) async fn init(target: &Target) -> Result<u8, Failure> {
     let locks = target.connect_and_create().await?;
     locks.migrate().await?;
     output::result(&format!(
-        "table `{}` is ready in {}",
+        "tables `{}` and `{}` are ready in {}",
         target.table(),
+        target.permit_table(),
         target.display()
     ))?;
     Ok(0)

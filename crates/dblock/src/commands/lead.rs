@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
 use super::acquire_lock::{acquire_on, cannot_listen, until_signal};
-use super::run::{Done, margin, run_command, settings};
+use super::run::{Done, check_program, margin, run_command, settings};
 use crate::cli::RunArgs;
 use crate::exit::{self, Failure};
 use crate::notices::Notices;
@@ -25,6 +25,7 @@ pub(crate) async fn lead(target: &Target, args: RunArgs, notices: &Notices) -> R
     let ignored = Ignored::at_start();
     let mut signals = Signals::listen(ignored).map_err(cannot_listen)?;
     let margin = margin(args.lock.ttl, args.grace())?;
+    check_program(&args)?;
     let locks = target.connect_lazy()?;
     let mut pause = Pause::default();
     loop {

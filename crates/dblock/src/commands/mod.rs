@@ -21,7 +21,7 @@ pub(crate) use init::init;
 pub(crate) use lead::lead;
 pub(crate) use limit::limit;
 pub(crate) use prune::prune;
-pub(crate) use release::{force_release, release};
+pub(crate) use release::{force_release, force_release_shared, release};
 pub(crate) use renew::renew;
 pub(crate) use run::run;
 pub(crate) use show::{list, show};

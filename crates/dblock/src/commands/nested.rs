@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use database_locks::{Error, LockName, LockState, Locks};
+use database_locks::{Error, LockInfo, LockName, LockState, Locks};
 use tokio::time::sleep;
 
 use crate::cli::AcquireArgs;
@@ -63,11 +63,25 @@ pub(super) async fn held(
 }
 
 async fn holds(locks: &Locks, name: &LockName, grants: &[String]) -> Result<bool, Error> {
-    let row = locks.show(name.as_str()).await?;
-    Ok(row.is_some_and(|row| {
+    let is_outer = |row: &LockInfo| {
         matches!(row.state, LockState::Held { .. })
-            && row.grant.is_some_and(|grant| grants.contains(&grant))
-    }))
+            && (row.grant.as_ref()).is_some_and(|grant| grants.contains(grant))
+    };
+    if locks
+        .show(name.as_str())
+        .await?
+        .as_ref()
+        .is_some_and(is_outer)
+    {
+        return Ok(true);
+    }
+    // A writer that waits for the outer one keeps the inner one out, even if both share the lock.
+    match locks.show_shared(name.as_str()).await {
+        Ok(shared) => Ok(shared.iter().any(is_outer)),
+        // A table of an earlier version has no shared locks.
+        Err(Error::Rejected { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) fn refusal(name: &LockName) -> Failure {

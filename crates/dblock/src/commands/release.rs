@@ -25,7 +25,8 @@ pub(crate) async fn release(
         return Err(ticket_failure(&locks, error).await);
     }
     notice.done();
-    output::notice(&format!("lock `{name}` is released"));
+    let what = output::what(name, ticket.slot());
+    output::notice(&format!("{what} is released"));
     Ok(0)
 }
 
@@ -39,6 +40,7 @@ pub(crate) async fn force_release(
         None => {
             let previous = locks.force_release(name.as_str()).await?;
             if previous.is_none() {
+                refuse_shared(&locks, name).await?;
                 refuse_semaphore(&locks, name).await?;
             }
             (format!("lock `{name}`"), previous)
@@ -49,7 +51,11 @@ pub(crate) async fn force_release(
         }
     };
     let Some(previous) = previous else {
-        output::notice(&format!("{what} was free already"));
+        // Perhaps the name is misspelt.
+        output::notice(&match is_known(&locks, name, slot).await {
+            true => format!("{what} was free already"),
+            false => format!("there is no {what}; `dblock list --all` has all names"),
+        });
         return Ok(0);
     };
     let holder = previous.holder.as_deref();
@@ -63,6 +69,52 @@ pub(crate) async fn force_release(
         }
     });
     Ok(0)
+}
+
+pub(crate) async fn force_release_shared(target: &Target, name: &LockName) -> Result<u8, Failure> {
+    let locks = target.connect().await?;
+    let released = locks.force_release_shared(name.as_str()).await?;
+    output::notice(&match released.len() {
+        0 => format!("no holder shares lock `{name}`"),
+        1 => format!("lock `{name}` released by force: one holder had shared it"),
+        holders => format!("lock `{name}` released by force: {holders} holders had shared it"),
+    });
+    Ok(0)
+}
+
+/// An error if the lock is shared: all of its holders are meant, or none.
+async fn refuse_shared(locks: &Locks, name: &LockName) -> Result<(), Failure> {
+    // On a table of an earlier version no lock is shared.
+    let Ok(readers) = locks.show_shared(name.as_str()).await else {
+        return Ok(());
+    };
+    match readers.iter().filter(|row| row.is_held()).count() {
+        0 => Ok(()),
+        held => Err(Failure::usage(format!(
+            "lock `{name}` is shared by {}: release all of them with --force --shared",
+            holders(held)
+        ))),
+    }
+}
+
+/// `1 holder`, `2 holders`.
+fn holders(held: usize) -> String {
+    match held {
+        1 => "1 holder".to_owned(),
+        _ => format!("{held} holders"),
+    }
+}
+
+/// Whether the lock or the permit has a row. If that cannot be read, it may have one.
+async fn is_known(locks: &Locks, name: &LockName, slot: Option<u16>) -> bool {
+    let known = match slot {
+        None => locks.show(name.as_str()).await.map(|row| row.is_some()),
+        Some(_) => locks.show_semaphore(name.as_str()).await.map(|it| {
+            let mut permits = it.permits.iter();
+            permits.any(|permit| permit.slot == slot)
+        }),
+    };
+    known.unwrap_or(true)
 }
 
 /// An error if permits of a semaphore of this name are held: which one is meant?

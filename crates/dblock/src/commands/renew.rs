@@ -28,7 +28,8 @@ pub(crate) async fn renew(
     }
     let row = row_of_ticket(&locks, &ticket).await;
     let end = output::lease_end(row.as_ref());
-    output::notice(&format!("lock `{name}` is renewed, and held {end}"));
+    let what = output::what(name, ticket.slot());
+    output::notice(&format!("{what} is renewed, and held {end}"));
     Ok(0)
 }
 

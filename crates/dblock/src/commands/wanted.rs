@@ -38,6 +38,7 @@ impl Wanted {
             [] => {
                 let lock = match args.limit {
                     Some(permits) => locks.semaphore(args.name.as_str(), permits),
+                    None if args.shared => locks.lock(args.name.as_str()).shared(),
                     None => locks.lock(args.name.as_str()),
                 };
                 let lock = lock.at_least(settings.at_least);

@@ -11,7 +11,8 @@ use tracing::field::{Field, Visit};
 /// A message to the printing task.
 #[derive(Debug)]
 pub(super) enum Message {
-    Waiting(LockName),
+    /// The name, and whether it is that of a semaphore.
+    Waiting(LockName, bool),
     Acquired,
     Event(LibraryEvent),
     Flush(oneshot::Sender<()>),

@@ -50,10 +50,10 @@ impl Notices {
         }
     }
 
-    /// The wait for a lock begins.
-    pub(crate) fn waiting(&self, name: &LockName) {
+    /// The wait for a lock, or for a permit of a semaphore, begins.
+    pub(crate) fn waiting(&self, name: &LockName, is_semaphore: bool) {
         self.lock_over.store(false, Ordering::Relaxed);
-        self.send(Message::Waiting(name.clone()));
+        self.send(Message::Waiting(name.clone(), is_semaphore));
     }
 
     /// The lock is held.

@@ -34,6 +34,8 @@ pub(super) struct Printer {
     lock_over: Arc<AtomicBool>,
     /// The lock that is waited for or held.
     name: Option<LockName>,
+    /// Whether that is a semaphore, of which a permit is wanted.
+    is_semaphore: bool,
     /// When the next notice of a wait is due.
     notice_due: Option<Instant>,
     last_notice: Option<Instant>,
@@ -51,6 +53,7 @@ impl Printer {
             on_terminal: std::io::stderr().is_terminal(),
             lock_over,
             name: None,
+            is_semaphore: false,
             notice_due: None,
             last_notice: None,
             holder: None,
@@ -72,8 +75,8 @@ impl Printer {
             };
             match message {
                 Some(Message::Event(event)) => self.report(&event),
-                Some(Message::Waiting(name)) => {
-                    self.name = Some(name);
+                Some(Message::Waiting(name, is_semaphore)) => {
+                    (self.name, self.is_semaphore) = (Some(name), is_semaphore);
                     self.notice_due = self.on_terminal.then(|| now() + FIRST_WAIT_NOTICE);
                 }
                 Some(Message::Acquired) => {
@@ -167,7 +170,7 @@ impl Printer {
         self.notice_due = None;
         self.last_notice = Some(now());
         // The line about the outage already mentions the wait.
-        let Some(name) = self.name.as_ref().filter(|_| self.outage.is_none()) else {
+        let Some(what) = self.what().filter(|_| self.outage.is_none()) else {
             return;
         };
         let held = match &self.holder {
@@ -185,14 +188,26 @@ impl Printer {
             }
             None => String::new(),
         };
-        output::notice(&format!("waiting for lock `{name}`{held}"));
+        output::notice(&format!("waiting for {what}{held}"));
     }
 
-    /// Prints a line, and the name of the lock unless the message contains it.
+    /// What is waited for or held.
+    fn what(&self) -> Option<String> {
+        let name = self.name.as_ref()?;
+        Some(match self.is_semaphore {
+            true => format!("a permit of `{name}`"),
+            false => format!("lock `{name}`"),
+        })
+    }
+
+    /// Prints a line, with the name of the lock unless the message contains it.
     fn print(&self, message: &str) {
-        let lock = self.name.as_ref().map(|name| format!("lock `{name}`"));
-        match lock.filter(|lock| !message.contains(lock)) {
-            Some(lock) => output::notice(&format!("{lock}: {message}")),
+        let is_named = |name: &LockName| message.contains(&format!("`{name}`"));
+        match self
+            .what()
+            .filter(|_| !self.name.as_ref().is_some_and(is_named))
+        {
+            Some(what) => output::notice(&format!("{what}: {message}")),
             None => output::notice(message),
         }
     }

@@ -1,31 +1,62 @@
 //! JSON: times in RFC 3339 UTC, durations in seconds, null for a value that does not apply.
 
+use database_locks::__listing::limit_to_json;
 use database_locks::doctor::Report;
 use database_locks::{LockInfo, Semaphore, Ticket};
 use serde_json::{Value, json};
 
-/// One array, a line for each lock.
-pub(crate) fn locks_json(locks: &[LockInfo]) -> String {
-    let objects: Vec<String> = locks.iter().map(LockInfo::to_json).collect();
+use super::limits::Limits;
+
+/// One array, a line for each lock and permit, and those of semaphores that [`Limits::own_lines`]
+/// has. Permits and semaphores have the key `limit`.
+pub(crate) fn locks_json(locks: &[LockInfo], limits: &Limits, all: bool) -> String {
+    let of_lock = |lock: &LockInfo| match lock.slot {
+        None => lock.to_json(),
+        Some(_) => with(
+            &lock.to_json(),
+            "limit",
+            &json!(limits.of(lock)).to_string(),
+        ),
+    };
+    let mut objects: Vec<String> = locks.iter().map(of_lock).collect();
+    let own_lines = limits.own_lines(locks, all);
+    objects.extend(own_lines.map(|(name, limit)| limit_to_json(name, limit)));
     match objects.is_empty() {
         true => "[]\n".to_owned(),
         false => format!("[\n{}\n]\n", objects.join(",\n")),
     }
 }
 
-/// The lock; with a key `semaphore`, if there is one of this name. Without a lock, the semaphore
-/// alone.
-pub(crate) fn lock_json(lock: Option<&LockInfo>, semaphore: Option<&Semaphore>) -> String {
-    let text = match (lock, semaphore) {
-        (Some(lock), None) => lock.to_json(),
-        (Some(lock), Some(semaphore)) => {
-            let lock = lock.to_json();
-            let lock = lock.strip_suffix('}').unwrap_or(&lock);
-            format!("{lock},\"semaphore\":{}}}", semaphore.to_json())
+/// The lock; with a key `shared_by`, if holders share it, and a key `semaphore`, if there is one of
+/// this name. Without a lock, the semaphore alone.
+pub(crate) fn lock_json(
+    lock: Option<&LockInfo>,
+    semaphore: Option<&Semaphore>,
+    shared: &[LockInfo],
+) -> String {
+    let lock = lock.map(|lock| match shared {
+        [] => lock.to_json(),
+        shared => {
+            let rows: Vec<String> = shared.iter().map(LockInfo::to_json).collect();
+            with(
+                &lock.to_json(),
+                "shared_by",
+                &format!("[{}]", rows.join(",")),
+            )
         }
+    });
+    let text = match (lock, semaphore) {
+        (Some(lock), None) => lock,
+        (Some(lock), Some(semaphore)) => with(&lock, "semaphore", &semaphore.to_json()),
         (None, semaphore) => semaphore.map(Semaphore::to_json).unwrap_or_default(),
     };
     format!("{text}\n")
+}
+
+/// The object with one more field.
+fn with(object: &str, field: &str, value: &str) -> String {
+    let object = object.strip_suffix('}').unwrap_or(object);
+    format!("{object},\"{field}\":{value}}}")
 }
 
 pub(crate) fn report_json(report: &Report) -> String {

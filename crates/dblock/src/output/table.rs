@@ -2,12 +2,14 @@
 
 use std::io;
 
+use database_locks::__listing::limit_state;
 use database_locks::doctor::{Check, Finding, Report};
 use database_locks::{LockInfo, LockState, Semaphore};
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
 use super::format::{free_in, json_value, time};
+use super::limits::{Limits, permits_of};
 use super::sanitize::on_one_line;
 use super::stream::stdout_has_colours;
 use crate::time::human;
@@ -26,9 +28,10 @@ const OPTIONAL: [&str; 2] = ["TOKEN", "SINCE"];
 /// A table with a line for each lock. In a terminal it has colours and is cut to the width.
 ///
 /// If there is no lock, a terminal gets a sentence and a pipe gets nothing.
-pub(crate) fn locks_table(locks: &[LockInfo], all: bool) -> String {
+pub(crate) fn locks_table(locks: &[LockInfo], limits: &Limits, all: bool) -> String {
     let columns = terminal_width();
-    if locks.is_empty() {
+    let (mut lines, states) = lines(locks, limits, all);
+    if states.is_empty() {
         let sentence = match (columns, all) {
             (None, _) => "",
             (Some(_), true) => "there are no locks in the table\n",
@@ -36,46 +39,65 @@ pub(crate) fn locks_table(locks: &[LockInfo], all: bool) -> String {
         };
         return sentence.to_owned();
     }
-    let mut lines = lines(locks);
     if let Some(width) = columns {
         drop_columns(&mut lines, width);
     }
     let mut colours = vec![BOLD];
-    colours.extend(locks.iter().map(|lock| colour(lock.state)));
+    colours.extend(states);
     let colours = Some(&*colours).filter(|_| stdout_has_colours());
     aligned(&lines, columns, colours)
 }
 
-/// The lines of a table of locks and permits. If there are permits, one more column has the number
-/// of each, and how many are held of how many.
-fn lines(locks: &[LockInfo]) -> Vec<Vec<String>> {
+/// The lines of a table of locks and permits, and the colour of each but the first. If there are
+/// semaphores, one more column has the number of each permit, and how many are held of how many.
+fn lines(locks: &[LockInfo], limits: &Limits, all: bool) -> (Vec<Vec<String>>, Vec<&'static str>) {
     let head = [
-        "NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
+        "NAME", "STATE", "PERMIT", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
     ];
     let mut lines = vec![head.map(str::to_owned).to_vec()];
-    lines.extend(locks.iter().map(cells));
-    if locks.iter().any(|lock| lock.slot.is_some()) {
-        lines[0].insert(2, "PERMIT".to_owned());
-        for (line, lock) in lines[1..].iter_mut().zip(locks) {
-            line.insert(2, permit(lock, locks));
+    let mut colours = Vec::new();
+    for lock in locks {
+        let mut line = cells(lock);
+        line.insert(2, permit(lock, locks, limits));
+        lines.push(line);
+        colours.push(colour(lock.state));
+    }
+    for (name, limit) in limits.own_lines(locks, all) {
+        let mut line = vec!["-".to_owned(); head.len()];
+        line[0] = on_one_line(&quoted(name.as_str()));
+        line[1] = limit_state(limit).to_owned();
+        let held = permits_of(name, locks).filter(|it| it.is_held()).count();
+        line[2] = format!("- {}", counts(held, Some(limit), None));
+        lines.push(line);
+        colours.push(if limit == 0 { YELLOW } else { DIM });
+    }
+    if lines.iter().skip(1).all(|line| line[2] == "-") {
+        for line in &mut lines {
+            line.remove(2);
         }
     }
-    lines
+    (lines, colours)
 }
 
 /// `0 (2 of 3)`: its number, and how many are held.
-fn permit(lock: &LockInfo, locks: &[LockInfo]) -> String {
+fn permit(lock: &LockInfo, locks: &[LockInfo], limits: &Limits) -> String {
     let Some(slot) = lock.slot else {
         return "-".to_owned();
     };
-    let of_it = || {
-        let same = move |it: &&LockInfo| it.slot.is_some() && it.name == lock.name;
-        locks.iter().filter(same)
-    };
-    let held = of_it().filter(|it| it.is_held()).count();
-    match of_it().filter_map(|it| it.permits).max() {
-        Some(permits) => format!("{slot} ({held} of {permits})"),
-        None => slot.to_string(),
+    let all = || permits_of(&lock.name, locks);
+    let held = all().filter(|it| it.is_held()).count();
+    let callers = all().filter_map(|it| it.permits).max();
+    let text = format!("{slot} {}", counts(held, limits.of(lock), callers));
+    text.trim_end().to_owned()
+}
+
+/// How many permits are held of how many: by the operator's limit, or else by that of the callers.
+fn counts(held: usize, operators: Option<u32>, callers: Option<u32>) -> String {
+    match (operators, callers) {
+        (Some(0), _) => format!("({held} held, paused)"),
+        (Some(limit), _) => format!("({held} of limit {limit})"),
+        (None, Some(permits)) => format!("({held} of {permits})"),
+        (None, None) => String::new(),
     }
 }
 
@@ -106,16 +128,63 @@ pub(crate) fn semaphore_details(semaphore: &Semaphore) -> String {
     text
 }
 
+/// Who shares a lock, a line for each; nothing if no one does.
+pub(crate) fn shared_details(shared: &[LockInfo]) -> String {
+    if shared.is_empty() {
+        return String::new();
+    }
+    let head = [
+        "SHARED BY",
+        "STATE",
+        "HOLDER",
+        "TOKEN",
+        "SINCE",
+        "HELD FOR",
+        "FREE IN",
+        "WHAT FOR",
+    ];
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
+    for (n, row) in shared.iter().enumerate() {
+        let mut line = cells(row);
+        line[0] = (n + 1).to_string();
+        lines.push(line);
+    }
+    aligned(&lines, None, None)
+}
+
+/// The state of a lock, of one that is shared, or of one whose holder waits for shared ones.
+fn state(lock: &LockInfo) -> &'static str {
+    match lock.waits_for {
+        Some(_) => "waiting",
+        None if lock.is_shared() && lock.is_held() => "shared",
+        None => lock.state.as_str(),
+    }
+}
+
+/// What it is for, and how many shared holders it waits for.
+fn purpose(lock: &LockInfo) -> String {
+    let purpose = lock.description();
+    let waits = match lock.waits_for {
+        None => return purpose,
+        Some(1) => "waiting for 1 reader".to_owned(),
+        Some(readers) => format!("waiting for {readers} readers"),
+    };
+    match purpose.is_empty() {
+        true => waits,
+        false => format!("{waits}; {purpose}"),
+    }
+}
+
 fn cells(lock: &LockInfo) -> Vec<String> {
     let cells = [
-        quoted_name(lock),
-        lock.state.as_str().to_owned(),
+        quoted(lock.name.as_str()),
+        state(lock).to_owned(),
         lock.holder.clone().unwrap_or_default(),
         lock.token.to_string(),
         lock.acquired_at.and_then(time).unwrap_or_default(),
         lock.held_for.map(human).unwrap_or_default(),
         free_in(lock),
-        lock.description(),
+        purpose(lock),
     ];
     let cells = cells.map(|cell| match cell.is_empty() {
         true => "-".to_owned(),
@@ -130,8 +199,13 @@ pub(crate) fn lock_details(lock: &LockInfo) -> String {
     let released = free || matches!(lock.state, LockState::Resting { .. });
     let label = |held, when_released| if released { when_released } else { held };
     let mut fields = vec![
-        ("name", Some(quoted_name(lock))),
-        ("state", Some(lock.state.as_str().to_owned())),
+        ("name", Some(quoted(lock.name.as_str()))),
+        ("state", Some(state(lock).to_owned())),
+        (
+            "waits for",
+            lock.waits_for
+                .map(|readers| format!("{readers} shared holders")),
+        ),
         (label("holder", "last holder"), lock.holder.clone()),
         ("token", Some(lock.token.to_string())),
         ("grant", lock.grant.clone()),
@@ -201,8 +275,7 @@ fn colour(state: LockState) -> &'static str {
 }
 
 /// The name, in quotes if it begins or ends with a space.
-fn quoted_name(lock: &LockInfo) -> String {
-    let name = lock.name.as_str();
+fn quoted(name: &str) -> String {
     match name.trim() == name {
         true => name.to_owned(),
         false => format!("'{name}'"),

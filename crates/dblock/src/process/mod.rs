@@ -1,6 +1,7 @@
 //! CMD as a process: its start and end, signals, and the terminal.
 
 mod child;
+pub(crate) mod program;
 mod signals;
 mod terminal;
 

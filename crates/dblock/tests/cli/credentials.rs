@@ -172,7 +172,7 @@ fn a_url_may_come_from_a_pipe_that_can_be_read_once() {
     for (command, message) in [
         (
             "init",
-            "table `database_locks_lock` is ready in the database of /dev/fd/",
+            "tables `database_locks_lock` and `database_locks_permit` are ready in the database of /dev/fd/",
         ),
         ("run -n job -- echo done", "done"),
         ("show job", "job"),
@@ -220,9 +220,18 @@ fn the_table_is_that_of_the_option_or_else_of_the_environment() {
             .end()
     };
     let made = run(&["init"]);
-    assert!(made.out.starts_with("table `mine` is ready"), "{made:?}");
+    assert!(
+        made.out
+            .starts_with("tables `mine` and `mine_permit` are ready"),
+        "{made:?}"
+    );
     let other = run(&["--table", "yours", "init"]);
-    assert!(other.out.starts_with("table `yours` is ready"), "{other:?}");
+    assert!(
+        other
+            .out
+            .starts_with("tables `yours` and `yours_permit` are ready"),
+        "{other:?}"
+    );
     let empty = sandbox
         .dblock(["list"])
         .env("DATABASE_LOCKS_TABLE", "")

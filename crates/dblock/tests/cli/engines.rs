@@ -19,8 +19,9 @@ fn run_excludes_and_stops(server: Option<testkit::TestDb>) {
         let made = dblock(&["init"]).end();
         assert_eq!(made.code(), 0, "{made:?}");
         assert!(
-            made.out
-                .starts_with("table `database_locks_lock` is ready in "),
+            made.out.starts_with(
+                "tables `database_locks_lock` and `database_locks_permit` are ready in "
+            ),
             "{made:?}"
         );
     }

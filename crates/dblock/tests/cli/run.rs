@@ -243,6 +243,26 @@ fn a_command_that_cannot_be_run_ends_with_126_or_127_and_leaves_the_lock_free() 
     assert!(!sandbox.is_held("job"));
 }
 
+/// A typo in a crontab must not use up the period, and needs no turn of the lock.
+#[test]
+fn a_command_that_cannot_be_run_is_found_out_before_the_lock_is_acquired() {
+    let sandbox = Sandbox::new();
+    sandbox.touch("not-executable");
+    for (cmd, code) in [("no-such-command", 127), ("./not-executable", 126)] {
+        let done = sandbox.run(["run", "--once-per", "1h", "job", "--", cmd]);
+        done.only_line(code);
+    }
+    assert!(!sandbox.database().exists());
+    let ran = sandbox.run(["run", "--once-per", "1h", "job", "--", "touch", "ran"]);
+    assert_eq!(ran.code(), 0, "{ran:?}");
+    assert!(sandbox.path("ran").exists());
+    // While another client holds the lock.
+    let holder = sandbox.start_run(&[], "other", "BEGUN; sleep 60");
+    let done = sandbox.run(["run", "other", "--", "no-such-command"]);
+    done.only_line(127);
+    drop(holder);
+}
+
 #[test]
 fn a_bad_setting_ends_with_2_and_the_message_says_what_is_allowed() {
     let sandbox = Sandbox::new();

@@ -47,7 +47,12 @@ impl Commands<'_> {
     #[track_caller]
     fn wait_until_begun(&self, count: usize) {
         let there = time::wait_until(TIMEOUT, || self.begun() >= count);
-        assert!(there, "{} of {count} have begun", self.begun());
+        assert!(
+            there,
+            "{} of {count} have begun; stderr: {:?}",
+            self.begun(),
+            self.sandbox.all_stderr()
+        );
     }
 
     fn held(&self) -> usize {
@@ -125,7 +130,7 @@ fn a_limit_of_zero_pauses_and_a_raised_one_wakes(all: &Commands<'_>) {
     assert!(
         paused
             .only_line(0)
-            .contains("semaphore `api` is paused; 0 permits are held")
+            .contains("semaphore `api` is paused, a new setting")
     );
     let busy = all.limited("3", &["-n"], "touch ran").end();
     assert!(busy.only_line(75).contains("paused"), "{busy:?}");
@@ -220,7 +225,7 @@ fn a_permit_is_released_by_force_by_its_number() {
     let none = all.run(&["release", "api", "--force", "--slot", "7"]);
     assert!(
         none.only_line(0)
-            .contains("permit 7 of `api` was free already"),
+            .contains("there is no permit 7 of `api`; `dblock list --all` has all names"),
         "{none:?}"
     );
     let freed = all.run(&["release", "api", "--force", "--slot", "0"]);
@@ -229,9 +234,17 @@ fn a_permit_is_released_by_force_by_its_number() {
         line.contains("permit 0 of `api` released by force: web-1 had held it"),
         "{line}"
     );
+    let again = all.run(&["release", "api", "--force", "--slot", "0"]);
+    let line = again.only_line(0);
+    assert!(
+        line.contains("permit 0 of `api` was free already"),
+        "{line}"
+    );
     let lost = robbed.end();
     assert!(
-        lost.dblock_line(76).contains("released by force"),
+        lost.dblock_line(76)
+            .starts_with("dblock: permit 0 of `api` lost ")
+            && lost.err.contains("released by force"),
         "{lost:?}"
     );
     let shown = all.run(&["show", "api"]);
@@ -276,16 +289,156 @@ fn a_permit_is_renewed_to_its_own_ttl_by_its_ticket() {
 }
 
 #[test]
+fn messages_about_a_ticket_name_its_permit() {
+    let sandbox = Sandbox::new();
+    let run = |args: &[&str]| sandbox.run(args);
+    let acquired = run(&["acquire", "--limit", "1", "--ttl", "20s", "api"]);
+    let permit = "dblock: permit 0 of `api` ";
+    assert!(
+        acquired
+            .only_line(0)
+            .starts_with(&format!("{permit}is held ")),
+        "{acquired:?}"
+    );
+    let ticket = acquired.out.trim();
+    let renewed = run(&["renew", "api", "--ticket", ticket]);
+    assert!(
+        renewed
+            .only_line(0)
+            .starts_with(&format!("{permit}is renewed")),
+        "{renewed:?}"
+    );
+    let released = run(&["release", "api", "--ticket", ticket]);
+    assert!(
+        released
+            .only_line(0)
+            .starts_with(&format!("{permit}is released")),
+        "{released:?}"
+    );
+    // A lock of the name is another.
+    assert_eq!(
+        run(&["acquire", "--ttl", "20s", "--holder", "web-1", "api"]).code(),
+        0
+    );
+    let dead = run(&["renew", "api", "--ticket", ticket]);
+    let line = dead.only_line(76);
+    assert!(
+        line.contains("the ticket for permit 0 of `api` is dead") && !line.contains("web-1"),
+        "{line}"
+    );
+    let other = run(&["renew", "other", "--ticket", ticket]);
+    assert!(
+        other
+            .only_line(2)
+            .contains("is for permit 0 of `api`, not for `other`"),
+        "{other:?}"
+    );
+    let busy = run(&["acquire", "--limit", "1", "--ttl", "20s", "-v", "api"]);
+    assert!(busy.err.contains("permit acquired"), "{busy:?}");
+    assert!(!busy.err.contains("lock `api`"), "{busy:?}");
+}
+
+/// Perhaps it is misspelt.
+#[test]
+fn a_name_that_is_not_in_the_table_is_called_so() {
+    let sandbox = Sandbox::new();
+    let line = |args: &[&str]| sandbox.run(args).only_line(0).to_owned();
+    assert_eq!(
+        line(&["limit", "appi", "3"]),
+        "dblock: semaphore `appi` has the limit 3, a new setting: no permit of that name was acquired \
+         so far\n"
+    );
+    assert_eq!(
+        line(&["limit", "appi", "0"]),
+        "dblock: semaphore `appi` is paused; 0 permits are held\n"
+    );
+    assert!(line(&["limit", "appi", "none"]).contains("each caller's counts"));
+    let nothing = "dblock: there is no semaphore `other`, so nothing was changed\n";
+    assert_eq!(line(&["limit", "other", "none"]), nothing);
+    assert_eq!(
+        line(&["release", "jobb", "--force"]),
+        "dblock: there is no lock `jobb`; `dblock list --all` has all names\n"
+    );
+    assert_eq!(sandbox.run(["run", "job", "--", "true"]).code(), 0);
+    let free = "dblock: lock `job` was free already\n";
+    assert_eq!(line(&["release", "job", "--force"]), free);
+}
+
+#[test]
 fn a_paused_semaphore_says_how_the_pause_ends() {
     let sandbox = Sandbox::new();
-    assert_eq!(sandbox.run(["limit", "api", "0"]).code(), 0);
-    let args = ["run", "-n", "--limit", "2", "api", "--", "true"];
+    assert_eq!(sandbox.run(["limit", "partner api", "0"]).code(), 0);
+    let args = ["run", "-n", "--limit", "2", "partner api", "--", "true"];
     let done = sandbox.run(args);
     assert_eq!(
         done.dblock_line(75),
-        "dblock: semaphore `api` is paused by an operator; see `dblock show`; `dblock limit NAME none` ends \
+        "dblock: semaphore `partner api` is paused by an operator; `dblock limit 'partner api' none` ends \
          the pause"
     );
+}
+
+/// Also if none of its permits is held.
+#[test]
+fn a_list_shows_the_limits_of_operators() {
+    let sandbox = Sandbox::new();
+    let all = Commands {
+        sandbox: &sandbox,
+        url: None,
+    };
+    let line = |args: &[&str], name: &str| {
+        let listed = all.run(args);
+        assert_eq!(listed.code(), 0, "{listed:?}");
+        let cells = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut lines = listed.out.lines().map(cells);
+        lines.find(|line| line.starts_with(&format!("{name} ")))
+    };
+    for (name, limit) in [
+        ("paused", "0"),
+        ("five", "5"),
+        ("none", "3"),
+        ("none", "none"),
+    ] {
+        assert_eq!(all.run(&["limit", name, limit]).code(), 0);
+    }
+    let paused = line(&["list"], "paused").expect("listed");
+    assert!(
+        paused.starts_with("paused paused - (0 held, paused) - "),
+        "{paused}"
+    );
+    assert_eq!(line(&["list"], "five"), None, "none of its permits is held");
+    let five = line(&["list", "--all"], "five").expect("listed");
+    assert!(five.starts_with("five free - (0 of limit 5) - "), "{five}");
+    assert_eq!(line(&["list", "--all"], "none"), None);
+    let json = |args: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&all.run(args).out).expect("JSON")
+    };
+    let listed = json(&["list", "--json"]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(
+        (&listed[0]["state"], &listed[0]["limit"]),
+        (&"paused".into(), &0.into())
+    );
+
+    let run = ["run", "--limit", "9", "five", "--", "sh", "-c", HOLD];
+    let holder = all.start(&run);
+    sandbox.wait_for("inside");
+    let held = line(&["list"], "five").expect("listed");
+    assert!(held.contains(" (1 of limit 5) "), "{held}");
+    assert_eq!(all.run(&["limit", "five", "0"]).code(), 0);
+    let held = line(&["list"], "five").expect("listed");
+    assert!(
+        held.starts_with("five held ") && held.contains(" (1 held, paused) "),
+        "{held}"
+    );
+    let listed = json(&["list", "--json"]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(3), "{listed}");
+    assert_eq!(listed[0]["limit"], 0, "{listed}");
+    assert_eq!(
+        (&listed[1]["name"], &listed[1]["state"]),
+        (&"five".into(), &"paused".into())
+    );
+    sandbox.touch("go");
+    assert_eq!(holder.end().code(), 0);
 }
 
 #[test]

@@ -166,7 +166,7 @@ fn a_release_by_force_names_the_previous_holder() {
     let sandbox = Sandbox::new();
     assert_eq!(
         sandbox.run(["release", "job", "--force"]).only_line(0),
-        "dblock: lock `job` was free already\n"
+        "dblock: there is no lock `job`; `dblock list --all` has all names\n"
     );
     let _holder = sandbox.start_run(&["--holder", "me"], "job", HOLD);
     let message = sandbox.run(["release", "job"]).only_line(2).to_owned();
@@ -193,7 +193,9 @@ fn init_may_be_run_twice() {
         let place = sandbox.database().display().to_string();
         assert_eq!(
             done.out,
-            format!("table `database_locks_lock` is ready in {place}\n")
+            format!(
+                "tables `database_locks_lock` and `database_locks_permit` are ready in {place}\n"
+            )
         );
     }
 }

@@ -203,7 +203,7 @@ fn a_dead_ticket_ends_with_76_and_the_message_says_why() {
     all(&released, "it was released already");
 
     let successor = acquired(&sandbox, &[], "job");
-    all(&released, "another client has had the lock since");
+    all(&released, "another client has had it since");
     all(&released, "; it is now held by ");
     all(&released, ", token ");
     assert!(sandbox.is_held("job"), "the successor is untouched");
@@ -219,7 +219,7 @@ fn a_dead_ticket_ends_with_76_and_the_message_says_why() {
         assert!(refused(args).contains("its lease has expired"));
     }
     sandbox.run(["prune", "--older-than", "0"]);
-    all(&expired, "the row of the lock was deleted");
+    all(&expired, "its row was deleted");
     assert!(!sandbox.path("ran").exists());
     assert!(!sandbox.is_held("job"), "nothing was revived");
     testkit::promise("P3", "sqlite");

@@ -2,6 +2,10 @@
 
 use crate::values::grant::GrantId;
 
+use std::fmt;
+
+use super::name::LockName;
+
 /// The largest number of permits of a semaphore.
 pub const MAX_PERMITS: u32 = 65_536;
 
@@ -63,6 +67,20 @@ impl Slot {
         }
     }
 
+    /// What this is, for messages: ``lock `api` ``, ``permit 2 of `api` ``, ``a permit of `api` ``.
+    pub fn named(self, name: &LockName) -> impl fmt::Display {
+        Named(self, name)
+    }
+
+    /// `lock`, `shared lock` or `permit`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lock => "lock",
+            Self::Permit(_) | Self::AnyPermit => "permit",
+            Self::Shared(_) => "shared lock",
+        }
+    }
+
     /// The first and the last value of the column `slot` that the row may have.
     pub fn range(self) -> (i32, i32) {
         match self {
@@ -73,9 +91,36 @@ impl Slot {
     }
 }
 
+struct Named<'a>(Slot, &'a LockName);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(slot, name) = self;
+        match slot {
+            Slot::Lock => write!(f, "lock `{name}`"),
+            Slot::Permit(number) => write!(f, "permit {number} of `{name}`"),
+            Slot::AnyPermit => write!(f, "a permit of `{name}`"),
+            Slot::Shared(_) => write!(f, "shared lock `{name}`"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_tell_a_permit_from_a_lock() {
+        let name = LockName::new("api").unwrap();
+        for (slot, text) in [
+            (Slot::Lock, "lock `api`"),
+            (Slot::Permit(2), "permit 2 of `api`"),
+            (Slot::AnyPermit, "a permit of `api`"),
+            (Slot::Shared(-2), "shared lock `api`"),
+        ] {
+            assert_eq!(slot.named(&name).to_string(), text);
+        }
+    }
 
     #[test]
     fn every_permit_has_a_slot_of_its_own_and_other_rows_have_none() {

@@ -59,6 +59,11 @@ impl Ticket {
         &self.name
     }
 
+    /// The number of the permit, if this is the ticket of one of a semaphore; `None` for a lock.
+    pub fn slot(&self) -> Option<u16> {
+        self.slot.number()
+    }
+
     /// The fencing token. It stays the same when the lock is resumed.
     pub fn token(&self) -> Token {
         self.token

@@ -73,6 +73,8 @@ class CommandTests(TransactionTestCase):
         self.assertIn("there is no lock `none`", self.failed(1, "show", "none"))
 
     def test_limit_pauses_and_resumes(self):
+        new = "is paused, a new setting: no permit of that name was acquired so far"
+        self.assertIn(new, self.output("limit", "api", "0"))
         self.assertIn("is paused; 0 permits are held", self.output("limit", "api", "0"))
         with self.assertRaisesRegex(LockTimeout, "`api` is paused"):
             with semaphore("api", 3, retry=0):
@@ -97,6 +99,24 @@ class CommandTests(TransactionTestCase):
         )
         self.assertEqual(held("api"), 0)
         self.assertIn("was free already", self.output("release", "api", "--force", "--slot", "0"))
+        unknown = self.output("release", "api", "--force", "--slot", "7")
+        self.assertIn("there is no permit 7 of `api`", unknown)
+        self.assertIn("there is no lock `jobb`", self.output("release", "jobb", "--force"))
+
+    def test_list_has_the_limits_of_operators(self):
+        conf.locks().set_limit("paused", 0)
+        conf.locks().set_limit("five", 5)
+        self.assertRegex(self.output("list"), r"(?m)^paused +paused +- \(0 held, paused\) +-")
+        self.assertNotIn("five", self.output("list"))
+        self.assertRegex(self.output("list", "--all"), r"(?m)^five +free +- \(0 of limit 5\) +-")
+        with semaphore("five", 9):
+            self.assertRegex(self.output("list"), r"(?m)^five +held +\d \(1 of limit 5\) ")
+            found = {row["name"]: row for row in json.loads(self.output("list", "--json"))}
+        self.assertEqual((found["paused"]["state"], found["paused"]["limit"]), ("paused", 0))
+        self.assertIsNone(found["paused"]["holder"])
+        self.assertEqual((found["five"]["permits"], found["five"]["limit"]), (9, 5))
+        for name in ("paused", "five"):
+            conf.locks().set_limit(name, None)
 
 
 class AdminTests(LocksTestMixin, TestCase):
@@ -123,6 +143,21 @@ class AdminTests(LocksTestMixin, TestCase):
             self.assertContains(page, "There is no lock")
             # The lock of the same name has its own page.
             self.assertNotContains(self.client.get(where), "2 of 3")
+
+    def test_the_list_shows_limits_of_operators_and_what_is_paused(self):
+        with self.locks.semaphore("api", 3) as one:
+            self.locks.set_limit("api", 0)
+            self.locks.set_limit("idle", 5)
+            self.locks.set_limit("stopped", 0)
+            page = self.client.get(LIST)
+            self.assertContains(page, f"permit {one.slot} (1 held, paused)")
+            self.assertContains(page, "permit - (0 of limit 5)")
+            rows = self.client.get(LIST + "?state=paused").context["rows"]
+            self.assertEqual([row["name"] for row in rows], ["api", "stopped"])
+            self.assertEqual([row["url"] for row in rows], ["", ""])
+            where = reverse("admin:database_locks_lock_change", args=["api"])
+            page = self.client.get(f"{where}?slot={one.slot}")
+            self.assertContains(page, "1 held, paused by an operator")
 
     def test_a_permit_is_released_by_force_and_the_other_stays(self):
         api = self.locks.semaphore("api", 2, locked_by="web 1", lost_lock_cb=lambda *_: None)

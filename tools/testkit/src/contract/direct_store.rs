@@ -142,6 +142,10 @@ impl Store for DirectStore {
         self.0.page_of_permits(filter, after, within)
     }
 
+    fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
+        self.0.limits(within)
+    }
+
     fn set_limit<'a>(
         &'a self,
         name: &'a LockName,

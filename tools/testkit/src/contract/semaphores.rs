@@ -261,6 +261,18 @@ pub async fn permits_are_listed_and_pruned(fixture: &StoreFixture) {
         }
     };
     assert_eq!(page(ListFilter::new()).await.len(), 2);
+    let removed = name("other");
+    for limit in [Some(0), None] {
+        let set = store.set_limit(&removed, limit, WITHIN).await;
+        set.expect("an answer");
+        let mut limits = store.limits(WITHIN).await.expect("an answer");
+        limits.sort();
+        let both = [
+            Some((name("api"), 2)),
+            limit.map(|it| (removed.clone(), it)),
+        ];
+        assert_eq!(limits, both.into_iter().flatten().collect::<Vec<_>>());
+    }
     let in_use = page(ListFilter::new().not_free().prefix("ap")).await;
     let [row] = &in_use[..] else {
         panic!("{in_use:?}")

@@ -161,12 +161,12 @@ impl LockGuard {
             ))));
         }
         runtime::run(async move {
-            let name = &state.grant.name;
+            let what = state.grant.slot.named(&state.grant.name);
             let opened = while_contended(REQUEST_TIMEOUT, || {
                 client.store.open_fence(&state.grant, REQUEST_TIMEOUT)
             })
             .await;
-            let opened = opened.map_err(|e| e.into_error(format!("fence lock `{name}`")))?;
+            let opened = opened.map_err(|e| e.into_error(format!("fence {what}")))?;
             match opened {
                 Ok(barrier) => {
                     let open = FencedTransaction::new(&client, &state, false, Some(barrier));
@@ -206,9 +206,9 @@ impl LockGuard {
         if let Err(error) = self.check().await {
             return error;
         }
-        let name = self.name();
+        let what = self.what();
         let conflict = |source: &str| Error::Conflict {
-            op: format!("fence lock `{name}`"),
+            op: format!("fence {what}"),
             source: source.into(),
         };
         let may_lag = self.fence_text().is_some_and(|text| text.may_lag);
@@ -223,7 +223,7 @@ impl LockGuard {
             ),
             FenceFailure::NoRow => Error::config(
                 "fence",
-                format!("in a transaction that does not see the grant of lock `{name}`"),
+                format!("in a transaction that does not see the grant of {what}"),
                 "the first statement of a transaction in the database of the lock, begun after it was \
                  acquired",
             ),
@@ -309,11 +309,7 @@ impl LockGuard {
             return Err(Error::config(
                 "fence",
                 format!("in a transaction of {}", T::ENGINE),
-                format!(
-                    "in one of {}, where lock `{}` is",
-                    fence.engine,
-                    self.name()
-                ),
+                format!("in one of {}, where {} is", fence.engine, self.what()),
             ));
         }
         let open = self.open_fence(lasting).await?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::attempt::Attempt;
 use super::poll_interval::{PollInterval, WaitHint};
 use super::progress::Progress;
-use super::request::{AcquireRequest, op};
+use super::request::AcquireRequest;
 use crate::client::Client;
 use crate::client::acquire::poller;
 use crate::client::acquire::queue::{QueueSlot, Queues};
@@ -155,7 +155,7 @@ impl<'a> Acquisition<'a> {
             if self.request.is_single_try() && self.ends_single_try(&outcome, now) {
                 return match outcome {
                     // A blocked row is an error that names the cause, and not a held lock.
-                    Err(blocked) => Err(blocked.into_error(op(&self.request.name))),
+                    Err(blocked) => Err(blocked.into_error(self.request.op())),
                     Ok(_) => Ok(None),
                 };
             }
@@ -292,7 +292,7 @@ impl<'a> Acquisition<'a> {
             }
             if self.request.is_single_try() && self.ends_single_try(&outcome, now) {
                 return match outcome {
-                    Err(failure) => Err(failure.into_error(op(&self.request.name))),
+                    Err(failure) => Err(failure.into_error(self.request.op())),
                     Ok(_) => Ok(false),
                 };
             }
@@ -353,7 +353,9 @@ impl<'a> Acquisition<'a> {
             }
         }
         match outcome {
-            Err(refused @ StoreError::Rejected { .. }) => Err(refused.into_error(op(name))),
+            Err(refused @ StoreError::Rejected { .. }) => {
+                Err(refused.into_error(self.request.op()))
+            }
             outcome => {
                 self.record_progress(outcome);
                 Ok(held_here)

@@ -34,7 +34,7 @@ impl AllRequest {
     /// The operation as named in errors.
     pub(super) fn op(&self) -> String {
         match &*self.0 {
-            [one] => op(&one.name),
+            [one] => op(&one.name, Slot::Lock),
             all => {
                 let shown = all.iter().take(NAMES_SHOWN);
                 let names: Vec<String> = shown.map(|one| format!("`{}`", one.name)).collect();

@@ -11,7 +11,7 @@ use tracing::{Instrument, Span};
 use crate::client::Client;
 use crate::client::acquire::acquisition::FirstTry;
 use crate::client::acquire::progress::{Progress, report, wait_error};
-use crate::client::acquire::request::{AcquireRequest, op};
+use crate::client::acquire::request::AcquireRequest;
 use crate::client::guard::LockGuard;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
@@ -303,10 +303,12 @@ fn log_acquired(engine: Engine, guard: &LockGuard, waited: Duration) {
     span.record("lock.waited_ms", waited);
     tracing::debug!(
         lock.name = guard.name().as_str(),
+        lock.slot = guard.slot(),
         lock.token = token,
         lock.holder = holder,
         lock.waited_ms = waited,
-        "lock acquired"
+        "{} acquired",
+        guard.state.grant.slot.as_str()
     );
 }
 
@@ -320,15 +322,7 @@ async fn within_wait(
     let progress = Mutex::new(Progress::default());
     let end = limit_of(request, began);
     let work = Acquisition::new(client, request, first_try, &progress, end)?.run();
-    until_limit(
-        client,
-        request,
-        began,
-        &progress,
-        work,
-        || op(&request.name),
-    )
-    .await
+    until_limit(client, request, began, &progress, work, || request.op()).await
 }
 
 /// When a wait that began then reaches its limit.

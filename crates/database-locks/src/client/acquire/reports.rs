@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::client::renewal::grant_state::ms;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{BootInstant, Holder, Holding, Human, LockName, Resting, Token};
+use protocol::{BootInstant, Holder, Holding, Human, LockName, Resting, Slot, Token};
 
 /// The time until the first record about a held lock, and between the first two records about an
 /// outage.
@@ -127,7 +127,12 @@ pub(crate) fn log_held(name: &LockName, waited: Duration, holder: &Holder) {
         lock.held_ms = held_for.map(ms),
         lock.rests_ms = rest.map(ms),
         lock.waited_ms = ms(waited),
-        "still waiting for lock `{name}` after {}, {state}",
+        "still waiting for {} after {}, {state}",
+        match holder.permits {
+            None => Slot::Lock,
+            Some(_) => Slot::AnyPermit,
+        }
+        .named(name),
         Human(waited)
     );
 }

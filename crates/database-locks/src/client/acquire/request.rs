@@ -70,6 +70,17 @@ impl AcquireRequest {
         }
     }
 
+    /// The operation as named in errors.
+    pub(crate) fn op(&self) -> String {
+        let slot = match self.mode {
+            Mode::Exclusive => Slot::Lock,
+            // Any: the messages do not contain the number of the row.
+            Mode::Shared { .. } => Slot::Shared(-2),
+            Mode::Permit { .. } => Slot::AnyPermit,
+        };
+        op(&self.name, slot)
+    }
+
     /// The limit of a semaphore.
     pub(crate) fn limit(&self) -> Option<u32> {
         match self.mode {
@@ -95,6 +106,6 @@ impl AcquireRequest {
 }
 
 /// The operation as named in errors.
-pub(crate) fn op(name: &LockName) -> String {
-    format!("acquire lock `{name}`")
+pub(crate) fn op(name: &LockName, slot: Slot) -> String {
+    format!("acquire {}", slot.named(name))
 }

@@ -12,7 +12,7 @@ use crate::client::renewal::grant_state::{Status, log_grant, ms};
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
-use protocol::{BootInstant, LockName, LostReason, ReleaseCommand, Released, Ticket};
+use protocol::{BootInstant, LostReason, ReleaseCommand, Released, Ticket};
 
 /// How long [`LockGuard::release`] waits for the database. After it, the background continues.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,7 +58,8 @@ impl LockGuard {
             debug,
             &self.state.grant,
             lock.held_ms = ms(self.state.held_for()),
-            "lock handed over"
+            "{} handed over",
+            self.state.grant.slot.as_str()
         );
         Ok(self.ticket())
     }
@@ -113,7 +114,10 @@ impl LockGuard {
         };
         let done = match release.directly().await {
             Some(done) => done,
-            None => in_background(name, release, began + RELEASE_TIMEOUT).await?,
+            None => {
+                let op = format!("release {}", self.what());
+                in_background(op, release, began + RELEASE_TIMEOUT).await?
+            }
         };
         if done != Released::NotHeld {
             return Ok(());
@@ -173,7 +177,7 @@ impl LockGuard {
 
 /// Run the release in the background, and wait for its result until `until`.
 async fn in_background(
-    name: LockName,
+    op: String,
     release: ReleaseRequest,
     until: BootInstant,
 ) -> Result<Released, Error> {
@@ -185,7 +189,7 @@ async fn in_background(
                 source: Box::new(stopped),
             })),
             () = clock::sleep_until(until) => Err(Error::Unavailable {
-                op: format!("release lock `{name}`"),
+                op,
                 source: "no answer within 5s; trying again in the background".into(),
             }),
         }

@@ -44,7 +44,7 @@ impl LockGuard {
         let (client, state) = (Arc::clone(&self.client), Arc::clone(&self.state));
         let ttl = *self.longest_ttl();
         runtime::run(async move {
-            let op = || format!("check lock `{}`", state.grant.name);
+            let op = || format!("check {}", state.grant.slot.named(&state.grant.name));
             let row = read_row(&client, &state.grant.name, state.grant.slot).await;
             let own = row.map_err(|e| e.into_error(op()))?.is_some_and(|row| {
                 row.token == state.grant.token

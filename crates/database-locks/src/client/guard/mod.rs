@@ -287,12 +287,12 @@ impl LockGuard {
         if !self.state.is_in_owner_process() {
             return Err(Error::lost(
                 self.name(),
-                Loss::of_other_grant(LostReason::Forked),
+                Loss::of_ticket(self.state.grant.slot, LostReason::Forked),
             ));
         }
         if suspended && matches!(self.state.status(), Status::Held(_)) {
             return Err(Error::Conflict {
-                op: format!("say whether lock `{}` is held", self.name()),
+                op: format!("say whether {} is held", self.what()),
                 source:
                     "a fenced transaction lasts longer than the lease and blocks its renewals: the \
                          first renewal after it decides"
@@ -305,6 +305,11 @@ impl LockGuard {
             self.name(),
             self.state.lose(LostReason::Expired),
         ))
+    }
+
+    /// `lock` or `permit`, with the name.
+    pub(crate) fn what(&self) -> impl fmt::Display {
+        self.state.grant.slot.named(&self.state.grant.name)
     }
 
     /// A ticket of this grant, with which another process can release or renew the lock while this

@@ -74,6 +74,7 @@ macro_rules! log_grant {
         let grant: &protocol::Grant = $grant;
         tracing::$level!(
             lock.name = grant.name.as_str(),
+            lock.slot = grant.slot.number(),
             lock.token = grant.token.get(),
             lock.holder = &*grant.holder,
             $($rest)+
@@ -188,7 +189,8 @@ impl GrantState {
         }
         // If the database reported the loss, an earlier failure does not explain it.
         let message = failure.filter(|_| gone.reason.leaves_a_lease());
-        Loss::of_grant(gone, message.map(|failure| failure.message), self.since, at)
+        let message = message.map(|failure| failure.message);
+        Loss::of_grant(self.grant.slot, gone, message, self.since, at)
     }
 
     fn failure(&self) -> Option<RenewalFailure> {
@@ -265,7 +267,8 @@ impl GrantState {
             lock.lost_reason = loss.reason().as_str(),
             lock.last_answer = loss.last_answer(),
             lock.now_holder = loss.now_held_by().and_then(|now| now.holder.as_deref()),
-            "lock {loss}; {}",
+            "{} {loss}; {}",
+            self.grant.slot.as_str(),
             loss.consequence()
         );
     }

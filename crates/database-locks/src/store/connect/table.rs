@@ -5,10 +5,13 @@ use crate::error::Error;
 use protocol::Slot;
 
 /// The table that a statement is about.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Rows {
     Locks,
+    #[cfg_attr(
+        not(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled")),
+        expect(dead_code, reason = "the engine in memory has no tables")
+    )]
     Permits,
 }
 

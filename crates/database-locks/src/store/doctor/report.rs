@@ -4,11 +4,14 @@ use std::fmt;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use std::time::Duration;
 
-use crate::doctor::{Check, Finding, Kind, Report};
+use crate::doctor::{self, Check, Finding, Kind, Report};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use crate::doctor::{
     IDLE_TIMEOUT, IDS_RUN_OUT, NO_DELETE, RIGHTS_MISSING, STATEMENT_TIMEOUT, TABLE_MISSING,
 };
+use crate::store::connect::table::Rows;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
+use crate::store::connect::table::Table;
 
 /// A time limit that the server sets.
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -34,6 +37,9 @@ impl Limit {
 /// A report that is being written.
 pub(crate) struct ReportBuilder {
     table: String,
+    of: Rows,
+    /// The number of findings when the examination of this table began.
+    before: usize,
     report: Report,
 }
 
@@ -41,8 +47,23 @@ impl ReportBuilder {
     pub(crate) fn new(table: &str) -> Self {
         Self {
             table: table.into(),
+            of: Rows::Locks,
+            before: 0,
             report: Report::default(),
         }
+    }
+
+    /// Go on with the table of permits.
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
+    pub(crate) fn turn_to_permits(&mut self, table: &Table) {
+        self.table = table.permits();
+        self.of = Rows::Permits;
+        self.before = self.report.findings.len();
+    }
+
+    /// The table that is examined.
+    pub(crate) fn of(&self) -> Rows {
+        self.of
     }
 
     /// The name of the table.
@@ -61,7 +82,8 @@ impl ReportBuilder {
 
     /// Record that an area has no problem, unless there are findings in it.
     pub(crate) fn otherwise_fine(&mut self, area: &'static str, message: impl Into<String>) {
-        if !self.report.findings.iter().any(|found| found.area == area) {
+        let mut findings = self.report.findings.iter().skip(self.before);
+        if !findings.any(|found| found.area == area) {
             self.fine(area, message);
         }
     }
@@ -75,8 +97,20 @@ impl ReportBuilder {
         });
     }
 
-    /// Record a finding.
+    /// Record a finding. One about the table of permits has its own kind if it does not concern
+    /// locks.
     pub(crate) fn found(&mut self, kind: &Kind, what: impl fmt::Display) {
+        let kind = match (self.of, kind.id) {
+            (Rows::Locks, _) => kind,
+            (_, "table-missing") => &doctor::PERMITS_MISSING,
+            (_, "rights-missing") => &doctor::PERMITS_RIGHTS,
+            (
+                _,
+                "not-innodb" | "columns-missing" | "column-type" | "column-unfilled"
+                | "name-collation" | "name-not-unique" | "index-renamed",
+            ) => &doctor::PERMITS_UNFIT,
+            _ => kind,
+        };
         self.report.findings.push(Finding {
             id: kind.id,
             area: kind.area,
@@ -106,11 +140,13 @@ impl ReportBuilder {
     pub(crate) fn rights(&mut self, user: &str, lacking: &[impl AsRef<str>], may_delete: bool) {
         if !lacking.is_empty() {
             let lacking: Vec<_> = lacking.iter().map(AsRef::as_ref).collect();
-            let what = format!("{user} lacks {}", lacking.join(", "));
+            let what = format!("{user} lacks {} on {}", lacking.join(", "), self.table);
             self.found(&RIGHTS_MISSING, what);
         }
-        if !may_delete {
-            self.found(&NO_DELETE, format!("{user} lacks DELETE"));
+        // A user of locks alone gets one finding for the table of permits.
+        if !may_delete && (self.of == Rows::Locks || lacking.is_empty()) {
+            let what = format!("{user} lacks DELETE on {}", self.table);
+            self.found(&NO_DELETE, what);
         }
         let message = format!(
             "{user} has SELECT, INSERT, UPDATE and DELETE on {}",

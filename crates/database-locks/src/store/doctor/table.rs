@@ -5,7 +5,8 @@ use crate::doctor::{
     COLUMN_TYPE, COLUMN_UNFILLED, COLUMNS_MISSING, HELD_WITHOUT_END, INDEX_ON_CHANGING,
     INDEX_UNUSED, LEASES_EXPIRED, MANY_ROWS, NAME_NOT_UNIQUE, OLD_WRITERS,
 };
-use crate::store::schema::COLUMNS;
+use crate::store::connect::table::Rows;
+use crate::store::schema::columns;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use crate::store::schema::{ColumnType, column_type};
 
@@ -84,7 +85,7 @@ impl ReportBuilder {
     /// Compare the columns with those required. Returns whether the statements can use the table.
     pub(crate) fn columns(&mut self, found: &[Column]) -> bool {
         let has = |name: &str| found.iter().any(|column| column.name == name);
-        let required = COLUMNS.iter().map(|(name, _)| *name);
+        let required = columns(self.of()).map(|(name, _)| name);
         let missing: Vec<&str> = required.filter(|name| !has(name)).collect();
         if !missing.is_empty() {
             let what = format!("the table {} lacks {}", self.table(), missing.join(", "));
@@ -98,7 +99,7 @@ impl ReportBuilder {
                 );
             }
             // The library's INSERT fills all of its own columns.
-            let own = is_own(&column.name);
+            let own = self.is_own(&column.name);
             if column.unfilled && (!own || ["id", "waiting_until"].contains(&&*column.name)) {
                 let what = format!(
                     "the column {} must not be null and has no default",
@@ -114,16 +115,17 @@ impl ReportBuilder {
     pub(crate) fn indexes(&mut self, found: &[Index]) {
         let needed = found.iter().position(|index| index.keeps_names);
         if needed.is_none() {
-            let what = format!("no unique index keeps the names of {} apart", self.table());
+            let (rows, table) = (self.rows_word(), self.table());
+            let what = format!("no unique index keeps the {rows} of {table} apart");
             self.found(&NAME_NOT_UNIQUE, what);
         }
         for (at, index) in found.iter().enumerate() {
             if index.primary || Some(at) == needed {
                 continue;
             }
-            let changes = |column: &String| is_own(column) && !["id", "name"].contains(&&**column);
-            let on = index.columns.iter().find(|column| changes(column));
-            match on {
+            let constant = ["id", "name", "slot"];
+            let changes = |column: &String| self.is_own(column) && !constant.contains(&&**column);
+            match index.columns.iter().find(|column| changes(column)) {
                 Some(on) => self.found(
                     &INDEX_ON_CHANGING,
                     format!("there is an index {} on {on}", index.name),
@@ -139,20 +141,23 @@ impl ReportBuilder {
     /// Close the area of the table.
     pub(crate) fn shape(&mut self) {
         let message = format!(
-            "{} has its columns, unique names and no index too many",
-            self.table()
+            "{} has its columns, unique {} and no index too many",
+            self.table(),
+            self.rows_word()
         );
         self.otherwise_fine("table", message);
     }
 
-    /// Check the states of the locks.
+    /// Check the states of the locks or permits.
     pub(crate) fn locks(&mut self, counts: &Counts) {
+        let (area, one, of) = match self.of() {
+            Rows::Locks => ("locks", "lock", ""),
+            Rows::Permits => ("permits", "permit", "of "),
+        };
         let such = |(n, name): &(i64, Option<String>)| {
             let name = name.as_deref().unwrap_or_default();
-            format!(
-                "{n} lock{} (such as `{name}`)",
-                if *n == 1 { "" } else { "s" }
-            )
+            let plural = if *n == 1 { "" } else { "s" };
+            format!("{n} {one}{plural} (such as {of}`{name}`)")
         };
         if counts.expired.0 > 0 {
             let what = format!(
@@ -179,13 +184,21 @@ impl ReportBuilder {
             );
         }
         self.fine(
-            "locks",
+            area,
             format!("{} in the table, {} of them held", counts.rows, counts.held),
         );
     }
-}
 
-/// Whether a column is one of the library's.
-fn is_own(name: &str) -> bool {
-    COLUMNS.iter().any(|(own, _)| *own == name)
+    /// What a unique index tells apart.
+    fn rows_word(&self) -> &'static str {
+        match self.of() {
+            Rows::Locks => "names",
+            Rows::Permits => "permits",
+        }
+    }
+
+    /// Whether a column is one of the library's.
+    fn is_own(&self, name: &str) -> bool {
+        columns(self.of()).any(|(own, _)| own == name)
+    }
 }

@@ -206,6 +206,16 @@ impl Store for Memory {
         })
     }
 
+    fn limits(&self, _: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
+        let limits = &self.rows().limits;
+        ready(
+            limits
+                .iter()
+                .map(|(name, limit)| (name.clone(), *limit))
+                .collect(),
+        )
+    }
+
     fn set_limit<'a>(
         &'a self,
         name: &'a LockName,

@@ -253,6 +253,10 @@ impl Store for Mysql {
         ))
     }
 
+    fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
+        on_session!(self, within, |session| session.limits())
+    }
+
     fn set_limit<'a>(
         &'a self,
         name: &'a LockName,

@@ -26,7 +26,7 @@ pub(crate) use self::statements::PUBLISHED;
 use self::statements::fence::FENCE;
 use self::statements::handover::{resume, take_over};
 use self::statements::install::{INSTALL, install};
-use self::statements::permit::{semaphore, set_limit};
+use self::statements::permit::{limits, semaphore, set_limit};
 use self::statements::prune::prune;
 use self::statements::read::{page, read};
 use self::statements::release::{force, release};
@@ -182,6 +182,11 @@ impl Store for Postgres {
         let work = move |session: Arc<Session>| async move {
             page(&session, Rows::Permits, filter, after).await
         };
+        Box::pin(self.connection.run(within, work))
+    }
+
+    fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
+        let work = move |session: Arc<Session>| async move { limits(&session).await };
         Box::pin(self.connection.run(within, work))
     }
 

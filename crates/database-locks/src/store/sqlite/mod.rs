@@ -213,6 +213,10 @@ impl Store for Sqlite {
         Box::pin(self.call(within, page))
     }
 
+    fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
+        Box::pin(self.call(within, permit::limits))
+    }
+
     fn set_limit<'a>(
         &'a self,
         name: &'a LockName,
@@ -271,9 +275,7 @@ impl Store for Sqlite {
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
         let table = self.table.clone();
-        Box::pin(self.call(within, move |worker| {
-            doctor::examine(worker, table.as_str())
-        }))
+        Box::pin(self.call(within, move |worker| doctor::examine(worker, &table)))
     }
 }
 
@@ -351,6 +353,29 @@ mod tests {
         assert!(matches!(later, StoreError::Unavailable(_)), "{later:?}");
         rename("database_locks_lock", "away");
         sqlite.acquire(&[command("other")], SOON).await.unwrap();
+    }
+
+    /// Another client may look at the file, or this one may be killed, between the two tables.
+    #[tokio::test]
+    async fn the_tables_are_made_together_or_not_at_all() {
+        let _alone = ALONE.lock().await;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("locks.sqlite3");
+        let file = Connection::open(&path).unwrap();
+        let in_the_way = "CREATE TABLE other (x); CREATE INDEX database_locks_permit ON other (x)";
+        file.execute_batch(in_the_way).unwrap();
+        let sqlite = Sqlite::new(path, true, &Table::default());
+        sqlite.install(SOON).await.unwrap_err();
+        let first = "SELECT count(*) FROM sqlite_schema WHERE name = 'database_locks_lock'";
+        let made: i64 = file.query_row(first, [], |row| row.get(0)).unwrap();
+        assert_eq!(made, 0);
+        file.execute_batch("DROP INDEX database_locks_permit")
+            .unwrap();
+        sqlite.install(SOON).await.unwrap();
+        sqlite
+            .set_limit(&LockName::new("api").unwrap(), Some(1), SOON)
+            .await
+            .unwrap();
     }
 
     #[tokio::test]

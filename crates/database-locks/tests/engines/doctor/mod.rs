@@ -287,6 +287,109 @@ async fn locks_that_are_left_behind_are_counted(db: &TestDb) {
     );
 }
 
+async fn the_table_of_permits_is_examined_too(db: &TestDb) {
+    let locks = db.locks().await;
+    let semaphore = locks.semaphore("api", 2);
+    let held = semaphore.acquire().await.expect("acquires");
+    locks.set_limit("api", Some(7)).await.expect("sets it");
+    let report = locks.doctor().await.expect("looks");
+    assert!(ids(&report).is_empty(), "{report:#?}");
+    assert_eq!(
+        check(&report, "permits").message,
+        "1 in the table, 1 of them held"
+    );
+    held.release().await.expect("releases");
+
+    db.sql("DROP TABLE database_locks_permit");
+    let report = locks.doctor().await.expect("looks");
+    only(
+        &report,
+        "permits-missing",
+        "there is no table database_locks_permit: locks work, but no permit",
+    );
+    let found = the(&report, "permits-missing");
+    assert_eq!((found.area, found.severity), ("table", Severity::Warning));
+    assert!(found.fix.contains("`dblock init`"), "{report:#?}");
+    locks.migrate().await.expect("makes it");
+    assert!(ids(&locks.doctor().await.expect("looks")).is_empty());
+
+    for (change, message) in unfit_tables_of_permits(db.engine) {
+        db.sql(&change);
+        let report = locks.doctor().await.expect("looks");
+        only(&report, "permits-unfit", message);
+        let fix = &the(&report, "permits-unfit").fix;
+        assert!(fix.contains("DROP TABLE database_locks_permit"), "{fix}");
+        db.sql("DROP TABLE database_locks_permit");
+        locks.migrate().await.expect("makes it");
+        let report = locks.doctor().await.expect("looks");
+        assert!(ids(&report).is_empty(), "{report:#?}");
+    }
+}
+
+/// What an administrator may have done to the table, and what doctor says of it.
+fn unfit_tables_of_permits(engine: &str) -> Vec<(String, &'static str)> {
+    let alter = |what: &str| format!("ALTER TABLE database_locks_permit {what}");
+    let mut changes = vec![(
+        alter("DROP COLUMN metadata"),
+        "the table database_locks_permit lacks metadata",
+    )];
+    let not_unique = "no unique index keeps the permits of database_locks_permit apart";
+    match engine {
+        "mariadb" | "mysql" => {
+            let name = "MODIFY name varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci NOT NULL";
+            let no_key = "DROP INDEX name";
+            changes.extend([
+                (
+                    alter(name),
+                    "the collation of the column name is utf8mb4_general_ci",
+                ),
+                (alter(no_key), not_unique),
+                (
+                    alter("RENAME INDEX name TO other"),
+                    "the unique index on name,slot is called other",
+                ),
+                (alter("DROP COLUMN permits"), "lacks permits"),
+            ]);
+            if engine == "mariadb" {
+                let other = "the engine of database_locks_permit is Aria";
+                changes.push((alter("ENGINE = Aria"), other));
+            }
+        }
+        "sqlite" => {
+            let schema = include_str!("../../../schema/sqlite_permit.sql");
+            let schema = schema.replace("{permits}", "database_locks_permit");
+            let anew = |from: &str, to: &str| {
+                assert!(schema.contains(from), "{from}");
+                format!(
+                    "DROP TABLE database_locks_permit; {}",
+                    schema.replace(from, to)
+                )
+            };
+            changes.extend([
+                (
+                    anew(
+                        "varchar(255) NOT NULL",
+                        "varchar(255) NOT NULL COLLATE NOCASE",
+                    ),
+                    "the collation of the column name is NOCASE",
+                ),
+                (anew("UNIQUE (name, slot)", "CHECK (1)"), not_unique),
+            ]);
+        }
+        _ => changes.extend([
+            (
+                alter("DROP CONSTRAINT database_locks_permit_name_slot_key"),
+                not_unique,
+            ),
+            (
+                alter("ALTER expires_at TYPE timestamp"),
+                "the column expires_at is timestamp",
+            ),
+        ]),
+    }
+    changes
+}
+
 async fn many_rows_are_too_many(db: &TestDb) {
     let locks = db.locks().await;
     db.sql(match db.engine {
@@ -312,20 +415,20 @@ db_tests!(sqlite:
     a_new_table_has_no_findings, each_finding_names_its_fix,
     a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
     a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
-    many_rows_are_too_many);
+    many_rows_are_too_many, the_table_of_permits_is_examined_too);
 db_tests!(postgres:
     a_new_table_has_no_findings, each_finding_names_its_fix,
     a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
     a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
-    many_rows_are_too_many);
+    many_rows_are_too_many, the_table_of_permits_is_examined_too);
 db_tests!(postgres18: a_new_table_has_no_findings, a_legacy_table_lacks_columns);
 db_tests!(mariadb:
     a_new_table_has_no_findings, each_finding_names_its_fix,
     a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
     a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
-    many_rows_are_too_many);
+    many_rows_are_too_many, the_table_of_permits_is_examined_too);
 db_tests!(mysql:
     a_new_table_has_no_findings, each_finding_names_its_fix,
     a_legacy_table_lacks_columns, columns_without_a_default_are_found, indexes_are_counted,
     a_missing_unique_index_is_found, locks_that_are_left_behind_are_counted,
-    many_rows_are_too_many);
+    many_rows_are_too_many, the_table_of_permits_is_examined_too);

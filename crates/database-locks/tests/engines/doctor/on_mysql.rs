@@ -33,10 +33,13 @@ async fn assert_no_findings(options: Options, version: &str) {
             "clock",
             "rights",
             "table",
+            "locks",
+            "rights",
+            "table",
+            "permits",
             "durability",
             "replicas",
             "timeouts",
-            "locks",
         ];
         assert_eq!(areas, all);
     }
@@ -153,7 +156,18 @@ async fn missing_privileges(server: &MySqlServer) {
     );
     let poor = url.replace("root@", "poor@");
     let report = examine(&poor).await;
-    assert_eq!(ids(&report), ["rights-missing", "no-delete"], "{report:#?}");
+    let all = ["rights-missing", "no-delete", "permits-rights"];
+    assert_eq!(ids(&report), all, "{report:#?}");
+    assert!(
+        the(&report, "permits-rights")
+            .message
+            .contains("lacks SELECT, INSERT, UPDATE on database_locks_permit"),
+        "{report:#?}"
+    );
+    run(
+        &mut root,
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON database_locks_permit TO poor@'127.0.0.1'",
+    );
     assert!(
         the(&report, "rights-missing")
             .message

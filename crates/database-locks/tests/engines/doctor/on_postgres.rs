@@ -31,11 +31,14 @@ async fn a_well_configured_server_has_no_findings() {
         "clock",
         "rights",
         "table",
+        "locks",
+        "rights",
+        "table",
+        "permits",
         "durability",
         "replicas",
         "timeouts",
         "settings",
-        "locks",
     ];
     assert_eq!(areas, all);
     let proxy = Proxy::to_url(&url);
@@ -117,7 +120,8 @@ async fn missing_privileges_are_found() {
     let other = server.locker_url(&url);
 
     let report = examine(&other).await;
-    assert_eq!(ids(&report), ["rights-missing", "no-delete"], "{report:#?}");
+    let all = ["rights-missing", "no-delete", "permits-rights"];
+    assert_eq!(ids(&report), all, "{report:#?}");
     let message = &the(&report, "rights-missing").message;
     assert!(
         message.contains("the role locker lacks SELECT, INSERT, UPDATE"),
@@ -125,14 +129,27 @@ async fn missing_privileges_are_found() {
     );
     assert!(!check(&report, "locks").seen, "{report:#?}");
 
+    run("GRANT SELECT, INSERT, UPDATE ON database_locks_permit TO locker");
     run("GRANT SELECT, INSERT, UPDATE ON database_locks_lock TO locker");
-    only(
-        &examine(&other).await,
-        "no-delete",
-        "the role locker lacks DELETE",
-    );
+    let report = examine(&other).await;
+    assert_eq!(ids(&report), ["no-delete", "no-delete"], "{report:#?}");
+    for table in ["database_locks_lock", "database_locks_permit"] {
+        let lacks = format!("the role locker lacks DELETE on {table}");
+        let named = |found: &Finding| found.message.starts_with(&lacks);
+        assert!(report.findings.iter().any(named), "{report:#?}");
+    }
     run("GRANT DELETE ON database_locks_lock TO locker");
+    run("GRANT DELETE ON database_locks_permit TO locker");
     assert!(ids(&examine(&other).await).is_empty());
+    run("REVOKE UPDATE, DELETE ON database_locks_permit FROM locker");
+    let report = examine(&other).await;
+    only(
+        &report,
+        "permits-rights",
+        "the role locker lacks UPDATE on database_locks_permit: locks work",
+    );
+    let fix = "GRANT SELECT, INSERT, UPDATE ON database_locks_permit";
+    assert!(the(&report, "permits-rights").fix.contains(fix));
 
     run("CREATE SCHEMA app; ALTER TABLE database_locks_lock SET SCHEMA app");
     only(
@@ -165,7 +182,7 @@ async fn a_sequence_requires_a_privilege_of_its_own() {
          UNIQUE, locked_by text, expires_at timestamptz)",
     );
     Locks::connect(&url).await.unwrap().migrate().await.unwrap();
-    run("GRANT ALL ON database_locks_lock TO locker");
+    run("GRANT ALL ON database_locks_lock, database_locks_permit TO locker");
     let report = examine(&server.locker_url(&url)).await;
     only(
         &report,
@@ -225,7 +242,7 @@ async fn an_altered_table_is_found() {
     assert!(ids(&locks.doctor().await.unwrap()).is_empty());
 
     alter("ENABLE ROW LEVEL SECURITY");
-    run("GRANT ALL ON database_locks_lock TO locker");
+    run("GRANT ALL ON database_locks_lock, database_locks_permit TO locker");
     let report = examine(&server.locker_url(&url)).await;
     only(&report, "row-security", "for the role locker");
 }
@@ -296,7 +313,10 @@ async fn lagging_standbys_are_found() {
     assert_eq!(ids(&report), ["torn-pages", "standby-async"], "{report:#?}");
     // A user without pg_monitor sees this much.
     server
-        .query(&url, "GRANT ALL ON database_locks_lock TO locker")
+        .query(
+            &url,
+            "GRANT ALL ON database_locks_lock, database_locks_permit TO locker",
+        )
         .unwrap();
     let report = examine(&server.locker_url(&url)).await;
     assert_eq!(ids(&report), ["torn-pages", "standby-async"], "{report:#?}");

@@ -1,6 +1,6 @@
 //! After CMD has ended: releases the lock, reports a loss, and chooses the exit code.
 
-use database_locks::{Error, LockGuard, LockName, Locks, LostReason};
+use database_locks::{Error, LockGuard, Locks, LostReason};
 use nix::sys::signal::Signal;
 
 use crate::cli::{OnLost, RunArgs};
@@ -24,14 +24,15 @@ pub(super) async fn finish(locks: &Locks, held: Vec<Held>, outcome: Outcome, arg
         }
         Outcome::Ended(end) => {
             let releases = held.into_iter().map(|one| {
-                let (name, was_held) = (one.guard.name().clone(), one.guard.is_held());
+                let what = output::what(one.guard.name(), one.guard.slot());
+                let was_held = one.guard.is_held();
                 let done = tokio::spawn(one.guard.release());
-                (name, was_held, done, one.listener)
+                (what, was_held, done, one.listener)
             });
             // All are under way before the first is waited for.
-            for (name, was_held, done, listener) in releases.collect::<Vec<_>>() {
+            for (what, was_held, done, listener) in releases.collect::<Vec<_>>() {
                 if let Ok(Err(error)) = done.await {
-                    not_released(&name, was_held, error, args, listener).await;
+                    not_released(&what, was_held, error, args, listener).await;
                 }
             }
             end.code()
@@ -47,7 +48,7 @@ async fn report_loss(
     signal: Signal,
     args: &RunArgs,
 ) {
-    let name = guard.name();
+    let what = output::what(guard.name(), guard.slot());
     let grace = human(args.grace());
     let how = match signal {
         Signal::SIGKILL if args.on_lost == OnLost::Term => {
@@ -62,7 +63,7 @@ async fn report_loss(
         .is_some_and(|loss| loss.now_held_by().is_some());
     let now = match names_holder {
         true => String::new(),
-        false => match read_row(locks, name).await {
+        false => match read_row(locks, guard.name(), guard.slot()).await {
             // The row may still be as the lost grant left it.
             Some(row) if row.grant.as_deref() == Some(guard.grant_id()) => {
                 "; no other holder has it yet".to_owned()
@@ -72,13 +73,13 @@ async fn report_loss(
         },
     };
     output::error(&format!(
-        "lock `{name}` {loss}; CMD was stopped, its process group got {how}{now}"
+        "{what} {loss}; CMD was stopped, its process group got {how}{now}"
     ));
 }
 
 /// Reports that a lock was not released. CMD has ended by itself, so that is all.
 async fn not_released(
-    name: &LockName,
+    what: &str,
     was_held: bool,
     error: Error,
     args: &RunArgs,
@@ -95,7 +96,7 @@ async fn not_released(
         error => {
             let why = match error {
                 Error::Unavailable { .. } => format!(
-                    "lock `{name}` was not released: the database did not answer within the time \
+                    "{what} was not released: the database did not answer within the time \
                      for it"
                 ),
                 error => error.chain(),

@@ -15,8 +15,8 @@ use database_locks::{LockGuard, Locks};
 use crate::cli::RunArgs;
 use crate::exit::{self, Failure};
 use crate::notices::Notices;
-use crate::output::without_secrets;
-use crate::process::{Child, End, Ignored, Signals, Terminal};
+use crate::output::{self, without_secrets};
+use crate::process::{Child, End, Ignored, Signals, Terminal, program};
 use crate::target::Target;
 use crate::ticket;
 
@@ -38,6 +38,7 @@ pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Re
     let ignored = Ignored::at_start();
     let mut signals = Signals::listen(ignored).map_err(cannot_listen)?;
     let margin = margin(args.lock.ttl, args.grace())?;
+    check_program(&args)?;
 
     // For the `dblock run` of the ticket, the resumption is a release and no loss.
     let notice = ticket.as_ref().map(ReleaseNotice::begin);
@@ -137,8 +138,8 @@ fn start(
 ) -> Result<Child, Failure> {
     let guards = || held.iter().map(|one| &one.guard);
     if let Some(lost) = guards().find(|guard| !guard.is_held()) {
-        let name = lost.name();
-        let message = format!("lock `{name}` was lost before CMD was started: try again");
+        let what = output::what(lost.name(), lost.slot());
+        let message = format!("{what} was lost before CMD was started: try again");
         return Err(Failure::new(exit::LOST, message));
     }
     let list = |of: &dyn Fn(&LockGuard) -> String| guards().map(of).collect::<Vec<_>>().join(",");
@@ -166,21 +167,32 @@ fn start(
         .map(|(name, value)| (*name, OsStr::new(*value)))
         .collect();
     let terminal = terminal.filter(|terminal| terminal.goes_to_child());
-    Child::start(&args.command, &environment, ignored, terminal).map_err(|error| {
-        let program = args
-            .command
-            .first()
-            .map(|program| program.to_string_lossy());
-        let program = without_secrets(&program.unwrap_or_default());
-        match error.kind() {
-            io::ErrorKind::NotFound => {
-                let message = format!("`{program}` was not found: check its spelling, or PATH");
-                Failure::new(exit::NOT_FOUND, message)
-            }
-            _ => Failure::new(
-                exit::CANNOT_RUN,
-                format!("`{program}` cannot be run: {error}"),
-            ),
+    let started = Child::start(&args.command, &environment, ignored, terminal);
+    started.map_err(|error| cannot_start(args, &error))
+}
+
+/// Fails if CMD cannot be started, so that a lock is neither acquired for nothing nor used up for
+/// its `--once-per`.
+pub(super) fn check_program(args: &RunArgs) -> Result<(), Failure> {
+    let program = args.command.first();
+    let checked = program.map_or(Ok(()), |program| program::check(program));
+    checked.map_err(|error| cannot_start(args, &error))
+}
+
+fn cannot_start(args: &RunArgs, error: &io::Error) -> Failure {
+    let program = args
+        .command
+        .first()
+        .map(|program| program.to_string_lossy());
+    let program = without_secrets(&program.unwrap_or_default());
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            let message = format!("`{program}` was not found: check its spelling, or PATH");
+            Failure::new(exit::NOT_FOUND, message)
         }
-    })
+        _ => Failure::new(
+            exit::CANNOT_RUN,
+            format!("`{program}` cannot be run: {error}"),
+        ),
+    }
 }

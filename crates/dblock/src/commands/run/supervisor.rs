@@ -120,9 +120,10 @@ impl<'a> Supervisor<'a> {
         self.notices.lock_is_over();
         let grace = match self.args.on_lost {
             OnLost::Ignore => {
-                let (name, loss) = (guard.name(), loss_message(guard, reason));
+                let what = output::what(guard.name(), guard.slot());
+                let loss = loss_message(guard, reason);
                 output::error(&format!(
-                    "lock `{name}` {loss}; CMD runs on without it (--on-lost ignore)"
+                    "{what} {loss}; CMD runs on without it (--on-lost ignore)"
                 ));
                 self.gone.insert(at);
                 return None;

@@ -94,7 +94,11 @@ impl Sandbox {
     #[track_caller]
     pub fn wait_for(&self, name: &str) {
         let there = time::wait_until(TIMEOUT, || self.path(name).exists());
-        assert!(there, "{name} was never created");
+        assert!(
+            there,
+            "{name} was never created; stderr: {:?}",
+            self.all_stderr()
+        );
     }
 
     pub fn touch(&self, name: &str) {
@@ -103,6 +107,16 @@ impl Sandbox {
 
     pub fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    /// What all commands have written to stderr so far.
+    pub fn all_stderr(&self) -> String {
+        let files = std::fs::read_dir(self.0.path()).expect("the folder");
+        let paths = files.filter_map(|file| Some(file.ok()?.path()));
+        let written = paths.filter(|path| path.extension().is_some_and(|it| it == "err"));
+        written
+            .filter_map(|path| std::fs::read_to_string(path).ok())
+            .collect()
     }
 
     /// Whether the lock is held.

@@ -71,7 +71,7 @@ impl Session {
     /// Check the table before its first use on this connection. Not when connecting, since the
     /// caller may be about to create or alter it.
     pub(super) async fn check_table(&mut self) -> Result<(), StoreError> {
-        let create_table = self.create_table().await?;
+        let create_table = self.create_table(Rows::Locks).await?;
         match table_defect(&create_table, self.collation) {
             None => {
                 self.table_checked = true;
@@ -86,8 +86,8 @@ impl Session {
     }
 
     /// The answer of SHOW CREATE TABLE.
-    pub(crate) async fn create_table(&mut self) -> Result<String, StoreError> {
-        let shape = self.server.table.fill(Self::SHAPE);
+    pub(crate) async fn create_table(&mut self, of: Rows) -> Result<String, StoreError> {
+        let shape = self.fill(of, Self::SHAPE);
         let found: Option<Row> = self
             .conn
             .query_first(shape)
@@ -350,27 +350,25 @@ impl Session {
         params: Params,
     ) -> Result<Vec<T>, StoreError> {
         let rows = self.rows(Rows::Locks, statement, params).await?;
-        Ok(rows
-            .into_iter()
-            .filter_map(|row| from_row_opt(row).ok())
-            .collect())
+        Ok(typed(rows))
     }
 
     /// The parameters `schema` and `table` of queries of the catalog.
-    pub(crate) fn table_params(&self) -> Params {
-        Self::catalog_params(self.server.table.as_str())
-    }
-
-    /// [`table_params`](Self::table_params) for the table of permits.
-    pub(crate) fn permits_params(&self) -> Params {
-        Self::catalog_params(&self.server.table.permits())
-    }
-
-    fn catalog_params(table: &str) -> Params {
+    pub(crate) fn table_params(&self, of: Rows) -> Params {
+        let table = match of {
+            Rows::Locks => self.server.table.as_str().to_owned(),
+            Rows::Permits => self.server.table.permits(),
+        };
         let (schema, name) = match table.split_once('.') {
             Some((schema, name)) => (Some(schema), name),
-            None => (None, table),
+            None => (None, &*table),
         };
         params! { "schema" => schema, "table" => name }
     }
+}
+
+/// Rows as values. A row of another form is left out.
+pub(crate) fn typed<T: FromRow>(rows: Vec<Row>) -> Vec<T> {
+    let typed = rows.into_iter().map(from_row_opt);
+    typed.filter_map(Result::ok).collect()
 }

@@ -16,7 +16,7 @@ use self::settings::Settings;
 use crate::doctor::{self, Report};
 use crate::store::api::StoreError;
 use crate::store::doctor::{CLOCK_READINGS, ClockReading, Limit, ReportBuilder, round_trip};
-use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::connection::session::{Session, typed};
 use protocol::Human;
 
 const CLOCK: &str = "
@@ -93,13 +93,13 @@ impl Session {
         );
         self.cluster(&mut report).await?;
         report.clock(&readings);
-        let usable = self.rights(&mut report).await? && self.table(&mut report).await?;
+        if self.table(&mut report).await? {
+            report.turn_to_permits(&self.server.table.clone());
+            self.table(&mut report).await?;
+        }
         durability(&settings, self.cluster.is_some(), &mut report);
         self.replicas(&settings, &mut report).await?;
         timeouts(&settings, &mut report);
-        if usable {
-            self.locks(&mut report).await?;
-        }
         Ok(report.into_report())
     }
 
@@ -110,8 +110,8 @@ impl Session {
         statement: &'static str,
         report: &mut ReportBuilder,
     ) -> Result<Vec<T>, StoreError> {
-        match self.rows_as(statement, Params::Empty).await {
-            Ok(rows) => Ok(rows),
+        match self.rows(report.of(), statement, Params::Empty).await {
+            Ok(rows) => Ok(typed(rows)),
             Err(StoreError::Rejected { source, .. }) => {
                 report.unseen(area, source);
                 Ok(Vec::new())

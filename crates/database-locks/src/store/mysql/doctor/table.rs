@@ -1,4 +1,4 @@
-//! The table: the user's rights, its definition, its rows.
+//! A table: the user's rights, its definition, its rows.
 
 use mysql_async::Params;
 
@@ -36,9 +36,8 @@ const COLUMNS: &str = "
 
 /// An index that cuts names off (`sub_part`) makes different names collide, so it does not count.
 const INDEXES: &str = "
-    SELECT index_name, GROUP_CONCAT(IFNULL(column_name, '')),
-           MAX(non_unique) = 0 AND COUNT(*) = 1 AND MAX(column_name) = 'name'
-               AND MAX(sub_part) IS NULL
+    SELECT index_name, GROUP_CONCAT(IFNULL(column_name, '') ORDER BY column_name),
+           MAX(non_unique) = 0 AND MAX(sub_part) IS NULL
       FROM information_schema.statistics
      WHERE table_schema = IFNULL(:schema, DATABASE()) AND table_name = :table
      GROUP BY index_name ORDER BY index_name <> 'name', index_name";
@@ -58,14 +57,24 @@ const COUNTS: &str = "
                        AND NOT granted_until <=> expires_at THEN 1 END),
            MIN(CASE WHEN expires_at > UTC_TIMESTAMP(6)
                      AND NOT granted_until <=> expires_at THEN name END)
-      FROM (SELECT *, grant_id IS NULL AND granted_until <=> expires_at AS rests FROM {table}) l";
+      FROM (SELECT *, grant_id IS NULL AND granted_until <=> expires_at AS rests
+              FROM {table}{? WHERE slot >= 0?}) l";
 
 impl Session {
+    /// Examine a table; answers whether the statements can use it.
+    pub(crate) async fn table(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
+        let usable = self.rights(report).await? && self.definition(report).await?;
+        if usable {
+            self.locks(report).await?;
+        }
+        Ok(usable)
+    }
+
     /// Answers whether there is a table that can be read.
-    pub(crate) async fn rights(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
+    async fn rights(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
         let mut lacking = Vec::new();
         for (right, probe) in PROBES {
-            match self.rows(Rows::Locks, probe, Params::Empty).await {
+            match self.rows(report.of(), probe, Params::Empty).await {
                 Ok(_) => {}
                 // Unavailable: it existed before, so its absence may be temporary.
                 Err(StoreError::Rejected { source, .. } | StoreError::Unavailable(source))
@@ -94,20 +103,20 @@ impl Session {
     }
 
     /// Answers whether the statements can use it.
-    pub(crate) async fn table(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
-        let table = self.server.table.as_str().to_owned();
-        let engine: Vec<String> = self.rows_as(ENGINE, self.table_params()).await?;
+    async fn definition(&mut self, report: &mut ReportBuilder) -> Result<bool, StoreError> {
+        let (rows, table) = (report.of(), report.table().to_owned());
+        let engine: Vec<String> = self.rows_as(ENGINE, self.table_params(rows)).await?;
         if let Some(engine) = engine.first().filter(|engine| *engine != "InnoDB") {
             report.found(
                 &doctor::NOT_INNODB,
                 format!("the engine of {table} is {engine}"),
             );
         }
-        let create_table = self.create_table().await?;
+        let create_table = self.create_table(rows).await?;
         let mut columns = Vec::new();
         type Described = (String, String, String, u64, u64, String, String, bool);
         for row in self
-            .rows_as::<Described>(COLUMNS, self.table_params())
+            .rows_as::<Described>(COLUMNS, self.table_params(rows))
             .await?
         {
             let (name, of, shown, length, precision, charset, collation, unfilled) = row;
@@ -130,36 +139,43 @@ impl Session {
                 report.found(&doctor::NAME_COLLATION, what);
             }
             columns.push(Column {
-                mismatch: at.mismatch(),
+                mismatch: at.mismatch(rows),
                 name: at.name,
                 unfilled,
             });
         }
         let complete = report.columns(&columns);
-        let mut indexes = Vec::new();
-        let found: Vec<(String, String, bool)> = self.rows_as(INDEXES, self.table_params()).await?;
-        for (name, columns, keeps_names) in found {
-            let primary = name == "PRIMARY";
-            let columns = columns.split(',').map(str::to_owned).collect();
-            indexes.push(Index {
-                name,
-                columns,
-                primary,
-                keeps_names,
-            });
-        }
-        report.indexes(&indexes);
-        let index = indexes.iter().find(|index| index.keeps_names);
-        let named = index.is_none_or(|index| index.name == "name");
-        if let Some(index) = index.filter(|_| !named) {
-            let what = format!("the unique index on name is called {}", index.name);
-            report.found(&doctor::INDEX_RENAMED, what);
-        }
+        self.indexes(report).await?;
         report.shape();
         Ok(complete)
     }
 
-    pub(crate) async fn locks(&mut self, report: &mut ReportBuilder) -> Result<(), StoreError> {
+    async fn indexes(&mut self, report: &mut ReportBuilder) -> Result<(), StoreError> {
+        let of = report.of();
+        let key = match of {
+            Rows::Locks => "name",
+            Rows::Permits => "name,slot",
+        };
+        let found: Vec<(String, String, bool)> =
+            self.rows_as(INDEXES, self.table_params(of)).await?;
+        let index = |(name, columns, unique): (String, String, bool)| Index {
+            primary: name == "PRIMARY",
+            keeps_names: unique && columns == key,
+            columns: columns.split(',').map(str::to_owned).collect(),
+            name,
+        };
+        let indexes: Vec<Index> = found.into_iter().map(index).collect();
+        report.indexes(&indexes);
+        let index = indexes.iter().find(|index| index.keeps_names);
+        let named = index.is_none_or(|index| index.name == "name");
+        if let Some(index) = index.filter(|_| !named) {
+            let what = format!("the unique index on {key} is called {}", index.name);
+            report.found(&doctor::INDEX_RENAMED, what);
+        }
+        Ok(())
+    }
+
+    async fn locks(&mut self, report: &mut ReportBuilder) -> Result<(), StoreError> {
         for found in self.try_query("locks", COUNTS, report).await? {
             let (rows, held, expired, which, infinite, which_infinite, legacy, which_legacy) =
                 found;
@@ -199,7 +215,7 @@ impl FoundColumn {
         i64::MAX >> (63 - bits)
     }
 
-    fn mismatch(&self) -> Option<String> {
+    fn mismatch(&self, table: Rows) -> Option<String> {
         let (of, unicode) = (&*self.of, self.charset == "utf8mb4");
         let found = match of {
             "varchar" | "char" => FoundType::Text(self.length),
@@ -209,7 +225,8 @@ impl FoundColumn {
             "datetime" if self.precision == 6 => FoundType::Time,
             _ => FoundType::Other,
         };
-        let found = match self.name == "grant_id" || unicode {
+        let ascii = self.name == "grant_id" || table == Rows::Permits && self.name == "metadata";
+        let found = match ascii || unicode {
             false if matches!(found, FoundType::Text(_)) => FoundType::Other,
             _ => found,
         };

@@ -70,13 +70,18 @@ impl Session {
     ///
     /// MySQL has no `ADD COLUMN IF NOT EXISTS`, so the columns are queried first.
     async fn lacking(&mut self) -> Result<Option<String>, StoreError> {
-        let engine: Vec<(String, String)> = self.rows_as(Self::ENGINE, self.table_params()).await?;
+        let engine: Vec<(String, String)> = self
+            .rows_as(Self::ENGINE, self.table_params(Rows::Locks))
+            .await?;
         let Some((engine, format)) = engine.into_iter().next() else {
             return Ok(Some(self.fill(Rows::Locks, SCHEMA)));
         };
-        let columns: Vec<(String, String, String)> =
-            self.rows_as(Self::COLUMNS, self.table_params()).await?;
-        let keys: Vec<String> = self.rows_as(Self::KEYS, self.table_params()).await?;
+        let columns: Vec<(String, String, String)> = self
+            .rows_as(Self::COLUMNS, self.table_params(Rows::Locks))
+            .await?;
+        let keys: Vec<String> = self
+            .rows_as(Self::KEYS, self.table_params(Rows::Locks))
+            .await?;
         let column = |name: &str| columns.iter().find(|(found, ..)| found == name);
         let mut changes = Vec::new();
         for name in new_columns().filter(|name| column(name).is_none()) {
@@ -107,7 +112,8 @@ impl Session {
         if !changes.is_empty() {
             return Ok(Some(self.fill(Rows::Locks, &change)));
         }
-        let permits_missing = self.rows_as::<(String, String)>(Self::ENGINE, self.permits_params());
+        let permits_missing =
+            self.rows_as::<(String, String)>(Self::ENGINE, self.table_params(Rows::Permits));
         let permits_missing = permits_missing.await?.is_empty();
         Ok(permits_missing.then(|| self.fill(Rows::Locks, PERMIT_SCHEMA)))
     }

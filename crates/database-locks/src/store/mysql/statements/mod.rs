@@ -94,6 +94,7 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("find the end of a page", Session::PAGE_END),
     ("read a page", Session::READ_PAGE),
     ("acquire a permit", Session::ACQUIRE_PERMIT),
+    ("read limits", Session::LIMITS),
     ("set a limit", Session::SET_LIMIT),
     ("acquire, shared", Session::ACQUIRE_SHARED),
     ("check a shared grant", Session::READ_SHARED),

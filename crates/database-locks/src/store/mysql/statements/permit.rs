@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 
-use mysql_async::params;
+use mysql_async::{Params, params};
 
 use super::acquire::{Permit, params_for};
 use crate::store::api::{StoreError, micros};
 use crate::store::connect::table::Rows;
-use crate::store::mysql::connection::session::{QueryResult, Session};
+use crate::store::mysql::connection::session::{QueryResult, Session, typed};
 use crate::store::mysql::rows::{granted, token};
 use protocol::{
     AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Semaphore, Slot, no_permit_free,
@@ -159,6 +159,19 @@ impl Session {
         let (permits, limit) = split(rows);
         let permits = permits.into_iter().map(LockRow::into_info).collect();
         Ok(Semaphore::new(name.clone(), limit, permits))
+    }
+
+    /// The limits that operators have set.
+    pub(crate) const LIMITS: &str = "
+    SELECT name, permits FROM {table} WHERE slot = -1 AND permits IS NOT NULL";
+
+    pub(crate) async fn limits(&mut self) -> Result<Vec<(LockName, u32)>, StoreError> {
+        let rows = self
+            .rows(Rows::Permits, Self::LIMITS, Params::Empty)
+            .await?;
+        let rows: Vec<(String, u32)> = typed(rows);
+        let limit = |(name, limit)| (LockName::from_db(name), limit);
+        Ok(rows.into_iter().map(limit).collect())
     }
 
     pub(crate) async fn set_limit(

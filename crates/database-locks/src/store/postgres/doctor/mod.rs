@@ -59,13 +59,16 @@ pub(crate) async fn examine(session: &Session, table: &Table) -> Result<Report, 
     let settings = Settings(settings);
     examination.server(&settings, &readings).await?;
     examination.report.clock(&readings);
-    let usable = examination.table().await?;
+    if examination.table().await? {
+        examination.locks().await?;
+        examination.report.turn_to_permits(table);
+        if examination.table().await? {
+            examination.locks().await?;
+        }
+    }
     examination.durability(&settings).await?;
     timeouts(&settings, &mut examination.report);
     encoding(&settings, &mut examination.report);
-    if usable {
-        examination.locks().await?;
-    }
     Ok(examination.report.into_report())
 }
 

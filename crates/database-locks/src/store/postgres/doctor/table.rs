@@ -1,10 +1,11 @@
-//! The table: the role's rights, its definition, its rows.
+//! A table: the role's rights, its definition, its rows.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::examination::Examination;
 use crate::doctor;
+use crate::store::connect::table::Rows;
 use crate::store::doctor::{Column, Counts, FoundType, Index};
 use crate::store::postgres::connection::session::Param;
 use crate::store::postgres::error::{Kind, ServerError};
@@ -49,14 +50,17 @@ SELECT a.attname::text AS name, format_type(a.atttypid, a.atttypmod) AS type,
  WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attnum";
 
-/// Indexes, with the part of their definition after USING.
+/// Indexes, with the part of their definition after USING. `$2`: the columns of the one that tells
+/// rows apart.
 const INDEXES: &str = "
 SELECT c.relname::text AS name, i.indisprimary AS primary,
-       i.indisunique AND i.indisvalid AND i.indimmediate AND i.indnkeyatts = 1
-           AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indkey[0] = a.attnum AS keeps_names,
+       i.indisunique AND i.indisvalid AND i.indimmediate
+           AND i.indpred IS NULL AND i.indexprs IS NULL
+           AND (SELECT string_agg(a.attname::text, ',' ORDER BY a.attname) FROM pg_attribute a
+                 WHERE a.attrelid = i.indrelid
+                   AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])) = $2 AS keeps_names,
        split_part(pg_get_indexdef(i.indexrelid), ' USING ', 2) AS definition
   FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-       JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = 'name'
  WHERE i.indrelid = to_regclass($1)
  ORDER BY i.indexrelid";
 
@@ -77,7 +81,7 @@ SELECT count(*) AS rows,
        min(name) FILTER (WHERE expires_at > clock_timestamp()
                            AND granted_until IS DISTINCT FROM expires_at)::text AS first_old
   FROM (SELECT *, grant_id IS NULL AND granted_until IS NOT DISTINCT FROM expires_at AS rests
-          FROM {table}) l";
+          FROM {table}{? WHERE slot >= 0?}) l";
 
 /// The latest id, by the rows and the sequence, and the greatest id of the column and the sequence:
 /// `$1` the table.
@@ -102,10 +106,18 @@ SELECT EXISTS (SELECT FROM pg_publication_tables p
  WHERE c.oid = to_regclass($1)";
 
 impl Examination<'_> {
+    /// A statement about the table that is examined.
+    fn fill(&self, statement: &str) -> String {
+        match self.report.of() {
+            Rows::Locks => self.table.fill(statement),
+            Rows::Permits => self.table.fill_for_permits(statement),
+        }
+    }
+
     /// Answers whether the rows can be read.
     pub(crate) async fn table(&mut self) -> Result<bool, ServerError> {
-        let (table, name) = (self.table.as_str(), [self.table.as_str()]);
-        let name: [(Param<'_>, Type); 1] = [(&name[0], Type::TEXT)];
+        let table = &*self.report.table().to_owned();
+        let name: [(Param<'_>, Type); 1] = [(&table, Type::TEXT)];
         let found = match self.session.query(TABLE, &name).await {
             // The role has no right on the schema.
             Err(ServerError {
@@ -150,7 +162,7 @@ impl Examination<'_> {
             });
         }
         let complete = self.report.columns(&columns);
-        let Some(rows) = self.try_query("table", INDEXES, &name).await? else {
+        let Some(rows) = self.indexes(table).await? else {
             return Ok(false);
         };
         let mut indexes = Vec::with_capacity(rows.len());
@@ -173,9 +185,18 @@ impl Examination<'_> {
         Ok(complete)
     }
 
+    async fn indexes(&mut self, table: &str) -> Result<Option<Vec<Row>>, ServerError> {
+        let key = match self.report.of() {
+            Rows::Locks => "name",
+            Rows::Permits => "name,slot",
+        };
+        let params: [(Param<'_>, Type); 2] = [(&table, Type::TEXT), (&key, Type::TEXT)];
+        self.try_query("table", INDEXES, &params).await
+    }
+
     /// The rights of the role, and how the server stores the table.
     fn rights(&mut self, row: &Row) -> Result<(), ServerError> {
-        let table = self.table.as_str();
+        let table = self.report.table().to_owned();
         let user: &str = row.try_get("role")?;
         let lacking: Vec<String> = row.try_get("lacking")?;
         let role = format!("the role {user}");
@@ -209,7 +230,7 @@ impl Examination<'_> {
     }
 
     async fn ids(&mut self, name: &[(Param<'_>, Type)]) -> Result<(), ServerError> {
-        let ids = self.table.fill(IDS);
+        let ids = self.fill(IDS);
         let rows = self
             .try_query("table", &ids, name)
             .await?
@@ -238,7 +259,7 @@ impl Examination<'_> {
             };
             let what = format!(
                 "this database subscribes to changes of {} that are made elsewhere{both}",
-                self.table.as_str()
+                self.report.table()
             );
             self.report.found(&doctor::WRITTEN_ELSEWHERE, what);
         }
@@ -246,10 +267,8 @@ impl Examination<'_> {
     }
 
     pub(crate) async fn locks(&mut self) -> Result<(), ServerError> {
-        let Some(rows) = self
-            .try_query("locks", &self.table.fill(COUNTS), &[])
-            .await?
-        else {
+        let counts = self.fill(COUNTS);
+        let Some(rows) = self.try_query("locks", &counts, &[]).await? else {
             return Ok(());
         };
         if let Some(row) = rows.first() {

@@ -43,7 +43,7 @@ pub(crate) mod wait;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE};
 use self::handover::{RESUME, TAKE_OVER};
-use self::permit::{ACQUIRE_PERMIT, MAKE_PERMIT, SET_LIMIT, STATE, WAIT_FOR_PERMIT};
+use self::permit::{ACQUIRE_PERMIT, LIMITS, MAKE_PERMIT, SET_LIMIT, STATE, WAIT_FOR_PERMIT};
 use self::prune::PRUNE;
 use self::read::{READ, READ_PAGE};
 use self::release::{FORCE, RELEASE, RELEASE_ONE};
@@ -57,7 +57,7 @@ use self::wait::WAIT;
 use super::connection::session::Statement;
 
 /// Every statement that is sent.
-pub(crate) const ALL: [Statement; 29] = [
+pub(crate) const ALL: [Statement; 30] = [
     ACQUIRE_ONE,
     ACQUIRE,
     MAKE_ONE,
@@ -78,6 +78,7 @@ pub(crate) const ALL: [Statement; 29] = [
     STATE,
     MAKE_PERMIT,
     WAIT_FOR_PERMIT,
+    LIMITS,
     SET_LIMIT,
     ACQUIRE_SHARED,
     READ_SHARED,

@@ -168,6 +168,14 @@ SELECT ",
     types: &[Type::TEXT, Type::INT8, Type::INT4],
 };
 
+/// The limits that operators have set.
+pub(crate) const LIMITS: Statement = Statement {
+    name: "read limits",
+    text: "
+SELECT name::text, permits::bigint FROM {table} WHERE slot = -1 AND permits IS NOT NULL",
+    types: &[],
+};
+
 /// Set the operator's limit: `$1` name, `$2` the limit, or NULL for none. Waiters are notified.
 pub(crate) const SET_LIMIT: Statement = Statement {
     name: "set a limit",
@@ -295,6 +303,16 @@ pub(crate) async fn semaphore(
         limit.and_then(|limit| u32::try_from(limit).ok()),
         permits.map(LockRow::into_info).collect(),
     ))
+}
+
+pub(crate) async fn limits(session: &Session) -> Result<Vec<(LockName, u32)>, ServerError> {
+    let rows = session.read(Rows::Permits, &LIMITS, 1, &[]).await?;
+    let limit = |row: &Row| {
+        let limit: i64 = row.try_get("permits")?;
+        let name = LockName::from_db(row.try_get("name")?);
+        Ok((name, u32::try_from(limit).unwrap_or(0)))
+    };
+    rows.iter().map(limit).collect()
 }
 
 pub(crate) async fn set_limit(

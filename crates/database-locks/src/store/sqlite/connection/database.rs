@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::session::Session;
 use crate::runtime::fork;
@@ -91,9 +91,13 @@ impl Database {
         self.written.store(true, Ordering::Relaxed);
     }
 
-    /// Create the table, or add missing columns.
+    /// Create the tables that are missing: all in one transaction, since a client that found only
+    /// the first would neither create the second nor be able to use it.
     pub(crate) fn install(&self, connection: &Connection) -> rusqlite::Result<()> {
-        connection.execute_batch(&self.install)
+        // Deferred: tables that are there need no write lock.
+        let tx = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+        tx.execute_batch(&self.install)?;
+        tx.commit()
     }
 
     pub(super) fn explain(&self, error: &rusqlite::Error) -> StoreError {

@@ -8,6 +8,7 @@ use rusqlite::{Connection, Row};
 
 use crate::doctor::{self, Report};
 use crate::store::api::StoreError;
+use crate::store::connect::table::{Rows, Table};
 use crate::store::doctor::{
     CLOCK_READINGS, ClockReading, Column, Counts, Index, ReportBuilder, round_trip,
 };
@@ -19,11 +20,12 @@ const LEAST_SPACE: u64 = 1 << 20;
 const COLUMNS: &str = "
     SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0 AS unfilled FROM pragma_table_info(?1, ?2)";
 
-/// Indexes, with their columns; whether one makes names unique (unique, not partial, on the name
-/// alone); and its collation.
+/// Indexes, with their columns; whether one tells rows apart (unique, not partial, on the name and
+/// the column `?3`); and its collation.
 const INDEXES: &str = "
     SELECT i.name AS name, i.origin = 'pk' AS pk,
-           i.\"unique\" AND NOT i.partial AND count(*) = 1 AND max(x.name) = 'name' AS keeps_names,
+           i.\"unique\" AND NOT i.partial AND count(*) = 1 + (?3 <> 'name')
+               AND min(x.name) = 'name' AND max(x.name) = ?3 AS keeps_names,
            group_concat(ifnull(x.name, ''))
                || ifnull((SELECT ',' || sql FROM sqlite_schema s
                            WHERE s.type = 'index' AND s.name = i.name AND i.partial), '') AS columns,
@@ -48,19 +50,24 @@ const COUNTS: &str = "
                               AND granted_until IS NOT expires_at),
            min(name) FILTER (WHERE expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
                                AND granted_until IS NOT expires_at)
-      FROM (SELECT *, grant_id IS NULL AND granted_until IS expires_at AS rests FROM {table})";
+      FROM (SELECT *, grant_id IS NULL AND granted_until IS expires_at AS rests
+              FROM {table}{? WHERE slot >= 0?})";
 
 /// Examine everything.
-pub(crate) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreError> {
+pub(crate) fn examine(worker: &mut Worker, table: &Table) -> Result<Report, StoreError> {
     let path = worker.database.path.clone();
-    let mut report = ReportBuilder::new(table);
+    let mut report = ReportBuilder::new(table.as_str());
     worker.with(|session| {
         let connection = session.connection;
         server(connection, &mut report)?;
         file(&path, &mut report);
         durability(&path, &mut report);
-        if self::table(connection, table, &mut report)? {
-            locks(connection, table, &mut report)?;
+        if self::table(connection, &mut report)? {
+            locks(connection, &table.fill(COUNTS), &mut report)?;
+            report.turn_to_permits(table);
+            if self::table(connection, &mut report)? {
+                locks(connection, &table.fill_for_permits(COUNTS), &mut report)?;
+            }
         }
         Ok(())
     })?;
@@ -181,13 +188,14 @@ fn durability(path: &Path, report: &mut ReportBuilder) {
     report.fine("durability", message);
 }
 
-fn table(
-    connection: &Connection,
-    table: &str,
-    report: &mut ReportBuilder,
-) -> rusqlite::Result<bool> {
-    let (schema, name) = table.split_once('.').unwrap_or(("main", table));
+fn table(connection: &Connection, report: &mut ReportBuilder) -> rusqlite::Result<bool> {
+    let table = report.table().to_owned();
+    let (schema, name) = table.split_once('.').unwrap_or(("main", &table));
     let which = [name, schema];
+    let key = match report.of() {
+        Rows::Locks => "name",
+        Rows::Permits => "slot",
+    };
     let column = |row: &Row<'_>| {
         Ok(Column {
             name: row.get("name")?,
@@ -206,7 +214,7 @@ fn table(
     let complete = report.columns(&columns);
     let mut indexes = Vec::new();
     let mut statement = connection.prepare(INDEXES)?;
-    let mut rows = statement.query(which)?;
+    let mut rows = statement.query([name, schema, key])?;
     while let Some(row) = rows.next()? {
         let (keeps_names, words): (bool, String) = (row.get("keeps_names")?, row.get("columns")?);
         let words = words.split(|c: char| !(c.is_alphanumeric() || c == '_'));
@@ -227,8 +235,12 @@ fn table(
     Ok(complete)
 }
 
-fn locks(connection: &Connection, table: &str, report: &mut ReportBuilder) -> rusqlite::Result<()> {
-    let counts = connection.query_row(&COUNTS.replace("{table}", table), [], |row| {
+fn locks(
+    connection: &Connection,
+    counts: &str,
+    report: &mut ReportBuilder,
+) -> rusqlite::Result<()> {
+    let counts = connection.query_row(counts, [], |row| {
         Ok(Counts {
             rows: row.get(0)?,
             held: row.get(1)?,

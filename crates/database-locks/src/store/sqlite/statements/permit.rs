@@ -119,6 +119,16 @@ pub(crate) fn semaphore(worker: &mut Worker, name: &LockName) -> Result<Semaphor
     })
 }
 
+pub(crate) fn limits(worker: &mut Worker) -> Result<Vec<(LockName, u32)>, StoreError> {
+    worker.with(|session| {
+        let mut limits = session.prepare(Rows::Permits, Sql::Limits)?;
+        let limits = limits.query_map([], |row| {
+            Ok((LockName::from_db(row.get("name")?), row.get("permits")?))
+        })?;
+        limits.collect()
+    })
+}
+
 pub(crate) fn set_limit(
     worker: &mut Worker,
     name: &LockName,

@@ -233,6 +233,10 @@ statements! {
     DeleteShared, "release, shared" = "
     DELETE FROM {permits} WHERE name = ?1 AND slot = ?2 AND grant_id IS ?3";
 
+    /// The limits that operators have set.
+    Limits, "read limits" = "
+    SELECT name, permits FROM {permits} WHERE slot = -1 AND permits IS NOT NULL";
+
     /// Set the operator's limit.
     SetLimit, "set a limit" = "
     INSERT INTO {permits} (name, slot, permits) VALUES (?1, -1, ?2)
