@@ -24,6 +24,7 @@ mod messages;
 mod observation;
 mod row;
 mod several;
+mod sharing;
 mod values;
 
 pub use failed_renewal::{
@@ -37,8 +38,9 @@ pub use messages::{
     Pruned, Readers, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand,
 };
 pub use observation::{Observations, ObservedExpiry, Version, WaitExtension};
-pub use row::{LockRow, Sharing, no_permit_free, reader_in_the_way};
+pub use row::{LockRow, no_permit_free};
 pub use several::AllOutcome;
+pub use sharing::{Sharing, reader_in_the_way};
 pub use values::grant::{GrantId, Token};
 pub use values::invalid::InvalidSetting;
 pub use values::name::{LockName, MAX_CHARS};

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 use crate::info::{LockInfo, LockState};
 use crate::lost::HeldBy;
 use crate::messages::{
-    AcquireCommand, Holder, LatestGrant, Outcome, Permits, Readers, ReleaseCommand, TakeOverCommand,
+    AcquireCommand, Holder, LatestGrant, Outcome, Permits, ReleaseCommand, TakeOverCommand,
 };
 use crate::observation::{ObservedExpiry, Version};
-use crate::values::grant::{GrantId, Token};
+use crate::values::grant::Token;
 use crate::values::name::LockName;
 use crate::values::slot::Slot;
 
@@ -159,7 +159,7 @@ impl LockRow {
     ///
     /// A legacy row that does not seem expired is not observed: its holder uses the clock of its
     /// own machine, and the row does not contain the length of the lease.
-    fn observed_expiry(&self) -> Option<ObservedExpiry> {
+    pub(crate) fn observed_expiry(&self) -> Option<ObservedExpiry> {
         let (expires_at, left) = (self.expires_at?, self.expires_in?);
         if !self.multi_primary || self.is_infinite {
             return None;
@@ -287,61 +287,6 @@ impl LockRow {
             observed_expiry,
         }
     }
-}
-
-/// Whether a shared grant may begin, according to the lock's own row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sharing {
-    /// The row is not held and marked as shared.
-    Open,
-    /// The row is not marked as shared.
-    NotMarked,
-    /// A lease or a rest has run out, and has to be ended in the row first. An expired holder may
-    /// have a fenced transaction open, which locks the row.
-    Ended,
-    /// An exclusive grant holds the lock, or it rests; or a legacy client (django-database-locks
-    /// 0.5) wrote the row last, which does not see shared grants ([`Holder::is_legacy`]); or the
-    /// exclusive grant that was to be replaced does not hold the lock.
-    Held(Holder),
-}
-
-impl LockRow {
-    /// Whether a shared grant may begin. `beside` is the exclusive grant that it replaces.
-    ///
-    /// `ended` is the version of the row whose expiry was observed.
-    pub fn sharing(&self, beside: Option<GrantId>, ended: Option<&Version>) -> Sharing {
-        if self.is_legacy {
-            return Sharing::Held(self.holder());
-        }
-        let is_own = beside.is_some_and(|own| self.is_granted(own.as_str()));
-        let seen = self.observed_expiry().map(|expiry| expiry.version);
-        let observed = ended.is_some() && seen.as_ref() == ended;
-        if beside.is_some() && !is_own {
-            return Sharing::Held(self.holder());
-        }
-        match self.expires_in {
-            Some(_) if !is_own && self.is_taken() && !observed => Sharing::Held(self.holder()),
-            Some(_) if !is_own => Sharing::Ended,
-            _ if !self.is_shared => Sharing::NotMarked,
-            _ => Sharing::Open,
-        }
-    }
-}
-
-/// The holder that an exclusive grant waits for, of these shared grants of a lock; `None`: there is
-/// none. A dead one counts, until its row is deleted.
-pub fn reader_in_the_way(rows: &[LockRow]) -> Option<Holder> {
-    // A lease without end ends last.
-    let first = rows
-        .iter()
-        .min_by_key(|row| row.expires_in.unwrap_or(i64::MIN))?;
-    Some(Holder {
-        readers: Some(Readers {
-            held: u32::try_from(rows.len()).unwrap_or(u32::MAX),
-            observed: rows.iter().filter_map(LockRow::observed_slot).collect(),
-        }),
-        ..first.holder()
-    })
 }
 
 /// The outcome of an acquire that found no free permit. `first` is the permit whose lease ends

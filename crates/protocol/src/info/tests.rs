@@ -170,3 +170,52 @@ fn legacy_rows_are_pruned_only_if_asked_for() {
     let prune = prune.include_legacy();
     assert_eq!((prune.idle, prune.legacy), (idle, true));
 }
+
+#[test]
+fn a_shared_holder_and_one_that_waits_for_them_are_told_apart() {
+    assert_eq!(held(None).row_slot(), crate::Slot::Lock);
+    let text = held(None).to_json();
+    assert!(
+        !text.contains("shared") && !text.contains("waits_for"),
+        "{text}"
+    );
+    let reader = LockInfo {
+        shared_slot: Some(-7),
+        ..held(None)
+    };
+    assert!(reader.is_shared() && reader.row_slot() == crate::Slot::Shared(-7));
+    assert!(
+        reader.to_json().ends_with(r#","shared":true}"#),
+        "{}",
+        reader.to_json()
+    );
+    let waiting = LockInfo {
+        waits_for: Some(2),
+        ..held(None)
+    };
+    assert!(!waiting.is_shared());
+    assert!(
+        waiting.to_json().ends_with(r#","waits_for":2}"#),
+        "{}",
+        waiting.to_json()
+    );
+    let permit = LockInfo {
+        slot: Some(3),
+        ..held(None)
+    };
+    assert_eq!(permit.row_slot(), crate::Slot::Permit(3));
+    assert!(permit.to_json().contains(r#""slot":3,"permits":null}"#));
+}
+
+#[test]
+fn a_lock_is_taken_while_it_is_held_or_rests() {
+    let in_state = |state| LockInfo {
+        state,
+        ..held(None)
+    };
+    assert!(held(None).is_taken() && in_state(resting()).is_taken());
+    let since = Duration::ZERO;
+    for state in [LockState::Free, LockState::Expired { since }] {
+        assert!(!in_state(state).is_taken());
+    }
+}

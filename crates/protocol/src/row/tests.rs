@@ -432,3 +432,25 @@ fn a_row_without_a_length_is_observed_for_a_minute_once_it_looks_expired() {
 }
 
 mod spacing;
+
+#[test]
+fn a_row_shows_whether_it_is_shared_or_its_lock_ever_was() {
+    for (slot, marked, was_shared, shared_slot) in [
+        (Slot::Lock, true, true, None),
+        (Slot::Lock, false, false, None),
+        (Slot::Shared(-2), true, false, Some(-2)),
+        (Slot::Permit(2), false, false, None),
+    ] {
+        let info = LockRow {
+            slot,
+            is_shared: marked,
+            ..row()
+        };
+        let info = info.into_info();
+        assert_eq!(
+            (info.was_shared, info.shared_slot),
+            (was_shared, shared_slot)
+        );
+        assert_eq!(info.waits_for, None);
+    }
+}
