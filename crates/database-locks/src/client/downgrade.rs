@@ -73,7 +73,8 @@ async fn acquire(
                 length,
                 ..
             }) => {
-                let granted = attempt.granted(slot, token, length).await;
+                let granted = attempt.granted(slot, token, length, request.timing);
+                let granted = granted.await;
                 return granted.map(Some).map_err(|loss| Error::lost(name, loss));
             }
             Ok(Outcome::Held(_) | Outcome::TooRecent(_)) => return Ok(None),

@@ -167,6 +167,48 @@ async fn a_dead_reader_delays_a_writer_by_its_lease(db: &TestDb) {
     promise("P3", db.engine);
 }
 
+/// Whatever its settings: it is renewed while it waits, and its lease is a short one, so that a
+/// killed waiter keeps others out for seconds. The lease that it asked for begins when it is in.
+async fn a_writer_that_waits_has_a_short_lease_that_is_renewed(db: &TestDb) {
+    let (a, b) = (db.locks().await, db.locks().await);
+    let endless = b.lock("list").ttl(database_locks::Ttl::Infinite);
+    let unrenewed = b.lock("list").ttl(ms(1500)).auto_renew(false);
+    for (lock, longest) in [(endless, None), (unrenewed, Some(ms(1500)))] {
+        let reader = shared(&a).await;
+        let waits = tokio::spawn(lock.wait(TIMEOUT).acquire());
+        let until = now() + ms(3000);
+        let mut seen = 0;
+        while now() < until {
+            let row = a.show("list").await.unwrap().unwrap();
+            if let database_locks::LockState::Held { free_in } = row.state {
+                let left = free_in.expect("not endless");
+                assert!(
+                    left <= longest.unwrap_or(Duration::from_secs(30)),
+                    "{left:?}"
+                );
+                seen += 1;
+            } else {
+                assert_eq!(seen, 0, "it was not renewed");
+            }
+            tokio::time::sleep(ms(50)).await;
+        }
+        assert!(seen > 0 && !waits.is_finished());
+        reader.release().await.unwrap();
+        let writer = tokio::time::timeout(TIMEOUT, waits)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        let trusted = writer.trusted_for();
+        match longest {
+            None => assert_eq!(trusted, Duration::MAX),
+            Some(longest) => assert!(trusted > longest / 2 && trusted < longest, "{trusted:?}"),
+        }
+        writer.release().await.unwrap();
+    }
+    promise("P7", db.engine);
+}
+
 async fn a_shared_guard_is_a_grant_like_any_other(db: &TestDb) {
     let (a, b) = (db.locks().await, db.locks().await);
     let (lost, kept) = (shared(&a).await, shared(&b).await);
@@ -325,6 +367,7 @@ macro_rules! on {
             a_waiting_writer_goes_first,
             a_wait_for_readers_keeps_to_its_limit_and_says_why,
             a_dead_reader_delays_a_writer_by_its_lease,
+            a_writer_that_waits_has_a_short_lease_that_is_renewed,
             a_shared_guard_is_a_grant_like_any_other,
             a_dropped_shared_acquire_leaves_nothing_held,
             a_writer_becomes_a_reader,

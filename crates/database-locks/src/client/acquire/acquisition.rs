@@ -131,11 +131,14 @@ impl<'a> Acquisition<'a> {
             }) = outcome
             {
                 self.client.outages.log_answered(sent);
-                let Some(guard) = self.granted(slot, token, length, sent).await? else {
-                    continue;
+                let timing = match is_shared {
+                    true => self.request.timing_while_waiting()?,
+                    false => self.request.timing,
                 };
+                let guard = self.granted(slot, token, length, timing, sent).await?;
+                let Some(guard) = guard else { continue };
                 match is_shared {
-                    true if !self.outlast_readers(&guard).await? => {}
+                    true if !self.outlast_readers(&guard, timing).await? => {}
                     _ => return Ok(Some(guard)),
                 }
                 if self.request.is_single_try() {
@@ -245,11 +248,12 @@ impl<'a> Acquisition<'a> {
         slot: Slot,
         token: Token,
         length: Duration,
+        timing: Timing,
         sent: BootInstant,
     ) -> Result<Option<LockGuard>, Error> {
         let (client, name) = (self.client, &self.request.name);
         client.note_acquired(self.request);
-        let loss = match self.attempt.granted(slot, token, length).await {
+        let loss = match self.attempt.granted(slot, token, length, timing).await {
             Ok(guard) => return Ok(Some(guard)),
             Err(loss) => loss,
         };
@@ -279,12 +283,13 @@ impl<'a> Acquisition<'a> {
     /// After an exclusive grant of a lock that was ever shared: wait until no shared grant is left.
     /// Until then the exclusive grant, which is renewed, only keeps new ones out. `false`: it was
     /// lost, or a single try found a shared grant.
-    async fn outlast_readers(&mut self, guard: &LockGuard) -> Result<bool, Error> {
+    async fn outlast_readers(&mut self, guard: &LockGuard, timing: Timing) -> Result<bool, Error> {
         self.request.check_exclusive()?;
         loop {
             let sent = clock::now();
             let Some(outcome) = self.attempt.readers().await else {
-                return Ok(true);
+                let wanted = self.request.timing;
+                return Ok(wanted == timing || guard.renew_to(wanted).await.is_ok());
             };
             let now = clock::now();
             if !guard.is_held() {

@@ -151,7 +151,7 @@ impl AllAttempt {
         }
         let each = self.0.iter_mut().zip(tokens);
         let guards =
-            join_all(each.map(|(one, token)| one.granted(Slot::Lock, *token, length))).await;
+            join_all(each.map(|(one, token)| one.granted_as_requested(*token, length))).await;
         let (mut held, mut lost) = (Vec::with_capacity(guards.len()), None);
         for (name, guard) in names.into_iter().zip(guards) {
             match guard {

@@ -25,7 +25,7 @@ use protocol::REQUEST_TIMEOUT;
 use protocol::{
     AcquireCommand, BootInstant, Grant, GrantId, Holder, Kind, Lease, LockName, LostReason,
     MAX_FIRST_GRANT, ObservedExpiry, OncePer, Outcome, Primary, ReleaseCommand, Released, Slot,
-    TakeOverCommand, Token, Ttl, Version,
+    TakeOverCommand, Timing, Token, Ttl, Version,
 };
 
 /// The hint where legacy clients still take a lock that is to be shared.
@@ -332,6 +332,16 @@ impl Attempt {
         }
     }
 
+    /// [`granted`](Self::granted) for the row of a lock, with the timing of the request.
+    pub(super) async fn granted_as_requested(
+        &mut self,
+        token: Token,
+        length: Duration,
+    ) -> Result<LockGuard, Loss> {
+        let timing = self.request.timing;
+        self.granted(Slot::Lock, token, length, timing).await
+    }
+
     /// Turn a grant into a guard, which has to release it from then on. If trust ended before the
     /// answer, the attempt still has to release the grant.
     pub(crate) async fn granted(
@@ -339,8 +349,9 @@ impl Attempt {
         slot: Slot,
         token: Token,
         length: Duration,
+        timing: Timing,
     ) -> Result<LockGuard, Loss> {
-        let lease = Lease::granted(self.request.timing, self.sent, length);
+        let lease = Lease::granted(timing, self.sent, length);
         if lease.trusted_until() <= clock::now() {
             return Err(Loss::of_other_grant(LostReason::Expired));
         }

@@ -135,7 +135,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
         }) => {
             client.outages.log_answered(attempt.sent());
             client.note_acquired(request);
-            match attempt.granted(slot, token, length).await {
+            match attempt.granted(slot, token, length, request.timing).await {
                 Ok(guard) => Direct::Done(Some(guard)),
                 Err(loss) if request.is_single_try() || request.once_per.is_some() => {
                     queues.left(&request.name);

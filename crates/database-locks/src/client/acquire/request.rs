@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
-use protocol::{GrantId, Human, LatestGrant, LockName, OncePer, Slot, Timing};
+use protocol::{GrantId, Human, LatestGrant, LockName, OncePer, Renewing, Slot, Timing, Ttl};
 
 /// A request for a lock, with all settings checked.
 #[derive(Clone, Debug)]
@@ -87,6 +87,13 @@ impl AcquireRequest {
             Mode::Permit { limit } => Some(limit),
             Mode::Exclusive | Mode::Shared { .. } => None,
         }
+    }
+
+    /// The timing of an exclusive grant that still waits for shared ones. It is renewed whatever the
+    /// settings, and a killed waiter keeps others out for no longer than 30 s.
+    pub(crate) fn timing_while_waiting(&self) -> Result<Timing, Error> {
+        let ttl = Ttl::Finite(self.timing.first_grant());
+        Ok(Timing::new(ttl, Renewing::ByDefault, None)?)
     }
 
     /// The error if an exclusive grant may not be made of a lock that was ever shared.

@@ -239,7 +239,7 @@ fn a_call_that_is_polled_no_more_leaves_the_direct_connection_to_others_once_it_
 #[test]
 fn a_wait_that_ends_before_the_answer_gives_up_no_connection() {
     let (server, client) = served(Server {
-        takes: Duration::from_millis(100),
+        takes: DIRECT_TIMEOUT * 2 / 5,
         ..Server::default()
     });
     runtime().block_on(async {

@@ -96,12 +96,17 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub async fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        let (ttl, id) = (ttl.into(), self.state.grant.id);
+        let ttl = ttl.into();
         self.still_trusted()?;
-        let Some(timing) = self.client.scheduler.timing(id) else {
+        let Some(timing) = self.client.scheduler.timing(self.state.grant.id) else {
             return self.still_trusted();
         };
-        let timing = timing.with_ttl(ttl)?;
+        self.renew_to(timing.with_ttl(ttl)?).await
+    }
+
+    /// Renew the lease at once, with this timing from now on.
+    pub(crate) async fn renew_to(&self, timing: Timing) -> Result<(), Error> {
+        let (ttl, id) = (timing.ttl(), self.state.grant.id);
         {
             // The database never shortens a lease.
             let mut longest = self.longest_ttl();

@@ -13,10 +13,11 @@ pub(crate) fn token(id: u64) -> Token {
     Token::from_db(i64::try_from(id).unwrap_or(i64::MAX))
 }
 
-/// The outcome of an acquire whose insert id is twice the token, plus one if the lock was ever
-/// shared.
+/// The outcome of an acquire with this insert id: the token, with its highest bit set if the lock
+/// was ever shared.
 pub(crate) fn granted_as(id: u64, length: Duration) -> Outcome {
-    granted(Slot::Lock, token(id / 2), length).of_shared(id % 2 == 1)
+    const SHARED: u64 = 1 << 63;
+    granted(Slot::Lock, token(id & !SHARED), length).of_shared(id & SHARED != 0)
 }
 
 /// A row of the reading statements. A value that cannot be converted counts as null, since one bad

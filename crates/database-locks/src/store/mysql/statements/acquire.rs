@@ -13,8 +13,8 @@ use protocol::{AcquireCommand, Grant, LockRow, Outcome, Renewal, Slot, Token, Tt
 impl Session {
     /// Acquire a lock that is free or whose lease has ended.
     ///
-    /// One row: granted, and the insert id is twice the token, plus one if the lock was ever shared.
-    /// No row: the lock is held, its row is locked, or there is no row. The token of a row that was
+    /// One row: granted. The insert id is the token, with its highest bit set if the lock was ever
+    /// shared. No row: the lock is held, its row is locked, or there is no row. The token of a row that was
     /// never granted starts at the time in ms. That of a lock that was ever shared rises by 2: the
     /// token between them is that of the shared grants.
     pub(crate) const ACQUIRE: &str = "
@@ -25,7 +25,7 @@ impl Session {
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET {?l.permits = :permits, ?}l.token = LAST_INSERT_ID(GREATEST(l.token + 1 + l.shared,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000) * 2 + l.shared) DIV 2,
+                       DIV 1000) + l.shared * 9223372036854775808) & 9223372036854775807,
                l.locked_by = :holder, l.grant_id = :grant,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -42,7 +42,7 @@ impl Session {
         UPDATE {table} FORCE INDEX (name)
            SET {?permits = :permits, ?}token = LAST_INSERT_ID(GREATEST(token + 1 + shared,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000) * 2 + shared) DIV 2,
+                       DIV 1000) + shared * 9223372036854775808) & 9223372036854775807,
                locked_by = :holder, grant_id = :grant,
                expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,

@@ -146,7 +146,7 @@ impl Session {
         let done = self.execute(Rows::Permits, statement, params).await;
         Ok(match self.none_if_contended(done)? {
             Some(QueryResult { rows, id }) if rows > 0 => {
-                granted(permit.slot, token(id / 2), command.length)
+                granted(permit.slot, token(id), command.length)
             }
             _ => Outcome::Busy,
         })
