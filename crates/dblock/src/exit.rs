@@ -2,8 +2,7 @@
 
 use database_locks::{Error, LockName, LostReason};
 
-use crate::cli::AcquireArgs;
-use crate::output;
+use crate::names;
 use crate::time::human;
 
 /// CMD was begun in this period already.
@@ -66,7 +65,7 @@ impl Failure {
         else {
             return error.into();
         };
-        let what = output::what(&name, loss.slot());
+        let what = names::what(&name, loss.slot());
         let why = match reason {
             LostReason::Expired => "its lease has expired".to_owned(),
             // A ticket cannot tell these two apart.
@@ -90,7 +89,7 @@ impl Failure {
     }
 
     /// No client holds the lock, and it could not be acquired: its row or table is locked.
-    pub(crate) fn blocked(args: &AcquireArgs, error: &Error) -> Self {
+    pub(crate) fn blocked(what: &str, error: &Error) -> Self {
         let why = match causes(error) {
             none if none.is_empty() => {
                 ": no client holds it, but its row or table is locked by a backup or an open \
@@ -99,10 +98,7 @@ impl Failure {
             }
             causes => causes,
         };
-        let (what, name) = (args.what(), &args.name);
-        Self::unavailable(format!(
-            "{what} `{name}` could not be tried{why}; try again later"
-        ))
+        Self::unavailable(format!("{what} could not be tried{why}; try again later"))
     }
 
     /// A signal ended `dblock` before CMD was started.
@@ -197,7 +193,7 @@ fn causes(error: &Error) -> String {
 
 /// What ends the pause of a semaphore.
 fn paused_hint(name: &LockName) -> String {
-    let name = output::shell_word(name.as_str());
+    let name = names::shell_word(name.as_str());
     format!("`dblock limit {name} none` ends the pause")
 }
 

@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod exit;
+mod names;
 mod notices;
 mod output;
 mod process;

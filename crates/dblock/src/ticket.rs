@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use database_locks::{Error, LockName, Ticket};
 
 use crate::exit::Failure;
-use crate::output;
+use crate::names;
 
 /// Set for CMD by `dblock run`.
 pub(crate) const VARIABLE: &str = "DBLOCK_TICKET";
@@ -69,7 +69,7 @@ impl TicketSource {
         if ticket.name() != name {
             return Err(Failure::usage(format!(
                 "the ticket is for {}, not for `{name}`: give that name",
-                output::what(ticket.name(), ticket.slot())
+                names::what(ticket.name(), ticket.slot())
             )));
         }
         Ok(ticket)

@@ -124,11 +124,11 @@ impl AcquireArgs {
         std::iter::once(&self.name).chain(&self.others)
     }
 
-    /// What the name is one of, for messages.
-    pub(crate) fn what(&self) -> &'static str {
+    /// What is acquired, for messages.
+    pub(crate) fn what(&self) -> String {
         match self.limit {
-            None => "lock",
-            Some(_) => "semaphore",
+            None => format!("lock `{}`", self.name),
+            Some(_) => format!("semaphore `{}`", self.name),
         }
     }
 }

@@ -7,6 +7,7 @@ use database_locks::Ttl;
 
 use crate::cli::AcquireArgs;
 use crate::exit::{self, Failure};
+use crate::names;
 use crate::notices::Notices;
 use crate::output;
 use crate::process::{Ignored, Signals};
@@ -60,10 +61,10 @@ pub(crate) async fn acquire(
             format!("the ticket cannot be printed: {error}; {next}"),
         ));
     }
-    let name = output::shell_word(args.name.as_str());
+    let name = names::shell_word(args.name.as_str());
     let held = format!(
         "{} is held {}",
-        output::what(&args.name, ticket.slot()),
+        names::what(&args.name, ticket.slot()),
         output::lease_end(row.as_ref())
     );
     let release = format!("release it with `dblock release {name} --ticket TICKET`");

@@ -134,7 +134,7 @@ async fn acquire_or_blocked(
             return Err(acquire_failure(error, args));
         }
         if !once || began.elapsed() >= BLOCKED_AFTER {
-            return Err(Failure::blocked(args, &error));
+            return Err(Failure::blocked(&args.what(), &error));
         }
         sleep(BLOCKED_PAUSE).await;
     }
@@ -180,7 +180,7 @@ fn acquire_failure(mut error: Error, args: &AcquireArgs) -> Failure {
             }
             failure
         }
-        (Error::Conflict { .. }, _) => Failure::blocked(args, &error),
+        (Error::Conflict { .. }, _) => Failure::blocked(&args.what(), &error),
         (Error::Unavailable { .. }, Some(wait)) => {
             let failure = Failure::from(error);
             Failure::unavailable(format!(

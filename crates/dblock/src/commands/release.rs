@@ -3,6 +3,7 @@
 use database_locks::{LockName, Locks};
 
 use crate::exit::Failure;
+use crate::names;
 use crate::output;
 use crate::target::Target;
 use crate::ticket::TicketSource;
@@ -25,7 +26,7 @@ pub(crate) async fn release(
         return Err(ticket_failure(&locks, error).await);
     }
     notice.done();
-    let what = output::what(name, ticket.slot());
+    let what = names::what(name, ticket.slot());
     output::notice(&format!("{what} is released"));
     Ok(0)
 }

@@ -4,6 +4,7 @@ use database_locks::{LockInfo, LockName, Ttl};
 
 use crate::cli::DEFAULT_ACQUIRE_TTL;
 use crate::exit::Failure;
+use crate::names;
 use crate::output;
 use crate::target::Target;
 use crate::ticket::TicketSource;
@@ -28,7 +29,7 @@ pub(crate) async fn renew(
     }
     let row = row_of_ticket(&locks, &ticket).await;
     let end = output::lease_end(row.as_ref());
-    let what = output::what(name, ticket.slot());
+    let what = names::what(name, ticket.slot());
     output::notice(&format!("{what} is renewed, and held {end}"));
     Ok(0)
 }

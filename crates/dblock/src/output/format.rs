@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use database_locks::{LockInfo, LockName, LockState};
+use database_locks::{LockInfo, LockState};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -53,12 +53,4 @@ pub(super) fn json_value(value: &Value) -> String {
 
 pub(super) fn time(at: SystemTime) -> Option<String> {
     Some(format!("{:.0}", Timestamp::try_from(at).ok()?))
-}
-
-/// What is held, for messages: ``lock `api` `` or ``permit 2 of `api` ``.
-pub(crate) fn what(name: &LockName, slot: Option<u16>) -> String {
-    match slot {
-        None => format!("lock `{name}`"),
-        Some(slot) => format!("permit {slot} of `{name}`"),
-    }
 }

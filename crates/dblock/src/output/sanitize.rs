@@ -50,15 +50,6 @@ pub(crate) fn without_secrets(text: &str) -> String {
     shown
 }
 
-/// Quotes a word for a shell, if that is needed.
-pub(crate) fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "-_./:@%+,".contains(c);
-    match !text.starts_with('-') && text.chars().all(plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,13 +89,5 @@ mod tests {
         ] {
             assert_eq!(without_secrets(url), shown);
         }
-    }
-
-    #[test]
-    fn a_word_is_quoted_where_a_shell_would_change_it() {
-        assert_eq!(shell_word("nightly.report"), "nightly.report");
-        assert_eq!(shell_word("a b"), "'a b'");
-        assert_eq!(shell_word("it's"), r"'it'\''s'");
-        assert_eq!(shell_word("-n"), "'-n'");
     }
 }

@@ -96,7 +96,7 @@ class AdminTests(LocksTestMixin, TestCase):
                 str(label): count
                 for label, count, *_ in self.client.get(LIST + query).context["filters"]
             }
-            every = {"All": 2, "held": 1, "resting": 0, "expired": 0, "free": 1}
+            every = {"All": 2, "held": 1, "resting": 0, "expired": 0, "paused": 0, "free": 1}
             self.assertEqual(counts(""), every)
             self.assertEqual(counts("?state=free"), every)
             self.assertEqual(counts("?state=held"), {**every, "All": None, "free": None})

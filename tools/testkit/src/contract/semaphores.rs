@@ -244,14 +244,14 @@ pub async fn a_ticket_resumes_a_permit(fixture: &StoreFixture) {
 /// limit stays.
 pub async fn permits_are_listed_and_pruned(fixture: &StoreFixture) {
     let store = fixture.ready().await;
+    store
+        .set_limit(&name("api"), Some(5), WITHIN)
+        .await
+        .expect("an answer");
     let (held, freed) = (
         permit(&*store, "api", 2, LONG).await,
         permit(&*store, "api", 2, LONG).await,
     );
-    store
-        .set_limit(&name("api"), Some(2), WITHIN)
-        .await
-        .expect("an answer");
     release(&*store, &freed).await;
     let page = |filter: ListFilter| {
         let store = fixture.store();
@@ -268,7 +268,7 @@ pub async fn permits_are_listed_and_pruned(fixture: &StoreFixture) {
         let mut limits = store.limits(WITHIN).await.expect("an answer");
         limits.sort();
         let both = [
-            Some((name("api"), 2)),
+            Some((name("api"), 5)),
             limit.map(|it| (removed.clone(), it)),
         ];
         assert_eq!(limits, both.into_iter().flatten().collect::<Vec<_>>());
@@ -278,6 +278,7 @@ pub async fn permits_are_listed_and_pruned(fixture: &StoreFixture) {
         panic!("{in_use:?}")
     };
     assert_eq!((row.slot, row.token), (held.slot.number(), held.token));
+    // The caller's limit, and not the operator's.
     assert_eq!(row.permits, Some(2));
     assert!(page(ListFilter::new().prefix("b")).await.is_empty());
     let locks = store.page(&ListFilter::new(), None, WITHIN).await;
@@ -303,7 +304,7 @@ pub async fn permits_are_listed_and_pruned(fixture: &StoreFixture) {
         .semaphore(&name("api"), WITHIN)
         .await
         .expect("an answer");
-    assert_eq!((left.limit, left.permits.len()), (Some(2), 1));
+    assert_eq!((left.limit, left.permits.len()), (Some(5), 1));
 }
 
 /// Who is in, according to the holders themselves.

@@ -245,9 +245,9 @@ pub(super) fn acquire(rows: &mut Rows, command: &AcquireCommand) -> Outcome {
     }
 }
 
-fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, limit: u32) -> Outcome {
+fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, callers: u32) -> Outcome {
     let (now, name) = (clock::now(), &command.name);
-    let limit = rows.limits.get(name).copied().unwrap_or(limit);
+    let limit = rows.limits.get(name).copied().unwrap_or(callers);
     let mut held: Vec<LockRow> = Vec::new();
     let mut taken = BTreeSet::new();
     for (slot, row) in rows.permits_of(name) {
@@ -277,7 +277,7 @@ fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, limit: u32) -> Outc
         return no_permit_free(permits, first);
     };
     let row = rows.permits.entry((name.clone(), slot.into())).or_default();
-    row.permits = Some(limit.into());
+    row.permits = Some(callers.into());
     row.grant(command, Slot::Permit(slot), now)
 }
 

@@ -7,6 +7,7 @@ use crate::cli::{OnLost, RunArgs};
 use crate::commands::acquire_lock::read_row;
 use crate::commands::release_notice::Listener;
 use crate::exit;
+use crate::names;
 use crate::output;
 use crate::time::human;
 
@@ -24,7 +25,7 @@ pub(super) async fn finish(locks: &Locks, held: Vec<Held>, outcome: Outcome, arg
         }
         Outcome::Ended(end) => {
             let releases = held.into_iter().map(|one| {
-                let what = output::what(one.guard.name(), one.guard.slot());
+                let what = names::what(one.guard.name(), one.guard.slot());
                 let was_held = one.guard.is_held();
                 let done = tokio::spawn(one.guard.release());
                 (what, was_held, done, one.listener)
@@ -48,7 +49,7 @@ async fn report_loss(
     signal: Signal,
     args: &RunArgs,
 ) {
-    let what = output::what(guard.name(), guard.slot());
+    let what = names::what(guard.name(), guard.slot());
     let grace = human(args.grace());
     let how = match signal {
         Signal::SIGKILL if args.on_lost == OnLost::Term => {

@@ -14,8 +14,9 @@ use database_locks::{LockGuard, Locks};
 
 use crate::cli::RunArgs;
 use crate::exit::{self, Failure};
+use crate::names;
 use crate::notices::Notices;
-use crate::output::{self, without_secrets};
+use crate::output::without_secrets;
 use crate::process::{Child, End, Ignored, Signals, Terminal, program};
 use crate::target::Target;
 use crate::ticket;
@@ -138,7 +139,7 @@ fn start(
 ) -> Result<Child, Failure> {
     let guards = || held.iter().map(|one| &one.guard);
     if let Some(lost) = guards().find(|guard| !guard.is_held()) {
-        let what = output::what(lost.name(), lost.slot());
+        let what = names::what(lost.name(), lost.slot());
         let message = format!("{what} was lost before CMD was started: try again");
         return Err(Failure::new(exit::LOST, message));
     }

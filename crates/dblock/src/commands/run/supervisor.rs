@@ -12,6 +12,7 @@ use tokio::time::sleep;
 
 use super::held::Held;
 use crate::cli::{OnLost, RunArgs};
+use crate::names;
 use crate::notices::Notices;
 use crate::output;
 use crate::process::{Change, Child, End, Signals, Terminal};
@@ -120,7 +121,7 @@ impl<'a> Supervisor<'a> {
         self.notices.lock_is_over();
         let grace = match self.args.on_lost {
             OnLost::Ignore => {
-                let what = output::what(guard.name(), guard.slot());
+                let what = names::what(guard.name(), guard.slot());
                 let loss = loss_message(guard, reason);
                 output::error(&format!(
                     "{what} {loss}; CMD runs on without it (--on-lost ignore)"
