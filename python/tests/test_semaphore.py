@@ -278,7 +278,11 @@ def test_messages_say_permit(here: Locks, caplog: pytest.LogCaptureFixture) -> N
         with here.semaphore("api", 1) as held:
             pass
     texts = "\n".join(record.getMessage() for record in caplog.records)
-    for text in ("acquiring a permit of api", "permit 0 of api: permit acquired", "released permit 0 of api"):
+    for text in (
+        "acquiring a permit of api",
+        "permit 0 of api: permit acquired",
+        "released permit 0 of api",
+    ):
         assert text in texts
     assert "lock api" not in texts and "lock `api`" not in texts
     with pytest.raises(LockReleased, match="`api`: permit 0 is not held any more"):

@@ -144,7 +144,10 @@ class CommandTests(TransactionTestCase):
             self.assertEqual(self.failed(1, "doctor", "--strict"), "2 findings")
 
     def test_init_creates_the_table(self):
-        self.assertEqual(self.output("init"), "tables `database_locks_lock` and `database_locks_permit` are ready\n")
+        self.assertEqual(
+            self.output("init"),
+            "tables `database_locks_lock` and `database_locks_permit` are ready\n",
+        )
 
     def test_a_bad_name_exits_with_the_code_for_usage(self):
         self.assertIn("255", self.failed(2, "show", "x" * 256))
