@@ -60,6 +60,8 @@ class AcquireRequest:
     """Of several locks, their names in order; ``name`` and ``key`` then stand for all of them."""
     permits: int | None = None
     """The limit of a semaphore; ``None``: a lock."""
+    shared: bool = False
+    """Whether other shared holders may hold the lock at the same time."""
 
     @property
     def keys(self) -> tuple[Key, ...]:

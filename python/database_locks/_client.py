@@ -50,18 +50,22 @@ class Client:
         return self._core.engine
 
     def is_locked(self, name: str) -> bool:
-        """Whether any holder has this lock now, by the database's clock.
+        """Whether any holder has this lock now, a shared one too, by the database's clock.
 
         ``False`` for a lock that rests (``at_least``): no holder has it, although none can acquire
         it. `show` tells the two apart.
         """
         found = self.show(_arguments.text("lock_name", name))
-        return found is not None and found["state"] == "held"
+        if found is not None and found["state"] == "held":
+            return True
+        return self._sharing(name) is not None
 
     async def ais_locked(self, name: str) -> bool:
         """`is_locked` for a task."""
         found = await self.ashow(_arguments.text("lock_name", name))
-        return found is not None and found["state"] == "held"
+        if found is not None and found["state"] == "held":
+            return True
+        return await self._asharing(name) is not None
 
     def list(self, *, free: bool = True) -> builtins.list[dict[str, Any]]:
         """Every lock in the table, as ``dblock list --all --json`` prints them.
@@ -85,12 +89,43 @@ class Client:
         return found
 
     def show(self, name: str) -> dict[str, Any] | None:
-        """One lock, or ``None`` if the table has none of that name."""
+        """One lock, or ``None`` if the table has none of that name. Of holders that share it, it has
+        only ``waits_for``, their number, if an exclusive holder waits for them: see `show_shared`.
+        """
         return one(wait(self._core.show(_arguments.text("name", name))))
 
     async def ashow(self, name: str) -> dict[str, Any] | None:
         """`show` for a task."""
         return one(await wait_async(self._core.show(_arguments.text("name", name))))
+
+    def show_shared(self, name: str) -> builtins.list[dict[str, Any]]:
+        """The shared holders of a lock, each as `show` returns a lock, with ``shared``. Dead ones are
+        among them, whose ``state`` is ``expired``.
+        """
+        return every(wait(self._core.show_shared(_arguments.text("name", name))))
+
+    async def ashow_shared(self, name: str) -> builtins.list[dict[str, Any]]:
+        """`show_shared` for a task."""
+        return every(await wait_async(self._core.show_shared(_arguments.text("name", name))))
+
+    def _known_shared(self, name: str) -> builtins.list[dict[str, Any]]:
+        """`show_shared`; empty for a database of an earlier version, which has no table for them."""
+        try:
+            return self.show_shared(name)
+        except LockUnavailable:
+            return []
+
+    def _sharing(self, name: str) -> dict[str, Any] | None:
+        """The shared holder that has held the lock the longest, and the number of all as
+        ``shared_by``; ``None`` if there is none.
+        """
+        return longest(self._known_shared(name))
+
+    async def _asharing(self, name: str) -> dict[str, Any] | None:
+        try:
+            return longest(await self.ashow_shared(name))
+        except LockUnavailable:
+            return None
 
     def show_semaphore(self, name: str) -> dict[str, Any]:
         """A semaphore: ``held``, the number of permits that are held, ``of`` how many, ``limit``,
@@ -124,8 +159,9 @@ class Client:
         semaphore that has this number.
 
         Returns the previous holder and for how many seconds it held the lock; ``None`` if it was
-        free. Raises `LockConfigError` if there is only a semaphore of this name with permits that
-        are held, and no ``slot`` is given.
+        free. Raises `LockConfigError` if no ``slot`` is given, and there is only a semaphore of this
+        name with permits that are held, or there are only shared holders: see
+        `force_release_shared`.
         """
         freed = self._force_release(name, slot)
         return None if freed is None else freed[:2]
@@ -137,8 +173,27 @@ class Client:
         name, slot = _arguments.text("name", name), _arguments.slot_of(slot)
         freed = wait(self._core.force_release(name, slot))
         if freed is None and slot is None:
+            self._refuse_shared(name)
             self._refuse_semaphore(name)
         return freed
+
+    def force_release_shared(self, name: str) -> builtins.list[tuple[str | None, float | None]]:
+        """Release a lock without its shared holders, all of them.
+
+        Returns each of them, and for how many seconds it had held the lock; an empty list if there
+        were none.
+        """
+        return wait(self._core.force_release_shared(_arguments.text("name", name)))
+
+    def _refuse_shared(self, name: str) -> None:
+        """Raise an error if only shared holders have the lock."""
+        sharing = self._sharing(name)
+        if sharing is not None:
+            many = sharing["shared_by"]
+            raise LockConfigError(
+                f"lock `{name}` is shared by {many} holder{'' if many == 1 else 's'}: release all of them "
+                "by `force_release_shared`, or `manage.py locks release --force --shared`"
+            )
 
     def _refuse_semaphore(self, name: str) -> None:
         """Raise an error if permits of this name are held: which one is meant?"""
@@ -174,14 +229,31 @@ class Client:
         wait(self._core.drain())
 
     def expire(self, name: str) -> bool:
-        """For tests, on ``memory:``: end a lease now. Returns whether the lock was held."""
+        """For tests, on ``memory:``: end a lease now, those of all shared holders too. Returns whether
+        the lock was held.
+        """
         return wait(self._core.expire(name))
 
     def lose(self, name: str) -> bool:
-        """For tests: release a lock by force and report the loss to its holder in this process."""
+        """For tests: release a lock by force, and report the loss to its holders in this process. Those
+        that share it are among them.
+        """
         return wait(self._core.lose(name))
 
 
 def one(text: str | None) -> dict[str, Any] | None:
     lock: dict[str, Any] | None = None if text is None else json.loads(text)
     return lock
+
+
+def every(text: str) -> list[dict[str, Any]]:
+    locks: list[dict[str, Any]] = json.loads(text)
+    return locks
+
+
+def longest(shared: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The living holder that has shared a lock the longest, with the number of all of them."""
+    held = [row for row in shared if row["state"] == "held"]
+    if not held:
+        return None
+    return {**max(held, key=lambda row: row["held_for"] or 0.0), "shared_by": len(held)}

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _deadlock
 from ._arguments import AcquireRequest
-from ._registry import held_in_process, is_of_this_process
+from ._registry import holds_in_process, is_of_this_process
 from ._wait import Check
-from .exceptions import LockConfigError, LockTimeout, LockUnavailable, permits_held
+from .exceptions import LockConfigError, LockTimeout, LockUnavailable, permits_held, shared_by
 
 if TYPE_CHECKING:
     from ._held import Held
 
+_TAKEN = ("held", "resting")
 QUICK = 2.0
 """Seconds at most that one try may stop an event loop."""
 
@@ -42,14 +43,17 @@ def check_of_wait(
     def check() -> None:
         limited = asked.wait is not None
         for key in request.keys:
-            held = held_in_process(key)
-            why = None if held is None else _deadlock.reason(held, limited)
-            if held is not None and why is not None:
-                refuse(key[2], held, why, limited)
+            for held in holds_in_process(key):
+                if request.shared and held.shared:
+                    continue
+                why = _deadlock.reason(held, limited)
+                if why is not None:
+                    refuse(key[2], held, why, limited)
 
     def refuse(name: str, held: Held, why: str, limited: bool) -> NoReturn:
+        how = "shared" if held.shared else "held"
         message = (
-            f"lock `{name}` is held by {held.holder} (this process), and {why}, so the "
+            f"lock `{name}` is {how} by {held.holder} (this process), and {why}, so the "
             "wait could never end: take the lock in one of the two places only, or release it before"
         )
         if not limited:
@@ -105,6 +109,8 @@ def held_by(request: AcquireRequest, info: Mapping[str, Any] | None) -> str:
     if info and info["state"] == "resting":
         return f"lock `{name}` rests for another {info['free_in']:.1f}s"
     message = f"lock `{name}` is held"
+    if info and info.get("shared_by"):
+        message = f"lock `{name}` is {shared_by(info['shared_by'])}"
     holder = (info or {}).get("holder")
     if holder is not None:
         message += f" by {holder}"
@@ -122,6 +128,7 @@ def busy(request: AcquireRequest, info: Mapping[str, Any] | None) -> LockTimeout
         holder=info.get("holder"),
         held_for=info.get("held_for"),
         rests_for=info["free_in"] if info.get("state") == "resting" else None,
+        shared_by=info.get("shared_by"),
     )
 
 
@@ -150,11 +157,13 @@ def holder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
     try:
         if request.permits is not None:
             return request.client.show_semaphore(request.name)
-        for name in request.names:
-            info = request.client.show(name)
-            if info is not None and info["state"] == "held":
+        for name in request.names or (request.name,):
+            # First: beside shared holders, an exclusive one only waits for them, and may be this try.
+            sharing = None if request.shared else request.client._sharing(name)
+            info = sharing or request.client.show(name)
+            if info is not None and info["state"] in _TAKEN:
                 return info
-        return None if request.names else request.client.show(request.name)
+        return None if request.names else info
     except LockUnavailable:
         return None
 
@@ -165,10 +174,11 @@ async def aholder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
     try:
         if request.permits is not None:
             return await request.client.ashow_semaphore(request.name)
-        for name in request.names:
-            info = await request.client.ashow(name)
-            if info is not None and info["state"] == "held":
+        for name in request.names or (request.name,):
+            sharing = None if request.shared else await request.client._asharing(name)
+            info = sharing or await request.client.ashow(name)
+            if info is not None and info["state"] in _TAKEN:
                 return info
-        return None if request.names else await request.client.ashow(request.name)
+        return None if request.names else info
     except LockUnavailable:
         return None

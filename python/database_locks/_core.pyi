@@ -49,9 +49,9 @@ def generation() -> int:
 def check_url(url: str, table: str | None = None) -> None:
     """Check a URL and the name of a table, without I/O. Raises `LockConfigError`."""
 
-def ticket_parts(ticket: str) -> tuple[str, int | None]:
-    """The name of the lock of a ticket, and the number of the permit, if it is one. `LockConfigError` for an invalid ticket, which is not
-    repeated.
+def ticket_parts(ticket: str) -> tuple[str, int | None, bool]:
+    """The name of the lock of a ticket, the number of the permit, if it is one, and whether its holder
+    shares the lock. `LockConfigError` for an invalid ticket, which is not repeated.
     """
 
 def schema(engine: str) -> str | None:
@@ -160,9 +160,10 @@ class Locks:
         once_per: float | None = None,
         meta: str | None = None,
         permits: int | None = None,
+        shared: bool = False,
     ) -> Pending[Guard | None]:
-        """Begin to acquire; with ``permits``, a permit of a semaphore, for which ``holder`` takes
-        nothing over. In seconds; ``ttl=None``: without end; ``wait=None``: no limit, 0: one
+        """Begin to acquire; with ``permits``, a permit of a semaphore; ``shared``: together with other
+        shared holders. For these two ``holder`` takes nothing over. In seconds; ``ttl=None``: without end; ``wait=None``: no limit, 0: one
         try.
 
         The result is a `Guard`, or ``None`` if one try failed because another holder has the lock.
@@ -213,6 +214,9 @@ class Locks:
     def show(self, name: str) -> Pending[str | None]:
         """The result is JSON of one lock, or ``None`` if there is no such lock."""
 
+    def show_shared(self, name: str) -> Pending[str]:
+        """The result is JSON, an array of the shared holders."""
+
     def observe(self, name: str) -> Observer:
         """Without I/O."""
 
@@ -225,6 +229,9 @@ class Locks:
     ) -> Pending[tuple[str | None, float | None, bool] | None]:
         """The result is ``(holder, held_for, rested)``, or ``None`` if the lock was free."""
 
+    def force_release_shared(self, name: str) -> Pending[list[tuple[str | None, float | None]]]:
+        """The result is ``(holder, held_for)`` of each shared holder."""
+
     def prune(self, idle: float, include_legacy: bool) -> Pending[int]:
         """The result is the number of deleted rows."""
 
@@ -233,10 +240,10 @@ class Locks:
 
     def drain(self) -> Pending[None]: ...
     def expire(self, name: str) -> Pending[bool]:
-        """For tests, on `memory`: end the lease now. The result is whether there was one."""
+        """For tests, on `memory`: end the leases now. The result is whether there was one."""
 
     def lose(self, name: str) -> Pending[bool]:
-        """For tests: release by force, and report the loss to the holder in this process at once."""
+        """For tests: release by force, and report the loss to the holders in this process at once."""
 
 @final
 class Observer:
@@ -371,6 +378,8 @@ class Guard:
     holder: str
     slot: int | None
     """The number of the permit; ``None``: a lock, or several."""
+    is_shared: bool
+    """Whether other shared holders may hold the lock, too."""
     closed: bool
     """Whether it was released or handed over."""
     depth: int
@@ -382,7 +391,9 @@ class Guard:
         """Seconds left of the lease, without I/O; 0: lost; infinity: without end."""
 
     def on_lost(self, callback: Callable[[Loss], object]) -> None:
-        """Call ``callback`` with the loss, on a thread of the extension."""
+        """Call ``callback`` with the loss, on a thread of the extension. After a `downgrade` with that
+        of the shared grant.
+        """
 
     def loss(self) -> Loss | None:
         """The loss, if the grant is lost. Without I/O."""
@@ -396,6 +407,9 @@ class Guard:
     # A loss of this grant is a result of these methods and not an error.
     def check(self) -> Pending[Loss | None]: ...
     def extend(self, ttl: float | None) -> Pending[Loss | None]: ...
+    def downgrade(self) -> Pending[Loss | None]:
+        """Share the lock, which was held exclusively. Of one lock alone, and no permit."""
+
     def hand_over(self) -> str | Loss | None:
         """Of one lock alone."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from . import _tasks
+from . import _registry, _tasks
 
 if TYPE_CHECKING:
     from ._held import Held
@@ -47,7 +47,9 @@ def reason(held: Held, limited: bool) -> str | None:
         return None
     waiter, here = _tasks.current(), threading.get_ident()
     if held._task is None and held._thread == here:
-        return "this very thread holds it"
+        # A thread may have the ident of one that has ended, which acquired the lock without a block.
+        is_same = held._holds is _registry.here.holds
+        return "this very thread holds it" if is_same else None
     if held._task is not None and held._task is waiter:
         return "this very task holds it"
     if held._task is not None and _tasks.is_trio(held._task):

@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from . import _core, _fence, _interrupt, _registry, _status_file, _tasks
+from . import _core, _fence, _interrupt, _registry, _shared, _status_file, _tasks
 from ._arguments import AcquireRequest, Seconds, lasting_of, ttl_of
 from ._wait import wait, wait_async, wait_shielded
 from .django import interrupted_connections, signal_dispatch, transactions
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from ._arguments import Key
     from ._typing import Loss
 
 logger = logging.getLogger("database_locks.locks")
@@ -55,6 +56,8 @@ class Held:
         self._released_blocks = 0
         """How many of the open blocks, the outermost first, were released before their end."""
         self._loss: Loss | None = None
+        self._within: dict[Key, Held] = {}
+        """The holds of the same locks, by this thread or task, around this one: see `_registry.add`."""
         self._interrupted: list[Any] = []
         self._kept_on: list[weakref.ReferenceType[Any]] = []
         """Django connections whose open transaction keeps the lock: see `django.transactions`."""
@@ -81,6 +84,13 @@ class Held:
         same time. ``None`` for a lock.
         """
         return None if self._guard is None else self._guard.slot
+
+    @property
+    def shared(self) -> bool:
+        """Whether other shared holders may hold the lock at the same time. A shared block within an
+        exclusive one of the same thread or task has the hold of that, which is not shared.
+        """
+        return self._request.shared if self._guard is None else self._guard.is_shared
 
     @property
     def holder(self) -> str | None:
@@ -144,6 +154,30 @@ class Held:
         self._not_ended()
         if self._guard is not None:
             self._confirmed(await wait_async(self._guard.extend(ttl_of(lock_ttl))))
+
+    def downgrade(self) -> None:
+        """Share the lock, which was held exclusively, without another exclusive holder in between:
+        other shared callers get in from now on.
+
+        `token` and `ticket` are new ones then. Losses are reported as before. There is no way back:
+        release the lock, and acquire it without ``shared``.
+
+        Raises `LockConfigError` for a hold that is shared already, for a permit and for several
+        locks, in a block within another one of the same lock, and in a transaction that keeps the
+        lock until its end (see ``until``), whose writes the others could not see yet; `LockLost`;
+        and `LockUnavailable`, after which the lock is still held exclusively.
+        """
+        self._not_ended()
+        _shared.check_downgrade(self)
+        if self._guard is not None:
+            self._confirmed(wait(self._guard.downgrade()))
+
+    async def adowngrade(self) -> None:
+        """`downgrade` for a task."""
+        self._not_ended()
+        _shared.check_downgrade(self)
+        if self._guard is not None:
+            self._confirmed(await wait_async(self._guard.downgrade()))
 
     def release(self) -> None:
         """Release the lock before the end of the block, even if blocks of this lock nest.

@@ -18,6 +18,7 @@ from . import (
     _logging,
     _naming,
     _project,
+    _shared,
     _status_file,
     _tasks,
 )
@@ -69,6 +70,11 @@ class lock(_core.Scope):
         a tenth of it, at most a minute. If its latest grant began more recently, raises
         `LockAlreadyRan`, a `LockTimeout`, without waiting. A grant counts whether its block succeeded
         or not
+    :param shared: share the lock with all other holders that share it, and with no exclusive one (a
+        *reader-writer lock*). An exclusive caller goes first: once it has asked, no further shared one
+        gets in, and it waits for those that are there. ``locked_by`` is then a name for lists and
+        messages, and nothing else: no hold is taken over. Not for a lock that legacy
+        (django-database-locks 0.5) uses, which does not see shared holders
     :param until: ``"commit"`` (the default): if the block ends within a Django transaction
         (``ATOMIC_REQUESTS``, ``transaction.atomic()``), the lock is kept until the outermost open
         transaction of the thread has committed or rolled back. If the lock is lost before that, the
@@ -102,6 +108,7 @@ class lock(_core.Scope):
         on_busy: Literal["wait", "raise", "skip"] = "wait",
         at_least: Seconds = 0,
         once_per: Seconds | None = None,
+        shared: bool = False,
         until: Literal["commit", "exit"] = "commit",
         until_using: str | None = None,
         meta: Mapping[str, Any] | None = None,
@@ -111,7 +118,7 @@ class lock(_core.Scope):
         self._is_permit = False
         """Whether it does not nest, since other blocks of the same name acquire other permits."""
         if ticket is not None:
-            lock_name, self._is_permit = _parts_of_ticket(ticket, lock_name)
+            lock_name, self._is_permit, is_shared = _parts_of_ticket(ticket, lock_name)
             _refuse_with_ticket(at_least=at_least or None, once_per=once_per)
         if lock_name is not None and not isinstance(lock_name, str):
             raise LockConfigError(
@@ -134,6 +141,11 @@ class lock(_core.Scope):
         self._on_busy: str = on_busy
         self._at_least = _arguments.at_least_of(at_least)
         self._once_per = _arguments.once_per_of(once_per)
+        self._shared = _arguments.flag("shared", shared)
+        if shared:
+            _shared.refuse_options(self._at_least, self._once_per, ticket)
+        elif ticket is not None:
+            self._shared = is_shared
         self._until: str = until
         self._until_using = until_using
         self._meta = _arguments.meta_of(meta)
@@ -260,6 +272,7 @@ class lock(_core.Scope):
         kept = kept_here(request.key)
         if kept is None or self._ticket is not None:
             return False
+        _shared.refuse_upgrade(request, kept)
         self._acquired = kept._resume_detached()
         return True
 
@@ -329,6 +342,7 @@ class lock(_core.Scope):
             holder=self._locked_by,
             at_least=self._at_least,
             once_per=self._once_per,
+            shared=self._shared,
             meta=self._meta,
             on_busy=self._on_busy,
             until=self._until,
@@ -351,7 +365,10 @@ class lock(_core.Scope):
             return None
         self._refuse_kept(request)
         held = held_here(request.key)
-        return None if held is None else held._enter_again()._part((request.name,))
+        if held is None:
+            return None
+        _shared.refuse_upgrade(request, held)
+        return held._enter_again()._part((request.name,))
 
     def _refuse_kept(self, request: AcquireRequest) -> None:
         """Raise `LockAlreadyRan` if a transaction of this thread or task keeps the lock.
@@ -388,6 +405,7 @@ class lock(_core.Scope):
             once_per=request.once_per,
             meta=request.meta,
             permits=request.permits,
+            shared=request.shared,
         )
 
     def _ask_again(
@@ -551,10 +569,11 @@ def _refuse_with_ticket(**options: Seconds | None) -> None:
             )
 
 
-def _parts_of_ticket(ticket: str, lock_name: str | None) -> tuple[str, bool]:
-    named, slot = _core.ticket_parts(_arguments.ticket(ticket))
+def _parts_of_ticket(ticket: str, lock_name: str | None) -> tuple[str, bool, bool]:
+    """The name, and whether it is a permit, and a shared hold."""
+    named, slot, is_shared = _core.ticket_parts(_arguments.ticket(ticket))
     if lock_name not in (None, named):
         raise LockConfigError(
             f"`lock_name` is {lock_name!r}, and the ticket is for {named!r}: leave out `lock_name`"
         )
-    return named, slot is not None
+    return named, slot is not None, is_shared

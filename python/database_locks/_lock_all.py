@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from . import _arguments, _core, _logging, _status_file
+from . import _arguments, _core, _logging, _shared, _status_file
 from ._arguments import NOTSET, AcquireRequest, Seconds
 from ._lock import lock, logger
 from ._registry import held_here
@@ -93,6 +93,9 @@ class lock_all(lock):
     def _all_held(self, request: AcquireRequest) -> Held | None:
         """What the calling thread or task holds all of them by, if it holds any."""
         held = {key[2]: held_here(key) for key in request.keys}
+        for one in held.values():
+            if one is not None:
+                _shared.refuse_upgrade(request, one)
         first = next((one for one in held.values() if one is not None), None)
         if first is not None and any(one is not first for one in held.values()):
             some = ", ".join(f"`{name}`" for name, one in held.items() if one is not None)

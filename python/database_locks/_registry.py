@@ -25,7 +25,8 @@ class _Here(threading.local):
 
 here = _Here()
 _tasks_holds: weakref.WeakKeyDictionary[Any, dict[Key, Held]] = weakref.WeakKeyDictionary()
-_process: dict[Key, weakref.ref[Held]] = {}
+_process: dict[Key, dict[int, weakref.ref[Held]]] = {}
+"""The holds of each lock by their `id`: several, if they share it."""
 
 
 def holds_of(task: Any) -> dict[Key, Held]:
@@ -43,6 +44,10 @@ def add(held: Held) -> None:
         for key in [key for key, known in holds.items() if known._guard.closed]:
             holds.pop(key, None)
     for key in held._request.keys:
+        outer = holds.get(key)
+        if outer is not None and outer is not held:
+            # A shared hold that a ticket resumed within another shared one.
+            held._within[key] = outer
         holds[key] = held
     add_to_process(held)
 
@@ -50,15 +55,23 @@ def add(held: Held) -> None:
 def add_to_process(held: Held) -> None:
     """An object holds it: nothing nests in it, but errors in other threads name it as the holder."""
     for key in held._request.keys:
-        _process[key] = weakref.ref(held)
+        known = _process.setdefault(key, {})
+        for one in [one for one, ref in list(known.items()) if ref() is None]:
+            known.pop(one, None)
+        known[id(held)] = weakref.ref(held)
 
 
 def remove(held: Held) -> None:
     for key in held._request.keys:
+        outer = _open(held._within.pop(key, None))
         if held._holds.get(key) is held:
             held._holds.pop(key, None)
-        ref = _process.get(key)
-        if ref is not None and ref() in (held, None):
+            if outer is not None:
+                held._holds[key] = outer
+        known = _process.get(key, {})
+        known.pop(id(held), None)
+        if not any(ref() is not None for ref in list(known.values())):
+            # Another thread may be adding one. Then error messages do not name it.
             _process.pop(key, None)
 
 
@@ -78,10 +91,10 @@ def kept_here(key: Key) -> Held | None:
     return None if held is None or held._is_used() else held
 
 
-def held_in_process(key: Key) -> Held | None:
-    """The lock, if any thread or task of this process holds it."""
-    ref = _process.get(key)
-    return None if ref is None else _open(ref())
+def holds_in_process(key: Key) -> list[Held]:
+    """The holds of a lock by all threads and tasks of this process: several, if they share it."""
+    known = [_open(ref()) for ref in list(_process.get(key, {}).values())]
+    return [held for held in known if held is not None]
 
 
 def all_held_here() -> dict[Key, Held]:
@@ -94,7 +107,8 @@ def is_of_this_process(name: str, holder: str | None) -> bool:
     """Whether the holder that the database names is in this process."""
     for key in list(_process):
         # A forked child inherits the entries of its parent.
-        held = held_in_process(key) if key[0] == _core.generation() else None
-        if held is not None and (key[2], held.holder) == (name, holder):
+        if key[0] != _core.generation() or key[2] != name:
+            continue
+        if any(held.holder == holder for held in holds_in_process(key)):
             return True
     return False

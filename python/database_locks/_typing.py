@@ -44,6 +44,7 @@ class Options(TypedDict, total=False):
     lock_ttl_renew: Seconds | None
     at_least: Seconds
     once_per: Seconds | None
+    shared: bool
     until: Literal["commit", "exit"]
     until_using: str | None
     meta: Mapping[str, Any] | None

@@ -25,8 +25,9 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
-from .cli import formatting
+from .cli import formatting, sharing
 from .django import conf
 from .exceptions import LockException
 from .models import Lock
@@ -181,9 +182,12 @@ class LockAdmin(_ModelAdmin):
             {
                 "title": name if row.get("slot") is None else f"{name}, {row['slot']}",
                 "row": self._row(row),
-                "facts": _facts(row),
+                "facts": _facts(row) + sharing.facts(row.get("shared_by", ())),
                 "history_url": self._url("history", name),
                 "may_release": self.has_release_permission(request),
+                "shared_url": self._url("release", name) + _query(shared="1")
+                if sharing.held(row.get("shared_by", ()))
+                else None,
                 **(extra_context or {}),
             },
         )
@@ -192,6 +196,8 @@ class LockAdmin(_ModelAdmin):
         """Ask for confirmation (GET), release by force (POST)."""
         self._require(self.has_release_permission(request))
         name, slot = unquote(object_id), _slot(request)
+        if "shared" in request.GET:
+            return self._release_shared_view(request, name)
         try:
             row = _found(name, slot)
             if row is None:
@@ -260,6 +266,51 @@ class LockAdmin(_ModelAdmin):
         messages.success(request, success % words)
         return HttpResponseRedirect(self._url("changelist"))
 
+    def _release_shared_view(self, request: HttpRequest, name: str) -> HttpResponseBase:
+        """`release_view` for all holders that share a lock."""
+        try:
+            row = _found(name, None)
+            if row is None:
+                return self._unknown(request, name)
+            shared = sharing.held(row.get("shared_by", ()))
+            seen = ",".join(sorted(it["grant"] or "" for it in shared))
+            moved = "seen" in request.POST and request.POST["seen"] != seen
+            if request.method == "POST" and not moved:
+                return self._release_shared(request, name)
+        except LockException as error:
+            return self._unreachable(request, error)
+        return self._page(
+            request,
+            "release_shared",
+            {
+                "title": _("Release by force?"),
+                "row": self._row(row),
+                "facts": _facts(row) + sharing.facts(shared),
+                "holders": len(shared),
+                "seen": seen,
+                "moved": moved,
+            },
+        )
+
+    def _release_shared(self, request: HttpRequest, name: str) -> HttpResponse:
+        freed = conf.locks().force_release_shared(name)
+        nameless = str(_("a holder without a name"))
+        holders = ", ".join(formatting.on_one_line(holder or nameless) for holder, _age in freed)
+        words = {"name": formatting.on_one_line(name), "holders": holders}
+        if not freed:
+            messages.info(request, _("No holder shares lock “%(name)s”.") % words)
+            return HttpResponseRedirect(self._url("changelist"))
+        try:
+            self._log(
+                request, name, str(_("Released by force: %(holders)s had shared it.") % words)
+            )
+        except DatabaseError as error:
+            # As for a lock: it is released already.
+            messages.warning(request, _("The history has no entry of it: %s") % error)
+        success = _("Lock “%(name)s” is released by force: %(holders)s had shared it.")
+        messages.success(request, success % words)
+        return HttpResponseRedirect(self._url("changelist"))
+
     def _log(self, request: HttpRequest, name: str, message: str) -> None:
         # A failure must not break the transaction of the request.
         with transaction.atomic(using=router.db_for_write(LogEntry)):
@@ -306,20 +357,22 @@ class LockAdmin(_ModelAdmin):
         """The variables of one lock in the templates."""
         name, slot = row["name"], row.get("slot")
         where = "" if slot is None else _query(slot=str(slot))
+        is_shared = bool(row.get("shared"))
         # The line of a semaphore has no page of its own.
         is_semaphore = slot is None and row.get("limit") is not None
         return {
             **row,
             "shown": formatting.on_one_line(name),
             "permit": formatting.counted(row) if is_semaphore or slot is not None else "",
-            "word": _WORDS[row["state"]],
+            "word": _word(row),
             "holder": formatting.on_one_line(row["holder"] or ""),
             "since": _local(row["acquired_at"]),
             "age": "" if row["held_for"] is None else formatting.human(row["held_for"]),
             "left": formatting.free_in(row),
             "purpose": formatting.on_one_line(formatting.purpose(row["metadata"])),
             "url": "" if is_semaphore else self._url("change", name) + where,
-            "release_url": self._url("release", name) + where,
+            "release_url": self._url("release", name)
+            + (_query(shared="1") if is_shared else where),
             "taken": row["state"] in _TAKEN,
         }
 
@@ -335,6 +388,18 @@ _WORDS = {
 _TAKEN = ("held", "resting")
 
 
+def _word(row: Mapping[str, Any]) -> Any:
+    """The state in words."""
+    readers = row.get("waits_for")
+    if readers:
+        return ngettext(
+            "waiting for %(readers)s reader", "waiting for %(readers)s readers", readers
+        ) % {"readers": readers}
+    if row.get("shared") and row["state"] == "held":
+        return _("shared")
+    return _WORDS[row["state"]]
+
+
 def _slot(request: HttpRequest) -> int | None:
     """The permit that the URL names; ``None``: the lock."""
     text = request.GET.get("slot", "")
@@ -344,7 +409,11 @@ def _slot(request: HttpRequest) -> int | None:
 def _found(name: str, slot: int | None) -> Mapping[str, Any] | None:
     """The lock, or the permit with ``held`` and ``of``; ``None`` if there is none."""
     if slot is None:
-        return conf.locks().show(name)
+        row = conf.locks().show(name)
+        shared = [] if row is None else conf.locks()._known_shared(name)
+        if row is None or not shared:
+            return row
+        return row | {"shared_by": shared}
     semaphore = conf.locks().show_semaphore(name)
     for permit in semaphore["permits"]:
         if permit["slot"] == slot:

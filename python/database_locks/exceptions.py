@@ -29,7 +29,9 @@ class LockTimeout(LockException):
     for how many seconds more; ``holder`` is then the latest one. ``in_this_process``: the holder is
     another thread, task or object of this process. ``permits``: of a semaphore the limit, of which all
     are held (``holder`` and ``held_for`` are those of the longest held one), or 0: an operator has
-    paused it; ``None`` for a lock.
+    paused it; ``None`` for a lock. ``shared_by``: if shared holders kept an exclusive caller out, their
+    number (``holder`` and ``held_for`` are those of the one that has shared it the longest); else
+    ``None``.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class LockTimeout(LockException):
         held_for: float | None = None,
         rests_for: float | None = None,
         permits: int | None = None,
+        shared_by: int | None = None,
     ) -> None:
         # `args` is that of legacy, whose users may read it.
         super().__init__(*((message,) if timeout is None else (message, timeout)))
@@ -51,6 +54,7 @@ class LockTimeout(LockException):
         self.held_for = held_for
         self.rests_for = rests_for
         self.permits = permits
+        self.shared_by = shared_by
         self.in_this_process = False
 
     def __str__(self) -> str:
@@ -66,7 +70,7 @@ class LockTimeout(LockException):
             if self.holder is not None:
                 message += f" after {self.holder}"
         elif self.holder is not None:
-            message += f" is held by {self.holder}"
+            message += f" is {shared_by(self.shared_by)} by {self.holder}"
             if self.in_this_process:
                 message += " (this process)"
             if self.held_for is not None:
@@ -83,6 +87,13 @@ class LockTimeout(LockException):
         if self.in_this_process:
             message += " (this process)"
         return message if self.held_for is None else f"{message} for {self.held_for:.1f}s"
+
+
+def shared_by(holders: int | None) -> str:
+    """``held``, or how many holders share the lock that an exclusive caller waits for."""
+    if holders is None:
+        return "held"
+    return "shared" if holders == 1 else f"shared by {holders} holders, the longest"
 
 
 def permits_held(name: str | None, permits: int) -> str:

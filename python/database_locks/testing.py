@@ -90,7 +90,7 @@ class MemoryLocks(Locks):
         super().__init__(f"memory:test-{os.getpid()}-{next(_numbers)}")
         self._busy: list[Busy] = []
 
-    def busy(self, name: str, holder: str = "another holder") -> Busy:
+    def busy(self, name: str, holder: str = "another holder", *, shared: bool = False) -> Busy:
         """Let another holder have the lock until the `Busy` is released or the test ends.
 
         >>> from database_locks import LockTimeout
@@ -102,10 +102,14 @@ class MemoryLocks(Locks):
         ...         print(busy.holder)
         another holder
 
-        ``holder``: the id that ``LockTimeout.holder`` and `held` show. Raises `AssertionError` if
-        the lock is held already.
+        ``holder``: the id that ``LockTimeout.holder`` and `held` show. ``shared``: it shares the lock,
+        so only an exclusive caller finds it busy. Raises `AssertionError` if the lock is held already,
+        by a holder that does not let this one in.
         """
-        guard = wait(self._core.acquire(name, ttl=None, wait=0.0, auto_renew=False, holder=holder))
+        asked = self._core.acquire(
+            name, ttl=None, wait=0.0, auto_renew=False, holder=holder, shared=shared
+        )
+        guard = wait(asked)
         if guard is None:
             raise AssertionError(f"lock `{name}` is held by {self.held().get(name)}")
         busy = Busy(name, guard)
@@ -117,7 +121,8 @@ class MemoryLocks(Locks):
         return {row["name"]: row["holder"] for row in self.list() if row["state"] == "held"}
 
     def lose(self, name: str) -> bool:
-        """Release a lock by force. Its holder gets ``LockLost`` or its callback at once.
+        """Release a lock by force. Its holder, or all that share it, get ``LockLost`` or their
+        callback at once.
 
         Raises `AssertionError` if the lock is not held.
         """
@@ -136,8 +141,8 @@ class MemoryLocks(Locks):
         )
 
     def expire(self, name: str) -> bool:
-        """End a lease now: another client can acquire the lock, and its holder gets ``LockLost`` or
-        its callback at once.
+        """End a lease now, or those of all that share the lock: another client can acquire it, and
+        its holders get ``LockLost`` or their callback at once.
 
         Raises `AssertionError` if the lock is not held.
         """

@@ -22,6 +22,7 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             held_for,
             rests_for,
             permits,
+            shared_by,
             ..
         } => {
             words.set_item("timeout", waited.as_secs_f64())?;
@@ -30,6 +31,7 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             words.set_item("held_for", held_for.map(|age| age.as_secs_f64()))?;
             words.set_item("rests_for", rests_for.map(|left| left.as_secs_f64()))?;
             words.set_item("permits", permits)?;
+            words.set_item("shared_by", shared_by)?;
             let what = if permits.is_some() {
                 "a permit"
             } else {

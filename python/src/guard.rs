@@ -93,9 +93,12 @@ pub(crate) async fn acquire(
 }
 
 fn granted(grant: Grant) -> Answer {
-    Box::new(|py| match Guard::new(grant) {
-        Some(guard) => guard.into_py_any(py),
-        None => Err(errors::ending(py)),
+    Box::new(|py| {
+        // The process may have begun to end, and released it.
+        if grant.ask(|_| ()).is_none() {
+            return Err(errors::ending(py));
+        }
+        Guard::new(grant).into_py_any(py)
     })
 }
 
@@ -104,10 +107,34 @@ fn ending() -> Answer {
     Box::new(|py| Err(errors::ending(py)))
 }
 
-/// A grant that this process has to release.
+/// A grant that this process has to release, or several that are held together.
 pub(crate) struct Grant {
     id: u64,
     guard: Shared,
+    facts: Facts,
+}
+
+/// What is known of a grant without its guard, also after its end.
+struct Facts {
+    /// The name and the token of each lock, in the order of the names.
+    tokens: Vec<(String, i64)>,
+    holder: String,
+    /// The number of the permit; `None`: a lock, or several.
+    slot: Option<u16>,
+    is_shared: bool,
+}
+
+impl Facts {
+    fn of(set: &LockSet) -> Self {
+        let first = set.guards().first();
+        let token = |guard: &LockGuard| (guard.name().to_string(), guard.token().get());
+        Self {
+            tokens: set.guards().iter().map(token).collect(),
+            holder: first.map(|it| it.holder().to_owned()).unwrap_or_default(),
+            slot: first.and_then(LockGuard::slot),
+            is_shared: first.is_some_and(LockGuard::is_shared),
+        }
+    }
 }
 
 impl Grant {
@@ -121,9 +148,10 @@ impl Grant {
         }
         // Unique in a forked child too, which drops the grants of its parent.
         let id = LAST.fetch_add(1, Ordering::Relaxed);
+        let facts = Facts::of(&guard);
         let guard = Arc::new(RwLock::new(Some(guard)));
         grants.held.insert(id, Arc::downgrade(&guard));
-        Some(Self { id, guard })
+        Some(Self { id, guard, facts })
     }
 
     fn ask<T>(&self, ask: impl FnOnce(&LockSet) -> T) -> Option<T> {
@@ -178,45 +206,43 @@ fn close(guard: &Shared) {
     });
 }
 
+/// The grant of a guard. A downgrade replaces it.
+type Current = Arc<Mutex<Arc<Grant>>>;
+
+/// The functions that a loss calls.
+type Callbacks = Arc<Mutex<Vec<Arc<Py<PyAny>>>>>;
+
 #[pyclass(frozen, module = "database_locks._core")]
 pub(crate) struct Guard {
-    grant: Grant,
+    current: Current,
+    callbacks: Callbacks,
     /// The number of open blocks that hold the lock by this guard.
     depth: AtomicUsize,
     /// A dropped guard leaves the lock held until its lease ends.
     stays: AtomicBool,
-    /// The name and the token of each lock, in the order of the names.
-    #[pyo3(get)]
-    tokens: Vec<(String, i64)>,
-    #[pyo3(get)]
-    holder: String,
-    /// The number of the permit; `None`: a lock, or several.
-    #[pyo3(get)]
-    slot: Option<u16>,
 }
 
 impl Guard {
-    /// `None` if the grant was released meanwhile.
-    pub(crate) fn new(grant: Grant) -> Option<Self> {
-        let (tokens, holder, slot) = grant.ask(|set| {
-            let of = |guard: &LockGuard| (guard.name().to_string(), guard.token().get());
-            let holder = set.guards().first().map(|guard| guard.holder().to_owned());
-            let slot = set.guards().first().and_then(LockGuard::slot);
-            (set.guards().iter().map(of).collect(), holder, slot)
-        })?;
-        Some(Self {
-            grant,
+    pub(crate) fn new(grant: Grant) -> Self {
+        Self {
+            current: Arc::new(Mutex::new(Arc::new(grant))),
+            callbacks: Callbacks::default(),
             depth: AtomicUsize::new(0),
             stays: AtomicBool::new(false),
-            tokens,
-            holder: holder.unwrap_or_default(),
-            slot,
-        })
+        }
+    }
+
+    fn grant(&self) -> Arc<Grant> {
+        Arc::clone(&locked(&self.current))
+    }
+
+    fn guard(&self) -> Shared {
+        Arc::clone(&self.grant().guard)
     }
 
     /// Release in the background, if it is still held.
     pub(crate) fn close(&self) {
-        close(&self.grant.guard);
+        close(&self.guard());
     }
 
     pub(crate) fn entered(&self) {
@@ -250,12 +276,71 @@ fn fields<'py>(py: Python<'py>, name: &LockName, loss: &Loss) -> PyResult<Bound<
     Ok(words)
 }
 
+/// Call `callback` when the grant is lost, or at once if it is.
+fn tell_loss(grant: &Grant, callback: Arc<Py<PyAny>>) {
+    // The core has few threads for callbacks, so the GIL thread waits for the GIL.
+    let tell = move |name: LockName, loss: Loss| {
+        gil_thread::call(move |py| callback.call1(py, (fields(py, &name, &loss)?,)).map(drop));
+    };
+    grant.ask(|set| set.on_lost(tell));
+}
+
+/// Make the grant a shared one. Whoever sees the guard meanwhile finds one of the two grants.
+async fn downgrade(current: Current, callbacks: Callbacks) -> Result<Answer, Error> {
+    let exclusive = Arc::clone(&locked(&current));
+    let shared = {
+        let guard = exclusive.guard.read().await;
+        match guard.as_ref().map(LockSet::guards) {
+            Some([guard]) => guard.shared_beside().await?,
+            // Released meanwhile; Python refuses several.
+            _ => return Ok(nothing()),
+        }
+    };
+    let Some(shared) = Grant::new(shared.into()).map(Arc::new) else {
+        return Ok(ending());
+    };
+    *locked(&current) = Arc::clone(&shared);
+    for callback in locked(&callbacks).iter() {
+        tell_loss(&shared, Arc::clone(callback));
+    }
+    match exclusive.guard.write().await.take() {
+        // An error changes nothing: the release goes on in the background, or the exclusive grant
+        // was lost after the shared one was made.
+        Some(exclusive) => drop(exclusive.release().await),
+        // Released in the meantime, by another thread.
+        None => close(&shared.guard),
+    }
+    Ok(nothing())
+}
+
 #[pymethods]
 impl Guard {
+    /// The name and the token of each lock, in the order of the names.
+    #[getter]
+    fn tokens(&self) -> Vec<(String, i64)> {
+        self.grant().facts.tokens.clone()
+    }
+
+    #[getter]
+    fn holder(&self) -> String {
+        self.grant().facts.holder.clone()
+    }
+
+    /// The number of the permit; `None`: a lock, or several.
+    #[getter]
+    fn slot(&self) -> Option<u16> {
+        self.grant().facts.slot
+    }
+
+    #[getter]
+    fn is_shared(&self) -> bool {
+        self.grant().facts.is_shared
+    }
+
     /// Whether it was released or handed over.
     #[getter]
     fn closed(&self) -> bool {
-        match self.grant.guard.try_read() {
+        match self.grant().guard.try_read() {
             Ok(guard) => guard.is_none(),
             Err(_) => true,
         }
@@ -268,26 +353,31 @@ impl Guard {
     }
 
     fn is_held(&self) -> bool {
-        self.grant.ask(LockSet::is_held).unwrap_or(false)
+        self.grant().ask(LockSet::is_held).unwrap_or(false)
     }
 
     fn trusted_for(&self) -> f64 {
-        match self.grant.ask(LockSet::trusted_for) {
+        match self.grant().ask(LockSet::trusted_for) {
             Some(Duration::MAX) => f64::INFINITY,
             left => left.unwrap_or_default().as_secs_f64(),
         }
     }
 
     fn on_lost(&self, callback: Py<PyAny>) {
-        // The core has few threads for callbacks, so the GIL thread waits for the GIL.
-        let tell = move |name: LockName, loss: Loss| {
-            gil_thread::call(move |py| callback.call1(py, (fields(py, &name, &loss)?,)).map(drop));
-        };
-        self.grant.ask(|guard| guard.on_lost(tell));
+        let callback = Arc::new(callback);
+        // First, for a downgrade that is about to replace the grant.
+        locked(&self.callbacks).push(Arc::clone(&callback));
+        tell_loss(&self.grant(), callback);
+    }
+
+    /// Share the lock, which was exclusive. The result is a loss of the exclusive grant, or `None`.
+    fn downgrade(&self) -> Pending {
+        let (current, callbacks) = (Arc::clone(&self.current), Arc::clone(&self.callbacks));
+        Pending::new(async move { answer(downgrade(current, callbacks).await) })
     }
 
     fn loss<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let loss = self.grant.ask(LockSet::loss).flatten();
+        let loss = self.grant().ask(LockSet::loss).flatten();
         loss.map(|(name, loss)| fields(py, &name, &loss))
             .transpose()
     }
@@ -295,7 +385,7 @@ impl Guard {
     /// A ticket of each lock, in the order of the names; `None` if the guard is closed.
     fn tickets(&self) -> Option<Vec<String>> {
         let texts = |set: &LockSet| set.tickets().iter().map(ToString::to_string).collect();
-        self.grant.ask(texts)
+        self.grant().ask(texts)
     }
 
     /// Dropped without a release, the lock stays held until its lease ends.
@@ -304,7 +394,7 @@ impl Guard {
     }
 
     fn check(&self) -> Pending {
-        let guard = Arc::clone(&self.grant.guard);
+        let guard = self.guard();
         Pending::new(async move {
             if let Some(guard) = guard.read().await.as_ref() {
                 return answer(guard.check().await.map(|()| nothing()));
@@ -315,7 +405,7 @@ impl Guard {
 
     #[pyo3(signature = (ttl))]
     fn extend(&self, py: Python<'_>, ttl: Option<f64>) -> PyResult<Pending> {
-        let (guard, ttl) = (Arc::clone(&self.grant.guard), self::ttl(py, ttl)?);
+        let (guard, ttl) = (self.guard(), self::ttl(py, ttl)?);
         Ok(Pending::new(async move {
             if let Some(guard) = guard.read().await.as_ref() {
                 return answer(guard.extend(ttl).await.map(|()| nothing()));
@@ -326,12 +416,8 @@ impl Guard {
 
     /// The ticket of the only lock, or the loss; `None` if the guard is closed.
     fn hand_over(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let guard = self
-            .grant
-            .guard
-            .try_write()
-            .ok()
-            .and_then(|mut it| it.take());
+        let guard = self.guard();
+        let guard = guard.try_write().ok().and_then(|mut it| it.take());
         let guard = guard.and_then(|set| set.into_guards().pop());
         match guard.map(LockGuard::into_ticket).transpose() {
             Ok(ticket) => ticket.map(|ticket| ticket.to_string()).into_py_any(py),
@@ -343,7 +429,7 @@ impl Guard {
     /// The fence of each lock, in the order of the names.
     #[pyo3(signature = (lasting=None))]
     fn fences(&self, py: Python<'_>, lasting: Option<f64>) -> PyResult<Pending> {
-        let set = Arc::clone(&self.grant.guard);
+        let set = self.guard();
         let lasting = lasting
             .map(|lasting| seconds(py, "lasting", lasting))
             .transpose()?;
@@ -358,7 +444,7 @@ impl Guard {
 
     /// The reason why a fence did not pass: a loss, or an error.
     fn fence_failed(&self, conflict: bool) -> Pending {
-        let set = Arc::clone(&self.grant.guard);
+        let set = self.guard();
         let failure = match conflict {
             true => FenceFailure::Conflict,
             false => FenceFailure::NoRow,
@@ -379,7 +465,7 @@ impl Guard {
     }
 
     fn release(&self) -> Pending {
-        let guard = Arc::clone(&self.grant.guard);
+        let guard = self.guard();
         Pending::new(async move {
             // Bound first: the lock must not stay write-locked during the release.
             let held = guard.write().await.take();
@@ -403,7 +489,7 @@ async fn open_fences(set: &LockSet, lasting: Option<Duration>) -> Result<Answer,
 impl Drop for Guard {
     fn drop(&mut self) {
         if *self.stays.get_mut()
-            && let Ok(mut guard) = self.grant.guard.try_write()
+            && let Ok(mut guard) = self.guard().try_write()
             && let Some(set) = guard.take()
         {
             for guard in set.into_guards() {

@@ -80,9 +80,12 @@ mod _core {
     }
 
     #[pyfunction]
-    fn ticket_parts(py: Python<'_>, ticket: &str) -> PyResult<(String, Option<u16>)> {
+    fn ticket_parts(py: Python<'_>, ticket: &str) -> PyResult<(String, Option<u16>, bool)> {
         match ticket.parse::<database_locks::Ticket>() {
-            Ok(ticket) => Ok((ticket.name().as_str().to_owned(), ticket.slot.number())),
+            Ok(ticket) => {
+                let (name, slot) = (ticket.name().as_str().to_owned(), ticket.slot);
+                Ok((name, slot.number(), slot.is_shared()))
+            }
             Err(error) => Err(errors::raise(py, error)),
         }
     }

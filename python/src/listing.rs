@@ -77,6 +77,13 @@ pub(crate) async fn list(locks: &Locks, free: bool) -> Result<String, Error> {
     Ok(array(&rows, |row| permits.to_json(row, false)).await)
 }
 
+/// The shared holders of a lock, dead ones among them: a JSON array.
+pub(crate) async fn shared(locks: &Locks, name: &str) -> Result<String, Error> {
+    let rows = locks.show_shared(name).await?;
+    let rows: Vec<String> = rows.iter().map(LockInfo::to_json).collect();
+    Ok(format!("[{}]", rows.join(",")))
+}
+
 async fn array(rows: &[Row], to_json: impl Fn(&Row) -> String) -> String {
     let mut text = String::from("[");
     for (at, row) in rows.iter().enumerate() {

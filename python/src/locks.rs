@@ -80,7 +80,7 @@ impl Locks {
     }
 
     #[allow(clippy::too_many_arguments, reason = "each has a name in Python")]
-    #[pyo3(signature = (name, *, ttl, wait, auto_renew=true, renew_every=None, holder=None, poll=None, at_least=0.0, once_per=None, meta=None, permits=None))]
+    #[pyo3(signature = (name, *, ttl, wait, auto_renew=true, renew_every=None, holder=None, poll=None, at_least=0.0, once_per=None, meta=None, permits=None, shared=false))]
     fn acquire(
         &self,
         py: Python<'_>,
@@ -95,15 +95,17 @@ impl Locks {
         once_per: Option<f64>,
         meta: Option<&str>,
         permits: Option<u32>,
+        shared: bool,
     ) -> PyResult<Pending> {
         let mut lock = match permits {
+            None if shared => self.locks.lock(name).shared(),
             None => self.locks.lock(name),
             Some(permits) => self.locks.semaphore(name, permits),
         };
         set_all!(lock, py, ttl, wait, auto_renew, renew_every, poll, meta);
         if let Some(holder) = holder {
-            // No permit is taken over.
-            lock = lock.holder(holder).preempt(permits.is_none());
+            // No permit and no shared grant is taken over.
+            lock = lock.holder(holder).preempt(permits.is_none() && !shared);
         }
         lock = lock.at_least(seconds(py, "at_least", at_least)?);
         if let Some(period) = once_per {
@@ -224,6 +226,18 @@ impl Locks {
         self.pending(|locks| async move {
             let semaphore = locks.show_semaphore(&name).await?;
             Ok(value(semaphore.to_json()))
+        })
+    }
+
+    fn show_shared(&self, name: String) -> Pending {
+        self.pending(|locks| async move { Ok(value(listing::shared(&locks, &name).await?)) })
+    }
+
+    fn force_release_shared(&self, name: String) -> Pending {
+        self.pending(|locks| async move {
+            let freed = locks.force_release_shared(&name).await?.into_iter();
+            let freed = freed.map(|it| (it.holder, it.held_for.map(|age| age.as_secs_f64())));
+            Ok(value(freed.collect::<Vec<_>>()))
         })
     }
 

@@ -272,3 +272,28 @@ def test_lock_timeout_says_that_the_holder_is_in_this_process(here: Locks, memor
             in_thread(lambda locks=locks: locks.lock("job", timeout=0.2).__enter__())  # type: ignore[misc]
         assert "(this process)" in str(caught.value)
         assert caught.value.in_this_process
+
+
+def test_a_thread_is_not_taken_for_the_one_that_ended_and_had_its_ident(here: Locks) -> None:
+    one = here.lock("job")
+    idents: list[int] = []
+
+    def acquire() -> None:
+        idents.append(threading.get_ident())
+        one.acquire()
+
+    def wait() -> None:
+        idents.append(threading.get_ident())
+        with here.lock("job", timeout=TIMEOUT):
+            pass
+
+    acquiring = threading.Thread(target=acquire)
+    acquiring.start()
+    acquiring.join()
+    release = threading.Timer(0.3, one.release)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait)
+        release.start()
+        waiting.result(2 * TIMEOUT)
+    # On Linux the ident is used again at once. If not, this has tested nothing, and harms nothing.
+    assert len(idents) == 2

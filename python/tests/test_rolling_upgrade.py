@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from database_locks import LockTimeout, LockUnavailable, connect
 from support import (
     Holder,
     LegacyHolder,
@@ -165,6 +166,25 @@ def test_many_processes_of_both_versions_exclude_each_other(
     finally:
         rust.close()
     assert number.read_text() == str(rounds * 5)
+
+
+def test_a_lock_that_legacy_acquired_last_is_not_shared(legacy: LegacyHolder, url: str) -> None:
+    """Legacy would not see who shares it."""
+    locks = connect(url)
+    legacy.hold("job")
+    with pytest.raises(LockTimeout, match="`job` is held by"):
+        with locks.lock("job", shared=True, timeout=0.5):
+            pass
+    legacy.release()
+    with pytest.raises(LockUnavailable, match="0.5") as caught:
+        with locks.lock("job", shared=True, timeout=30):
+            pass
+    assert "job" in str(caught.value)
+    # A holder of this version in between shows that legacy has gone.
+    with locks.lock("job"):
+        pass
+    with locks.lock("job", shared=True, timeout=30) as held:
+        assert held.shared
 
 
 @pytest.mark.parametrize("engine", ["postgres", "mariadb", "mysql"])

@@ -258,3 +258,39 @@ def test_the_fixture_works_with_pytest_django_in_any_order(tmp_path: Path) -> No
     )  # fmt: skip
     assert "13 passed, 1 error" in run.stdout, run.stdout + run.stderr
     assert "ERROR test_user.py::test_leaves_in_a_transaction" in run.stdout
+
+
+def test_a_busy_lock_is_refused_to_readers_and_one_that_is_shared_to_writers(
+    locks: MemoryLocks,
+) -> None:
+    with locks.busy("list"), pytest.raises(LockTimeout, match="`list` is held by another holder"):
+        with locks.lock("list", shared=True, on_busy="raise"):
+            pass
+    with locks.busy("list", shared=True), locks.lock("list", shared=True):
+        locks.assert_locked("list")
+        with pytest.raises(AssertionError, match="lock `list` is held by"):
+            locks.busy("list")
+    with locks.busy("list", shared=True), pytest.raises(LockTimeout, match="`list` is shared by"):
+        with locks.lock("list", on_busy="raise"):
+            pass
+    locks.assert_not_locked("list")
+
+
+def test_shared_holds_are_lost_and_expired(locks: MemoryLocks) -> None:
+    with pytest.raises(LockLost) as caught, locks.lock("list", shared=True):
+        locks.lose("list")
+    assert caught.value.reason == "forced"
+    with pytest.raises(LockLost) as caught, locks.lock("list", shared=True):
+        locks.expire("list")
+        time.sleep(10)
+    assert caught.value.reason == "expired"
+    with pytest.raises(AssertionError, match="lock `list` is not held"):
+        locks.expire("list")
+
+
+def test_a_shared_hold_that_is_left_behind_fails_the_test() -> None:
+    with pytest.raises(AssertionError, match="still held at the end of the test: `list`"):
+        with memory_locks() as locks:
+            locks.lock("list", shared=True).acquire()
+    with memory_locks() as locks:
+        locks.assert_not_locked("list")

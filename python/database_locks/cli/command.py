@@ -68,6 +68,11 @@ class Command(BaseCommand):
             type=int,
             help="the permit of a semaphore, by its number, as show prints it",
         )
+        added.add_argument(
+            "--shared",
+            action="store_true",
+            help="all holders that share the lock, instead of one that has it alone",
+        )
         added = word(
             "limit", "Set how many permits a semaphore has, whatever its callers say.", json=False
         )
@@ -148,6 +153,9 @@ class Command(BaseCommand):
         semaphore: Any = conf.locks().show_semaphore(name)
         if semaphore["limit"] is None and not semaphore["permits"]:
             semaphore = None
+        shared = conf.locks()._known_shared(name)
+        if row is not None and shared:
+            row = row | {"shared_by": shared}
         if row is None and semaphore is None:
             raise CommandError(
                 f"there is no lock `{formatting.on_one_line(name)}`: it was never held, or its row was "
@@ -161,16 +169,21 @@ class Command(BaseCommand):
             return
         if row is not None:
             self.say(formatting.row(row))
+        if row is not None and shared:
+            self.say(formatting.shared(shared))
         if semaphore is not None:
             self.say(formatting.semaphore(semaphore))
 
-    def release(self, *, name: str, force: bool, slot: int | None, **_: Any) -> None:
+    def release(self, *, name: str, force: bool, slot: int | None, shared: bool, **_: Any) -> None:
         if not force:
             raise CommandError(
                 f"lock `{formatting.on_one_line(name)}` is not released: its holder does that when it "
                 "ends; give --force if the holder is dead",
                 returncode=USAGE,
             )
+        if shared:
+            self._release_shared(name, slot)
+            return
         freed = conf.locks()._force_release(name, slot)
         shown = formatting.on_one_line(name)
         what = f"lock `{shown}`" if slot is None else f"permit {slot} of `{shown}`"
@@ -190,6 +203,17 @@ class Command(BaseCommand):
             return
         age = "" if held_for is None else f" for {formatting.human(held_for)}"
         self.say(f"{what} released by force: {who} had held it{age}")
+
+    def _release_shared(self, name: str, slot: int | None) -> None:
+        if slot is not None:
+            message = "give --slot for a permit of a semaphore, or --shared for a lock, not both"
+            raise CommandError(message, returncode=USAGE)
+        shown, freed = formatting.on_one_line(name), conf.locks().force_release_shared(name)
+        if not freed:
+            self.say(f"no holder shares lock `{shown}`")
+            return
+        who = "one holder" if len(freed) == 1 else f"{len(freed)} holders"
+        self.say(f"lock `{shown}` released by force: {who} had shared it")
 
     def limit(self, *, name: str, limit: int | None, **_: Any) -> None:
         before = conf.locks().show_semaphore(name)

@@ -37,8 +37,13 @@ def time(text: str | None) -> str:
 
 
 def state(row: Row) -> str:
-    """``held``, ``resting``, ``expired``, ``free``, or ``paused`` for a semaphore."""
-    return str(row["state"])
+    """``held``, ``resting``, ``expired``, ``free``, or ``paused`` for a semaphore; ``shared`` for a
+    shared holder, and ``waiting`` for an exclusive one that they keep out.
+    """
+    if row.get("waits_for"):
+        return "waiting"
+    is_shared = bool(row.get("shared")) and row["state"] == "held"
+    return "shared" if is_shared else str(row["state"])
 
 
 def free_in(row: Row) -> str:
@@ -94,6 +99,16 @@ def purpose(metadata: Any) -> str:
     words = [plain(own["command"])] if "command" in own else []
     words += (f"{key}={plain(value)}" for key, value in own.items() if key != "command")
     return " ".join(words)
+
+
+def _waits_and_purpose(row: Row) -> str:
+    """The purpose, and how many shared holders it waits for."""
+    waits = row.get("waits_for")
+    shown = purpose(row["metadata"])
+    if not waits:
+        return shown
+    readers = f"waiting for {waits} reader{'' if waits == 1 else 's'}"
+    return f"{readers}; {shown}" if shown else readers
 
 
 def facts(row: Row, time: Callable[[str | None], str] = time) -> list[tuple[str, str]]:
@@ -182,7 +197,7 @@ def rows(found: Sequence[Row], style: Any, columns: int | None) -> str:
     shown = ["PERMIT", *(permit(row, found) or "-" for row in found)]
     if any(cell != "-" for cell in shown[1:]):
         lines = [(*line[:2], cell, *line[2:]) for line, cell in zip(lines, shown, strict=True)]
-    colours = [getattr(style, _COLOURS[state(row)]) for row in found]
+    colours = [getattr(style, _COLOURS[row["state"]]) for row in found]
     return _aligned(lines, columns, [style.MIGRATE_HEADING, *colours])
 
 
@@ -195,7 +210,7 @@ def _cells(first: str, row: Row) -> tuple[str, ...]:
         time(row["acquired_at"]),
         "" if row["held_for"] is None else human(row["held_for"]),
         free_in(row),
-        purpose(row["metadata"]),
+        _waits_and_purpose(row),
     )
     return tuple(on_one_line(cell) or "-" for cell in cells)
 
@@ -213,6 +228,13 @@ def semaphore(found: Row) -> str:
 def row(found: Row) -> str:
     """All facts about one lock, one on each line."""
     return _aligned([(on_one_line(what), on_one_line(shown)) for what, shown in facts(found)])
+
+
+def shared(found: Sequence[Row]) -> str:
+    """Who shares a lock, a line for each."""
+    lines: list[tuple[str, ...]] = [("SHARED BY", *_HEAD[1:])]
+    lines += (_cells(str(number), row) for number, row in enumerate(found, 1))
+    return _aligned(lines)
 
 
 def report(found: Row) -> str:

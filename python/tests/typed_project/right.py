@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import assert_type
+from typing import Any, assert_type
 
 from django.core.management.base import BaseCommand
 
@@ -99,6 +99,18 @@ def tries() -> None:
     assert_type(is_locked("a"), bool)
     it = locks.lock("b").acquire()
     it.release()
+
+    with locks.lock("a", shared=True) as reader:
+        assert_type(reader.shared, bool)
+        assert_type(locks.show_shared("a"), list[dict[str, Any]])
+    with lock("a", on_busy="raise", shared=True) as mine:
+        mine.downgrade()
+
+    @locked("a", shared=True)
+    def read(n: int) -> str:
+        return str(n)
+
+    assert_type(read(1), str)
 
     with locks.semaphore("api", 3, timeout=5) as permit:
         assert_type(permit.slot, int | None)

@@ -5,6 +5,8 @@ from database_locks import connect, lock, locked
 lock("a", on_busy="fail")  # [arg-type]
 lock("a", until="comit")  # [arg-type]
 lock("a", timeot=3)  # [call-arg]
+lock("a", shared="yes")  # [arg-type]
+locked("a", shared="yes")  # [call-overload]
 locked("a", timeot=3)  # [call-overload]
 locked("a", on_busy="fail")  # [call-overload]
 locked(timeout="5")  # [call-overload]

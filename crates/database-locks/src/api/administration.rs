@@ -108,8 +108,10 @@ impl Locks {
                     }
                     let mut page = page.map_err(|e| e.into_error("read the locks"))?;
                     observe(&client, &mut page.rows);
-                    // The rest of a row may have ended.
-                    let kept = |row: &LockInfo| !(filter.not_free && row.state == LockState::Free);
+                    // The rest of a row may have ended, and a release by force leaves the row of a
+                    // shared grant.
+                    let hides_free = |row: &LockInfo| filter.not_free || row.is_shared();
+                    let kept = |row: &LockInfo| row.state != LockState::Free || !hides_free(row);
                     page.rows.retain(kept);
                     // A row that was deleted and inserted again meanwhile is found twice: the later
                     // one counts.

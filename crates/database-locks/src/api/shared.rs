@@ -204,6 +204,17 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub async fn downgrade(&mut self) -> Result<(), Error> {
+        let shared = self.shared_beside().await?;
+        // An error of the release changes nothing: it goes on in the background, or the exclusive
+        // grant was lost after the shared one was made.
+        let _ = std::mem::replace(self, shared).release().await;
+        Ok(())
+    }
+
+    /// The first step of [`downgrade`](Self::downgrade): a shared grant beside this exclusive one,
+    /// which the caller then releases.
+    #[doc(hidden)]
+    pub async fn shared_beside(&self) -> Result<LockGuard, Error> {
         if self.is_shared() || self.slot().is_some() {
             let got = match self.is_shared() {
                 true => "with a guard that shares the lock already",
@@ -217,16 +228,13 @@ impl LockGuard {
         }
         self.still_trusted()?;
         let client = Arc::clone(&self.client);
-        let Some(shared) = downgrade(client, &self.state.grant).await? else {
-            self.check().await?;
-            return Err(Error::Conflict {
-                op: format!("share lock `{}`", self.name()),
-                source: "its row changed meanwhile".into(),
-            });
-        };
-        // An error of the release changes nothing: it goes on in the background, or the exclusive
-        // grant was lost after the shared one was made.
-        let _ = std::mem::replace(self, shared).release().await;
-        Ok(())
+        if let Some(shared) = downgrade(client, &self.state.grant).await? {
+            return Ok(shared);
+        }
+        self.check().await?;
+        Err(Error::Conflict {
+            op: format!("share lock `{}`", self.name()),
+            source: "its row changed meanwhile".into(),
+        })
     }
 }

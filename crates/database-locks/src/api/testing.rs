@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::api::locks::Locks;
 use crate::client;
 use crate::error::Error;
-use protocol::{GrantId, LockName, LostReason, Slot};
+use protocol::{GrantId, Holder, LockName, LostReason, Slot};
 
 /// Makes an [`Error::TimedOut`], which no other crate can make.
 pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Duration) -> Error {
@@ -20,8 +20,8 @@ pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Durat
     }
 }
 
-/// Let the lease of a lock end now, on `memory:` only. Its holder in this process is notified at
-/// once. Returns whether the lock was held.
+/// Let the lease of a lock end now, those of all shared holders too, on `memory:` only. Its holders
+/// in this process are notified at once. Returns whether the lock was held.
 ///
 /// # Errors
 ///
@@ -34,25 +34,45 @@ pub async fn expire(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error>
             let got = format!("for {}, whose clock goes on", client.store.engine());
             return Err(Error::config("url", got, "memory: or memory:NAME"));
         };
-        report_loss(expired.as_deref(), LostReason::Expired);
+        for grant in &expired {
+            report_loss(Some(grant), LostReason::Expired);
+        }
         client.queues(Slot::Lock).wake(&name);
-        Ok(expired.is_some())
+        client.wake_shared(Slot::Lock, &name);
+        Ok(!expired.is_empty())
     })
     .await
 }
 
-/// Release a lock by force, as [`Locks::force_release`] does. Its holder in this process is
-/// notified at once, not at its next renewal. Returns whether the lock was held.
+/// Release a lock by force, as [`Locks::force_release`] and [`Locks::force_release_shared`] do. Its
+/// holders in this process are notified at once, not at their next renewal. Returns whether the lock
+/// was held.
 ///
 /// # Errors
 ///
 /// As [`Locks::force_release`].
 pub async fn lose(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error> {
-    let from = locks.force(LockName::new(name)?, Slot::Lock).await?;
-    let grant = from.as_ref().filter(|from| !from.is_legacy);
-    let grant = grant.and_then(|from| from.grant.as_deref());
-    report_loss(grant, LostReason::Forced);
-    Ok(from.is_some())
+    let name = LockName::new(name)?;
+    let mut lost = locks.force(name.clone(), Slot::Lock).await?.map_or(0, tell);
+    let shared = match locks.show_shared(&name).await {
+        // A database of an earlier version has no table of permits.
+        Err(Error::Rejected { .. }) => Vec::new(),
+        rows => rows?,
+    };
+    for row in shared {
+        let from = locks.force(name.clone(), row.row_slot()).await?;
+        lost += from.map_or(0, tell);
+    }
+    Ok(lost > 0)
+}
+
+/// Report the loss of a grant that was released by force; 1.
+fn tell(from: Holder) -> usize {
+    report_loss(
+        from.grant.as_deref().filter(|_| !from.is_legacy),
+        LostReason::Forced,
+    );
+    1
 }
 
 /// Report the loss to the client of this process that holds the grant.

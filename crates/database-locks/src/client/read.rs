@@ -77,6 +77,8 @@ pub(crate) async fn read_shared(
     });
     let mut rows = read.await?;
     observe(client, &mut rows);
+    // A release by force leaves the row, by which its holder learns of it.
+    rows.retain(|row| row.state != LockState::Free);
     Ok(rows)
 }
 

@@ -182,9 +182,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// rights.
     fn examine(&self, within: Duration) -> Reply<'_, Report>;
 
-    /// For tests: let the lease of a lock end now. Answers the grant id that held it. `None` if the
-    /// engine cannot do that.
-    fn expire(&self, name: &LockName) -> Option<Option<String>> {
+    /// For tests: let the lease of a lock end now, and those of its shared grants. Answers the grant
+    /// ids that held it. `None` if the engine cannot do that.
+    fn expire(&self, name: &LockName) -> Option<Vec<String>> {
         let _ = name;
         None
     }

@@ -288,6 +288,10 @@ pub async fn an_exclusive_grant_becomes_a_shared_one_with_no_other_in_between(
     let refused = decided(&*store, &stranger).await;
     assert!(matches!(refused, Outcome::Held(_)), "{refused:?}");
     assert!(release(&*store, &writer).await != Released::NotHeld);
+    // Another writer may have been there since.
+    let late = shared_command("list", Some(writer.id), LONG);
+    let refused = decided(&*fixture.store(), &late).await;
+    assert!(matches!(refused, Outcome::Held(_)), "{refused:?}");
     let other = share(&*store, "list", LONG).await;
     let next = exclusive(&*store, "list", LONG).await;
     assert_eq!(left(&*store, "list", &[]).await, 2);

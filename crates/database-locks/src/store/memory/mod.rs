@@ -299,16 +299,17 @@ impl Store for Memory {
         ready(row.map(Row::force).unwrap_or(Force::WasFree))
     }
 
-    fn expire(&self, name: &LockName) -> Option<Option<String>> {
-        let now = clock::now();
-        let held = match self.rows().locks.get_mut(name) {
-            Some(row) if !row.is_free(now) => {
-                row.expires = Some(Ends::At(now));
-                row.grant.clone()
-            }
-            _ => None,
-        };
-        Some(held)
+    fn expire(&self, name: &LockName) -> Option<Vec<String>> {
+        let (now, mut rows) = (clock::now(), self.rows());
+        let Rows { locks, permits, .. } = &mut *rows;
+        let shared = permits.range_mut((name.clone(), i32::MIN)..=(name.clone(), -2));
+        let all = locks.get_mut(name).into_iter();
+        let all = all.chain(shared.map(|(_, row)| row));
+        let ended = all.filter(|row| !row.is_free(now)).filter_map(|row| {
+            row.expires = Some(Ends::At(now));
+            row.grant.clone()
+        });
+        Some(ended.collect())
     }
 
     fn open_fence<'a>(&'a self, grant: &'a Grant, _: Duration) -> Reply<'a, Result<Barrier, Gone>> {
