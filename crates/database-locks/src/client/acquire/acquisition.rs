@@ -17,8 +17,8 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    BootInstant, GrantId, Holder, Human, LockName, LostReason, Outcome, Slot, Token, Version,
-    WaitExtension,
+    BootInstant, GrantId, Holder, Human, LockName, LostReason, Outcome, Slot, Timing, Token,
+    Version, WaitExtension,
 };
 
 /// How long a single try is repeated after a conflict that is not about this lock, such as a

@@ -9,7 +9,7 @@ use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::runtime;
 use crate::store::api::StoreError;
-use protocol::{Gone, LockState, REQUEST_TIMEOUT, Renewal, Ttl};
+use protocol::{Gone, LockState, REQUEST_TIMEOUT, Renewal, Timing, Ttl};
 
 impl LockGuard {
     /// Ask the database whether this grant still holds the lock. Renews nothing.
