@@ -71,6 +71,11 @@ impl Child {
         self.process.pid()
     }
 
+    /// Kills the process by SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill9();
+    }
+
     pub(crate) fn send(&mut self, line: &str) {
         self.process.send_line(line).expect("the process reads");
     }

@@ -25,6 +25,7 @@ mod cycle;
 mod drive;
 mod handover;
 mod held;
+mod kinds;
 mod machine;
 mod peers;
 mod proc;
@@ -62,14 +63,15 @@ const fn part(name: &'static str, share: f64, run: Run) -> Part {
     Part { name, share, run }
 }
 
-const PARTS: [Part; 8] = [
-    part("cycle", 0.32, cycle::run),
+const PARTS: [Part; 9] = [
+    part("cycle", 0.28, cycle::run),
     part("syscalls", 0.10, syscalls::run),
     part("handover", 0.17, handover::run),
-    part("held", 0.24, held::run),
+    part("held", 0.22, held::run),
     part("tasks", 0.05, tasks::run),
     part("idle", 0.03, held::idle),
     part("contention", 0.07, contention::run),
+    part("kinds", 0.06, kinds::run),
     part("start", 0.02, process_time::run),
 ];
 

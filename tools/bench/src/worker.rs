@@ -7,6 +7,8 @@
 //! - `hold URL LOCKS TTL_MS`: acquires so many locks and answers how many milliseconds that took;
 //!   answers `stat` with its memory, its processor time and its lost locks
 //! - `idle URL NAME WAITERS`: so many tasks wait for one lock
+//! - `lead URL NAME TTL_MS`: campaigns, and answers `leads NS` by the monotonic clock each time that it
+//!   leads; `resign` ends its term, and is answered by `resigns NS`
 //! - `contend URL NAME TASKS HOLD_US MS`: so many tasks contend for one lock, from the next request
 //!   on
 
@@ -22,7 +24,7 @@ use tokio::task::JoinSet;
 use crate::child::{Child, since};
 use crate::drive::{multi_thread, serve, serve_ready};
 use crate::proc::{cpu_seconds, memory_kib};
-use crate::serve::{reply, requests};
+use crate::serve::{now_ns, reply, requests};
 use crate::{baseline, subject};
 
 /// Starts a worker and waits until it is ready.
@@ -39,6 +41,7 @@ pub(crate) fn run(args: &[&str]) {
         ["case", kind, runtime, url, name] => case(kind, runtime, url, name),
         ["hold", url, locks, ttl] => hold(url, number(locks), millis(ttl)),
         ["idle", url, name, waiters] => idle(url, name, number(waiters)),
+        ["lead", url, name, ttl] => lead(url, name, millis(ttl)),
         ["contend", url, name, tasks, hold, ms] => {
             let hold = Duration::from_micros(number(hold));
             contend(url, name, number(tasks), hold, millis(ms));
@@ -108,6 +111,29 @@ fn idle(url: &str, name: &str, waiters: u64) {
     reply("ready");
     requests().for_each(drop);
     std::process::exit(0);
+}
+
+fn lead(url: &str, name: &str, ttl: Duration) {
+    let (runtime, locks) = connect(url);
+    let (sender, receiver) = tokio::sync::watch::channel(0_u64);
+    std::thread::spawn(move || {
+        requests().for_each(|_| sender.send_modify(|resigned| *resigned += 1));
+        std::process::exit(0);
+    });
+    reply("ready");
+    let led = locks.leader(name).ttl(ttl).run(|term| {
+        let mut resigns = receiver.clone();
+        async move {
+            resigns.mark_unchanged();
+            reply(&format!("leads {}", now_ns()));
+            if resigns.changed().await.is_ok() {
+                reply(&format!("resigns {}", now_ns()));
+                term.resign();
+            }
+            std::future::pending::<()>().await;
+        }
+    });
+    runtime.block_on(led).expect("campaigns");
 }
 
 /// Answers the milliseconds that each grant was waited for, and how many tasks had none.

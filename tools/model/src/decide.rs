@@ -40,6 +40,11 @@ pub(crate) fn granted(age: u8) -> u8 {
     left(&Lease::granted(timing(), at(NOW - age), ticks(TTL)))
 }
 
+/// [`granted`] for a grant of `length`, such as what is left of an earlier request's.
+pub(crate) fn granted_for(age: u8, length: u8) -> u8 {
+    left(&Lease::granted(timing(), at(NOW - age), ticks(length)))
+}
+
 /// A lease with `trust` ticks left, which a closed fence leaves undecided for `undecided` ticks.
 fn held(trust: u8, undecided: u8) -> Lease {
     let sent = NOW + trust - TRUST;

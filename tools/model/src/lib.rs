@@ -14,6 +14,9 @@
 //! | `database` | what a database does |
 //! | `properties`, `checker` | what must hold, and the model for stateright |
 //!
+//! [`semaphore`] and [`shared`] are models of their own, without fences of the former and without
+//! clocks that lag: the slots of a semaphore, and readers and writers of one lock.
+//!
 //! A client's conclusions are those of the library itself (crate `database-locks-protocol`). The
 //! rules of the *database* are restated here, because the library has them as SQL; the store
 //! contract and the torture test hold the SQL to the same rules on real servers.
@@ -24,6 +27,8 @@ mod checker;
 mod database;
 mod decide;
 mod properties;
+pub mod semaphore;
+pub mod shared;
 mod spec;
 mod state;
 mod transitions;

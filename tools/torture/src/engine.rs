@@ -9,6 +9,7 @@ use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy};
 
 use crate::network::Network;
 use crate::sql::Sql;
+use crate::target::Target;
 
 /// The kinds of database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,7 +237,7 @@ impl Database {
     /// # Errors
     ///
     /// The error of the database.
-    pub async fn prepare(&self, locks: &[String]) -> Result<(), String> {
+    pub async fn prepare(&self, targets: &[Target]) -> Result<(), String> {
         let mut sql = Sql::connect(&self.data).await?;
         let statements = [
             // Types and names that every engine accepts.
@@ -248,9 +249,9 @@ impl Database {
         for statement in statements {
             sql.run(statement).await?;
         }
-        for lock in locks {
+        for resource in targets.iter().flat_map(Target::resources) {
             sql.run(&format!(
-                "INSERT INTO torture_counter VALUES ('{lock}', 0, 0)"
+                "INSERT INTO torture_counter VALUES ('{resource}', 0, 0)"
             ))
             .await?;
         }

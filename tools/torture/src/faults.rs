@@ -7,11 +7,14 @@ use std::time::Duration;
 use testkit::process::is_stopped;
 use testkit::time::{now, sleep, wait_until};
 
+use crate::check::LimitChange;
 use crate::clock;
 use crate::engine::Database;
 use crate::history::{Event, What};
 use crate::lock_rows::{LockRow, Rows};
+use crate::operator;
 use crate::plan::{Kind, Planned};
+use crate::target::Target;
 use crate::worker::Breakpoint;
 use crate::worker_process::{JUMP, WorkerProcess};
 
@@ -42,6 +45,8 @@ pub struct Fault {
     pub from: u64,
     /// Its end.
     pub until: u64,
+    /// The operator's changes of a limit.
+    pub limits: Vec<LimitChange>,
     /// Why it did not take effect; `None` if it did.
     pub missed: Option<String>,
 }
@@ -56,9 +61,10 @@ pub fn inject(
     ttl: Duration,
     workers: &[Mutex<WorkerProcess>],
     database: &Mutex<Database>,
+    targets: &[Target],
 ) -> Fault {
     if planned.kind.of_the_server() {
-        return of_the_server(planned, &mut lock(database));
+        return of_the_server(planned, targets, &mut lock(database));
     }
     let url = lock(database).url.clone();
     let mut worker = lock(&workers[planned.victim]);
@@ -69,6 +75,7 @@ pub fn inject(
         token: 0,
         from: clock::now(),
         until: 0,
+        limits: Vec::new(),
         missed: None,
     };
     let made = match planned.kind {
@@ -94,6 +101,7 @@ fn of_a_process(
         Kind::KillInFence | Kind::FreezeInFence | Kind::LongFence => Breakpoint::Fenced,
         Kind::KillWaiting => Breakpoint::Waiting,
         Kind::FreezeHolding => Breakpoint::Blind,
+        Kind::SlowClaim => Breakpoint::Looked,
         _ => Breakpoint::Holding,
     };
     let (held, token) = worker.pause_at(breakpoint)?;
@@ -104,7 +112,7 @@ fn of_a_process(
         Kind::FreezeHolding | Kind::FreezeInFence => freeze(fault, ttl, worker),
         _ => {
             let made = match kind {
-                Kind::LongFence => {
+                Kind::LongFence | Kind::SlowClaim => {
                     sleep(lasting(fault));
                     Ok(())
                 }
@@ -214,7 +222,9 @@ fn late_grant(fault: &mut Fault, worker: &mut WorkerProcess, url: &str) -> Resul
             }
         };
         let (name, _) = worker.pause_at(Breakpoint::Asking)?;
-        let granted = try_late_grant(fault, worker, &mut rows, &name);
+        let target = worker.settings.targets.iter().find(|one| one.name == name);
+        let target = target.ok_or("no such lock")?.clone();
+        let granted = try_late_grant(fault, worker, &mut rows, &target);
         worker.network()?.resume();
         worker.resume();
         match granted {
@@ -231,27 +241,31 @@ fn try_late_grant(
     fault: &mut Fault,
     worker: &mut WorkerProcess,
     rows: &mut Rows,
-    name: &str,
+    target: &Target,
 ) -> Result<bool, String> {
-    rows.wait_for(name, FREE_WITHIN, |row| row.free)?;
-    let before = rows.read(name)?.map_or(0, |row| row.token);
+    rows.wait_for(target, FREE_WITHIN, |row| row.free)?;
+    let before = rows.read(target)?;
+    let newer = |row: &LockRow| {
+        let same = before.iter().find(|before| before.key() == row.key());
+        row.token > same.map_or(0, |before| before.token)
+    };
     fault.from = clock::now();
     worker.network()?.stall_replies();
     worker.resume();
-    let granted = |row: &LockRow| row.token > before && !row.free && worker.is_holder(row);
-    let Some(row) = rows.wait_for(name, GRANTED_WITHIN, granted)? else {
+    let granted = |row: &LockRow| newer(row) && !row.free && worker.is_holder(row);
+    let Some(row) = rows.wait_for(target, GRANTED_WITHIN, granted)? else {
         return Ok(false);
     };
-    (fault.lock, fault.token) = (Some(name.to_owned()), row.token);
+    (fault.lock, fault.token) = (Some(target.name.clone()), row.token);
     sleep(lasting(fault));
     Ok(true)
 }
 
-fn of_the_server(planned: Planned, database: &mut Database) -> Fault {
+fn of_the_server(planned: Planned, targets: &[Target], database: &mut Database) -> Fault {
     let lasting = Duration::from_millis(planned.lasting);
     let node = planned.victim % testkit::galera::NODES;
     let (from, before) = (clock::now(), database.pid());
-    let mut missed = None;
+    let (mut missed, mut limits) = (None, Vec::new());
     match planned.kind {
         Kind::Restart => database.restart(),
         Kind::KillServer => database.kill_and_restart(Duration::from_millis(300)),
@@ -264,6 +278,7 @@ fn of_the_server(planned: Planned, database: &mut Database) -> Fault {
                 .err()
         }
         Kind::ClockOfNode => missed = database.jump_node().err(),
+        Kind::Limit => missed = operator::change(database, targets, lasting, &mut limits).err(),
         Kind::Restore => missed = restore(&database.url, lasting).err(),
         _ => missed = busy_file(database, lasting).err(),
     }
@@ -278,23 +293,24 @@ fn of_the_server(planned: Planned, database: &mut Database) -> Fault {
         token: 0,
         from,
         until: clock::now(),
+        limits,
         missed,
     }
 }
 
-/// Copies the tokens, and puts each back as soon as its lock has been granted again and is free, as
+/// Copies the tokens, and puts each back as soon as its lock or slot has been granted again and is free, as
 /// if a backup were restored while no lock is held.
 fn restore(url: &str, lasting: Duration) -> Result<(), String> {
     let mut rows = Rows::connect(url)?;
-    let mut copy = rows.tokens()?;
+    let mut copy = rows.all()?;
     sleep(lasting);
     let (begun, mut put_back) = (now(), 0);
     while !copy.is_empty() && begun.elapsed() < PUT_BACK_WITHIN {
         let before = copy.len();
         let mut left = Vec::new();
-        for (lock, token) in copy {
-            if !rows.put_back(&lock, token)? {
-                left.push((lock, token));
+        for row in copy {
+            if !rows.put_back(&row)? {
+                left.push(row);
             }
         }
         put_back += before - left.len();
@@ -325,23 +341,26 @@ pub fn confirm(fault: &mut Fault, events: &[Event]) {
         return;
     }
     let mine = || events.iter().filter(|event| event.process == fault.process);
-    let seen = match fault.planned.kind {
-        // The row has shown it already.
-        Kind::KillWaiting | Kind::LateGrant => true,
-        Kind::Clock => mine().any(|event| {
-            let jumped = matches!(event.what, What::Clock { skew } if skew.abs() > JUMP / 2);
-            jumped && event.at >= fault.from && event.at <= fault.until
-        }),
-        // At this breakpoint the process is within its transaction.
-        Kind::KillInFence | Kind::FreezeInFence | Kind::LongFence => {
-            mine().any(|event| matches!(event.what, What::Write { .. }) && event.at <= fault.from)
-        }
-        // It trusted its lock when it was paused: its latest check was at most a ttl ago.
-        _ => mine().any(|event| {
-            matches!(event.what, What::Trusted { before, lasting, .. }
+    let seen =
+        match fault.planned.kind {
+            // The row has shown it already.
+            Kind::KillWaiting | Kind::LateGrant => true,
+            Kind::Clock => mine().any(|event| {
+                let jumped = matches!(event.what, What::Clock { skew } if skew.abs() > JUMP / 2);
+                jumped && event.at >= fault.from && event.at <= fault.until
+            }),
+            // At this breakpoint the process is within its transaction.
+            Kind::KillInFence | Kind::FreezeInFence | Kind::LongFence => mine()
+                .any(|event| matches!(event.what, What::Write { .. }) && event.at <= fault.from),
+            // At this breakpoint the process holds nothing.
+            Kind::SlowClaim => mine()
+                .any(|event| matches!(event.what, What::Asked { .. }) && event.at <= fault.from),
+            // It trusted its lock when it was paused: its latest check was at most a ttl ago.
+            _ => mine().any(|event| {
+                matches!(event.what, What::Trusted { before, lasting, .. }
                 if event.at <= fault.until && before + lasting.max(1_000_000) >= fault.from)
-        }),
-    };
+            }),
+        };
     if !seen {
         fault.missed = Some("its history shows nothing of it".into());
     }

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::clock;
+use crate::target::Mode;
 
 /// An event, as one process saw it.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +31,8 @@ pub enum What {
         request: u64,
         /// The lock.
         lock: String,
+        /// How it requests it.
+        mode: Mode,
         /// How long it would wait; `None`: without a limit.
         wait: Option<u64>,
     },
@@ -46,6 +49,8 @@ pub enum What {
         request: u64,
         /// The fencing token; 0 if there is none.
         token: i64,
+        /// The slot of a permit.
+        slot: Option<u16>,
     },
     /// At some moment between `before` and this event the holder trusted its lock for `lasting`
     /// more.
@@ -161,15 +166,27 @@ impl Event {
             What::Asked {
                 request,
                 lock,
+                mode,
                 wait,
             } => {
-                json!({"e": "asked", "request": request, "lock": lock, "wait": wait})
+                let mut asked =
+                    json!({"e": "asked", "request": request, "lock": lock, "wait": wait});
+                match mode {
+                    Mode::Exclusive => {}
+                    Mode::Shared => asked["shared"] = true.into(),
+                    Mode::Permit(limit) => asked["permits"] = (*limit).into(),
+                }
+                asked
             }
             What::GaveUp { request, why } => {
                 json!({"e": "gave_up", "request": request, "why": why})
             }
-            What::Granted { request, token } => {
-                json!({"e": "granted", "request": request, "token": token})
+            What::Granted {
+                request,
+                token,
+                slot,
+            } => {
+                json!({"e": "granted", "request": request, "token": token, "slot": slot})
             }
             What::Trusted {
                 request,
@@ -209,6 +226,11 @@ impl Event {
             "asked" => What::Asked {
                 request: request()?,
                 lock: text("lock")?,
+                mode: match number("permits") {
+                    Some(limit) => Mode::Permit(limit.try_into().ok()?),
+                    None if value["shared"] == true => Mode::Shared,
+                    None => Mode::Exclusive,
+                },
                 wait: number("wait"),
             },
             "gave_up" => What::GaveUp {
@@ -218,6 +240,7 @@ impl Event {
             "granted" => What::Granted {
                 request: request()?,
                 token: value["token"].as_i64()?,
+                slot: number("slot").and_then(|slot| slot.try_into().ok()),
             },
             "trusted" => What::Trusted {
                 request: request()?,
@@ -312,12 +335,16 @@ mod tests {
     fn all() -> Vec<Event> {
         let id = || "w.1".to_owned();
         let why = || "a \"reason\"".to_owned();
+        let asked = |mode| What::Asked {
+            request: 1,
+            lock: "a".into(),
+            mode,
+            wait: None,
+        };
         let whats = [
-            What::Asked {
-                request: 1,
-                lock: "a".into(),
-                wait: None,
-            },
+            asked(Mode::Exclusive),
+            asked(Mode::Shared),
+            asked(Mode::Permit(3)),
             What::GaveUp {
                 request: 1,
                 why: why(),
@@ -325,6 +352,12 @@ mod tests {
             What::Granted {
                 request: 1,
                 token: 7,
+                slot: None,
+            },
+            What::Granted {
+                request: 1,
+                token: 7,
+                slot: Some(2),
             },
             What::Trusted {
                 request: 1,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use torture::engine::{ENGINES, Engine};
 use torture::run::{Options, Outcome, run};
+use torture::target::Target;
 use torture::worker::Client;
 use torture::{check, report, timeline};
 
@@ -24,15 +25,31 @@ DBLOCK_OLD_PYTHON: a Python that has legacy (django-database-locks 0.5), a contr
 /// The engine whose timeline the documents show.
 const DRAWN: Engine = Engine::Postgres;
 
-/// The controls in Rust; legacy is one more.
-const CONTROLS: [Client; 6] = [
-    Client::Correct,
-    Client::RenewalAcquires,
-    Client::TrustFromReply,
-    Client::ClientClock,
-    Client::HandsOutEnded,
-    Client::Unfenced,
-];
+/// The permits of the semaphore: fewer than processes want one.
+const PERMITS: u32 = 2;
+
+/// The controls in Rust, and what they contend for; legacy is one more.
+fn controls() -> Vec<(Client, Target)> {
+    let lock = [
+        Client::Correct,
+        Client::RenewalAcquires,
+        Client::TrustFromReply,
+        Client::ClientClock,
+        Client::HandsOutEnded,
+        Client::Unfenced,
+    ];
+    let mut controls: Vec<_> = lock
+        .into_iter()
+        .flat_map(|client| Target::locks(1).into_iter().map(move |lock| (client, lock)))
+        .collect();
+    for client in [Client::Correct, Client::CountsThenEnters] {
+        controls.push((client, Target::semaphore(PERMITS)));
+    }
+    for client in [Client::Correct, Client::LooksThenEnters] {
+        controls.push((client, Target::shared()));
+    }
+    controls
+}
 
 struct Args {
     engines: Vec<Engine>,
@@ -127,7 +144,7 @@ fn runs(args: &Args, engine: Engine) -> Vec<Options> {
         seed: args.seed,
         length: args.length,
         clients: Vec::new(),
-        locks: 4,
+        targets: Target::locks(4),
         kinds: None,
         worker: worker.with_file_name("torture-worker"),
         python: std::env::var_os("DBLOCK_TORTURE_PYTHON").map(PathBuf::from),
@@ -135,31 +152,38 @@ fn runs(args: &Args, engine: Engine) -> Vec<Options> {
         folder: args.folder.clone(),
     };
     let wants = |what: &str| args.only.as_deref().is_none_or(|only| only == what);
-    let control = |client| Options {
+    let control = |(client, target)| Options {
         clients: vec![client; 4],
-        locks: 1,
+        targets: vec![target],
         length: args.control_length,
         ..options.clone()
     };
     let mut runs = Vec::new();
     if wants("library") {
-        let mut clients = vec![Client::Rust; 6];
+        let mut clients = vec![Client::Rust; 8];
         if options.python.is_some() {
             clients.extend([Client::Python; 2]);
         }
+        let mut targets = options.targets.clone();
+        targets.push(Target::semaphore(PERMITS));
         runs.push(Options {
             clients,
+            targets,
             ..options.clone()
         });
     }
     // One server suffices to expose a control.
     if engine != Engine::Galera {
         if wants("controls") {
-            let fits = |client: &Client| client.can_be_wrong_on(engine);
-            runs.extend(CONTROLS.into_iter().filter(fits).map(control));
+            let fits = |(client, _): &(Client, Target)| client.can_be_wrong_on(engine);
+            runs.extend(controls().into_iter().filter(fits).map(control));
         }
         if wants("legacy") && options.old_python.is_some() && engine != Engine::Sqlite {
-            runs.push(control(Client::Legacy));
+            runs.extend(
+                Target::locks(1)
+                    .into_iter()
+                    .map(|lock| control((Client::Legacy, lock))),
+            );
         }
     }
     runs
@@ -168,10 +192,20 @@ fn runs(args: &Args, engine: Engine) -> Vec<Options> {
 /// Writes the timeline of a run.
 fn draw(outcome: &Outcome, folder: &Path) {
     let Options {
-        engine, clients, ..
+        engine,
+        clients,
+        targets,
+        ..
     } = &outcome.options;
     let name = match outcome.options.is_control() {
-        true => format!("torture-{}-{}.svg", engine.as_str(), clients[0].as_str()),
+        true => {
+            let client = clients[0].as_str();
+            format!(
+                "torture-{}-{client}-{}.svg",
+                engine.as_str(),
+                targets[0].name
+            )
+        }
         false => format!("torture-{}.svg", engine.as_str()),
     };
     if let Err(error) = std::fs::write(folder.join(name), timeline::draw(outcome)) {

@@ -39,6 +39,10 @@ pub enum Kind {
     LoseRequest,
     /// The wall clock of a process jumps by five minutes, ahead or back.
     Clock,
+    /// A process stays for longer than the ttl between its look at a free lock and its claim.
+    SlowClaim,
+    /// The operator lowers the limit of the semaphore, pauses it, raises it, and removes the limit.
+    Limit,
     /// The server is stopped and started again.
     Restart,
     /// The server is killed and started again.
@@ -78,6 +82,8 @@ impl Kind {
             Self::LoseReply => "reply lost",
             Self::LoseRequest => "request lost",
             Self::Clock => "clock jump of a client",
+            Self::SlowClaim => "pause between look and claim",
+            Self::Limit => "operator's limit changed",
             Self::Restart => "server restarted",
             Self::KillServer => "server killed",
             Self::FreezeServer => "server frozen past the ttl",
@@ -108,6 +114,8 @@ impl Kind {
             Self::LoseReply => "L",
             Self::LoseRequest => "Lq",
             Self::Clock => "T",
+            Self::SlowClaim => "P",
+            Self::Limit => "N",
             Self::Restart => "R",
             Self::KillServer => "X",
             Self::FreezeServer => "ZS",
@@ -124,7 +132,8 @@ impl Kind {
     pub fn of_the_server(self) -> bool {
         matches!(
             self,
-            Self::Restart
+            Self::Limit
+                | Self::Restart
                 | Self::KillServer
                 | Self::FreezeServer
                 | Self::Restore
@@ -134,6 +143,11 @@ impl Kind {
                 | Self::CutNode
                 | Self::ClockOfNode
         )
+    }
+
+    /// Whether a process cannot make progress because of it.
+    pub fn delays(self) -> bool {
+        self != Self::Limit
     }
 
     /// Whether it is a fault of a node of a cluster.
@@ -171,7 +185,7 @@ impl Kind {
 }
 
 /// All kinds, in their order.
-pub const KINDS: [Kind; 24] = [
+pub const KINDS: [Kind; 26] = [
     Kind::KillHolding,
     Kind::KillInFence,
     Kind::KillWaiting,
@@ -187,6 +201,8 @@ pub const KINDS: [Kind; 24] = [
     Kind::LoseReply,
     Kind::LoseRequest,
     Kind::Clock,
+    Kind::SlowClaim,
+    Kind::Limit,
     Kind::Restart,
     Kind::KillServer,
     Kind::FreezeServer,
@@ -208,17 +224,22 @@ pub fn kinds(client: Client, engine: Engine) -> Vec<Kind> {
             Kind::StallReplies,
             Kind::LateGrant,
             Kind::Clock,
+            Kind::SlowClaim,
         ],
         Client::RenewalAcquires => &[Kind::FreezeHolding],
         Client::TrustFromReply => &[Kind::StallReplies],
         Client::ClientClock => &[Kind::Clock],
         Client::HandsOutEnded => &[Kind::LateGrant],
         Client::Unfenced => &[Kind::FreezeInFence],
+        Client::CountsThenEnters | Client::LooksThenEnters => &[Kind::SlowClaim],
         Client::Legacy => &[Kind::FreezeHolding, Kind::FreezeInFence],
     };
+    let library = matches!(client, Client::Rust | Client::Python);
     some.iter()
         .copied()
         .filter(|kind| kind.is_for(engine))
+        // The library looks and claims in one statement.
+        .filter(|kind| !library || *kind != Kind::SlowClaim)
         .collect()
 }
 
@@ -284,6 +305,7 @@ pub fn plan(
                 Kind::StallShort => random.u64(200..ttl / 2),
                 Kind::BusyFile => random.u64(500..ttl),
                 Kind::Refuse => random.u64(200..ttl),
+                Kind::Limit => random.u64(400..1000),
                 Kind::FreezeServer => ttl + random.u64(100..600),
                 _ => ttl + random.u64(500..1500),
             },
@@ -316,7 +338,8 @@ mod tests {
                 let planned = of(engine, 1, seconds);
                 for kind in KINDS {
                     let comes = planned.iter().any(|fault| fault.kind == kind);
-                    assert_eq!(comes, kind.is_for(engine), "{engine:?} {kind:?}");
+                    let fits = kind.is_for(engine) && kind != Kind::SlowClaim;
+                    assert_eq!(comes, fits, "{engine:?} {kind:?}");
                 }
                 assert!(planned.iter().all(|fault| fault.at < seconds * 1000));
             }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::check::KINDS;
 use crate::run::{Options, Outcome};
+use crate::target;
 use crate::worker::Client;
 
 const TABLE: (&str, &str) = (
@@ -16,8 +17,22 @@ const FAULTS: (&str, &str) = (
     "<!-- torture: their end -->",
 );
 
-/// The clients of a run, in words.
+/// The clients of a run, and what they contend for besides locks, in words.
 pub fn clients(options: &Options) -> String {
+    let mut words = client(options);
+    for target in &options.targets {
+        match target.kind {
+            target::Kind::Lock => {}
+            target::Kind::Semaphore(permits) => {
+                words.push_str(&format!(", a semaphore of {permits}"));
+            }
+            target::Kind::Shared => words.push_str(", a shared lock"),
+        }
+    }
+    words
+}
+
+fn client(options: &Options) -> String {
     let many = |wanted| {
         options
             .clients
@@ -32,6 +47,8 @@ pub fn clients(options: &Options) -> String {
         Client::ClientClock => "control: expiry by the client's clock".into(),
         Client::HandsOutEnded => "control: a lock handed out after the end of trust".into(),
         Client::Unfenced => "control: unfenced writes".into(),
+        Client::CountsThenEnters => "control: a count of the holders, then a claim".into(),
+        Client::LooksThenEnters => "control: readers and writers that look, then enter".into(),
         Client::Legacy => "control: legacy".into(),
         Client::Rust | Client::Python => match many(Client::Python) {
             0 => format!("database-locks, {} in Rust", many(Client::Rust)),

@@ -8,13 +8,14 @@ use database_locks::Locks;
 use testkit::faketime;
 use testkit::time::{now, sleep};
 
-use crate::check::{self, Evidence, Kind, Numbers, Outage, Row, Violation};
+use crate::check::{self, Evidence, Kind, LimitChange, Numbers, Outage, Row, Violation};
 use crate::clock;
 use crate::engine::{Database, Engine};
 use crate::faults::{self, Fault};
 use crate::history;
 use crate::plan::{self, Planned, plan};
 use crate::sql::Sql;
+use crate::target::{self, Target};
 use crate::worker::{Client, Settings};
 use crate::worker_process::WorkerProcess;
 
@@ -35,8 +36,8 @@ pub struct Options {
     pub length: Duration,
     /// The client of each process.
     pub clients: Vec<Client>,
-    /// The number of locks.
-    pub locks: usize,
+    /// The locks and semaphores.
+    pub targets: Vec<Target>,
     /// The program of a worker in Rust.
     pub worker: PathBuf,
     /// A Python that has the package, for [`Client::Python`].
@@ -76,6 +77,22 @@ impl Options {
         !matches!(self.clients.first(), Some(Client::Rust | Client::Python))
     }
 
+    /// The faults that suit a client, the engine and the targets.
+    fn suitable_kinds(&self, client: Client) -> Vec<plan::Kind> {
+        let is_semaphore = |target: &Target| matches!(target.kind, target::Kind::Semaphore(_));
+        let limited = self.targets.iter().any(is_semaphore);
+        // A control takes a lock by one statement, and enters elsewhere by two.
+        let locks = self.targets.iter().any(|t| t.kind == target::Kind::Lock);
+        let mut kinds = plan::kinds(client, self.engine);
+        kinds.retain(|kind| match kind {
+            plan::Kind::Limit => limited,
+            plan::Kind::SlowClaim => !locks,
+            plan::Kind::LateGrant => locks,
+            _ => true,
+        });
+        kinds
+    }
+
     fn program(&self, client: Client) -> Vec<String> {
         let script = |name: &str| {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("python");
@@ -101,13 +118,10 @@ impl Options {
 pub fn run(options: &Options) -> Option<Outcome> {
     let database = Database::start(options.engine, options.is_control())?;
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
-    let locks: Vec<String> = (0..options.locks)
-        .map(|number| char::from(b'a' + number as u8).to_string())
-        .collect();
-    runtime.block_on(prepare(&database, &locks, options.is_control()));
+    runtime.block_on(prepare(&database, &options.targets, options.is_control()));
     let folder = fresh_folder(options);
 
-    let mut workers = start_workers(options, &database, &locks, &folder);
+    let mut workers = start_workers(options, &database, &folder);
     let mut problems = Vec::new();
     for worker in &mut workers {
         let worker = unlocked(worker);
@@ -136,7 +150,8 @@ pub fn run(options: &Options) -> Option<Outcome> {
         }
     }
     let evidence = Evidence {
-        outages: faults.iter().map(outage).collect(),
+        limits: limits(&faults),
+        outages: faults.iter().filter_map(outage).collect(),
         events,
         rows,
         counters,
@@ -194,7 +209,6 @@ fn has_clock(at: usize, client: Client) -> bool {
 fn start_workers(
     options: &Options,
     database: &Database,
-    locks: &[String],
     folder: &Path,
 ) -> Vec<Mutex<WorkerProcess>> {
     let start = |(at, client): (usize, &Client)| {
@@ -212,7 +226,7 @@ fn start_workers(
             process: name.clone(),
             url,
             data,
-            locks: locks.to_vec(),
+            targets: options.targets.clone(),
             ttl: TTL,
             seed: options.seed ^ (at as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15),
             history: folder.join(&name),
@@ -234,7 +248,7 @@ fn inject_faults(
 ) -> Vec<Fault> {
     let client = options.clients[0];
     let kinds = options.kinds.clone();
-    let kinds = kinds.unwrap_or_else(|| plan::kinds(client, options.engine));
+    let kinds = kinds.unwrap_or_else(|| options.suitable_kinds(client));
     let clients = options.clients.iter().enumerate();
     let clocks: Vec<usize> = clients
         .filter_map(|(at, client)| has_clock(at, *client).then_some(at))
@@ -252,7 +266,7 @@ fn inject_faults(
         let inject = |fault: Planned| {
             scope.spawn(move || {
                 sleep(Duration::from_millis(fault.at).saturating_sub(start.elapsed()));
-                faults::inject(fault, TTL, workers, database)
+                faults::inject(fault, TTL, workers, database, &options.targets)
             })
         };
         let threads: Vec<_> = planned.into_iter().map(inject).collect();
@@ -287,18 +301,32 @@ fn finish(workers: &mut [Mutex<WorkerProcess>], problems: &mut Vec<String>) -> V
     unserved
 }
 
-fn outage(fault: &Fault) -> Outage {
+/// The operator's changes, in order of time.
+fn limits(faults: &[Fault]) -> Vec<LimitChange> {
+    let mut changes: Vec<_> = faults
+        .iter()
+        .flat_map(|fault| &fault.limits)
+        .cloned()
+        .collect();
+    changes.sort_by_key(|change| change.from);
+    changes
+}
+
+fn outage(fault: &Fault) -> Option<Outage> {
+    if !fault.planned.kind.delays() {
+        return None;
+    }
     let kills = [
         plan::Kind::KillHolding,
         plan::Kind::KillInFence,
         plan::Kind::KillWaiting,
     ];
-    Outage {
+    Some(Outage {
         process: (!fault.process.is_empty()).then(|| fault.process.clone()),
         from: fault.from,
         until: fault.until,
         killed: kills.contains(&fault.planned.kind),
-    }
+    })
 }
 
 impl Outcome {
@@ -341,21 +369,17 @@ impl Outcome {
     }
 }
 
-async fn prepare(database: &Database, locks: &[String], controls: bool) {
+async fn prepare(database: &Database, targets: &[Target], controls: bool) {
     let all = Locks::connect(&database.url).await.expect("it was started");
     all.migrate().await.expect("the table can be made");
     database
-        .prepare(locks)
+        .prepare(targets)
         .await
         .expect("the tables can be made");
     if controls {
         let mut sql = Sql::connect(&database.url).await.expect("it was started");
-        for lock in locks {
-            sql.run(&format!(
-                "INSERT INTO database_locks_lock (name) VALUES ('{lock}')"
-            ))
-            .await
-            .expect("the table was made");
+        for row in targets.iter().flat_map(rows_of) {
+            sql.run(&row).await.expect("the table was made");
         }
     }
     if let Some(data) = database.data.strip_prefix("sqlite://") {
@@ -363,6 +387,23 @@ async fn prepare(database: &Database, locks: &[String], controls: bool) {
         let file = rusqlite::Connection::open(data).expect("it was made");
         file.pragma_update(None, "journal_mode", "wal")
             .expect("WAL");
+    }
+}
+
+/// The statements that make the rows of a target: the controls make none.
+fn rows_of(target: &Target) -> Vec<String> {
+    let name = &target.name;
+    match target.kind {
+        target::Kind::Semaphore(permits) => (0..permits)
+            .map(|slot| {
+                format!("INSERT INTO database_locks_permit (name, slot) VALUES ('{name}', {slot})")
+            })
+            .collect(),
+        target::Kind::Lock | target::Kind::Shared => {
+            vec![format!(
+                "INSERT INTO database_locks_lock (name) VALUES ('{name}')"
+            )]
+        }
     }
 }
 

@@ -261,7 +261,7 @@ impl Timeline<'_> {
 
     /// The row of one lock: its grants, and the marks above them.
     fn row(&mut self, lock: &str, from: u64, until: u64, y: f64) {
-        let of_lock = |grant: &&Grant| grant.lock == lock;
+        let of_lock = |grant: &&Grant| grant.resource() == lock;
         let grants: Vec<Grant> = self.grants.iter().filter(of_lock).cloned().collect();
         let mut marks = String::new();
         for grant in &grants {
@@ -341,7 +341,7 @@ impl Timeline<'_> {
         let writes = check::writes(&self.outcome.evidence.events, &self.grants);
         for write in writes.values() {
             if let Some((at, End::Refused)) = write.end
-                && self.grants[write.grant].lock == lock
+                && self.grants[write.grant].resource() == lock
                 && (from..until).contains(&at)
             {
                 let x = self.x(from, at);

@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::engine::Engine;
+use crate::target::Target;
 
 /// How long a worker stays at a breakpoint without `resume`.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(20);
@@ -23,6 +24,8 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 pub enum Breakpoint {
     /// About to request a lock.
     Asking,
+    /// Between a look at a lock that is free and the statement that takes it: some controls.
+    Looked,
     /// Waiting for a lock.
     Waiting,
     /// Holding a lock, which it checks again and again.
@@ -38,6 +41,7 @@ impl Breakpoint {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Asking => "asking",
+            Self::Looked => "looked",
             Self::Waiting => "waiting",
             Self::Holding => "holding",
             Self::Blind => "blind",
@@ -48,6 +52,7 @@ impl Breakpoint {
     fn of(word: &str) -> Option<Self> {
         let all = [
             Self::Asking,
+            Self::Looked,
             Self::Waiting,
             Self::Holding,
             Self::Blind,
@@ -77,6 +82,10 @@ pub enum Client {
     HandsOutEnded,
     /// It writes without a fence.
     Unfenced,
+    /// Of a semaphore it counts the holders, and then enters.
+    CountsThenEnters,
+    /// Of a lock that readers share, readers and writers look whether it is free, and then enter.
+    LooksThenEnters,
     /// Legacy (django-database-locks 0.5).
     Legacy,
 }
@@ -93,6 +102,8 @@ impl Client {
             Self::ClientClock => "client-clock",
             Self::HandsOutEnded => "hands-out-ended",
             Self::Unfenced => "unfenced",
+            Self::CountsThenEnters => "counts-then-enters",
+            Self::LooksThenEnters => "looks-then-enters",
             Self::Legacy => "legacy",
         }
     }
@@ -118,6 +129,8 @@ impl Client {
             Self::ClientClock,
             Self::HandsOutEnded,
             Self::Unfenced,
+            Self::CountsThenEnters,
+            Self::LooksThenEnters,
             Self::Legacy,
         ];
         all.into_iter().find(|client| client.as_str() == word)
@@ -135,8 +148,8 @@ pub struct Settings {
     pub url: String,
     /// The database of its writes.
     pub data: String,
-    /// The names of the locks.
-    pub locks: Vec<String>,
+    /// What it contends for.
+    pub targets: Vec<Target>,
     /// The length of its leases.
     pub ttl: Duration,
     /// The seed of its choices.
@@ -148,31 +161,31 @@ pub struct Settings {
 impl Settings {
     /// The argument.
     pub fn to_json(&self) -> Value {
-        json!({
+        let mut value = json!({
             "client": self.client.as_str(),
             "process": self.process,
             "url": self.url,
             "data": self.data,
-            "locks": self.locks,
             "ttl_ms": self.ttl.as_millis() as u64,
             "seed": self.seed,
             "history": self.history,
-        })
+        });
+        if let Some(value) = value.as_object_mut() {
+            value.extend(Target::to_json(&self.targets));
+        }
+        value
     }
 
     /// Reads the argument.
     pub fn parse(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
         let text = |key: &str| Some(value[key].as_str()?.to_owned());
-        let locks = value["locks"].as_array()?.iter();
         Some(Self {
             client: Client::of(&text("client")?)?,
             process: text("process")?,
             url: text("url")?,
             data: text("data")?,
-            locks: locks
-                .filter_map(|lock| Some(lock.as_str()?.to_owned()))
-                .collect(),
+            targets: Target::parse(&value)?,
             ttl: Duration::from_millis(value["ttl_ms"].as_u64()?),
             seed: value["seed"].as_u64()?,
             history: text("history")?.into(),

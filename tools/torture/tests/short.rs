@@ -7,15 +7,23 @@ use std::time::Duration;
 use torture::engine::Engine;
 use torture::plan::Kind;
 use torture::run::{Options, Outcome, run};
+use torture::target::Target;
 use torture::worker::Client;
+
+/// Locks, and a semaphore for which more processes contend than it has permits.
+fn targets() -> Vec<Target> {
+    let mut targets = Target::locks(4);
+    targets.push(Target::semaphore(2));
+    targets
+}
 
 fn options(engine: Engine, seed: u64) -> Options {
     Options {
         engine,
         seed,
         length: Duration::from_secs(13),
-        clients: vec![Client::Rust; 6],
-        locks: 4,
+        clients: vec![Client::Rust; 8],
+        targets: targets(),
         kinds: None,
         worker: PathBuf::from(env!("CARGO_BIN_EXE_torture-worker")),
         python: None,
@@ -95,20 +103,26 @@ fn locks_keep_their_promises_on_galera() {
 }
 
 /// One lock, so that another process has it as soon as its lease has ended.
-fn control(client: Client, engine: Engine, seed: u64) -> Option<Outcome> {
+fn control(client: Client, target: Target, engine: Engine, seed: u64) -> Option<Outcome> {
     run(&Options {
         length: Duration::from_secs(8),
         clients: vec![client; 4],
-        locks: 1,
+        targets: vec![target],
         ..options(engine, seed)
     })
 }
 
+fn assert_caught(client: Client, engine: Engine) {
+    for lock in Target::locks(1) {
+        assert_caught_with(client, lock, engine);
+    }
+}
+
 /// A mistake shows if another process wants the lock at that moment, which nearly every short run
 /// has. So there are four attempts.
-fn assert_caught(client: Client, engine: Engine) {
+fn assert_caught_with(client: Client, target: Target, engine: Engine) {
     for seed in [14, 24, 34, 44] {
-        let Some(outcome) = control(client, engine, seed) else {
+        let Some(outcome) = control(client, target.clone(), engine, seed) else {
             return;
         };
         let lucky = outcome.violations.is_empty() && outcome.problems.is_empty();
@@ -149,13 +163,33 @@ fn unfenced_writes_are_caught() {
     assert_caught(Client::Unfenced, Engine::Postgres);
 }
 
+#[test]
+#[ignore = "make prove"]
+fn a_count_of_the_holders_and_then_a_claim_is_caught() {
+    for engine in [Engine::Sqlite, Engine::Postgres, Engine::MySql] {
+        assert_caught_with(Client::CountsThenEnters, Target::semaphore(2), engine);
+    }
+}
+
+#[test]
+#[ignore = "make prove"]
+fn readers_and_writers_that_look_and_then_enter_are_caught() {
+    for engine in [Engine::Sqlite, Engine::Postgres, Engine::MySql] {
+        assert_caught_with(Client::LooksThenEnters, Target::shared(), engine);
+    }
+}
+
 /// The control of the controls: the faults alone cause no violation.
 #[test]
 #[ignore = "make prove"]
 fn a_simple_client_without_a_mistake_is_not_caught() {
+    let mut targets = Target::locks(1);
+    targets.extend([Target::semaphore(2), Target::shared()]);
     for engine in [Engine::Sqlite, Engine::Postgres] {
-        if let Some(outcome) = control(Client::Correct, engine, 14) {
-            assert_good(&outcome);
+        for target in &targets {
+            if let Some(outcome) = control(Client::Correct, target.clone(), engine, 14) {
+                assert_good(&outcome);
+            }
         }
     }
 }

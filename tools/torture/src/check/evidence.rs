@@ -37,6 +37,19 @@ impl Outage {
     }
 }
 
+/// A change of a semaphore's limit by the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitChange {
+    /// The semaphore.
+    pub lock: String,
+    /// The new limit; `None`: that of the callers.
+    pub limit: Option<u32>,
+    /// When the operator asked for it.
+    pub from: u64,
+    /// From when on no other limit counts.
+    pub until: u64,
+}
+
 /// The evidence of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
@@ -46,6 +59,8 @@ pub struct Evidence {
     pub rows: Vec<Row>,
     /// The counters at the end, each of which began at 0.
     pub counters: BTreeMap<String, i64>,
+    /// The operator's changes of limits, in order of time.
+    pub limits: Vec<LimitChange>,
     /// The outages by faults.
     pub outages: Vec<Outage>,
     /// The length of a lease, in microseconds.

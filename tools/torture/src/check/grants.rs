@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::history::{Event, What};
+use crate::target::{Mode, slot_name};
 
 /// How much later than its last check of trust an acquire may return on a busy machine.
 const LATENESS: u64 = 200_000;
@@ -14,6 +15,10 @@ pub struct Grant {
     pub process: String,
     /// The lock.
     pub lock: String,
+    /// How it was requested.
+    pub mode: Mode,
+    /// The slot of a permit; `None` also for a permit of a client without slots.
+    pub slot: Option<u16>,
     /// Its token.
     pub token: i64,
     /// When it was requested.
@@ -37,6 +42,24 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// What the grant is of: the lock, or one slot of a semaphore.
+    pub fn resource(&self) -> String {
+        match self.slot {
+            Some(slot) => slot_name(&self.lock, slot),
+            None => self.lock.clone(),
+        }
+    }
+
+    /// Whether it is a permit of a client without slots.
+    pub(super) fn is_without_slot(&self) -> bool {
+        matches!(self.mode, Mode::Permit(_)) && self.slot.is_none()
+    }
+
+    /// Whether two grants of one resource must not be held at the same moment.
+    pub(super) fn conflicts(&self, other: &Self) -> bool {
+        self.mode.conflicts(other.mode)
+    }
+
     /// The time in which it was certainly trusted.
     pub fn trusted(&self) -> Option<(u64, u64)> {
         let ends = [Some(self.trusted_until), self.releasing, self.lost];
@@ -88,23 +111,34 @@ pub enum End {
 
 /// The grants of a history, in order of time.
 pub fn grants(events: &[Event]) -> Vec<Grant> {
-    let mut asked: HashMap<(&str, u64), (u64, &str)> = HashMap::new();
+    let mut asked: HashMap<(&str, u64), (u64, &str, Mode)> = HashMap::new();
     let mut places: HashMap<(&str, u64), usize> = HashMap::new();
     let mut grants: Vec<Grant> = Vec::new();
     for event in events {
         let process = event.process.as_str();
         match &event.what {
-            What::Asked { request, lock, .. } => {
-                asked.insert((process, *request), (event.at, lock));
+            What::Asked {
+                request,
+                lock,
+                mode,
+                ..
+            } => {
+                asked.insert((process, *request), (event.at, lock, *mode));
             }
-            What::Granted { request, token } => {
-                let Some((at, lock)) = asked.get(&(process, *request)) else {
+            What::Granted {
+                request,
+                token,
+                slot,
+            } => {
+                let Some((at, lock, mode)) = asked.get(&(process, *request)) else {
                     continue;
                 };
                 places.insert((process, *request), grants.len());
                 grants.push(Grant {
                     process: process.to_owned(),
                     lock: (*lock).to_owned(),
+                    mode: *mode,
+                    slot: *slot,
                     token: *token,
                     asked: *at,
                     granted: event.at,

@@ -7,15 +7,23 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 mod evidence;
 mod grants;
+mod holders;
+mod limits;
 mod numbers;
 #[cfg(test)]
+mod story;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_kinds;
 mod violation;
 mod waiters;
 
+use crate::target::Mode;
+use holders::{permits, two_holders};
 use waiters::waiters;
 
-pub use evidence::{Evidence, Outage, Row};
+pub use evidence::{Evidence, LimitChange, Outage, Row};
 pub use grants::{End, Grant, Write, grants, writes};
 pub use numbers::{Numbers, grants_per_process, numbers};
 pub use violation::{KINDS, Kind, Violation};
@@ -29,44 +37,21 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
     let locks: HashSet<&str> = grants.iter().map(|grant| grant.lock.as_str()).collect();
     for lock in locks {
         let of_lock: Vec<&Grant> = grants.iter().filter(|grant| grant.lock == lock).collect();
-        two_holders(lock, &of_lock, &mut found);
+        permits(lock, &of_lock, evidence, &mut found);
         handed_out_lost(lock, &of_lock, &mut found);
-        tokens(lock, &of_lock, &mut found);
         waiters(lock, &of_lock, evidence, &mut found);
     }
-    stale_writes(evidence, &grants, &writes, &mut found);
-    increments(evidence, &writes, &mut found);
-    found.sort_by_key(|violation| violation.at);
-    found
-}
-
-fn two_holders(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
-    let mut bodies: Vec<(u64, u64, &Grant)> = grants
-        .iter()
-        .filter_map(|grant| grant.body().map(|(from, until)| (from, until, *grant)))
-        .collect();
-    bodies.sort_by_key(|(from, ..)| *from);
-    let mut last: Option<(u64, &Grant)> = None;
-    for (from, until, grant) in bodies {
-        if let Some((end, other)) = last.filter(|(end, _)| from < *end) {
-            found.push(Violation {
-                kind: Kind::TwoHolders,
-                lock: lock.to_owned(),
-                at: from,
-                text: format!(
-                    "{} (token {}) and {} (token {}) for {} ms",
-                    other.process,
-                    other.token,
-                    grant.process,
-                    grant.token,
-                    (end.min(until) - from) / 1000
-                ),
-            });
-        }
-        if last.is_none_or(|(end, _)| until > end) {
-            last = Some((until, grant));
-        }
+    let resources: HashSet<String> = grants.iter().map(Grant::resource).collect();
+    for resource in resources {
+        let same = |grant: &&Grant| grant.resource() == resource && !grant.is_without_slot();
+        let of_resource: Vec<&Grant> = grants.iter().filter(same).collect();
+        two_holders(&resource, &of_resource, &mut found);
+        tokens(&resource, &of_resource, &mut found);
     }
+    stale_writes(evidence, &grants, &writes, &mut found);
+    increments(evidence, &grants, &writes, &mut found);
+    found.sort_by_key(|violation| (violation.at, violation.kind));
+    found
 }
 
 fn handed_out_lost(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
@@ -86,6 +71,7 @@ fn handed_out_lost(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
     }
 }
 
+/// The tokens of one resource. Readers that were in together share theirs.
 fn tokens(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
     let mut report = |at, text| {
         found.push(Violation {
@@ -97,7 +83,10 @@ fn tokens(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
     };
     let mut seen: HashMap<i64, &Grant> = HashMap::new();
     for grant in grants.iter().filter(|grant| grant.token != 0) {
-        if let Some(other) = seen.insert(grant.token, grant) {
+        if let Some(other) = seen
+            .insert(grant.token, grant)
+            .filter(|other| other.conflicts(grant))
+        {
             let text = format!(
                 "{} of {} again for {}",
                 grant.token, other.process, grant.process
@@ -116,9 +105,11 @@ fn tokens(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
                 format!("{a} for {} after {b} of {}", grant.process, other.process),
             );
         }
-        let newer = grants
-            .iter()
-            .find(|other| other.token > grant.token && other.granted < grant.last_check);
+        // A writer that gave up leaves later readers a greater token than earlier ones, which are
+        // in as well.
+        let newer = grants.iter().find(|other| {
+            other.token > grant.token && other.granted < grant.last_check && other.conflicts(grant)
+        });
         if let Some(other) = newer {
             let (a, b) = (grant.token, other.token);
             report(
@@ -140,20 +131,30 @@ fn stale_writes(
 ) {
     let mut rows: Vec<&Row> = evidence.rows.iter().collect();
     rows.sort_by_key(|row| (&row.lock, row.place));
-    let mut greatest: HashMap<&str, i64> = HashMap::new();
+    let exclusive = |write: &Write| grants[write.grant].mode != Mode::Shared;
+    // The greatest tokens of writers, and of all.
+    let mut greatest: HashMap<&str, (i64, i64)> = HashMap::new();
     for row in rows.into_iter().filter(|row| row.token != 0) {
         let write = writes.get(&row.id);
+        let alone = write.is_none_or(exclusive);
         let at = write.and_then(|w| w.committing).unwrap_or_default();
         let mut why = None;
-        let before = greatest.entry(&row.lock).or_default();
-        if row.token < *before {
+        let (writers, all) = greatest.entry(&row.lock).or_default();
+        let before = if alone { *all } else { *writers };
+        if row.token < before {
             why = Some(format!(
                 "a write with token {before} was committed before it"
             ));
         }
-        *before = (*before).max(row.token);
+        *all = row.token.max(*all);
+        if alone {
+            *writers = row.token.max(*writers);
+        }
         let newer = |grant: &&Grant| {
-            grant.lock == row.lock && grant.token > row.token && grant.granted < at
+            grant.token > row.token
+                && grant.granted < at
+                && grant.resource() == row.lock
+                && (alone || grant.mode != Mode::Shared)
         };
         if let Some(newer) = grants.iter().find(newer) {
             why.get_or_insert(format!(
@@ -172,9 +173,20 @@ fn stale_writes(
     }
 }
 
-fn increments(evidence: &Evidence, writes: &BTreeMap<String, Write>, found: &mut Vec<Violation>) {
+fn increments(
+    evidence: &Evidence,
+    grants: &[Grant],
+    writes: &BTreeMap<String, Write>,
+    found: &mut Vec<Violation>,
+) {
+    // Readers record that they were there, and change nothing.
+    let increments = |row: &&Row| {
+        let write = writes.get(&row.id);
+        write.is_none_or(|write| grants[write.grant].mode != Mode::Shared)
+    };
     for (lock, counter) in &evidence.counters {
-        let rows = evidence.rows.iter().filter(|row| row.lock == *lock).count() as i64;
+        let of_lock = evidence.rows.iter().filter(|row| row.lock == *lock);
+        let rows = of_lock.filter(increments).count() as i64;
         for number in 0..(rows - counter).max(0) {
             let text = format!("{} of {rows}: the counter is {counter}", number + 1);
             found.push(Violation {

@@ -5,9 +5,13 @@ use std::fmt;
 /// The kinds of violations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Two holders trusted the same lock at the same moment, or were in their bodies without a
-    /// notification that trust had ended.
+    /// Two holders trusted the same lock, or the same slot of a semaphore, at the same moment, or
+    /// were in their bodies without a notification that trust had ended.
     TwoHolders,
+    /// More permits of a semaphore were held than its limit, or one that is not below it.
+    TooMany,
+    /// A writer was in beside a reader.
+    ReaderAndWriter,
     /// An acquire returned a guard although trust had ended.
     HandedOutLost,
     /// A token was not greater than an earlier one, or was trusted after a greater one was granted.
@@ -21,8 +25,10 @@ pub enum Kind {
 }
 
 /// All kinds, in the order of the tables.
-pub const KINDS: [Kind; 6] = [
+pub const KINDS: [Kind; 8] = [
     Kind::TwoHolders,
+    Kind::TooMany,
+    Kind::ReaderAndWriter,
     Kind::HandedOutLost,
     Kind::Token,
     Kind::StaleWrite,
@@ -35,6 +41,8 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::TwoHolders => "two holders",
+            Self::TooMany => "permits above the limit",
+            Self::ReaderAndWriter => "writer beside a reader",
             Self::HandedOutLost => "handed out when lost",
             Self::Token => "token goes back",
             Self::StaleWrite => "stale write",

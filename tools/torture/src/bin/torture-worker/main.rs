@@ -4,6 +4,7 @@
 //! Its argument is the JSON of `torture::worker::Settings`.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 use std::time::Duration;
 
 use database_locks::Locks;
@@ -11,12 +12,13 @@ use torture::clock;
 use torture::control::ControlClient;
 use torture::history::{Recorder, What};
 use torture::sql::Sql;
+use torture::target::{Mode, Target};
 use torture::worker::{Breakpoint, Client, Commands, Settings, say};
 
 mod state;
 mod write;
 
-use state::{Guard, Worker};
+use state::{Guard, Held, Worker};
 
 #[tokio::main(worker_threads = 2)]
 async fn main() {
@@ -27,15 +29,17 @@ async fn main() {
         Client::Rust => Some(Locks::builder(&settings.url).connect_lazy().expect("a URL")),
         _ => None,
     };
+    let commands = Commands::listen();
     let control = ControlClient {
         client: settings.client,
         url: settings.url.clone(),
         process: settings.process.clone(),
         ttl: settings.ttl,
+        commands: Arc::clone(&commands),
     };
     let worker = Worker {
         recorder: RefCell::new(recorder),
-        commands: Commands::listen(),
+        commands,
         random: RefCell::new(fastrand::Rng::with_seed(settings.seed)),
         data: RefCell::new(None),
         requests: Cell::new(0),
@@ -71,8 +75,8 @@ impl Worker {
         let request = self.requests.get() + 1;
         self.requests.set(request);
         self.record_clock_jump();
-        let at = self.number(0, self.settings.locks.len() as u64);
-        let lock = self.settings.locks[at as usize].clone();
+        let (target, mode) = self.choose();
+        let lock = target.name.clone();
         let wait = match self.number(0, 100) {
             0..15 => Some(Duration::ZERO),
             15..60 => Some(self.between(300, 6000)),
@@ -90,12 +94,13 @@ impl Worker {
         self.record(What::Asked {
             request,
             lock: lock.clone(),
+            mode,
             wait: wait_us,
         });
         self.commands
             .pause_at(Breakpoint::Waiting, &format!("{lock} 0"), || true)
             .await;
-        let guard = match self.acquire(connection, &lock, wait).await {
+        let guard = match self.acquire(connection, target, mode, wait).await {
             Ok(guard) => guard,
             Err(why) => {
                 self.record(What::GaveUp { request, why });
@@ -104,9 +109,19 @@ impl Worker {
                 return;
             }
         };
-        let token = guard.token();
-        self.record(What::Granted { request, token });
-        self.hold(request, &lock, &guard).await;
+        let (token, slot) = (guard.token(), guard.slot());
+        self.record(What::Granted {
+            request,
+            token,
+            slot,
+        });
+        let held = Held {
+            request,
+            target,
+            mode,
+            guard: &guard,
+        };
+        self.hold(&held).await;
         self.record(What::Releasing { request });
         let ok = match guard {
             // Guards are released or dropped. When a drop has released is not known.
@@ -124,14 +139,20 @@ impl Worker {
     async fn acquire(
         &self,
         connection: Option<Sql>,
-        lock: &str,
+        target: &Target,
+        mode: Mode,
         wait: Option<Duration>,
     ) -> Result<Guard, String> {
         let Some(locks) = &self.locks else {
-            let held = self.control.acquire(connection, lock, wait).await;
+            let held = self.control.acquire(connection, target, mode, wait).await;
             return held.map(Guard::Control).ok_or_else(|| "busy".into());
         };
-        let mut lock = locks.lock(lock).ttl(self.settings.ttl);
+        let lock = match mode {
+            Mode::Exclusive => locks.lock(&target.name),
+            Mode::Permit(permits) => locks.semaphore(&target.name, permits),
+            Mode::Shared => return Err("the library has no shared locks yet".into()),
+        };
+        let mut lock = lock.ttl(self.settings.ttl);
         let guard = match wait {
             Some(Duration::ZERO) => lock.try_acquire().await,
             _ => {
@@ -187,7 +208,9 @@ impl Worker {
         Look::Lost
     }
 
-    async fn hold(&self, request: u64, lock: &str, guard: &Guard) {
+    async fn hold(&self, held: &Held<'_>) {
+        let Held { request, guard, .. } = *held;
+        let lock = &held.target.name;
         // Some bodies begin without a check, as callers do.
         if self.chance(30) {
             tokio::time::sleep(self.between(5, 30)).await;
@@ -216,7 +239,7 @@ impl Worker {
                 .await;
         }
         if blind {
-            self.write(request, lock, guard).await;
+            self.write(held).await;
         }
         let steps = match blind || self.chance(8) {
             // Longer than the first lease, so that it depends on renewals.
@@ -229,7 +252,7 @@ impl Worker {
                 return;
             }
             if self.chance(60) {
-                self.write(request, lock, guard).await;
+                self.write(held).await;
             }
             tokio::time::sleep(self.between(20, 150)).await;
             last = self.look(request, guard);

@@ -9,6 +9,7 @@ use torture::clock;
 use torture::control::{ControlClient, ControlGuard};
 use torture::history::{Recorder, What};
 use torture::sql::Sql;
+use torture::target::{Kind, Mode, Target, slot_name};
 use torture::worker::{Commands, Settings};
 
 /// A worker process.
@@ -25,6 +26,25 @@ pub(crate) struct Worker {
     pub(crate) skew: Cell<i64>,
 }
 
+/// A grant that was asked for.
+pub(crate) struct Held<'a> {
+    pub(crate) request: u64,
+    pub(crate) target: &'a Target,
+    pub(crate) mode: Mode,
+    pub(crate) guard: &'a Guard,
+}
+
+impl Held<'_> {
+    /// What has a counter of its own: the lock, or the slot; `None` for a permit without a slot.
+    pub(crate) fn resource(&self) -> Option<String> {
+        let name = &self.target.name;
+        match (self.mode, self.guard.slot()) {
+            (Mode::Permit(_), slot) => Some(slot_name(name, slot?)),
+            _ => Some(name.clone()),
+        }
+    }
+}
+
 /// A held lock.
 pub(crate) enum Guard {
     Library(LockGuard),
@@ -32,6 +52,14 @@ pub(crate) enum Guard {
 }
 
 impl Guard {
+    /// The slot of a permit.
+    pub(crate) fn slot(&self) -> Option<u16> {
+        match self {
+            Self::Library(guard) => guard.slot(),
+            Self::Control(held) => held.slot,
+        }
+    }
+
     pub(crate) fn token(&self) -> i64 {
         match self {
             Self::Library(guard) => guard.token().get(),
@@ -55,6 +83,26 @@ impl Worker {
 
     pub(crate) fn chance(&self, percent: u64) -> bool {
         self.number(0, 100) < percent
+    }
+
+    /// Chooses what to ask for, and how.
+    pub(crate) fn choose(&self) -> (&Target, Mode) {
+        let targets = &self.settings.targets;
+        let mut at = self.number(0, targets.iter().map(Target::weight).sum());
+        let target = targets.iter().find(|target| {
+            let chosen = at < target.weight();
+            at = at.saturating_sub(target.weight());
+            chosen
+        });
+        let target = target.unwrap_or(&targets[0]);
+        let mode = match target.kind {
+            Kind::Lock => Mode::Exclusive,
+            Kind::Semaphore(permits) => Mode::Permit(permits),
+            // Writers would wait forever if there were always a reader in.
+            Kind::Shared if self.chance(65) => Mode::Shared,
+            Kind::Shared => Mode::Exclusive,
+        };
+        (target, mode)
     }
 
     /// Records a jump of the wall clock of this process.

@@ -8,9 +8,10 @@ use mysql_async::prelude::Queryable;
 use torture::control::ControlGuard;
 use torture::history::What;
 use torture::sql::{Answer, Sql, error_text, with_timeout};
+use torture::target::Mode;
 use torture::worker::Breakpoint;
 
-use crate::state::{Guard, Worker};
+use crate::state::{Guard, Held, Worker};
 
 /// Why a write was not committed.
 enum Failure {
@@ -32,8 +33,16 @@ fn refusal(error: Error) -> Failure {
 }
 
 impl Worker {
-    /// Increments the counter of a lock in a fenced transaction, and records how that ended.
-    pub(crate) async fn write(&self, request: u64, lock: &str, guard: &Guard) {
+    /// Increments the counter of a lock in a fenced transaction, and records how that ended. A reader
+    /// only records that it was there. A permit without a slot has no counter.
+    pub(crate) async fn write(&self, held: &Held<'_>) {
+        let Held {
+            request,
+            mode,
+            guard,
+            ..
+        } = *held;
+        let Some(lock) = held.resource() else { return };
         self.writes.set(self.writes.get() + 1);
         let id = format!("{} {}", self.settings.process, self.writes.get());
         self.record(What::Write {
@@ -47,9 +56,10 @@ impl Worker {
         };
         let write = Write {
             worker: self,
-            lock,
+            lock: &lock,
             id: id.clone(),
             token: guard.token(),
+            increment: i64::from(mode != Mode::Shared),
         };
         let done = match &mut data {
             Ok(data) => match guard {
@@ -76,6 +86,8 @@ struct Write<'a> {
     lock: &'a str,
     id: String,
     token: i64,
+    /// By how much the counter grows.
+    increment: i64,
 }
 
 impl Write<'_> {
@@ -91,7 +103,7 @@ impl Write<'_> {
     fn changes(&self, value: &Answer) -> Result<[String; 2], String> {
         let (lock, token, id) = (self.lock, self.token, &self.id);
         let value: Option<i64> = value.rows.first().and_then(|row| row.first()?.parse().ok());
-        let next = value.ok_or("no counter")? + 1;
+        let next = value.ok_or("no counter")? + self.increment;
         Ok([
             format!(
                 "UPDATE torture_counter SET value = {next}, writes = writes + 1 WHERE name = '{lock}'"

@@ -1,4 +1,4 @@
-//! The controls: a small client on the same table, whose variants have one mistake each. The
+//! The controls: a small client on the same tables, whose variants have one mistake each. The
 //! checker must find it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,11 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::sql::Sql;
-use crate::worker::Client;
+use crate::target::{Kind, Mode, Target};
+use crate::worker::{Breakpoint, Client, Commands};
+
+mod semaphore;
+mod shared;
 
 /// The poll interval.
 const POLL: Duration = Duration::from_millis(40);
@@ -22,15 +26,61 @@ pub struct ControlClient {
     pub process: String,
     /// The length of its leases.
     pub ttl: Duration,
+    /// The commands of its process.
+    pub commands: Arc<Commands>,
+}
+
+/// The row of a grant.
+#[derive(Clone, Debug)]
+struct Row {
+    /// Its table and the condition that finds it: `TABLE WHERE …`.
+    table: &'static str,
+    key: String,
+    /// Whether the row goes when it is released.
+    is_deleted: bool,
+}
+
+impl Row {
+    /// The row of a lock.
+    fn of_lock(name: &str) -> Self {
+        Self {
+            table: LOCKS,
+            key: format!("name = '{name}'"),
+            is_deleted: false,
+        }
+    }
+
+    /// A row of a semaphore or of a reader.
+    fn of_permit(name: &str, slot: i64, is_deleted: bool) -> Self {
+        Self {
+            table: PERMITS,
+            key: format!("name = '{name}' AND slot = {slot}"),
+            is_deleted,
+        }
+    }
+}
+
+const LOCKS: &str = "database_locks_lock";
+const PERMITS: &str = "database_locks_permit";
+
+/// A grant.
+struct Claim {
+    row: Row,
+    token: i64,
+    slot: Option<u16>,
+    /// When the statement was sent that took it.
+    sent: u64,
 }
 
 /// A lock that the client holds, or believes that it holds.
 #[derive(Debug)]
 pub struct ControlGuard {
     client: ControlClient,
-    name: String,
+    row: Row,
     /// The fencing token.
     pub token: i64,
+    /// The slot of a permit, if the client has slots.
+    pub slot: Option<u16>,
     state: Arc<Mutex<State>>,
     renewing: tokio::task::JoinHandle<()>,
 }
@@ -97,19 +147,20 @@ impl ControlClient {
         Times { now, ..times }
     }
 
-    /// Tries once: the token and the end of trust.
-    async fn try_once(&self, sql: &mut Sql, name: &str) -> Result<Option<(i64, u64)>, String> {
+    /// Takes a row if it is free, by one statement, because another client may take it before a
+    /// second one. The token grows by `step`.
+    async fn take(&self, sql: &mut Sql, row: Row, step: u8) -> Result<Option<Claim>, String> {
         let Times { now, end } = self.times();
         let (sent, process) = (clock::now(), &self.process);
-        // One statement, because another client may take the row before a second one.
         let (next, returning) = match self.url.starts_with("mysql:") {
-            true => ("LAST_INSERT_ID(token + 1)", ""),
-            false => ("token + 1", " RETURNING token"),
+            true => (format!("LAST_INSERT_ID(token + {step})"), ""),
+            false => (format!("token + {step}"), " RETURNING token"),
         };
+        let Row { table, key, .. } = &row;
         let taken = sql
             .run(&format!(
-                "UPDATE database_locks_lock SET locked_by = '{process}', token = {next}, \
-                 expires_at = {end} WHERE name = '{name}' \
+                "UPDATE {table} SET locked_by = '{process}', token = {next}, \
+                 expires_at = {end} WHERE {key} \
                  AND (expires_at IS NULL OR expires_at <= {now}){returning}"
             ))
             .await?;
@@ -117,14 +168,46 @@ impl ControlClient {
             Some(row) => row.first().and_then(|token| token.parse().ok()),
             None => (taken.affected > 0 && taken.last_id > 0).then_some(taken.last_id),
         };
-        Ok(token.map(|token| (token, self.trusted_until(sent))))
+        let claim = |token| Claim {
+            row,
+            token,
+            slot: None,
+            sent,
+        };
+        Ok(token.map(claim))
+    }
+
+    /// Tries once.
+    async fn try_once(
+        &self,
+        sql: &mut Sql,
+        target: &Target,
+        mode: Mode,
+    ) -> Result<Option<Claim>, String> {
+        match (mode, target.kind) {
+            (Mode::Permit(limit), _) if self.client == Client::CountsThenEnters => {
+                self.count_then_enter(sql, &target.name, limit).await
+            }
+            (Mode::Permit(limit), _) => self.take_a_slot(sql, &target.name, limit).await,
+            (Mode::Shared, _) => self.enter_as_reader(sql, &target.name).await,
+            (Mode::Exclusive, Kind::Shared) => self.enter_as_writer(sql, &target.name).await,
+            (Mode::Exclusive, _) => self.take(sql, Row::of_lock(&target.name), 1).await,
+        }
+    }
+
+    /// The moment between a look at what is free and the statement that takes it.
+    async fn looked(&self, name: &str) {
+        let what = format!("{name} 0");
+        let commands = Arc::clone(&self.commands);
+        commands.pause_at(Breakpoint::Looked, &what, || true).await;
     }
 
     /// Takes a lock by `connection` or a new one, or gives up after `wait`.
     pub async fn acquire(
         &self,
         mut connection: Option<Sql>,
-        name: &str,
+        target: &Target,
+        mode: Mode,
         wait: Option<Duration>,
     ) -> Option<ControlGuard> {
         let begun = testkit::time::now();
@@ -134,9 +217,9 @@ impl ControlClient {
                 None => Sql::connect(&self.url).await.ok(),
             };
             if let Some(mut open) = sql.take() {
-                match self.try_once(&mut open, name).await {
-                    Ok(Some((token, until))) => {
-                        let held = self.held(open, name, token, until);
+                match self.try_once(&mut open, target, mode).await {
+                    Ok(Some(claim)) => {
+                        let held = self.held(open, claim);
                         // The mistake of `HandsOutEnded`.
                         if self.client == Client::HandsOutEnded || held.trusted_for().is_some() {
                             return Some(held);
@@ -154,23 +237,26 @@ impl ControlClient {
         }
     }
 
-    fn held(&self, sql: Sql, name: &str, token: i64, trusted_until: u64) -> ControlGuard {
-        let lost = false;
+    fn held(&self, sql: Sql, claim: Claim) -> ControlGuard {
         let state = Arc::new(Mutex::new(State {
-            trusted_until,
-            lost,
+            trusted_until: self.trusted_until(claim.sent),
+            lost: false,
         }));
-        let (client, of, shared) = (self.clone(), name.to_owned(), Arc::clone(&state));
+        let Claim {
+            row, token, slot, ..
+        } = claim;
+        let (client, of, shared) = (self.clone(), row.clone(), Arc::clone(&state));
         ControlGuard {
             client: self.clone(),
-            name: name.to_owned(),
+            row,
             token,
+            slot,
             state,
             renewing: tokio::spawn(async move { client.renew(sql, &of, token, &shared).await }),
         }
     }
 
-    async fn renew(&self, sql: Sql, name: &str, token: i64, state: &Mutex<State>) {
+    async fn renew(&self, sql: Sql, row: &Row, token: i64, state: &Mutex<State>) {
         let mut connection = Some(sql);
         let process = &self.process;
         loop {
@@ -192,10 +278,11 @@ impl ControlClient {
                 _ => format!("locked_by = '{process}' AND token = {token} AND expires_at > {now}"),
             };
             let sent = clock::now();
+            let Row { table, key, .. } = row;
             let renewed = sql
                 .run(&format!(
-                    "UPDATE database_locks_lock SET locked_by = '{process}', expires_at = {end} \
-                     WHERE name = '{name}' AND {mine}"
+                    "UPDATE {table} SET locked_by = '{process}', expires_at = {end} \
+                     WHERE {key} AND {mine}"
                 ))
                 .await;
             let Ok(renewed) = renewed else { continue };
@@ -210,6 +297,26 @@ impl ControlClient {
                 _ => state.trusted_until = state.trusted_until.max(self.trusted_until(sent)),
             }
         }
+    }
+
+    /// Gives a row back; whether it was still held.
+    async fn give_back(&self, sql: &mut Sql, row: &Row, token: i64) -> Result<bool, String> {
+        let Row {
+            table,
+            key,
+            is_deleted,
+        } = row;
+        let change = match is_deleted {
+            true => format!("DELETE FROM {table}"),
+            false => format!("UPDATE {table} SET expires_at = NULL"),
+        };
+        let process = &self.process;
+        let freed = sql
+            .run(&format!(
+                "{change} WHERE {key} AND locked_by = '{process}' AND token = {token}"
+            ))
+            .await?;
+        Ok(freed.affected == 1)
     }
 }
 
@@ -237,7 +344,8 @@ impl ControlGuard {
 
     /// The statement of the fence: it locks the row, and returns one row if the lock is held.
     pub fn fence(&self) -> Option<String> {
-        let (name, process) = (&self.name, &self.client.process);
+        let process = &self.client.process;
+        let Row { table, key, .. } = &self.row;
         let row_lock = match self.client.url.starts_with("sqlite:") {
             true => "",
             false => " FOR UPDATE",
@@ -249,24 +357,18 @@ impl ControlGuard {
             _ => format!(" AND token = {}", self.token),
         };
         Some(format!(
-            "SELECT token FROM database_locks_lock WHERE name = '{name}' AND locked_by = '{process}'\
-             {token}{row_lock}"
+            "SELECT token FROM {table} WHERE {key} AND locked_by = '{process}'{token}{row_lock}"
         ))
     }
 
     /// Releases the lock; whether it was still held.
     pub async fn release(self) -> bool {
         self.renewing.abort();
-        let (name, process, token) = (&self.name, &self.client.process, self.token);
         let Ok(mut sql) = Sql::connect(&self.client.url).await else {
             return false;
         };
-        sql.run(&format!(
-            "UPDATE database_locks_lock SET expires_at = NULL WHERE name = '{name}' \
-             AND locked_by = '{process}' AND token = {token}"
-        ))
-        .await
-        .is_ok_and(|answer| answer.affected == 1)
+        let freed = self.client.give_back(&mut sql, &self.row, self.token).await;
+        freed.unwrap_or(false)
     }
 }
 

@@ -1,0 +1,30 @@
+//! The kinds of lock beside plain locks: permits, several locks at once, spaced grants, leaders.
+//!
+//! A kind that is new gets a [`cycles::Row`], and a [`crowds::Crowd`] if several tasks use it at
+//! once.
+
+use std::time::Duration;
+
+use crate::report::Section;
+use crate::results::Results;
+use crate::servers::Servers;
+use crate::subject;
+
+mod crowds;
+mod cycles;
+mod leader;
+
+pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Section {
+    let engines = servers.engines();
+    for engine in &engines {
+        drop(subject::connected(
+            &crate::drive::current_thread(),
+            &engine.url,
+        ));
+    }
+    let mut section = Section::default();
+    cycles::run(&engines, length.mul_f64(0.45), &mut section);
+    crowds::run(&engines, length.mul_f64(0.25), &mut section);
+    leader::run(&engines, length.mul_f64(0.3), &mut section);
+    section
+}
