@@ -90,6 +90,12 @@ async fn acquire_unless_nested(
     if outer.is_empty() || args.limit.is_some() {
         return acquire_or_blocked(locks, wanted, args).await;
     }
+    // Sharing the lock with the outer one, this one would be granted it before the read below.
+    if args.shared
+        && let Ok(Some(name)) = nested::held(locks, args, &outer).await
+    {
+        return Err(nested::refusal(&name));
+    }
     tokio::select! {
         biased;
         name = nested::wait_until_known_held(locks, args, &outer) => Err(nested::refusal(&name)),
