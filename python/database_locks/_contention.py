@@ -157,6 +157,7 @@ def holder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
     try:
         if request.permits is not None:
             return request.client.show_semaphore(request.name)
+        info: Mapping[str, Any] | None = None
         for name in request.names or (request.name,):
             # First: beside shared holders, an exclusive one only waits for them, and may be this try.
             sharing = None if request.shared else request.client._sharing(name)
@@ -174,6 +175,7 @@ async def aholder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
     try:
         if request.permits is not None:
             return await request.client.ashow_semaphore(request.name)
+        info: Mapping[str, Any] | None = None
         for name in request.names or (request.name,):
             sharing = None if request.shared else await request.client._asharing(name)
             info = sharing or await request.client.ashow(name)

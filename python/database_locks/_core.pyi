@@ -1,5 +1,6 @@
 """The extension, written in Rust. Private to this package."""
 
+import builtins
 from collections.abc import Callable
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Generic, TypeVar, final
@@ -229,7 +230,9 @@ class Locks:
     ) -> Pending[tuple[str | None, float | None, bool] | None]:
         """The result is ``(holder, held_for, rested)``, or ``None`` if the lock was free."""
 
-    def force_release_shared(self, name: str) -> Pending[list[tuple[str | None, float | None]]]:
+    def force_release_shared(
+        self, name: str
+    ) -> Pending[builtins.list[tuple[str | None, float | None]]]:
         """The result is ``(holder, held_for)`` of each shared holder."""
 
     def prune(self, idle: float, include_legacy: bool) -> Pending[int]:

@@ -117,6 +117,7 @@ class lock(_core.Scope):
         """See the class."""
         self._is_permit = False
         """Whether it does not nest, since other blocks of the same name acquire other permits."""
+        is_shared = False
         if ticket is not None:
             lock_name, self._is_permit, is_shared = _parts_of_ticket(ticket, lock_name)
             _refuse_with_ticket(at_least=at_least or None, once_per=once_per)
@@ -141,11 +142,9 @@ class lock(_core.Scope):
         self._on_busy: str = on_busy
         self._at_least = _arguments.at_least_of(at_least)
         self._once_per = _arguments.once_per_of(once_per)
-        self._shared = _arguments.flag("shared", shared)
+        self._shared = _arguments.flag("shared", shared) or is_shared
         if shared:
             _shared.refuse_options(self._at_least, self._once_per, ticket)
-        elif ticket is not None:
-            self._shared = is_shared
         self._until: str = until
         self._until_using = until_using
         self._meta = _arguments.meta_of(meta)
