@@ -199,6 +199,7 @@ class CommandTests(TransactionTestCase):
         self.assertIn("lock `job` released by force: one holder had shared it", done)
         self.assertEqual(readers(), 0)
         self.assertIn("no holder shares", self.output("release", "job", "--force", "--shared"))
+        one.release()
 
 
 class MigrationTests(TestCase):
