@@ -185,7 +185,7 @@ pub struct Holder {
     pub permits: Option<Permits>,
     /// The shared grants, of which this holder has the one that ends first; `None` for another
     /// holder.
-    pub readers: Option<Readers>,
+    pub readers: Option<Box<Readers>>,
 }
 
 /// The shared grants that an exclusive one waits for.

@@ -52,10 +52,10 @@ pub fn reader_in_the_way(rows: &[LockRow]) -> Option<Holder> {
         .iter()
         .min_by_key(|row| row.expires_in.unwrap_or(i64::MIN))?;
     Some(Holder {
-        readers: Some(Readers {
+        readers: Some(Box::new(Readers {
             held: u32::try_from(rows.len()).unwrap_or(u32::MAX),
             observed: rows.iter().filter_map(LockRow::observed_slot).collect(),
-        }),
+        })),
         ..first.holder()
     })
 }
@@ -202,7 +202,7 @@ mod tests {
         let holder = reader_in_the_way(&rows).expect("three are there");
         assert_eq!(holder.holder.as_deref(), Some("reader -3"));
         let readers = holder.readers.expect("they share it");
-        assert_eq!((readers.held, readers.observed), (3, Vec::new()));
+        assert_eq!((readers.held, readers.observed.len()), (3, 0));
         // Released by force: nothing is left to wait for but its row.
         let forced = [reader(-2, Some(1)), reader(-3, None)];
         let holder = reader_in_the_way(&forced).expect("two are there");

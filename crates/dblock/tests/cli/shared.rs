@@ -238,7 +238,7 @@ fn a_run_within_one_that_shares_the_lock_is_refused() {
             inner,
             &["list", "--", "true"],
         ];
-        let refused = sandbox.run(&args.concat());
+        let refused = sandbox.run(args.concat());
         assert_eq!(refused.code(), 2, "{refused:?}");
         assert!(
             refused.err.contains("that this one runs under"),
@@ -256,10 +256,10 @@ fn options_that_do_not_go_with_sharing_are_refused_before_any_file_is_made() {
         (&["--once-per", "1h"], "--once-per"),
     ] {
         let args = [&["run", "--shared"], options, &["list", "--", "true"]];
-        let refused = sandbox.run(&args.concat());
+        let refused = sandbox.run(args.concat());
         assert_eq!(refused.code(), 2, "{refused:?}");
         assert!(refused.err.contains(word), "{refused:?}");
     }
-    let several = sandbox.run(&["run", "--shared", "a", "b", "--", "true"]);
+    let several = sandbox.run(["run", "--shared", "a", "b", "--", "true"]);
     assert_eq!(several.code(), 2, "{several:?}");
 }

@@ -36,7 +36,7 @@ class TransactionTests(TransactionTestCase):
                 self.assertIs(again, held)
             stranger.lock("job", shared=True, until="exit").acquire().release()
             with self.assertRaisesRegex(LockTimeout, "`job` is shared by"):
-                with stranger.lock("job", timeout=0.3, until="exit"):
+                with stranger.lock("job", timeout=3, until="exit"):
                     pass
             # To hold it alone it would wait for the end of this transaction.
             for take in (lock("job").__enter__, lock("job").acquire):
@@ -93,7 +93,7 @@ class FencedTests(TransactionTestCase):
 
         def take_it():
             try:
-                with stranger.lock("job", timeout=0.3):
+                with stranger.lock("job", timeout=3):
                     told.append("in")
             except LockTimeout as error:
                 told.append(error.shared_by)
