@@ -12,7 +12,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use database_locks::__python::PerProcess;
+use database_locks::__python::{PerProcess, exclude_from_direct_connections};
 use pyo3::prelude::*;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;
@@ -24,6 +24,8 @@ fn handle() -> std::io::Result<&'static Handle> {
     HANDLE.get_or_try_init(|| {
         let runtime = Builder::new_current_thread().build()?;
         let handle = runtime.handle().clone();
+        // It polls the first try of each task, and has no drivers.
+        exclude_from_direct_connections(&handle);
         std::thread::Builder::new()
             .name("database-locks-py".into())
             .spawn(move || runtime.block_on(std::future::pending::<()>()))?;

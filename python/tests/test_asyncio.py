@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +145,20 @@ def test_a_closed_event_loop_does_not_harm_locks_of_a_later_one(here: Locks) -> 
             return "fine"
 
     assert asyncio.run(main()) == "fine"
+
+
+@pytest.mark.parametrize("engine", ["memory:", "sqlite:locks.sqlite3"])
+def test_a_program_that_takes_locks_prints_nothing_of_its_own(engine: str, tmp_path: Path) -> None:
+    program = f"""
+import asyncio, database_locks
+locks = database_locks.connect({engine!r})
+async def main():
+    for _ in range(9):
+        async with locks.lock("job", timeout=30):
+            pass
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

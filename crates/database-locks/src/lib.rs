@@ -129,6 +129,7 @@ pub mod __listing {
 /// Functions for the Python extension, besides the public API. Not covered by semver.
 #[doc(hidden)]
 pub mod __python {
+    pub use crate::client::direct::exclude as exclude_from_direct_connections;
     pub use crate::client::holder::set_program;
     pub use crate::runtime::fork::{PerProcess, generation};
 

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
-use crate::runtime::fork::{ForkSafe, ForkSafeFuture};
+use crate::runtime::fork::{ForkSafe, ForkSafeFuture, PerProcess};
 use crate::store::{api::DirectConnection, measured::Measured};
 use protocol::BootInstant;
 
@@ -193,7 +193,7 @@ impl DirectClient {
         if !blocking {
             // With the mutex free: a panic runs the application's panic hook.
             drop(state);
-            let supported = is_supported();
+            let supported = !excluded().contains(&id) && is_supported();
             state = self.state();
             if !supported {
                 state.unsupported.push(id);
@@ -297,6 +297,17 @@ impl DirectClient {
         let waker = (call.until <= now).then(|| call.waker.take()).flatten();
         (waker, (next - now).min(CHECK_INTERVAL))
     }
+}
+
+fn excluded() -> MutexGuard<'static, Vec<Id>> {
+    static EXCLUDED: PerProcess<Mutex<Vec<Id>>> = PerProcess::new();
+    EXCLUDED.lock()
+}
+
+/// Never let this runtime own a direct connection: it is known to lack the drivers.
+/// [`is_supported`] would find out by a panic, whose message is printed.
+pub fn exclude(runtime: &Handle) {
+    excluded().push(runtime.id());
 }
 
 /// Whether the runtime of this thread drives timers and I/O. For one that does not, tokio panics.
