@@ -10,11 +10,7 @@ use crate::row::LockRow;
 /// Otherwise the lock is lost, for the reason that the row shows.
 pub fn failed_renewal_outcome(grant: &Grant, row: Option<&LockRow>) -> Renewal {
     let Some(row) = row else {
-        // The row of a shared grant is deleted when its lease has ended.
-        return Renewal::Lost(match grant.slot.is_shared() {
-            true => LostReason::Expired.into(),
-            false => LostReason::RowGone.into(),
-        });
+        return Renewal::Lost(LostReason::RowGone.into());
     };
     let token = grant.token.get();
     let same_holder = row.holder.as_deref() == Some(&*grant.holder);

@@ -128,6 +128,11 @@ impl LockRow {
         let window = i64::try_from(window.as_micros()).unwrap_or(i64::MAX);
         // The reply to an earlier request of this grant was lost.
         let is_own = self.grant.as_deref() == Some(command.grant.as_str());
+        // The latest grant of a lock that was ever shared may have given up while it waited for
+        // shared ones. The client refuses such a lock.
+        if self.is_shared {
+            return None;
+        }
         (ago.saturating_abs() <= window && !is_own).then(|| LatestGrant {
             holder: self.holder.clone().filter(|_| !self.is_legacy),
             ago: micros(ago),

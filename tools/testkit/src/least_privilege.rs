@@ -59,15 +59,21 @@ impl TestDb {
             "mysql" => {
                 let user = format!("{clerk}@'127.0.0.1'");
                 self.sql(&format!("CREATE USER {user}"));
-                let grants = statements("GRANT SELECT, INSERT, UPDATE ON shop.", &user, &database);
+                let mut grants = Vec::new();
+                for rights in ["SELECT, INSERT, UPDATE", "SELECT, INSERT, UPDATE, DELETE"] {
+                    let tables = format!("GRANT {rights} ON shop.");
+                    grants.extend(statements(&tables, &user, &database));
+                }
                 (user, grants)
             }
             _ => {
                 self.sql(&format!("CREATE ROLE {clerk} LOGIN"));
                 self.sql("REVOKE ALL ON SCHEMA public FROM PUBLIC");
                 let mut grants = statements("GRANT USAGE ON SCHEMA", &clerk, "");
-                let tables = "GRANT SELECT, INSERT, UPDATE ON database_locks_";
-                grants.extend(statements(tables, &clerk, ""));
+                for rights in ["SELECT, INSERT, UPDATE", "SELECT, INSERT, UPDATE, DELETE"] {
+                    let tables = format!("GRANT {rights} ON database_locks_");
+                    grants.extend(statements(&tables, &clerk, ""));
+                }
                 (clerk.clone(), grants)
             }
         };

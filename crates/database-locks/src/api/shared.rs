@@ -9,7 +9,7 @@ use crate::client::downgrade::downgrade;
 use crate::client::guard::LockGuard;
 use crate::client::read::read_shared;
 use crate::error::Error;
-use protocol::{Human, LockInfo, LockName};
+use protocol::{BootInstant, Human, LockInfo, LockName};
 
 impl Lock {
     /// Share the lock: any number of shared holders hold it at the same time, and never one together
@@ -173,21 +173,21 @@ impl LockGuard {
     /// Make an exclusive guard a [shared](crate::Lock::shared) one, without letting another exclusive
     /// holder in between: other shared callers get in from now on.
     ///
-    /// The guard has another token, grant id and ticket then. Callbacks of
-    /// [`on_lost`](LockGuard::on_lost) and futures of [`lost`](LockGuard::lost) from before do not
-    /// fire any more: make them anew. A fence of before still protects its transaction.
+    /// The guard has another token, grant id and ticket then, and no
+    /// [`at_least`](crate::Lock::at_least). Callbacks of [`on_lost`](LockGuard::on_lost) and futures of
+    /// [`lost`](LockGuard::lost) from before do not fire any more: make them anew.
     ///
     /// # Errors
     ///
-    /// The guard stays exclusive. [`Error::Config`] if it shares the lock already or has a permit of a
-    /// semaphore; [`Error::Lost`] if it was lost; [`Error::Unavailable`] if the database does not
+    /// The guard stays exclusive. [`Error::Config`] if it shares the lock already, has a permit of a
+    /// semaphore, or a fenced transaction of it is open; [`Error::Lost`] if it was lost; [`Error::Unavailable`] if the database does not
     /// answer within 5 s; [`Error::Conflict`] if the row stays locked for as long;
     /// [`Error::Rejected`].
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the guard stays exclusive. A shared grant that was made meanwhile is
-    /// released in the background.
+    /// If the future is dropped, the guard is exclusive or shared, as
+    /// [`is_shared`](LockGuard::is_shared) tells; the other grant is released in the background.
     ///
     /// # Example
     ///
@@ -228,7 +228,13 @@ impl LockGuard {
         }
         self.still_trusted()?;
         let client = Arc::clone(&self.client);
+        if client.fences.end_of(self.state.grant.id).is_some() {
+            let got = "while a fenced transaction of the guard is open";
+            return Err(Error::config("downgrade", got, "called after its end"));
+        }
         if let Some(shared) = downgrade(client, &self.state.grant).await? {
+            // The lock does not rest: it is held on.
+            self.state.set_unavailable_until(BootInstant::ZERO);
             return Ok(shared);
         }
         self.check().await?;

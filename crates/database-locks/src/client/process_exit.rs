@@ -57,7 +57,7 @@ fn release_all(client: &Arc<Client>) {
         tokio::spawn(release_grant(
             Arc::clone(client),
             command,
-            state.unavailable_until,
+            state.unavailable_until(),
             ttl,
             Some(held_for),
         ));

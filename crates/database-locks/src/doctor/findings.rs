@@ -57,9 +57,9 @@ kinds! {
         "locks work, but no permit of a semaphore can be acquired",
         "make it with `dblock init` or `locks.migrate()`";
     PERMITS_RIGHTS = "permits-rights", "rights", Warning,
-        "locks work, but permits of semaphores cannot be acquired, renewed or released",
-        "as the owner of the table: GRANT SELECT, INSERT, UPDATE ON {table} to this user (and \
-         DELETE if it prunes); on PostgreSQL also USAGE on the sequence of its column id if there \
+        "locks work, but semaphores or shared locks do not",
+        "as the owner of the table: GRANT SELECT, INSERT, UPDATE ON {table} to this user, and \
+         DELETE if it shares locks or prunes; on PostgreSQL also USAGE on the sequence of its column id if there \
          is one";
     PERMITS_UNFIT = "permits-unfit", "table", Error,
         "no permit of a semaphore can be acquired, or one permit may have two holders",

@@ -330,6 +330,65 @@ async fn several_locks_wait_for_the_readers_of_each(db: &TestDb) {
     promise("P1", db.engine);
 }
 
+/// It begins when the writer is in, and a downgrade ends it.
+async fn a_minimum_hold_counts_from_when_the_writer_is_in(db: &TestDb) {
+    let (a, b) = (db.locks().await, db.locks().await);
+    let reader = shared(&a).await;
+    let lock = b.lock("list").at_least(ms(2000)).wait(TIMEOUT);
+    let waits = tokio::spawn(lock.acquire());
+    tokio::time::sleep(ms(2500)).await;
+    reader.release().await.unwrap();
+    let writer = waits.await.unwrap().unwrap();
+    let entered = now();
+    writer.release().await.unwrap();
+    let next = a.lock("list").wait(TIMEOUT).acquire().await.unwrap();
+    assert!(entered.elapsed() > ms(1500), "{:?}", entered.elapsed());
+    next.release().await.unwrap();
+    let mut guard = lock.acquire().await.unwrap();
+    guard.downgrade().await.unwrap();
+    let began = now();
+    shared(&a).await.release().await.unwrap();
+    assert!(began.elapsed() < ms(1500), "{:?}", began.elapsed());
+    guard.release().await.unwrap();
+}
+
+/// A writer that gave up has run nothing, and counts for nothing.
+async fn a_lock_that_is_shared_is_refused_once_per_period_whatever_was_tried_before(db: &TestDb) {
+    let locks = db.locks().await;
+    let reader = shared(&locks).await;
+    assert!(locks.lock("list").try_acquire().await.unwrap().is_none());
+    reader.release().await.unwrap();
+    let once = locks.lock("list").once_per(Duration::from_secs(3600));
+    for _ in 0..2 {
+        let error = once.acquire().await.unwrap_err();
+        assert!(matches!(error, Error::Config { .. }), "{error}");
+    }
+}
+
+/// While readers are in, no lock of the set is held, not even for moments.
+async fn a_set_that_waits_for_readers_leaves_the_other_locks_alone(db: &TestDb) {
+    let (a, b) = (db.locks().await, db.locks().await);
+    let reader = shared(&a).await;
+    let set = b.all(["list", "other"]);
+    assert!(set.try_acquire().await.unwrap().is_none());
+    let other = b.lock("other").try_acquire().await.unwrap();
+    other
+        .expect("given back before the answer")
+        .release()
+        .await
+        .unwrap();
+    let waits = tokio::spawn(set.wait(TIMEOUT).acquire());
+    tokio::time::sleep(ms(500)).await;
+    for _ in 0..50 {
+        let other = a.lock("other").try_acquire().await.unwrap();
+        other.expect("free").release().await.unwrap();
+        tokio::time::sleep(ms(10)).await;
+    }
+    reader.release().await.unwrap();
+    let set = tokio::time::timeout(TIMEOUT, waits).await;
+    set.unwrap().unwrap().unwrap().release().await.unwrap();
+}
+
 async fn settings_that_do_not_go_with_sharing_are_refused(db: &TestDb) {
     let locks = db.locks().await;
     let lock = locks.lock("list").shared();
@@ -372,6 +431,9 @@ macro_rules! on {
             a_dropped_shared_acquire_leaves_nothing_held,
             a_writer_becomes_a_reader,
             several_locks_wait_for_the_readers_of_each,
+            a_minimum_hold_counts_from_when_the_writer_is_in,
+            a_lock_that_is_shared_is_refused_once_per_period_whatever_was_tried_before,
+            a_set_that_waits_for_readers_leaves_the_other_locks_alone,
             settings_that_do_not_go_with_sharing_are_refused,
         );
     )* };

@@ -68,6 +68,44 @@ async fn an_open_fence_of_a_dead_writer_keeps_readers_out(db: &TestDb) {
     promise("P9", db.engine);
 }
 
+/// The writer has released its lock, or become a reader, and its transaction goes on.
+async fn an_open_fence_of_a_writer_that_released_keeps_readers_out(db: &TestDb) {
+    let (a, b, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
+    let reader = a.lock("list").shared().acquire().await.unwrap();
+    reader.release().await.unwrap();
+    let mut writer = a.lock("list").wait(TIMEOUT).acquire().await.unwrap();
+    let ticket = writer.ticket();
+    let releases = a.clone();
+    let under = user.under(&writer, None, async |_| {
+        tokio::spawn(async move { releases.release(&ticket).await });
+        let until = now() + ms(1000);
+        while now() < until {
+            let tried = b.lock("list").shared().try_acquire().await;
+            assert!(!matches!(tried, Ok(Some(_))), "beside an open fence");
+            tokio::time::sleep(ms(20)).await;
+        }
+    });
+    under.await.unwrap();
+    let next = b
+        .lock("list")
+        .shared()
+        .wait(TIMEOUT)
+        .acquire()
+        .await
+        .unwrap();
+    next.release().await.unwrap();
+    drop(writer);
+    writer = a.lock("list").wait(TIMEOUT).acquire().await.unwrap();
+    let mut other = User::of(db).await;
+    let open = other.under(&writer, None, async |_| {
+        let mut again = a.lock("other").acquire().await.unwrap();
+        again.downgrade().await.unwrap();
+    });
+    open.await.unwrap();
+    writer.downgrade().await.unwrap();
+    promise("P9", db.engine);
+}
+
 /// Readers fence side by side, each its own row, and their leases are renewed meanwhile or suspended.
 async fn readers_fence_side_by_side(db: &TestDb) {
     let locks = db.locks().await;
@@ -161,6 +199,7 @@ macro_rules! on {
         db_tests!($engine:
             an_open_fence_of_a_dead_reader_keeps_a_writer_out,
             an_open_fence_of_a_dead_writer_keeps_readers_out,
+            an_open_fence_of_a_writer_that_released_keeps_readers_out,
             readers_fence_side_by_side,
             a_late_reader_changes_nothing,
         );

@@ -203,8 +203,10 @@ pub(crate) fn lock_details(lock: &LockInfo) -> String {
         ("state", Some(state(lock).to_owned())),
         (
             "waits for",
-            lock.waits_for
-                .map(|readers| format!("{readers} shared holders")),
+            lock.waits_for.map(|readers| match readers {
+                1 => "1 shared holder".to_owned(),
+                _ => format!("{readers} shared holders"),
+            }),
         ),
         (label("holder", "last holder"), lock.holder.clone()),
         ("token", Some(lock.token.to_string())),

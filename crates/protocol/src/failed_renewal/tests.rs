@@ -318,20 +318,3 @@ fn a_ticket_that_is_too_late_names_the_present_holder() {
     let now = present_holder(failed_resume_outcome(&ticket(), Some(&later)));
     assert_eq!(now.as_deref(), Some("held by you, token 8"));
 }
-
-/// A writer deletes the row of a shared grant whose lease has ended.
-#[test]
-fn a_shared_grant_without_a_row_has_expired() {
-    let shared = Grant {
-        slot: Slot::Shared(-2),
-        ..grant()
-    };
-    assert_eq!(
-        failed_renewal_outcome(&shared, None),
-        Renewal::Lost(LostReason::Expired.into())
-    );
-    assert_eq!(
-        failed_renewal_outcome(&grant(), None),
-        Renewal::Lost(LostReason::RowGone.into())
-    );
-}

@@ -194,7 +194,7 @@ pub async fn a_dead_shared_holder_does_not_keep_an_exclusive_one_out(fixture: &S
     assert_eq!(left(&*store, "list", &expired).await, 0);
     assert_eq!(
         renew(&*store, &dead, LONG).await.lost(),
-        Some(LostReason::Expired)
+        Some(LostReason::RowGone)
     );
     assert_eq!(release(&*store, &dead).await, Released::NotHeld);
     promise("P3", fixture.engine);

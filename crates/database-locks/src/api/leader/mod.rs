@@ -263,7 +263,7 @@ impl Leader {
         &self,
     ) -> impl Future<Output = Result<Option<LockInfo>, Error>> + Send + 'static + use<> {
         let row = self.locks.show(self.name().to_owned());
-        async move { Ok(row.await?.filter(LockInfo::is_held)) }
+        async move { Ok(row.await?.filter(observer::leads)) }
     }
 
     /// Observe who leads. The observer is no candidate, and reads only while

@@ -111,7 +111,7 @@ impl LeaderObserver {
                     read_surviving_outages(&client, &name).await
                 })
             };
-            let row = read.await?.filter(LockInfo::is_held);
+            let row = read.await?.filter(leads);
             if self.record(row.as_ref()) {
                 return Ok(row);
             }
@@ -185,4 +185,9 @@ mod tests {
         assert_eq!(pause(ms(60_000), Some(ms(400))), ms(400));
         assert_eq!(pause(ms(60_000), Some(ms(0))), ms(50));
     }
+}
+
+/// Whether it is a holder that leads. One that waits for shared holders of the lock does not yet.
+pub(super) fn leads(row: &LockInfo) -> bool {
+    row.is_held() && row.waits_for.is_none()
 }

@@ -285,9 +285,13 @@ impl<'a> Acquisition<'a> {
     /// lost, or a single try found a shared grant.
     async fn outlast_readers(&mut self, guard: &LockGuard, timing: Timing) -> Result<bool, Error> {
         self.request.check_exclusive()?;
+        // A minimum hold begins when it is in.
+        guard.state.set_unavailable_until(BootInstant::ZERO);
         loop {
             let sent = clock::now();
             let Some(outcome) = self.attempt.readers().await else {
+                let until = clock::now() + self.request.at_least;
+                guard.state.set_unavailable_until(until);
                 let wanted = self.request.timing;
                 return Ok(wanted == timing || guard.renew_to(wanted).await.is_ok());
             };

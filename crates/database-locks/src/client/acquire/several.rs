@@ -24,6 +24,7 @@ use crate::client::Client;
 use crate::client::guard::LockGuard;
 use crate::error::Error;
 use crate::runtime::clock;
+use crate::runtime::join::join_all;
 use crate::store::api::StoreError;
 use protocol::{
     AllOutcome, BootInstant, Human, LockName, Outcome, Slot, Token, Version, WaitExtension,
@@ -96,6 +97,8 @@ struct AllAcquisition<'a> {
     wait_for_own_holder: Option<Duration>,
     unclear_since: Option<BootInstant>,
     extensions: HashMap<(LockName, Slot), WaitExtension<Version>>,
+    /// The lock of which shared grants were left at the last try.
+    shared_at: Option<usize>,
 }
 
 impl<'a> AllAcquisition<'a> {
@@ -120,6 +123,7 @@ impl<'a> AllAcquisition<'a> {
             wait_for_own_holder: None,
             unclear_since: None,
             extensions: HashMap::new(),
+            shared_at: None,
         })
     }
 
@@ -199,6 +203,14 @@ impl<'a> AllAcquisition<'a> {
 
     /// Ask the store for all of them.
     async fn ask(&mut self, sent: BootInstant) -> Result<Asked, Error> {
+        // While shared grants of one are left, none is acquired, not even for a moment.
+        if let Some(at) = self.shared_at
+            && let Some(attempt) = self.attempt.get_mut(at)
+            && let Some(left) = attempt.readers().await
+        {
+            return Ok(Asked::NotGranted(left, at));
+        }
+        self.shared_at = None;
         let (outcome, spoiled) = self.attempt.send(self.client).await;
         if spoiled {
             self.attempt = AllAttempt::new(self.client, self.request)?;
@@ -211,9 +223,8 @@ impl<'a> AllAcquisition<'a> {
                 ..
             }) => {
                 self.client.outages.log_answered(sent);
-                let asked = self.granted(&tokens, length, sent).await?;
-                return match asked {
-                    Asked::Granted(_) => self.without_readers(asked, &shared).await,
+                return match self.granted(&tokens, length, sent).await? {
+                    Asked::Granted(guards) => self.without_readers(guards, &shared).await,
                     other => Ok(other),
                 };
             }
@@ -270,18 +281,24 @@ impl<'a> AllAcquisition<'a> {
 
     /// If shared grants of one of these locks are left, give all of them up: nothing is held while
     /// waiting.
-    async fn without_readers(&mut self, asked: Asked, shared: &[bool]) -> Result<Asked, Error> {
+    async fn without_readers(
+        &mut self,
+        guards: Vec<LockGuard>,
+        shared: &[bool],
+    ) -> Result<Asked, Error> {
         for (at, _) in shared.iter().enumerate().filter(|(_, shared)| **shared) {
             let Some(attempt) = self.attempt.get_mut(at) else {
                 continue;
             };
             if let Some(left) = attempt.readers().await {
-                drop(asked);
+                // Another try right after this one must not find these grants.
+                join_all(guards.into_iter().map(LockGuard::release)).await;
+                self.shared_at = Some(at);
                 self.attempt = AllAttempt::new(self.client, self.request)?;
                 return Ok(Asked::NotGranted(left, at));
             }
         }
-        Ok(asked)
+        Ok(Asked::Granted(guards))
     }
 
     fn ends_single_try(

@@ -160,7 +160,7 @@ impl LockGuard {
         // After a loss to another holder, or of the row, there is nothing to release.
         // A lost lock does not rest.
         let (releasable, until) = match before {
-            Status::Held(_) => (true, self.state.unavailable_until),
+            Status::Held(_) => (true, self.state.unavailable_until()),
             Status::Lost(loss) => (loss.reason().leaves_a_lease(), BootInstant::ZERO),
             Status::Released => (false, BootInstant::ZERO),
         };

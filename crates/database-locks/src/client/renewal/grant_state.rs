@@ -43,7 +43,7 @@ pub(crate) struct GrantState {
     engine: Engine,
     since: BootInstant,
     /// Until when the lock stays unavailable: a release before that lets it rest.
-    pub(crate) unavailable_until: BootInstant,
+    unavailable_until: Mutex<BootInstant>,
     /// Nanoseconds of the boot-time clock. An atomic rather than a mutex, so that a guard can be
     /// read at once even while the scheduler is busy.
     trusted_until: AtomicU64,
@@ -97,7 +97,7 @@ impl GrantState {
             grant,
             engine,
             since: clock::now(),
-            unavailable_until,
+            unavailable_until: Mutex::new(unavailable_until),
             trusted_until: AtomicU64::new(lease.trusted_until().as_nanos()),
             reported_end: AtomicU64::new(0),
             outlives_trust: AtomicBool::new(false),
@@ -106,6 +106,17 @@ impl GrantState {
             status: watch::Sender::new(Status::Held(lease.confirmed())),
             listeners: Listeners::default(),
         })
+    }
+
+    /// Until when the lock stays unavailable: a release before that lets it rest.
+    pub(crate) fn unavailable_until(&self) -> BootInstant {
+        let until = self.unavailable_until.lock();
+        *until.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_unavailable_until(&self, until: BootInstant) {
+        let known = self.unavailable_until.lock();
+        *known.unwrap_or_else(PoisonError::into_inner) = until;
     }
 
     /// Record the server that renewed the grant.

@@ -209,13 +209,17 @@ impl Rows {
         rows.filter_map(|((_, slot), row)| Some((u16::try_from(*slot).ok()?, row)))
     }
 
-    /// Delete the dead shared grants of a lock; those that are left.
+    /// Delete the dead shared grants of a lock; those that are left. One that was released by force
+    /// does not count: its row tells the holder.
     pub(super) fn readers(&mut self, name: &LockName) -> Vec<LockRow> {
         let now = clock::now();
         self.permits.retain(|(of, slot), row| {
-            of != name || *slot > -2 || !row.is_free(now) || row.fences > 0
+            let dead = row.expires.is_some() && row.is_free(now) && row.fences == 0;
+            of != name || *slot > -2 || !dead
         });
-        self.shared_of(name)
+        let mut left = self.shared_of(name);
+        left.retain(|row| row.expires_in.is_some());
+        left
     }
 
     /// The shared grants of a lock.
@@ -290,7 +294,8 @@ fn acquire_shared(rows: &mut Rows, command: &AcquireCommand, beside: Option<Gran
     });
     match lock.seen(name, Slot::Lock, now).sharing(beside, None) {
         Sharing::Held(holder) => return Outcome::Held(holder),
-        Sharing::Ended if lock.fences > 0 => return Outcome::Busy,
+        // That of the grant that is replaced does no harm.
+        _ if beside.is_none() && lock.fences > 0 => return Outcome::Busy,
         Sharing::Ended => (lock.expires, lock.renewed) = (None, Some(now)),
         Sharing::NotMarked | Sharing::Open => {}
     }

@@ -46,9 +46,11 @@ pub(crate) const LIVE_ON_CLUSTER: &str = "expires_at IS NOT NULL";
 /// The condition that the latest grant began too long ago to keep this one from beginning. The
 /// parameter is null if it keeps none, and an `acquired_at` further in the future is from before
 /// the clock was set back. On a cluster it is the clock of the node that made that grant, and the
-/// window absorbs the difference of the clocks.
+/// window absorbs the difference of the clocks. Of a lock that was ever shared every grant is due:
+/// the client refuses it then, since the latest one may have given up while it waited for shared
+/// ones.
 pub(crate) const DUE: &str = "
-               (acquired_at BETWEEN UTC_TIMESTAMP(6) - INTERVAL :not_within MICROSECOND
+               (NOT shared AND acquired_at BETWEEN UTC_TIMESTAMP(6) - INTERVAL :not_within MICROSECOND
                                 AND UTC_TIMESTAMP(6) + INTERVAL :not_within MICROSECOND)
                IS NOT TRUE";
 

@@ -132,7 +132,8 @@ fn hint(error: &ServerError) -> Option<&'static str> {
         1264 | 1690 => TOKEN_OUT_OF_RANGE,
         1044 => "check the database's name at the end of the URL, or grant this user rights in it",
         1142 | 1143 | 1227 => {
-            "this user needs SELECT, INSERT and UPDATE on the table; DELETE on the table to prune; \
+            "this user needs SELECT, INSERT and UPDATE on the table; DELETE to prune, and on the \
+             table of permits to share locks; \
              CREATE, ALTER and INDEX for `dblock init`"
         }
         1045 | 1698 => "check user name and password",

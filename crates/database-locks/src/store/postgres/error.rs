@@ -81,7 +81,8 @@ const UPGRADE_HINT: &str =
 const ENCODING_HINT: &str = "the database's encoding lacks a character of the lock's name or holder: give \
                         others, or use a database of encoding UTF8";
 const RIGHTS_HINT: &str = "the role needs USAGE on the schema and SELECT, INSERT and UPDATE on the table (and \
-                      USAGE on the sequence of its id, if it has one); DELETE on the table to prune; to \
+                      USAGE on the sequence of its id, if it has one); DELETE to prune, and on the table of \
+                      permits to share locks; to \
                       make the table, CREATE on the schema, and to alter one, to own it";
 const CONNECT_HINT: &str = "the role may not connect to this database: as its owner, GRANT CONNECT ON \
                        DATABASE … TO the role, or name another database";

@@ -83,10 +83,11 @@ impl Session {
                         LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {permits} l FORCE INDEX (PRIMARY) ON l.id = q.id";
 
-    /// The shared grants of a lock, a thousand at most, the one that ends first in front.
+    /// The shared grants of a lock, a thousand at most, the one that ends first in front. One that
+    /// was released by force does not count: no fence was open, and its row tells the holder.
     pub(crate) const READERS: &str = read!(
         "{permits} l
-         WHERE l.name = :name AND l.slot <= -2
+         WHERE l.name = :name AND l.slot <= -2 AND l.expires_at IS NOT NULL
          ORDER BY l.expires_at LIMIT 1000"
     );
 
@@ -121,7 +122,10 @@ impl Session {
                 // Another client acquired the lock in between, and may have released it.
                 let grant = shared_grant(command, token);
                 let release = ReleaseCommand::of(&grant, Ttl::Finite(command.length));
-                self.release_shared(&release).await?;
+                if self.release_shared(&release).await? == Released::Busy {
+                    // Repeated, the request finds its own row again.
+                    return Err(StoreError::Contention("its own row is locked".into()));
+                }
             }
             let changed = match sharing {
                 Sharing::Held(holder) => return Ok(Outcome::Held(holder)),
@@ -282,7 +286,7 @@ impl Session {
                 for row in &rows {
                     let seen = expired.iter().find(|(slot, _)| *slot == row.slot);
                     let seen = seen.map(|(_, version)| version);
-                    if seen.is_some() || row.expires_in.is_none() {
+                    if seen.is_some() {
                         retired += self.retire(name, row.slot.range(), seen).await?;
                     }
                 }

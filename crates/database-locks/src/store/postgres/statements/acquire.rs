@@ -42,11 +42,12 @@ macro_rules! grant {
 
 /// Whether the latest grant began too long ago to keep this one from beginning. `$window` is NULL
 /// if it keeps none, and an `acquired_at` further in the future is from before the clock was set
-/// back.
+/// back. Of a lock that was ever shared every grant is due: the client refuses it then, since the
+/// latest one may have given up while it waited for shared ones.
 macro_rules! due {
     ($window:literal) => {
         concat!(
-            "(acquired_at BETWEEN statement_timestamp() - ",
+            "(NOT shared AND acquired_at BETWEEN statement_timestamp() - ",
             $window,
             " * interval '1 microsecond'
                                      AND statement_timestamp() + ",

@@ -20,12 +20,16 @@ macro_rules! synchronous_commit_if_asked {
 }
 
 /// The end of the rest `$rest`, in microseconds; NULL if the lock is free at once.
+///
+/// One that was ever shared rests for no time instead: a fenced transaction of the holder may be
+/// open still. It keeps an exclusive grant out, which locks the row, and in this way also a shared
+/// one, which has to end the rest first: see [`END_LEASE`](super::shared::END_LEASE).
 macro_rules! rest_end {
     ($rest:literal) => {
         concat!(
-            "statement_timestamp() + ",
+            "statement_timestamp() + COALESCE(",
             $rest,
-            " * interval '1 microsecond'"
+            ", CASE WHEN f.shared THEN 0 END) * interval '1 microsecond'"
         )
     };
 }

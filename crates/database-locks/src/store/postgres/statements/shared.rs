@@ -11,6 +11,7 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::read::read;
 use super::renew::renew;
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;
@@ -136,7 +137,8 @@ RETURNING CASE current_setting('synchronous_commit')
 };
 
 /// The shared grants of a lock: `$1` name. Each row is one, a thousand at most, the one that ends
-/// first in front.
+/// first in front. One that was released by force does not count: no fence was open, and its row
+/// tells the holder.
 pub(crate) const READERS: Statement = Statement {
     name: "read the shared grants",
     text: concat!(
@@ -145,8 +147,8 @@ SELECT l.slot, l.name::text, ",
         state!(),
         "
   FROM {table} l
- WHERE l.name = $1 AND l.slot <= -2
- ORDER BY l.expires_at NULLS FIRST LIMIT 1000"
+ WHERE l.name = $1 AND l.slot <= -2 AND l.expires_at IS NOT NULL
+ ORDER BY l.expires_at LIMIT 1000"
     ),
     types: &[Type::TEXT],
 };
@@ -188,7 +190,13 @@ pub(super) async fn acquire_shared(
             }
             // Another client acquired the lock in between, and may have released it.
             let release = ReleaseCommand::of(&grant(command, token), Ttl::Finite(command.length));
-            release_shared(session, &release).await?;
+            if release_shared(session, &release).await? == Released::Busy {
+                // Repeated, the request finds its own row again.
+                return Err(ServerError::new(
+                    ErrorKind::Contention,
+                    "its own row is locked",
+                ));
+            }
         }
         let name = command.name.as_str();
         let ready = match sharing {
@@ -309,7 +317,7 @@ pub(super) async fn release_shared(
     if !done.await?.is_empty() {
         return Ok(Released::Freed);
     }
-    let rows = read_readers(session, &command.name).await?;
+    let rows = read(session, Rows::Permits, std::slice::from_ref(&command.name)).await?;
     let ours = |row: &LockRow| row.slot == command.slot && row.contains_grant_of(command);
     Ok(match rows.iter().any(ours) {
         true => Released::Busy,

@@ -44,10 +44,9 @@ pub(super) fn grant(
     let row = session.read(&command.name, Slot::Lock)?;
     match row.map_or(Sharing::NotMarked, |row| row.sharing(beside, None)) {
         Sharing::Held(holder) => return Ok(Outcome::Held(holder)),
+        // That of the grant that is replaced does no harm.
+        _ if beside.is_none() && session.is_fenced(name, Slot::Lock)? => return Ok(Outcome::Busy),
         Sharing::Ended => {
-            if session.is_fenced(name, Slot::Lock)? {
-                return Ok(Outcome::Busy);
-            }
             session.execute(Rows::Locks, Sql::EndLease, &[&name])?;
         }
         Sharing::NotMarked | Sharing::Open => {}

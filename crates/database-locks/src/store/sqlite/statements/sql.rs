@@ -92,7 +92,7 @@ statements! {
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
      WHERE name = ?1{? AND slot = ?8?}
        AND (expires_at IS NULL OR expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now'))
-       AND (acquired_at BETWEEN strftime('%Y-%m-%d %H:%M:%f000', 'now', ?6)
+       AND (NOT shared AND acquired_at BETWEEN strftime('%Y-%m-%d %H:%M:%f000', 'now', ?6)
                             AND strftime('%Y-%m-%d %H:%M:%f000', 'now', ?7)) IS NOT TRUE";
 
     /// Acquire a lock that has no row. It comes second, since an INSERT also writes the row of
@@ -224,9 +224,11 @@ statements! {
       FROM {locks} WHERE name = ?1
     ON CONFLICT (name, slot) DO NOTHING";
 
-    /// The shared grants of a lock, a thousand at most, the one that ends first in front.
+    /// The shared grants of a lock, a thousand at most, the one that ends first in front. One that
+    /// was released by force does not count: its row tells the holder.
     Readers, "read the shared grants" = lock_row!(
-    "WHERE name = ?1 AND slot <= -2 ORDER BY expires_at LIMIT 1000"
+    "WHERE name = ?1 AND slot <= -2 AND expires_at IS NOT NULL
+              ORDER BY expires_at LIMIT 1000"
 );
 
     /// Delete a shared grant: released, or dead and without an open fence.
