@@ -165,7 +165,7 @@ fn runs(args: &Args, engine: Engine) -> Vec<Options> {
             clients.extend([Client::Python; 2]);
         }
         let mut targets = options.targets.clone();
-        targets.push(Target::semaphore(PERMITS));
+        targets.extend([Target::semaphore(PERMITS), Target::shared()]);
         runs.push(Options {
             clients,
             targets,
@@ -232,6 +232,13 @@ fn print_outcome(outcome: &Outcome) -> bool {
         landed,
         outcome.violations.len(),
     );
+    if outcome.numbers.shared > 0 {
+        let (readers, writers) = outcome.faults_of_readers_and_writers();
+        println!(
+            "  {} grants to readers; of the shared lock {readers} faults of readers, {writers} of writers",
+            outcome.numbers.shared
+        );
+    }
     if outcome.is_good() {
         return true;
     }

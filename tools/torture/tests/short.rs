@@ -10,10 +10,11 @@ use torture::run::{Options, Outcome, run};
 use torture::target::Target;
 use torture::worker::Client;
 
-/// Locks, and a semaphore for which more processes contend than it has permits.
+/// Locks, a semaphore for which more processes contend than it has permits, and a lock that readers
+/// share.
 fn targets() -> Vec<Target> {
     let mut targets = Target::locks(4);
-    targets.push(Target::semaphore(2));
+    targets.extend([Target::semaphore(2), Target::shared()]);
     targets
 }
 
