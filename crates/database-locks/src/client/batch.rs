@@ -81,6 +81,8 @@ struct State<Q: Operation> {
 struct Waiting<Q: Operation> {
     asked: Q,
     reply: oneshot::Sender<Result<Q::Answer, StoreError>>,
+    /// Closes when the batch is answered, or the request is not sent.
+    under_way: Option<oneshot::Sender<()>>,
 }
 
 type Answer<Q> = oneshot::Receiver<Result<<Q as Operation>::Answer, StoreError>>;
@@ -111,7 +113,21 @@ impl<Q: Operation> Batch<Q> {
     /// Errors of the store. If one request of a batch fails, the others are retried one by one and
     /// do not fail with it.
     pub(crate) async fn ask(&self, asked: Q) -> Result<Q::Answer, StoreError> {
-        let mut answer = match self.0.join(asked) {
+        self.ask_with(asked, None).await
+    }
+
+    /// [`ask`](Self::ask); `under_way` is dropped as soon as the request cannot be executed any more.
+    /// A batch of several statements goes on when the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`ask`](Self::ask).
+    pub(crate) async fn ask_with(
+        &self,
+        asked: Q,
+        mut under_way: Option<oneshot::Sender<()>>,
+    ) -> Result<Q::Answer, StoreError> {
+        let mut answer = match self.0.join(asked, &mut under_way) {
             Ok(answer) => answer,
             Err(asked) => {
                 let _send_next = SendNext(&self.0);
@@ -153,14 +169,18 @@ impl<Q: Operation> Shared<Q> {
 
     /// Join the queue behind the statement under way. If none is, `Err` returns the request, and
     /// the caller sends it itself.
-    fn join(&self, asked: Q) -> Result<Answer<Q>, Q> {
+    fn join(&self, asked: Q, under_way: &mut Option<oneshot::Sender<()>>) -> Result<Answer<Q>, Q> {
         let mut state = self.state();
         if !state.under_way {
             state.under_way = true;
             return Err(asked);
         }
         let (reply, answer) = oneshot::channel();
-        state.waiting.push(Waiting { asked, reply });
+        state.waiting.push(Waiting {
+            asked,
+            reply,
+            under_way: under_way.take(),
+        });
         Ok(answer)
     }
 
@@ -191,7 +211,7 @@ impl<Q: Operation> Shared<Q> {
     async fn send(&self, batch: Vec<Waiting<Q>>) {
         let (asked, reply): (Vec<Q>, Vec<_>) = batch
             .into_iter()
-            .map(|waiting| (waiting.asked, waiting.reply))
+            .map(|waiting| (waiting.asked, (waiting.reply, waiting.under_way)))
             .unzip();
         let answers = match Q::carry_out(&asked, &self.store).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
@@ -200,7 +220,7 @@ impl<Q: Operation> Shared<Q> {
             }
             Err(_) => self.send_one_by_one(&asked).await,
         };
-        for (reply, answer) in reply.into_iter().zip(answers) {
+        for ((reply, _under_way), answer) in reply.into_iter().zip(answers) {
             // The caller may have stopped waiting. An acquire then gives back what it was granted.
             let _ = reply.send(answer);
         }
