@@ -258,6 +258,35 @@ impl Database {
         Ok(())
     }
 
+    /// Has some inserts of a reader's row pause after they have read the lock's row, for a fifth of a
+    /// lease at most: a writer may come and go in between. On SQLite nobody can.
+    ///
+    /// # Errors
+    ///
+    /// The error of the database.
+    pub async fn slow_readers(&self) -> Result<(), String> {
+        let statements: &[&str] = match self.engine {
+            Engine::Sqlite => &[],
+            Engine::Postgres => &[
+                "CREATE FUNCTION torture_pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                 IF random() < 0.3 THEN PERFORM pg_sleep(0.3 * random()); END IF; \
+                 RETURN NEW; END $$",
+                "CREATE TRIGGER torture_pause BEFORE INSERT ON database_locks_permit \
+                 FOR EACH ROW WHEN (NEW.slot <= -2) EXECUTE FUNCTION torture_pause()",
+            ],
+            Engine::MariaDb | Engine::MySql | Engine::Galera => &[
+                "CREATE TRIGGER torture_pause BEFORE INSERT ON database_locks_permit \
+                   FOR EACH ROW BEGIN IF NEW.slot <= -2 AND RAND() < 0.3 THEN \
+                   DO SLEEP(0.3 * RAND()); END IF; END",
+            ],
+        };
+        let mut sql = Sql::connect(&self.url).await?;
+        for statement in statements {
+            sql.run(statement).await?;
+        }
+        Ok(())
+    }
+
     /// Stops the server and starts it again.
     pub fn restart(&mut self) {
         match &mut self.home {

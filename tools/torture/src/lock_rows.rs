@@ -64,7 +64,8 @@ impl Rows {
         Ok(Self { sql, runtime })
     }
 
-    /// Reads the row of a lock, or those of the slots of a semaphore, if they are there.
+    /// Reads the row of a lock and of its readers, or those of the slots of a semaphore, if they are
+    /// there.
     ///
     /// # Errors
     ///
@@ -75,17 +76,24 @@ impl Rows {
             Kind::Semaphore(_) => {
                 self.select(PERMITS, "slot", &format!("name = '{name}' AND slot >= 0"))
             }
-            Kind::Lock | Kind::Shared => self.select(LOCKS, "-1", &format!("name = '{name}'")),
+            Kind::Lock => self.select(LOCKS, "-1", &format!("name = '{name}'")),
+            Kind::Shared => {
+                let mut rows = self.select(LOCKS, "-1", &format!("name = '{name}'"))?;
+                let readers = format!("name = '{name}' AND slot <= -2");
+                rows.extend(self.select(PERMITS, "slot", &readers)?);
+                Ok(rows)
+            }
         }
     }
 
-    /// Reads all rows of locks and slots.
+    /// Reads all rows of locks and slots, but for those of shared locks: the token of a reader is that
+    /// of the lock's row and one more.
     ///
     /// # Errors
     ///
     /// The error of the database.
     pub fn all(&mut self) -> Result<Vec<LockRow>, String> {
-        let mut rows = self.select(LOCKS, "-1", "1 = 1")?;
+        let mut rows = self.select(LOCKS, "-1", "NOT shared")?;
         rows.extend(self.select(PERMITS, "slot", "slot >= 0")?);
         Ok(rows)
     }
@@ -159,7 +167,8 @@ impl Rows {
         }
     }
 
-    /// Puts the token of a row back to an older one if it is free; whether it was.
+    /// Puts the token of a row back to an older one if it is free; whether it was. A lock that was
+    /// shared since the copy keeps its token.
     ///
     /// # Errors
     ///
@@ -168,7 +177,7 @@ impl Rows {
         let (RowKey { table, condition }, token) = (&row.key, row.token);
         let update = format!(
             "UPDATE {table} SET token = {token} \
-             WHERE {condition} AND expires_at IS NULL AND token > {token}"
+             WHERE {condition} AND expires_at IS NULL AND token > {token} AND NOT shared"
         );
         let answer = self.runtime.block_on(self.sql.run(&update))?;
         Ok(answer.affected > 0)

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use torture::engine::{ENGINES, Engine};
+use torture::plan::Kind;
 use torture::run::{Options, Outcome, run};
 use torture::target::Target;
 use torture::worker::Client;
@@ -17,7 +18,7 @@ use torture::{check, report, timeline};
 
 const USAGE: &str =
     "torture [--engine postgres|mariadb|mysql|sqlite|galera|all] [--seconds N] [--seed N]
-        [--only library|controls|legacy] [--control-seconds N] [--docs FOLDER]
+        [--only library|shared|controls|legacy] [--control-seconds N] [--docs FOLDER]
 
 DBLOCK_TORTURE_PYTHON: a Python that has the package, for workers in Python
 DBLOCK_OLD_PYTHON: a Python that has legacy (django-database-locks 0.5), a control";
@@ -159,13 +160,22 @@ fn runs(args: &Args, engine: Engine) -> Vec<Options> {
         ..options.clone()
     };
     let mut runs = Vec::new();
+    // Only when asked for: the readers and writers of one lock, in fenced transactions.
+    if args.only.as_deref() == Some("shared") {
+        runs.push(Options {
+            clients: vec![Client::Rust; 6],
+            targets: vec![Target::shared()],
+            kinds: Some(Kind::of_a_holder(engine)),
+            ..options.clone()
+        });
+    }
     if wants("library") {
         let mut clients = vec![Client::Rust; 8];
         if options.python.is_some() {
             clients.extend([Client::Python; 2]);
         }
         let mut targets = options.targets.clone();
-        targets.push(Target::semaphore(PERMITS));
+        targets.extend([Target::semaphore(PERMITS), Target::shared()]);
         runs.push(Options {
             clients,
             targets,
@@ -232,6 +242,13 @@ fn print_outcome(outcome: &Outcome) -> bool {
         landed,
         outcome.violations.len(),
     );
+    if outcome.numbers.shared > 0 {
+        let (readers, writers) = outcome.faults_of_readers_and_writers();
+        println!(
+            "  {} grants to readers; of the shared lock {readers} faults of readers, {writers} of writers",
+            outcome.numbers.shared
+        );
+    }
     if outcome.is_good() {
         return true;
     }

@@ -150,6 +150,21 @@ impl Kind {
         self != Self::Limit
     }
 
+    /// The faults of a holder alone, such as a freeze in a fenced transaction.
+    pub fn of_a_holder(engine: Engine) -> Vec<Self> {
+        let kinds = [
+            Self::KillHolding,
+            Self::KillInFence,
+            Self::FreezeHolding,
+            Self::FreezeInFence,
+            Self::LongFence,
+            Self::StallReplies,
+            Self::Cut,
+        ];
+        let fits = |kind: &Self| kind.is_for(engine);
+        kinds.into_iter().filter(fits).collect()
+    }
+
     /// Whether it is a fault of a node of a cluster.
     fn of_a_node(self) -> bool {
         use Kind::{ClockOfNode, CutNode, FreezeNode, KillNode};

@@ -330,6 +330,26 @@ fn outage(fault: &Fault) -> Option<Outage> {
 }
 
 impl Outcome {
+    /// Of the faults that landed: how many hit a reader, and how many a writer of a shared lock or a process
+    /// that waited for it.
+    pub fn faults_of_readers_and_writers(&self) -> (usize, usize) {
+        let is_shared = |name: &&String| {
+            let mut targets = self.options.targets.iter();
+            targets.any(|t| t.kind == target::Kind::Shared && t.name == **name)
+        };
+        let grants = check::grants(&self.evidence.events);
+        let hit = self.faults.iter().filter(|fault| fault.missed.is_none());
+        let hit = hit.filter(|fault| fault.lock.as_ref().filter(is_shared).is_some());
+        let (readers, writers): (Vec<_>, Vec<_>) = hit.partition(|fault| {
+            let of = |grant: &&check::Grant| {
+                grant.process == fault.process && grant.token == fault.token
+            };
+            let grant = grants.iter().find(of);
+            grant.is_some_and(|grant| grant.mode == target::Mode::Shared)
+        });
+        (readers.len(), writers.len())
+    }
+
     /// Whether all faults landed without violations; a control must have some.
     pub fn is_good(&self) -> bool {
         let correct = self.options.clients[0] == Client::Correct || !self.options.is_control();
@@ -381,6 +401,12 @@ async fn prepare(database: &Database, targets: &[Target], controls: bool) {
         for row in targets.iter().flat_map(rows_of) {
             sql.run(&row).await.expect("the table was made");
         }
+    }
+    if !controls && targets.iter().any(|t| t.kind == target::Kind::Shared) {
+        database
+            .slow_readers()
+            .await
+            .expect("a trigger can be made");
     }
     if let Some(data) = database.data.strip_prefix("sqlite://") {
         // In WAL mode a writer delays the others less.

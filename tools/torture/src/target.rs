@@ -69,11 +69,13 @@ impl Target {
         }
     }
 
-    /// How often a process chooses it: one process is not enough to contend for a permit.
+    /// How often a process chooses it: one process is not enough to contend for a permit, nor two for
+    /// a lock that readers share.
     pub fn weight(&self) -> u64 {
         match self.kind {
             Kind::Lock => 1,
-            Kind::Semaphore(_) | Kind::Shared => 2,
+            Kind::Semaphore(_) => 2,
+            Kind::Shared => 3,
         }
     }
 

@@ -10,10 +10,11 @@ use torture::run::{Options, Outcome, run};
 use torture::target::Target;
 use torture::worker::Client;
 
-/// Locks, and a semaphore for which more processes contend than it has permits.
+/// Locks, a semaphore for which more processes contend than it has permits, and a lock that readers
+/// share.
 fn targets() -> Vec<Target> {
     let mut targets = Target::locks(4);
-    targets.push(Target::semaphore(2));
+    targets.extend([Target::semaphore(2), Target::shared()]);
     targets
 }
 
@@ -80,6 +81,25 @@ fn locks_keep_their_promises_on_mysql() {
 #[ignore = "make prove"]
 fn locks_keep_their_promises_on_sqlite() {
     assert_promises_kept(Engine::Sqlite, 13);
+}
+
+/// All processes read and write under one lock, so that the faults of a holder hit its readers and
+/// writers.
+#[test]
+#[ignore = "make prove"]
+fn readers_and_writers_keep_their_promises() {
+    for (engine, seed) in [
+        (Engine::Postgres, 17),
+        (Engine::MariaDb, 18),
+        (Engine::Sqlite, 19),
+    ] {
+        run_checked(&Options {
+            clients: vec![Client::Rust; 6],
+            targets: vec![Target::shared()],
+            kinds: Some(Kind::of_a_holder(engine)),
+            ..options(engine, seed)
+        });
+    }
 }
 
 /// Some of the kinds of faults: those of a node take longer.

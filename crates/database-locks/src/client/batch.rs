@@ -14,7 +14,7 @@ use crate::store::{
     api::{Reply, StoreError},
     measured::Measured,
 };
-use protocol::{AcquireCommand, Outcome, REQUEST_TIMEOUT, ReleaseCommand, Released};
+use protocol::{AcquireCommand, Kind, Outcome, REQUEST_TIMEOUT, ReleaseCommand, Released, Slot};
 
 /// The longest that a request waits for the statement before its own. After it the request is sent
 /// in a statement of its own batch, so that a statement that hangs does not block requests for
@@ -22,10 +22,16 @@ use protocol::{AcquireCommand, Outcome, REQUEST_TIMEOUT, ReleaseCommand, Release
 const MAX_QUEUE_WAIT: Duration = Duration::from_millis(100);
 /// The largest batch, which bounds the duration of one statement.
 const MAX_BATCH: usize = 1_000;
+/// The largest number of permits and shared grants in a batch. Some of them need a statement each,
+/// and all have to be answered before the request times out.
+const MAX_OTHERS: usize = 100;
 
 /// A kind of request that the store carries out in batches.
 pub(crate) trait Operation: fmt::Debug + Send + Sync + 'static {
     type Answer: Send + 'static;
+
+    /// Whether it is about a permit or a shared grant.
+    fn is_other(&self) -> bool;
 
     /// The answers, in the order of the requests.
     fn carry_out<'a>(asked: &'a [Self], store: &'a Measured) -> Reply<'a, Vec<Self::Answer>>
@@ -36,6 +42,10 @@ pub(crate) trait Operation: fmt::Debug + Send + Sync + 'static {
 impl Operation for AcquireCommand {
     type Answer = Outcome;
 
+    fn is_other(&self) -> bool {
+        self.kind != Kind::Exclusive
+    }
+
     fn carry_out<'a>(asked: &'a [Self], store: &'a Measured) -> Reply<'a, Vec<Outcome>> {
         Box::pin(store.acquire(asked, REQUEST_TIMEOUT))
     }
@@ -43,6 +53,10 @@ impl Operation for AcquireCommand {
 
 impl Operation for ReleaseCommand {
     type Answer = Released;
+
+    fn is_other(&self) -> bool {
+        self.slot != Slot::Lock
+    }
 
     fn carry_out<'a>(asked: &'a [Self], store: &'a Measured) -> Reply<'a, Vec<Released>> {
         Box::pin(store.release(asked, REQUEST_TIMEOUT))
@@ -67,6 +81,8 @@ struct State<Q: Operation> {
 struct Waiting<Q: Operation> {
     asked: Q,
     reply: oneshot::Sender<Result<Q::Answer, StoreError>>,
+    /// Closes when the batch is answered, or the request is not sent.
+    under_way: Option<oneshot::Sender<()>>,
 }
 
 type Answer<Q> = oneshot::Receiver<Result<<Q as Operation>::Answer, StoreError>>;
@@ -97,7 +113,21 @@ impl<Q: Operation> Batch<Q> {
     /// Errors of the store. If one request of a batch fails, the others are retried one by one and
     /// do not fail with it.
     pub(crate) async fn ask(&self, asked: Q) -> Result<Q::Answer, StoreError> {
-        let mut answer = match self.0.join(asked) {
+        self.ask_with(asked, None).await
+    }
+
+    /// [`ask`](Self::ask); `under_way` is dropped as soon as the request cannot be executed any more.
+    /// A batch of several statements goes on when the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`ask`](Self::ask).
+    pub(crate) async fn ask_with(
+        &self,
+        asked: Q,
+        mut under_way: Option<oneshot::Sender<()>>,
+    ) -> Result<Q::Answer, StoreError> {
+        let mut answer = match self.0.join(asked, &mut under_way) {
             Ok(answer) => answer,
             Err(asked) => {
                 let _send_next = SendNext(&self.0);
@@ -139,14 +169,18 @@ impl<Q: Operation> Shared<Q> {
 
     /// Join the queue behind the statement under way. If none is, `Err` returns the request, and
     /// the caller sends it itself.
-    fn join(&self, asked: Q) -> Result<Answer<Q>, Q> {
+    fn join(&self, asked: Q, under_way: &mut Option<oneshot::Sender<()>>) -> Result<Answer<Q>, Q> {
         let mut state = self.state();
         if !state.under_way {
             state.under_way = true;
             return Err(asked);
         }
         let (reply, answer) = oneshot::channel();
-        state.waiting.push(Waiting { asked, reply });
+        state.waiting.push(Waiting {
+            asked,
+            reply,
+            under_way: under_way.take(),
+        });
         Ok(answer)
     }
 
@@ -177,7 +211,7 @@ impl<Q: Operation> Shared<Q> {
     async fn send(&self, batch: Vec<Waiting<Q>>) {
         let (asked, reply): (Vec<Q>, Vec<_>) = batch
             .into_iter()
-            .map(|waiting| (waiting.asked, waiting.reply))
+            .map(|waiting| (waiting.asked, (waiting.reply, waiting.under_way)))
             .unzip();
         let answers = match Q::carry_out(&asked, &self.store).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
@@ -186,7 +220,7 @@ impl<Q: Operation> Shared<Q> {
             }
             Err(_) => self.send_one_by_one(&asked).await,
         };
-        for (reply, answer) in reply.into_iter().zip(answers) {
+        for ((reply, _under_way), answer) in reply.into_iter().zip(answers) {
             // The caller may have stopped waiting. An acquire then gives back what it was granted.
             let _ = reply.send(answer);
         }
@@ -213,7 +247,10 @@ impl<Q: Operation> State<Q> {
     /// Remove the next batch from the queue, in order, and drop cancelled requests.
     fn next_batch(&mut self) -> Vec<Waiting<Q>> {
         self.waiting.retain(|waiting| !waiting.reply.is_closed());
-        let rest = self.waiting.split_off(self.waiting.len().min(MAX_BATCH));
+        let mut others = (self.waiting.iter().enumerate())
+            .filter_map(|(at, waiting)| waiting.asked.is_other().then_some(at));
+        let end = others.nth(MAX_OTHERS).unwrap_or(self.waiting.len());
+        let rest = self.waiting.split_off(end.min(MAX_BATCH));
         std::mem::replace(&mut self.waiting, rest)
     }
 }
@@ -239,12 +276,16 @@ mod tests {
     }
 
     /// A request that is answered with its own number. A statement with 0 waits for `go`; one with
-    /// 13 is rejected.
+    /// 13 is rejected. 100 stands for a permit.
     #[derive(Clone, Debug)]
     struct Number(u8, Arc<World>);
 
     impl Operation for Number {
         type Answer = u8;
+
+        fn is_other(&self) -> bool {
+            self.0 == 100
+        }
 
         fn carry_out<'a>(asked: &'a [Self], _: &'a Measured) -> Reply<'a, Vec<u8>> {
             Box::pin(async move {
@@ -301,6 +342,23 @@ mod tests {
                 asked.await.unwrap().unwrap();
             }
             assert_eq!(world.statements()[2..], [[4], [5]]);
+        });
+    }
+
+    #[test]
+    fn a_batch_has_a_bounded_number_of_permits() {
+        run(async {
+            let (world, batch) = batch();
+            let mut numbers = vec![0, 1];
+            numbers.extend([100; MAX_OTHERS + 20]);
+            numbers.extend([2; 50]);
+            let asked = ask(&batch, &world, &numbers).await;
+            world.go.notify_one();
+            for asked in asked {
+                asked.await.unwrap().unwrap();
+            }
+            let sizes = world.statements().iter().map(Vec::len).collect::<Vec<_>>();
+            assert_eq!(sizes, [1, 1 + MAX_OTHERS, 70]);
         });
     }
 

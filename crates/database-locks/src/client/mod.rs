@@ -98,8 +98,10 @@ impl Client {
     /// Record that a guard of this process holds the lock, so that its waiters need not try. Of a
     /// semaphore another permit may be free.
     pub(crate) fn note_acquired(&self, request: &AcquireRequest) {
-        if request.mode == Mode::Exclusive {
-            self.queues.acquired(&request.name);
+        match request.mode {
+            Mode::Exclusive => self.queues.acquired(&request.name),
+            Mode::Permit { .. } => self.permit_queues.permit_acquired(&request.name),
+            Mode::Shared { .. } => {}
         }
     }
 

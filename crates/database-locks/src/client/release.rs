@@ -245,7 +245,8 @@ impl ReleaseTask {
                 queues.released(name, self.command.token, waiters, held_for);
             }
             // Other permits may be free, so no caller waits for the sake of other processes.
-            Slot::Permit(_) | Slot::AnyPermit | Slot::Shared(_) => queues.wake(name),
+            Slot::Permit(_) | Slot::AnyPermit => queues.permit_released(name),
+            Slot::Shared(_) => queues.wake(name),
         }
         self.client.wake_shared(self.command.slot, name);
         let done = match self.may_be_released {

@@ -45,6 +45,31 @@ async fn waiters_get_permits_as_they_are_released(db: &TestDb) {
     promise("P12", db.engine);
 }
 
+/// A crowd of waiters is dropped while requests of it are under way: whatever they were granted is
+/// released, and the next caller gets a permit at once.
+async fn a_crowd_that_is_dropped_leaves_no_permit_behind(db: &TestDb) {
+    let locks = db.locks().await;
+    // At first the permits have no rows, which takes a statement each.
+    for lasting in [5, 10, 20, 40, 200] {
+        let mut crowd = tokio::task::JoinSet::new();
+        for _ in 0..60 {
+            let lock = locks.semaphore("api", 10);
+            crowd.spawn(async move {
+                loop {
+                    let guard = lock.acquire().await.unwrap();
+                    guard.release().await.unwrap();
+                }
+            });
+        }
+        tokio::time::sleep(ms(lasting)).await;
+        crowd.shutdown().await;
+        locks.drain().await;
+        let left = locks.show_semaphore("api").await.unwrap();
+        assert_eq!(left.held(), 0, "{left:?}");
+    }
+    promise("P7", db.engine);
+}
+
 /// A permit that another process releases is granted to a waiter soon.
 async fn a_waiter_gets_the_permit_that_another_process_releases(db: &TestDb) {
     let (a, b) = (db.locks().await, db.locks().await);
@@ -219,6 +244,7 @@ macro_rules! on {
     ($($engine:ident),*) => { $(
         db_tests!($engine:
             waiters_get_permits_as_they_are_released,
+            a_crowd_that_is_dropped_leaves_no_permit_behind,
             a_waiter_gets_the_permit_that_another_process_releases,
             a_wait_for_a_permit_keeps_to_its_limit_and_says_why,
             a_waiter_goes_on_when_the_limit_is_raised,

@@ -1,4 +1,4 @@
-//! Throughput of many tasks that share a semaphore, beside as many that share locks.
+//! Throughput of many tasks that share a semaphore or a lock, beside as many with plain locks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +16,7 @@ use crate::stats::{median, ratio};
 use crate::subject;
 
 const ROUNDS: usize = 5;
+
 /// Tasks, and which lock or permit each uses.
 struct Crowd {
     what: &'static str,
@@ -31,19 +32,34 @@ struct Pair {
     goal: Option<f64>,
 }
 
-const PAIRS: [Pair; 1] = [Pair {
-    one: Crowd {
-        what: "a semaphore of 10 permits, 100 tasks",
-        tasks: 100,
-        lock: |locks, _| locks.semaphore("crowd", 10),
+const PAIRS: [Pair; 2] = [
+    Pair {
+        one: Crowd {
+            what: "a semaphore of 10 permits, 100 tasks",
+            tasks: 100,
+            lock: |locks, _| locks.semaphore("crowd", 10),
+        },
+        other: Crowd {
+            what: "10 plain locks",
+            tasks: 100,
+            lock: |locks, task| locks.lock(format!("crowd {}", task % 10)),
+        },
+        goal: Some(0.7),
     },
-    other: Crowd {
-        what: "10 plain locks",
-        tasks: 100,
-        lock: |locks, task| locks.lock(format!("crowd {}", task % 10)),
+    Pair {
+        one: Crowd {
+            what: "a lock that 8 tasks share",
+            tasks: 8,
+            lock: |locks, _| locks.lock("shared by a crowd").shared(),
+        },
+        other: Crowd {
+            what: "8 plain locks",
+            tasks: 8,
+            lock: |locks, task| locks.lock(format!("crowd {task}")),
+        },
+        goal: None,
     },
-    goal: Some(0.7),
-}];
+];
 
 pub(super) fn run(engines: &[Engine], length: Duration, section: &mut Section) {
     let runtime = multi_thread();

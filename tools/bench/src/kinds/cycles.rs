@@ -23,6 +23,9 @@ const NAMES: usize = 15;
 /// How long a lock with a minimum hold rests: less than until its name is used again.
 const AT_LEAST: Duration = Duration::from_millis(20);
 
+/// A lock that is shared once, and then acquired exclusively.
+const ONCE_SHARED: &str = "once shared";
+
 /// What a row acquires and releases.
 #[derive(Clone)]
 enum Subject {
@@ -83,9 +86,13 @@ fn rows(locks: &Locks) -> Vec<Row> {
         )
     };
     let permit = Subject::InTurn(vec![locks.semaphore("permits", 10)]);
+    let shared = Subject::InTurn(vec![locks.lock("shared").shared()]);
+    let once_shared = Subject::InTurn(vec![locks.lock(ONCE_SHARED)]);
     vec![
         row("a lock", "", Subject::InTurn(each("lock", 1))),
         row("a permit of a semaphore of 10", "a lock", permit),
+        row("a shared lock", "a lock", shared),
+        row("a lock that was shared before", "a lock", once_shared),
         row(
             "two locks, one after another",
             "",
@@ -121,6 +128,8 @@ pub(super) fn run(engines: &[Engine], length: Duration, section: &mut Section) {
     let mut measured = Vec::new();
     for engine in engines {
         let locks = subject::connected(&runtime, &engine.url);
+        drop(runtime.block_on(locks.lock(ONCE_SHARED).shared().acquire()));
+        runtime.block_on(locks.drain());
         measured.extend(rows(&locks).into_iter().map(|row| Measured {
             engine: engine.name,
             row,
@@ -157,7 +166,7 @@ pub(super) fn run(engines: &[Engine], length: Duration, section: &mut Section) {
     section.paragraph(format!(
         "One task acquires and releases. Times are in milliseconds: the median and, in brackets, the 10th and 90th \
          percentile of {ROUNDS} rounds of {} ms. The ratios, medians over the rounds, compare with the row that the \
-         last column names. *Cold* rows pause for {} ms between cycles; a minimum hold is {} ms, a period {} ms.",
+         last column names; a lock that was never shared is the row *a lock*. *Cold* rows pause for {} ms between cycles; a minimum hold is {} ms, a period {} ms.",
         slice.as_millis(),
         PAUSE.as_millis(),
         AT_LEAST.as_millis(),

@@ -1,4 +1,4 @@
-//! The kinds of lock beside plain locks: permits, several locks at once, spaced grants, leaders.
+//! The kinds of lock beside plain locks: permits, shared locks, several locks at once, spaced grants, leaders.
 //!
 //! A kind that is new gets a [`cycles::Row`], and a [`crowds::Crowd`] if several tasks use it at
 //! once.
@@ -13,6 +13,7 @@ use crate::subject;
 mod crowds;
 mod cycles;
 mod leader;
+mod writer;
 
 pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Section {
     let engines = servers.engines();
@@ -25,6 +26,7 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
     let mut section = Section::default();
     cycles::run(&engines, length.mul_f64(0.45), &mut section);
     crowds::run(&engines, length.mul_f64(0.25), &mut section);
-    leader::run(&engines, length.mul_f64(0.3), &mut section);
+    writer::run(&engines, length.mul_f64(0.1), &mut section);
+    leader::run(&engines, length.mul_f64(0.2), &mut section);
     section
 }

@@ -89,6 +89,7 @@ macro_rules! contract_tests {
             only_the_observed_grant_is_taken_over,
             a_free_lock_is_not_taken_over,
             as_many_permits_are_granted_as_the_limit_says,
+            a_batch_of_permits_is_answered_one_by_one,
             a_permit_is_renewed_and_lost_like_a_lock,
             the_permit_of_a_dead_holder_is_granted_again,
             an_operators_limit_takes_precedence,

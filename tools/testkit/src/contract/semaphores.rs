@@ -75,6 +75,95 @@ pub async fn as_many_permits_are_granted_as_the_limit_says(fixture: &StoreFixtur
     promise("P1", fixture.engine);
 }
 
+/// The answers to a batch, each repeated until it is clear.
+async fn batch(store: &dyn Store, commands: &[AcquireCommand]) -> Vec<Outcome> {
+    let mut outcomes = store.acquire(commands, WITHIN).await.expect("an answer");
+    for (command, outcome) in commands.iter().zip(&mut outcomes) {
+        if *outcome == Outcome::Busy {
+            *outcome = decided(store, command).await;
+        }
+    }
+    outcomes
+}
+
+/// The grants of a batch. All others must have been told that the semaphore is full.
+fn grants_of(commands: &[AcquireCommand], outcomes: &[Outcome]) -> Vec<Grant> {
+    let grant = |(command, outcome): (&AcquireCommand, &Outcome)| match outcome {
+        Outcome::Granted { slot, token, .. } => Some(command.granted(*slot, *token, None)),
+        Outcome::Held(holder) => {
+            let full = holder.permits.as_ref().expect("of a semaphore");
+            assert!(full.held >= full.limit, "{full:?}");
+            None
+        }
+        other => panic!("{other:?}"),
+    };
+    commands.iter().zip(outcomes).filter_map(grant).collect()
+}
+
+/// Of many callers in one batch as many get a permit as there are, each another one, beside those of
+/// another semaphore and a lock. A batch that is repeated gets the same ones, and a batch of releases
+/// frees each that is still held.
+pub async fn a_batch_of_permits_is_answered_one_by_one(fixture: &StoreFixture) {
+    let store = fixture.ready().await;
+    let set_limit = async |limit| {
+        let set = store.set_limit(&name("api"), limit, WITHIN).await;
+        set.expect("an answer");
+    };
+    let mut before = BTreeMap::new();
+    // In the first round the permits have no row, in the third one of them is held.
+    for (round, limit) in [(0, None), (1, None), (2, None), (3, Some(2))] {
+        set_limit(limit).await;
+        let held = match round {
+            2 => Some(permit(&*store, "api", 4, LONG).await),
+            _ => None,
+        };
+        let mut commands: Vec<AcquireCommand> = (0..6)
+            .map(|caller| permit_command("api", 4, &format!("caller {caller}"), LONG))
+            .collect();
+        commands.insert(2, acquire_command(&format!("a lock {round}"), "me", LONG));
+        commands.extend((0..2).map(|_| permit_command("other", 1, "me", LONG)));
+        let outcomes = batch(&*store, &commands).await;
+        let grants = grants_of(&commands, &outcomes);
+        let of_api = || grants.iter().filter(|grant| grant.name == name("api"));
+        let mut slots: BTreeSet<Slot> = of_api().map(|grant| grant.slot).collect();
+        assert_eq!(slots.len(), of_api().count(), "each its own: {grants:?}");
+        slots.extend(held.iter().map(|grant| grant.slot));
+        let expected = 0..u16::try_from(limit.unwrap_or(4)).expect("small");
+        assert_eq!(slots, expected.map(Slot::Permit).collect());
+        assert_eq!(grants.len(), slots.len() + 2 - usize::from(held.is_some()));
+        for grant in of_api() {
+            let token = before.insert(grant.slot, grant.token);
+            assert!(token.is_none_or(|token| token < grant.token), "{grant:?}");
+        }
+        let again = grants_of(&commands, &batch(&*store, &commands).await);
+        assert_eq!(again, grants, "no second permit");
+        let lost = grants[0].clone();
+        release(&*store, &lost).await;
+        let releases: Vec<ReleaseCommand> = (grants.iter().chain(&held))
+            .map(|grant| ReleaseCommand::of(grant, LONG.into()))
+            .collect();
+        let released = store.release(&releases, WITHIN).await.expect("an answer");
+        assert_eq!(released[0], Released::NotHeld);
+        assert!(!released[1..].contains(&Released::NotHeld), "{released:?}");
+        let left = store.semaphore(&name("api"), WITHIN).await;
+        assert_eq!(left.expect("an answer").held(), 0);
+    }
+    // A batch of permits only, of which one was released before.
+    set_limit(None).await;
+    let commands: Vec<_> = (0..3)
+        .map(|_| permit_command("api", 4, "me", LONG))
+        .collect();
+    let grants = grants_of(&commands, &batch(&*store, &commands).await);
+    release(&*store, &grants[1]).await;
+    let releases: Vec<_> = (grants.iter())
+        .map(|grant| ReleaseCommand::of(grant, LONG.into()))
+        .collect();
+    let released = store.release(&releases, WITHIN).await.expect("an answer");
+    let gone = released.iter().map(|done| *done == Released::NotHeld);
+    assert_eq!(gone.collect::<Vec<_>>(), [false, true, false]);
+    promise("P1", fixture.engine);
+}
+
 /// A permit is renewed, lost and released like a lock. A release by force is a loss.
 pub async fn a_permit_is_renewed_and_lost_like_a_lock(fixture: &StoreFixture) {
     let store = fixture.ready().await;

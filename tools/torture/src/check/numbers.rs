@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use crate::check::evidence::Evidence;
 use crate::check::grants::{End, Write, grants, writes};
 use crate::history::What;
+use crate::target::Mode;
 
 /// What a run did, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
     /// Grants.
     pub grants: usize,
+    /// Those to readers.
+    pub shared: usize,
     /// Losses that holders were notified of.
     pub losses: usize,
     /// Writes in the database.
@@ -28,6 +31,7 @@ pub fn numbers(evidence: &Evidence) -> Numbers {
     let ended = |write: &&Write, wanted| matches!(write.end, Some((_, end)) if end == wanted);
     Numbers {
         grants: grants.len(),
+        shared: grants.iter().filter(|g| g.mode == Mode::Shared).count(),
         losses: grants.iter().filter(|grant| grant.lost.is_some()).count(),
         writes: evidence.rows.len(),
         refused: writes.values().filter(|w| ended(w, End::Refused)).count(),

@@ -112,6 +112,10 @@ impl<'a> Acquisition<'a> {
             }
         }
         loop {
+            if let Some(slot) = &self.slot {
+                // Others of the queue go first, if fewer permits were free than waiters asked.
+                slot.is_first().await;
+            }
             self.wait_until_due().await;
             let sent = clock::now();
             if self.polled.is_none() && self.attempt.may_have_a_permit() {
@@ -358,6 +362,9 @@ impl<'a> Acquisition<'a> {
                     self.unclear_since = None;
                     let queued = self.slot.is_some();
                     held_here = record_holder(self.client, name, holder, queued);
+                    if holder.permits.is_some() {
+                        self.queues().no_permit_free(name);
+                    }
                 }
             }
         }

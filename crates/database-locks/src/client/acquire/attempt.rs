@@ -50,8 +50,12 @@ pub(crate) struct Attempt {
     observed: Vec<Slot>,
     /// Whether a request may have been granted without an answer.
     is_unknown: bool,
-    /// Closes when the request on the direct connection is answered, or dropped as late.
+    /// Closes when the request on the direct connection is answered, or dropped as late; or when the
+    /// batch with it has ended, which takes several statements if it is not about locks. A release
+    /// would overtake the last of them.
     under_way: Option<oneshot::Receiver<()>>,
+    /// Whether it is a batch.
+    is_in_batch: bool,
 }
 
 impl Attempt {
@@ -83,6 +87,7 @@ impl Attempt {
             observed: Vec::new(),
             is_unknown: false,
             under_way: None,
+            is_in_batch: false,
         })
     }
 
@@ -104,7 +109,7 @@ impl Attempt {
     pub(crate) async fn directly(&mut self, permit: Permit) -> Option<Result<Outcome, StoreError>> {
         let wait = self.request.wait.filter(|wait| !wait.is_zero());
         let (done, under_way) = oneshot::channel();
-        self.under_way = Some(under_way);
+        (self.under_way, self.is_in_batch) = (Some(under_way), false);
         let was_unknown = self.prepare();
         let answer = permit.acquire(self.command.clone(), wait, done).await?;
         self.under_way = None;
@@ -171,7 +176,15 @@ impl Attempt {
 
     async fn acquire(&mut self) -> Result<Outcome, StoreError> {
         let was_unknown = self.prepare();
-        let answer = self.client.acquires.ask(self.command.clone()).await;
+        let mut done = None;
+        if self.command.kind != Kind::Exclusive {
+            let (sender, under_way) = oneshot::channel();
+            (done, self.under_way) = (Some(sender), Some(under_way));
+            self.is_in_batch = true;
+        }
+        let asked = (self.client.acquires).ask_with(self.command.clone(), done);
+        let answer = asked.await;
+        self.under_way = None;
         self.answered(was_unknown, answer)
     }
 
@@ -385,10 +398,13 @@ impl Drop for Attempt {
             release_grant(Arc::clone(&client), release, BootInstant::ZERO, ttl, None)
         };
         let (first, mut under_way) = (send(release.clone()), self.under_way.take());
+        let is_in_batch = self.is_in_batch;
         let _ = runtime::spawn(async move {
             if let Some(under_way) = &mut under_way {
                 let _ = tokio::time::timeout(DIRECT_TIMEOUT, under_way).await;
             }
+            // Nothing of a batch that has ended is executed later.
+            under_way = under_way.filter(|it| !is_in_batch || !it.is_terminated());
             let Ok(Released::NotHeld) = first.await else {
                 return;
             };

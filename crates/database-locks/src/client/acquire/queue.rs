@@ -1,7 +1,8 @@
 //! The queues of this process: the waiters for each lock, first in, first out.
 //!
-//! Only the first waiter of a queue queries the database. It is woken by a release within the
-//! process and by a notification. [`HeadStart`] decides when it may try, and when a new caller may.
+//! Only the first waiter of a queue queries the database; of a semaphore as many as permits were
+//! released within the process. They are woken by such a release and by a notification.
+//! [`HeadStart`] decides when the first may try, and when a new caller may.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
@@ -34,6 +35,9 @@ struct Names {
 #[derive(Debug, Default)]
 struct Queue {
     slots: VecDeque<Arc<Notify>>,
+    /// How many permits this process has released and not acquired again since the queue was empty,
+    /// or since no permit was free. So many waiters ask at once. 0 for a lock.
+    free: usize,
     /// A guard of this process holds the lock, and its release wakes the first waiter.
     held_here: bool,
     head_start: HeadStart,
@@ -53,7 +57,7 @@ struct Reserved {
 
 impl Queue {
     fn wake(&self) {
-        if let Some(first) = self.slots.front() {
+        for first in self.slots.iter().take(self.free.max(1)) {
             first.notify_one();
         }
         for reserved in &self.reservations {
@@ -163,6 +167,24 @@ impl Queues {
         self.with(name, |queue| queue.wake());
     }
 
+    /// This process released a permit: one more waiter may ask.
+    pub(crate) fn permit_released(&self, name: &LockName) {
+        self.with(name, |queue| {
+            queue.free = (queue.free + 1).min(queue.slots.len());
+            queue.wake();
+        });
+    }
+
+    /// This process acquired a permit.
+    pub(crate) fn permit_acquired(&self, name: &LockName) {
+        self.with(name, |queue| queue.free = queue.free.saturating_sub(1));
+    }
+
+    /// No permit was free.
+    pub(crate) fn no_permit_free(&self, name: &LockName) {
+        self.with(name, |queue| queue.free = 0);
+    }
+
     /// Wake the first waiter of each queue, because notifications may have been missed.
     pub(crate) fn wake_all(&self) {
         self.names().queues.values().for_each(Queue::wake);
@@ -238,7 +260,8 @@ pub(crate) struct QueueSlot {
 }
 
 impl QueueSlot {
-    /// Wait until this slot is the first; returns whether it was so at once.
+    /// Wait until this slot is the first, or one of the first of a semaphore; returns whether it was
+    /// so at once.
     pub(crate) async fn is_first(&self) -> bool {
         let mut at_once = true;
         while !self.is_front() {
@@ -250,8 +273,8 @@ impl QueueSlot {
 
     pub(super) fn is_front(&self) -> bool {
         let front = self.queues.with(&self.name, |queue| {
-            let first = queue.slots.front();
-            first.is_some_and(|first| Arc::ptr_eq(first, &self.wake))
+            let mut first = queue.slots.iter().take(queue.free.max(1));
+            first.any(|first| Arc::ptr_eq(first, &self.wake))
         });
         front.unwrap_or_default()
     }
@@ -296,6 +319,7 @@ impl Drop for QueueSlot {
         self.queues.with(&self.name, |queue| {
             queue.slots.retain(|slot| !Arc::ptr_eq(slot, &self.wake));
             queue.held_here &= !queue.slots.is_empty();
+            queue.free = queue.free.min(queue.slots.len());
             queue.wake();
         });
     }
@@ -341,6 +365,30 @@ mod tests {
         assert!(!is_woken(&first).await, "a later try answers it");
         queues.wake_all();
         assert!(is_woken(&first).await && !is_woken(&second).await);
+    }
+
+    #[tokio::test]
+    async fn as_many_waiters_ask_as_permits_were_released() {
+        let (queues, name) = job();
+        let slots = [(); 4].map(|()| queues.join(&name));
+        let first = |slots: &[QueueSlot]| slots.iter().filter(|slot| slot.is_front()).count();
+        assert_eq!(first(&slots), 1);
+        for _ in 0..3 {
+            queues.permit_released(&name);
+        }
+        assert_eq!(first(&slots), 3);
+        assert!(is_woken(&slots[2]).await && !is_woken(&slots[3]).await);
+        queues.permit_acquired(&name);
+        let [granted, rest @ ..] = slots;
+        drop(granted);
+        assert!(rest[1].is_front() && !rest[2].is_front());
+        queues.no_permit_free(&name);
+        assert!(rest[0].is_front() && !rest[1].is_front());
+        for _ in 0..9 {
+            queues.permit_released(&name);
+        }
+        drop(rest);
+        assert_eq!(queues.names().queues[&name].free, 0);
     }
 
     #[test]

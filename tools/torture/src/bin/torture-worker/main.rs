@@ -7,12 +7,12 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::Locks;
+use database_locks::{LockGuard, Locks};
 use torture::clock;
 use torture::control::ControlClient;
 use torture::history::{Recorder, What};
 use torture::sql::Sql;
-use torture::target::{Mode, Target};
+use torture::target::{Kind, Mode, Target};
 use torture::worker::{Breakpoint, Client, Commands, Settings, say};
 
 mod state;
@@ -123,6 +123,14 @@ impl Worker {
         };
         self.hold(&held).await;
         self.record(What::Releasing { request });
+        let (guard, request) = match guard {
+            Guard::Library(guard)
+                if target.kind == Kind::Shared && mode != Mode::Shared && self.chance(40) =>
+            {
+                self.downgrade(guard, request, target).await
+            }
+            guard => (guard, request),
+        };
         let ok = match guard {
             // Guards are released or dropped. When a drop has released is not known.
             Guard::Library(guard) if self.chance(80) => guard.release().await.is_ok(),
@@ -134,6 +142,45 @@ impl Worker {
         };
         self.record(What::Released { request, ok });
         tokio::time::sleep(self.between(5, 60)).await;
+    }
+
+    /// A writer becomes a reader, which is another grant, and holds the lock on. The request of the
+    /// guard's grant, whose release has begun.
+    async fn downgrade(&self, mut guard: LockGuard, writer: u64, target: &Target) -> (Guard, u64) {
+        let request = self.requests.get() + 1;
+        self.requests.set(request);
+        self.record(What::Asked {
+            request,
+            lock: target.name.clone(),
+            mode: Mode::Shared,
+            wait: None,
+        });
+        if let Err(error) = guard.downgrade().await {
+            let why = error.chain();
+            self.record(What::GaveUp { request, why });
+            return (Guard::Library(guard), writer);
+        }
+        let (token, slot) = (guard.token().get(), guard.slot());
+        self.record(What::Granted {
+            request,
+            token,
+            slot,
+        });
+        // Whether the exclusive grant was released then is not known.
+        self.record(What::Released {
+            request: writer,
+            ok: false,
+        });
+        let guard = Guard::Library(guard);
+        let held = Held {
+            request,
+            target,
+            mode: Mode::Shared,
+            guard: &guard,
+        };
+        self.hold(&held).await;
+        self.record(What::Releasing { request });
+        (guard, request)
     }
 
     async fn acquire(
@@ -150,7 +197,7 @@ impl Worker {
         let lock = match mode {
             Mode::Exclusive => locks.lock(&target.name),
             Mode::Permit(permits) => locks.semaphore(&target.name, permits),
-            Mode::Shared => return Err("the library has no shared locks yet".into()),
+            Mode::Shared => locks.lock(&target.name).shared(),
         };
         let mut lock = lock.ttl(self.settings.ttl);
         let guard = match wait {

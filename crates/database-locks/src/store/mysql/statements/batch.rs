@@ -23,7 +23,8 @@ macro_rules! asked {
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
                            locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
                            length bigint PATH '$.length',
-                           not_within bigint PATH '$.not_within',
+                           not_within bigint PATH '$.not_within'{?,
+                           slot int PATH '$.slot', permits int PATH '$.permits'?},
                            seen_token bigint PATH '$.seen.token',
                            seen_expires_at bigint PATH '$.seen.expires_at',
                            seen_renewed_at bigint PATH '$.seen.renewed_at',
@@ -40,17 +41,19 @@ impl Session {
     /// leases end earlier.
     pub(crate) const ACQUIRE_BATCH: &str = concat!(
         "
-        UPDATE (SELECT l.id, g.grant_id, g.locked_by, g.length, g.metadata
+        UPDATE (SELECT l.id, g.grant_id, g.locked_by, g.length, g.metadata{?, g.permits?}
                   FROM (SELECT j.* FROM ",
         asked!(),
         " j
                          LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
-                       ON l.name = g.name COLLATE {collation}
-                 WHERE (expires_at IS NULL OR {ended_each}) AND {due_each} AND {writable}
+                       ON l.name = g.name COLLATE {collation}{? AND l.slot = g.slot?}
+                 WHERE (expires_at IS NULL OR {ended_each}) AND {due_each} AND {writable}{?
+                   AND l.slot < IFNULL((SELECT s.permits FROM {table} s
+                                         WHERE s.name = l.name AND s.slot = -1), g.permits)?}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = GREATEST(l.token + 1 + l.shared,
+           SET {?l.permits = q.permits, ?}l.token = GREATEST(l.token + 1 + l.shared,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                        DIV 1000),
                l.locked_by = q.locked_by, l.grant_id = q.grant_id,
@@ -98,10 +101,10 @@ impl Session {
                            token bigint PATH '$.token',
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
                            locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
-                           rest bigint PATH '$.rest')) j
+                           {?slot int PATH '$.slot', ?}rest bigint PATH '$.rest')) j
                          LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
-                       ON l.name = g.name COLLATE {collation}
+                       ON l.name = g.name COLLATE {collation}{? AND l.slot = g.slot?}
                  WHERE l.grant_id = g.grant_id AND l.token = IFNULL(g.token, l.token)
                    AND l.locked_by = g.locked_by COLLATE {collation}
                    AND l.granted_until = l.expires_at AND {writable}
@@ -121,10 +124,15 @@ impl Session {
         if let [command] = commands {
             return Ok(vec![self.acquire_any_kind(command).await?]);
         }
+        let mut permits = self.acquire_permits(commands).await?;
         let mut others = Vec::new();
         for (at, command) in commands.iter().enumerate() {
             if command.kind != Kind::Exclusive {
-                others.push((at, self.acquire_any_kind(command).await?));
+                let outcome = match permits.remove(&at) {
+                    Some(outcome) => outcome,
+                    None => self.acquire_any_kind(command).await?,
+                };
+                others.push((at, outcome));
             }
         }
         if !others.is_empty() {
@@ -253,37 +261,41 @@ impl Session {
         &mut self,
         commands: &[ReleaseCommand],
     ) -> Result<Vec<Released>, StoreError> {
-        let names =
-            || -> HashSet<&LockName> { commands.iter().map(|command| &command.name).collect() };
-        // Afterwards a row does not tell which of two grants of one lock has ended.
-        let permits = commands.iter().any(|command| command.slot.is_permit());
-        if commands.len() == 1 || permits || names().len() < commands.len() {
+        let distinct: HashSet<_> = (commands.iter())
+            .map(|command| (&command.name, command.slot))
+            .collect();
+        // Afterwards a row does not tell which of two grants of one lock has ended. A grant of any
+        // permit may be two, and a shared one is a row to be deleted.
+        let of = Rows::of(commands.first().map_or(Slot::Lock, |command| command.slot));
+        let alike = |command: &ReleaseCommand| match command.slot {
+            Slot::Lock | Slot::Permit(_) => Rows::of(command.slot) == of,
+            Slot::AnyPermit | Slot::Shared(_) => false,
+        };
+        if commands.len() == 1 || distinct.len() < commands.len() || !commands.iter().all(alike) {
             let mut answers = Vec::with_capacity(commands.len());
             for command in commands {
                 answers.push(self.release_one(command).await?);
             }
             return Ok(answers);
         }
-        if let Some(done) = self.release_on_mariadb(commands).await? {
-            return self.freed(commands, done).await;
+        if of == Rows::Locks
+            && let Some(done) = self.release_on_mariadb(commands).await?
+        {
+            return self.freed(of, commands, done).await;
         }
         let describe = |command: &ReleaseCommand| {
             json!({
                 "name": command.name.as_str(), "grant": command.grant.as_str(),
                 "token": command.token.map(Token::get), "holder": &*command.holder,
-                "rest": rest_micros(command),
+                "rest": rest_micros(command), "slot": command.slot.number(),
             })
         };
         let mut answers = Vec::with_capacity(commands.len());
         for (chunk, text) in packed(commands, self.max_parameter_len, describe) {
             let done = self
-                .execute(
-                    Rows::Locks,
-                    Self::RELEASE_BATCH,
-                    params! { "grants" => text },
-                )
+                .execute(of, Self::RELEASE_BATCH, params! { "grants" => text })
                 .await?;
-            answers.extend(self.freed(chunk, done).await?);
+            answers.extend(self.freed(of, chunk, done).await?);
         }
         Ok(answers)
     }
@@ -291,6 +303,7 @@ impl Session {
     /// Which of them were freed.
     async fn freed(
         &mut self,
+        of: Rows,
         commands: &[ReleaseCommand],
         done: QueryResult,
     ) -> Result<Vec<Released>, StoreError> {
@@ -301,11 +314,13 @@ impl Session {
             .iter()
             .map(|command| command.name.clone())
             .collect();
-        let rows = self.read_latest(Rows::Locks, &names).await?;
-        let rows = by_name(&rows);
+        let rows = self.read_latest(of, &names).await?;
+        let rows: HashMap<_, _> = (rows.iter())
+            .map(|row| ((row.name.as_str(), row.slot), row))
+            .collect();
         let answers: Vec<_> = (commands.iter())
             .map(|command| {
-                let row = rows.get(command.name.as_str()).copied();
+                let row = rows.get(&(command.name.as_str(), command.slot)).copied();
                 let at = row.and_then(|row| row.renewed_at);
                 let at = at.and_then(|at| u64::try_from(at).ok());
                 match row {
@@ -349,7 +364,7 @@ fn fill_in(outcomes: &mut [Option<Outcome>], of_those: Vec<Option<Outcome>>) {
     }
 }
 
-fn described(command: &AcquireCommand) -> serde_json::Value {
+pub(super) fn described(command: &AcquireCommand) -> serde_json::Value {
     json!({
         "name": command.name.as_str(), "grant": command.grant.as_str(), "holder": &*command.holder,
         "length": micros(command.length), "metadata": &*command.metadata,

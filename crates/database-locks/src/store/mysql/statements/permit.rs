@@ -1,16 +1,18 @@
 //! Permits of a semaphore: a row each, with the columns of a lock.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use mysql_async::{Params, params};
 
 use super::acquire::{Permit, params_for};
+use super::batch::described;
 use crate::store::api::{StoreError, micros};
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session, typed};
-use crate::store::mysql::rows::{granted, token};
+use crate::store::mysql::rows::{granted, packed, token};
 use protocol::{
-    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Semaphore, Slot, no_permit_free,
+    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Semaphore, Slot, Token,
+    no_permit_free,
 };
 
 /// The insert id of an acquire is the token times this, plus the slot.
@@ -105,6 +107,90 @@ impl Session {
                 None => Ok(known.none_free()),
             },
         }
+    }
+
+    /// Acquire permits, those of one semaphore at once, on a single server. The outcomes, by the places
+    /// of the commands; those that are missing are asked for one by one.
+    pub(crate) async fn acquire_permits(
+        &mut self,
+        commands: &[AcquireCommand],
+    ) -> Result<HashMap<usize, Outcome>, StoreError> {
+        let mut semaphores: HashMap<(&LockName, u32), Vec<usize>> = HashMap::new();
+        for (at, command) in commands.iter().enumerate() {
+            if let Kind::Permit { limit, .. } = command.kind {
+                let of = semaphores.entry((&command.name, limit)).or_default();
+                of.push(at);
+            }
+        }
+        let mut outcomes = HashMap::new();
+        for ((name, limit), places) in semaphores {
+            if places.len() > 1 && self.cluster.is_none() {
+                let of = places.iter().map(|at| (*at, &commands[*at])).collect();
+                self.acquire_of(name, limit, of, &mut outcomes).await?;
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Acquire permits of one semaphore: a read chooses a free one for each command, and the statement
+    /// acquires those that are still free and below the limit.
+    async fn acquire_of(
+        &mut self,
+        name: &LockName,
+        limit: u32,
+        mut commands: Vec<(usize, &AcquireCommand)>,
+        outcomes: &mut HashMap<usize, Outcome>,
+    ) -> Result<(), StoreError> {
+        let read = self.read(Rows::Permits, std::slice::from_ref(name)).await?;
+        let known = Known::new(read, limit);
+        // The reply to an earlier request of such a grant was lost.
+        commands.retain(|(_, command)| !known.is_granted(command));
+        let mut free: Vec<Slot> = (known.below())
+            .filter(|row| !row.is_taken())
+            .map(|row| row.slot)
+            .collect();
+        fastrand::shuffle(&mut free);
+        let chosen: Vec<_> = commands.iter().copied().zip(free).collect();
+        let describe = |((_, command), slot): &((usize, &AcquireCommand), Slot)| {
+            let mut described = described(command);
+            described["slot"] = slot.number().into();
+            described["permits"] = limit.into();
+            described
+        };
+        let mut made = HashSet::new();
+        for (_, text) in packed(&chosen, self.max_parameter_len, describe) {
+            let asks = params! { "asks" => text };
+            let done = self.execute(Rows::Permits, Self::ACQUIRE_BATCH, asks).await;
+            if let Some(done) = self.none_if_contended(done)?.filter(|done| done.rows > 0) {
+                made.extend(i64::try_from(done.id));
+            }
+        }
+        let read = self.read(Rows::Permits, std::slice::from_ref(name)).await?;
+        let known = Known::new(read, limit);
+        let full = known.missing().is_empty() && known.below().all(LockRow::is_taken);
+        // The first that is not granted decides for the rest, so that a thousand callers of a full
+        // semaphore cost no thousand statements.
+        let mut decided = full.then(|| known.none_free());
+        for (at, command) in commands {
+            let granted_now = |row: &&LockRow| {
+                row.is_granted(command.grant.as_str())
+                    && row.renewed_at.is_some_and(|at| made.contains(&at))
+            };
+            if let Some(row) = known.permits.iter().find(granted_now) {
+                let token = Token::from_db(row.token);
+                outcomes.insert(at, granted(row.slot, token, command.length));
+                continue;
+            }
+            let outcome = match &decided {
+                Some(decided) if !known.is_granted(command) => decided.clone(),
+                _ => self.acquire_permit(command).await?,
+            };
+            if !matches!(outcome, Outcome::Granted { .. }) {
+                decided = Some(outcome.clone());
+            }
+            outcomes.insert(at, outcome);
+        }
+        Ok(())
     }
 
     /// Acquire a free permit, on a single server. `None`: there is none with a row.
@@ -204,6 +290,12 @@ impl Known {
     fn is_below(&self, row: &LockRow) -> bool {
         let slot = row.slot.number();
         slot.is_some_and(|slot| u32::from(slot) < self.limit)
+    }
+
+    /// Whether the command has one of them.
+    fn is_granted(&self, command: &AcquireCommand) -> bool {
+        let mut permits = self.permits.iter();
+        permits.any(|row| row.is_granted(command.grant.as_str()))
     }
 
     /// Those below the limit.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::permit::acquire_permit;
+use super::permit::{acquire_permit, acquire_permits};
 use super::shared::acquire_shared;
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;
@@ -246,7 +246,13 @@ pub(crate) async fn acquire(
         let place = place(row, locks.len())?;
         outcomes[at[place]] = Some(granted(session, locks[place].length, row)?);
     }
+    for (at, outcome) in acquire_permits(session, &others).await? {
+        outcomes[at] = Some(outcome);
+    }
     for (at, command) in others {
+        if outcomes[at].is_some() {
+            continue;
+        }
         outcomes[at] = Some(match command.kind {
             Kind::Shared { beside } => acquire_shared(session, command, beside).await?,
             _ => acquire_permit(session, command).await?,

@@ -43,7 +43,9 @@ pub(crate) mod wait;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE};
 use self::handover::{RESUME, TAKE_OVER};
-use self::permit::{ACQUIRE_PERMIT, LIMITS, MAKE_PERMIT, SET_LIMIT, STATE, WAIT_FOR_PERMIT};
+use self::permit::{
+    ACQUIRE_PERMIT, ACQUIRE_PERMITS, LIMITS, MAKE_PERMIT, SET_LIMIT, STATE, WAIT_FOR_PERMIT,
+};
 use self::prune::PRUNE;
 use self::read::{READ, READ_PAGE};
 use self::release::{FORCE, RELEASE, RELEASE_ONE};
@@ -57,7 +59,7 @@ use self::wait::WAIT;
 use super::connection::session::Statement;
 
 /// Every statement that is sent.
-pub(crate) const ALL: [Statement; 30] = [
+pub(crate) const ALL: [Statement; 31] = [
     ACQUIRE_ONE,
     ACQUIRE,
     MAKE_ONE,
@@ -75,6 +77,7 @@ pub(crate) const ALL: [Statement; 30] = [
     READ_PAGE,
     PRUNE,
     ACQUIRE_PERMIT,
+    ACQUIRE_PERMITS,
     STATE,
     MAKE_PERMIT,
     WAIT_FOR_PERMIT,

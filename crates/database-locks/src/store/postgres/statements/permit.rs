@@ -4,6 +4,7 @@
 //! free row below the limit. To count the holders and then to add one would let two callers pass at
 //! once.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio_postgres::Row;
@@ -14,7 +15,7 @@ use crate::store::api::micros;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::{Kind as ErrorKind, ServerError};
-use crate::store::postgres::rows::state;
+use crate::store::postgres::rows::{place, state};
 use protocol::{
     AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Semaphore, Slot, Token,
     no_permit_free,
@@ -70,9 +71,53 @@ RETURNING slot, token,
     types: PARAMS,
 };
 
-/// Read a semaphore of which no permit was acquired: `$1` name, `$2` grant id, `$3` the caller's
+/// [`ACQUIRE_PERMIT`] for many permits of one semaphore: `$1` name, `$2` grant ids, `$3` holders, `$4`
+/// lengths, `$5` metadata, `$6` the caller's limit. Each row: a grant, its place in the request, the
+/// slot and the token. Those that are missing are asked for one by one.
+pub(crate) const ACQUIRE_PERMITS: Statement = Statement {
+    name: "acquire permits",
+    text: concat!(
+        "
+WITH asked AS MATERIALIZED (
+    SELECT a.*, row_number() OVER (ORDER BY place) AS number
+      FROM unnest($2::text[], $3::text[], $4::bigint[], $5::text[])
+           WITH ORDINALITY AS a(grant_id, holder, length, metadata, place)
+     WHERE NOT EXISTS (SELECT FROM {table} WHERE name = $1 AND grant_id = a.grant_id)
+), free AS MATERIALIZED (
+    SELECT id FROM {table}
+     WHERE name = $1 AND slot >= 0 AND slot < ",
+        limit!("$6"),
+        "
+       AND (expires_at IS NULL OR expires_at <= statement_timestamp())
+     ORDER BY random() LIMIT (SELECT count(*) FROM asked)
+       FOR UPDATE SKIP LOCKED
+), picked AS MATERIALIZED (
+    SELECT free.id, asked.*
+      FROM (SELECT id, row_number() OVER () AS number FROM free) free JOIN asked USING (number)
+)
+UPDATE {table} l SET
+       permits = $6,",
+        grant!("p.holder", "p.grant_id", "p.metadata", "p.length"),
+        "
+  FROM picked p
+ WHERE l.id = p.id
+RETURNING p.place, l.slot, l.token,
+       ",
+        synchronous_commit!()
+    ),
+    types: &[
+        Type::TEXT,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::INT8_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::INT4,
+    ],
+};
+
+/// Read a semaphore of which no permit was acquired: `$1` name, `$2` grant ids, `$3` the caller's
 /// limit. One row: the limit, how many rows there are below it, how many of them are held, how many
-/// are held in all; and the state of one permit: that which has the grant, or else that whose lease
+/// are held in all; and the state of one permit: one that has such a grant, or else that whose lease
 /// ends first.
 pub(crate) const STATE: Statement = Statement {
     name: "read permits",
@@ -94,10 +139,10 @@ SELECT allowed::bigint,
         "
   FROM counts
   LEFT JOIN LATERAL (SELECT * FROM known WHERE held
-                      ORDER BY grant_id = $2 DESC NULLS LAST, slot >= allowed, expires_at
+                      ORDER BY grant_id = ANY ($2) DESC NULLS LAST, slot >= allowed, expires_at
                       LIMIT 1) l ON true"
     ),
-    types: &[Type::TEXT, Type::TEXT, Type::INT4],
+    types: &[Type::TEXT, Type::TEXT_ARRAY, Type::INT4],
 };
 
 /// Insert a missing permit below the limit, granted from the beginning. Parameters as for
@@ -206,6 +251,140 @@ fn slot(row: &Row) -> Result<Option<Slot>, ServerError> {
         .and_then(Slot::from_db))
 }
 
+/// Acquire permits, those of one semaphore at once. The outcomes of those that were granted.
+pub(super) async fn acquire_permits(
+    session: &Session,
+    commands: &[(usize, &AcquireCommand)],
+) -> Result<Vec<(usize, Outcome)>, ServerError> {
+    let mut semaphores: HashMap<(&str, u32), Vec<(usize, &AcquireCommand)>> = HashMap::new();
+    for (at, command) in commands {
+        if let Kind::Permit { limit, .. } = command.kind {
+            let of = semaphores
+                .entry((command.name.as_str(), limit))
+                .or_default();
+            of.push((*at, command));
+        }
+    }
+    let mut outcomes = Vec::with_capacity(commands.len());
+    for ((name, limit), many) in semaphores {
+        if many.len() == 1 {
+            continue;
+        }
+        let all = || many.iter().map(|(_, command)| command);
+        let grants: Vec<_> = all().map(|command| command.grant.as_str()).collect();
+        let holders: Vec<_> = all().map(|command| &*command.holder).collect();
+        let lengths: Vec<_> = all().map(|command| micros(command.length)).collect();
+        let metadata: Vec<_> = all().map(|command| &*command.metadata).collect();
+        let limit = limit.cast_signed();
+        let params: [Param<'_>; 6] = [&name, &grants, &holders, &lengths, &metadata, &limit];
+        let rows = session
+            .write(Rows::Permits, &ACQUIRE_PERMITS, many.len(), &params)
+            .await?;
+        let mut left = many.clone();
+        for row in &rows {
+            let (at, command) = many[place(row, many.len())?];
+            outcomes.push((at, granted(session, command.length, row)?));
+            left.retain(|(other, _)| *other != at);
+        }
+        outcomes.extend(acquire_rest(session, left).await?);
+    }
+    Ok(outcomes)
+}
+
+/// Acquire permits of one semaphore, of which none was free with a row. The first that is not granted
+/// decides for the rest, so that a thousand callers of a full semaphore cost no thousand statements.
+async fn acquire_rest(
+    session: &Session,
+    commands: Vec<(usize, &AcquireCommand)>,
+) -> Result<Vec<(usize, Outcome)>, ServerError> {
+    let Some((_, first)) = commands.first() else {
+        return Ok(Vec::new());
+    };
+    let grants: Vec<_> = commands.iter().map(|(_, it)| it.grant.as_str()).collect();
+    let Some(known) = Known::read(session, first, &grants).await? else {
+        return Ok(Vec::new());
+    };
+    // The reply to an earlier request was lost: each has to look for its own grant.
+    if known.is_granted_to(&grants) {
+        return Ok(Vec::new());
+    }
+    let mut decided = known.is_full().then(|| known.none_free());
+    let mut outcomes = Vec::with_capacity(commands.len());
+    for (at, command) in commands {
+        let outcome = match &decided {
+            Some(decided) => decided.clone(),
+            None => acquire_permit(session, command).await?,
+        };
+        if !matches!(outcome, Outcome::Granted { .. }) {
+            decided = Some(outcome.clone());
+        }
+        outcomes.push((at, outcome));
+    }
+    Ok(outcomes)
+}
+
+/// A semaphore of which no permit was acquired.
+struct Known {
+    allowed: u32,
+    /// How many permits below the limit have a row, and how many of them are held.
+    made: u32,
+    held_below: u32,
+    held: u32,
+    /// One that has the grant, or else that whose lease ends first.
+    first: Option<LockRow>,
+}
+
+impl Known {
+    async fn read(
+        session: &Session,
+        command: &AcquireCommand,
+        grants: &[&str],
+    ) -> Result<Option<Self>, ServerError> {
+        let Kind::Permit { limit, .. } = command.kind else {
+            return Ok(None);
+        };
+        let params: [Param<'_>; 3] = [&command.name.as_str(), &grants, &limit.cast_signed()];
+        let rows = session.read(Rows::Permits, &STATE, 1, &params).await?;
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        let count =
+            |of| Ok::<_, ServerError>(u32::try_from(row.try_get::<_, i64>(of)?).unwrap_or(0));
+        let first = match slot(row)? {
+            None => None,
+            Some(slot) => Some(LockRow {
+                slot,
+                ..state(row)?
+            }),
+        };
+        Ok(Some(Self {
+            allowed: count("allowed")?,
+            made: count("made")?,
+            held_below: count("held_below")?,
+            held: count("held")?,
+            first,
+        }))
+    }
+
+    fn is_granted_to(&self, grants: &[&str]) -> bool {
+        let granted = |row: &LockRow| grants.iter().any(|grant| row.is_granted(grant));
+        self.first.as_ref().is_some_and(granted)
+    }
+
+    fn is_full(&self) -> bool {
+        self.held_below >= self.allowed
+    }
+
+    fn none_free(&self) -> Outcome {
+        let permits = Permits {
+            limit: self.allowed,
+            held: self.held,
+            observed: Vec::new(),
+        };
+        no_permit_free(permits, self.first.as_ref())
+    }
+}
+
 /// Acquire one permit of a semaphore.
 pub(super) async fn acquire_permit(
     session: &Session,
@@ -230,35 +409,18 @@ pub(super) async fn acquire_permit(
     if let Some(row) = rows.first() {
         return granted(session, command.length, row);
     }
-    let rows = session
-        .read(Rows::Permits, &STATE, 1, &[&name, &grant, &limit])
-        .await?;
-    let Some(row) = rows.first() else {
+    let Some(known) = Known::read(session, command, &[grant]).await? else {
         return Ok(Outcome::Busy);
     };
-    let first = match slot(row)? {
-        None => None,
-        Some(slot) => Some(LockRow {
-            slot,
-            ..state(row)?
-        }),
-    };
     // The reply to an earlier request of this grant was lost.
-    if let Some(own) = first.as_ref().filter(|row| row.is_granted(grant)) {
+    if let Some(own) = known.first.as_ref().filter(|row| row.is_granted(grant)) {
         let outcome = own.failed_acquire_outcome(command);
         return Ok(outcome.confirmed_by(session.primary));
     }
-    let count = |of| Ok::<_, ServerError>(u32::try_from(row.try_get::<_, i64>(of)?).unwrap_or(0));
-    let allowed = count("allowed")?;
-    if count("held_below")? >= allowed {
-        let permits = Permits {
-            limit: allowed,
-            held: count("held")?,
-            observed: Vec::new(),
-        };
-        return Ok(no_permit_free(permits, first.as_ref()));
+    if known.is_full() {
+        return Ok(known.none_free());
     }
-    if count("made")? >= allowed {
+    if known.made >= known.allowed {
         return Ok(Outcome::Busy);
     }
     match session.write(Rows::Permits, &MAKE_PERMIT, 1, &params).await {
