@@ -88,7 +88,7 @@ pub use error::loss::Loss;
 pub use error::{BoxError, Error};
 pub use protocol::{
     HeldBy, InvalidSetting, ListFilter, LockInfo, LockName, LockState, LostReason, Prune,
-    Semaphore, Ticket, Token, Ttl, parse_duration,
+    Semaphore, TableGuard, Ticket, Token, Ttl, parse_duration,
 };
 
 // The drivers in whose transactions `LockGuard::fence` works, in the versions that it takes.

@@ -18,6 +18,7 @@ mod fence_sqlx;
 mod fence_statement;
 mod force_release;
 mod guard;
+mod guarded;
 mod invalid_rows;
 mod late_replies;
 mod leader;

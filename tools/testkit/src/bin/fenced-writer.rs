@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use database_locks::{Fence, FenceFailure, LockGuard, Locks, OpenFence, ParamStyle};
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, Opts, Row, TxOpts};
+use mysql_async::{Conn, Opts, TxOpts};
 use tokio_postgres::NoTls;
 
 type Done<T> = Result<T, Box<dyn Error>>;
@@ -126,8 +126,8 @@ impl Writer<'_> {
             "unfenced" => None,
             "statement" => {
                 let before = fence.before(ParamStyle::Question).expect("a statement");
-                let rows: Vec<Row> = tx.exec(before, fence.params()).await?;
-                check_rows(&guard, &fence, rows.len() as u64).await?;
+                tx.exec_drop(before, fence.params()).await?;
+                check_rows(&guard, &fence, tx.affected_rows()).await?;
                 let sql = fence.sql(ParamStyle::Question).expect("a statement");
                 tx.exec_drop(sql, fence.params()).await?;
                 check_rows(&guard, &fence, tx.affected_rows()).await?;
