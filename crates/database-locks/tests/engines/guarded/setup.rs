@@ -208,6 +208,61 @@ async fn a_table_that_is_being_written_to_is_guarded_afterwards(db: &TestDb) {
     Writer::new(db).is_refused(WRITES[1]);
 }
 
+async fn doctor_says_which_guards_are_intact(db: &TestDb) {
+    let locks = db.locks().await;
+    let none = locks.doctor().await.unwrap();
+    assert!(
+        none.checks.iter().all(|check| check.area != "guards"),
+        "{none:?}"
+    );
+    let locks = guarded(db).await;
+    let report = locks.doctor().await.unwrap();
+    let check = report.checks.iter().find(|check| check.area == "guards");
+    let intact = "intact: invoices by the lock \"ledger\"";
+    assert_eq!(
+        check.map(|check| &*check.message),
+        Some(intact),
+        "{report:?}"
+    );
+    assert!(
+        report.findings.iter().all(|found| found.area != "guards"),
+        "{report:?}"
+    );
+    db.sql(match db.is_mysql_like() {
+        true => "DROP TRIGGER invoices_guard_delete",
+        false => "ALTER TABLE invoices DISABLE TRIGGER database_locks_guard",
+    });
+    let report = locks.doctor().await.unwrap();
+    let found = report
+        .findings
+        .iter()
+        .find(|found| found.id == "guard-incomplete");
+    let found = found.unwrap_or_else(|| panic!("{report:?}"));
+    assert!(
+        found
+            .message
+            .contains("the guard of invoices by the lock \"ledger\""),
+        "{found:?}"
+    );
+    assert!(
+        report.checks.iter().all(|check| check.area != "guards"),
+        "{report:?}"
+    );
+    if db.is_mysql_like() {
+        db.sql("CREATE TABLE customers (id int PRIMARY KEY)");
+        db.sql("INSERT INTO customers VALUES (10), (20)");
+        db.sql("ALTER TABLE invoices ADD FOREIGN KEY (amount) REFERENCES customers (id) ON DELETE CASCADE");
+        let report = locks.doctor().await.unwrap();
+        assert!(
+            report
+                .findings
+                .iter()
+                .any(|found| found.id == "guard-bypassed"),
+            "{report:?}"
+        );
+    }
+}
+
 async fn engines_without_guards_say_why(db: &TestDb) {
     let locks = db.locks().await;
     for refused in [
@@ -239,6 +294,7 @@ macro_rules! on {
         what_cannot_be_guarded_is_refused_with_the_reason,
         each_table_of_locks_has_its_guards,
         a_table_that_is_being_written_to_is_guarded_afterwards,
+        doctor_says_which_guards_are_intact,
     ); )* };
 }
 on!(postgres, mariadb, mysql);

@@ -99,6 +99,8 @@ impl Session {
         timeouts(&settings, &mut report);
         if usable {
             self.locks(&mut report).await?;
+            let guards = self.guarded_tables().await?;
+            report.guards(&guards);
         }
         Ok(report.into_report())
     }

@@ -13,6 +13,7 @@ use crate::doctor::{self, Report};
 use crate::store::connect::table::Table;
 use crate::store::doctor::{CLOCK_READINGS, ClockReading, Limit, ReportBuilder, round_trip};
 use crate::store::postgres::error::ServerError;
+use crate::store::postgres::statements::guard::guarded_tables;
 use protocol::Human;
 
 const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now";
@@ -65,6 +66,8 @@ pub(crate) async fn examine(session: &Session, table: &Table) -> Result<Report, 
     encoding(&settings, &mut examination.report);
     if usable {
         examination.locks().await?;
+        let guards = guarded_tables(session, table).await?;
+        examination.report.guards(&guards);
     }
     Ok(examination.report.into_report())
 }
