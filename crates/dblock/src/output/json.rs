@@ -1,7 +1,7 @@
 //! JSON: times in RFC 3339 UTC, durations in seconds, null for a value that does not apply.
 
 use database_locks::doctor::Report;
-use database_locks::{LockInfo, Semaphore, Ticket};
+use database_locks::{LockInfo, Semaphore, TableGuard, Ticket};
 use serde_json::{Value, json};
 
 /// One array, a line for each lock.
@@ -26,6 +26,28 @@ pub(crate) fn lock_json(lock: Option<&LockInfo>, semaphore: Option<&Semaphore>) 
         (None, semaphore) => semaphore.map(Semaphore::to_json).unwrap_or_default(),
     };
     format!("{text}\n")
+}
+
+/// One array, a line for each guarded table.
+pub(crate) fn guards_json(guards: &[TableGuard]) -> String {
+    let objects: Vec<String> = guards
+        .iter()
+        .map(|guard| {
+            let fields = [
+                ("table", json!(guard.table)),
+                ("lock", json!(guard.lock.as_str())),
+                ("intact", json!(guard.gaps.is_empty())),
+                ("gaps", json!(guard.gaps)),
+                ("bypasses", json!(guard.bypasses)),
+            ];
+            let fields = fields.map(|(name, value)| format!("{}:{value}", json!(name)));
+            format!("{{{}}}", fields.join(","))
+        })
+        .collect();
+    match objects.is_empty() {
+        true => "[]\n".to_owned(),
+        false => format!("[\n{}\n]\n", objects.join(",\n")),
+    }
 }
 
 pub(crate) fn report_json(report: &Report) -> String {

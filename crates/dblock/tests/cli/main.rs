@@ -6,6 +6,7 @@ mod default_file;
 mod doctor;
 mod early_release;
 mod engines;
+mod guards;
 mod guide;
 mod lead;
 mod lost;
