@@ -133,7 +133,12 @@ pub(super) enum Command {
     Guard {
         /// TABLE or SCHEMA.TABLE, as SQL writes it
         // The id `table` is that of the global option.
-        #[arg(id = "guarded", value_name = "TABLE", requires = "lock", conflicts_with = "json")]
+        #[arg(
+            id = "guarded",
+            value_name = "TABLE",
+            requires = "lock",
+            conflicts_with = "json"
+        )]
         table: Option<String>,
         /// The lock: 1 to 255 characters
         #[arg(long, value_name = "NAME", requires = "guarded", value_parser = values::lock_name)]

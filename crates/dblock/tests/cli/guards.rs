@@ -220,10 +220,7 @@ fn what_stands_in_pgoptions_is_kept() {
         &[&shop.db.url],
     ];
     let mut command = shop.command(&words.concat());
-    command.env(
-        "PGOPTIONS",
-        "-c work_mem=77MB -c my.text=a\\ b\\\\c",
-    );
+    command.env("PGOPTIONS", "-c work_mem=77MB -c my.text=a\\ b\\\\c");
     let done = shop.sandbox.start(&mut command).end();
     assert_eq!(done.out, "77MB\na b\\c\n", "{done:?}");
 }
