@@ -2,14 +2,14 @@
 --
 -- `dblock guard` and `locks.guard_table()` run exactly this, with the name of the table of locks in
 -- place of {table}, that of the trigger function in place of {guard}, and its body (see
--- postgres_guard_function.sql) between $body$. Table and lock are in the settings database_locks.guard_table and
--- database_locks.guard_lock, so that no text of a user gets into a statement: the server quotes the
--- identifiers. A second run changes nothing, and covers partitions that were added meanwhile.
+-- postgres_guard_function.sql) between $body$. The table and the lock stand in it once, as literals;
+-- the server quotes the identifiers. A second run changes nothing, and covers partitions that were
+-- added meanwhile.
 
 DO $install$
 DECLARE
-    wanted   text := current_setting('database_locks.guard_table');
-    of_lock  text := current_setting('database_locks.guard_lock');
+    wanted   text := {of_table};
+    of_lock  text := {of_lock};
     locks    regclass := to_regclass('{table}');
     target   regclass;
     home     text;

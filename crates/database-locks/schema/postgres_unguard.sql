@@ -6,7 +6,7 @@
 
 DO $remove$
 DECLARE
-    wanted text := current_setting('database_locks.guard_table');
+    wanted text := {of_table};
     locks  regclass := to_regclass('{table}');
     target regclass;
     guard  regprocedure;

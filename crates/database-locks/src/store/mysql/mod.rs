@@ -33,6 +33,7 @@ use connection::worker::Worker;
 use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;
+pub(crate) use statements::guard::guard_triggers;
 
 /// The engine `mysql://` and `mariadb://`.
 pub(crate) struct Mysql {

@@ -25,6 +25,7 @@ use self::notify::Listener;
 pub(crate) use self::statements::PUBLISHED;
 use self::statements::fence::FENCE;
 use self::statements::guard;
+pub(crate) use self::statements::guard::{guard_script, unguard_script};
 use self::statements::handover::{resume, take_over};
 use self::statements::install::{INSTALL, install};
 use self::statements::permit::{semaphore, set_limit};

@@ -388,6 +388,26 @@ impl Session {
     }
 }
 
+/// The statements that create the triggers of a guard, with the default table of locks in the same
+/// schema of a single server. For people to read: names of triggers that are taken are not avoided.
+pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<String> {
+    let locks = Table::default();
+    let body = Body {
+        guard: &label(&locks),
+        locks: &quoted(locks.as_str()),
+        collation: match mariadb {
+            true => "utf8mb4_nopad_bin",
+            false => "utf8mb4_0900_bin",
+        },
+        mariadb,
+        cluster: false,
+    };
+    let body = body.text(table, lock);
+    EVENTS
+        .map(|event| create_trigger(table, event, 0, &body))
+        .to_vec()
+}
+
 /// The label of the bodies, by which guards are found.
 fn label(table: &Table) -> String {
     table.guard()

@@ -60,33 +60,36 @@ SELECT t.top::regclass::text AS top, t.lock, t.is_sound, t.part::regclass::text 
   FROM tree t LEFT JOIN guarded g ON g.id = t.part AND g.lock = t.lock
  ORDER BY 1, 2, t.part <> t.top, 4";
 
-/// The statements that put a table under guard, of which the first one names it.
+/// The statement that puts a table under guard.
 pub(crate) fn guard_script(table: &Table, of: &str, lock: &str) -> String {
     let script = GUARD
         .replace("{body}", FUNCTION)
         .replace("{guard}", &table.guard())
         .replace("{trigger}", &table.guard());
-    arguments(of, lock) + &table.fill(&script)
+    // The texts of the user last, so that nothing in them is replaced.
+    table
+        .fill(&script)
+        .replace("{of_lock}", &literal(lock))
+        .replace("{of_table}", &literal(of))
 }
 
-/// The statements that remove a guard, of which the first one names the table.
+/// The statement that removes a guard.
 pub(crate) fn unguard_script(table: &Table, of: &str) -> String {
-    arguments(of, "") + &table.fill(&UNGUARD.replace("{guard}", &table.guard()))
+    let script = UNGUARD.replace("{guard}", &table.guard());
+    table.fill(&script).replace("{of_table}", &literal(of))
 }
 
-/// The arguments of a script, as settings of its transaction.
-fn arguments(of: &str, lock: &str) -> String {
-    format!(
-        "SELECT set_config('database_locks.guard_table', {}, true),\n       \
-         set_config('database_locks.guard_lock', {}, true);\n",
-        literal(of),
-        literal(lock)
-    )
-}
-
-/// A literal, whatever `standard_conforming_strings` is. The text has no NUL.
+/// A literal, whatever `standard_conforming_strings` is. The text has no NUL. Without `$`, it cannot
+/// end the script's own quoting, and without braces it is no placeholder.
 fn literal(text: &str) -> String {
-    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+    let mut literal = String::from("E'");
+    for c in text.chars() {
+        match c {
+            '\\' | '\'' | '$' | '{' | '}' => literal.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => literal.push(c),
+        }
+    }
+    literal + "'"
 }
 
 pub(crate) async fn guard_table(
@@ -200,10 +203,10 @@ mod tests {
 
     #[test]
     fn no_text_of_a_user_ends_its_literal() {
-        assert_eq!(literal("a'b\\"), r"E'a\'b\\'");
+        assert_eq!(literal("a'b\\ä"), r"E'a\x27b\x5cä'");
         assert_eq!(
-            literal("\\'; DROP TABLE x; --"),
-            r"E'\\\'; DROP TABLE x; --'"
+            literal("$install${of_table}"),
+            r"E'\x24install\x24\x7bof_table\x7d'"
         );
     }
 
