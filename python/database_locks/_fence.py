@@ -66,7 +66,7 @@ def _forget(connection: Any) -> None:
     try:
         with connection.cursor() as cursor:
             cursor.execute(_FORGET)
-    except Exception:  # noqa: BLE001 - a connection that has broken has forgotten it
+    except Exception:
         logger.debug("the ticket of the session is not cleared", exc_info=True)
 
 

@@ -13,7 +13,7 @@ from . import conf, install
 #: The reason why other engines refuse.
 REASON = (
     "the locks are not in the database of the table, or its triggers cannot read them: guarded "
-    "tables take PostgreSQL, MySQL or MariaDB. GuardTable(…, unsupported=\"skip\") leaves the table "
+    'tables take PostgreSQL, MySQL or MariaDB. GuardTable(…, unsupported="skip") leaves the table '
     "unguarded here"
 )
 
@@ -128,9 +128,7 @@ def _guard(schema_editor: Any, table: str, lock: str, despite_cascades: bool) ->
             schema_editor.execute(statement, params=None)
     else:
         # On a connection of its own, which sees the table: DDL commits there.
-        conf.locks_of(connection.alias).guard_table(
-            quoted, lock, despite_cascades=despite_cascades
-        )
+        conf.locks_of(connection.alias).guard_table(quoted, lock, despite_cascades=despite_cascades)
 
 
 def _unguard(schema_editor: Any, table: str) -> None:
