@@ -365,6 +365,38 @@ fn pg_restore_writes_under_the_lock() {
     assert_eq!(shop.total(), "10");
 }
 
+/// The first lines of the page, as a new user types them.
+#[test]
+fn the_lines_to_try_on_the_page_do_what_they_say() {
+    const PAGE: &str = include_str!("../../../../docs/guarded-tables.md");
+    let Some(db) = TestDb::postgres() else {
+        return;
+    };
+    let (_, script) = PAGE
+        .split_once("<!-- A test runs these. -->\n```sh\n")
+        .expect("the mark");
+    let (script, _) = script.split_once("```").expect("its end");
+    let script = script.replace("postgres://postgres@localhost/app", &db.url);
+    let sandbox = Sandbox::new();
+    let mut shell = sandbox.command("bash");
+    let bin = Postgres::shared().unwrap().bin().display();
+    let dblock = Path::new(DBLOCK).parent().unwrap().display();
+    let path = std::env::var("PATH").unwrap_or_default();
+    shell
+        .args(["-xc", &script])
+        .env("PATH", format!("{bin}:{dblock}:{path}"));
+    let done = sandbox.start(&mut shell).end();
+    assert_eq!(done.code(), 0, "{done:?}");
+    let refusal = "ERROR:  table invoices is guarded by lock \"ledger\", which is free";
+    assert_eq!(done.err.matches(refusal).count(), 1, "{done:?}");
+    assert_eq!(done.out.matches("INSERT 0 1").count(), 1, "{done:?}");
+    assert!(
+        done.out.contains("intact: invoices by the lock \"ledger\""),
+        "{done:?}"
+    );
+    assert!(done.out.contains("is not guarded any more"), "{done:?}");
+}
+
 /// A pooler refuses the options or drops them. In neither case is the table written to.
 #[test]
 fn behind_a_pooler_the_write_is_refused() {

@@ -75,6 +75,10 @@ async fn only_the_holder_writes_to_a_guarded_table_at_any_node() {
         let show = "SET @database_locks_ticket = ?";
         user.exec_drop(show, (guard.grant_id(),)).await.unwrap();
         user.query_drop(&insert).await.unwrap();
+        // As documented: the trigger changes the table that the statement reads.
+        let both = "INSERT INTO written SELECT 7, 7 FROM database_locks_lock LIMIT 1";
+        let refused = user.query_drop(both).await.unwrap_err().to_string();
+        assert!(refused.contains("1442"), "{refused}");
         // Waiters still see a lease of the same length.
         guard.check().await.unwrap();
         guard.release().await.unwrap();

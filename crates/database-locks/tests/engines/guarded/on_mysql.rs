@@ -183,6 +183,17 @@ async fn a_renewal_that_meets_a_guarded_transaction_is_tried_again(db: &TestDb) 
     tokio::time::sleep(Duration::from_millis(4500)).await;
     assert!(guard.is_held(), "{:?}", guard.loss());
     guard.check().await.unwrap();
+    // As documented: with a ticket that is out of date it locks the row, until it rolls back.
+    for level in ["READ COMMITTED", "REPEATABLE READ"] {
+        let unlocked =
+            "SELECT COUNT(*) FROM (SELECT id FROM database_locks_lock FOR UPDATE SKIP LOCKED) l";
+        writer.begin_at(level);
+        writer.show(&format!("1.{}.ledger", "0".repeat(32)));
+        writer.is_refused(WRITES[1]);
+        assert_eq!(Writer::new(db).run(unlocked), ["0"], "{level}");
+        writer.run("ROLLBACK");
+        assert_eq!(Writer::new(db).run(unlocked), ["1"], "{level}");
+    }
     // A writer that shows no ticket locks no row, also while its transaction stays open.
     writer.run("SET @database_locks_ticket = NULL");
     writer.begin();
