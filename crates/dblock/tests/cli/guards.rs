@@ -78,7 +78,7 @@ fn tables_are_guarded_listed_and_unguarded(db: Option<TestDb>) {
     let mut session = shop.db.sql_session();
     let refused = session
         .run("UPDATE invoices SET amount = 1")
-        .unwrap_err()
+        .expect_err("it is refused")
         .to_string();
     assert!(
         refused.contains("table invoices is guarded by lock \"ledger\""),
@@ -118,7 +118,9 @@ fn tables_are_guarded_listed_and_unguarded(db: Option<TestDb>) {
     );
     let done = shop.ok(&["unguard", "invoices"]);
     assert!(done.starts_with("table `invoices` had no guard"), "{done}");
-    session.run("UPDATE invoices SET amount = 1").unwrap();
+    session
+        .run("UPDATE invoices SET amount = 1")
+        .expect("it is not guarded");
     assert_eq!(shop.ok(&["guard", "--json"]), "[]\n");
     promise("P16", engine);
 }

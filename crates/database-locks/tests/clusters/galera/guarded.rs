@@ -50,7 +50,7 @@ async fn guarded(cluster: &Galera) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
 async fn only_the_holder_writes_to_a_guarded_table_at_any_node() {
-    let Some(cluster) = Galera::shared() else {
+    let Some(cluster) = Galera::shared_alone() else {
         return;
     };
     let url = guarded(&cluster).await;
