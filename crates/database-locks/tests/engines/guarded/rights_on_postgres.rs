@@ -8,7 +8,9 @@ use super::{WRITES, Writer, guarded, ledger};
 /// Functions and operators of the same names, tables in its own schema, a temporary table: none is
 /// called instead.
 async fn a_search_path_fools_no_guard(db: &TestDb) {
-    let _locks = guarded(db).await;
+    let locks = guarded(db).await;
+    // Another client holds it.
+    let _guard = ledger(&locks).await;
     let user = format!("mallory_{}", db.url.rsplit('/').next().unwrap());
     db.sql(&format!(
         "CREATE ROLE {user} LOGIN; CREATE SCHEMA {user} AUTHORIZATION {user}; \
