@@ -152,6 +152,32 @@ class Client:
         name = _arguments.text("name", name)
         wait(self._core.set_limit(name, _arguments.limit_of(limit)))
 
+    def guard_table(self, table: str, lock: str, *, despite_cascades: bool = False) -> None:
+        """Put a table under the guard of a lock: the database refuses every write to it in a
+        transaction that does not hold the lock. Done again, it changes nothing.
+
+        ``table`` is ``TABLE`` or ``SCHEMA.TABLE``, as SQL writes it. A migration uses
+        `database_locks.operations.GuardTable`. ``despite_cascades``: also if cascades of foreign
+        keys pass by the guard (MySQL, MariaDB).
+
+        Raises `LockUnavailable` with the reason if the table cannot be guarded, as on SQLite.
+        """
+        table, lock = _arguments.text("table", table), _arguments.text("lock", lock)
+        wait(self._core.guard_table(table, lock, despite_cascades))
+
+    def unguard_table(self, table: str) -> bool:
+        """Remove the guard of a table. Returns whether it had one."""
+        return wait(self._core.unguard_table(_arguments.text("table", table)))
+
+    def guarded_tables(self) -> builtins.list[dict[str, Any]]:
+        """The guarded tables, as ``dblock guard --json`` prints them: ``table``, ``lock``,
+        ``intact``, ``gaps`` and ``bypasses``.
+        """
+        return [
+            {"table": table, "lock": lock, "intact": not gaps, "gaps": gaps, "bypasses": bypasses}
+            for table, lock, gaps, bypasses in wait(self._core.guarded_tables())
+        ]
+
     def force_release(
         self, name: str, slot: int | None = None
     ) -> tuple[str | None, float | None] | None:

@@ -63,6 +63,17 @@ def schema(engine: str) -> str | None:
 def permit_schema(engine: str) -> str | None:
     """As `schema`, for the table of permits, with ``{permits}`` for its name."""
 
+def guard_script(table: str, lock: str) -> str:
+    """The statement that puts a table of PostgreSQL under guard; ``table`` is as SQL writes it."""
+
+def unguard_script(table: str) -> str:
+    """The statement that removes the guard of a table of PostgreSQL."""
+
+def guard_triggers(table: str, lock: str, mariadb: bool) -> list[str]:
+    """The statements that put a table under guard on a single server of MySQL or MariaDB; ``table``
+    is its plain name.
+    """
+
 def columns(engine: str) -> list[tuple[str, str]]:
     """Name and definition of each column, in the order of `schema`."""
 
@@ -225,6 +236,9 @@ class Locks:
         """The result is JSON: ``name``, ``limit``, ``of``, ``held`` and ``permits``."""
 
     def set_limit(self, name: str, limit: int | None) -> Pending[None]: ...
+    def guard_table(self, table: str, lock: str, despite_cascades: bool) -> Pending[None]: ...
+    def unguard_table(self, table: str) -> Pending[bool]: ...
+    def guarded_tables(self) -> Pending[list[tuple[str, str, list[str], list[str]]]]: ...
     def force_release(
         self, name: str, slot: int | None = None
     ) -> Pending[tuple[str | None, float | None, bool] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from .exceptions import LockConfigError, LockUnavailable
 
 if TYPE_CHECKING:
     from ._held import Held
+
+logger = logging.getLogger("database_locks.locks")
 
 
 def _connection(using: str | None) -> Any:
@@ -36,11 +39,11 @@ class _NotPassed(Exception):
 def pass_fence(fence: _core.Fence, cursor: Any) -> None:
     """Run the first statements of a fenced transaction. Raises `_NotPassed` if it must not go on."""
     try:
-        for sql, is_query in ((fence.before, True), (fence.sql, fence.is_query)):
+        for sql in (fence.before, fence.sql):
             if sql is None:
                 continue
             cursor.execute(sql, fence.params)
-            if not fence.passes(len(cursor.fetchall()) if is_query else cursor.rowcount):
+            if not fence.passes(len(cursor.fetchall()) if fence.is_query else cursor.rowcount):
                 raise _NotPassed(conflict=False)
     except _NotPassed:
         raise
@@ -49,6 +52,22 @@ def pass_fence(fence: _core.Fence, cursor: Any) -> None:
         if conflict is None:
             raise
         raise _NotPassed(conflict) from error
+
+
+#: On MySQL and MariaDB the grants that a session shows to guarded tables are in a variable, which
+#: outlives the transaction.
+_FORGET = "SET @database_locks_ticket = NULL"
+
+
+def _forget(connection: Any) -> None:
+    """Show no grant any more, after the end of the transaction."""
+    if connection.vendor != "mysql" or connection.connection is None or connection.needs_rollback:
+        return
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(_FORGET)
+    except Exception:
+        logger.debug("the ticket of the session is not cleared", exc_info=True)
 
 
 def close(fences: Iterable[_core.Fence]) -> None:
@@ -120,8 +139,14 @@ def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Hel
         # `TestCase` too. In a file or in memory the fence is a lock apart, which need not outlast
         # the transactions of the application.
         rows = any(fence.sql is not None for fence in fences)
-        if not transactions.at_end(connection, lambda: close(fences), of_test_case=rows):
+
+        def end() -> None:
             close(fences)
+            if rows:
+                _forget(connection)
+
+        if not transactions.at_end(connection, end, of_test_case=rows):
+            end()
 
 
 @contextmanager

@@ -52,7 +52,9 @@ mod _core {
     #[pymodule_export]
     use super::pending::Pending;
     #[pymodule_export]
-    use super::schema::{columns, permit_schema, schema};
+    use super::schema::{
+        columns, guard_script, guard_triggers, permit_schema, schema, unguard_script,
+    };
     #[pymodule_export]
     use super::scope::{Scope, Steps};
     #[pymodule_export]

@@ -248,6 +248,34 @@ impl Locks {
         })
     }
 
+    fn guard_table(&self, table: String, lock: String, despite_cascades: bool) -> Pending {
+        self.pending(move |locks| async move {
+            match despite_cascades {
+                true => locks.guard_table_despite_cascades(&table, &lock).await?,
+                false => locks.guard_table(&table, &lock).await?,
+            }
+            Ok(nothing())
+        })
+    }
+
+    fn unguard_table(&self, table: String) -> Pending {
+        self.pending(move |locks| async move { Ok(value(locks.unguard_table(&table).await?)) })
+    }
+
+    fn guarded_tables(&self) -> Pending {
+        self.pending(|locks| async move {
+            let found = locks.guarded_tables().await?;
+            let found: Vec<_> = found
+                .into_iter()
+                .map(|guard| {
+                    let lock = guard.lock.as_str().to_owned();
+                    (guard.table, lock, guard.gaps, guard.bypasses)
+                })
+                .collect();
+            Ok(value(found))
+        })
+    }
+
     #[pyo3(signature = (name, slot=None))]
     fn force_release(&self, name: String, slot: Option<u16>) -> Pending {
         self.pending(move |locks| async move {

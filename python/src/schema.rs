@@ -13,6 +13,23 @@ pub(crate) fn permit_schema(engine: &str) -> Option<&'static str> {
     __python::permit_schema(engine)
 }
 
+/// The statement that puts a table of PostgreSQL under the guard of a lock.
+#[pyfunction]
+pub(crate) fn guard_script(table: &str, lock: &str) -> String {
+    __python::guard_script(table, lock)
+}
+
+#[pyfunction]
+pub(crate) fn unguard_script(table: &str) -> String {
+    __python::unguard_script(table)
+}
+
+/// The statements that create the triggers of a guard on MySQL or MariaDB.
+#[pyfunction]
+pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<String> {
+    __python::guard_triggers(table, lock, mariadb)
+}
+
 /// Name and definition of each column, in the order of the statement that creates the table.
 #[pyfunction]
 pub(crate) fn columns(engine: &str) -> Vec<(&'static str, String)> {

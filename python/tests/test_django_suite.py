@@ -30,7 +30,7 @@ KINDS = {
 }
 #: The second driver of MySQL runs only the tests that depend on driver and server. The others run with
 #: the first driver, and with both on MariaDB.
-SOME = {"mysql-pymysql": ["connection_settings", "checks", "migrations", "fence"]}
+SOME = {"mysql-pymysql": ["connection_settings", "checks", "migrations", "fence", "guards"]}
 #: The newest Django is tested with all drivers, the oldest with those in its environment.
 HERE = [kind for kind, driver in KINDS.items() if importlib.util.find_spec(driver)]
 

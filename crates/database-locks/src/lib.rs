@@ -88,7 +88,7 @@ pub use error::loss::Loss;
 pub use error::{BoxError, Error};
 pub use protocol::{
     HeldBy, InvalidSetting, ListFilter, LockInfo, LockName, LockState, LostReason, Prune,
-    Semaphore, Ticket, Token, Ttl, parse_duration,
+    Semaphore, TableGuard, Ticket, Token, Ttl, parse_duration,
 };
 
 // The drivers in whose transactions `LockGuard::fence` works, in the versions that it takes.
@@ -151,6 +151,26 @@ pub mod __python {
             "sqlite" => Some(include_str!("../schema/sqlite.sql")),
             _ => None,
         }
+    }
+
+    /// The statement that puts a table of PostgreSQL under the guard of a lock, for the default table
+    /// of locks. `table` is as SQL writes it.
+    #[cfg(feature = "postgres")]
+    pub fn guard_script(table: &str, lock: &str) -> String {
+        crate::store::guard_script(&crate::store::Table::default(), table, lock)
+    }
+
+    /// The statement that removes it.
+    #[cfg(feature = "postgres")]
+    pub fn unguard_script(table: &str) -> String {
+        crate::store::unguard_script(&crate::store::Table::default(), table)
+    }
+
+    /// The statements that create the triggers of a guard on a single server of MySQL or MariaDB, in
+    /// the schema of the table of locks. `table` is its plain name.
+    #[cfg(feature = "mysql")]
+    pub fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<String> {
+        crate::store::guard_triggers(table, lock, mariadb)
     }
 
     /// As [`schema`], for the table of permits: `{permits}` stands for its name.

@@ -13,10 +13,12 @@
 //! | `messages`    | requests of a client to a store, and the answers                         |
 //! | `several`     | a request for several locks, all or none                                 |
 //! | `info`        | a lock for people and as JSON                                            |
+//! | `guarded`     | tables under the guard of a lock                                         |
 //!
 //! No function reads a clock: each takes the instant or the length that it needs.
 
 mod failed_renewal;
+mod guarded;
 mod info;
 mod lease;
 mod lost;
@@ -30,6 +32,7 @@ mod values;
 pub use failed_renewal::{
     failed_renewal_outcome, failed_renewal_outcome_elsewhere, failed_resume_outcome,
 };
+pub use guarded::{GuardCommand, TableGuard};
 pub use info::{ListFilter, LockInfo, LockState, Prune, Semaphore, limit_state, limit_to_json};
 pub use lease::{Answer, Lease, MIN_RENEWAL_TIMEOUT, Next};
 pub use lost::{Gone, HeldBy, LostReason};

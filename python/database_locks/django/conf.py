@@ -248,6 +248,11 @@ def locks() -> Client:
     return _clients.of_alias(name)
 
 
+def locks_of(name: str) -> Client:
+    """The client of the locks in one of ``DATABASES``."""
+    return _clients.of_alias(name)
+
+
 def forget() -> None:
     """Close all connections that no held lock needs. A later use connects again."""
     _clients.forget()

@@ -39,7 +39,7 @@ use crate::doctor::Report;
 use crate::error::loss::Loss;
 use crate::error::{BoxError, Error};
 use crate::runtime::{block_on, block_on_for};
-use protocol::{ListFilter, LockInfo, LockName, Prune, Semaphore, Ticket, Ttl};
+use protocol::{ListFilter, LockInfo, LockName, Prune, Semaphore, TableGuard, Ticket, Ttl};
 
 pub use crate::api::leader::blocking::{Leader, LeaderObserver, Term};
 
@@ -213,6 +213,30 @@ impl Locks {
     /// See [`crate::Locks::migrate`].
     pub fn migrate(&self) -> Result<(), Error> {
         block_on(self.0.migrate())?
+    }
+
+    /// See [`crate::Locks::guard_table`].
+    pub fn guard_table(&self, table: impl AsRef<str>, lock: impl AsRef<str>) -> Result<(), Error> {
+        block_on(self.0.guard_table(table, lock))?
+    }
+
+    /// See [`crate::Locks::guard_table_despite_cascades`].
+    pub fn guard_table_despite_cascades(
+        &self,
+        table: impl AsRef<str>,
+        lock: impl AsRef<str>,
+    ) -> Result<(), Error> {
+        block_on(self.0.guard_table_despite_cascades(table, lock))?
+    }
+
+    /// See [`crate::Locks::unguard_table`].
+    pub fn unguard_table(&self, table: impl AsRef<str>) -> Result<bool, Error> {
+        block_on(self.0.unguard_table(table))?
+    }
+
+    /// See [`crate::Locks::guarded_tables`].
+    pub fn guarded_tables(&self) -> Result<Vec<TableGuard>, Error> {
+        block_on(self.0.guarded_tables())?
     }
 
     /// See [`crate::Locks::list`].

@@ -213,6 +213,14 @@ kinds! {
         "such holders rely on their own machines' clocks, renew leases that they have lost, and \
          notify no waiter of a release",
         "move the programs that still use django-database-locks 0.5 to this version";
+    GUARD_INCOMPLETE = "guard-incomplete", "guards", Error,
+        "the table can be written to by transactions that do not hold the lock",
+        "dblock guard TABLE --lock NAME once more, as the owner of the table: it creates and enables \
+         what is missing. If the guard is not wanted: dblock unguard TABLE";
+    GUARD_BYPASSED = "guard-bypassed", "guards", Warning,
+        "the server fires no trigger for the cascades of a foreign key, so they change or delete \
+         rows of the guarded table without the lock",
+        "guard the parent by the same lock, or make the foreign key RESTRICT";
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@ use std::time::Duration;
 use crate::doctor::Report;
 pub use crate::store::error::StoreError;
 use protocol::{
-    AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
-    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TakeOverCommand, Ttl, Version,
+    AcquireCommand, AllOutcome, Force, Gone, Grant, GuardCommand, Holder, ListFilter, LockInfo,
+    LockName, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
+    Slot, TableGuard, TakeOverCommand, Ttl, Version,
 };
 
 /// A pending answer.
@@ -178,6 +178,24 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Create the table, or add missing columns to it. A second run changes nothing.
     fn install(&self, within: Duration) -> Reply<'_, ()>;
 
+    /// Put a table under the guard of a lock. A second run changes nothing.
+    fn guard_table<'a>(&'a self, command: &'a GuardCommand, within: Duration) -> Reply<'a, ()> {
+        let _ = (command, within);
+        Box::pin(std::future::ready(Err(StoreError::no_guards())))
+    }
+
+    /// Remove the guard of a table. Answers whether there was one.
+    fn unguard_table<'a>(&'a self, table: &'a str, within: Duration) -> Reply<'a, bool> {
+        let _ = (table, within);
+        Box::pin(std::future::ready(Err(StoreError::no_guards())))
+    }
+
+    /// The guarded tables that this user can see, ordered by name.
+    fn guarded_tables(&self, within: Duration) -> Reply<'_, Vec<TableGuard>> {
+        let _ = within;
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
     /// Examine the server, the table and the user's rights. Changes nothing, and needs no special
     /// rights.
     fn examine(&self, within: Duration) -> Reply<'_, Report>;
@@ -320,7 +338,8 @@ pub type NoticeHandler = Arc<dyn Fn(Notice<'_>) + Send + Sync>;
 /// grant id in this order, written `$1`, `$2`, `$3`, or `?` each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FenceText {
-    /// Runs before the fence. One row: the snapshot of the transaction is not older than the grant.
+    /// Runs before the fence. One row affected: the snapshot of the transaction is not older than the
+    /// grant.
     pub before: Option<String>,
     /// The fence. One row found or changed: the grant holds the lock.
     pub fence: String,

@@ -41,6 +41,17 @@ impl StoreError {
         }
     }
 
+    /// The refusal to guard tables of an engine whose locks are not in the database of the tables.
+    pub(crate) fn no_guards() -> Self {
+        Self::rejected(
+            "these locks are in a file or in memory of their own, and no trigger of a table can read \
+             them",
+            Some(
+                "guarded tables take PostgreSQL, MySQL or MariaDB, with the locks in the same database",
+            ),
+        )
+    }
+
     /// Whether a table is missing, by the hint that every engine gives.
     pub(crate) fn is_missing_table(&self) -> bool {
         let Self::Rejected { hint, .. } = self else {

@@ -30,6 +30,10 @@ mod sqlite;
 pub use api::*;
 pub(crate) use connect::options::ConnectOptions;
 pub use connect::table::Table;
+#[cfg(feature = "mysql")]
+pub(crate) use mysql::guard_triggers;
+#[cfg(feature = "postgres")]
+pub(crate) use postgres::{guard_script, unguard_script};
 
 /// Open the store that a URL names. No I/O: that begins with [`Store::connect`].
 ///

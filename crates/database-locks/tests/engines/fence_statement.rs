@@ -77,8 +77,9 @@ impl Writer {
     /// As the documentation of [`Fence`] says.
     fn fence(&mut self, fence: &Fence) -> Result<(), FenceFailure> {
         if let Some(before) = fence.before(ParamStyle::Numbered) {
-            let rows = self.run(&filled(&before, fence)).len() as u64;
-            if !fence.passes(rows) {
+            self.run(&filled(&before, fence));
+            let rows: i64 = self.run("SELECT ROW_COUNT()")[0].parse().unwrap();
+            if !fence.passes(rows.try_into().unwrap_or(0)) {
                 return Err(FenceFailure::NoRow);
             }
         }

@@ -19,6 +19,7 @@ mod fence_statement;
 mod fence_user;
 mod force_release;
 mod guard;
+mod guarded;
 mod invalid_rows;
 mod late_replies;
 mod leader;

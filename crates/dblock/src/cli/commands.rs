@@ -130,6 +130,36 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put a table under guard: the database refuses every write to it by who does not hold the lock
+    /// NAME (PostgreSQL, MySQL, MariaDB). Without TABLE, list the guarded tables
+    #[command(after_help = help::GUARD, override_usage = "dblock guard [OPTIONS] <TABLE> --lock <NAME>\n       dblock guard [--json]")]
+    Guard {
+        /// TABLE or SCHEMA.TABLE, as SQL writes it
+        // The id `table` is that of the global option.
+        #[arg(
+            id = "guarded",
+            value_name = "TABLE",
+            requires = "lock",
+            conflicts_with = "json"
+        )]
+        table: Option<String>,
+        /// The lock: 1 to 255 characters
+        #[arg(long, value_name = "NAME", requires = "guarded", value_parser = values::lock_name)]
+        lock: Option<LockName>,
+        /// Guard the table although cascades of foreign keys pass by the guard (MySQL, MariaDB)
+        #[arg(long, requires = "guarded")]
+        force: bool,
+        /// Print the guarded tables as one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove the guard of a table
+    #[command(after_help = help::UNGUARD)]
+    Unguard {
+        /// TABLE or SCHEMA.TABLE, as SQL writes it
+        #[arg(id = "guarded", value_name = "TABLE")]
+        table: String,
+    },
     /// Create the table, or add what an older one lacks
     #[command(after_help = help::INIT)]
     Init,
@@ -234,6 +264,10 @@ pub(super) struct RunOptions {
     /// What happens to CMD if the lock is lost
     #[arg(long, value_name = "WHAT", default_value = "term")]
     pub(super) on_lost: OnLost,
+    /// Let every program on libpq in CMD (psql, pg_restore, …) write to the tables that this lock
+    /// guards: adds the grant to PGOPTIONS
+    #[arg(long)]
+    pub(super) pgoptions: bool,
     /// The time from TERM to KILL; less than half of the ttl [default: 5s, or a quarter of a ttl
     /// below 20s]
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
@@ -257,6 +291,10 @@ pub(super) struct LeadOptions {
     /// How CMD is stopped if the leadership is lost
     #[arg(long, value_name = "HOW", default_value = "term")]
     pub(super) on_lost: LeaderOnLost,
+    /// Let every program on libpq in CMD write to the tables that this lock guards: adds the grant
+    /// to PGOPTIONS
+    #[arg(long)]
+    pub(super) pgoptions: bool,
     /// The time from TERM to KILL; less than half of the ttl [default: 5s, or a quarter of a ttl
     /// below 20s]
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]

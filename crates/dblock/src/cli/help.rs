@@ -11,6 +11,7 @@ Examples:
   dblock lead scheduler -- ./scheduler        run on one machine of many
   dblock list                                 who holds which lock
   dblock release nightly --force              free the lock of a dead holder
+  dblock guard invoices --lock ledger         refuse writes without the lock
   dblock doctor                               check the database
   dblock help run                             all about one command
 
@@ -302,6 +303,46 @@ Examples:
   dblock limit api 0       # pause
   dblock limit api none    # the callers' own limits count again";
 
+pub(super) const GUARD: &str = "\
+From then on the database itself refuses every INSERT, UPDATE and DELETE of that
+table, and on PostgreSQL every TRUNCATE, in a transaction that does not hold the
+lock: from psql, an admin page or a program in any language. Under the lock:
+
+  dblock run --pgoptions ledger -- psql -f invoices.sql
+
+gives the grant to every program on libpq. Others show it in their transaction:
+
+  PostgreSQL      SELECT set_config('database_locks.ticket', TICKET, true)
+  MySQL, MariaDB  SET @database_locks_ticket = TICKET
+
+with DBLOCK_TICKET or DBLOCK_GRANT as TICKET. The fences of the Rust and Python
+libraries do that. A second `dblock guard` of the same table changes nothing,
+and covers the partitions that were added meanwhile. `dblock doctor` checks all
+guards.
+
+It takes the right to create triggers on the table. It is a safety device and no
+access control: the owner of the table can remove it.
+
+Exit codes:
+  0   guarded, or listed
+  69  the database cannot be reached, or refuses: there is no such table, or it
+      cannot be guarded
+  2   usage, a bad URL, a bad setting
+
+Examples:
+  dblock guard invoices --lock ledger
+  dblock guard 'shop.\"Order lines\"' --lock orders
+  dblock guard                # all guarded tables";
+
+pub(super) const UNGUARD: &str = "\
+Exit codes:
+  0   it is not guarded, or was not
+  69  the database cannot be reached, or refuses
+  2   usage, a bad URL, a bad setting
+
+Examples:
+  dblock unguard invoices";
+
 pub(super) const SHOW: &str = "\
 The fields of --json are those of `dblock list --json`.
 
@@ -396,6 +437,8 @@ mod tests {
             RELEASE,
             LIST,
             LIMIT,
+            GUARD,
+            UNGUARD,
             SHOW,
             PRUNE,
             INIT,

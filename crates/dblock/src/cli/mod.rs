@@ -13,6 +13,6 @@ mod values;
 pub(crate) use self::parse::parse_arguments;
 pub(crate) use self::task::Limit;
 pub(crate) use self::task::{
-    AcquireArgs, DEFAULT_ACQUIRE_TTL, DoctorArgs, Invocation, OnLost, PruneArgs, RunArgs, Task,
-    Verbosity,
+    AcquireArgs, DEFAULT_ACQUIRE_TTL, DoctorArgs, GuardArgs, Invocation, OnLost, PruneArgs,
+    RunArgs, Task, Verbosity,
 };

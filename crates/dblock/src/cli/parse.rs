@@ -9,7 +9,8 @@ use database_locks::LockName;
 
 use super::commands::{Cli, Command, LeadOptions, RunOptions, parse_with_separator};
 use super::task::{
-    AcquireArgs, DEFAULT_ACQUIRE_TTL, DoctorArgs, Invocation, PruneArgs, RunArgs, Task, Verbosity,
+    AcquireArgs, DEFAULT_ACQUIRE_TTL, DoctorArgs, GuardArgs, Invocation, PruneArgs, RunArgs, Task,
+    Verbosity,
 };
 use super::{generate, usage_error};
 use crate::exit::Failure;
@@ -129,6 +130,14 @@ fn task(command: Command) -> Result<Task, Failure> {
             )));
         }
         Command::List { all, json } => Task::List { all, json },
+        Command::Guard {
+            table: Some(table),
+            lock: Some(lock),
+            force,
+            ..
+        } => Task::Guard(GuardArgs { table, lock, force }),
+        Command::Guard { json, .. } => Task::Guards { json },
+        Command::Unguard { table } => Task::Unguard { table },
         Command::Show { name, json } => Task::Show { name, json },
         Command::Init => Task::Init,
         Command::Prune {
@@ -164,6 +173,7 @@ fn run_args(run: RunOptions) -> RunArgs {
         at_least: run.at_least.unwrap_or_default(),
         once_per: run.once_per,
         on_lost: run.on_lost,
+        pgoptions: run.pgoptions,
         leads: false,
         grace: run.grace,
     }
@@ -177,6 +187,7 @@ fn lead_args(lead: LeadOptions) -> RunArgs {
         at_least: Duration::ZERO,
         once_per: None,
         on_lost: lead.on_lost.into(),
+        pgoptions: lead.pgoptions,
         leads: true,
         grace: lead.grace,
     }

@@ -73,6 +73,13 @@ pub(crate) enum Task {
         name: LockName,
         json: bool,
     },
+    Guard(GuardArgs),
+    Guards {
+        json: bool,
+    },
+    Unguard {
+        table: String,
+    },
     Prune(PruneArgs),
     Init,
     /// A completion script or a manual page.
@@ -91,6 +98,15 @@ pub(crate) struct DoctorArgs {
     pub(crate) strict: bool,
     /// The ids of findings that are left out.
     pub(crate) ignored: Vec<&'static str>,
+}
+
+#[derive(Debug)]
+pub(crate) struct GuardArgs {
+    /// As SQL writes it.
+    pub(crate) table: String,
+    pub(crate) lock: LockName,
+    /// Whether cascades of foreign keys that pass by the guard are accepted.
+    pub(crate) force: bool,
 }
 
 #[derive(Debug)]
@@ -144,6 +160,8 @@ pub(crate) struct RunArgs {
     /// The period in which CMD runs once.
     pub(crate) once_per: Option<Duration>,
     pub(crate) on_lost: OnLost,
+    /// Whether CMD shows its grants to guarded tables by `PGOPTIONS`.
+    pub(crate) pgoptions: bool,
     /// Whether CMD runs again and again, while this `dblock` leads.
     pub(crate) leads: bool,
     /// `None`: the default for the ttl.

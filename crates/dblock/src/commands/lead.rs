@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
 use super::acquire_lock::{acquire_on, cannot_listen, until_signal};
+use super::pgoptions;
 use super::run::{Done, check_program, margin, run_command, settings};
 use crate::cli::RunArgs;
 use crate::exit::{self, Failure};
@@ -22,6 +23,9 @@ const STOPPING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT]
 
 /// Campaigns, runs CMD while leading, and campaigns again, until a signal ends it.
 pub(crate) async fn lead(target: &Target, args: RunArgs, notices: &Notices) -> Result<u8, Failure> {
+    if args.pgoptions {
+        pgoptions::check(target)?;
+    }
     let ignored = Ignored::at_start();
     let mut signals = Signals::listen(ignored).map_err(cannot_listen)?;
     let margin = margin(args.lock.ttl, args.grace())?;

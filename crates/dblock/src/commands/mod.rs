@@ -3,10 +3,12 @@
 mod acquire;
 mod acquire_lock;
 mod doctor;
+mod guard;
 mod init;
 mod lead;
 mod limit;
 mod nested;
+mod pgoptions;
 mod prune;
 mod release;
 mod release_notice;
@@ -17,6 +19,7 @@ mod wanted;
 
 pub(crate) use acquire::acquire;
 pub(crate) use doctor::doctor;
+pub(crate) use guard::{guard, guards, unguard};
 pub(crate) use init::init;
 pub(crate) use lead::lead;
 pub(crate) use limit::limit;

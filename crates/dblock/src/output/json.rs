@@ -2,7 +2,7 @@
 
 use database_locks::__listing::limit_to_json;
 use database_locks::doctor::Report;
-use database_locks::{LockInfo, Semaphore, Ticket};
+use database_locks::{LockInfo, Semaphore, TableGuard, Ticket};
 use serde_json::{Value, json};
 
 use super::limits::Limits;
@@ -57,6 +57,28 @@ pub(crate) fn lock_json(
 fn with(object: &str, field: &str, value: &str) -> String {
     let object = object.strip_suffix('}').unwrap_or(object);
     format!("{object},\"{field}\":{value}}}")
+}
+
+/// One array, a line for each guarded table.
+pub(crate) fn guards_json(guards: &[TableGuard]) -> String {
+    let objects: Vec<String> = guards
+        .iter()
+        .map(|guard| {
+            let fields = [
+                ("table", json!(guard.table)),
+                ("lock", json!(guard.lock.as_str())),
+                ("intact", json!(guard.gaps.is_empty())),
+                ("gaps", json!(guard.gaps)),
+                ("bypasses", json!(guard.bypasses)),
+            ];
+            let fields = fields.map(|(name, value)| format!("{}:{value}", json!(name)));
+            format!("{{{}}}", fields.join(","))
+        })
+        .collect();
+    match objects.is_empty() {
+        true => "[]\n".to_owned(),
+        false => format!("[\n{}\n]\n", objects.join(",\n")),
+    }
 }
 
 pub(crate) fn report_json(report: &Report) -> String {

@@ -11,7 +11,7 @@ mod stream;
 mod table;
 
 pub(crate) use self::format::lease_end;
-pub(crate) use self::json::{lock_json, locks_json, report_json, ticket_json};
+pub(crate) use self::json::{guards_json, lock_json, locks_json, report_json, ticket_json};
 pub(crate) use self::limits::Limits;
 pub(crate) use self::sanitize::without_secrets;
 pub(crate) use self::stream::{
@@ -19,5 +19,5 @@ pub(crate) use self::stream::{
     stdout_has_colours, stdout_is_closed,
 };
 pub(crate) use self::table::{
-    lock_details, locks_table, report_lines, semaphore_details, shared_details,
+    guards_table, lock_details, locks_table, report_lines, semaphore_details, shared_details,
 };

@@ -4,7 +4,7 @@ use std::io;
 
 use database_locks::__listing::limit_state;
 use database_locks::doctor::{Check, Finding, Report};
-use database_locks::{LockInfo, LockState, Semaphore};
+use database_locks::{LockInfo, LockState, Semaphore, TableGuard};
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
@@ -77,6 +77,30 @@ fn lines(locks: &[LockInfo], limits: &Limits, all: bool) -> (Vec<Vec<String>>, V
         }
     }
     (lines, colours)
+}
+
+/// A table with a line for each guarded table.
+pub(crate) fn guards_table(guards: &[TableGuard]) -> String {
+    let columns = terminal_width();
+    if guards.is_empty() {
+        let sentence = columns.map_or("", |_| "no table is guarded, as far as this user can see\n");
+        return sentence.to_owned();
+    }
+    let mut lines = vec![["TABLE", "GUARD", "LOCK", "PROBLEM"].map(str::to_owned)];
+    lines.extend(guards.iter().map(|guard| {
+        let state = match (guard.gaps.is_empty(), guard.bypasses.is_empty()) {
+            (true, true) => "intact",
+            (true, false) => "bypassed",
+            (false, _) => "incomplete",
+        };
+        let problems = [&*guard.gaps, &*guard.bypasses].concat().join("; ");
+        let cells = [&*guard.table, state, guard.lock.as_str(), &*problems];
+        cells.map(|cell| match cell {
+            "" => "-".to_owned(),
+            cell => on_one_line(cell),
+        })
+    }));
+    aligned(&lines, columns, None)
 }
 
 /// `0 (2 of 3)`: its number, and how many are held.

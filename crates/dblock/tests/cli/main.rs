@@ -7,6 +7,7 @@ mod doctor;
 mod early_release;
 mod engines;
 mod first_use;
+mod guards;
 mod guide;
 mod lead;
 mod lost;

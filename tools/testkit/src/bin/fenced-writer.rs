@@ -6,6 +6,7 @@
 //!
 //! - `fenced`: by the fence of the guard;
 //! - `statement`: by the plain statement, which it takes from the guard before it prints `held`;
+//! - `shown`: without a fence; its transaction shows its ticket to guarded tables;
 //! - `unfenced`: without a fence; it checks `is_held` before it prints `held`;
 //! - `open`: as `fenced`, and it prints `open` and waits for another line before it commits.
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use database_locks::{Fence, FenceFailure, LockGuard, Locks, OpenFence, ParamStyle};
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, Opts, Row, TxOpts};
+use mysql_async::{Conn, Opts, TxOpts};
 use tokio_postgres::NoTls;
 
 type Done<T> = Result<T, Box<dyn Error>>;
@@ -98,6 +99,11 @@ impl Writer<'_> {
         let mut tx = client.transaction().await?;
         let open = match self.how {
             "unfenced" => None,
+            "shown" => {
+                let show = "SELECT set_config('database_locks.ticket', $1, true)";
+                tx.query(show, &[&guard.ticket().to_string()]).await?;
+                None
+            }
             "statement" => {
                 let sql = fence.sql(ParamStyle::Numbered).expect("a statement");
                 let (name, token, grant) = fence.params();
@@ -124,10 +130,15 @@ impl Writer<'_> {
         let mut tx = connection.start_transaction(TxOpts::default()).await?;
         let open = match self.how {
             "unfenced" => None,
+            "shown" => {
+                let show = "SET @database_locks_ticket = ?";
+                tx.exec_drop(show, (guard.ticket().to_string(),)).await?;
+                None
+            }
             "statement" => {
                 let before = fence.before(ParamStyle::Question).expect("a statement");
-                let rows: Vec<Row> = tx.exec(before, fence.params()).await?;
-                check_rows(&guard, &fence, rows.len() as u64).await?;
+                tx.exec_drop(before, fence.params()).await?;
+                check_rows(&guard, &fence, tx.affected_rows()).await?;
                 let sql = fence.sql(ParamStyle::Question).expect("a statement");
                 tx.exec_drop(sql, fence.params()).await?;
                 check_rows(&guard, &fence, tx.affected_rows()).await?;

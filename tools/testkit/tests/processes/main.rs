@@ -6,4 +6,5 @@ mod direct_postgres;
 mod failover;
 mod fairness;
 mod fence;
+mod guarded;
 mod killed;

@@ -117,25 +117,19 @@ mod mysql {
         async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             in_transaction(self)?;
             let (style, (name, token, grant)) = (ParamStyle::Question, fence.params());
-            if let Some(before) = fence.before(style) {
-                let found = query(AssertSqlSafe(before))
+            for sql in [fence.before(style), fence.sql(style)]
+                .into_iter()
+                .flatten()
+            {
+                let done = query(AssertSqlSafe(sql))
                     .bind(name)
                     .bind(token)
                     .bind(grant)
-                    .fetch_all(&mut *self)
+                    .execute(&mut *self)
                     .await;
-                one_row(fence, found.map_err(|e| failed(fence, e))?.len() as u64)?;
+                one_row(fence, done.map_err(|e| failed(fence, e))?.rows_affected())?;
             }
-            let Some(sql) = fence.sql(style) else {
-                return Ok(());
-            };
-            let done = query(AssertSqlSafe(sql))
-                .bind(name)
-                .bind(token)
-                .bind(grant)
-                .execute(self)
-                .await;
-            one_row(fence, done.map_err(|e| failed(fence, e))?.rows_affected())
+            Ok(())
         }
     }
 

@@ -32,6 +32,9 @@ pub enum ParamStyle {
 /// From then on no other client is granted the lock until the transaction has ended. Do not do this
 /// within a savepoint: rolling back to it removes the fence.
 ///
+/// The statements also open [guarded tables](crate::Locks::guard_table) of this lock to the
+/// transaction.
+///
 /// It contains no secret, only the lock's name and its grant.
 ///
 /// # Example
@@ -68,11 +71,15 @@ impl Fence {
     }
 
     /// The statement to run before [`sql`](Fence::sql) on MySQL and MariaDB, with the same
-    /// parameters. It finds a row if this transaction sees the grant.
+    /// parameters. One row is affected if this transaction sees the grant; it returns none.
     ///
     /// In REPEATABLE READ the first read of a transaction fixes what all later ones see. If that
     /// was before the grant, the fence alone would pass although the transaction has read rows from
     /// before the previous holder's last writes. It needs only the right SELECT.
+    ///
+    /// It also shows the grant to [guarded tables](crate::Locks::guard_table), by the user variable
+    /// `@database_locks_ticket`, which outlives the transaction: in a pool, `SET
+    /// @database_locks_ticket = NULL` at its end. A ticket of a grant that is gone opens nothing.
     pub fn before(&self, style: ParamStyle) -> Option<String> {
         let before = self.text.as_ref()?.before.as_ref()?;
         Some(styled(before, style))
@@ -83,8 +90,7 @@ impl Fence {
         (self.name.as_str(), self.token.get(), self.grant.as_str())
     }
 
-    /// Whether [`sql`](Fence::sql) returns rows (PostgreSQL) rather than affecting them (MySQL,
-    /// MariaDB).
+    /// Whether the statement returns rows (PostgreSQL) rather than affecting them (MySQL, MariaDB).
     pub fn is_query(&self) -> bool {
         self.engine == "postgres"
     }

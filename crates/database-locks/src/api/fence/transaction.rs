@@ -135,7 +135,7 @@ mod postgres {
 #[cfg(feature = "mysql")]
 mod mysql {
     use mysql_async::prelude::Queryable;
-    use mysql_async::{Error as DriverError, Row, Transaction};
+    use mysql_async::{Error as DriverError, Transaction};
 
     use super::{Failed, Fence, FenceFailure, one_row, op, sealed};
     use crate::api::fence::statement::ParamStyle;
@@ -171,18 +171,17 @@ mod mysql {
 
         async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             let style = ParamStyle::Question;
-            if let Some(before) = fence.before(style) {
-                let rows = self.exec::<Row, _, _>(before, fence.params()).await;
-                one_row(fence, rows.map_err(|e| failed(fence, e))?.len() as u64)?;
+            for sql in [fence.before(style), fence.sql(style)]
+                .into_iter()
+                .flatten()
+            {
+                let done = self.exec_iter(sql, fence.params()).await;
+                let done = done.map_err(|e| failed(fence, e))?;
+                let rows = done.affected_rows();
+                done.drop_result().await.map_err(|e| failed(fence, e))?;
+                one_row(fence, rows)?;
             }
-            let Some(sql) = fence.sql(style) else {
-                return Ok(());
-            };
-            let done = self.exec_iter(sql, fence.params()).await;
-            let done = done.map_err(|e| failed(fence, e))?;
-            let rows = done.affected_rows();
-            done.drop_result().await.map_err(|e| failed(fence, e))?;
-            one_row(fence, rows)
+            Ok(())
         }
     }
 }

@@ -72,6 +72,15 @@ impl Table {
         format!("{stem}_permit")
     }
 
+    /// The name of the triggers of guarded tables, and on PostgreSQL of their function, which is in
+    /// the schema of the table: with `_guard` at the end, in place of `_lock`.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    pub(crate) fn guard(&self) -> String {
+        let name = self.0.rsplit('.').next().unwrap_or_default();
+        let stem = name.strip_suffix("_lock").unwrap_or(name);
+        format!("{stem}_guard")
+    }
+
     /// Put the names of both tables into a statement about locks. What stands between `{?` and `?}`
     /// is left out: it is for permits only.
     pub(crate) fn fill(&self, statement: &str) -> String {

@@ -1,6 +1,8 @@
 //! The examination by `doctor`: the report, and the checks that all engines share.
 
 mod clock;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod guards;
 mod report;
 mod table;
 

@@ -13,9 +13,9 @@ use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use protocol::{
-    AcquireCommand, AllOutcome, Force, Grant, Holder, ListFilter, LockInfo, LockName, Outcome,
-    Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TakeOverCommand, Ttl, Version,
+    AcquireCommand, AllOutcome, Force, Grant, GuardCommand, Holder, ListFilter, LockInfo, LockName,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
+    TableGuard, TakeOverCommand, Ttl, Version,
 };
 
 mod cluster;
@@ -33,6 +33,7 @@ use connection::worker::Worker;
 use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;
+pub(crate) use statements::guard::guard_triggers;
 
 /// The engine `mysql://` and `mariadb://`.
 pub(crate) struct Mysql {
@@ -332,6 +333,37 @@ impl Store for Mysql {
             let done = with_deadline(within, work, || ()).await;
             done.map_err(|failure| name_server(&self.server, failure))
         })
+    }
+
+    /// On another connection, like [`install`](Self::install).
+    fn guard_table<'a>(&'a self, command: &'a GuardCommand, within: Duration) -> Reply<'a, ()> {
+        let work = async move {
+            Session::open(&self.server)
+                .await?
+                .guard_table(command)
+                .await
+        };
+        Box::pin(async move {
+            let done = with_deadline(within, work, || ()).await;
+            done.map_err(|failure| name_server(&self.server, failure))
+        })
+    }
+
+    fn unguard_table<'a>(&'a self, table: &'a str, within: Duration) -> Reply<'a, bool> {
+        let work = async move {
+            Session::open(&self.server)
+                .await?
+                .unguard_table(table)
+                .await
+        };
+        Box::pin(async move {
+            let done = with_deadline(within, work, || ()).await;
+            done.map_err(|failure| name_server(&self.server, failure))
+        })
+    }
+
+    fn guarded_tables(&self, within: Duration) -> Reply<'_, Vec<TableGuard>> {
+        on_session!(self, within, |session| session.guarded_tables())
     }
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {

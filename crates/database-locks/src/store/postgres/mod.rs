@@ -24,6 +24,8 @@ use self::notify::Listener;
 #[cfg(test)]
 pub(crate) use self::statements::PUBLISHED;
 use self::statements::fence::FENCE;
+use self::statements::guard;
+pub(crate) use self::statements::guard::{guard_script, unguard_script};
 use self::statements::handover::{resume, take_over};
 use self::statements::install::{INSTALL, install};
 use self::statements::permit::{limits, semaphore, set_limit};
@@ -40,9 +42,9 @@ use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use protocol::{
-    AcquireCommand, AllOutcome, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow,
-    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TakeOverCommand, Ttl, Version,
+    AcquireCommand, AllOutcome, Force, Grant, GuardCommand, Holder, ListFilter, LockInfo, LockName,
+    LockRow, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
+    Slot, TableGuard, TakeOverCommand, Ttl, Version,
 };
 
 /// The engine of `postgres:` URLs.
@@ -322,6 +324,27 @@ impl Store for Postgres {
         let work =
             move |session: Arc<Session>| async move { install(&session, &self.install).await };
         Box::pin(self.connection.run_long(within, work))
+    }
+
+    fn guard_table<'a>(&'a self, command: &'a GuardCommand, within: Duration) -> Reply<'a, ()> {
+        let work = move |session: Arc<Session>| async move {
+            guard::guard_table(&session, &self.table, command).await
+        };
+        Box::pin(self.connection.run_long(within, work))
+    }
+
+    fn unguard_table<'a>(&'a self, table: &'a str, within: Duration) -> Reply<'a, bool> {
+        let work = move |session: Arc<Session>| async move {
+            guard::unguard_table(&session, &self.table, table).await
+        };
+        Box::pin(self.connection.run_long(within, work))
+    }
+
+    fn guarded_tables(&self, within: Duration) -> Reply<'_, Vec<TableGuard>> {
+        let work = move |session: Arc<Session>| async move {
+            guard::guarded_tables(&session, &self.table).await
+        };
+        Box::pin(self.connection.run(within, work))
     }
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {

@@ -10,6 +10,7 @@ use testkit::{Galera as Cluster, TestDb, contract_tests};
 mod clocks;
 mod contention;
 mod fence;
+mod guarded;
 mod leader;
 mod node;
 mod node_failures;

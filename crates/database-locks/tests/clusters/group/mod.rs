@@ -11,6 +11,7 @@ use testkit::{Group as Cluster, TestDb, contract_tests};
 #[path = "../galera/contention.rs"]
 mod contention;
 mod fence;
+mod guarded;
 mod members;
 
 /// Long enough for anything that takes its usual time, on a machine that is busy.

@@ -60,6 +60,7 @@ fn each_finding_has_a_test_that_makes_it_appear() {
         include_str!("on_mysql.rs"),
         include_str!("on_postgres.rs"),
         include_str!("sqlite_files.rs"),
+        include_str!("../guarded/setup.rs"),
         include_str!("../../clusters/galera/node.rs"),
         include_str!("../../clusters/group/members.rs"),
         include_str!("../../../src/store/mysql/doctor/cluster.rs"),

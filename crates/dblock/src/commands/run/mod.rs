@@ -27,11 +27,15 @@ pub(super) use self::margin::margin;
 use self::supervisor::{Outcome, Supervisor};
 use super::acquire_lock::{acquire_lock, cannot_listen};
 use super::nested;
+use super::pgoptions;
 use super::release_notice::ReleaseNotice;
 use super::wanted::Settings;
 
 /// Acquires the lock or the locks, runs CMD and releases them, in this order.
 pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Result<u8, Failure> {
+    if args.pgoptions {
+        pgoptions::check(target)?;
+    }
     let ticket = match &args.ticket {
         Some(source) => Some(source.read(&args.lock.name)?),
         None => None,
@@ -167,6 +171,15 @@ fn start(
         .filter(|(name, _)| *name != SLOT || guards().any(|guard| guard.slot().is_some()))
         .map(|(name, value)| (*name, OsStr::new(*value)))
         .collect();
+    let options = args.pgoptions.then(|| {
+        let before = std::env::var_os(pgoptions::VARIABLE);
+        let grants = nested::grants_with(guards().map(LockGuard::grant_id));
+        pgoptions::value(before.as_deref(), &grants)
+    });
+    let options = options
+        .as_deref()
+        .map(|options| (pgoptions::VARIABLE, options));
+    let environment: Vec<(&str, &OsStr)> = environment.into_iter().chain(options).collect();
     let terminal = terminal.filter(|terminal| terminal.goes_to_child());
     let started = Child::start(&args.command, &environment, ignored, terminal);
     started.map_err(|error| cannot_start(args, &error))

@@ -70,7 +70,7 @@ impl Session {
 
     /// Check the table before its first use on this connection. Not when connecting, since the
     /// caller may be about to create or alter it.
-    pub(super) async fn check_table(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn check_table(&mut self) -> Result<(), StoreError> {
         let create_table = self.create_table(Rows::Locks).await?;
         match table_defect(&create_table, self.collation) {
             None => {

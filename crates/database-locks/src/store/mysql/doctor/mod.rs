@@ -93,13 +93,18 @@ impl Session {
         );
         self.cluster(&mut report).await?;
         report.clock(&readings);
-        if self.table(&mut report).await? {
+        let usable = self.table(&mut report).await?;
+        if usable {
             report.turn_to_permits(&self.server.table.clone());
             self.table(&mut report).await?;
         }
         durability(&settings, self.cluster.is_some(), &mut report);
         self.replicas(&settings, &mut report).await?;
         timeouts(&settings, &mut report);
+        if usable {
+            let guards = self.guarded_tables().await?;
+            report.guards(&guards);
+        }
         Ok(report.into_report())
     }
 

@@ -3,7 +3,7 @@
 //! The parameters of both statements are name, token and grant id. The session is the caller's:
 //! nothing here depends on its time zone, its SQL mode, its isolation level or how it counts rows.
 
-/// Sent before the fence. One row: the snapshot of the transaction is not older than the grant. No
+/// Sent before the fence. One row affected: the snapshot of the transaction is not older than the grant. No
 /// row: it is older, or the grant is gone.
 ///
 /// In REPEATABLE READ the first read fixes the snapshot of all later ones, while the fence reads
@@ -12,12 +12,18 @@
 /// read, it fixes the snapshot now; values that were read earlier, but after the grant, have not
 /// been changed by another holder since.
 ///
+/// It also adds the grant to the ticket that the session shows to guarded tables, in the same
+/// statement: so it returns no row, and one row is affected. The variable outlives the transaction,
+/// and a session in a pool, so it keeps the latest hundred grants; the others are gone.
+///
 /// Any user may run it. Ways to see directly whether a transaction has begun to read do not help:
 /// `information_schema.innodb_trx` takes the right PROCESS, `@@in_transaction`, which MariaDB alone
 /// has, is 1 from BEGIN on, and an isolation level that was set for the next transaction only is
 /// not shown.
 pub(crate) const BEFORE: &str = "
-        SELECT id FROM {table} WHERE name = ? AND token = ? AND grant_id = ?{? AND slot = {slot}?}";
+        SELECT RIGHT(CONCAT_WS(',', CONVERT(@database_locks_ticket USING ascii), grant_id), 3299)
+          INTO @database_locks_ticket
+          FROM {table} WHERE name = ? AND token = ? AND grant_id = ?{? AND slot = {slot}?}";
 
 /// The fence. One row affected: the grant holds the lock. No row: the grant is gone.
 ///

@@ -21,6 +21,8 @@ pub(crate) mod read;
 pub(crate) mod acquire;
 pub(crate) mod batch;
 pub(crate) mod fence;
+pub(crate) mod guard;
+pub(crate) mod guard_body;
 pub(crate) mod handover;
 pub(crate) mod install;
 pub(crate) mod mariadb;
@@ -111,4 +113,7 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
         fence::BEFORE,
     ),
     ("fence", fence::FENCE),
+    ("the triggers of guarded tables", guard_body::SCHEMA),
+    ("`{check}`", guard_body::CHECK),
+    ("`{check}` on a cluster", guard_body::CHECK_ON_CLUSTER),
 ];

@@ -13,6 +13,7 @@ use crate::doctor::{self, Report};
 use crate::store::connect::table::Table;
 use crate::store::doctor::{CLOCK_READINGS, ClockReading, Limit, ReportBuilder, round_trip};
 use crate::store::postgres::error::ServerError;
+use crate::store::postgres::statements::guard::guarded_tables;
 use protocol::Human;
 
 const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now";
@@ -59,7 +60,8 @@ pub(crate) async fn examine(session: &Session, table: &Table) -> Result<Report, 
     let settings = Settings(settings);
     examination.server(&settings, &readings).await?;
     examination.report.clock(&readings);
-    if examination.table().await? {
+    let usable = examination.table().await?;
+    if usable {
         examination.locks().await?;
         examination.report.turn_to_permits(table);
         if examination.table().await? {
@@ -69,6 +71,10 @@ pub(crate) async fn examine(session: &Session, table: &Table) -> Result<Report, 
     examination.durability(&settings).await?;
     timeouts(&settings, &mut examination.report);
     encoding(&settings, &mut examination.report);
+    if usable {
+        let guards = guarded_tables(session, table).await?;
+        examination.report.guards(&guards);
+    }
     Ok(examination.report.into_report())
 }
 

@@ -30,6 +30,7 @@
 #[macro_use]
 pub(crate) mod acquire;
 pub(crate) mod fence;
+pub(crate) mod guard;
 pub(crate) mod handover;
 pub(crate) mod install;
 pub(crate) mod permit;
@@ -96,11 +97,12 @@ pub(crate) const ALL: [Statement; 31] = [
 /// What `docs/protocol.md` publishes.
 #[cfg(test)]
 pub(crate) const PUBLISHED: &[(&str, &str)] = &{
-    let mut published = [("fence", fence::FENCE); ALL.len() + 1];
+    let mut published = [("fence", fence::FENCE); ALL.len() + 2];
     let mut at = 0;
     while at < ALL.len() {
         published[at] = (ALL[at].name, ALL[at].text);
         at += 1;
     }
+    published[at + 1] = ("the trigger function of guarded tables", guard::FUNCTION);
     published
 };

@@ -1,0 +1,225 @@
+//! Guarded tables: triggers that refuse a write in a transaction that does not hold the lock.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+
+use crate::store::connect::table::Table;
+use crate::store::postgres::connection::session::Session;
+use crate::store::postgres::error::{Kind, ServerError};
+use protocol::{GuardCommand, LockName, TableGuard};
+
+/// The published scripts are what runs.
+pub(crate) const FUNCTION: &str = include_str!("../../../../schema/postgres_guard_function.sql");
+const GUARD: &str = include_str!("../../../../schema/postgres_guard.sql");
+const UNGUARD: &str = include_str!("../../../../schema/postgres_unguard.sql");
+
+/// `CREATE TRIGGER` waits for the transactions that write to the table, and every later one waits
+/// behind it. The client tries again.
+const LOCK_TIMEOUT: &str = "200ms";
+
+/// The SQLSTATE of a refusal by the scripts, with a message for people.
+const REFUSED: &str = "DL002";
+
+/// Each table with a trigger of a guard, and each part of one: `$1` table of locks, `$2` name of the
+/// function, `$3` its body.
+const LIST: &str = r"
+WITH RECURSIVE guard AS (
+    SELECT p.oid, p.prosecdef AND p.proconfig = ARRAY['search_path=pg_catalog, pg_temp']
+               AND p.prosrc = replace($3, '[locks]', format('%I.%I', n.nspname, c.relname))
+               AND pg_catalog.has_table_privilege(p.proowner, c.oid, 'SELECT')
+               AND pg_catalog.has_any_column_privilege(p.proowner, c.oid, 'UPDATE') AS is_sound
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      JOIN pg_proc p ON p.oid = to_regprocedure(format('%I.%I()', n.nspname, $2))
+     WHERE c.oid = to_regclass($1)
+), guarded AS (
+    SELECT t.tgrelid AS id, g.is_sound,
+           convert_from(substring(t.tgargs FROM 1 FOR octet_length(t.tgargs) - 1),
+                        getdatabaseencoding()) AS lock,
+           bool_or(t.tgtype & 1 = 0) AS has_statement,
+           bool_or(t.tgtype & 1 = 0 AND t.tgenabled IN ('O', 'A') AND t.tgtype & 62 = 62)
+               AS statement,
+           bool_or(t.tgtype & 1 = 1 AND t.tgenabled IN ('O', 'A')) AS each_row
+      FROM pg_trigger t JOIN guard g ON g.oid = t.tgfoid
+     GROUP BY 1, 2, 3
+), tree AS (
+    SELECT g.id AS top, g.lock, g.is_sound, g.id AS part FROM guarded g
+     WHERE g.has_statement AND NOT EXISTS (
+        SELECT FROM pg_inherits i JOIN guarded p ON p.id = i.inhparent AND p.lock = g.lock
+         WHERE i.inhrelid = g.id)
+    UNION
+    SELECT t.top, t.lock, t.is_sound, i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.part
+)
+SELECT t.top::regclass::text AS top, t.lock, t.is_sound, t.part::regclass::text AS part,
+       coalesce(g.has_statement, false) AS has_statement, coalesce(g.statement, false) AS statement,
+       coalesce(g.each_row, false) AS each_row,
+       (SELECT i.inhparent::regclass::text FROM pg_inherits i
+         WHERE i.inhrelid = t.top AND t.top = t.part LIMIT 1) AS parent
+  FROM tree t LEFT JOIN guarded g ON g.id = t.part AND g.lock = t.lock
+ ORDER BY 1, 2, t.part <> t.top, 4";
+
+/// The statement that puts a table under guard.
+pub(crate) fn guard_script(table: &Table, of: &str, lock: &str) -> String {
+    let script = GUARD
+        .replace("{body}", FUNCTION)
+        .replace("{guard}", &table.guard())
+        .replace("{trigger}", &table.guard());
+    // The texts of the user last, so that nothing in them is replaced.
+    table
+        .fill(&script)
+        .replace("{of_lock}", &literal(lock))
+        .replace("{of_table}", &literal(of))
+}
+
+/// The statement that removes a guard.
+pub(crate) fn unguard_script(table: &Table, of: &str) -> String {
+    let script = UNGUARD.replace("{guard}", &table.guard());
+    table.fill(&script).replace("{of_table}", &literal(of))
+}
+
+/// A literal, whatever `standard_conforming_strings` is. The text has no NUL. Without `$`, it cannot
+/// end the script's own quoting, and without braces it is no placeholder.
+fn literal(text: &str) -> String {
+    let mut literal = String::from("E'");
+    for c in text.chars() {
+        match c {
+            '\\' | '\'' | '$' | '{' | '}' => literal.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => literal.push(c),
+        }
+    }
+    literal + "'"
+}
+
+pub(crate) async fn guard_table(
+    session: &Session,
+    table: &Table,
+    command: &GuardCommand,
+) -> Result<(), ServerError> {
+    let script = guard_script(table, &command.table, command.lock.as_str());
+    run(session, &script).await.map(drop)
+}
+
+pub(crate) async fn unguard_table(
+    session: &Session,
+    table: &Table,
+    of: &str,
+) -> Result<bool, ServerError> {
+    let number = run(session, &unguard_script(table, of)).await?;
+    Ok(number.is_some_and(|number| number != "0"))
+}
+
+/// Run a script as one transaction, and return its result.
+async fn run(session: &Session, script: &str) -> Result<Option<String>, ServerError> {
+    let script = format!(
+        "SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true);\n{script}\n\
+         SELECT current_setting('database_locks.guard_result', true);"
+    );
+    let done = session.client.simple_query(&script).await;
+    let rows = done.map_err(refusal)?;
+    let last = rows.iter().rev().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    Ok(last)
+}
+
+fn refusal(error: tokio_postgres::Error) -> ServerError {
+    let Some(db) = error.as_db_error() else {
+        return error.into();
+    };
+    if db.code().code() == REFUSED {
+        let hint = db.hint().map_or(String::new(), |hint| format!("; {hint}"));
+        return ServerError::rejected(format!("{}{hint}", db.message()), None);
+    }
+    // Another client is doing the same. Some of these have no code of their own.
+    let raced = [SqlState::DUPLICATE_OBJECT, SqlState::INTERNAL_ERROR];
+    let is_raced = raced.contains(db.code());
+    let error = ServerError::from(error);
+    match is_raced {
+        true => ServerError {
+            kind: Kind::Contention,
+            ..error
+        },
+        false => error,
+    }
+}
+
+pub(crate) async fn guarded_tables(
+    session: &Session,
+    table: &Table,
+) -> Result<Vec<TableGuard>, ServerError> {
+    let (name, function) = (table.as_str(), table.guard());
+    let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
+        (&name, Type::TEXT),
+        (&function, Type::TEXT),
+        (&FUNCTION, Type::TEXT),
+    ];
+    let mut guards: BTreeMap<(String, String), TableGuard> = BTreeMap::new();
+    for row in session.query(LIST, &params).await? {
+        let (top, lock): (String, String) = (row.try_get("top")?, row.try_get("lock")?);
+        let part: String = row.try_get("part")?;
+        let is_top = part == top;
+        let guard = guards
+            .entry((top.clone(), lock.clone()))
+            .or_insert_with(|| TableGuard::intact(top, LockName::from_db(lock)));
+        if is_top && !row.try_get::<_, bool>("is_sound")? {
+            guard.gaps.push(
+                "the trigger function is of another version, or its owner lacks rights on the \
+                 table of locks"
+                    .into(),
+            );
+        }
+        if let Some(parent) = row.try_get::<_, Option<String>>("parent")? {
+            guard.gaps.push(format!(
+                "a write to {parent}, of which it is a part, passes"
+            ));
+        }
+        let (statement, each_row) = (row.try_get("statement")?, row.try_get("each_row")?);
+        match (statement, row.try_get("has_statement")?, each_row) {
+            (true, _, _) => {}
+            (false, true, _) => guard
+                .gaps
+                .push(format!("the trigger of {part} is disabled")),
+            (false, false, true) => {
+                guard
+                    .gaps
+                    .push(format!("TRUNCATE of the later part {part} passes"));
+            }
+            (false, false, false) => {
+                guard
+                    .gaps
+                    .push(format!("a direct write to the later part {part} passes"));
+            }
+        }
+    }
+    Ok(guards.into_values().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_of_a_user_ends_its_literal() {
+        assert_eq!(literal("a'b\\ä"), r"E'a\x27b\x5cä'");
+        assert_eq!(
+            literal("$install${of_table}"),
+            r"E'\x24install\x24\x7bof_table\x7d'"
+        );
+    }
+
+    #[test]
+    fn the_scripts_name_the_table_of_locks() {
+        let table = Table::new("app.jobs_lock").unwrap();
+        let script = guard_script(&table, "invoices", "ledger");
+        assert!(script.contains("to_regclass('app.jobs_lock')"), "{script}");
+        assert!(script.contains("to_regclass('app.jobs_permit')"));
+        assert!(
+            script.contains("'jobs_guard'") && !script.contains('{'),
+            "{script}"
+        );
+        assert!(!unguard_script(&table, "invoices").contains('{'));
+    }
+}

@@ -1,0 +1,167 @@
+//! Fences of the drivers show the grant: a fenced transaction writes to the guarded table.
+
+use database_locks::{LockGuard, Locks};
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Opts, TxOpts};
+use testkit::{TestDb, db_tests, promise};
+use tokio_postgres::{Client, NoTls};
+
+use super::{WRITES, guarded, ledger, total};
+
+/// A program's own connection.
+enum User {
+    Postgres(Box<Client>),
+    Mysql(Conn),
+}
+
+impl User {
+    async fn of(db: &TestDb) -> Self {
+        if db.is_mysql_like() {
+            return Self::Mysql(Conn::new(Opts::from_url(&db.url).unwrap()).await.unwrap());
+        }
+        let (client, connection) = tokio_postgres::connect(&db.url, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        Self::Postgres(Box::new(client))
+    }
+
+    /// Runs statements in a transaction that is fenced by these guards. The error is the database's.
+    async fn under(&mut self, guards: &[&LockGuard], statements: &[&str]) -> Result<(), String> {
+        let mut open = Vec::new();
+        match self {
+            Self::Postgres(client) => {
+                let mut tx = client.transaction().await.unwrap();
+                for guard in guards {
+                    open.push(guard.fence(&mut tx).await.unwrap());
+                }
+                for statement in statements {
+                    let done = tx.batch_execute(statement).await;
+                    done.map_err(|error| error.as_db_error().unwrap().message().to_owned())?;
+                }
+                tx.commit().await.unwrap();
+            }
+            Self::Mysql(conn) => {
+                let mut tx = conn.start_transaction(TxOpts::default()).await.unwrap();
+                for guard in guards {
+                    open.push(guard.fence(&mut tx).await.unwrap());
+                }
+                for statement in statements {
+                    if let Err(error) = tx.query_drop(*statement).await {
+                        tx.rollback().await.unwrap();
+                        return Err(error.to_string());
+                    }
+                }
+                tx.commit().await.unwrap();
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn a_fenced_transaction_writes_to_the_guarded_table(db: &TestDb) {
+    let locks = guarded(db).await;
+    let mut user = User::of(db).await;
+    let refused = user.under(&[], &WRITES[1..2]).await.unwrap_err();
+    assert!(refused.contains("is guarded by lock"), "{refused}");
+    let guard = ledger(&locks).await;
+    user.under(&[&guard], &WRITES[1..2]).await.unwrap();
+    assert_eq!(total(db), "32");
+    // The next transaction of the connection is not fenced.
+    if !db.is_mysql_like() {
+        let refused = user.under(&[], &WRITES[1..2]).await.unwrap_err();
+        assert!(refused.contains("is guarded by lock"), "{refused}");
+    }
+    guard.release().await.unwrap();
+    let refused = user.under(&[], &WRITES[1..2]).await.unwrap_err();
+    assert!(refused.contains("is guarded by lock"), "{refused}");
+    assert_eq!(total(db), "32");
+    promise("P16", db.engine);
+    promise("P9", db.engine);
+}
+
+/// Each fence adds its grant, in any order.
+async fn fences_of_several_locks_open_the_tables_of_each(db: &TestDb) {
+    let locks = guarded(db).await;
+    db.sql("CREATE TABLE payments (id int PRIMARY KEY, amount int)");
+    locks.guard_table("payments", "bank").await.unwrap();
+    let writes = [
+        WRITES[1],
+        "INSERT INTO payments VALUES (1, 1)",
+        "DELETE FROM payments",
+    ];
+    let (ledger, bank) = (
+        ledger(&locks).await,
+        locks.lock("bank").acquire().await.unwrap(),
+    );
+    let mut user = User::of(db).await;
+    user.under(&[&ledger, &bank], &writes).await.unwrap();
+    user.under(&[&bank, &ledger], &writes).await.unwrap();
+    // A permit of a semaphore opens nothing, and closes nothing.
+    let permit = locks.semaphore("ledger", 2).acquire().await.unwrap();
+    user.under(&[&permit, &ledger, &bank], &writes)
+        .await
+        .unwrap();
+    let mut other = User::of(db).await;
+    let refused = other.under(&[&permit, &bank], &writes).await.unwrap_err();
+    assert!(refused.contains("guarded by lock \"ledger\""), "{refused}");
+    drop((ledger, bank));
+    locks.drain().await;
+    let both = locks.all(["ledger", "bank"]).acquire().await.unwrap();
+    let guards: Vec<&LockGuard> = both.guards().iter().collect();
+    user.under(&guards, &writes).await.unwrap();
+    assert_eq!(total(db), "38");
+    promise("P16", db.engine);
+}
+
+/// A connection in a pool fences thousands of transactions. What it shows stays short.
+async fn a_session_that_fences_often_keeps_a_short_ticket(db: &TestDb) {
+    let locks = guarded(db).await;
+    let mut user = User::of(db).await;
+    for _ in 0..150 {
+        let guard = ledger(&locks).await;
+        user.under(&[&guard], &WRITES[1..2]).await.unwrap();
+        guard.release().await.unwrap();
+    }
+    let User::Mysql(mut conn) = user else { return };
+    let length = "SELECT LENGTH(@database_locks_ticket)";
+    let length: Option<u32> = conn.query_first(length).await.unwrap();
+    assert_eq!(length, Some(3299));
+}
+
+async fn a_fence_of_sqlx_shows_the_grant(db: &TestDb) {
+    use database_locks::sqlx;
+    use sqlx::Connection;
+    let locks: Locks = guarded(db).await;
+    let guard = ledger(&locks).await;
+    macro_rules! fenced {
+        ($connection:ty) => {{
+            let mut connection = <$connection>::connect(&db.url).await.unwrap();
+            let mut tx = connection.begin().await.unwrap();
+            let open = guard.fence(&mut tx).await.unwrap();
+            sqlx::query(WRITES[1]).execute(&mut *tx).await.unwrap();
+            tx.commit().await.unwrap();
+            drop(open);
+        }};
+    }
+    match db.is_mysql_like() {
+        true => fenced!(sqlx::MySqlConnection),
+        false => fenced!(sqlx::PgConnection),
+    }
+    assert_eq!(total(db), "32");
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $( db_tests!($engine:
+        a_fenced_transaction_writes_to_the_guarded_table,
+        fences_of_several_locks_open_the_tables_of_each,
+        a_session_that_fences_often_keeps_a_short_ticket,
+    ); )* };
+}
+on!(postgres, pgbouncer, mariadb, mysql);
+
+#[cfg(all(feature = "sqlx-mysql", feature = "sqlx-postgres"))]
+mod of_sqlx {
+    use super::a_fence_of_sqlx_shows_the_grant;
+    testkit::db_tests!(postgres: a_fence_of_sqlx_shows_the_grant);
+    testkit::db_tests!(mariadb: a_fence_of_sqlx_shows_the_grant);
+    testkit::db_tests!(mysql: a_fence_of_sqlx_shows_the_grant);
+}

@@ -1,0 +1,43 @@
+//! Tables under the guard of a lock.
+
+use crate::values::name::LockName;
+
+/// A request to put a table under the guard of a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardCommand {
+    /// The table, as the caller wrote it.
+    pub table: String,
+    /// The lock.
+    pub lock: LockName,
+    /// Whether foreign keys whose cascades pass by the guard are accepted.
+    pub despite_cascades: bool,
+}
+
+/// A table under guard: the database refuses every write to it in a transaction that does not hold
+/// the lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TableGuard {
+    /// The table, as SQL names it.
+    pub table: String,
+    /// The lock.
+    pub lock: LockName,
+    /// What a write can get past, such as a disabled trigger. Empty: the guard is intact.
+    pub gaps: Vec<String>,
+    /// What a write can get past by the nature of the server: cascades of foreign keys on MySQL and
+    /// MariaDB.
+    pub bypasses: Vec<String>,
+}
+
+impl TableGuard {
+    /// A guard that is intact.
+    #[doc(hidden)]
+    pub fn intact(table: String, lock: LockName) -> Self {
+        Self {
+            table,
+            lock,
+            gaps: Vec::new(),
+            bypasses: Vec::new(),
+        }
+    }
+}
