@@ -3,7 +3,8 @@
 --
 -- It passes if the transaction shows the grant that holds the lock, which it then locks as a fence
 -- does: no other client gets the lock before the transaction has ended. Nothing is remembered, since
--- a rollback to a savepoint removes the row lock.
+-- a rollback to a savepoint removes the row lock. Whether the lease has ended is not tested: the row
+-- lock proves that no later grant was made. An empty grant id would be found in any ticket.
 DECLARE
     shown text := coalesce(current_setting('database_locks.ticket', true), '');
     held  record;

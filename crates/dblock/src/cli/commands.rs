@@ -266,7 +266,7 @@ pub(super) struct RunOptions {
     pub(super) on_lost: OnLost,
     /// Let every program on libpq in CMD (psql, pg_restore, …) write to the tables that this lock
     /// guards: adds the grant to PGOPTIONS
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["shared", "limit"])]
     pub(super) pgoptions: bool,
     /// The time from TERM to KILL; less than half of the ttl [default: 5s, or a quarter of a ttl
     /// below 20s]

@@ -126,33 +126,11 @@ impl<'a> Acquisition<'a> {
                 Some(outcome) => outcome,
                 None => self.attempt.in_background().await,
             };
-            if let Ok(Outcome::Granted {
-                slot,
-                token,
-                length,
-                is_shared,
-                ..
-            }) = outcome
-            {
-                self.client.outages.log_answered(sent);
-                let timing = match is_shared {
-                    true => self.request.timing_while_waiting()?,
-                    false => self.request.timing,
-                };
-                let guard = self.granted(slot, token, length, timing, sent).await?;
-                let Some(guard) = guard else { continue };
-                match is_shared {
-                    true if !self.outlast_readers(&guard, timing).await? => {}
-                    _ => return Ok(Some(guard)),
+            if matches!(outcome, Ok(Outcome::Granted { .. })) {
+                match self.settle(outcome, sent).await? {
+                    Some(settled) => return Ok(settled),
+                    None => continue,
                 }
-                if self.request.is_single_try() {
-                    // Another try right after this one must not find this grant.
-                    let _ = guard.release().await;
-                    return Ok(None);
-                }
-                drop(guard);
-                self.attempt = Attempt::new(self.client, self.request)?;
-                continue;
             }
             if let Ok(Outcome::TooRecent(latest)) = outcome {
                 self.client.outages.log_answered(sent);
@@ -183,6 +161,43 @@ impl<'a> Acquisition<'a> {
                 self.wait(hint, held, first_wait).await;
             }
         }
+    }
+
+    /// The result of a grant: the guard, or `Some(None)` if a single try has to do without the lock.
+    /// `None`: the grant was lost before the guard could be returned, and the wait continues.
+    async fn settle(
+        &mut self,
+        outcome: Result<Outcome, StoreError>,
+        sent: BootInstant,
+    ) -> Result<Option<Option<LockGuard>>, Error> {
+        let Ok(Outcome::Granted {
+            slot,
+            token,
+            length,
+            is_shared,
+            ..
+        }) = outcome
+        else {
+            return Ok(None);
+        };
+        self.client.outages.log_answered(sent);
+        let timing = match is_shared {
+            true => self.request.timing_while_waiting()?,
+            false => self.request.timing,
+        };
+        let guard = self.granted(slot, token, length, timing, sent).await?;
+        let Some(guard) = guard else { return Ok(None) };
+        if !is_shared || self.outlast_readers(&guard, timing).await? {
+            return Ok(Some(Some(guard)));
+        }
+        if self.request.is_single_try() {
+            // Another try right after this one must not find this grant.
+            let _ = guard.release().await;
+            return Ok(Some(None));
+        }
+        drop(guard);
+        self.attempt = Attempt::new(self.client, self.request)?;
+        Ok(None)
     }
 
     fn queues(&self) -> &'a Queues {
