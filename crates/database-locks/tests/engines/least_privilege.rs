@@ -109,3 +109,25 @@ async fn missing_privileges_are_named_on_mysql() {
         missing_privileges_are_named(db).await;
     }
 }
+
+/// Another role has put a table under guard; this one reads the lists all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guard_of_another_role_keeps_no_program_from_listing_on_postgres() {
+    let Some(db) = TestDb::postgres_least().await else {
+        return;
+    };
+    let (_, server) = db.url.split_once('@').unwrap();
+    let owner = Locks::connect(format!("postgres://postgres@{server}"))
+        .await
+        .unwrap();
+    db.sql("CREATE TABLE invoices (id int PRIMARY KEY)");
+    owner.guard_table("invoices", "ledger").await.unwrap();
+    let locks = Locks::connect(&db.url).await.unwrap();
+    let report = locks.doctor().await.unwrap();
+    assert!(
+        report.checks.iter().any(|check| check.area == "guards"),
+        "{report:#?}"
+    );
+    let guards = locks.guarded_tables().await.unwrap();
+    assert_eq!(guards.len(), 1, "{guards:?}");
+}

@@ -411,7 +411,7 @@ async fn settings_that_do_not_go_with_sharing_are_refused(db: &TestDb) {
         .await
         .unwrap_err();
     assert!(
-        error.to_string().contains("which other callers share"),
+        error.to_string().contains("which was shared before"),
         "{error}"
     );
     locks.drain().await;

@@ -249,7 +249,7 @@ pub(super) struct RunOptions {
     pub(super) options: AcquireOptions,
     /// Resume a lock that is held already, by its ticket (`-` reads it from the first line of
     /// standard input); the lock is released when CMD ends
-    #[arg(long, conflicts_with_all = ["no_wait", "wait", "conflict_exit_code"])]
+    #[arg(long, conflicts_with_all = ["no_wait", "wait", "conflict_exit_code", "shared", "limit"])]
     pub(super) ticket: Option<String>,
     /// How long no client can acquire the lock again, from the grant on, even if CMD ends before: 0
     /// to 10 years

@@ -192,11 +192,17 @@ fn psql_writes_under_the_lock_without_a_changed_line() {
     let done = under(&["--pgoptions"]);
     assert_eq!(done.code(), 0, "{done:?}");
     assert_eq!(shop.total(), "11");
-    // Of another lock, and a permit of a semaphore.
+    // Of another lock, and a permit of a semaphore, whose token no guard knows.
     let other = shop.run(&[&["run", "--pgoptions", "bank", "--"], &write[..]].concat());
     assert!(other.err.contains("is guarded by lock"), "{other:?}");
     let permit = under(&["--pgoptions", "--limit", "2"]);
-    assert!(permit.err.contains("is guarded by lock"), "{permit:?}");
+    assert_eq!(permit.code(), 2, "{permit:?}");
+    assert!(
+        permit
+            .err
+            .contains("'--pgoptions' cannot be used with '--limit"),
+        "{permit:?}"
+    );
     // Several locks, nested runs, and a leader.
     let both = shop.run(&[&["run", "--pgoptions", "bank", "ledger", "--"], &write[..]].concat());
     assert_eq!(both.code(), 0, "{both:?}");

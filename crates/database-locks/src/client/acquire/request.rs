@@ -102,12 +102,12 @@ impl AcquireRequest {
             return Ok(());
         };
         let got = format!(
-            "{} for `{}`, which other callers share",
+            "{} for `{}`, which was shared before",
             Human(period.period()),
             self.name
         );
-        let allowed = "left out for a lock that is ever shared: a grant that still waits for \
-                       shared ones would count";
+        let allowed = "left out, or given with another name: of a lock that was ever shared also a grant \
+                       counts that gave up while it waited for shared ones";
         Err(Error::config("once_per", got, allowed))
     }
 }

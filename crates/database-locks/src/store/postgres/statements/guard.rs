@@ -24,7 +24,8 @@ const LOCK_TIMEOUT: &str = "200ms";
 const REFUSED: &str = "DL002";
 
 /// Each table with a trigger of a guard, and each part of one: `$1` table of locks, `$2` name of the
-/// function, `$3` its body.
+/// function, `$3` its body. It asks for no right: `to_regprocedure` would demand USAGE on every schema
+/// whose name the planner has it look up.
 const LIST: &str = r"
 WITH RECURSIVE guard AS (
     SELECT p.oid, p.prosecdef AND p.proconfig = ARRAY['search_path=pg_catalog, pg_temp']
@@ -32,7 +33,7 @@ WITH RECURSIVE guard AS (
                AND pg_catalog.has_table_privilege(p.proowner, c.oid, 'SELECT')
                AND pg_catalog.has_any_column_privilege(p.proowner, c.oid, 'UPDATE') AS is_sound
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-      JOIN pg_proc p ON p.oid = to_regprocedure(format('%I.%I()', n.nspname, $2))
+      JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = $2 AND p.pronargs = 0
      WHERE c.oid = to_regclass($1)
 ), guarded AS (
     SELECT t.tgrelid AS id, g.is_sound,
