@@ -30,6 +30,8 @@ __all__ = [
     "columns",
     "generation",
     "give_all_back",
+    "guard_script",
+    "guard_triggers",
     "human",
     "is_critical",
     "is_fence_conflict",
@@ -40,6 +42,7 @@ __all__ = [
     "set_log_level",
     "set_program",
     "ticket_parts",
+    "unguard_script",
 ]
 
 __version__: str
@@ -238,7 +241,9 @@ class Locks:
     def set_limit(self, name: str, limit: int | None) -> Pending[None]: ...
     def guard_table(self, table: str, lock: str, despite_cascades: bool) -> Pending[None]: ...
     def unguard_table(self, table: str) -> Pending[bool]: ...
-    def guarded_tables(self) -> Pending[list[tuple[str, str, list[str], list[str]]]]: ...
+    def guarded_tables(
+        self,
+    ) -> Pending[builtins.list[tuple[str, str, builtins.list[str], builtins.list[str]]]]: ...
     def force_release(
         self, name: str, slot: int | None = None
     ) -> Pending[tuple[str | None, float | None, bool] | None]:

@@ -40,7 +40,7 @@ class GuardTable(Operation):
     def __init__(
         self,
         model_name: str,
-        *,
+        # Not after a `*`: Django leaves keyword-only arguments out of the migrations it writes.
         lock: str,
         unsupported: Literal["refuse", "skip"] = "refuse",
         despite_cascades: bool = False,

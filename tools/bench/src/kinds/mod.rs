@@ -1,6 +1,6 @@
 //! The kinds of lock beside plain locks: permits, shared locks, several locks at once, spaced grants, leaders.
 //!
-//! A kind that is new gets a [`cycles::Row`], and a [`crowds::Crowd`] if several tasks use it at
+//! A kind that is new gets a [`cycles::Row`], and a `Crowd` of `crowds` if several tasks use it at
 //! once.
 
 use std::time::Duration;

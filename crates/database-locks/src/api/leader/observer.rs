@@ -172,6 +172,11 @@ async fn read_surviving_outages(
     }
 }
 
+/// Whether it is a holder that leads. One that waits for shared holders of the lock does not yet.
+pub(super) fn leads(row: &LockInfo) -> bool {
+    row.is_held() && row.waits_for.is_none()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,9 +190,4 @@ mod tests {
         assert_eq!(pause(ms(60_000), Some(ms(400))), ms(400));
         assert_eq!(pause(ms(60_000), Some(ms(0))), ms(50));
     }
-}
-
-/// Whether it is a holder that leads. One that waits for shared holders of the lock does not yet.
-pub(super) fn leads(row: &LockInfo) -> bool {
-    row.is_held() && row.waits_for.is_none()
 }
