@@ -515,7 +515,7 @@ def test_a_lock_that_was_shared_is_refused_once_per_period(locks: Locks) -> None
     with locks.lock("list", shared=True):
         pass
     with pytest.raises(
-        LockConfigError, match="`once_per` is 1m 0s for `list`, which other callers"
+        LockConfigError, match="`once_per` is 1m 0s for `list`, which was shared before"
     ):
         with locks.lock("list", once_per=60):
             pass

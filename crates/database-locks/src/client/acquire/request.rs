@@ -106,8 +106,8 @@ impl AcquireRequest {
             Human(period.period()),
             self.name
         );
-        let allowed = "left out, or given with another name: of a lock that was ever shared also a grant \
-                       counts that gave up while it waited for shared ones";
+        let allowed = "left out, or given for another name: where a lock was shared before, a writer that \
+                       gave up waiting for readers would count as a run";
         Err(Error::config("once_per", got, allowed))
     }
 }
