@@ -118,6 +118,7 @@ impl From<Error> for Failure {
                 rests_for,
                 permits,
                 shared_by,
+                row_locker,
                 ..
             } => {
                 let what = permits.map_or("lock", |_| "semaphore");
@@ -155,6 +156,12 @@ impl From<Error> for Failure {
                             }
                         }
                     }
+                };
+                let state = match row_locker {
+                    None => state,
+                    Some(session) => format!(
+                        "{state}; its lease has ended, but a transaction keeps its row locked: {session}"
+                    ),
                 };
                 Self::new(BUSY, format!("{gave_up}{what} `{name}` {state}; {next}"))
             }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::api::locks::Locks;
-use crate::client::read::{note_waits, observe, read, read_semaphore};
+use crate::client::Client;
+use crate::client::read::{note_waits, observe, read, read_row, read_semaphore, row_locker};
 use crate::client::release::{force, force_after_fence};
 use crate::doctor::Report;
 use crate::error::Error;
@@ -21,6 +22,9 @@ const MIGRATE_TIMEOUT: Duration = Duration::from_secs(30);
 const EXAMINE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a release by force retries while the row is locked.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The cause if the server does not tell which session it is.
+const ROW_LOCKED: &str = "its row is locked, as a rule by a fenced or guarded transaction; the database does not \
+                          tell this user whose";
 
 impl Locks {
     /// Make the table, or add the missing columns to a legacy one (django-database-locks 0.5). A
@@ -171,8 +175,9 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if the row stays locked for 2 s: a fenced transaction of another process
-    /// may be open. [`Error::Config`] for an invalid name; [`Error::Unavailable`],
+    /// [`Error::Conflict`] if the row stays locked for 2 s, as a rule by a fenced or guarded transaction of
+    /// another process: the source names its session, the age of the transaction and how to end it, where
+    /// the database tells this user. [`Error::Config`] for an invalid name; [`Error::Unavailable`],
     /// [`Error::Rejected`].
     ///
     /// # Cancel safety
@@ -236,21 +241,28 @@ impl Locks {
         slot: Slot,
     ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
         self.in_background(move |client| async move {
+            let op = || format!("release {} by force", slot.named(&name));
             let forced = while_contended(FORCE_TIMEOUT, || async {
                 match force(&client, &name, slot).await? {
                     Force::Freed(from) => Ok((Some(from), true)),
-                    Force::WasFree => Ok((None, true)),
+                    Force::WasFree => match locker_of_expired(&client, &name, slot).await? {
+                        None => Ok((None, true)),
+                        Some(session) => Err(locked_by(&session)),
+                    },
                     Force::Busy => match force_after_fence(&client, &name, slot) {
                         Some(from) => Ok((Some(from), false)),
-                        None => Err(StoreError::Contention(
-                            "its row is locked: a fenced transaction may be open".into(),
-                        )),
+                        None => Err(StoreError::Contention(ROW_LOCKED.into())),
                     },
                 }
             });
-            let (from, done) = forced
-                .await
-                .map_err(|e| e.into_error(format!("release {} by force", slot.named(&name))))?;
+            let (from, done) = match forced.await {
+                Err(conflict @ StoreError::Contention(_)) => {
+                    let session = row_locker(&client, &name, slot).await;
+                    let cause = session.map_or(conflict, |session| locked_by(&session));
+                    return Err(cause.into_error(op()));
+                }
+                forced => forced.map_err(|e| e.into_error(op()))?,
+            };
             if !done {
                 return Ok(from);
             }
@@ -466,6 +478,24 @@ impl Locks {
                 .map_err(|e| e.into_error("examine the database"))
         })
     }
+}
+
+/// The session that has the row locked although the lease has ended, and so keeps others out.
+async fn locker_of_expired(
+    client: &Client,
+    name: &LockName,
+    slot: Slot,
+) -> Result<Option<String>, StoreError> {
+    let row = read_row(client, name, slot).await?;
+    let has_ended = |row: &LockInfo| matches!(row.state, LockState::Expired { .. });
+    match row.as_ref().is_some_and(has_ended) {
+        true => Ok(row_locker(client, name, slot).await),
+        false => Ok(None),
+    }
+}
+
+fn locked_by(session: &str) -> StoreError {
+    StoreError::Contention(format!("its row is locked by {session}").into())
 }
 
 /// The holder that lost a lock by [`Locks::force_release`], or the latest one of a lock that

@@ -241,6 +241,7 @@ impl AllLocks {
             permits: None,
             shared_by: None,
             rests_for,
+            row_locker: None,
         })
     }
 

@@ -14,12 +14,12 @@ use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
 use crate::client::holder::{check_holder, metadata};
-use crate::client::read::{read, read_semaphore, read_shared};
+use crate::client::read::{read, read_semaphore, read_shared, row_locker};
 use crate::error::Error;
 use crate::runtime;
 use protocol::{
     GrantId, HeldBy, Human, LockInfo, LockName, LockState, MAX_PERMITS, OncePer, Renewing, Short,
-    Ticket, Timing, Ttl, checked_at_least,
+    Slot, Ticket, Timing, Ttl, checked_at_least,
 };
 
 /// The default ttl.
@@ -434,6 +434,7 @@ impl Lock {
             rests_for,
             permits,
             shared_by,
+            row_locker,
         } = busy.await.unwrap_or_default();
         Err(Error::TimedOut {
             name,
@@ -443,6 +444,7 @@ impl Lock {
             permits,
             shared_by,
             rests_for,
+            row_locker,
         })
     }
 
@@ -485,6 +487,7 @@ struct Busy {
     rests_for: Option<Duration>,
     permits: Option<u32>,
     shared_by: Option<u32>,
+    row_locker: Option<String>,
 }
 
 /// Read it: `permits` is the limit of a semaphore.
@@ -518,6 +521,15 @@ async fn busy(client: &Client, name: &LockName, permits: Option<u32>) -> Result<
             permits,
             ..Busy::default()
         },
+        // Its row was locked, or it would have been acquired.
+        Some(info) if permits.is_none() && matches!(info.state, LockState::Expired { .. }) => {
+            Busy {
+                row_locker: row_locker(client, name, Slot::Lock).await,
+                holder: info.holder,
+                held_for: info.held_for,
+                ..Busy::default()
+            }
+        }
         // A free row still contains the last holder.
         Some(info) => match info.held_by() {
             Some(HeldBy {

@@ -17,6 +17,7 @@ pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Durat
         permits: None,
         shared_by: None,
         rests_for: None,
+        row_locker: None,
     }
 }
 

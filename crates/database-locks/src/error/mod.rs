@@ -49,10 +49,10 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 pub enum Error {
     /// The wait ran out while another client held the lock, or the lock rested. Nothing was
     /// acquired.
-    #[error("{} `{name}` not acquired within {}{}{}{}",
+    #[error("{} `{name}` not acquired within {}{}{}{}{}",
         if permits.is_some() { "a permit of" } else { "lock" },
         Human(*.waited), PermitsSuffix(*.permits), SharedSuffix(*.shared_by),
-        HeldBySuffix(.holder.as_deref(), *.held_for, *.rests_for))]
+        HeldBySuffix(.holder.as_deref(), *.held_for, *.rests_for), RowLockedSuffix(.row_locker.as_deref()))]
     #[non_exhaustive]
     TimedOut {
         /// Which lock.
@@ -72,6 +72,10 @@ pub enum Error {
         shared_by: Option<u32>,
         /// How long the lock [rested](crate::Lock::at_least) from then on; `None` if it was held.
         rests_for: Option<Duration>,
+        /// The session of the database whose transaction keeps the lock's row locked, and how to end
+        /// it, where the lease has ended: as a rule a fenced or guarded transaction of a holder that
+        /// is frozen. `None` otherwise, and if the server does not tell this user.
+        row_locker: Option<String>,
     },
     /// The latest grant of the lock began too recently for one [once per](crate::Lock::once_per)
     /// period. Nothing was acquired.
@@ -376,6 +380,20 @@ impl fmt::Display for HeldBySuffix<'_> {
             (Some(holder), None) => write!(f, ": {}", Holding(holder, self.1)),
             (None, _) => Ok(()),
         }
+    }
+}
+
+struct RowLockedSuffix<'a>(Option<&'a str>);
+
+impl fmt::Display for RowLockedSuffix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let suffix = |session| {
+            write!(
+                f,
+                "; the lease has ended, but a transaction keeps the row locked: {session}"
+            )
+        };
+        self.0.map_or(Ok(()), suffix)
     }
 }
 

@@ -53,6 +53,7 @@ fn a_timeout_names_the_holder_and_its_age() {
         rests_for: None,
         permits: None,
         shared_by: None,
+        row_locker: None,
     };
     assert_eq!(
         error.to_string(),
@@ -70,6 +71,7 @@ fn a_timeout_of_a_lock_that_rests_says_for_how_long() {
         rests_for: Some(Duration::from_secs(40)),
         permits: None,
         shared_by: None,
+        row_locker: None,
     };
     assert_eq!(
         error.to_string(),

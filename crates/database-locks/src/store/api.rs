@@ -275,6 +275,20 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// The session whose transaction has the row of this lock or permit locked, and how to end it, for
+    /// people to read; `None` if no transaction has. An error if the server does not tell this user.
+    ///
+    /// Connections of its own wait for the row and ask the server: some milliseconds as a rule.
+    fn row_locker<'a>(
+        &'a self,
+        name: &'a LockName,
+        slot: Slot,
+        within: Duration,
+    ) -> Reply<'a, Option<String>> {
+        let _ = (name, slot, within);
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
     /// Connect in the background unless connected: a renewal is due within seconds.
     fn prepare_to_renew(&self) {}
 

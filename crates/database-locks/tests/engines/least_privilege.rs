@@ -131,3 +131,37 @@ async fn a_guard_of_another_role_keeps_no_program_from_listing_on_postgres() {
     let guards = locks.guarded_tables().await.unwrap();
     assert_eq!(guards.len(), 1, "{guards:?}");
 }
+
+/// The server tells only a user with the right PROCESS which session it is.
+async fn a_locked_row_is_reported_without_the_right_to_see_sessions(db: TestDb) {
+    let locks = Locks::connect(&db.url).await.unwrap();
+    let lock = locks.lock("ledger").ttl(Duration::from_secs(60));
+    let guard = lock.acquire().await.unwrap();
+    let mut session = db.sql_session();
+    session.run("BEGIN").unwrap();
+    let locked = "SELECT id FROM database_locks_lock WHERE name = 'ledger' FOR UPDATE";
+    session.run(locked).unwrap();
+    let error = locks.force_release("ledger").await.unwrap_err();
+    assert!(matches!(error, Error::Conflict { .. }), "{error:?}");
+    let message = error.chain();
+    assert!(
+        message.contains("does not tell this user whose"),
+        "{message}"
+    );
+    session.run("ROLLBACK").unwrap();
+    guard.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_row_is_reported_without_the_right_to_see_sessions_on_mariadb() {
+    if let Some(db) = TestDb::mariadb_least().await {
+        a_locked_row_is_reported_without_the_right_to_see_sessions(db).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_row_is_reported_without_the_right_to_see_sessions_on_mysql() {
+    if let Some(db) = TestDb::mysql_least().await {
+        a_locked_row_is_reported_without_the_right_to_see_sessions(db).await;
+    }
+}

@@ -113,7 +113,7 @@ mod tests {
                 Topic::Ended(Outage::Renewals),
                 Topic::Ended(Outage::Renewals),
                 Topic::Loss,
-                Topic::Settings,
+                Topic::Notice,
                 Topic::Other,
             ]
         );

@@ -33,8 +33,8 @@ pub(super) enum Topic {
     Loss,
     /// A wait, and the holder of the lock.
     Wait,
-    /// A file with settings is ignored.
-    Settings,
+    /// Something for an operator: a file with settings is ignored, or a transaction is in the way.
+    Notice,
     Other,
 }
 
@@ -81,7 +81,8 @@ impl LibraryEvent {
             (Level::INFO, None) if fields.outage.is_some() || fields.token => {
                 Topic::Ended(Outage::Renewals)
             }
-            (Level::WARN, _) if self.part == Part::Settings => Topic::Settings,
+            (Level::WARN, _) if self.part == Part::Settings => Topic::Notice,
+            (_, Some("row_locked")) => Topic::Notice,
             _ if self.part == Part::Acquire => Topic::Wait,
             _ => Topic::Other,
         }

@@ -99,7 +99,7 @@ impl Printer {
             Topic::Began(Outage::Renewals) | Topic::Ended(Outage::Renewals) if lock_over => return,
             Topic::Began(outage) => self.begin_outage(outage, fields),
             Topic::Ended(outage) => self.end_outage(outage, fields.outage),
-            Topic::Settings => {
+            Topic::Notice => {
                 if self.warnings.insert(fields.message.clone()) {
                     output::notice(&fields.message);
                 }

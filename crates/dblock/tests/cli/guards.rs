@@ -304,6 +304,55 @@ fn a_late_write_of_a_frozen_holder_is_refused() {
     promise("P16", "postgres");
 }
 
+/// Its transaction stays open after its lease. The operator is told which session that is.
+#[test]
+fn a_frozen_holder_with_an_open_transaction_is_named_to_whom_it_keeps_out() {
+    let Some(shop) = Shop::new(TestDb::postgres()) else {
+        return;
+    };
+    shop.ok(&["guard", "invoices", "--lock", "ledger"]);
+    let psql = psql();
+    let script = format!(
+        "(echo 'BEGIN; UPDATE invoices SET amount = 1000; SELECT pg_backend_pid();'; \
+          while [ ! -e go ]; do sleep 0.05; done) | {} -XqAt '{}' > session",
+        psql.display(),
+        shop.db.url
+    );
+    let ttl = ["run", "--pgoptions", "--ttl", "2s", "--grace", "500ms"];
+    let holder = shop.start(&[&ttl[..], &["ledger", "--", "sh", "-c", &script]].concat());
+    let session = || shop.sandbox.read("session").trim().to_owned();
+    shop.sandbox.wait_for("session");
+    assert!(time::wait_until(TIMEOUT, || !session().is_empty()));
+    holder.signal(Signal::STOP);
+    assert!(time::wait_until(TIMEOUT, || {
+        shop.run(&["show", "ledger"]).out.contains("expired")
+    }));
+    let named = |done: &Finished| {
+        let line = done.only_line(75);
+        let pid = format!("the session of pid {} (user postgres, psql", session());
+        assert!(
+            line.contains(&pid) && line.contains("in a transaction for "),
+            "{line}"
+        );
+    };
+    named(&shop.run(&["release", "ledger", "--force"]));
+    named(&shop.run(&["run", "-n", "ledger", "--", "true"]));
+    named(&shop.run(&["run", "--wait", "1s", "ledger", "--", "true"]));
+    // A wait without end says so too, after ten seconds.
+    let waiting = shop.start(&["run", "ledger", "--", "true"]);
+    assert!(time::wait_until(TIMEOUT, || waiting
+        .err()
+        .contains("a transaction keeps its row locked")));
+    shop.db
+        .sql(&format!("SELECT pg_terminate_backend({})", session()));
+    assert_eq!(waiting.end().code(), 0);
+    shop.sandbox.touch("go");
+    holder.signal(Signal::CONT);
+    holder.end();
+    assert_eq!(shop.total(), "10");
+    promise("P16", "postgres");
+}
+
 /// A program in C that knows nothing of locks.
 #[test]
 fn a_program_in_another_language_writes_under_the_lock() {

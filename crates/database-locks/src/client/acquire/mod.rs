@@ -10,7 +10,7 @@ use tracing::{Instrument, Span};
 
 use crate::client::Client;
 use crate::client::acquire::acquisition::FirstTry;
-use crate::client::acquire::progress::{Progress, report, wait_error};
+use crate::client::acquire::progress::{Progress, locker_in_the_way, report, wait_error};
 use crate::client::acquire::request::AcquireRequest;
 use crate::client::guard::LockGuard;
 use crate::client::renewal::grant_state::ms;
@@ -346,7 +346,7 @@ async fn until_limit<T>(
     let mut end = limit_of(request, began);
     {
         let mut work = std::pin::pin!(work);
-        let mut report = std::pin::pin!(report(request, progress));
+        let mut report = std::pin::pin!(report(client, request, progress));
         let mut extensions: HashMap<(LockName, Slot), WaitExtension<Version>> = HashMap::new();
         loop {
             tokio::select! {
@@ -370,6 +370,7 @@ async fn until_limit<T>(
             }
         }
     }
+    let row_locker = locker_in_the_way(client, request, progress).await;
     let mut progress =
         std::mem::take(&mut *progress.lock().unwrap_or_else(PoisonError::into_inner));
     if let (None, None, Some(by)) = (
@@ -379,6 +380,7 @@ async fn until_limit<T>(
     ) {
         progress.failure = Some(StoreError::cannot_serve(format!("blocked by {by}")));
     }
+    progress.row_locker = row_locker;
     Err(wait_error(
         request,
         op(),

@@ -1,15 +1,17 @@
 //! The progress of one wait, for its log records and its final error.
 
-use crate::client::acquire::reports::ReportInterval;
-use crate::client::acquire::reports::log_held;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::client::acquire::reports::{ReportInterval, log_held, log_row_locked};
 use crate::client::acquire::request::AcquireRequest;
+use crate::client::read::row_locker;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
-use crate::runtime::clock;
+use crate::runtime::{self, clock};
 use crate::store::api::StoreError;
-use protocol::{Holder, LockName, Outcome, Token};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use protocol::{Holder, LockName, Outcome, Slot, Token};
 
 /// What the tries of one wait have shown.
 #[derive(Debug, Default)]
@@ -20,6 +22,10 @@ pub(crate) struct Progress {
     /// When the holder was seen.
     pub(crate) seen: protocol::BootInstant,
     pub(crate) failure: Option<StoreError>,
+    /// Whether the latest try found the lock free or its lease ended, and its row locked.
+    pub(crate) row_is_locked: bool,
+    /// The session that has it locked, if it is known.
+    pub(crate) row_locker: Option<String>,
     /// The holder in the latest log record, and whether the lock rested.
     pub(crate) logged: Option<(Option<Token>, Option<String>, bool)>,
 }
@@ -27,6 +33,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// Record a try that granted nothing.
     pub(crate) fn record(&mut self, name: &LockName, outcome: Result<Outcome, StoreError>) {
+        self.row_is_locked = matches!(outcome, Ok(Outcome::Busy));
         match outcome {
             Ok(Outcome::Held(holder)) => {
                 let identity = (holder.token, holder.holder.clone(), holder.is_resting);
@@ -76,6 +83,7 @@ impl Progress {
 
 /// Log at growing intervals that the wait continues. Never returns.
 pub(crate) async fn report(
+    client: &Arc<Client>,
     request: &AcquireRequest,
     progress: &Mutex<Progress>,
 ) -> std::convert::Infallible {
@@ -85,6 +93,10 @@ pub(crate) async fn report(
         tokio::time::sleep(schedule.due() - clock::now()).await;
         let now = clock::now();
         schedule.reported(now);
+        if let Some(session) = locker_in_the_way(client, request, progress).await {
+            log_row_locked(&request.name, now - began, &session);
+            continue;
+        }
         let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
         // An outage is logged once a process, and only the first waiter of a queue knows the
         // holder.
@@ -100,6 +112,27 @@ pub(crate) async fn report(
             log_held(name, now - began, &holder);
         }
     }
+}
+
+/// The session that has the row of the lock locked, where the latest try found the lease ended and the
+/// row locked.
+pub(crate) async fn locker_in_the_way(
+    client: &Arc<Client>,
+    request: &AcquireRequest,
+    progress: &Mutex<Progress>,
+) -> Option<String> {
+    let row_is_locked = {
+        let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.row_is_locked && request.limit().is_none()
+    };
+    if !row_is_locked {
+        return None;
+    }
+    let (client, name) = (Arc::clone(client), request.name.clone());
+    // In the background, where connections belong.
+    let found =
+        runtime::run(async move { Ok::<_, Error>(row_locker(&client, &name, Slot::Lock).await) });
+    found.await.ok().flatten()
 }
 
 /// The error of a wait that is over.
@@ -127,6 +160,7 @@ pub(crate) fn wait_error(
                 permits: holder.permits.map(|permits| permits.limit),
                 shared_by: holder.readers.map(|readers| readers.held),
                 rests_for: rest.map(|left| left.saturating_sub(since)),
+                row_locker: progress.row_locker,
             }
         }
     }

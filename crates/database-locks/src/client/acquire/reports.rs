@@ -137,6 +137,18 @@ pub(crate) fn log_held(name: &LockName, waited: Duration, holder: &Holder) {
     );
 }
 
+/// Log that a wait continues although the lease has ended, since a transaction has the row locked.
+pub(crate) fn log_row_locked(name: &LockName, waited: Duration, session: &str) {
+    tracing::warn!(
+        event = "row_locked",
+        lock.name = name.as_str(),
+        lock.waited_ms = ms(waited),
+        "still waiting for lock `{name}` after {}: its lease has ended, but a transaction keeps its row \
+         locked: {session}",
+        Human(waited)
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

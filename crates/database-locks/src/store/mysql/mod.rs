@@ -28,6 +28,7 @@ mod statements;
 
 use connection::config::Server;
 use connection::open::name_server;
+use connection::row_locker::row_locker;
 use connection::session::Session;
 use connection::worker::Worker;
 use direct::MysqlDirect;
@@ -305,6 +306,16 @@ impl Store for Mysql {
             false,
             after
         ))
+    }
+
+    fn row_locker<'a>(
+        &'a self,
+        name: &'a LockName,
+        slot: Slot,
+        within: Duration,
+    ) -> Reply<'a, Option<String>> {
+        let found = row_locker(&self.server, name, slot);
+        Box::pin(with_deadline(within, found, || ()))
     }
 
     fn fence(&self) -> Option<&FenceText> {

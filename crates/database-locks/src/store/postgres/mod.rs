@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::connection::manager::ConnectionManager;
+use self::connection::row_locker;
 use self::connection::server::Server;
 use self::connection::session::Session;
 use self::direct::PostgresDirect;
@@ -373,6 +374,22 @@ impl Store for Postgres {
 
     fn on_notified(&self, notify: NoticeHandler) {
         self.listener.on_notified(notify);
+    }
+
+    fn row_locker<'a>(
+        &'a self,
+        name: &'a LockName,
+        slot: Slot,
+        within: Duration,
+    ) -> Reply<'a, Option<String>> {
+        Box::pin(async move {
+            let wait = match Rows::of(slot) {
+                Rows::Locks => self.table.fill(row_locker::WAIT),
+                Rows::Permits => self.table.fill_for_permits(row_locker::WAIT),
+            };
+            let row = (wait.as_str(), name.as_str(), slot.range().0);
+            self.connection.row_locker(row, within).await
+        })
     }
 
     fn blocked_by(&self) -> Option<String> {

@@ -198,6 +198,54 @@ async fn no_client_gets_the_lock_during_a_guarded_transaction(db: &TestDb) {
     promise("P16", db.engine);
 }
 
+/// Of a release by force, of a wait that ends, and of a caller that does not wait; while the lock is
+/// held, and after its lease.
+async fn an_error_names_the_session_that_keeps_the_row_locked(db: &TestDb) {
+    let locks = guarded(db).await;
+    let other = db.locks().await;
+    let mut writer = Writer::new(db);
+    let (own_id, end) = match writer.mysql_like {
+        true => ("SELECT CONNECTION_ID()", "KILL ID"),
+        false => ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(ID)"),
+    };
+    let id = writer.run(own_id).remove(0);
+    let end = end.replace("ID", &id);
+    let names_it = |error: &Error| {
+        let all = error.chain();
+        let named = all.contains(&format!("id {id} (")) && all.contains("in a transaction for");
+        assert!(named && all.contains(&format!("`{end}` ends it")), "{all}");
+    };
+
+    let guard = ledger(&locks).await;
+    writer.begin();
+    writer.show(&guard.ticket().to_string());
+    writer.run(WRITES[1]);
+    let forced = other.force_release("ledger").await.unwrap_err();
+    assert!(matches!(forced, Error::Conflict { .. }), "{forced:?}");
+    names_it(&forced);
+    writer.run("ROLLBACK");
+    guard.release().await.unwrap();
+
+    let lock = locks.lock("ledger").ttl(Duration::from_millis(500));
+    let guard = lock.auto_renew(false).acquire().await.unwrap();
+    writer.begin();
+    writer.show(&guard.ticket().to_string());
+    writer.run(WRITES[1]);
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    let forced = other.force_release("ledger").await.unwrap_err();
+    assert!(matches!(forced, Error::Conflict { .. }), "{forced:?}");
+    names_it(&forced);
+    for wait in [Duration::from_secs(1), Duration::ZERO] {
+        let waited = other.lock("ledger").wait(wait).acquire().await.unwrap_err();
+        assert!(matches!(waited, Error::TimedOut { .. }), "{waited:?}");
+        names_it(&waited);
+    }
+    db.sql(&end);
+    ledger(&other).await;
+    assert_eq!(total(db), "30", "what it wrote is undone");
+    promise("P16", db.engine);
+}
+
 /// At each isolation level: a snapshot from before a renewal, before a take-over, and before the
 /// grant.
 async fn a_guard_holds_at_each_isolation_level(db: &TestDb) {
@@ -426,6 +474,7 @@ macro_rules! on {
     ($($engine:ident),*) => { $( db_tests!($engine:
         only_the_holder_writes,
         no_client_gets_the_lock_during_a_guarded_transaction,
+        an_error_names_the_session_that_keeps_the_row_locked,
         a_guard_holds_at_each_isolation_level,
         a_savepoint_undoes_the_write_with_the_row_lock,
         tables_of_several_locks_are_written_in_one_transaction,

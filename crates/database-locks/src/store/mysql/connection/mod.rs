@@ -7,6 +7,7 @@ mod interpolate;
 pub(crate) mod open;
 pub(crate) mod panic;
 pub(crate) mod queue;
+pub(crate) mod row_locker;
 pub(crate) mod session;
 pub(crate) mod table;
 pub(crate) mod worker;

@@ -25,14 +25,19 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The deadline of the query, including its connection.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The session that blocks the backend `$1`. A role without `pg_read_all_stats` sees the user and
-/// the program of other sessions, but not their statements.
-const BLOCKERS: &str = "
-SELECT by.pid, a.usename::text AS role, a.application_name AS program,
+/// The session that blocks the backend `$1`, or that blocks the session that does, and so on. A role
+/// without `pg_read_all_stats` sees the user and the program of other sessions, but not their
+/// statements.
+pub(super) const BLOCKERS: &str = "
+WITH RECURSIVE blockers(pid) AS (
+    SELECT unnest(pg_blocking_pids($1))
+     UNION
+    SELECT unnest(pg_blocking_pids(pid)) FROM blockers
+)
+SELECT by.pid, a.usename::text AS role, a.application_name AS program, host(a.client_addr) AS host,
        (extract(epoch FROM clock_timestamp() - a.xact_start) * 1000)::bigint AS open
-  FROM unnest(pg_blocking_pids($1)) AS by(pid)
-       LEFT JOIN pg_stat_activity a ON a.pid = by.pid
- ORDER BY a.xact_start
+  FROM blockers by LEFT JOIN pg_stat_activity a ON a.pid = by.pid
+ ORDER BY cardinality(pg_blocking_pids(by.pid)) > 0, a.xact_start
  LIMIT 1";
 
 /// The latest answer.
@@ -94,14 +99,16 @@ async fn ask(server: &Server, backend: i32) -> Result<Option<String>, StoreError
     Ok(rows.first().map(described).transpose()?)
 }
 
-fn described(row: &Row) -> Result<String, ServerError> {
+pub(super) fn described(row: &Row) -> Result<String, ServerError> {
     let pid: i32 = row.try_get("pid")?;
     let role: Option<&str> = row.try_get("role")?;
     let program: Option<&str> = row.try_get("program")?;
+    let host: Option<&str> = row.try_get("host")?;
     let open: Option<i64> = row.try_get("open")?;
     let mut about = Vec::new();
     about.extend(role.map(|role| format!("user {role}")));
     about.extend(program.filter(|it| !it.is_empty()).map(str::to_owned));
+    about.extend(host.map(|host| format!("from {host}")));
     let open = open.and_then(|open| u64::try_from(open).ok());
     about.extend(open.map(|open| {
         format!(

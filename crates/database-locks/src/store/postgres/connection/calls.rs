@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::blocked;
 use super::manager::{ConnectionManager, Role};
+use super::row_locker;
 use super::session::Session;
 use crate::store::api::{StoreError, with_deadline};
 use crate::store::connect::hosts::ConnectFailure;
@@ -148,6 +149,16 @@ impl ConnectionManager {
         let (hosts, within) = (connector.hosts(), Human(within));
         let message = format!("no connection to {hosts} within {within}{why}");
         StoreError::Unavailable(message.into()).undone()
+    }
+
+    /// The session that has a row locked: see [`Store::row_locker`](crate::store::api::Store).
+    pub(crate) async fn row_locker(
+        &self,
+        (wait, name, slot): (&str, &str, i32),
+        within: Duration,
+    ) -> Result<Option<String>, StoreError> {
+        let locker = row_locker::row_locker(&self.0.server, wait, name, slot, within);
+        with_deadline(within, locker, || ()).await
     }
 
     /// The session that blocks the statements, if a pending request has found it.

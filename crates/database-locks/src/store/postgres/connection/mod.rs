@@ -10,6 +10,7 @@ pub(crate) mod events;
 pub(crate) mod handshake;
 pub(crate) mod manager;
 pub(crate) mod product;
+pub(crate) mod row_locker;
 pub(crate) mod server;
 pub(crate) mod session;
 pub(crate) mod tls;

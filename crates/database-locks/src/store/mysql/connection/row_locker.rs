@@ -1,0 +1,109 @@
+//! Finds the session whose transaction has the row of a lock locked.
+//!
+//! MariaDB shows a lock only while another transaction waits for it. So one connection waits for the row,
+//! and another one asks the server for what.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mysql_async::params;
+
+use super::config::Server;
+use super::session::Session;
+use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
+use protocol::{Human, LockName, Slot};
+
+/// MariaDB shows the same answer for 100 ms.
+const PAUSE: Duration = Duration::from_millis(120);
+
+/// A session that locks a row: its id, user, host, and for how many seconds its transaction is open.
+type Locker = (u64, Option<String>, Option<String>, Option<u64>);
+
+impl Session {
+    /// Waits for the row. The transaction ends with the statement.
+    const WAIT_FOR_ROW: &str =
+        "SELECT id FROM {table} WHERE name = :name{? AND slot = :slot?} FOR UPDATE";
+    const WAIT_FOR_ROW_AT_MOST: &str = "SET innodb_lock_wait_timeout = 2";
+
+    /// The oldest transaction for which the session `:id` waits.
+    const ROW_LOCKER: &str = "
+        SELECT b.trx_mysql_thread_id, t.processlist_user, t.processlist_host,
+               TIMESTAMPDIFF(SECOND, CONVERT_TZ(b.trx_started, 'SYSTEM', '+00:00'), UTC_TIMESTAMP())
+          FROM information_schema.innodb_trx r
+               JOIN performance_schema.data_lock_waits w ON w.requesting_engine_transaction_id = r.trx_id
+               JOIN information_schema.innodb_trx b ON b.trx_id = w.blocking_engine_transaction_id
+               LEFT JOIN performance_schema.threads t ON t.processlist_id = b.trx_mysql_thread_id
+         WHERE r.trx_mysql_thread_id = :id
+         ORDER BY b.trx_started LIMIT 1";
+
+    /// [`ROW_LOCKER`](Self::ROW_LOCKER) on MariaDB.
+    const ROW_LOCKER_ON_MARIADB: &str = "
+        SELECT b.trx_mysql_thread_id, p.user, p.host,
+               TIMESTAMPDIFF(SECOND, CONVERT_TZ(b.trx_started, 'SYSTEM', '+00:00'), UTC_TIMESTAMP())
+          FROM information_schema.innodb_trx r
+               JOIN information_schema.innodb_lock_waits w ON w.requesting_trx_id = r.trx_id
+               JOIN information_schema.innodb_trx b ON b.trx_id = w.blocking_trx_id
+               LEFT JOIN information_schema.processlist p ON p.id = b.trx_mysql_thread_id
+         WHERE r.trx_mysql_thread_id = :id
+         ORDER BY b.trx_started LIMIT 1";
+
+    async fn row_locker(&mut self, id: u32) -> Result<Option<Locker>, StoreError> {
+        let statement = match self.mariadb {
+            true => Self::ROW_LOCKER_ON_MARIADB,
+            false => Self::ROW_LOCKER,
+        };
+        let rows = self.rows_as(statement, params! { "id" => id });
+        Ok(rows.await?.into_iter().next())
+    }
+}
+
+/// The session that has the row of this lock or permit locked. It takes the right PROCESS, and on MySQL
+/// SELECT on `performance_schema`.
+pub(crate) async fn row_locker(
+    server: &Arc<Server>,
+    name: &LockName,
+    slot: Slot,
+) -> Result<Option<String>, StoreError> {
+    let (mut waiting, mut asking) = tokio::try_join!(Session::open(server), Session::open(server))?;
+    (waiting.execute_unprepared(Session::WAIT_FOR_ROW_AT_MOST.to_owned())).await?;
+    let id = waiting.conn.id();
+    let ask = async {
+        loop {
+            match asking.row_locker(id).await? {
+                Some(locker) => return Ok(Some(described(locker))),
+                None => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    };
+    let params = params! { "name" => name.as_str(), "slot" => slot.range().0 };
+    tokio::select! {
+        biased;
+        locker = ask => locker,
+        // It has got the row, or has waited for long enough.
+        _ = waiting.rows(Rows::of(slot), Session::WAIT_FOR_ROW, params) => Ok(None),
+    }
+}
+
+/// The session, and how to end it.
+fn described((id, user, host, open): Locker) -> String {
+    let mut about = Vec::new();
+    about.extend(user.map(|user| format!("user {user}")));
+    about.extend(
+        host.filter(|host| !host.is_empty())
+            .map(|host| format!("from {host}")),
+    );
+    about.extend(open.map(|open| {
+        let open = Duration::from_secs(open);
+        format!("in a transaction for {}", Human(open))
+    }));
+    let about = match about.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", about.join(", ")),
+    };
+    // 0 stands for a transaction that was prepared for two-phase commit.
+    match id {
+        0 => "a prepared transaction, to be ended as XA RECOVER shows".to_owned(),
+        id => format!("the session of id {id}{about}; `KILL {id}` ends it"),
+    }
+}

@@ -1,0 +1,75 @@
+//! Finds the session whose transaction has the row of a lock locked.
+//!
+//! A row says which transaction locks it, but not in a form that SQL can read. So one connection waits
+//! for the row, and another one asks the server for what. The first one begins a transaction, so that a
+//! pooler keeps to one backend.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+
+use super::blocked::{BLOCKERS, described};
+use super::dial::dial;
+use super::server::Server;
+use super::session::Param;
+use crate::store::api::StoreError;
+use crate::store::postgres::error::ServerError;
+
+const PAUSE: Duration = Duration::from_millis(20);
+/// The wait ends by itself, in case that the server does not notice the end of the connection.
+const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '2s'";
+const BACKEND: &str = "SELECT pg_backend_pid() AS pid";
+/// Waits for the row `$1`, `$2`. With the placeholders of [`Table::fill`](crate::store::Table).
+pub(crate) const WAIT: &str =
+    "SELECT id FROM {table} WHERE name = $1 AND $2::int IS NOT NULL{? AND slot = $2?} FOR UPDATE";
+
+/// The session that has the row locked for which `wait` waits, a filled [`WAIT`].
+pub(crate) async fn row_locker(
+    server: &Server,
+    wait: &str,
+    name: &str,
+    slot: i32,
+    within: Duration,
+) -> Result<Option<String>, StoreError> {
+    let config = server.connector.ask().await?;
+    let at = (server.connector.first(&config), within);
+    let (waiting, asking) = tokio::try_join!(
+        dial(server, None, &config, at),
+        dial(server, None, &config, at)
+    )?;
+    waiting.script(BEGIN).await?;
+    // Its statement is cancelled when it is dropped.
+    waiting.late.store(true, Ordering::Relaxed);
+    let rows = waiting.query(BACKEND, &[]).await?;
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let backend: i32 = row.try_get("pid").map_err(ServerError::from)?;
+    let ask = async {
+        loop {
+            let rows = asking.query(BLOCKERS, &[(&backend, Type::INT4)]).await?;
+            if let Some(row) = rows.first() {
+                return Ok::<_, StoreError>(Some(with_advice(row)?));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    let params: [(Param<'_>, Type); 2] = [(&name, Type::TEXT), (&slot, Type::INT4)];
+    tokio::select! {
+        biased;
+        locker = ask => locker,
+        // It has got the row, or has waited for long enough.
+        _ = waiting.query(wait, &params) => Ok(None),
+    }
+}
+
+/// The session, and how to end it.
+fn with_advice(row: &tokio_postgres::Row) -> Result<String, ServerError> {
+    let pid: i32 = row.try_get("pid")?;
+    let session = described(row)?;
+    Ok(match pid {
+        0 => format!("{session}, to be committed or rolled back by its name"),
+        pid => format!("{session}; `SELECT pg_terminate_backend({pid})` ends it"),
+    })
+}
