@@ -31,7 +31,8 @@ class LockTimeout(LockException):
     are held (``holder`` and ``held_for`` are those of the longest held one), or 0: an operator has
     paused it; ``None`` for a lock. ``shared_by``: if shared holders kept an exclusive caller out, their
     number (``holder`` and ``held_for`` are those of the one that has shared it the longest); else
-    ``None``.
+    ``None``. ``row_locker``: the lease has ended, but a transaction keeps the lock's row locked, in this
+    session of the database, as far as it tells; the text says how to end it.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class LockTimeout(LockException):
         rests_for: float | None = None,
         permits: int | None = None,
         shared_by: int | None = None,
+        row_locker: str | None = None,
     ) -> None:
         # `args` is that of legacy, whose users may read it.
         super().__init__(*((message,) if timeout is None else (message, timeout)))
@@ -55,6 +57,7 @@ class LockTimeout(LockException):
         self.rests_for = rests_for
         self.permits = permits
         self.shared_by = shared_by
+        self.row_locker = row_locker
         self.in_this_process = False
 
     def __str__(self) -> str:
@@ -75,6 +78,8 @@ class LockTimeout(LockException):
                 message += " (this process)"
             if self.held_for is not None:
                 message += f" for {self.held_for:.1f}s"
+        if self.row_locker is not None:
+            message += f"; the lease has ended, but a transaction keeps the row locked: {self.row_locker}"
         return message
 
     def _longest(self) -> str:

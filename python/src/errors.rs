@@ -23,6 +23,7 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             rests_for,
             permits,
             shared_by,
+            row_locker,
             ..
         } => {
             words.set_item("timeout", waited.as_secs_f64())?;
@@ -32,6 +33,7 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             words.set_item("rests_for", rests_for.map(|left| left.as_secs_f64()))?;
             words.set_item("permits", permits)?;
             words.set_item("shared_by", shared_by)?;
+            words.set_item("row_locker", row_locker.as_deref())?;
             let what = if permits.is_some() {
                 "a permit"
             } else {

@@ -71,13 +71,13 @@ mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
 
-pub use api::administration::PreviousHolder;
 pub use api::all_locks::AllLocks;
 #[cfg(feature = "macros")]
 pub use api::attribute::locked;
 pub use api::blocking;
 pub use api::builder::LocksBuilder;
 pub use api::fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
+pub use api::force_release::PreviousHolder;
 pub use api::leader::observer::LeaderObserver;
 pub use api::leader::{Leader, Term};
 pub use api::lock::Lock;

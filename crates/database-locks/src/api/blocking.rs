@@ -30,9 +30,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::api::administration::PreviousHolder;
 pub use crate::api::blocking_sets::{AllLocks, LockSet};
 use crate::api::fence::{FenceFailure, FenceTransaction, OpenFence};
+use crate::api::force_release::PreviousHolder;
 use crate::api::{builder, lock, locks};
 use crate::client::guard;
 use crate::doctor::Report;

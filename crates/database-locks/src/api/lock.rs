@@ -444,7 +444,7 @@ impl Lock {
             permits,
             shared_by,
             rests_for,
-            row_locker,
+            row_locker: row_locker.map(Into::into),
         })
     }
 

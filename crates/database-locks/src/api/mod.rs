@@ -10,6 +10,7 @@ pub(crate) mod blocking_sets;
 pub(crate) mod builder;
 pub(crate) mod default_locks;
 pub(crate) mod fence;
+pub(crate) mod force_release;
 mod guarded_tables;
 pub(crate) mod leader;
 pub(crate) mod lock;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::api::administration::PreviousHolder;
+use crate::api::force_release::PreviousHolder;
 use crate::api::lock::Lock;
 use crate::api::locks::Locks;
 use crate::client::downgrade::downgrade;

@@ -75,7 +75,7 @@ pub enum Error {
         /// The session of the database whose transaction keeps the lock's row locked, and how to end
         /// it, where the lease has ended: as a rule a fenced or guarded transaction of a holder that
         /// is frozen. `None` otherwise, and if the server does not tell this user.
-        row_locker: Option<String>,
+        row_locker: Option<Box<str>>,
     },
     /// The latest grant of the lock began too recently for one [once per](crate::Lock::once_per)
     /// period. Nothing was acquired.

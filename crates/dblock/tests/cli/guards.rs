@@ -341,7 +341,7 @@ fn a_frozen_holder_with_an_open_transaction_is_named_to_whom_it_keeps_out() {
     // A wait without end says so too, after ten seconds.
     let waiting = shop.start(&["run", "ledger", "--", "true"]);
     assert!(time::wait_until(TIMEOUT, || waiting
-        .err()
+        .stderr()
         .contains("a transaction keeps its row locked")));
     shop.db
         .sql(&format!("SELECT pg_terminate_backend({})", session()));

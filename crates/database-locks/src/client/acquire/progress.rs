@@ -160,7 +160,7 @@ pub(crate) fn wait_error(
                 permits: holder.permits.map(|permits| permits.limit),
                 shared_by: holder.readers.map(|readers| readers.held),
                 rests_for: rest.map(|left| left.saturating_sub(since)),
-                row_locker: progress.row_locker,
+                row_locker: progress.row_locker.map(Into::into),
             }
         }
     }

@@ -241,7 +241,7 @@ async fn an_error_names_the_session_that_keeps_the_row_locked(db: &TestDb) {
         names_it(&waited);
     }
     db.sql(&end);
-    ledger(&other).await;
+    ledger(&other).await.release().await.unwrap();
     assert_eq!(total(db), "30", "what it wrote is undone");
     promise("P16", db.engine);
 }

@@ -1,0 +1,182 @@
+//! Releasing a lock or a permit by force.
+
+use std::time::Duration;
+
+use crate::api::locks::Locks;
+use crate::client::Client;
+use crate::client::read::{read_row, row_locker};
+use crate::client::release::{force, force_after_fence};
+use crate::error::Error;
+use crate::store::api::StoreError;
+use crate::store::retry::while_contended;
+use protocol::{Force, Holder, LockInfo, LockName, LockState, Slot, Token};
+
+/// How long a release by force retries while the row is locked.
+const FORCE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The cause if the server does not tell which session it is.
+const ROW_LOCKED: &str = "its row is locked, as a rule by a fenced or guarded transaction; the database does not \
+                          tell this user whose";
+
+impl Locks {
+    /// Release a lock by force, and return its former holder; `None` if it was free. If it
+    /// [rests](crate::Lock::at_least), end the rest, and return the latest holder.
+    ///
+    /// **The former holder works on until its next renewal**, where it learns of this (on
+    /// PostgreSQL at once if its renewals are more than 5 s apart). Make sure first that it is dead
+    /// or stopped. If a fenced transaction of this process is open under the lock, the lock is
+    /// released when that transaction ends, and a warning says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Conflict`] if the row stays locked for 2 s, also after the lease: as a rule by a fenced or guarded transaction of
+    /// another process: the source names its session, the age of the transaction and how to end it, where
+    /// the database tells this user. [`Error::Config`] for an invalid name; [`Error::Unavailable`],
+    /// [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the lock may or may not be released.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").holder("web-2").acquire().await?;
+    /// let former = locks.force_release("report").await?.expect("it was held");
+    /// assert_eq!((former.holder.as_deref(), former.token), (Some("web-2"), Some(guard.token())));
+    /// assert!(locks.force_release("report").await?.is_none(), "it is free");
+    /// assert!(guard.release().await.is_err(), "the holder learns of it now at the latest");
+    /// # Ok(()) }
+    /// ```
+    pub fn force_release<N: AsRef<str>>(
+        &self,
+        name: N,
+    ) -> impl Future<Output = Result<Option<PreviousHolder>, Error>> + Send + 'static + use<N> {
+        let forced = LockName::new(name).map(|name| self.force(name, Slot::Lock));
+        async move { Ok(forced?.await?.map(PreviousHolder::of)) }
+    }
+
+    /// [`Locks::force_release`] for one permit of a semaphore: `slot` is its number, as
+    /// [`Locks::show_semaphore`] gives it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Locks::force_release`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Locks::force_release`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.semaphore("partner api", 3).acquire().await?;
+    /// let slot = guard.slot().expect("a permit");
+    /// assert!(locks.force_release_permit("partner api", slot).await?.is_some());
+    /// assert!(guard.check().await.is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn force_release_permit<N: AsRef<str>>(
+        &self,
+        name: N,
+        slot: u16,
+    ) -> impl Future<Output = Result<Option<PreviousHolder>, Error>> + Send + 'static + use<N> {
+        let forced = LockName::new(name).map(|name| self.force(name, Slot::Permit(slot)));
+        async move { Ok(forced?.await?.map(PreviousHolder::of)) }
+    }
+
+    pub(crate) fn force(
+        &self,
+        name: LockName,
+        slot: Slot,
+    ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
+        self.in_background(move |client| async move {
+            let op = || format!("release {} by force", slot.named(&name));
+            let forced = while_contended(FORCE_TIMEOUT, || async {
+                match force(&client, &name, slot).await? {
+                    Force::Freed(from) => Ok((Some(from), true)),
+                    Force::WasFree => match locker_of_expired(&client, &name, slot).await? {
+                        None => Ok((None, true)),
+                        Some(session) => Err(locked_by(&session)),
+                    },
+                    Force::Busy => match force_after_fence(&client, &name, slot) {
+                        Some(from) => Ok((Some(from), false)),
+                        None => Err(StoreError::Contention(ROW_LOCKED.into())),
+                    },
+                }
+            });
+            let (from, done) = match forced.await {
+                Err(conflict @ StoreError::Contention(_)) => {
+                    let session = row_locker(&client, &name, slot).await;
+                    let cause = session.map_or(conflict, |session| locked_by(&session));
+                    return Err(cause.into_error(op()));
+                }
+                forced => forced.map_err(|e| e.into_error(op()))?,
+            };
+            if !done {
+                return Ok(from);
+            }
+            client.queues(slot).wake(&name);
+            client.wake_shared(slot, &name);
+            if let Some(from) = &from {
+                tracing::warn!(
+                    lock.name = name.as_str(),
+                    lock.slot = slot.number(),
+                    lock.token = from.token.map(Token::get),
+                    lock.holder = from.holder.as_deref(),
+                    "{} released by force",
+                    slot.as_str()
+                );
+            }
+            Ok(from)
+        })
+    }
+}
+
+/// The session that has the row locked although the lease has ended, and so keeps others out.
+async fn locker_of_expired(
+    client: &Client,
+    name: &LockName,
+    slot: Slot,
+) -> Result<Option<String>, StoreError> {
+    let row = read_row(client, name, slot).await?;
+    let has_ended = |row: &LockInfo| matches!(row.state, LockState::Expired { .. });
+    match row.as_ref().is_some_and(has_ended) {
+        true => Ok(row_locker(client, name, slot).await),
+        false => Ok(None),
+    }
+}
+
+fn locked_by(session: &str) -> StoreError {
+    StoreError::Contention(format!("its row is locked by {session}").into())
+}
+
+/// The holder that lost a lock by [`Locks::force_release`], or the latest one of a lock that
+/// rested.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PreviousHolder {
+    /// Its name, as [`Lock::holder`](crate::Lock::holder) set it.
+    pub holder: Option<String>,
+    /// The fencing token of its grant; `None` for a legacy holder (django-database-locks 0.5).
+    pub token: Option<Token>,
+    /// How long it had held the lock, by the database's clock; `None` for a legacy holder, and if
+    /// the lock rested.
+    pub held_for: Option<Duration>,
+    /// Whether it had released the lock, which [rested](crate::Lock::at_least).
+    pub rested: bool,
+}
+
+impl PreviousHolder {
+    pub(super) fn of(holder: Holder) -> Self {
+        Self {
+            holder: holder.holder,
+            token: holder.token,
+            held_for: holder.held_for.filter(|_| !holder.is_resting),
+            rested: holder.is_resting,
+        }
+    }
+}
