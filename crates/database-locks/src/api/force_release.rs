@@ -13,9 +13,6 @@ use protocol::{Force, Holder, LockInfo, LockName, LockState, Slot, Token};
 
 /// How long a release by force retries while the row is locked.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The cause if the server does not tell which session it is.
-const ROW_LOCKED: &str = "its row is locked, as a rule by a fenced or guarded transaction; the database does not \
-                          tell this user whose";
 
 impl Locks {
     /// Release a lock by force, and return its former holder; `None` if it was free. If it
@@ -104,7 +101,7 @@ impl Locks {
                     },
                     Force::Busy => match force_after_fence(&client, &name, slot) {
                         Some(from) => Ok((Some(from), false)),
-                        None => Err(StoreError::Contention(ROW_LOCKED.into())),
+                        None => Err(locked_by("another transaction")),
                     },
                 }
             });

@@ -11,7 +11,7 @@ use crate::runtime::clock;
 use crate::store::retry::while_contended;
 
 /// How long a caller whose error is ready waits for the name of the session that was in its way.
-const ROW_LOCKER_TIMEOUT: Duration = Duration::from_secs(1);
+const ROW_LOCKER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Read the row of one lock.
 pub(crate) async fn read(client: &Client, name: &LockName) -> Result<Option<LockInfo>, Error> {

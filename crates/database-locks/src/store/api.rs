@@ -276,7 +276,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     }
 
     /// The session whose transaction has the row of this lock or permit locked, and how to end it, for
-    /// people to read; `None` if no transaction has. An error if the server does not tell this user.
+    /// people to read; `None` if no transaction has. [`UNKNOWN_SESSION`] if the server does not tell this
+    /// user.
     ///
     /// Connections of its own wait for the row and ask the server: some milliseconds as a rule.
     fn row_locker<'a>(
@@ -300,6 +301,10 @@ pub trait Store: Send + Sync + fmt::Debug {
         true
     }
 }
+
+/// A session of which the server tells this user nothing.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) const UNKNOWN_SESSION: &str = "a session that the database does not show to this user";
 
 /// A second connection of the process, whose I/O is driven by the runtime of the caller, so that no
 /// thread has to wake another.

@@ -242,7 +242,11 @@ async fn a_release_by_force_never_overtakes_an_open_fence(db: &TestDb) {
         let began = now();
         let error = other.force_release("job").await.unwrap_err();
         assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
-        assert!(error.chain().contains("fenced transaction"));
+        assert!(
+            error.chain().contains("its row is locked"),
+            "{}",
+            error.chain()
+        );
         assert!(began.elapsed() >= ms(1900) && began.elapsed() < TIMEOUT);
     })
     .await

@@ -144,10 +144,7 @@ async fn a_locked_row_is_reported_without_the_right_to_see_sessions(db: TestDb) 
     let error = locks.force_release("ledger").await.unwrap_err();
     assert!(matches!(error, Error::Conflict { .. }), "{error:?}");
     let message = error.chain();
-    assert!(
-        message.contains("does not tell this user whose"),
-        "{message}"
-    );
+    assert!(message.contains("does not show to this user"), "{message}");
     session.run("ROLLBACK").unwrap();
     guard.release().await.unwrap();
 }

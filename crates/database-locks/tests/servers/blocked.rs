@@ -7,7 +7,7 @@ use database_locks::{Error, LockGuard, Locks, Ttl};
 use testkit::sql::SqlSession;
 use testkit::time::{ms, now, wait_until};
 use testkit::tls::Authority;
-use testkit::{MariaDb, MySql, MySqlServer, Postgres, promise};
+use testkit::{MariaDb, MySql, MySqlServer, PgBouncer, Postgres, promise};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Renewals give a connection up each 100 ms, so without an end to them there would be some forty.
@@ -44,7 +44,7 @@ fn waiting(admin: &mut SqlSession) -> usize {
     admin.run(count).unwrap().remove(0).parse().unwrap()
 }
 
-async fn a_closed_fence_leaves_no_file_behind(server: &Postgres, url: &str, database: &str) {
+async fn statements_that_hang_are_ended(server: &Postgres, url: &str, database: &str) {
     let locks = Locks::connect(url).await.unwrap();
     locks.migrate().await.unwrap();
     let guard = holder(&locks).await;
@@ -75,9 +75,9 @@ async fn statements_that_hang_do_not_pile_up_in_postgres() {
         return;
     };
     let url = server.fresh_database();
-    a_closed_fence_leaves_no_file_behind(server, &url, &url).await;
+    statements_that_hang_are_ended(server, &url, &url).await;
     let database = server.fresh_database();
-    a_closed_fence_leaves_no_file_behind(server, &server.socket_url(&database), &database).await;
+    statements_that_hang_are_ended(server, &server.socket_url(&database), &database).await;
     promise("P4", "postgres");
 }
 
@@ -90,10 +90,23 @@ async fn statements_that_hang_are_cancelled_through_tls_too() {
     };
     let database = server.fresh_database();
     let url = format!("{database}?sslmode=require");
-    a_closed_fence_leaves_no_file_behind(&server, &url, &database).await;
+    statements_that_hang_are_ended(&server, &url, &database).await;
 }
 
 /// There the wait for such a table has its own limit, which is set at each connect.
+/// PgBouncer 1.18 ends if the connection of a request to cancel is closed early.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_hang_are_cancelled_through_pgbouncer_which_goes_on() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let Some(pooler) = PgBouncer::start(server, &[]) else {
+        return;
+    };
+    let database = server.fresh_database();
+    statements_that_hang_are_ended(server, &pooler.url(&database), &database).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statements_that_hang_do_not_pile_up_in_mariadb() {
     if let Some(server) = MariaDb::shared() {

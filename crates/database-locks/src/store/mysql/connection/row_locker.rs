@@ -10,7 +10,7 @@ use mysql_async::params;
 
 use super::config::Server;
 use super::session::Session;
-use crate::store::api::StoreError;
+use crate::store::api::{StoreError, UNKNOWN_SESSION};
 use crate::store::connect::table::Rows;
 use protocol::{Human, LockName, Slot};
 
@@ -24,7 +24,7 @@ impl Session {
     /// Waits for the row. The transaction ends with the statement.
     const WAIT_FOR_ROW: &str =
         "SELECT id FROM {table} WHERE name = :name{? AND slot = :slot?} FOR UPDATE";
-    const WAIT_FOR_ROW_AT_MOST: &str = "SET innodb_lock_wait_timeout = 2";
+    const WAIT_FOR_ROW_AT_MOST: &str = "SET innodb_lock_wait_timeout = 1";
 
     /// The oldest transaction for which the session `:id` waits.
     const ROW_LOCKER: &str = "
@@ -70,18 +70,25 @@ pub(crate) async fn row_locker(
     let id = waiting.conn.id();
     let ask = async {
         loop {
-            match asking.row_locker(id).await? {
-                Some(locker) => return Ok(Some(described(locker))),
-                None => tokio::time::sleep(PAUSE).await,
+            match asking.row_locker(id).await {
+                Ok(Some(locker)) => return described(locker),
+                Ok(None) => tokio::time::sleep(PAUSE).await,
+                // A right is missing. The wait finds out whether the row is locked.
+                Err(failure) => {
+                    tracing::debug!("cannot see which session has the row locked: {failure}");
+                    return std::future::pending().await;
+                }
             }
         }
     };
     let params = params! { "name" => name.as_str(), "slot" => slot.range().0 };
     tokio::select! {
         biased;
-        locker = ask => locker,
-        // It has got the row, or has waited for long enough.
-        _ = waiting.rows(Rows::of(slot), Session::WAIT_FOR_ROW, params) => Ok(None),
+        locker = ask => Ok(Some(locker)),
+        waited = waiting.rows(Rows::of(slot), Session::WAIT_FOR_ROW, params) => match waited {
+            Ok(_) => Ok(None),
+            Err(_) => Ok(Some(UNKNOWN_SESSION.to_owned())),
+        },
     }
 }
 

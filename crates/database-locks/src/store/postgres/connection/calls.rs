@@ -154,10 +154,10 @@ impl ConnectionManager {
     /// The session that has a row locked: see [`Store::row_locker`](crate::store::api::Store).
     pub(crate) async fn row_locker(
         &self,
-        (wait, name, slot): (&str, &str, i32),
+        row: (&str, &str, i32),
         within: Duration,
     ) -> Result<Option<String>, StoreError> {
-        let locker = row_locker::row_locker(&self.0.server, wait, name, slot, within);
+        let locker = row_locker::row_locker(&self.0.server, row, within);
         with_deadline(within, locker, || ()).await
     }
 

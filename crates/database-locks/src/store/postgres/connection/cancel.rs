@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
@@ -15,10 +15,13 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{CancelToken, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::closed_by_server::ClosedByServer;
+
 /// The time for an unused connection to receive its remaining answers.
 const LINGER: Duration = Duration::from_secs(1);
-/// The deadline of a request to cancel, which needs another connection.
-const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+/// The deadline of a request to cancel, which needs another connection. A pooler closes that connection
+/// after it has passed the request on.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(4);
 /// A cancelled statement answers at once. After this time the next one runs, since several may have
 /// been sent.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -52,13 +55,16 @@ impl Cancel {
         let asked = async {
             match &self.route {
                 Route::Tcp { there, tls } => {
-                    let stream = TcpStream::connect(there).await.ok()?;
+                    let stream = ClosedByServer(TcpStream::connect(there).await.ok()?);
                     let asked = match tls {
                         Some((tls, host)) => {
-                            let Ok(tls) = MakeTlsConnect::<TcpStream>::make_tls_connect(
-                                &mut tls.clone(),
-                                host,
-                            );
+                            let Ok(tls) =
+                                MakeTlsConnect::<ClosedByServer<TcpStream>>::make_tls_connect(
+                                    &mut tls.clone(),
+                                    host,
+                                );
+                            // Within TLS, and also without it, if the server has none.
+                            let tls = ClosedByServer(tls);
                             self.token.cancel_query_raw(stream, tls).await
                         }
                         None => self.token.cancel_query_raw(stream, NoTls).await,
@@ -66,7 +72,7 @@ impl Cancel {
                     asked.ok()
                 }
                 Route::Unix(path) => {
-                    let stream = UnixStream::connect(path).await.ok()?;
+                    let stream = ClosedByServer(UnixStream::connect(path).await.ok()?);
                     self.token.cancel_query_raw(stream, NoTls).await.ok()
                 }
             }
@@ -90,15 +96,18 @@ pub(crate) async fn wind_up<E>(
     }
     let Some(cancel) = cancel else { return };
     let all = async {
+        let mut pause = Duration::ZERO;
         for _ in 0..TRIES {
-            tokio::select! {
-                biased;
-                _ = connection.as_mut() => return,
-                () = cancel.ask() => {}
-            }
-            if timeout(PAUSE, connection.as_mut()).await.is_ok() {
+            if timeout(pause, connection.as_mut()).await.is_ok() {
                 return;
             }
+            let mut asked = pin!(cancel.ask());
+            tokio::select! {
+                () = asked.as_mut() => {}
+                // It is not closed before the server or pooler has closed it: see [`ClosedByServer`].
+                _ = connection.as_mut() => return asked.await,
+            }
+            pause = PAUSE;
         }
     };
     let _ = timeout(LONGEST, all).await;

@@ -4,6 +4,7 @@ pub(crate) mod backend_check;
 pub(crate) mod blocked;
 mod calls;
 pub(crate) mod cancel;
+mod closed_by_server;
 pub(crate) mod config;
 pub(crate) mod dial;
 pub(crate) mod events;

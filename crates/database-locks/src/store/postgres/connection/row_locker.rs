@@ -1,23 +1,24 @@
 //! Finds the session whose transaction has the row of a lock locked.
 //!
 //! A row says which transaction locks it, but not in a form that SQL can read. So one connection waits
-//! for the row, and another one asks the server for what. The first one begins a transaction, so that a
+//! for the row, and another one asks the server for whom. The first one begins a transaction, so that a
 //! pooler keeps to one backend.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::blocked::{BLOCKERS, described};
 use super::dial::dial;
 use super::server::Server;
-use super::session::Param;
-use crate::store::api::StoreError;
+use super::session::{Param, Session};
+use crate::store::api::{StoreError, UNKNOWN_SESSION};
 use crate::store::postgres::error::ServerError;
 
 const PAUSE: Duration = Duration::from_millis(20);
-/// The wait ends by itself, in case that the server does not notice the end of the connection.
+/// In case that the server does not notice the end of the connection.
 const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '2s'";
 const BACKEND: &str = "SELECT pg_backend_pid() AS pid";
 /// Waits for the row `$1`, `$2`. With the placeholders of [`Table::fill`](crate::store::Table).
@@ -27,9 +28,7 @@ pub(crate) const WAIT: &str =
 /// The session that has the row locked for which `wait` waits, a filled [`WAIT`].
 pub(crate) async fn row_locker(
     server: &Server,
-    wait: &str,
-    name: &str,
-    slot: i32,
+    (wait, name, slot): (&str, &str, i32),
     within: Duration,
 ) -> Result<Option<String>, StoreError> {
     let config = server.connector.ask().await?;
@@ -46,26 +45,29 @@ pub(crate) async fn row_locker(
         return Ok(None);
     };
     let backend: i32 = row.try_get("pid").map_err(ServerError::from)?;
-    let ask = async {
-        loop {
-            let rows = asking.query(BLOCKERS, &[(&backend, Type::INT4)]).await?;
-            if let Some(row) = rows.first() {
-                return Ok::<_, StoreError>(Some(with_advice(row)?));
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-    };
     let params: [(Param<'_>, Type); 2] = [(&name, Type::TEXT), (&slot, Type::INT4)];
     tokio::select! {
         biased;
-        locker = ask => locker,
-        // It has got the row, or has waited for long enough.
-        _ = waiting.query(wait, &params) => Ok(None),
+        locker = blocker(&asking, backend) => locker,
+        waited = waiting.query(wait, &params) => match waited {
+            Ok(_) => Ok(None),
+            Err(_) => Ok(Some(UNKNOWN_SESSION.to_owned())),
+        },
     }
 }
 
-/// The session, and how to end it.
-fn with_advice(row: &tokio_postgres::Row) -> Result<String, ServerError> {
+/// The session that blocks a backend, as soon as one does, and how to end it.
+async fn blocker(asking: &Session, backend: i32) -> Result<Option<String>, StoreError> {
+    loop {
+        let rows = asking.query(BLOCKERS, &[(&backend, Type::INT4)]).await?;
+        if let Some(row) = rows.first() {
+            return Ok(Some(with_advice(row)?));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn with_advice(row: &Row) -> Result<String, ServerError> {
     let pid: i32 = row.try_get("pid")?;
     let session = described(row)?;
     Ok(match pid {
