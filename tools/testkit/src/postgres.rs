@@ -378,8 +378,8 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// The directory of the programs of a version; of the newest that Debian has, when any
-/// will do.
+/// The directory of the programs of a version. When any will do, the one that `DBLOCK_PG_BIN` names,
+/// or else the newest that Debian has.
 fn find_bin(version: Option<u32>) -> Option<PathBuf> {
     let mut debian: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -393,11 +393,15 @@ fn find_bin(version: Option<u32>) -> Option<PathBuf> {
 
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let wheel = std::env::var_os("DBLOCK_PG18_BIN")
-        .filter(|bin| !bin.is_empty())
-        .map(PathBuf::from);
+    let named = |variable| {
+        std::env::var_os(variable)
+            .filter(|bin| !bin.is_empty())
+            .map(PathBuf::from)
+    };
+    let (any, wheel) = (named("DBLOCK_PG_BIN"), named("DBLOCK_PG18_BIN"));
 
-    debian
+    any.into_iter()
+        .chain(debian)
         .chain(path)
         .chain(wheel)
         .filter(|bin| bin.join("postgres").is_file() && bin.join("initdb").is_file())
