@@ -78,7 +78,12 @@ impl<'a> Side<'a> {
 }
 
 /// Each kind of write by the holder of the lock. The replica has what the primary has after each.
-fn is_applied(primary: &Side<'_>, replica: &Side<'_>, guard: &LockGuard, state: &dyn Fn() -> String) {
+fn is_applied(
+    primary: &Side<'_>,
+    replica: &Side<'_>,
+    guard: &LockGuard,
+    state: &dyn Fn() -> String,
+) {
     for write in [
         "INSERT INTO invoices VALUES (3, 30), (4, 40)",
         "UPDATE invoices SET amount = amount + 1 WHERE id > 1",
