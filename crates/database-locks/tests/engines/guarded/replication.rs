@@ -277,7 +277,7 @@ mod on_mysql {
             let applied = || there.sql("SELECT COUNT(*) FROM invoices WHERE id = 8") == "1";
             assert!(wait_until(WITHIN, applied), "{}", state());
         } else {
-            let stopped = || admin.sql(words.state).contains("is guarded by lock");
+            let stopped = || admin.sql(words.state).contains("\t1644\t");
             assert!(wait_until(WITHIN, stopped), "{}", state());
         }
         Some(shown_in_the_log(&primary, &url))
