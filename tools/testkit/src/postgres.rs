@@ -140,8 +140,26 @@ impl Postgres {
     /// As [`Options::start`].
     pub fn shared_18() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
-        let shared = SHARED.get_or_init(|| Some(Self::new(find_bin(Some(18))?, &Self::options())));
-        require("postgres18", "postgres18", shared.as_ref())
+        Self::shared_version(18, &SHARED)
+    }
+
+    /// Like [`shared`](Self::shared), with PostgreSQL 12, the oldest that is supported.
+    ///
+    /// # Panics
+    ///
+    /// As [`Options::start`].
+    pub fn shared_12() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
+        Self::shared_version(12, &SHARED)
+    }
+
+    fn shared_version(
+        major: u32,
+        shared: &'static OnceLock<Option<Self>>,
+    ) -> Option<&'static Self> {
+        let start = || Some(Self::new(find_bin(Some(major))?, &Self::options()));
+        let engine = format!("postgres{major}");
+        require(&engine, &engine, shared.get_or_init(start).as_ref())
     }
 
     fn new(bin: PathBuf, options: &Options) -> Self {
@@ -398,12 +416,13 @@ fn find_bin(version: Option<u32>) -> Option<PathBuf> {
             .filter(|bin| !bin.is_empty())
             .map(PathBuf::from)
     };
-    let (any, wheel) = (named("DBLOCK_PG_BIN"), named("DBLOCK_PG18_BIN"));
+    let others = ["DBLOCK_PG18_BIN", "DBLOCK_PG12_BIN"];
 
-    any.into_iter()
+    named("DBLOCK_PG_BIN")
+        .into_iter()
         .chain(debian)
         .chain(path)
-        .chain(wheel)
+        .chain(others.into_iter().filter_map(named))
         .filter(|bin| bin.join("postgres").is_file() && bin.join("initdb").is_file())
         .find(|bin| version.is_none() || major_version(bin) == version)
 }

@@ -424,7 +424,7 @@ async fn a_ticket_opens_nothing_but_its_own_lock(db: &TestDb) {
 }
 
 macro_rules! on {
-    ($($engine:ident),*) => { $( db_tests!($engine:
+    ($($(#$attribute:tt)? $engine:ident),*) => { $( db_tests!($(#$attribute)? $engine:
         only_the_holder_writes,
         no_client_gets_the_lock_during_a_guarded_transaction,
         a_guard_holds_at_each_isolation_level,
@@ -433,4 +433,10 @@ macro_rules! on {
         a_ticket_opens_nothing_but_its_own_lock,
     ); )* };
 }
-on!(postgres, mariadb, mysql);
+on!(
+    postgres,
+    mariadb,
+    mysql,
+    #[ignore = "make prove"]
+    postgres12
+);
