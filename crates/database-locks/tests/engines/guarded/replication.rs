@@ -15,9 +15,11 @@ const TABLES: [&str; 2] = [
     "CREATE TABLE source (id int PRIMARY KEY, amount int NOT NULL)",
 ];
 
+type Run<'a> = Box<dyn Fn(&str) -> Result<String, String> + 'a>;
+
 /// A server with a database of which `invoices` is guarded.
 struct Side<'a> {
-    run: Box<dyn Fn(&str) -> Result<String, String> + 'a>,
+    run: Run<'a>,
     /// What shows a ticket to one transaction, and what ends it.
     show: fn(&str, &str) -> String,
 }
