@@ -17,7 +17,7 @@ PYTEST_FILTER = $(if $(FILTER),-k "$(FILTER)" || [ $$? = 5 ])
 BENCH = BENCH_SECONDS="$(SECONDS)" BENCH_ONLY="$(ONLY)" target/release/bench
 # What every test needs: the servers, and to fail where one is missing.
 SERVERS = unset MAKEFLAGS MFLAGS; servers=$$(scripts/install-servers); eval "$$servers"; \
-	export DBLOCK_REQUIRE=postgres,postgres18,mariadb,galera,pgbouncer,haproxy,chromium$${DBLOCK_MYSQLD:+,mysql,mysql-group}
+	export DBLOCK_REQUIRE=postgres,postgres18,mariadb,galera,pgbouncer,haproxy,chromium$${DBLOCK_MYSQLD:+,mysql,mysql-group}$${DBLOCK_PG12_BIN:+,postgres12}
 # The engines that this machine cannot have.
 UNTESTED = $$(cat target/untested 2>/dev/null || true)
 

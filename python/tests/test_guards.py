@@ -1,4 +1,4 @@
-"""Guarded tables written to by programs that know nothing of locks, and by `Locks.guard_table`."""
+"""Guarded tables, written to by programs that know nothing of locks, and by late holders."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from database_locks import LockUnavailable, connect
-from support import TIMEOUT, dblock, environment, sql, tool
+from support import TIMEOUT, Program, dblock, environment, sql, tool
 
 #: Connects, waits for the file `go`, and writes.
 PROGRAM = """
@@ -83,6 +84,56 @@ def test_the_late_write_of_a_frozen_program_is_refused(guarded_url: str, tmp_pat
             os.kill(frozen.pid, signal.SIGCONT)
         frozen.communicate(timeout=60)
     assert _total(guarded_url) == 10
+
+
+@pytest.fixture
+def guarded_server_url(server_url: str) -> Iterator[str]:
+    """The same on each server."""
+    sql(server_url, "DROP TABLE IF EXISTS invoices")
+    sql(server_url, "CREATE TABLE invoices (amount int)")
+    sql(server_url, "INSERT INTO invoices VALUES (10)")
+    connect(server_url).guard_table("invoices", "ledger")
+    yield server_url
+    sql(server_url, "DROP TABLE invoices")
+
+
+def _holder(url: str, start: Callable[..., Program]) -> Program:
+    """A process that holds the lock and has begun a transaction; it writes when it gets a line."""
+    program = Path(__file__).with_name("programs") / "guarded_writer.py"
+    holder = start([sys.executable, str(program), url])
+    holder.expect("held")
+    return holder
+
+
+def _writes(holder: Program) -> dict[str, str]:
+    holder.send("go")
+    lines = [holder.expect("").partition(" ") for _ in range(3)]
+    return {way: what for way, _, what in lines}
+
+
+def test_the_holder_writes_in_each_way(
+    guarded_server_url: str, start: Callable[..., Program]
+) -> None:
+    wrote = _writes(_holder(guarded_server_url, start))
+    # What is shown by `shown` is rolled back.
+    assert wrote == {"shown": "wrote", "fence": "wrote", "atomic": "wrote"}
+    assert sql(guarded_server_url, "SELECT amount FROM invoices") == [(12,)]
+
+
+def test_no_late_write_of_a_frozen_holder_is_done(
+    guarded_server_url: str, start: Callable[..., Program]
+) -> None:
+    holder = _holder(guarded_server_url, start)
+    holder.freeze()
+    # Another client gets the lock, and keeps it.
+    dblock("acquire", "--wait", "30s", "ledger", url=guarded_server_url)
+    holder.thaw()
+    wrote = _writes(holder)
+    # The guard refuses what was begun in time. The fences find that the lock is lost.
+    assert 'is guarded by lock "ledger"' in wrote["shown"], wrote
+    assert wrote["fence"].startswith("LockLost: "), wrote
+    assert wrote["atomic"].startswith("LockLost: "), wrote
+    assert sql(guarded_server_url, "SELECT amount FROM invoices") == [(10,)]
 
 
 def test_locks_guard_tables(guarded_url: str) -> None:

@@ -140,8 +140,26 @@ impl Postgres {
     /// As [`Options::start`].
     pub fn shared_18() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
-        let shared = SHARED.get_or_init(|| Some(Self::new(find_bin(Some(18))?, &Self::options())));
-        require("postgres18", "postgres18", shared.as_ref())
+        Self::shared_version(18, &SHARED)
+    }
+
+    /// Like [`shared`](Self::shared), with PostgreSQL 12, the oldest that is supported.
+    ///
+    /// # Panics
+    ///
+    /// As [`Options::start`].
+    pub fn shared_12() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
+        Self::shared_version(12, &SHARED)
+    }
+
+    fn shared_version(
+        major: u32,
+        shared: &'static OnceLock<Option<Self>>,
+    ) -> Option<&'static Self> {
+        let start = || Some(Self::new(find_bin(Some(major))?, &Self::options()));
+        let engine = format!("postgres{major}");
+        require(&engine, &engine, shared.get_or_init(start).as_ref())
     }
 
     fn new(bin: PathBuf, options: &Options) -> Self {
@@ -378,8 +396,8 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// The directory of the programs of a version; of the newest that Debian has, when any
-/// will do.
+/// The directory of the programs of a version. When any will do, the one that `DBLOCK_PG_BIN` names,
+/// or else the newest that Debian has.
 fn find_bin(version: Option<u32>) -> Option<PathBuf> {
     let mut debian: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -393,13 +411,18 @@ fn find_bin(version: Option<u32>) -> Option<PathBuf> {
 
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let wheel = std::env::var_os("DBLOCK_PG18_BIN")
-        .filter(|bin| !bin.is_empty())
-        .map(PathBuf::from);
+    let named = |variable| {
+        std::env::var_os(variable)
+            .filter(|bin| !bin.is_empty())
+            .map(PathBuf::from)
+    };
+    let others = ["DBLOCK_PG18_BIN", "DBLOCK_PG12_BIN"];
 
-    debian
+    named("DBLOCK_PG_BIN")
+        .into_iter()
+        .chain(debian)
         .chain(path)
-        .chain(wheel)
+        .chain(others.into_iter().filter_map(named))
         .filter(|bin| bin.join("postgres").is_file() && bin.join("initdb").is_file())
         .find(|bin| version.is_none() || major_version(bin) == version)
 }

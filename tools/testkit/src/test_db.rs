@@ -110,6 +110,13 @@ impl TestDb {
         Some(Self::new("postgres18", url, Home::Postgres(server)))
     }
 
+    /// A database on the shared PostgreSQL 12.
+    pub fn postgres12() -> Option<Self> {
+        let server = Postgres::shared_12()?;
+        let url = server.fresh_database();
+        Some(Self::new("postgres12", url, Home::Postgres(server)))
+    }
+
     /// A PostgreSQL database whose sessions begin with unusual settings.
     pub fn postgres_odd() -> Option<Self> {
         let db = Self::postgres()?;

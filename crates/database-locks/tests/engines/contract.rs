@@ -19,6 +19,11 @@ contract_tests!(
     TestDb::postgres18()
 );
 contract_tests!(
+    #[ignore = "make prove"]
+    postgres12,
+    TestDb::postgres12()
+);
+contract_tests!(
     postgres_direct,
     TestDb::postgres().map(TestDb::with_direct_connection)
 );

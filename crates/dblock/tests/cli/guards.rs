@@ -233,25 +233,58 @@ fn what_stands_in_pgoptions_is_kept() {
     assert_eq!(done.out, "77MB\na b\\c\n", "{done:?}");
 }
 
-/// A holder that is frozen past its lease, and thawed: its late write is refused.
-#[test]
-fn a_late_write_of_a_frozen_holder_is_refused() {
-    let Some(shop) = Shop::new(TestDb::postgres()) else {
-        return;
-    };
+/// A client of the database in a shell, which reads statements; it shows the grant first.
+fn shell_client(db: &TestDb) -> (String, &'static str) {
+    if !db.is_mysql_like() {
+        // By PGOPTIONS.
+        return (format!("{} -Xq '{}'", psql().display(), db.url), "");
+    }
+    let (_, at) = db.url.split_once('@').expect("a user");
+    let (host, name) = at.split_once('/').expect("a database");
+    let (host, port) = host.split_once(':').expect("a port");
+    let client = format!("mariadb --no-defaults --skip-ssl -uroot -h{host} -P{port} {name}");
+    (client, "SET @database_locks_ticket = '$DBLOCK_TICKET';")
+}
+
+/// Of nothing but the environment of `dblock run`, and not without that.
+fn a_client_of_the_database_writes_under_the_lock(db: Option<TestDb>) {
+    let Some(shop) = Shop::new(db) else { return };
     shop.ok(&["guard", "invoices", "--lock", "ledger"]);
-    let psql = psql();
-    let url = &shop.db.url;
-    let psql = psql.display();
+    let (client, show) = shell_client(&shop.db);
+    let write = "UPDATE invoices SET amount = amount + 1;";
+    for (show, total) in [("", "10"), (show, "11")] {
+        let script = format!("echo \"{show} {write}\" | {client}");
+        let done = shop.run(&["run", "ledger", "--", "sh", "-c", &script]);
+        let refused = done.err.contains("is guarded by lock");
+        assert_eq!(refused, total == "10", "{done:?}");
+        assert_eq!(shop.total(), total, "{done:?}");
+    }
+    promise("P16", shop.db.engine);
+}
+
+#[test]
+fn a_client_of_mariadb_writes_under_the_lock() {
+    a_client_of_the_database_writes_under_the_lock(TestDb::mariadb());
+}
+
+#[test]
+fn a_client_of_mysql_writes_under_the_lock() {
+    a_client_of_the_database_writes_under_the_lock(TestDb::mysql());
+}
+
+/// A holder that is frozen past its lease, and thawed: its late write is refused.
+fn a_late_write_of_a_frozen_holder_is_refused(db: Option<TestDb>) {
+    let Some(shop) = Shop::new(db) else { return };
+    shop.ok(&["guard", "invoices", "--lock", "ledger"]);
     // A connection that was opened in time, and its statement that comes late.
+    let (client, show) = shell_client(&shop.db);
     let script = format!(
-        "(touch begun; while [ ! -e go ]; do sleep 0.05; done; \
+        "(echo \"{show}\"; touch begun; while [ ! -e go ]; do sleep 0.05; done; \
           echo 'UPDATE invoices SET amount = 1000;') \
-         | {psql} -Xq '{url}' > late 2>&1"
+         | {client} > late 2>&1"
     );
     let options = [
         "run",
-        "--pgoptions",
         "--ttl",
         "2s",
         "--grace",
@@ -259,18 +292,15 @@ fn a_late_write_of_a_frozen_holder_is_refused() {
         "--on-lost",
         "ignore",
     ];
-    let holder = shop.start(&[&options[..], &["ledger", "--", "sh", "-c", &script]].concat());
+    let pgoptions: &[&str] = match shop.db.is_mysql_like() {
+        true => &[],
+        false => &["--pgoptions"],
+    };
+    let words = ["ledger", "--", "sh", "-c", &script];
+    let holder = shop.start(&[&options[..], pgoptions, &words].concat());
     shop.sandbox.wait_for("begun");
     holder.signal(Signal::STOP);
-    let next = shop.run(&[
-        "run",
-        "--pgoptions",
-        "--wait",
-        "30s",
-        "ledger",
-        "--",
-        "true",
-    ]);
+    let next = shop.run(&["run", "--wait", "30s", "ledger", "--", "true"]);
     assert_eq!(next.code(), 0, "{next:?}");
     let successor = shop.start(&[
         "run",
@@ -287,9 +317,8 @@ fn a_late_write_of_a_frozen_holder_is_refused() {
     }));
     shop.sandbox.touch("go");
     let refused = || {
-        shop.sandbox
-            .read("late")
-            .contains("is guarded by lock \"ledger\", held by")
+        let late = shop.sandbox.read("late");
+        late.contains("is guarded by lock \"ledger\", ")
     };
     assert!(
         time::wait_until(TIMEOUT, refused),
@@ -301,7 +330,22 @@ fn a_late_write_of_a_frozen_holder_is_refused() {
     assert_eq!(successor.end().code(), 0);
     holder.end();
     assert_eq!(shop.total(), "10");
-    promise("P16", "postgres");
+    promise("P16", shop.db.engine);
+}
+
+#[test]
+fn a_late_write_of_a_frozen_holder_is_refused_on_postgres() {
+    a_late_write_of_a_frozen_holder_is_refused(TestDb::postgres());
+}
+
+#[test]
+fn a_late_write_of_a_frozen_holder_is_refused_on_mariadb() {
+    a_late_write_of_a_frozen_holder_is_refused(TestDb::mariadb());
+}
+
+#[test]
+fn a_late_write_of_a_frozen_holder_is_refused_on_mysql() {
+    a_late_write_of_a_frozen_holder_is_refused(TestDb::mysql());
 }
 
 /// Its transaction stays open after its lease. The operator is told which session that is.

@@ -8,6 +8,7 @@
 //! - `statement`: by the plain statement, which it takes from the guard before it prints `held`;
 //! - `shown`: without a fence; its transaction shows its ticket to guarded tables;
 //! - `unfenced`: without a fence; it checks `is_held` before it prints `held`;
+//! - `attribute`: the same in a function with `#[locked]`, which has no guard; its token is 0;
 //! - `open`: as `fenced`, and it prints `open` and waits for another line before it commits.
 #![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
@@ -15,7 +16,7 @@ use std::error::Error;
 use std::io::Write;
 use std::time::Duration;
 
-use database_locks::{Fence, FenceFailure, LockGuard, Locks, OpenFence, ParamStyle};
+use database_locks::{Fence, FenceFailure, LockGuard, Locks, OpenFence, ParamStyle, locked};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
 use tokio_postgres::NoTls;
@@ -36,6 +37,7 @@ async fn main() {
         how,
     };
     let done = match url.split(':').next() {
+        _ if *how == "attribute" => writer.attribute().await,
         Some("postgres") => writer.postgres().await,
         Some("mysql") => writer.mysql().await,
         _ => writer.sqlite(rest.first().expect("a file")).await,
@@ -82,6 +84,28 @@ impl Writer<'_> {
         say(&format!("held {}", guard.token()));
         wait_for_line();
         Ok((locks, guard, fence))
+    }
+
+    async fn attribute(&self) -> Done<()> {
+        #[locked(name = name, ttl = ttl, via = locks)]
+        async fn write(locks: &Locks, url: &str, name: &str, ttl: Duration) -> Done<()> {
+            let update = "UPDATE data SET writer = -1";
+            if url.starts_with("postgres:") {
+                let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+                tokio::spawn(connection);
+                say("held 0");
+                wait_for_line();
+                client.execute(update, &[]).await?;
+            } else {
+                let mut connection = Conn::new(Opts::from_url(url)?).await?;
+                say("held 0");
+                wait_for_line();
+                connection.query_drop(update).await?;
+            }
+            Ok(())
+        }
+        let locks = Locks::connect(self.url).await?;
+        write(&locks, self.url, self.name, self.ttl).await
     }
 
     fn opened(&self, open: &OpenFence) {

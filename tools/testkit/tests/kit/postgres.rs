@@ -249,6 +249,16 @@ fn a_statement_whose_reply_is_lost_was_executed() {
 }
 
 #[test]
+#[ignore = "make prove"]
+fn version_12_is_version_12() {
+    let Some(postgres) = Postgres::shared_12() else {
+        return;
+    };
+    let version = postgres.query("postgres", "SHOW server_version").unwrap();
+    assert!(version.starts_with("12"), "{version}");
+}
+
+#[test]
 fn version_18_is_version_18() {
     let Some(postgres) = Postgres::start_version(18) else {
         return;

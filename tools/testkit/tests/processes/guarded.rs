@@ -56,7 +56,7 @@ async fn a_holder_writes_and_a_program_without_the_ticket_does_not(db: &TestDb) 
 async fn a_late_write_of_a_frozen_holder_is_refused(db: &TestDb) {
     guarded(db).await;
     let locks = db.locks().await;
-    for how in ["shown", "unfenced"] {
+    for how in ["shown", "unfenced", "fenced", "attribute"] {
         let (mut process, old) = holder(db, ms(1000), how);
         process.freeze();
         let next = locks.lock("job").wait(TIMEOUT).acquire().await.unwrap();

@@ -18,6 +18,8 @@ const AT_MOST: std::time::Duration = std::time::Duration::from_secs(40);
 /// How many of them say something.
 const AT_LEAST: u32 = 60;
 
+const WRITTEN: &str = "SET SESSION wsrep_sync_wait = 15; SELECT COUNT(*) FROM written";
+
 async fn open(cluster: &Galera, node: usize, url: &str) -> Conn {
     let opts = Opts::from_url(&cluster.url_at(node, url)).unwrap();
     Conn::new(opts).await.unwrap()
@@ -88,6 +90,67 @@ async fn only_the_holder_writes_to_a_guarded_table_at_any_node() {
             "{refused}"
         );
     }
+    promise("P16", "galera");
+}
+
+/// A renewal through another node changes the row that the trigger has changed: the transaction ends,
+/// at the latest at its commit, with the error for conflicts, and the lock stays held. Repeated, it
+/// writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
+async fn a_renewal_through_another_node_ends_a_guarded_transaction_with_1213() {
+    let Some(cluster) = Galera::shared_alone() else {
+        return;
+    };
+    let url = guarded(&cluster).await;
+    let locks = client(&cluster, &[1], &url);
+    let mut user = open(&cluster, 0, &url).await;
+    let guard = held(&locks, "ledger", secs(30)).await;
+    user.query_drop("SET SESSION wsrep_sync_wait = 15")
+        .await
+        .unwrap();
+    let show = "SET @database_locks_ticket = ?";
+    user.exec_drop(show, (guard.grant_id(),)).await.unwrap();
+    // Before the commit, and before a later statement.
+    for (round, later) in ["COMMIT", "INSERT INTO written VALUES (100, 1)"]
+        .into_iter()
+        .enumerate()
+    {
+        user.query_drop("BEGIN").await.unwrap();
+        let insert = format!("INSERT INTO written VALUES ({round}, 1)");
+        user.query_drop(&insert).await.unwrap();
+        guard.extend(TIMEOUT).await.unwrap();
+        // The other node applies it.
+        cluster
+            .query(0, &url, "SET SESSION wsrep_sync_wait = 15; SELECT 1")
+            .unwrap();
+        let ended = user.query_drop(later).await.unwrap_err().to_string();
+        assert!(ended.contains("1213"), "{later}: {ended}");
+        user.query_drop("ROLLBACK").await.unwrap();
+        assert_eq!(cluster.query(0, &url, WRITTEN).unwrap(), round.to_string());
+        guard.check().await.unwrap();
+        user.query_drop("BEGIN").await.unwrap();
+        user.query_drop(&insert).await.unwrap();
+        user.query_drop("COMMIT").await.unwrap();
+    }
+    // Through the same node the renewal waits, and the transaction commits.
+    let near = client(&cluster, &[0], &url);
+    guard.release().await.unwrap();
+    let guard = held(&near, "ledger", secs(30)).await;
+    user.exec_drop(show, (guard.grant_id(),)).await.unwrap();
+    user.query_drop("BEGIN").await.unwrap();
+    user.query_drop("INSERT INTO written VALUES (2, 1)")
+        .await
+        .unwrap();
+    let renewal = guard.extend(TIMEOUT);
+    let commit = async {
+        tokio::time::sleep(ms(500)).await;
+        user.query_drop("COMMIT").await
+    };
+    let (renewed, committed) = tokio::join!(renewal, commit);
+    committed.unwrap();
+    renewed.unwrap();
+    assert_eq!(cluster.query(0, &url, WRITTEN).unwrap(), "3");
     promise("P16", "galera");
 }
 

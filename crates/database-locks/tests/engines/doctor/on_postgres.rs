@@ -52,17 +52,23 @@ async fn a_well_configured_server_has_no_findings() {
     );
 }
 
+fn version(db: &TestDb) -> u32 {
+    db.sql("SHOW server_version_num").parse().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn harmful_settings_are_found() {
     let Some(db) = TestDb::postgres() else { return };
     db.locks().await;
-    set(&db, "idle_session_timeout = '20s'");
-    only(
-        &examine(&db.url).await,
-        "idle-timeout",
-        "idle_session_timeout is 20s",
-    );
-    set(&db, "idle_session_timeout = '60s'");
+    if version(&db) >= 140_000 {
+        set(&db, "idle_session_timeout = '20s'");
+        only(
+            &examine(&db.url).await,
+            "idle-timeout",
+            "idle_session_timeout is 20s",
+        );
+        set(&db, "idle_session_timeout = '60s'");
+    }
     set(&db, "statement_timeout = '1s'");
     only(
         &examine(&db.url).await,
@@ -422,6 +428,10 @@ async fn a_table_that_is_replicated_by_rows_is_found() {
     db.locks().await;
     db.sql("CREATE PUBLICATION locks FOR TABLE database_locks_lock");
     assert!(ids(&examine(&db.url).await).is_empty());
+    if version(&db) < 130_000 {
+        // There the catalog can be written to by a server that was started for it.
+        return;
+    }
     // As a subscription leaves it that has copied the table.
     db.sql(
         "CREATE SUBSCRIPTION locks CONNECTION 'host=nowhere' PUBLICATION locks

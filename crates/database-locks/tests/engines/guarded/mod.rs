@@ -3,6 +3,7 @@
 mod fences;
 mod on_mysql;
 mod on_postgres;
+mod replication;
 mod rights_on_postgres;
 mod setup;
 
@@ -471,7 +472,7 @@ async fn a_ticket_opens_nothing_but_its_own_lock(db: &TestDb) {
 }
 
 macro_rules! on {
-    ($($engine:ident),*) => { $( db_tests!($engine:
+    ($($(#$attribute:tt)? $engine:ident),*) => { $( db_tests!($(#$attribute)? $engine:
         only_the_holder_writes,
         no_client_gets_the_lock_during_a_guarded_transaction,
         an_error_names_the_session_that_keeps_the_row_locked,
@@ -481,4 +482,10 @@ macro_rules! on {
         a_ticket_opens_nothing_but_its_own_lock,
     ); )* };
 }
-on!(postgres, mariadb, mysql);
+on!(
+    postgres,
+    mariadb,
+    mysql,
+    #[ignore = "make prove"]
+    postgres12
+);

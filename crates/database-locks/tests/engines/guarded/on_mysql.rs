@@ -204,6 +204,118 @@ async fn a_renewal_that_meets_a_guarded_transaction_is_tried_again(db: &TestDb) 
     promise("P16", db.engine);
 }
 
+/// A command-line client that may send files.
+fn load(db: &TestDb, sql: &str) -> Result<(), String> {
+    let mut mariadb = Command::new("mariadb");
+    mariadb
+        .args(["--no-defaults", "-uroot", "--local-infile=1", "--skip-ssl"])
+        .arg("-S")
+        .arg(server(db).socket())
+        .arg(database(db))
+        .args(["-e", sql]);
+    let done = mariadb.output().unwrap();
+    match done.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&done.stderr).into_owned()),
+    }
+}
+
+async fn a_file_is_loaded_under_the_lock_alone(db: &TestDb) {
+    let locks = guarded(db).await;
+    let dir = ScratchDir::new("load");
+    let file = dir.join("rows");
+    std::fs::write(&file, "3\t30\n4\t40\n").unwrap();
+    db.sql("SET GLOBAL local_infile = ON");
+    let sql = format!(
+        "LOAD DATA LOCAL INFILE '{}' INTO TABLE invoices",
+        file.display()
+    );
+    let refused = load(db, &sql).unwrap_err();
+    assert!(refused.contains("is guarded by lock"), "{refused}");
+    let guard = ledger(&locks).await;
+    let show = format!("SET @database_locks_ticket = '{}'", guard.ticket());
+    load(db, &format!("{show}; {sql}")).unwrap();
+    assert_eq!(total(db), "100");
+    promise("P16", db.engine);
+}
+
+/// However they are named. What is DDL passes, as documented.
+async fn partitions_are_guarded_with_their_table(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql(
+        "CREATE TABLE events (id int PRIMARY KEY) PARTITION BY RANGE (id) \
+         (PARTITION p0 VALUES LESS THAN (10), PARTITION p1 VALUES LESS THAN (20))",
+    );
+    db.sql("INSERT INTO events VALUES (1), (11)");
+    locks.guard_table("events", "ledger").await.unwrap();
+    db.sql("ALTER TABLE events ADD PARTITION (PARTITION p2 VALUES LESS THAN (30))");
+    let writes = [
+        "INSERT INTO events VALUES (2), (12), (22)",
+        "INSERT INTO events PARTITION (p2) VALUES (21)",
+        "UPDATE events PARTITION (p1) SET id = id + 1",
+        "UPDATE events SET id = id + 10 ORDER BY id DESC",
+        "DELETE FROM events PARTITION (p0)",
+    ];
+    let guard = ledger(&locks).await;
+    let mut writer = Writer::new(db);
+    for write in writes {
+        writer.is_refused(write);
+        writer.begin();
+        writer.show(guard.grant_id());
+        writer.run(write);
+        writer.run("ROLLBACK");
+        writer.run("SET @database_locks_ticket = NULL");
+    }
+    db.sql("CREATE TABLE spare (id int PRIMARY KEY)");
+    writer.run("ALTER TABLE events EXCHANGE PARTITION p0 WITH TABLE spare");
+    writer.run("ALTER TABLE events TRUNCATE PARTITION p1");
+    promise("P16", db.engine);
+}
+
+/// As documented: a cascade fires no trigger.
+async fn a_cascade_into_a_table_that_is_guarded_by_force_passes(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("CREATE TABLE customers (id int PRIMARY KEY)");
+    db.sql(
+        "CREATE TABLE invoices (id int PRIMARY KEY, amount int NOT NULL, customer int, \
+         FOREIGN KEY (customer) REFERENCES customers (id) ON DELETE CASCADE)",
+    );
+    db.sql("INSERT INTO customers VALUES (1)");
+    db.sql("INSERT INTO invoices VALUES (1, 10, 1), (2, 20, NULL)");
+    locks
+        .guard_table_despite_cascades("invoices", "ledger")
+        .await
+        .unwrap();
+    let mut writer = Writer::new(db);
+    writer.is_refused("DELETE FROM invoices");
+    writer.run("DELETE FROM customers");
+    assert_eq!(total(db), "20");
+}
+
+/// As documented: a trigger reads the temporary table of its session in place of one of the same
+/// name. It takes the right to make one in the schema of the locks.
+async fn a_temporary_table_in_place_of_the_locks_is_believed(db: &TestDb) {
+    let locks = guarded(db).await;
+    let _guard = ledger(&locks).await;
+    let mut writer = Writer::new(db);
+    writer.run("CREATE TEMPORARY TABLE forged LIKE database_locks_lock");
+    writer.run("ALTER TABLE forged RENAME TO database_locks_lock");
+    let grant = "a".repeat(32);
+    writer.run(&format!(
+        "INSERT INTO database_locks_lock (name, grant_id, granted_until, expires_at) \
+         VALUES ('ledger', '{grant}', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))"
+    ));
+    writer.show(&grant);
+    writer.run(WRITES[1]);
+    // Not those of other sessions, and not after it.
+    let mut other = Writer::new(db);
+    other.show(&grant);
+    other.is_refused(WRITES[1]);
+    writer.run("DROP TEMPORARY TABLE database_locks_lock");
+    writer.is_refused(WRITES[1]);
+    assert_eq!(total(db), "32");
+}
+
 /// A trigger of a table that was renamed keeps its name.
 async fn a_renamed_table_stays_guarded(db: &TestDb) {
     let locks = guarded(db).await;
@@ -397,6 +509,10 @@ macro_rules! on {
         other_engines_and_sequences_are_refused,
         the_ticket_of_a_session_outlives_its_transaction_and_not_its_grant,
         a_renewal_that_meets_a_guarded_transaction_is_tried_again,
+        a_file_is_loaded_under_the_lock_alone,
+        partitions_are_guarded_with_their_table,
+        a_cascade_into_a_table_that_is_guarded_by_force_passes,
+        a_temporary_table_in_place_of_the_locks_is_believed,
         a_renamed_table_stays_guarded,
         least_privilege_is_enough,
         dumps_are_restored,

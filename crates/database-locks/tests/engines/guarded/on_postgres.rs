@@ -411,7 +411,7 @@ async fn renewals_pass_a_guarded_transaction(db: &TestDb) {
 }
 
 macro_rules! on {
-    ($($engine:ident),*) => { $( db_tests!($engine:
+    ($($(#$attribute:tt)? $engine:ident),*) => { $( db_tests!($(#$attribute)? $engine:
         every_statement_that_writes_is_refused,
         partitions_are_guarded_however_they_are_written_to,
         children_by_inheritance_are_guarded_too,
@@ -421,7 +421,11 @@ macro_rules! on {
         renewals_pass_a_guarded_transaction,
     ); )* };
 }
-on!(postgres);
+on!(
+    postgres,
+    #[ignore = "make prove"]
+    postgres12
+);
 db_tests!(pgbouncer: a_pooler_gives_no_ticket_to_another_client);
 
 mod with_clients_of_its_version {

@@ -287,7 +287,7 @@ async fn engines_without_guards_say_why(db: &TestDb) {
 }
 
 macro_rules! on {
-    ($($engine:ident),*) => { $( db_tests!($engine:
+    ($($(#$attribute:tt)? $engine:ident),*) => { $( db_tests!($(#$attribute)? $engine:
         a_second_guard_changes_nothing,
         guards_at_the_same_time_succeed,
         names_of_tables_and_locks_are_quoted,
@@ -297,6 +297,12 @@ macro_rules! on {
         doctor_says_which_guards_are_intact,
     ); )* };
 }
-on!(postgres, mariadb, mysql);
+on!(
+    postgres,
+    mariadb,
+    mysql,
+    #[ignore = "make prove"]
+    postgres12
+);
 db_tests!(sqlite: engines_without_guards_say_why);
 db_tests!(memory: engines_without_guards_say_why);
