@@ -4,17 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use database_locks::Locks;
 use testkit::faketime;
 use testkit::time::{now, sleep};
 
-use crate::check::{self, Evidence, Kind, LimitChange, Numbers, Outage, Row, Violation};
+use crate::check::{self, Evidence, Kind, LimitChange, Numbers, Outage, Violation};
 use crate::clock;
 use crate::engine::{Database, Engine};
 use crate::faults::{self, Fault};
 use crate::history;
-use crate::plan::{self, Planned, plan};
-use crate::sql::Sql;
+use crate::plan::{self, Planned, Processes, plan};
+use crate::tables::{self, Left};
 use crate::target::{self, Target};
 use crate::worker::{Client, Settings};
 use crate::worker_process::WorkerProcess;
@@ -83,14 +82,44 @@ impl Options {
         let limited = self.targets.iter().any(is_semaphore);
         // A control takes a lock by one statement, and enters elsewhere by two.
         let locks = self.targets.iter().any(|t| t.kind == target::Kind::Lock);
+        let guarded = self.has_guarded_table();
         let mut kinds = plan::kinds(client, self.engine);
         kinds.retain(|kind| match kind {
             plan::Kind::Limit => limited,
             plan::Kind::SlowClaim => !locks,
             plan::Kind::LateGrant => locks,
-            _ => true,
+            kind => guarded || !kind.is_in_guarded(),
         });
         kinds
+    }
+
+    fn has_guarded_table(&self) -> bool {
+        let mut targets = self.targets.iter();
+        targets.any(|target| target.kind == target::Kind::Guarded)
+    }
+
+    /// What a run with a guarded table must have done and has not.
+    fn unexercised(&self, numbers: &Numbers) -> Vec<String> {
+        let guarded = numbers.guarded;
+        if !self.has_guarded_table() || self.is_control() {
+            return Vec::new();
+        }
+        let wanted = [
+            (guarded.committed, "committed"),
+            (guarded.late, "refused late"),
+            (guarded.outdated, "refused with an outdated ticket"),
+            (guarded.bare, "refused without a ticket"),
+        ];
+        let none = wanted.into_iter().filter(|(many, _)| *many == 0);
+        let mut problems: Vec<String> = none
+            .map(|(_, what)| format!("no write to the guarded table was {what}"))
+            .collect();
+        // Another node of a cluster may not know yet of the grant.
+        if guarded.holders > 0 && self.engine != Engine::Galera {
+            let many = guarded.holders;
+            problems.push(format!("{many} writes of holders were refused"));
+        }
+        problems
     }
 
     fn program(&self, client: Client) -> Vec<String> {
@@ -118,7 +147,11 @@ impl Options {
 pub fn run(options: &Options) -> Option<Outcome> {
     let database = Database::start(options.engine, options.is_control())?;
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
-    runtime.block_on(prepare(&database, &options.targets, options.is_control()));
+    runtime.block_on(tables::prepare(
+        &database,
+        &options.targets,
+        options.clients[0],
+    ));
     let folder = fresh_folder(options);
 
     let mut workers = start_workers(options, &database, &folder);
@@ -138,8 +171,12 @@ pub fn run(options: &Options) -> Option<Outcome> {
 
     let database = database.into_inner().expect("no thread has it any more");
     database.settle();
-    let (rows, counters) = runtime
-        .block_on(left_behind(&database.data))
+    let Left {
+        rows,
+        guarded,
+        counters,
+    } = runtime
+        .block_on(tables::left_behind(&database.data))
         .expect("the tables can be read");
     let events = history::read(&folder).expect("histories can be read");
     for fault in &mut faults {
@@ -154,6 +191,7 @@ pub fn run(options: &Options) -> Option<Outcome> {
         outages: faults.iter().filter_map(outage).collect(),
         events,
         rows,
+        guarded,
         counters,
         ttl: TTL.as_micros() as u64,
     };
@@ -164,8 +202,10 @@ pub fn run(options: &Options) -> Option<Outcome> {
         at: ended,
         text: format!("{process} was not served within {FINISHED_WITHIN:?} after the last fault"),
     }));
+    let numbers = check::numbers(&evidence);
+    problems.extend(options.unexercised(&numbers));
     let outcome = Outcome {
-        numbers: check::numbers(&evidence),
+        numbers,
         options: options.clone(),
         began,
         ended,
@@ -253,14 +293,14 @@ fn inject_faults(
     let clocks: Vec<usize> = clients
         .filter_map(|(at, client)| has_clock(at, *client).then_some(at))
         .collect();
-    let planned = plan(
-        kinds,
-        options.seed,
-        options.length,
-        TTL,
-        workers.len(),
-        &clocks,
-    );
+    let guarded = options.clients.iter().enumerate();
+    let guarded = guarded.filter(|(_, client)| !matches!(client, Client::Python | Client::Legacy));
+    let processes = Processes {
+        count: workers.len(),
+        clocks,
+        guarded: guarded.map(|(at, _)| at).collect(),
+    };
+    let planned = plan(kinds, options.seed, options.length, TTL, &processes);
     let start = now();
     std::thread::scope(|scope| {
         let inject = |fault: Planned| {
@@ -319,6 +359,7 @@ fn outage(fault: &Fault) -> Option<Outage> {
     let kills = [
         plan::Kind::KillHolding,
         plan::Kind::KillInFence,
+        plan::Kind::KillInGuarded,
         plan::Kind::KillWaiting,
     ];
     Some(Outage {
@@ -353,7 +394,13 @@ impl Outcome {
     /// Whether all faults landed without violations; a control must have some.
     pub fn is_good(&self) -> bool {
         let correct = self.options.clients[0] == Client::Correct || !self.options.is_control();
-        self.problems.is_empty() && self.violations.is_empty() == correct
+        let has = |kind| self.violations.iter().any(|one| one.kind == kind);
+        let as_expected = match self.options.clients[0] {
+            // Writes of clients without a ticket alone would show little.
+            Client::Unguarded => has(Kind::LateGuardedWrite) && has(Kind::UnheldGuardedWrite),
+            _ => self.violations.is_empty() == correct,
+        };
+        self.problems.is_empty() && as_expected
     }
 
     /// The command that repeats it, as far as the scheduling of the machine allows.
@@ -385,73 +432,9 @@ impl Outcome {
         for row in &self.evidence.rows {
             text.push_str(&format!("{row:?}\n"));
         }
+        for row in &self.evidence.guarded {
+            text.push_str(&format!("{row:?}\n"));
+        }
         let _ = std::fs::write(folder.join("findings.txt"), text);
     }
-}
-
-async fn prepare(database: &Database, targets: &[Target], controls: bool) {
-    let all = Locks::connect(&database.url).await.expect("it was started");
-    all.migrate().await.expect("the table can be made");
-    database
-        .prepare(targets)
-        .await
-        .expect("the tables can be made");
-    if controls {
-        let mut sql = Sql::connect(&database.url).await.expect("it was started");
-        for row in targets.iter().flat_map(rows_of) {
-            sql.run(&row).await.expect("the table was made");
-        }
-    }
-    if !controls && targets.iter().any(|t| t.kind == target::Kind::Shared) {
-        database
-            .slow_readers()
-            .await
-            .expect("a trigger can be made");
-    }
-    if let Some(data) = database.data.strip_prefix("sqlite://") {
-        // In WAL mode a writer delays the others less.
-        let file = rusqlite::Connection::open(data).expect("it was made");
-        file.pragma_update(None, "journal_mode", "wal")
-            .expect("WAL");
-    }
-}
-
-/// The statements that make the rows of a target: the controls make none.
-fn rows_of(target: &Target) -> Vec<String> {
-    let name = &target.name;
-    match target.kind {
-        target::Kind::Semaphore(permits) => (0..permits)
-            .map(|slot| {
-                format!("INSERT INTO database_locks_permit (name, slot) VALUES ('{name}', {slot})")
-            })
-            .collect(),
-        target::Kind::Lock | target::Kind::Shared => {
-            vec![format!(
-                "INSERT INTO database_locks_lock (name) VALUES ('{name}')"
-            )]
-        }
-    }
-}
-
-type Left = (Vec<Row>, std::collections::BTreeMap<String, i64>);
-
-async fn left_behind(data: &str) -> Result<Left, String> {
-    let mut sql = Sql::connect(data).await?;
-    let rows = sql
-        .run("SELECT name, place, token, write_id FROM torture_write ORDER BY name, place")
-        .await?;
-    let number = |text: &String| text.parse().map_err(|_| format!("no number: {text}"));
-    let row = |row: &Vec<String>| {
-        Ok(Row {
-            lock: row[0].clone(),
-            place: number(&row[1])?,
-            token: number(&row[2])?,
-            id: row[3].clone(),
-        })
-    };
-    let rows: Result<Vec<Row>, String> = rows.rows.iter().map(row).collect();
-    let counters = sql.run("SELECT name, value FROM torture_counter").await?;
-    let counter = |row: &Vec<String>| Ok((row[0].clone(), number(&row[1])?));
-    let counters: Result<_, String> = counters.rows.iter().map(counter).collect();
-    Ok((rows?, counters?))
 }
