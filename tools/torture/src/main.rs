@@ -18,7 +18,7 @@ use torture::{check, report, timeline};
 
 const USAGE: &str =
     "torture [--engine postgres|mariadb|mysql|sqlite|galera|all] [--seconds N] [--seed N]
-        [--only library|shared|guarded|controls|legacy] [--control-seconds N] [--docs FOLDER]
+        [--only library|shared|guarded|controls|NAME OF A CONTROL] [--control-seconds N] [--docs FOLDER]
 
 DBLOCK_TORTURE_PYTHON: a Python that has the package, for workers in Python
 DBLOCK_OLD_PYTHON: a Python that has legacy (django-database-locks 0.5), a control";
@@ -203,10 +203,10 @@ fn runs(args: &Args, engine: Engine) -> Vec<Options> {
             ..options.clone()
         });
     }
-    if wants("controls") {
-        let fits = |(client, _): &(Client, Target)| client.can_be_wrong_on(engine);
-        runs.extend(controls().into_iter().filter(fits).map(control));
-    }
+    let fits = |(client, _): &(Client, Target)| {
+        client.can_be_wrong_on(engine) && (wants("controls") || wants(client.as_str()))
+    };
+    runs.extend(controls().into_iter().filter(fits).map(control));
     // One server suffices to expose it.
     let one_server = !matches!(engine, Engine::Sqlite | Engine::Galera);
     if wants("legacy") && options.old_python.is_some() && one_server {

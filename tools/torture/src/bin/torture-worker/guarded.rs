@@ -10,8 +10,8 @@ use torture::worker::{Breakpoint, GUARDED_COMMIT};
 use crate::state::{Guard, Held, Ticket, Worker};
 use crate::write::Failure;
 
-/// How often a write is tried that fails before its COMMIT.
-const ATTEMPTS: usize = 3;
+/// How often a write under a grant is tried if it fails before its COMMIT.
+const ATTEMPTS: usize = 2;
 
 /// What a write shows.
 pub(crate) enum Show<'a> {
@@ -89,7 +89,11 @@ impl Worker {
         if targets.all(|target| target.kind != Kind::Guarded) {
             return;
         }
-        for _ in 0..ATTEMPTS {
+        let attempts = match show {
+            Show::Held(_) => ATTEMPTS,
+            Show::Outdated(_) | Show::Nothing => 1,
+        };
+        for _ in 0..attempts {
             let data = self.data.borrow_mut().take();
             let mut data = match data {
                 Some(data) => Ok(data),
