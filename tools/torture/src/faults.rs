@@ -124,7 +124,7 @@ fn of_a_process(
         }
         Kind::FreezeBeforeGuarded => freeze(fault, ttl, worker, |fault| {
             sleep(lasting(fault));
-            guarded::wait_for_take_over(fault, url)
+            guarded::wait_for_take_over(fault.token, url)
         }),
         _ => {
             let made = match kind {

@@ -10,8 +10,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use torture::engine::{ENGINES, Engine};
+use torture::outcome::Outcome;
 use torture::plan::Kind;
-use torture::run::{Options, Outcome, run};
+use torture::run::{Options, run};
 use torture::target::Target;
 use torture::worker::Client;
 use torture::{check, report, timeline};
@@ -270,7 +271,7 @@ fn print_outcome(outcome: &Outcome) -> bool {
         );
     }
     if let Some(guarded) = report::guarded(outcome) {
-        println!("  {guarded}");
+        println!("  guarded table: {guarded}");
     }
     if outcome.is_good() {
         return true;

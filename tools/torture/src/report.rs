@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::check::KINDS;
-use crate::run::{Options, Outcome};
+use crate::outcome::Outcome;
+use crate::run::Options;
 use crate::target;
 use crate::worker::Client;
 
@@ -130,7 +131,7 @@ pub fn guarded(outcome: &Outcome) -> Option<String> {
     targets.find(|target| target.kind == target::Kind::Guarded)?;
     let numbers = outcome.numbers.guarded;
     Some(format!(
-        "guarded table: {} writes committed; refused: {} late, {} with an outdated ticket, {} without \
+        "{} writes committed; refused: {} late, {} with an outdated ticket, {} without \
          a ticket, {} of holders; {} ended by a fault",
         numbers.committed,
         numbers.late,

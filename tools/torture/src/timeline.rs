@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::check::{self, End, Grant};
+use crate::outcome::Outcome;
 use crate::plan::{KINDS, Kind};
 use crate::report;
-use crate::run::Outcome;
 
 /// The length of a strip in microseconds; a run takes several.
 const STRIP: u64 = 10_000_000;

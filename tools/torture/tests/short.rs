@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use torture::engine::Engine;
+use torture::outcome::Outcome;
 use torture::plan::Kind;
-use torture::run::{Options, Outcome, run};
+use torture::run::{Options, run};
 use torture::target::Target;
 use torture::worker::Client;
 

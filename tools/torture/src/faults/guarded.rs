@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use testkit::time::{now, sleep, wait_until};
 
-use super::{Fault, HEARD_WITHIN};
 use crate::lock_rows::Rows;
 use crate::target::Target;
 use crate::worker::GUARDED_COMMIT;
@@ -13,16 +12,18 @@ use crate::worker_process::WorkerProcess;
 /// How long it may take until another process asks for the lock of a frozen one and is granted it: the
 /// server may be down.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(40);
+/// How long it may take until the COMMIT is sent.
+const SENT_WITHIN: Duration = Duration::from_secs(10);
 /// How long the other process may take to hear of its grant and to record it.
 const RECORDED_WITHIN: Duration = Duration::from_millis(200);
 
-/// Waits until the row shows a later grant than that of a frozen process.
-pub(super) fn wait_for_take_over(fault: &Fault, url: &str) -> Result<(), String> {
+/// Waits until the row shows a later grant than that with this token.
+pub(super) fn wait_for_take_over(token: i64, url: &str) -> Result<(), String> {
     let (begun, mut why) = (now(), String::new());
     while begun.elapsed() < TAKEN_OVER_WITHIN {
         let seen = Rows::connect(url).and_then(|mut rows| {
             let left = TAKEN_OVER_WITHIN.saturating_sub(begun.elapsed());
-            rows.wait_for(&Target::guarded(), left, |row| row.token > fault.token)
+            rows.wait_for(&Target::guarded(), left, |row| row.token > token)
         });
         match seen {
             Ok(Some(_)) => {
@@ -44,7 +45,7 @@ pub(super) fn lose_reply_to_commit(worker: &mut WorkerProcess) -> Result<(), Str
     worker.network()?.lose_reply_to(GUARDED_COMMIT);
     worker.resume();
     let network = worker.network()?;
-    let hit = wait_until(HEARD_WITHIN, || network.faults_hit() > hits);
+    let hit = wait_until(SENT_WITHIN, || network.faults_hit() > hits);
     network.cancel_losses();
     match hit {
         true => Ok(()),
