@@ -23,6 +23,7 @@ pub mod history;
 pub mod lock_rows;
 pub mod network;
 pub mod operator;
+pub mod options;
 pub mod outcome;
 pub mod plan;
 pub mod report;

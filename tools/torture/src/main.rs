@@ -10,9 +10,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use torture::engine::{ENGINES, Engine};
+use torture::options::Options;
 use torture::outcome::Outcome;
 use torture::plan::Kind;
-use torture::run::{Options, run};
+use torture::run::run;
 use torture::target::Target;
 use torture::worker::Client;
 use torture::{check, report, timeline};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::check::{self, Evidence, Kind, Numbers, Violation};
 use crate::faults::Fault;
-use crate::run::Options;
+use crate::options::Options;
 use crate::target;
 use crate::worker::Client;
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::check::KINDS;
+use crate::options::Options;
 use crate::outcome::Outcome;
-use crate::run::Options;
 use crate::target;
 use crate::worker::Client;
 

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use torture::engine::Engine;
+use torture::options::Options;
 use torture::outcome::Outcome;
 use torture::plan::Kind;
-use torture::run::{Options, run};
+use torture::run::run;
 use torture::target::Target;
 use torture::worker::Client;
 
