@@ -158,6 +158,14 @@ impl Database {
         }
     }
 
+    /// The URL of the locks, in a cluster at another node than that of the writes of a process.
+    pub fn url_beside(&self, process: usize) -> String {
+        match &self.home {
+            Home::Galera(cluster) => cluster.url_at((process + 1) % NODES, &self.url),
+            _ => self.url.clone(),
+        }
+    }
+
     /// Waits until all writes can be read.
     pub fn settle(&self) {
         if let Home::Galera(cluster) = &self.home {

@@ -68,7 +68,7 @@ pub fn inject(
     if planned.kind.of_the_server() {
         return of_the_server(planned, targets, &mut lock(database));
     }
-    let url = lock(database).url.clone();
+    let url = lock(database).url_beside(planned.victim);
     let mut worker = lock(&workers[planned.victim]);
     let mut fault = Fault {
         planned,
@@ -116,12 +116,15 @@ fn of_a_process(
         Kind::KillHolding | Kind::KillInFence | Kind::KillInGuarded | Kind::KillWaiting => {
             kill(fault, worker)
         }
-        Kind::FreezeHolding | Kind::FreezeInFence | Kind::FreezeInGuarded => {
-            freeze(fault, ttl, worker, |fault| {
-                sleep(lasting(fault));
-                Ok(())
-            })
-        }
+        // On a cluster the COMMIT is sent as soon as a node shows that the lock was taken over.
+        Kind::FreezeInGuarded => freeze(fault, ttl, worker, |fault| {
+            guarded::wait_for_race(fault.token, url, lasting(fault));
+            Ok(())
+        }),
+        Kind::FreezeHolding | Kind::FreezeInFence => freeze(fault, ttl, worker, |fault| {
+            sleep(lasting(fault));
+            Ok(())
+        }),
         Kind::FreezeBeforeGuarded => freeze(fault, ttl, worker, |fault| {
             sleep(lasting(fault));
             guarded::wait_for_take_over(fault.token, url)

@@ -17,7 +17,18 @@ const SENT_WITHIN: Duration = Duration::from_secs(10);
 /// How long the other process may take to hear of its grant and to record it.
 const RECORDED_WITHIN: Duration = Duration::from_millis(200);
 
-/// Waits until the row shows a later grant than that with this token.
+/// Waits until the row shows a later grant than that with this token, or no longer than `within`.
+pub(super) fn wait_for_race(token: i64, url: &str, within: Duration) {
+    let begun = now();
+    let left = || within.saturating_sub(begun.elapsed());
+    let seen = Rows::connect(url)
+        .and_then(|mut rows| rows.wait_for(&Target::guarded(), left(), |row| row.token > token));
+    if !matches!(seen, Ok(Some(_))) {
+        sleep(left());
+    }
+}
+
+/// Waits until the row shows a later grant than that with this token, and until it was recorded.
 pub(super) fn wait_for_take_over(token: i64, url: &str) -> Result<(), String> {
     let (begun, mut why) = (now(), String::new());
     while begun.elapsed() < TAKEN_OVER_WITHIN {
