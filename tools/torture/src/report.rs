@@ -33,6 +33,7 @@ pub fn clients(options: &Options) -> String {
                 words.push_str(&format!(", a semaphore of {permits}"));
             }
             target::Kind::Shared => words.push_str(", a shared lock"),
+            target::Kind::Guarded if options.clients[0] == Client::Unguarded => {}
             target::Kind::Guarded => words.push_str(", a guarded table"),
         }
     }
