@@ -66,6 +66,14 @@ impl Worker {
         }
     }
 
+    /// Keeps the ticket of a grant that has ended; writes with it at times, if it was released.
+    pub(crate) async fn keep_outdated(&self, ticket: Ticket, released: bool) {
+        if released && self.chance(40) {
+            self.write_guarded(&Show::Outdated(&ticket)).await;
+        }
+        *self.outdated.borrow_mut() = Some(ticket);
+    }
+
     /// Writes under the grant; at times also without a ticket, or with an outdated one.
     pub(crate) async fn write_guarded_as_holder(&self, held: &Held<'_>) {
         if self.chance(15) {

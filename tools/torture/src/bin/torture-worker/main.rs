@@ -151,10 +151,7 @@ impl Worker {
         };
         self.record(What::Released { request, ok });
         if let Some(ticket) = ticket {
-            if ok && self.chance(40) {
-                self.write_guarded(&Show::Outdated(&ticket)).await;
-            }
-            *self.outdated.borrow_mut() = Some(ticket);
+            self.keep_outdated(ticket, ok).await;
         }
         tokio::time::sleep(self.between(5, 60)).await;
     }
