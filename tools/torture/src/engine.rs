@@ -8,8 +8,6 @@ use testkit::galera::{Galera, NODES};
 use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy};
 
 use crate::network::Network;
-use crate::sql::Sql;
-use crate::target::Target;
 
 /// The kinds of database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +40,11 @@ impl Engine {
     /// The engine of a name.
     pub fn of(word: &str) -> Option<Self> {
         ENGINES.into_iter().find(|engine| engine.as_str() == word)
+    }
+
+    /// Whether its tables can be guarded.
+    pub fn has_guards(self) -> bool {
+        self != Self::Sqlite
     }
 
     /// Its name, as in `ENGINE=`.
@@ -155,6 +158,14 @@ impl Database {
         }
     }
 
+    /// The URL of the locks, in a cluster at another node than that of the writes of a process.
+    pub fn url_beside(&self, process: usize) -> String {
+        match &self.home {
+            Home::Galera(cluster) => cluster.url_at((process + 1) % NODES, &self.url),
+            _ => self.url.clone(),
+        }
+    }
+
     /// Waits until all writes can be read.
     pub fn settle(&self) {
         if let Home::Galera(cluster) = &self.home {
@@ -230,61 +241,6 @@ impl Database {
             Home::Galera(cluster) => Ok(cluster),
             _ => Err("there is no cluster".into()),
         }
-    }
-
-    /// Makes the counters, and the table that records the order of commits.
-    ///
-    /// # Errors
-    ///
-    /// The error of the database.
-    pub async fn prepare(&self, targets: &[Target]) -> Result<(), String> {
-        let mut sql = Sql::connect(&self.data).await?;
-        let statements = [
-            // Types and names that every engine accepts.
-            "CREATE TABLE torture_counter (name varchar(50) PRIMARY KEY, value bigint NOT NULL, \
-             writes bigint NOT NULL)",
-            "CREATE TABLE torture_write (name varchar(50) NOT NULL, place bigint NOT NULL, \
-             token bigint NOT NULL, write_id varchar(100) NOT NULL, PRIMARY KEY (name, place))",
-        ];
-        for statement in statements {
-            sql.run(statement).await?;
-        }
-        for resource in targets.iter().flat_map(Target::resources) {
-            sql.run(&format!(
-                "INSERT INTO torture_counter VALUES ('{resource}', 0, 0)"
-            ))
-            .await?;
-        }
-        Ok(())
-    }
-
-    /// Has some inserts of a reader's row pause after they have read the lock's row, for a fifth of a
-    /// lease at most: a writer may come and go in between. On SQLite nobody can.
-    ///
-    /// # Errors
-    ///
-    /// The error of the database.
-    pub async fn slow_readers(&self) -> Result<(), String> {
-        let statements: &[&str] = match self.engine {
-            Engine::Sqlite => &[],
-            Engine::Postgres => &[
-                "CREATE FUNCTION torture_pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-                 IF random() < 0.3 THEN PERFORM pg_sleep(0.3 * random()); END IF; \
-                 RETURN NEW; END $$",
-                "CREATE TRIGGER torture_pause BEFORE INSERT ON database_locks_permit \
-                 FOR EACH ROW WHEN (NEW.slot <= -2) EXECUTE FUNCTION torture_pause()",
-            ],
-            Engine::MariaDb | Engine::MySql | Engine::Galera => &[
-                "CREATE TRIGGER torture_pause BEFORE INSERT ON database_locks_permit \
-                   FOR EACH ROW BEGIN IF NEW.slot <= -2 AND RAND() < 0.3 THEN \
-                   DO SLEEP(0.3 * RAND()); END IF; END",
-            ],
-        };
-        let mut sql = Sql::connect(&self.url).await?;
-        for statement in statements {
-            sql.run(statement).await?;
-        }
-        Ok(())
     }
 
     /// Stops the server and starts it again.

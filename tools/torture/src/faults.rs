@@ -18,6 +18,8 @@ use crate::target::Target;
 use crate::worker::Breakpoint;
 use crate::worker_process::{JUMP, WorkerProcess};
 
+mod guarded;
+
 /// How long it may take until a holder sends something: it renews at each third of its ttl.
 const HEARD_WITHIN: Duration = Duration::from_secs(10);
 /// How long the process waits for its lock to be free before it asks for it in any case.
@@ -66,7 +68,7 @@ pub fn inject(
     if planned.kind.of_the_server() {
         return of_the_server(planned, targets, &mut lock(database));
     }
-    let url = lock(database).url.clone();
+    let url = lock(database).url_beside(planned.victim);
     let mut worker = lock(&workers[planned.victim]);
     let mut fault = Fault {
         planned,
@@ -80,7 +82,7 @@ pub fn inject(
     };
     let made = match planned.kind {
         Kind::LateGrant => late_grant(&mut fault, &mut worker, &url),
-        _ => of_a_process(&mut fault, ttl, &mut worker),
+        _ => of_a_process(&mut fault, ttl, &mut worker, &url),
     };
     if let Err(why) = made {
         fault.missed = Some(why);
@@ -95,6 +97,7 @@ fn of_a_process(
     fault: &mut Fault,
     ttl: Duration,
     worker: &mut WorkerProcess,
+    url: &str,
 ) -> Result<(), String> {
     let kind = fault.planned.kind;
     let breakpoint = match kind {
@@ -102,14 +105,30 @@ fn of_a_process(
         Kind::KillWaiting => Breakpoint::Waiting,
         Kind::FreezeHolding => Breakpoint::Blind,
         Kind::SlowClaim => Breakpoint::Looked,
+        Kind::FreezeBeforeGuarded => Breakpoint::Shown,
+        kind if kind.is_in_guarded() => Breakpoint::Written,
         _ => Breakpoint::Holding,
     };
     let (held, token) = worker.pause_at(breakpoint)?;
     (fault.lock, fault.token) = (Some(held), token);
     fault.from = clock::now();
     match kind {
-        Kind::KillHolding | Kind::KillInFence | Kind::KillWaiting => kill(fault, worker),
-        Kind::FreezeHolding | Kind::FreezeInFence => freeze(fault, ttl, worker),
+        Kind::KillHolding | Kind::KillInFence | Kind::KillInGuarded | Kind::KillWaiting => {
+            kill(fault, worker)
+        }
+        // On a cluster the COMMIT is sent as soon as a node shows that the lock was taken over.
+        Kind::FreezeInGuarded => freeze(fault, ttl, worker, |fault| {
+            guarded::wait_for_race(fault.token, url, lasting(fault));
+            Ok(())
+        }),
+        Kind::FreezeHolding | Kind::FreezeInFence => freeze(fault, ttl, worker, |fault| {
+            sleep(lasting(fault));
+            Ok(())
+        }),
+        Kind::FreezeBeforeGuarded => freeze(fault, ttl, worker, |fault| {
+            sleep(lasting(fault));
+            guarded::wait_for_take_over(fault.token, url)
+        }),
         _ => {
             let made = match kind {
                 Kind::LongFence | Kind::SlowClaim => {
@@ -117,8 +136,9 @@ fn of_a_process(
                     Ok(())
                 }
                 Kind::StallShort | Kind::StallLong | Kind::StallReplies => stall(fault, worker),
-                Kind::Cut | Kind::Refuse => cut(fault, worker),
+                Kind::Cut | Kind::Refuse | Kind::CutInGuarded => cut(fault, worker),
                 Kind::LoseReply | Kind::LoseRequest => lose(fault, worker),
+                Kind::LoseGuardedReply => guarded::lose_reply_to_commit(worker),
                 Kind::Clock => worker.jump_clock().map(|()| sleep(CLOCK_SEEN_WITHIN)),
                 _ => unreachable!("{kind:?} is a fault of the server"),
             };
@@ -145,17 +165,22 @@ fn kill(fault: &mut Fault, worker: &mut WorkerProcess) -> Result<(), String> {
     }
 }
 
-fn freeze(fault: &mut Fault, ttl: Duration, worker: &mut WorkerProcess) -> Result<(), String> {
+fn freeze(
+    fault: &mut Fault,
+    ttl: Duration,
+    worker: &mut WorkerProcess,
+    wait: impl FnOnce(&Fault) -> Result<(), String>,
+) -> Result<(), String> {
     worker.process.freeze();
     fault.from = clock::now();
     // The frozen process reads this as soon as it is thawed.
     worker.resume();
-    sleep(lasting(fault));
+    let waited = wait(fault);
     let stopped = is_stopped(worker.process.pid());
     fault.until = clock::now();
     worker.process.thaw();
     match stopped && lasting(fault) > ttl {
-        true => Ok(()),
+        true => waited,
         false => Err("it was not stopped for longer than its ttl".into()),
     }
 }
@@ -352,6 +377,8 @@ pub fn confirm(fault: &mut Fault, events: &[Event]) {
             // At this breakpoint the process is within its transaction.
             Kind::KillInFence | Kind::FreezeInFence | Kind::LongFence => mine()
                 .any(|event| matches!(event.what, What::Write { .. }) && event.at <= fault.from),
+            kind if kind.is_in_guarded() => mine()
+                .any(|event| matches!(event.what, What::Guarded { .. }) && event.at <= fault.from),
             // At this breakpoint the process holds nothing.
             Kind::SlowClaim => mine()
                 .any(|event| matches!(event.what, What::Asked { .. }) && event.at <= fault.from),

@@ -22,6 +22,33 @@ pub struct Event {
     pub what: What,
 }
 
+/// What a write to the guarded table shows to its triggers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// The ticket of the grant under which it is made, which may be lost by then.
+    Held,
+    /// The ticket of an earlier grant of the same process, which was released, or after which the
+    /// process was granted the lock again.
+    Outdated,
+    /// No ticket.
+    Nothing,
+}
+
+impl Shown {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Outdated => "outdated",
+            Self::Nothing => "nothing",
+        }
+    }
+
+    fn of(word: &str) -> Option<Self> {
+        let all = [Self::Held, Self::Outdated, Self::Nothing];
+        all.into_iter().find(|shown| shown.as_str() == word)
+    }
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum What {
@@ -90,6 +117,15 @@ pub enum What {
         /// The id of the write, unique in the run.
         id: String,
     },
+    /// A write to the guarded table begins.
+    Guarded {
+        /// The request of the grant whose ticket it shows, or the latest request if it shows none.
+        request: u64,
+        /// The id of the write, unique in the run.
+        id: String,
+        /// What it shows.
+        shown: Shown,
+    },
     /// The COMMIT of a write is about to be sent.
     Committing {
         /// The write.
@@ -100,7 +136,7 @@ pub enum What {
         /// The write.
         id: String,
     },
-    /// The fence refused the write.
+    /// The fence or the guard refused the write.
     Refused {
         /// The write.
         id: String,
@@ -205,6 +241,9 @@ impl Event {
                 json!({"e": "released", "request": request, "ok": ok})
             }
             What::Write { request, id } => json!({"e": "write", "request": request, "id": id}),
+            What::Guarded { request, id, shown } => {
+                json!({"e": "guarded", "request": request, "id": id, "shown": shown.as_str()})
+            }
             What::Committing { id } => json!({"e": "committing", "id": id}),
             What::Committed { id } => json!({"e": "committed", "id": id}),
             What::Refused { id, why } => json!({"e": "refused", "id": id, "why": why}),
@@ -262,6 +301,11 @@ impl Event {
             "write" => What::Write {
                 request: request()?,
                 id: text("id")?,
+            },
+            "guarded" => What::Guarded {
+                request: request()?,
+                id: text("id")?,
+                shown: Shown::of(value["shown"].as_str()?)?,
             },
             "committing" => What::Committing { id: text("id")? },
             "committed" => What::Committed { id: text("id")? },
@@ -329,90 +373,4 @@ fn parse_lines(text: &str) -> Result<Vec<Event>, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn all() -> Vec<Event> {
-        let id = || "w.1".to_owned();
-        let why = || "a \"reason\"".to_owned();
-        let asked = |mode| What::Asked {
-            request: 1,
-            lock: "a".into(),
-            mode,
-            wait: None,
-        };
-        let whats = [
-            asked(Mode::Exclusive),
-            asked(Mode::Shared),
-            asked(Mode::Permit(3)),
-            What::GaveUp {
-                request: 1,
-                why: why(),
-            },
-            What::Granted {
-                request: 1,
-                token: 7,
-                slot: None,
-            },
-            What::Granted {
-                request: 1,
-                token: 7,
-                slot: Some(2),
-            },
-            What::Trusted {
-                request: 1,
-                before: 5,
-                lasting: 9,
-            },
-            What::Lost {
-                request: 1,
-                reason: "expired".into(),
-                ended: Some(11),
-            },
-            What::Releasing { request: 1 },
-            What::Released {
-                request: 1,
-                ok: true,
-            },
-            What::Write {
-                request: 1,
-                id: id(),
-            },
-            What::Committing { id: id() },
-            What::Committed { id: id() },
-            What::Refused {
-                id: id(),
-                why: why(),
-            },
-            What::Failed {
-                id: id(),
-                why: why(),
-            },
-            What::Clock { skew: -300 },
-        ];
-        let event = |what| Event {
-            at: 12,
-            process: "rust-0.1".into(),
-            what,
-        };
-        whats.into_iter().map(event).collect()
-    }
-
-    #[test]
-    fn a_written_history_is_read_back() {
-        let events = all();
-        let text: String = events
-            .iter()
-            .map(|e| format!("{}\n", e.to_json()))
-            .collect();
-        assert_eq!(parse_lines(&text), Ok(events));
-    }
-
-    #[test]
-    fn only_an_incomplete_last_line_is_skipped() {
-        let lines: Vec<String> = all().iter().map(|e| e.to_json().to_string()).collect();
-        let torn = format!("{}\n{}", lines[0], &lines[1][..lines[1].len() / 2]);
-        assert_eq!(parse_lines(&torn).expect("readable").len(), 1);
-        assert!(parse_lines(&format!("{torn}\n{}", lines[2])).is_err());
-    }
-}
+mod tests;

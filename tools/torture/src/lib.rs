@@ -5,6 +5,7 @@
 //! - [`plan`]: which fault comes when; it depends on the seed alone.
 //! - [`run`]: starts the servers, the proxies and the processes. [`faults`] injects each fault and
 //!   observes that it took effect.
+//! - [`tables`]: made before a run, and read after it.
 //! - [`operator`]: changes the limits of semaphores.
 //! - [`lock_rows`]: how faults read and change the rows of the locks.
 //! - [`history`]: what a process records. [`check`]: which histories are violations.
@@ -22,10 +23,13 @@ pub mod history;
 pub mod lock_rows;
 pub mod network;
 pub mod operator;
+pub mod options;
+pub mod outcome;
 pub mod plan;
 pub mod report;
 pub mod run;
 pub mod sql;
+pub mod tables;
 pub mod target;
 pub mod timeline;
 pub mod worker;

@@ -76,7 +76,7 @@ impl Rows {
             Kind::Semaphore(_) => {
                 self.select(PERMITS, "slot", &format!("name = '{name}' AND slot >= 0"))
             }
-            Kind::Lock => self.select(LOCKS, "-1", &format!("name = '{name}'")),
+            Kind::Lock | Kind::Guarded => self.select(LOCKS, "-1", &format!("name = '{name}'")),
             Kind::Shared => {
                 let mut rows = self.select(LOCKS, "-1", &format!("name = '{name}'"))?;
                 let readers = format!("name = '{name}' AND slot <= -2");

@@ -10,15 +10,17 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use torture::engine::{ENGINES, Engine};
+use torture::options::Options;
+use torture::outcome::Outcome;
 use torture::plan::Kind;
-use torture::run::{Options, Outcome, run};
+use torture::run::run;
 use torture::target::Target;
 use torture::worker::Client;
 use torture::{check, report, timeline};
 
 const USAGE: &str =
     "torture [--engine postgres|mariadb|mysql|sqlite|galera|all] [--seconds N] [--seed N]
-        [--only library|shared|controls|legacy] [--control-seconds N] [--docs FOLDER]
+        [--only library|shared|guarded|controls|NAME OF A CONTROL] [--control-seconds N] [--docs FOLDER]
 
 DBLOCK_TORTURE_PYTHON: a Python that has the package, for workers in Python
 DBLOCK_OLD_PYTHON: a Python that has legacy (django-database-locks 0.5), a control";
@@ -49,6 +51,7 @@ fn controls() -> Vec<(Client, Target)> {
     for client in [Client::Correct, Client::LooksThenEnters] {
         controls.push((client, Target::shared()));
     }
+    controls.push((Client::Unguarded, Target::guarded()));
     controls
 }
 
@@ -169,6 +172,23 @@ fn runs(args: &Args, engine: Engine) -> Vec<Options> {
             ..options.clone()
         });
     }
+    // And the writers of a guarded table alone.
+    if args.only.as_deref() == Some("guarded") && engine.has_guards() {
+        let mut kinds = Kind::of_a_holder(engine);
+        kinds.extend(Kind::of_a_guarded_write());
+        kinds.retain(|kind| {
+            !matches!(
+                kind,
+                Kind::KillInFence | Kind::FreezeInFence | Kind::LongFence
+            )
+        });
+        runs.push(Options {
+            clients: vec![Client::Rust; 6],
+            targets: vec![Target::guarded()],
+            kinds: Some(kinds),
+            ..options.clone()
+        });
+    }
     if wants("library") {
         let mut clients = vec![Client::Rust; 8];
         if options.python.is_some() {
@@ -176,25 +196,27 @@ fn runs(args: &Args, engine: Engine) -> Vec<Options> {
         }
         let mut targets = options.targets.clone();
         targets.extend([Target::semaphore(PERMITS), Target::shared()]);
+        if engine.has_guards() {
+            targets.push(Target::guarded());
+        }
         runs.push(Options {
             clients,
             targets,
             ..options.clone()
         });
     }
-    // One server suffices to expose a control.
-    if engine != Engine::Galera {
-        if wants("controls") {
-            let fits = |(client, _): &(Client, Target)| client.can_be_wrong_on(engine);
-            runs.extend(controls().into_iter().filter(fits).map(control));
-        }
-        if wants("legacy") && options.old_python.is_some() && engine != Engine::Sqlite {
-            runs.extend(
-                Target::locks(1)
-                    .into_iter()
-                    .map(|lock| control((Client::Legacy, lock))),
-            );
-        }
+    let fits = |(client, _): &(Client, Target)| {
+        client.can_be_wrong_on(engine) && (wants("controls") || wants(client.as_str()))
+    };
+    runs.extend(controls().into_iter().filter(fits).map(control));
+    // One server suffices to expose it.
+    let one_server = !matches!(engine, Engine::Sqlite | Engine::Galera);
+    if wants("legacy") && options.old_python.is_some() && one_server {
+        runs.extend(
+            Target::locks(1)
+                .into_iter()
+                .map(|lock| control((Client::Legacy, lock))),
+        );
     }
     runs
 }
@@ -248,6 +270,9 @@ fn print_outcome(outcome: &Outcome) -> bool {
             "  {} grants to readers; of the shared lock {readers} faults of readers, {writers} of writers",
             outcome.numbers.shared
         );
+    }
+    if let Some(guarded) = report::guarded(outcome) {
+        println!("  guarded table: {guarded}");
     }
     if outcome.is_good() {
         return true;

@@ -64,6 +64,11 @@ impl Network {
         self.0.iter().for_each(|proxy| proxy.lose_next_reply(""));
     }
 
+    /// Loses the reply to the next request with this text, which is carried out.
+    pub fn lose_reply_to(&self, text: &str) {
+        self.0.iter().for_each(|proxy| proxy.lose_next_reply(text));
+    }
+
     /// Loses the next request.
     pub fn lose_next_request(&self) {
         self.0.iter().for_each(|proxy| proxy.lose_next_request(""));

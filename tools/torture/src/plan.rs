@@ -20,6 +20,19 @@ pub enum Kind {
     FreezeInFence,
     /// A fenced transaction that is open for longer than the ttl.
     LongFence,
+    /// SIGSTOP of a holder that has shown its ticket, until another process was granted the lock. It
+    /// writes to the guarded table first when it goes on.
+    FreezeBeforeGuarded,
+    /// SIGSTOP of a process between its write to the guarded table and the COMMIT, for longer than the
+    /// ttl.
+    FreezeInGuarded,
+    /// SIGKILL of a process between its write to the guarded table and the COMMIT.
+    KillInGuarded,
+    /// All connections of a process are closed between its write to the guarded table and the COMMIT.
+    CutInGuarded,
+    /// The COMMIT of a write to the guarded table is carried out, its reply lost and the connection
+    /// closed.
+    LoseGuardedReply,
     /// Nothing passes, for less than the ttl.
     StallShort,
     /// Nothing passes, for longer than the ttl.
@@ -73,6 +86,11 @@ impl Kind {
             Self::FreezeHolding => "freeze of a holder past its ttl",
             Self::FreezeInFence => "freeze in a fenced transaction past its ttl",
             Self::LongFence => "fenced transaction longer than the ttl",
+            Self::FreezeBeforeGuarded => "freeze before a guarded write until taken over",
+            Self::FreezeInGuarded => "freeze in a guarded transaction past its ttl",
+            Self::KillInGuarded => "kill -9 in a guarded transaction",
+            Self::CutInGuarded => "connections cut in a guarded transaction",
+            Self::LoseGuardedReply => "reply to a guarded commit lost",
             Self::StallShort => "stall shorter than the ttl",
             Self::StallLong => "stall longer than the ttl",
             Self::StallReplies => "replies stalled longer than the ttl",
@@ -105,6 +123,11 @@ impl Kind {
             Self::FreezeHolding => "Z",
             Self::FreezeInFence => "Zf",
             Self::LongFence => "F",
+            Self::FreezeBeforeGuarded => "Zg",
+            Self::FreezeInGuarded => "Zw",
+            Self::KillInGuarded => "Kg",
+            Self::CutInGuarded => "Cg",
+            Self::LoseGuardedReply => "Lg",
             Self::StallShort => "s",
             Self::StallLong => "S",
             Self::StallReplies => "Sr",
@@ -165,6 +188,24 @@ impl Kind {
         kinds.into_iter().filter(fits).collect()
     }
 
+    /// The faults of a holder that writes to the guarded table.
+    pub fn of_a_guarded_write() -> Vec<Self> {
+        let guarded = |kind: &Self| kind.is_in_guarded();
+        KINDS.into_iter().filter(guarded).collect()
+    }
+
+    /// Whether it hits a process in a write to the guarded table.
+    pub fn is_in_guarded(self) -> bool {
+        matches!(
+            self,
+            Self::FreezeBeforeGuarded
+                | Self::FreezeInGuarded
+                | Self::KillInGuarded
+                | Self::CutInGuarded
+                | Self::LoseGuardedReply
+        )
+    }
+
     /// Whether it is a fault of a node of a cluster.
     fn of_a_node(self) -> bool {
         use Kind::{ClockOfNode, CutNode, FreezeNode, KillNode};
@@ -190,7 +231,9 @@ impl Kind {
         let whole = matches!(self, Self::Restart | Self::KillServer | Self::FreezeServer);
         match engine {
             // The client's clock is that of the database, for whose jumps nothing is promised.
-            Engine::Sqlite => !needs_server && self != Self::Clock && !self.of_a_node(),
+            Engine::Sqlite => {
+                !needs_server && !self.is_in_guarded() && self != Self::Clock && !self.of_a_node()
+            }
             // A node whose clock is ahead grants greater tokens than the next one whose clock is
             // right, so that older copies prove nothing there.
             Engine::Galera => !whole && !matches!(self, Self::BusyFile | Self::Restore),
@@ -200,13 +243,18 @@ impl Kind {
 }
 
 /// All kinds, in their order.
-pub const KINDS: [Kind; 26] = [
+pub const KINDS: [Kind; 31] = [
     Kind::KillHolding,
     Kind::KillInFence,
     Kind::KillWaiting,
     Kind::FreezeHolding,
     Kind::FreezeInFence,
     Kind::LongFence,
+    Kind::FreezeBeforeGuarded,
+    Kind::FreezeInGuarded,
+    Kind::KillInGuarded,
+    Kind::CutInGuarded,
+    Kind::LoseGuardedReply,
     Kind::StallShort,
     Kind::StallLong,
     Kind::StallReplies,
@@ -247,14 +295,14 @@ pub fn kinds(client: Client, engine: Engine) -> Vec<Kind> {
         Client::HandsOutEnded => &[Kind::LateGrant],
         Client::Unfenced => &[Kind::FreezeInFence],
         Client::CountsThenEnters | Client::LooksThenEnters => &[Kind::SlowClaim],
+        Client::Unguarded => &[Kind::FreezeBeforeGuarded, Kind::FreezeInGuarded],
         Client::Legacy => &[Kind::FreezeHolding, Kind::FreezeInFence],
     };
-    let library = matches!(client, Client::Rust | Client::Python);
     some.iter()
         .copied()
         .filter(|kind| kind.is_for(engine))
         // The library looks and claims in one statement.
-        .filter(|kind| !library || *kind != Kind::SlowClaim)
+        .filter(|kind| !client.is_library() || *kind != Kind::SlowClaim)
         .collect()
 }
 
@@ -274,23 +322,30 @@ pub struct Planned {
 /// The milliseconds before the first fault, until all processes have begun.
 const QUIET: u64 = 700;
 
-/// Plans the faults of a run.
-///
-/// Each of `kinds` comes at least once, however short the run is. `clocks` are the processes whose
-/// clocks can be set.
+/// The processes of a run, which have numbers from 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Processes {
+    /// How many there are.
+    pub count: usize,
+    /// Those whose clocks can be set.
+    pub clocks: Vec<usize>,
+    /// Those that write to the guarded table.
+    pub guarded: Vec<usize>,
+}
+
+/// Plans the faults of a run. Each of `kinds` comes at least once, however short the run is.
 pub fn plan(
     mut kinds: Vec<Kind>,
     seed: u64,
     run: Duration,
     ttl: Duration,
-    processes: usize,
-    clocks: &[usize],
+    processes: &Processes,
 ) -> Vec<Planned> {
     let mut random = fastrand::Rng::with_seed(seed);
     let end = (run.as_millis() as u64).saturating_sub(QUIET);
     // A fault takes some three seconds, so that about a third of the processes have one at any
     // time; a run that is too short for one of each kind has more.
-    let apart = 8000 / processes as u64;
+    let apart = 8000 / processes.count as u64;
     let many = (end.saturating_sub(QUIET) / apart).max(kinds.len() as u64);
     let step = end.saturating_sub(QUIET) / many;
     let ttl = ttl.as_millis() as u64;
@@ -305,12 +360,15 @@ pub fn plan(
         let recent: Vec<usize> = planned
             .iter()
             .rev()
-            .take(processes / 2)
+            .take(processes.count / 2)
             .map(|fault| fault.victim)
             .collect();
         let free: Vec<usize> = match kind {
-            Kind::Clock => clocks.to_vec(),
-            _ => (0..processes).filter(|one| !recent.contains(one)).collect(),
+            Kind::Clock => processes.clocks.clone(),
+            _ => (0..processes.count)
+                .filter(|one| !recent.contains(one))
+                .filter(|one| !kind.is_in_guarded() || processes.guarded.contains(one))
+                .collect(),
         };
         planned.push(Planned {
             at: QUIET + number * step + random.u64(0..=step / 2),
@@ -330,41 +388,4 @@ pub fn plan(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TTL: Duration = Duration::from_millis(1500);
-
-    fn of(engine: Engine, seed: u64, seconds: u64) -> Vec<Planned> {
-        let kinds = kinds(Client::Rust, engine);
-        plan(kinds, seed, Duration::from_secs(seconds), TTL, 8, &[0, 1])
-    }
-
-    #[test]
-    fn equal_seeds_plan_equal_faults_and_other_seeds_other_ones() {
-        assert_eq!(of(Engine::Postgres, 7, 60), of(Engine::Postgres, 7, 60));
-        assert_ne!(of(Engine::Postgres, 7, 60), of(Engine::Postgres, 8, 60));
-    }
-
-    #[test]
-    fn a_short_run_has_each_kind_of_fault_that_fits() {
-        for engine in [Engine::Postgres, Engine::MySql, Engine::Sqlite] {
-            for seconds in [12, 120] {
-                let planned = of(engine, 1, seconds);
-                for kind in KINDS {
-                    let comes = planned.iter().any(|fault| fault.kind == kind);
-                    let fits = kind.is_for(engine) && kind != Kind::SlowClaim;
-                    assert_eq!(comes, fits, "{engine:?} {kind:?}");
-                }
-                assert!(planned.iter().all(|fault| fault.at < seconds * 1000));
-            }
-        }
-    }
-
-    #[test]
-    fn clock_jumps_hit_only_processes_with_a_clock_of_their_own() {
-        for fault in of(Engine::Postgres, 3, 120) {
-            assert!(fault.kind != Kind::Clock || fault.victim < 2);
-        }
-    }
-}
+mod tests;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::check::KINDS;
-use crate::run::{Options, Outcome};
+use crate::options::Options;
+use crate::outcome::Outcome;
 use crate::target;
 use crate::worker::Client;
 
@@ -17,6 +18,11 @@ const FAULTS: (&str, &str) = (
     "<!-- torture: their end -->",
 );
 
+const GUARDED: (&str, &str) = (
+    "<!-- torture: the guarded writes, written by make torture -->",
+    "<!-- torture: their last line -->",
+);
+
 /// The clients of a run, and what they contend for besides locks, in words.
 pub fn clients(options: &Options) -> String {
     let mut words = client(options);
@@ -27,6 +33,8 @@ pub fn clients(options: &Options) -> String {
                 words.push_str(&format!(", a semaphore of {permits}"));
             }
             target::Kind::Shared => words.push_str(", a shared lock"),
+            target::Kind::Guarded if options.clients[0] == Client::Unguarded => {}
+            target::Kind::Guarded => words.push_str(", a guarded table"),
         }
     }
     words
@@ -49,6 +57,7 @@ fn client(options: &Options) -> String {
         Client::Unfenced => "control: unfenced writes".into(),
         Client::CountsThenEnters => "control: a count of the holders, then a claim".into(),
         Client::LooksThenEnters => "control: readers and writers that look, then enter".into(),
+        Client::Unguarded => "control: a table without a guard".into(),
         Client::Legacy => "control: legacy".into(),
         Client::Rust | Client::Python => match many(Client::Python) {
             0 => format!("database-locks, {} in Rust", many(Client::Rust)),
@@ -117,11 +126,37 @@ fn faults(outcome: &Outcome) -> String {
     format!("- {engine}, {clients}: {}.", each.join(", "))
 }
 
+/// What became of the writes to the guarded table; `None` if there was none.
+pub fn guarded(outcome: &Outcome) -> Option<String> {
+    let mut targets = outcome.options.targets.iter();
+    targets.find(|target| target.kind == target::Kind::Guarded)?;
+    let numbers = outcome.numbers.guarded;
+    Some(format!(
+        "{} writes committed; refused: {} late, {} with an outdated ticket, {} without \
+         a ticket, {} of holders; {} ended by a fault",
+        numbers.committed,
+        numbers.late,
+        numbers.outdated,
+        numbers.bare,
+        numbers.holders,
+        numbers.failed,
+    ))
+}
+
+fn guarded_line(outcome: &Outcome) -> Option<String> {
+    let (engine, clients) = (outcome.options.engine.as_str(), clients(&outcome.options));
+    let numbers = guarded(outcome)?;
+    let seed = outcome.options.seed;
+    Some(format!("- {engine}, {clients}, seed {seed}: {numbers}."))
+}
+
 /// The tables of some runs, to be printed.
 pub fn tables(outcomes: &[Outcome]) -> String {
     let rows: Vec<String> = outcomes.iter().map(row).collect();
+    let guarded: Vec<String> = outcomes.iter().filter_map(guarded_line).collect();
     let faults: Vec<String> = outcomes.iter().map(faults).collect();
-    format!("{}\n{}\n\n{}", header(), rows.join("\n"), faults.join("\n"))
+    let parts = [rows, guarded, faults].map(|lines| lines.join("\n"));
+    format!("{}\n{}", header(), parts.join("\n\n"))
 }
 
 /// Writes the tables into the document; they replace the rows of the same engines.
@@ -137,7 +172,9 @@ pub fn put(path: &Path, outcomes: &[Outcome]) -> std::io::Result<()> {
         .collect();
     let rows: Vec<String> = outcomes.iter().map(row).collect();
     let lines: Vec<String> = outcomes.iter().map(faults).collect();
+    let guarded: Vec<String> = outcomes.iter().filter_map(guarded_line).collect();
     let replaced = replace(&text, TABLE, &header(), "| ", &engines, rows)
+        .and_then(|text| replace(&text, GUARDED, "", "- ", &engines, guarded))
         .and_then(|text| replace(&text, FAULTS, "", "- ", &engines, lines));
     let missing = || std::io::Error::other(format!("{}: no marks", path.display()));
     std::fs::write(path, replaced.ok_or_else(missing)?)

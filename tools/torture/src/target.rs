@@ -1,4 +1,5 @@
-//! What the processes contend for: locks, semaphores, and locks that readers share.
+//! What the processes contend for: locks, semaphores, locks that readers share, and the lock of a
+//! guarded table.
 
 use serde_json::{Map, Value, json};
 
@@ -14,6 +15,8 @@ pub enum Kind {
     Semaphore(u32),
     /// A lock that readers hold together, and a writer alone.
     Shared,
+    /// A lock with one holder, which guards a table: its holders write there, and use no fence.
+    Guarded,
 }
 
 /// A name, and what it stands for.
@@ -69,12 +72,20 @@ impl Target {
         }
     }
 
+    /// The lock of the guarded table.
+    pub fn guarded() -> Self {
+        Self {
+            name: "g".into(),
+            kind: Kind::Guarded,
+        }
+    }
+
     /// How often a process chooses it: one process is not enough to contend for a permit, nor two for
     /// a lock that readers share.
     pub fn weight(&self) -> u64 {
         match self.kind {
             Kind::Lock => 1,
-            Kind::Semaphore(_) => 2,
+            Kind::Semaphore(_) | Kind::Guarded => 2,
             Kind::Shared => 3,
         }
     }
@@ -83,7 +94,7 @@ impl Target {
     /// that a permit can have.
     pub fn resources(&self) -> Vec<String> {
         match self.kind {
-            Kind::Lock | Kind::Shared => vec![self.name.clone()],
+            Kind::Lock | Kind::Shared | Kind::Guarded => vec![self.name.clone()],
             Kind::Semaphore(permits) => (0..permits + RAISED_BY)
                 .map(|slot| slot_name(&self.name, slot as u16))
                 .collect(),
@@ -93,17 +104,20 @@ impl Target {
     /// The targets as the settings of a worker have them: Python workers read `locks` only.
     pub fn to_json(targets: &[Self]) -> Map<String, Value> {
         let (mut locks, mut semaphores, mut shared) = (Vec::new(), Map::new(), Vec::new());
+        let mut guarded = Vec::new();
         for Self { name, kind } in targets {
             match kind {
                 Kind::Lock => locks.push(name.as_str()),
                 Kind::Semaphore(permits) => drop(semaphores.insert(name.clone(), json!(permits))),
                 Kind::Shared => shared.push(name.as_str()),
+                Kind::Guarded => guarded.push(name.as_str()),
             }
         }
         let all = [
             ("locks".to_owned(), json!(locks)),
             ("semaphores".to_owned(), Value::Object(semaphores)),
             ("shared".to_owned(), json!(shared)),
+            ("guarded".to_owned(), json!(guarded)),
         ];
         all.into_iter().collect()
     }
@@ -126,6 +140,7 @@ impl Target {
             });
         }
         targets.extend(named("shared", Kind::Shared)?);
+        targets.extend(named("guarded", Kind::Guarded)?);
         Some(targets)
     }
 }
@@ -142,7 +157,7 @@ mod tests {
     #[test]
     fn targets_are_read_back_from_the_settings() {
         let mut targets = Target::locks(2);
-        targets.extend([Target::semaphore(2), Target::shared()]);
+        targets.extend([Target::semaphore(2), Target::shared(), Target::guarded()]);
         let settings = Value::Object(Target::to_json(&targets));
         assert_eq!(Target::parse(&settings), Some(targets));
     }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::check::{self, End, Grant};
+use crate::outcome::Outcome;
 use crate::plan::{KINDS, Kind};
 use crate::report;
-use crate::run::Outcome;
 
 /// The length of a strip in microseconds; a run takes several.
 const STRIP: u64 = 10_000_000;
@@ -137,7 +137,7 @@ impl Timeline<'_> {
             ),
             (
                 "<circle cx=\"10\" cy=\"7\" r=\"5\" fill=\"none\" stroke=\"#c00\" stroke-width=\"2\"/><path d=\"M6.5 10.5 L13.5 3.5\" stroke=\"#c00\" stroke-width=\"2\"/>",
-                "the fence refused a write",
+                "the fence or the guard refused a write",
             ),
             (
                 "<rect x=\"2\" y=\"1\" width=\"26\" height=\"11\" fill=\"none\" stroke=\"#e00\" stroke-width=\"3\"/>",
@@ -316,7 +316,12 @@ impl Timeline<'_> {
     }
 
     fn freezes(&self, marks: &mut String, lock: &str, from: u64, until: u64, y: f64) {
-        let freezes = [Kind::FreezeHolding, Kind::FreezeInFence];
+        let freezes = [
+            Kind::FreezeHolding,
+            Kind::FreezeInFence,
+            Kind::FreezeBeforeGuarded,
+            Kind::FreezeInGuarded,
+        ];
         let here = self.outcome.faults.iter().filter(|fault| {
             freezes.contains(&fault.planned.kind)
                 && fault.lock.as_deref() == Some(lock)
@@ -338,10 +343,15 @@ impl Timeline<'_> {
     }
 
     fn refusals(&self, marks: &mut String, lock: &str, from: u64, until: u64, y: f64) {
-        let writes = check::writes(&self.outcome.evidence.events, &self.grants);
-        for write in writes.values() {
-            if let Some((at, End::Refused)) = write.end
-                && self.grants[write.grant].resource() == lock
+        let events = &self.outcome.evidence.events;
+        let fenced = check::writes(events, &self.grants);
+        let fenced = fenced.values().map(|write| (Some(write.grant), write.end));
+        let guarded = check::guarded_writes(events, &self.grants);
+        let guarded = guarded.values().map(|write| (write.grant, write.end));
+        for (grant, end) in fenced.chain(guarded) {
+            let grant = grant.and_then(|place| self.grants.get(place));
+            if let Some((at, End::Refused)) = end
+                && grant.is_some_and(|grant| grant.resource() == lock)
                 && (from..until).contains(&at)
             {
                 let x = self.x(from, at);

@@ -19,6 +19,9 @@ use crate::target::Target;
 /// How long a worker stays at a breakpoint without `resume`.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
+/// The COMMIT of a write to the guarded table, by which the network tells it from other statements.
+pub const GUARDED_COMMIT: &str = "COMMIT /* guarded */";
+
 /// The states in which a worker can pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Breakpoint {
@@ -34,6 +37,10 @@ pub enum Breakpoint {
     Blind,
     /// Within a fenced transaction, between its read and its write.
     Fenced,
+    /// Within a transaction that has shown the ticket, before its write to the guarded table.
+    Shown,
+    /// Within a transaction that has written to the guarded table, before its COMMIT.
+    Written,
 }
 
 impl Breakpoint {
@@ -46,6 +53,8 @@ impl Breakpoint {
             Self::Holding => "holding",
             Self::Blind => "blind",
             Self::Fenced => "fenced",
+            Self::Shown => "shown",
+            Self::Written => "written",
         }
     }
 
@@ -57,6 +66,8 @@ impl Breakpoint {
             Self::Holding,
             Self::Blind,
             Self::Fenced,
+            Self::Shown,
+            Self::Written,
         ];
         all.into_iter()
             .find(|breakpoint| breakpoint.as_str() == word)
@@ -86,11 +97,19 @@ pub enum Client {
     CountsThenEnters,
     /// Of a lock that readers share, readers and writers look whether it is free, and then enter.
     LooksThenEnters,
+    /// database-locks, from Rust, and a table of which nobody has told the database that a lock
+    /// guards it.
+    Unguarded,
     /// Legacy (django-database-locks 0.5).
     Legacy,
 }
 
 impl Client {
+    /// Whether it is the library, rather than a client of its own on the same tables.
+    pub fn is_library(self) -> bool {
+        matches!(self, Self::Rust | Self::Python | Self::Unguarded)
+    }
+
     /// Its name in settings and tables.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -104,18 +123,24 @@ impl Client {
             Self::Unfenced => "unfenced",
             Self::CountsThenEnters => "counts-then-enters",
             Self::LooksThenEnters => "looks-then-enters",
+            Self::Unguarded => "unguarded",
             Self::Legacy => "legacy",
         }
     }
 
     /// Whether its mistake can show on an engine. On SQLite the client's clock is that of the
-    /// database, and a reply is never late.
+    /// database, a reply is never late, and there are no guards. One server suffices to expose a
+    /// client of its own; the triggers of a cluster differ from those of a server.
     pub fn can_be_wrong_on(self, engine: Engine) -> bool {
-        let late_or_skewed = matches!(
+        let needs_server = matches!(
             self,
-            Self::ClientClock | Self::TrustFromReply | Self::HandsOutEnded
+            Self::ClientClock | Self::TrustFromReply | Self::HandsOutEnded | Self::Unguarded
         );
-        engine != Engine::Sqlite || !late_or_skewed
+        match engine {
+            Engine::Sqlite => !needs_server,
+            Engine::Galera => self == Self::Unguarded,
+            _ => true,
+        }
     }
 
     /// The client of a name.
@@ -131,6 +156,7 @@ impl Client {
             Self::Unfenced,
             Self::CountsThenEnters,
             Self::LooksThenEnters,
+            Self::Unguarded,
             Self::Legacy,
         ];
         all.into_iter().find(|client| client.as_str() == word)
@@ -254,6 +280,14 @@ impl Commands {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         true
+    }
+
+    /// Whether there is a breakpoint in a write to the guarded table.
+    pub fn wants_guarded_write(&self) -> bool {
+        matches!(
+            *self.wanted(),
+            Some(Breakpoint::Shown | Breakpoint::Written)
+        )
     }
 
     fn wanted(&self) -> std::sync::MutexGuard<'_, Option<Breakpoint>> {

@@ -17,6 +17,17 @@ pub struct Row {
     pub id: String,
 }
 
+/// A committed write to the guarded table, as the database has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardedRow {
+    /// The id of the write.
+    pub id: String,
+    /// The token of the grant whose ticket it showed; 0 if it showed none, or an outdated one.
+    pub token: i64,
+    /// How many writes with lesser tokens it saw.
+    pub older: i64,
+}
+
 /// A time in which one process, or all, could not make progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outage {
@@ -57,6 +68,8 @@ pub struct Evidence {
     pub events: Vec<Event>,
     /// The committed writes.
     pub rows: Vec<Row>,
+    /// The committed writes to the guarded table.
+    pub guarded: Vec<GuardedRow>,
     /// The counters at the end, each of which began at 0.
     pub counters: BTreeMap<String, i64>,
     /// The operator's changes of limits, in order of time.

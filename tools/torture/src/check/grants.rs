@@ -182,8 +182,8 @@ pub fn grants(events: &[Event]) -> Vec<Grant> {
     grants
 }
 
-/// The writes of a history by their ids.
-pub fn writes(events: &[Event], grants: &[Grant]) -> BTreeMap<String, Write> {
+/// The place among the grants of each request that was granted.
+pub(super) fn places<'a>(events: &'a [Event], grants: &[Grant]) -> HashMap<(&'a str, u64), usize> {
     let mut places: HashMap<(&str, u64), usize> = HashMap::new();
     for event in events {
         if let What::Granted { request, .. } = &event.what {
@@ -193,6 +193,12 @@ pub fn writes(events: &[Event], grants: &[Grant]) -> BTreeMap<String, Write> {
             }
         }
     }
+    places
+}
+
+/// The writes of a history by their ids, but for those to the guarded table.
+pub fn writes(events: &[Event], grants: &[Grant]) -> BTreeMap<String, Write> {
+    let places = places(events, grants);
     let mut writes: BTreeMap<String, Write> = BTreeMap::new();
     for event in events {
         let (id, end) = match &event.what {

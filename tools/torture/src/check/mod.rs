@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 mod evidence;
 mod grants;
+mod guarded;
 mod holders;
 mod limits;
 mod numbers;
@@ -15,16 +16,20 @@ mod story;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_of_guarded;
+#[cfg(test)]
 mod tests_of_kinds;
 mod violation;
 mod waiters;
 
 use crate::target::Mode;
+use guarded::guarded_table;
 use holders::{permits, two_holders};
 use waiters::waiters;
 
-pub use evidence::{Evidence, LimitChange, Outage, Row};
+pub use evidence::{Evidence, GuardedRow, LimitChange, Outage, Row};
 pub use grants::{End, Grant, Write, grants, writes};
+pub use guarded::{GuardedNumbers, GuardedWrite, guarded_writes};
 pub use numbers::{Numbers, grants_per_process, numbers};
 pub use violation::{KINDS, Kind, Violation};
 pub use waiters::PATIENCE;
@@ -50,6 +55,7 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
     }
     stale_writes(evidence, &grants, &writes, &mut found);
     increments(evidence, &grants, &writes, &mut found);
+    guarded_table(evidence, &grants, &mut found);
     found.sort_by_key(|violation| (violation.at, violation.kind));
     found
 }

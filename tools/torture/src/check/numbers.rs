@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::check::evidence::Evidence;
 use crate::check::grants::{End, Write, grants, writes};
+use crate::check::guarded::{GuardedNumbers, guarded_numbers};
 use crate::history::What;
 use crate::target::Mode;
 
@@ -22,6 +23,8 @@ pub struct Numbers {
     pub refused: usize,
     /// COMMITs whose outcome the process never learned.
     pub unknown: usize,
+    /// The writes to the guarded table.
+    pub guarded: GuardedNumbers,
 }
 
 /// The numbers of a run.
@@ -30,6 +33,7 @@ pub fn numbers(evidence: &Evidence) -> Numbers {
     let writes = writes(&evidence.events, &grants);
     let ended = |write: &&Write, wanted| matches!(write.end, Some((_, end)) if end == wanted);
     Numbers {
+        guarded: guarded_numbers(evidence, &grants),
         grants: grants.len(),
         shared: grants.iter().filter(|g| g.mode == Mode::Shared).count(),
         losses: grants.iter().filter(|grant| grant.lost.is_some()).count(),

@@ -22,10 +22,14 @@ pub enum Kind {
     LostIncrement,
     /// A process waited although the lock was free.
     ForgottenWaiter,
+    /// A write to the guarded table was committed after a write or a grant with a greater token.
+    LateGuardedWrite,
+    /// A write to the guarded table was committed that showed no ticket, or an outdated one.
+    UnheldGuardedWrite,
 }
 
 /// All kinds, in the order of the tables.
-pub const KINDS: [Kind; 8] = [
+pub const KINDS: [Kind; 10] = [
     Kind::TwoHolders,
     Kind::TooMany,
     Kind::ReaderAndWriter,
@@ -34,6 +38,8 @@ pub const KINDS: [Kind; 8] = [
     Kind::StaleWrite,
     Kind::LostIncrement,
     Kind::ForgottenWaiter,
+    Kind::LateGuardedWrite,
+    Kind::UnheldGuardedWrite,
 ];
 
 impl Kind {
@@ -48,6 +54,8 @@ impl Kind {
             Self::StaleWrite => "stale write",
             Self::LostIncrement => "lost increment",
             Self::ForgottenWaiter => "forgotten waiter",
+            Self::LateGuardedWrite => "late write past the guard",
+            Self::UnheldGuardedWrite => "write past the guard without the grant",
         }
     }
 }

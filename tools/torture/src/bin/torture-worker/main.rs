@@ -13,11 +13,13 @@ use torture::control::ControlClient;
 use torture::history::{Recorder, What};
 use torture::sql::Sql;
 use torture::target::{Kind, Mode, Target};
-use torture::worker::{Breakpoint, Client, Commands, Settings, say};
+use torture::worker::{Breakpoint, Commands, Settings, say};
 
+mod guarded;
 mod state;
 mod write;
 
+use guarded::Show;
 use state::{Guard, Held, Worker};
 
 #[tokio::main(worker_threads = 2)]
@@ -26,7 +28,9 @@ async fn main() {
     let settings = Settings::parse(&argument).expect("the settings are JSON");
     let recorder = Recorder::new(&settings.history, &settings.process).expect("a history");
     let locks = match settings.client {
-        Client::Rust => Some(Locks::builder(&settings.url).connect_lazy().expect("a URL")),
+        client if client.is_library() => {
+            Some(Locks::builder(&settings.url).connect_lazy().expect("a URL"))
+        }
         _ => None,
     };
     let commands = Commands::listen();
@@ -44,6 +48,7 @@ async fn main() {
         data: RefCell::new(None),
         requests: Cell::new(0),
         writes: Cell::new(0),
+        outdated: RefCell::new(None),
         skew: Cell::new(0),
         locks,
         control,
@@ -75,6 +80,9 @@ impl Worker {
         let request = self.requests.get() + 1;
         self.requests.set(request);
         self.record_clock_jump();
+        if self.chance(10) {
+            self.write_guarded(&Show::Nothing).await;
+        }
         let (target, mode) = self.choose();
         let lock = target.name.clone();
         let wait = match self.number(0, 100) {
@@ -122,6 +130,7 @@ impl Worker {
             guard: &guard,
         };
         self.hold(&held).await;
+        let ticket = self.ticket(&held);
         self.record(What::Releasing { request });
         let (guard, request) = match guard {
             Guard::Library(guard)
@@ -141,6 +150,9 @@ impl Worker {
             Guard::Control(held) => held.release().await,
         };
         self.record(What::Released { request, ok });
+        if let Some(ticket) = ticket {
+            self.keep_outdated(ticket, ok).await;
+        }
         tokio::time::sleep(self.between(5, 60)).await;
     }
 
@@ -296,9 +308,13 @@ impl Worker {
         for _ in 0..steps {
             // A loss is recorded once.
             if last == Look::Lost {
+                // The guard must refuse what comes too late.
+                if held.target.kind == Kind::Guarded {
+                    self.write(held).await;
+                }
                 return;
             }
-            if self.chance(60) {
+            if self.chance(60) || self.commands.wants_guarded_write() {
                 self.write(held).await;
             }
             tokio::time::sleep(self.between(20, 150)).await;

@@ -24,6 +24,8 @@ pub(crate) struct Worker {
     pub(crate) requests: Cell<u64>,
     pub(crate) writes: Cell<u64>,
     pub(crate) skew: Cell<i64>,
+    /// The ticket of the latest grant of the guarded table's lock that has ended.
+    pub(crate) outdated: RefCell<Option<Ticket>>,
 }
 
 /// A grant that was asked for.
@@ -43,6 +45,14 @@ impl Held<'_> {
             _ => Some(name.clone()),
         }
     }
+}
+
+/// What a write to the guarded table shows.
+pub(crate) struct Ticket {
+    /// The request of its grant.
+    pub(crate) request: u64,
+    pub(crate) token: i64,
+    pub(crate) text: String,
 }
 
 /// A held lock.
@@ -94,9 +104,13 @@ impl Worker {
             at = at.saturating_sub(target.weight());
             chosen
         });
-        let target = target.unwrap_or(&targets[0]);
+        let mut target = target.unwrap_or(&targets[0]);
+        if self.commands.wants_guarded_write() {
+            let guarded = targets.iter().find(|target| target.kind == Kind::Guarded);
+            target = guarded.unwrap_or(target);
+        }
         let mode = match target.kind {
-            Kind::Lock => Mode::Exclusive,
+            Kind::Lock | Kind::Guarded => Mode::Exclusive,
             Kind::Semaphore(permits) => Mode::Permit(permits),
             // Writers would wait forever if there were always a reader in.
             Kind::Shared if self.chance(65) => Mode::Shared,

@@ -8,13 +8,13 @@ use mysql_async::prelude::Queryable;
 use torture::control::ControlGuard;
 use torture::history::What;
 use torture::sql::{Answer, Sql, error_text, with_timeout};
-use torture::target::Mode;
+use torture::target::{Kind, Mode};
 use torture::worker::Breakpoint;
 
 use crate::state::{Guard, Held, Worker};
 
 /// Why a write was not committed.
-enum Failure {
+pub(crate) enum Failure {
     Refused(String),
     Failed(String),
 }
@@ -42,6 +42,9 @@ impl Worker {
             guard,
             ..
         } = *held;
+        if held.target.kind == Kind::Guarded {
+            return self.write_guarded_as_holder(held).await;
+        }
         let Some(lock) = held.resource() else { return };
         self.writes.set(self.writes.get() + 1);
         let id = format!("{} {}", self.settings.process, self.writes.get());
