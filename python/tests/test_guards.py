@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from database_locks import LockUnavailable, connect
+from database_locks import LockTimeout, LockUnavailable, connect
 from support import TIMEOUT, Program, dblock, environment, sql, tool
 
 #: Connects, waits for the file `go`, and writes.
@@ -134,6 +134,24 @@ def test_no_late_write_of_a_frozen_holder_is_done(
     assert wrote["fence"].startswith("LockLost: "), wrote
     assert wrote["atomic"].startswith("LockLost: "), wrote
     assert sql(guarded_server_url, "SELECT amount FROM invoices") == [(10,)]
+
+
+def test_who_is_kept_out_by_a_transaction_that_hangs_is_told_its_session(guarded_url: str) -> None:
+    import psycopg
+
+    locks = connect(guarded_url)
+    dblock("acquire", "--ttl", "1s", "ledger", url=guarded_url)
+    with psycopg.connect(guarded_url) as hangs:
+        hangs.execute("SELECT id FROM database_locks_lock WHERE name = 'ledger' FOR UPDATE")
+        time.sleep(1.5)
+        session = f"the session of pid {hangs.info.backend_pid} "
+        with pytest.raises(LockTimeout, match=session) as caught, locks.lock("ledger", timeout=1):
+            pass
+        assert session in str(caught.value.row_locker)
+        with pytest.raises(LockUnavailable, match=session):
+            locks.force_release("ledger")
+    with locks.lock("ledger", timeout=TIMEOUT):
+        pass
 
 
 def test_locks_guard_tables(guarded_url: str) -> None:
