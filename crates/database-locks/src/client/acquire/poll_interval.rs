@@ -89,11 +89,16 @@ impl PollInterval {
         match outcome {
             Ok(Outcome::Held(holder)) => self.held(holder, now),
             Err(StoreError::Unavailable(_)) => WaitHint::polling(self.unavailable()),
-            // Usually another client is acquiring the lock, and will notify on release.
-            Ok(Outcome::Busy) => WaitHint {
-                notified: Some(Duration::from_millis(fastrand::u64(20..=200))),
-                polling: self.busy(now),
-            },
+            // Usually another client is acquiring the lock, and will notify on release. At first it
+            // may be a request of this process, whose caller wakes the queue.
+            Ok(Outcome::Busy) => {
+                let again = self.busy.is_some();
+                let pause = || Duration::from_millis(fastrand::u64(20..=200));
+                WaitHint {
+                    notified: again.then(pause),
+                    polling: self.busy(now),
+                }
+            }
             _ => WaitHint::polling(self.busy(now)),
         }
     }
