@@ -249,7 +249,7 @@ async fn a_crowd_of_one_process_that_begins_and_is_cancelled_announces_nothing()
     assert_eq!(db.sql(announced).trim(), "");
     // The control: it does announce itself for a lock of another process.
     drop(other);
-    in_time(waiting).await.unwrap().unwrap();
+    drop(in_time(waiting).await.unwrap().unwrap());
 }
 
 /// Many local waiters do not keep out a waiter of another process: a release that notified lets

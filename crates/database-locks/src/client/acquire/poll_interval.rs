@@ -274,4 +274,13 @@ mod tests {
             .polling;
         assert!(pause <= BUSY_AT_FIRST, "{pause:?}");
     }
+    #[test]
+    fn a_locked_row_is_announced_at_the_second_try_that_finds_it() {
+        let mut interval = PollInterval::new(LONGEST_POLL);
+        for _ in 0..2 {
+            let mut announced = || interval.after(&Ok(Outcome::Busy), BEGAN).notified.is_some();
+            assert_eq!([announced(), announced(), announced()], [false, true, true]);
+            interval.after(&held(1, None), BEGAN);
+        }
+    }
 }
