@@ -153,7 +153,7 @@ check-msrv: ## build what is published with the oldest Rust that it is for, whic
 	CARGO_TARGET_DIR=target/msrv cargo +$(MSRV_SQLX) check --locked -p database-locks --all-features
 
 # What cannot be had on some machine is left out, and a line says so.
-bench: ## measure for some 14 minutes, and write docs/benchmarks.md; SECONDS=700 ONLY=cycle,held…
+bench: ## measure for some 18 minutes, and write docs/benchmarks.md; SECONDS=900 ONLY=cycle,held…
 	cargo build --release -p bench -p dblock
 	BENCH_CHECK=1 $(BENCH)
 	scripts/install-servers >target/bench-servers || \

@@ -70,7 +70,7 @@ pub(crate) fn python_statements(name: &str) -> [String; 2] {
     })
 }
 
-async fn postgres(url: &str) -> Client {
+pub(crate) async fn postgres(url: &str) -> Client {
     let mut config: tokio_postgres::Config = url.parse().expect("a good URL");
     config.user("postgres");
     let (client, connection) = config.connect(NoTls).await.expect("connects");

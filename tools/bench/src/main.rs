@@ -7,7 +7,7 @@
 //!
 //! | variable | meaning | default |
 //! | --- | --- | --- |
-//! | `SECONDS` | about how long all parts together take | 700 |
+//! | `SECONDS` | about how long all parts together take | 900 |
 //! | `ONLY` | the parts to run, separated by commas; each takes as long as in a whole run | all |
 //! | `DOCS` | the folder to write to | `docs` |
 //! | `CHECK` | any value: checks these settings and ends | |
@@ -23,6 +23,7 @@ mod console;
 mod contention;
 mod cycle;
 mod drive;
+mod guards;
 mod handover;
 mod held;
 mod kinds;
@@ -63,15 +64,16 @@ const fn part(name: &'static str, share: f64, run: Run) -> Part {
     Part { name, share, run }
 }
 
-const PARTS: [Part; 9] = [
-    part("cycle", 0.28, cycle::run),
-    part("syscalls", 0.10, syscalls::run),
-    part("handover", 0.17, handover::run),
-    part("held", 0.22, held::run),
-    part("tasks", 0.05, tasks::run),
-    part("idle", 0.03, held::idle),
-    part("contention", 0.07, contention::run),
-    part("kinds", 0.06, kinds::run),
+const PARTS: [Part; 10] = [
+    part("cycle", 0.215, cycle::run),
+    part("syscalls", 0.075, syscalls::run),
+    part("handover", 0.13, handover::run),
+    part("held", 0.17, held::run),
+    part("tasks", 0.04, tasks::run),
+    part("idle", 0.025, held::idle),
+    part("contention", 0.055, contention::run),
+    part("kinds", 0.19, kinds::run),
+    part("guards", 0.08, guards::run),
     part("start", 0.02, process_time::run),
 ];
 

@@ -10,7 +10,7 @@ pub(crate) fn repository() -> PathBuf {
 }
 
 /// The default of `SECONDS`.
-const SECONDS: f64 = 700.0;
+const SECONDS: f64 = 900.0;
 
 /// The settings of a run.
 #[derive(Debug)]

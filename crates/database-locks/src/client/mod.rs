@@ -28,6 +28,7 @@ use crate::client::batch::Batch;
 use crate::client::direct::DirectClient;
 use crate::client::holder::default_holder;
 use crate::client::open_fences::OpenFences;
+use crate::client::own_grants::ClientNumber;
 use crate::client::pending_releases::PendingReleases;
 use crate::client::renewal::scheduler::Scheduler;
 use crate::error::Error;
@@ -54,6 +55,8 @@ pub(crate) struct Client {
     pub(crate) pending_releases: PendingReleases,
     /// The default for `locked_by`.
     pub(crate) holder: Arc<str>,
+    /// Tells its grants from those of other clients of this process.
+    pub(crate) number: ClientNumber,
 }
 
 impl Client {
@@ -88,6 +91,7 @@ impl Client {
             observations: Observations::default(),
             pending_releases: PendingReleases::default(),
             holder: default_holder().into(),
+            number: ClientNumber::next(),
         });
         let mut known = known();
         known.retain(|client| client.strong_count() > 0);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::client::Client;
 use crate::client::acquire::head_start::Waiters;
 use crate::client::direct::DIRECT_TIMEOUT;
+use crate::client::own_grants::Releasing;
 use crate::client::pending_releases::PendingRelease;
 use crate::client::read::read_row;
 use crate::client::renewal::grant_state::ms;
@@ -159,6 +160,7 @@ struct ReleaseTask {
     logged: bool,
     /// `None`: the end of a thread or process does not wait for it.
     pending: Option<PendingRelease>,
+    _releasing: Releasing,
 }
 
 impl ReleaseTask {
@@ -169,6 +171,7 @@ impl ReleaseTask {
         held_for: Option<Duration>,
     ) -> Self {
         Self {
+            _releasing: Releasing::new(command.grant, client.number),
             client,
             command,
             unavailable_until: BootInstant::ZERO,

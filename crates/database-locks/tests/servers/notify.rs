@@ -216,6 +216,42 @@ async fn a_release_to_a_local_waiter_sends_no_notification_and_no_acquire_fails(
     assert!((102..=110).contains(&statements), "{statements} statements");
 }
 
+/// An announcement lasts for seconds, in which each release notifies and lets other processes go
+/// first. None is made for a grant of this process, whether its guard exists or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_of_one_process_that_begins_and_is_cancelled_announces_nothing() {
+    const ROUNDS: usize = 30;
+    let Some(db) = TestDb::postgres() else { return };
+    let locks = db.locks().await;
+    // The process listens, so that an announcement would succeed.
+    let other = slow(&db.locks().await, "elsewhere").acquire().await;
+    let waiting = waits(slow(&locks, "elsewhere"));
+    wait_for_waiter(&db, "elsewhere").await;
+    for round in 0..ROUNDS {
+        let mut crowd = tokio::task::JoinSet::new();
+        for task in 0..40 {
+            let lock = locks.lock(format!("job {}", task % 4));
+            crowd.spawn(async move {
+                loop {
+                    let guard = lock.acquire().await.unwrap();
+                    if task % 3 == 0 {
+                        guard.release().await.unwrap();
+                    }
+                }
+            });
+        }
+        tokio::time::sleep(ms(20 + round as u64)).await;
+        crowd.shutdown().await;
+        in_time(locks.drain()).await;
+    }
+    let announced = "SELECT string_agg(name, ', ') FROM database_locks_lock
+                      WHERE name LIKE 'job %' AND waiting_until IS NOT NULL";
+    assert_eq!(db.sql(announced).trim(), "");
+    // The control: it does announce itself for a lock of another process.
+    drop(other);
+    drop(in_time(waiting).await.unwrap().unwrap());
+}
+
 /// Many local waiters do not keep out a waiter of another process: a release that notified lets
 /// that one try first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

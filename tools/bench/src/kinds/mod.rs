@@ -24,9 +24,9 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
         ));
     }
     let mut section = Section::default();
-    cycles::run(&engines, length.mul_f64(0.45), &mut section);
-    crowds::run(&engines, length.mul_f64(0.25), &mut section);
-    writer::run(&engines, length.mul_f64(0.1), &mut section);
-    leader::run(&engines, length.mul_f64(0.2), &mut section);
+    cycles::run(&engines, length.mul_f64(0.22), &mut section);
+    crowds::run(&engines, length.mul_f64(0.64), &mut section);
+    writer::run(&engines, length.mul_f64(0.05), &mut section);
+    leader::run(&engines, length.mul_f64(0.09), &mut section);
     section
 }

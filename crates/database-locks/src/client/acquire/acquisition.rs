@@ -11,7 +11,7 @@ use crate::client::Client;
 use crate::client::acquire::poller;
 use crate::client::acquire::queue::{QueueSlot, Queues};
 use crate::client::guard::LockGuard;
-use crate::client::own_grants::is_own_grant;
+use crate::client::own_grants::{is_in_transition, is_own_grant};
 use crate::error::Error;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
@@ -454,14 +454,16 @@ impl<'a> Acquisition<'a> {
             Some(client.poller.next(name, polling - unregistered).await)
         };
         let polled = tokio::select! {
-            polled = unwoken => polled,
+            biased;
+            // If it was woken since the try, it need not be announced.
             () = slot.woken() => None,
+            polled = unwoken => polled,
         };
         self.polled = polled.and_then(|polled| self.attempt.outcome_of_poll(polled));
     }
 }
 
-/// Record the holder; returns whether it is a guard of this client.
+/// Record the holder; returns whether it is a grant of this client.
 ///
 /// A caller that is not `queued` may see a grant of this process whose guard does not exist yet.
 pub(crate) fn record_holder(
@@ -481,12 +483,16 @@ pub(crate) fn record_holder(
     here
 }
 
-/// Whether a guard of this client holds the lock, whose release wakes the queue.
+/// Whether this client has the lock, so that its release wakes the queue: by a guard, or by a
+/// grant whose guard does not exist yet or any more. An announcement would make each release of the
+/// next seconds notify, and let other processes go first.
 fn is_held_by(client: &Client, holder: &Holder) -> bool {
     let grant = holder.grant.as_deref().and_then(GrantId::parse);
     // Another permit may be free, or become free in another process.
     holder.permits.is_none()
         && holder.readers.is_none()
         && !holder.is_legacy
-        && grant.is_some_and(|grant| client.scheduler.timing(grant).is_some())
+        && grant.is_some_and(|grant| {
+            client.scheduler.timing(grant).is_some() || is_in_transition(grant, client.number)
+        })
 }

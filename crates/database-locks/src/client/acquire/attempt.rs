@@ -80,7 +80,7 @@ impl Attempt {
         Ok(Self {
             client: ForkSafe::new(Arc::clone(client)),
             request: Arc::clone(request),
-            _own: OwnGrant::new(command.grant),
+            _own: OwnGrant::requested(command.grant, client.number),
             command,
             sent: BootInstant::ZERO,
             confirmed_by: None,

@@ -89,11 +89,16 @@ impl PollInterval {
         match outcome {
             Ok(Outcome::Held(holder)) => self.held(holder, now),
             Err(StoreError::Unavailable(_)) => WaitHint::polling(self.unavailable()),
-            // Usually another client is acquiring the lock, and will notify on release.
-            Ok(Outcome::Busy) => WaitHint {
-                notified: Some(Duration::from_millis(fastrand::u64(20..=200))),
-                polling: self.busy(now),
-            },
+            // Usually another client is acquiring the lock, and will notify on release. At first it
+            // may be a request of this process, whose caller wakes the queue.
+            Ok(Outcome::Busy) => {
+                let again = self.busy.is_some();
+                let pause = || Duration::from_millis(fastrand::u64(20..=200));
+                WaitHint {
+                    notified: again.then(pause),
+                    polling: self.busy(now),
+                }
+            }
             _ => WaitHint::polling(self.busy(now)),
         }
     }
@@ -268,5 +273,14 @@ mod tests {
             .after(&Ok(Outcome::Busy), BEGAN + ms(2_000))
             .polling;
         assert!(pause <= BUSY_AT_FIRST, "{pause:?}");
+    }
+    #[test]
+    fn a_locked_row_is_announced_at_the_second_try_that_finds_it() {
+        let mut interval = PollInterval::new(LONGEST_POLL);
+        for _ in 0..2 {
+            let mut announced = || interval.after(&Ok(Outcome::Busy), BEGAN).notified.is_some();
+            assert_eq!([announced(), announced(), announced()], [false, true, true]);
+            interval.after(&held(1, None), BEGAN);
+        }
     }
 }

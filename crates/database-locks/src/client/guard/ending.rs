@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::LockGuard;
 use super::lease::why_lost;
+use crate::client::own_grants::Releasing;
 use crate::client::pending_releases;
 use crate::client::release::ReleaseRequest;
 use crate::client::renewal::grant_state::{Status, log_grant, ms};
@@ -153,6 +154,9 @@ impl LockGuard {
             return None;
         }
         self.forget_listeners();
+        // Until the release exists. A waiter that finds the grant meanwhile need not announce
+        // itself.
+        let _releasing = Releasing::new(self.state.grant.id, self.client.number);
         self.client.scheduler.remove(self.state.grant.id);
         let _ = self.still_trusted();
         let before = self.state.status();
