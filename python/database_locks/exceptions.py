@@ -79,7 +79,9 @@ class LockTimeout(LockException):
             if self.held_for is not None:
                 message += f" for {self.held_for:.1f}s"
         if self.row_locker is not None:
-            message += f"; the lease has ended, but a transaction keeps the row locked: {self.row_locker}"
+            message += (
+                f"; the lease has ended, but a transaction keeps the row locked: {self.row_locker}"
+            )
         return message
 
     def _longest(self) -> str:
