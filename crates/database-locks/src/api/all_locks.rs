@@ -12,6 +12,7 @@ use crate::api::lock::Lock;
 use crate::api::lock_set::LockSet;
 use crate::client::acquire::all_attempt::AllRequest;
 use crate::client::acquire::several::acquire_all;
+use crate::client::row_locker::locked_after_lease;
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;
@@ -215,15 +216,23 @@ impl AllLocks {
         }
         // Only a wait of zero returns `None`. The error names one that is held.
         let (shared, all) = (Arc::clone(client), names.clone());
-        let rows = runtime::run(async move {
-            Ok::<_, Error>(shared.store.read(&all, REQUEST_TIMEOUT).await.ok())
+        let found = runtime::run(async move {
+            let rows = shared.store.read(&all, REQUEST_TIMEOUT).await;
+            let rows = rows.unwrap_or_default();
+            let locker = match rows.iter().any(is_taken) {
+                true => None,
+                false => locked_after_lease(&shared, &all).await,
+            };
+            Ok::<_, Error>((rows, locker))
         });
-        let rows = rows.await.ok().flatten().unwrap_or_default();
+        let (rows, locker) = found.await.unwrap_or_default();
+        let (locked, row_locker) = locker.unzip();
         let taken = |name: &&LockName| {
             let row = rows.iter().find(|row| row.name == **name);
-            row.is_some_and(|row| row.is_held() || rest_of(row).is_some())
+            row.is_some_and(is_taken)
         };
-        let name = names.iter().find(taken).or(names.first());
+        let name = locked.as_ref().or_else(|| names.iter().find(taken));
+        let name = name.or(names.first());
         let by = rows.iter().find(|row| Some(&row.name) == name);
         let by = by.and_then(|row| row.clone().held_by());
         let row = rows.iter().find(|row| Some(&row.name) == name);
@@ -241,7 +250,7 @@ impl AllLocks {
             permits: None,
             shared_by: None,
             rests_for,
-            row_locker: None,
+            row_locker: row_locker.map(Into::into),
         })
     }
 
@@ -317,6 +326,11 @@ async fn until_lost<F: Future>(set: &LockSet, work: F) -> Result<F::Output, (Loc
         lost = lost => Err(lost),
         output = work => Ok(output),
     }
+}
+
+/// Whether a lock is held or rests.
+fn is_taken(row: &LockInfo) -> bool {
+    row.is_held() || rest_of(row).is_some()
 }
 
 /// How long a lock rests; `None` if it does not.

@@ -1,15 +1,17 @@
 //! Releasing a lock or a permit by force.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::api::locks::Locks;
 use crate::client::Client;
-use crate::client::read::{read_row, row_locker};
+use crate::client::read::read_row;
 use crate::client::release::{force, force_after_fence};
+use crate::client::row_locker::{has_ended, row_locker};
 use crate::error::Error;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
-use protocol::{Force, Holder, LockInfo, LockName, LockState, Slot, Token};
+use protocol::{Force, Holder, LockName, Slot, Token};
 
 /// How long a release by force retries while the row is locked.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -92,19 +94,9 @@ impl Locks {
     ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
         self.in_background(move |client| async move {
             let op = || format!("release {} by force", slot.named(&name));
-            let forced = while_contended(FORCE_TIMEOUT, || async {
-                match force(&client, &name, slot).await? {
-                    Force::Freed(from) => Ok((Some(from), true)),
-                    Force::WasFree => match locker_of_expired(&client, &name, slot).await? {
-                        None => Ok((None, true)),
-                        Some(session) => Err(locked_by(&session)),
-                    },
-                    Force::Busy => match force_after_fence(&client, &name, slot) {
-                        Some(from) => Ok((Some(from), false)),
-                        None => Err(locked_by("another transaction")),
-                    },
-                }
-            });
+            let expired = Mutex::new(None);
+            let forced =
+                while_contended(FORCE_TIMEOUT, || try_force(&client, &name, slot, &expired));
             let (from, done) = match forced.await {
                 Err(conflict @ StoreError::Contention(_)) => {
                     let session = row_locker(&client, &name, slot).await;
@@ -133,17 +125,37 @@ impl Locks {
     }
 }
 
-/// The session that has the row locked although the lease has ended, and so keeps others out.
-async fn locker_of_expired(
-    client: &Client,
+/// One try: the holder, and whether the lock is free now or only when its fenced transaction ends.
+///
+/// `expired` is the token of the grant whose lease an earlier try found ended.
+async fn try_force(
+    client: &Arc<Client>,
     name: &LockName,
     slot: Slot,
-) -> Result<Option<String>, StoreError> {
+    expired: &Mutex<Option<Token>>,
+) -> Result<(Option<Holder>, bool), StoreError> {
     let row = read_row(client, name, slot).await?;
-    let has_ended = |row: &LockInfo| matches!(row.state, LockState::Expired { .. });
-    match row.as_ref().is_some_and(has_ended) {
-        true => Ok(row_locker(client, name, slot).await),
-        false => Ok(None),
+    let tried = *expired.lock().unwrap_or_else(PoisonError::into_inner);
+    // Another client has been granted the lock since, and is not meant.
+    if tried.is_some() && row.as_ref().map(|row| row.token) != tried {
+        return Ok((None, true));
+    }
+    match force(client, name, slot).await? {
+        Force::Freed(from) => Ok((Some(from), true)),
+        Force::WasFree => {
+            let Some(row) = row.filter(has_ended) else {
+                return Ok((None, true));
+            };
+            *expired.lock().unwrap_or_else(PoisonError::into_inner) = Some(row.token);
+            match row_locker(client, name, slot).await {
+                None => Ok((None, true)),
+                Some(session) => Err(locked_by(&session)),
+            }
+        }
+        Force::Busy => match force_after_fence(client, name, slot) {
+            Some(from) => Ok((Some(from), false)),
+            None => Err(locked_by("another transaction")),
+        },
     }
 }
 

@@ -14,7 +14,8 @@ use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
 use crate::client::holder::{check_holder, metadata};
-use crate::client::read::{read, read_semaphore, read_shared, row_locker};
+use crate::client::read::{read, read_semaphore, read_shared};
+use crate::client::row_locker::{has_ended, row_locker};
 use crate::error::Error;
 use crate::runtime;
 use protocol::{
@@ -522,14 +523,12 @@ async fn busy(client: &Client, name: &LockName, permits: Option<u32>) -> Result<
             ..Busy::default()
         },
         // Its row was locked, or it would have been acquired.
-        Some(info) if permits.is_none() && matches!(info.state, LockState::Expired { .. }) => {
-            Busy {
-                row_locker: row_locker(client, name, Slot::Lock).await,
-                holder: info.holder,
-                held_for: info.held_for,
-                ..Busy::default()
-            }
-        }
+        Some(info) if permits.is_none() && has_ended(&info) => Busy {
+            row_locker: row_locker(client, name, Slot::Lock).await,
+            holder: info.holder,
+            held_for: info.held_for,
+            ..Busy::default()
+        },
         // A free row still contains the last holder.
         Some(info) => match info.held_by() {
             Some(HeldBy {

@@ -17,6 +17,7 @@ mod process_exit;
 pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renewal;
+pub(crate) mod row_locker;
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
@@ -31,6 +32,7 @@ use crate::client::open_fences::OpenFences;
 use crate::client::own_grants::ClientNumber;
 use crate::client::pending_releases::PendingReleases;
 use crate::client::renewal::scheduler::Scheduler;
+use crate::client::row_locker::LatestRowLocker;
 use crate::error::Error;
 use crate::metrics;
 use crate::runtime::fork::PerProcess;
@@ -50,6 +52,7 @@ pub(crate) struct Client {
     permit_queues: Queues,
     shared_queues: Queues,
     pub(crate) outages: Outages,
+    pub(crate) row_locker: LatestRowLocker,
     pub(crate) fences: OpenFences,
     pub(crate) observations: Observations<(LockName, Slot), Version>,
     pub(crate) pending_releases: PendingReleases,
@@ -87,6 +90,7 @@ impl Client {
             permit_queues,
             shared_queues,
             outages: Outages::default(),
+            row_locker: LatestRowLocker::default(),
             fences: OpenFences::default(),
             observations: Observations::default(),
             pending_releases: PendingReleases::default(),

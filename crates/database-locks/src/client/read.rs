@@ -1,7 +1,5 @@
 //! Reading lock rows for `show` and `list`.
 
-use std::time::Duration;
-
 use crate::store::api::StoreError;
 use protocol::{LockInfo, LockName, LockState, ObservedExpiry, REQUEST_TIMEOUT, Semaphore, Slot};
 
@@ -9,9 +7,6 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::runtime::clock;
 use crate::store::retry::while_contended;
-
-/// How long a caller whose error is ready waits for the name of the session that was in its way.
-const ROW_LOCKER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Read the row of one lock.
 pub(crate) async fn read(client: &Client, name: &LockName) -> Result<Option<LockInfo>, Error> {
@@ -44,18 +39,6 @@ pub(crate) fn note_waits(rows: &mut [LockInfo]) {
             _ => {}
         }
     }
-}
-
-/// The session whose transaction has the row of a lock locked, for people to read, if the server tells.
-pub(crate) async fn row_locker(client: &Client, name: &LockName, slot: Slot) -> Option<String> {
-    let found = (client.store.row_locker(name, slot, ROW_LOCKER_TIMEOUT)).await;
-    found.unwrap_or_else(|failure| {
-        tracing::debug!(
-            lock.name = name.as_str(),
-            "cannot see which session has the row locked: {failure}"
-        );
-        None
-    })
 }
 
 /// [`read`] with the error of the store, for a caller that tries again.

@@ -322,7 +322,14 @@ async fn within_wait(
     let progress = Mutex::new(Progress::default());
     let end = limit_of(request, began);
     let work = Acquisition::new(client, request, first_try, &progress, end)?.run();
-    until_limit(client, request, began, &progress, work, || request.op()).await
+    let names = match request.limit() {
+        None => vec![request.name.clone()],
+        Some(_) => Vec::new(),
+    };
+    until_limit(client, request, names, began, &progress, work, || {
+        request.op()
+    })
+    .await
 }
 
 /// When a wait that began then reaches its limit.
@@ -331,10 +338,11 @@ fn limit_of(request: &AcquireRequest, began: BootInstant) -> Option<BootInstant>
     limit.map(|limit| began + limit)
 }
 
-/// Run an acquisition until its wait limit. `op` names it in errors.
+/// Run an acquisition of these locks, or of a permit, until its wait limit. `op` names it in errors.
 async fn until_limit<T>(
     client: &Arc<Client>,
     request: &AcquireRequest,
+    names: Vec<LockName>,
     began: BootInstant,
     progress: &Mutex<Progress>,
     work: impl Future<Output = Result<Option<T>, Error>>,
@@ -346,7 +354,7 @@ async fn until_limit<T>(
     let mut end = limit_of(request, began);
     {
         let mut work = std::pin::pin!(work);
-        let mut report = std::pin::pin!(report(client, request, progress));
+        let mut report = std::pin::pin!(report(client, request, &names, progress));
         let mut extensions: HashMap<(LockName, Slot), WaitExtension<Version>> = HashMap::new();
         loop {
             tokio::select! {
@@ -370,7 +378,7 @@ async fn until_limit<T>(
             }
         }
     }
-    let row_locker = locker_in_the_way(client, request, progress).await;
+    let locker = locker_in_the_way(client, &names, progress).await;
     let mut progress =
         std::mem::take(&mut *progress.lock().unwrap_or_else(PoisonError::into_inner));
     if let (None, None, Some(by)) = (
@@ -380,7 +388,9 @@ async fn until_limit<T>(
     ) {
         progress.failure = Some(StoreError::cannot_serve(format!("blocked by {by}")));
     }
-    progress.row_locker = row_locker;
+    if let Some((name, session)) = locker {
+        (progress.name, progress.row_locker) = (Some(name), Some(session));
+    }
     Err(wait_error(
         request,
         op(),

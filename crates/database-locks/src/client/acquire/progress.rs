@@ -6,12 +6,12 @@ use std::time::Duration;
 use crate::client::Client;
 use crate::client::acquire::reports::{ReportInterval, log_held, log_row_locked};
 use crate::client::acquire::request::AcquireRequest;
-use crate::client::read::row_locker;
 use crate::client::renewal::grant_state::ms;
+use crate::client::row_locker::locked_after_lease;
 use crate::error::Error;
 use crate::runtime::{self, clock};
 use crate::store::api::StoreError;
-use protocol::{Holder, LockName, Outcome, Slot, Token};
+use protocol::{Holder, LockName, Outcome, Token};
 
 /// What the tries of one wait have shown.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub(crate) struct Progress {
     /// When the holder was seen.
     pub(crate) seen: protocol::BootInstant,
     pub(crate) failure: Option<StoreError>,
-    /// Whether the latest try found the lock free or its lease ended, and its row locked.
+    /// Whether the latest try found a lock free or its lease ended, and its row locked.
     pub(crate) row_is_locked: bool,
     /// The session that has it locked, if it is known.
     pub(crate) row_locker: Option<String>,
@@ -85,6 +85,7 @@ impl Progress {
 pub(crate) async fn report(
     client: &Arc<Client>,
     request: &AcquireRequest,
+    names: &[LockName],
     progress: &Mutex<Progress>,
 ) -> std::convert::Infallible {
     let began = clock::now();
@@ -93,8 +94,8 @@ pub(crate) async fn report(
         tokio::time::sleep(schedule.due() - clock::now()).await;
         let now = clock::now();
         schedule.reported(now);
-        if let Some(session) = locker_in_the_way(client, request, progress).await {
-            log_row_locked(&request.name, now - began, &session);
+        if let Some((name, session)) = locker_in_the_way(client, names, progress).await {
+            log_row_locked(&name, now - began, &session);
             continue;
         }
         let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,24 +115,24 @@ pub(crate) async fn report(
     }
 }
 
-/// The session that has the row of the lock locked, where the latest try found the lease ended and the
-/// row locked.
+/// Of these locks, the one whose lease has ended and whose row is locked all the same, and the session
+/// that has it locked, if the latest try found a locked row.
 pub(crate) async fn locker_in_the_way(
     client: &Arc<Client>,
-    request: &AcquireRequest,
+    names: &[LockName],
     progress: &Mutex<Progress>,
-) -> Option<String> {
+) -> Option<(LockName, String)> {
     let row_is_locked = {
         let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-        progress.row_is_locked && request.limit().is_none()
+        progress.row_is_locked
     };
     if !row_is_locked {
         return None;
     }
-    let (client, name) = (Arc::clone(client), request.name.clone());
+    let (client, names) = (Arc::clone(client), names.to_vec());
     // In the background, where connections belong.
     let found =
-        runtime::run(async move { Ok::<_, Error>(row_locker(&client, &name, Slot::Lock).await) });
+        runtime::run(async move { Ok::<_, Error>(locked_after_lease(&client, &names).await) });
     found.await.ok().flatten()
 }
 

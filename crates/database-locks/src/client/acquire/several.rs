@@ -63,7 +63,10 @@ async fn acquire_trusted(
             let progress = Mutex::new(Progress::default());
             let first = of.first();
             let work = AllAcquisition::new(&shared, &of, &progress, limit_of(first, from))?.run();
-            until_limit(&shared, first, from, &progress, work, || of.op()).await
+            until_limit(&shared, first, of.names(), from, &progress, work, || {
+                of.op()
+            })
+            .await
         };
         let Some(guards) = waited_for(client, work, span).await? else {
             return Ok(None);

@@ -46,6 +46,11 @@ impl ServerError {
         self
     }
 
+    /// Whether a statement waited for a lock for as long as it may.
+    pub(crate) fn is_lock_timeout(&self) -> bool {
+        self.code == Some(SqlState::LOCK_NOT_AVAILABLE)
+    }
+
     /// Whether the server refused the user or the password.
     pub(crate) fn is_about_login(&self) -> bool {
         let code = self.code.as_ref().map(SqlState::code);

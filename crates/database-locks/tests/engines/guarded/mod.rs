@@ -237,14 +237,40 @@ async fn an_error_names_the_session_that_keeps_the_row_locked(db: &TestDb) {
     assert!(matches!(forced, Error::Conflict { .. }), "{forced:?}");
     names_it(&forced);
     for wait in [Duration::from_secs(1), Duration::ZERO] {
-        let waited = other.lock("ledger").wait(wait).acquire().await.unwrap_err();
+        let waited = other.lock("ledger").wait(wait).acquire().await;
+        let waited = waited.unwrap_err();
         assert!(matches!(waited, Error::TimedOut { .. }), "{waited:?}");
         names_it(&waited);
+        let set = other.all(["another", "ledger"]).wait(wait).acquire().await;
+        let set = set.unwrap_err();
+        assert!(matches!(&set, Error::TimedOut { name, .. } if name == "ledger"));
+        names_it(&set);
     }
     db.sql(&end);
     ledger(&other).await.release().await.unwrap();
     assert_eq!(total(db), "30", "what it wrote is undone");
     promise("P16", db.engine);
+}
+
+/// The transaction in the way ends during the tries, and a waiter is granted the lock.
+async fn a_release_by_force_of_a_lease_that_has_ended_spares_the_next_holder(db: &TestDb) {
+    let locks = guarded(db).await;
+    let (other, operator) = (db.locks().await, db.locks().await);
+    let mut writer = Writer::new(db);
+    let lock = locks.lock("ledger").ttl(Duration::from_millis(500));
+    let guard = lock.auto_renew(false).acquire().await.unwrap();
+    writer.begin();
+    writer.show(&guard.ticket().to_string());
+    writer.run(WRITES[1]);
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    let waits = tokio::spawn(async move { ledger(&other).await });
+    let force = tokio::spawn(async move { operator.force_release("ledger").await });
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    writer.run("ROLLBACK");
+    let next = waits.await.unwrap();
+    let forced = force.await.unwrap();
+    assert!(!matches!(forced, Ok(Some(_))), "{forced:?}");
+    next.check().await.unwrap();
 }
 
 /// At each isolation level: a snapshot from before a renewal, before a take-over, and before the
@@ -476,6 +502,7 @@ macro_rules! on {
         only_the_holder_writes,
         no_client_gets_the_lock_during_a_guarded_transaction,
         an_error_names_the_session_that_keeps_the_row_locked,
+        a_release_by_force_of_a_lease_that_has_ended_spares_the_next_holder,
         a_guard_holds_at_each_isolation_level,
         a_savepoint_undoes_the_write_with_the_row_lock,
         tables_of_several_locks_are_written_in_one_transaction,

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mysql_async::params;
+use mysql_async::prelude::Queryable;
+use mysql_async::{Error, Params, Row, params};
 
 use super::config::Server;
 use super::session::Session;
@@ -48,6 +49,17 @@ impl Session {
          WHERE r.trx_mysql_thread_id = :id
          ORDER BY b.trx_started LIMIT 1";
 
+    /// Whether another transaction has the row locked for as long as this one waits.
+    async fn waits_for_row(&mut self, of: Rows, params: Params) -> Result<bool, StoreError> {
+        let statement = self.fill(of, Self::WAIT_FOR_ROW);
+        let waited: Result<Vec<Row>, Error> = self.conn.exec(statement, params).await;
+        match waited {
+            Ok(_) => Ok(false),
+            Err(Error::Server(refused)) if refused.code == 1205 => Ok(true),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
     async fn row_locker(&mut self, id: u32) -> Result<Option<Locker>, StoreError> {
         let statement = match self.mariadb {
             true => Self::ROW_LOCKER_ON_MARIADB,
@@ -85,10 +97,9 @@ pub(crate) async fn row_locker(
     tokio::select! {
         biased;
         locker = ask => Ok(Some(locker)),
-        waited = waiting.rows(Rows::of(slot), Session::WAIT_FOR_ROW, params) => match waited {
-            Ok(_) => Ok(None),
-            Err(_) => Ok(Some(UNKNOWN_SESSION.to_owned())),
-        },
+        waits = waiting.waits_for_row(Rows::of(slot), params) => {
+            Ok(waits?.then(|| UNKNOWN_SESSION.to_owned()))
+        }
     }
 }
 

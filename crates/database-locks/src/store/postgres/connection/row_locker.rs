@@ -51,7 +51,8 @@ pub(crate) async fn row_locker(
         locker = blocker(&asking, backend) => locker,
         waited = waiting.query(wait, &params) => match waited {
             Ok(_) => Ok(None),
-            Err(_) => Ok(Some(UNKNOWN_SESSION.to_owned())),
+            Err(error) if error.is_lock_timeout() => Ok(Some(UNKNOWN_SESSION.to_owned())),
+            Err(error) => Err(error.into()),
         },
     }
 }
