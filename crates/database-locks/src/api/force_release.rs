@@ -20,7 +20,7 @@ impl Locks {
     /// Release a lock by force, and return its former holder; `None` if it was free. If it
     /// [rests](crate::Lock::at_least), end the rest, and return the latest holder.
     ///
-    /// **The former holder works on until its next renewal**, where it learns of this (on
+    /// **The former holder keeps working until its next renewal**, where it learns of this (on
     /// PostgreSQL at once if its renewals are more than 5 s apart). Make sure first that it is dead
     /// or stopped. If a fenced transaction of this process is open under the lock, the lock is
     /// released when that transaction ends, and a warning says so.

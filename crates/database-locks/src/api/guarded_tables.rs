@@ -21,7 +21,7 @@ impl Locks {
     /// partitions that were added meanwhile.
     ///
     /// A transaction holds the lock if it has been [fenced](crate::LockGuard::fence), or shows a
-    /// ticket of the present grant by another way, as under `dblock run --pgoptions`. Permits of
+    /// ticket of the present grant in another way, as under `dblock run --pgoptions`. Permits of
     /// semaphores do not open a guard.
     ///
     /// `table` is `TABLE` or `SCHEMA.TABLE`, as SQL writes it: in quotes if it has to be quoted. The

@@ -6,6 +6,8 @@ use crate::error::Error;
 use crate::metrics::Engine;
 
 pub(crate) mod api;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod blocking_session;
 pub(crate) mod connect;
 mod doctor;
 mod error;

@@ -130,8 +130,8 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Put a table under guard: the database refuses every write to it by who does not hold the lock
-    /// NAME (PostgreSQL, MySQL, MariaDB). Without TABLE, list the guarded tables
+    /// Put a table under guard: the database refuses every write by a transaction that does not hold
+    /// the lock NAME (PostgreSQL, MySQL, MariaDB). Without TABLE, list the guarded tables
     #[command(after_help = help::GUARD, override_usage = "dblock guard [OPTIONS] <TABLE> --lock <NAME>\n       dblock guard [--json]")]
     Guard {
         /// TABLE or SCHEMA.TABLE, as SQL writes it

@@ -23,7 +23,7 @@ pub(super) fn check(target: &Target) -> Result<(), Failure> {
 
 /// The value for CMD: what was there, and the grants of this run and of the outer ones.
 ///
-/// libpq splits it at blanks, and takes the last of several settings of one name. Grants have
+/// The server splits it at blanks, and takes the last of several settings of one name. Grants have
 /// neither blanks nor backslashes.
 pub(super) fn value(before: Option<&OsStr>, grants: &str) -> OsString {
     let mut value = before.map_or(Vec::new(), |before| before.as_bytes().to_vec());

@@ -1,7 +1,7 @@
-//! Finds the session whose transaction has the row of a lock locked.
+//! Finds the session that holds a row lock on the row of a lock.
 //!
 //! MariaDB shows a lock only while another transaction waits for it. So one connection waits for the row,
-//! and another one asks the server for what.
+//! and another one asks the server which transaction it waits for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,9 @@ use mysql_async::{Error, Params, Row, params};
 use super::config::Server;
 use super::session::Session;
 use crate::store::api::{StoreError, UNKNOWN_SESSION};
+use crate::store::blocking_session::BlockingSession;
 use crate::store::connect::table::Rows;
-use protocol::{Human, LockName, Slot};
+use protocol::{LockName, Slot};
 
 /// MariaDB shows the same answer for 100 ms.
 const PAUSE: Duration = Duration::from_millis(120);
@@ -105,23 +106,16 @@ pub(crate) async fn row_locker(
 
 /// The session, and how to end it.
 fn described((id, user, host, open): Locker) -> String {
-    let mut about = Vec::new();
-    about.extend(user.map(|user| format!("user {user}")));
-    about.extend(
-        host.filter(|host| !host.is_empty())
-            .map(|host| format!("from {host}")),
-    );
-    about.extend(open.map(|open| {
-        let open = Duration::from_secs(open);
-        format!("in a transaction for {}", Human(open))
-    }));
-    let about = match about.is_empty() {
-        true => String::new(),
-        false => format!(" ({})", about.join(", ")),
+    let session = BlockingSession {
+        id: format!("id {id}"),
+        user,
+        host,
+        open: open.map(Duration::from_secs),
+        ..BlockingSession::default()
     };
     // 0 stands for a transaction that was prepared for two-phase commit.
     match id {
         0 => "a prepared transaction, to be ended as XA RECOVER shows".to_owned(),
-        id => format!("the session of id {id}{about}; `KILL {id}` ends it"),
+        id => format!("{session}; `KILL {id}` ends it"),
     }
 }

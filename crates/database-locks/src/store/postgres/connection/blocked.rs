@@ -15,8 +15,9 @@ use super::server::Server;
 use super::session::Session;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
+use crate::store::blocking_session::BlockingSession;
 use crate::store::postgres::error::ServerError;
-use protocol::{BootInstant, Human};
+use protocol::BootInstant;
 
 /// A statement that takes this long may be blocked.
 pub(crate) const SLOW: Duration = Duration::from_secs(1);
@@ -101,28 +102,18 @@ async fn ask(server: &Server, backend: i32) -> Result<Option<String>, StoreError
 
 pub(super) fn described(row: &Row) -> Result<String, ServerError> {
     let pid: i32 = row.try_get("pid")?;
-    let role: Option<&str> = row.try_get("role")?;
-    let program: Option<&str> = row.try_get("program")?;
-    let host: Option<&str> = row.try_get("host")?;
     let open: Option<i64> = row.try_get("open")?;
-    let mut about = Vec::new();
-    about.extend(role.map(|role| format!("user {role}")));
-    about.extend(program.filter(|it| !it.is_empty()).map(str::to_owned));
-    about.extend(host.map(|host| format!("from {host}")));
     let open = open.and_then(|open| u64::try_from(open).ok());
-    about.extend(open.map(|open| {
-        format!(
-            "in a transaction for {}",
-            Human(Duration::from_millis(open))
-        )
-    }));
-    let about = match about.is_empty() {
-        true => String::new(),
-        false => format!(" ({})", about.join(", ")),
+    let session = BlockingSession {
+        id: format!("pid {pid}"),
+        user: row.try_get("role")?,
+        program: row.try_get("program")?,
+        host: row.try_get("host")?,
+        open: open.map(Duration::from_millis),
     };
     // 0 stands for a transaction that was prepared for two-phase commit.
     Ok(match pid {
         0 => "a prepared transaction (pg_prepared_xacts)".to_owned(),
-        pid => format!("the session of pid {pid}{about}"),
+        _ => session.to_string(),
     })
 }

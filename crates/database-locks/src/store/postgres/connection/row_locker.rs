@@ -1,7 +1,7 @@
-//! Finds the session whose transaction has the row of a lock locked.
+//! Finds the session that holds a row lock on the row of a lock.
 //!
 //! A row says which transaction locks it, but not in a form that SQL can read. So one connection waits
-//! for the row, and another one asks the server for whom. The first one begins a transaction, so that a
+//! for the row, and another one asks the server which session it waits for. The first one begins a transaction, so that a
 //! pooler keeps to one backend.
 
 use std::sync::atomic::Ordering;
