@@ -12,7 +12,7 @@ use crate::api::lock::Lock;
 use crate::api::lock_set::LockSet;
 use crate::client::acquire::all_attempt::AllRequest;
 use crate::client::acquire::several::acquire_all;
-use crate::client::row_locker::locked_after_lease;
+use crate::client::read::locked_after_lease;
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;

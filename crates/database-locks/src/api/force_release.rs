@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use crate::api::locks::Locks;
 use crate::client::Client;
-use crate::client::read::read_row;
+use crate::client::read::{has_ended, read_row};
 use crate::client::release::{force, force_after_fence};
-use crate::client::row_locker::{has_ended, row_locker};
 use crate::error::Error;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
@@ -99,7 +98,7 @@ impl Locks {
                 while_contended(FORCE_TIMEOUT, || try_force(&client, &name, slot, &expired));
             let (from, done) = match forced.await {
                 Err(conflict @ StoreError::Contention(_)) => {
-                    let session = row_locker(&client, &name, slot).await;
+                    let session = client.row_locker.find(&client.store, &name, slot).await;
                     let cause = session.map_or(conflict, |session| locked_by(&session));
                     return Err(cause.into_error(op()));
                 }
@@ -147,7 +146,7 @@ async fn try_force(
                 return Ok((None, true));
             };
             *expired.lock().unwrap_or_else(PoisonError::into_inner) = Some(row.token);
-            match row_locker(client, name, slot).await {
+            match client.row_locker.find(&client.store, name, slot).await {
                 None => Ok((None, true)),
                 Some(session) => Err(locked_by(&session)),
             }

@@ -14,8 +14,7 @@ use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
 use crate::client::holder::{check_holder, metadata};
-use crate::client::read::{read, read_semaphore, read_shared};
-use crate::client::row_locker::{has_ended, row_locker};
+use crate::client::read::{has_ended, read, read_semaphore, read_shared};
 use crate::error::Error;
 use crate::runtime;
 use protocol::{
@@ -524,7 +523,9 @@ async fn busy(client: &Client, name: &LockName, permits: Option<u32>) -> Result<
         },
         // Its row was locked, or it would have been acquired.
         Some(info) if permits.is_none() && has_ended(&info) => Busy {
-            row_locker: row_locker(client, name, Slot::Lock).await,
+            row_locker: (client.row_locker)
+                .find(&client.store, name, Slot::Lock)
+                .await,
             holder: info.holder,
             held_for: info.held_for,
             ..Busy::default()

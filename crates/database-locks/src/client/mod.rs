@@ -32,7 +32,7 @@ use crate::client::open_fences::OpenFences;
 use crate::client::own_grants::ClientNumber;
 use crate::client::pending_releases::PendingReleases;
 use crate::client::renewal::scheduler::Scheduler;
-use crate::client::row_locker::LatestRowLocker;
+use crate::client::row_locker::RowLocker;
 use crate::error::Error;
 use crate::metrics;
 use crate::runtime::fork::PerProcess;
@@ -52,7 +52,7 @@ pub(crate) struct Client {
     permit_queues: Queues,
     shared_queues: Queues,
     pub(crate) outages: Outages,
-    pub(crate) row_locker: LatestRowLocker,
+    pub(crate) row_locker: RowLocker,
     pub(crate) fences: OpenFences,
     pub(crate) observations: Observations<(LockName, Slot), Version>,
     pub(crate) pending_releases: PendingReleases,
@@ -90,7 +90,7 @@ impl Client {
             permit_queues,
             shared_queues,
             outages: Outages::default(),
-            row_locker: LatestRowLocker::default(),
+            row_locker: RowLocker::default(),
             fences: OpenFences::default(),
             observations: Observations::default(),
             pending_releases: PendingReleases::default(),

@@ -1,9 +1,12 @@
 //! Reading lock rows for `show` and `list`.
 
+use tokio::time::timeout;
+
 use crate::store::api::StoreError;
 use protocol::{LockInfo, LockName, LockState, ObservedExpiry, REQUEST_TIMEOUT, Semaphore, Slot};
 
 use crate::client::Client;
+use crate::client::row_locker::ROW_LOCKER_TIMEOUT;
 use crate::error::Error;
 use crate::runtime::clock;
 use crate::store::retry::while_contended;
@@ -39,6 +42,35 @@ pub(crate) fn note_waits(rows: &mut [LockInfo]) {
             _ => {}
         }
     }
+}
+
+/// Of these locks, the first one whose lease has ended and whose row is locked all the same, and the
+/// session that has it locked. The row of a lock that is held may be locked too, by a holder that is
+/// alive.
+pub(crate) async fn locked_after_lease(
+    client: &Client,
+    names: &[LockName],
+) -> Option<(LockName, String)> {
+    let find = async {
+        let mut rows = client.store.read(names, ROW_LOCKER_TIMEOUT).await.ok()?;
+        observe(client, &mut rows);
+        for row in rows.iter().filter(|row| has_ended(row)) {
+            if let Some(session) = client
+                .row_locker
+                .find(&client.store, &row.name, Slot::Lock)
+                .await
+            {
+                return Some((row.name.clone(), session));
+            }
+        }
+        None
+    };
+    timeout(ROW_LOCKER_TIMEOUT, find).await.ok().flatten()
+}
+
+/// Whether the lease has ended without a release.
+pub(crate) fn has_ended(row: &LockInfo) -> bool {
+    matches!(row.state, LockState::Expired { .. })
 }
 
 /// [`read`] with the error of the store, for a caller that tries again.
