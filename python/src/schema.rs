@@ -1,7 +1,9 @@
 //! The tables of locks and permits, for Django's migrations.
 
-use database_locks::__python;
+use database_locks::{__python, LockName};
 use pyo3::prelude::*;
+
+use crate::errors::raise;
 
 #[pyfunction]
 pub(crate) fn schema(engine: &str) -> Option<&'static str> {
@@ -15,8 +17,9 @@ pub(crate) fn permit_schema(engine: &str) -> Option<&'static str> {
 
 /// The statement that puts a table of PostgreSQL under the guard of a lock.
 #[pyfunction]
-pub(crate) fn guard_script(table: &str, lock: &str) -> String {
-    __python::guard_script(table, lock)
+pub(crate) fn guard_script(py: Python<'_>, table: &str, lock: &str) -> PyResult<String> {
+    let lock = LockName::new(lock).map_err(|invalid| raise(py, invalid))?;
+    Ok(__python::guard_script(table, lock.as_str()))
 }
 
 #[pyfunction]
@@ -26,8 +29,14 @@ pub(crate) fn unguard_script(table: &str) -> String {
 
 /// The statements that create the triggers of a guard on MySQL or MariaDB.
 #[pyfunction]
-pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<String> {
-    __python::guard_triggers(table, lock, mariadb)
+pub(crate) fn guard_triggers(
+    py: Python<'_>,
+    table: &str,
+    lock: &str,
+    mariadb: bool,
+) -> PyResult<Vec<String>> {
+    let lock = LockName::new(lock).map_err(|invalid| raise(py, invalid))?;
+    Ok(__python::guard_triggers(table, lock.as_str(), mariadb))
 }
 
 /// Name and definition of each column, in the order of the statement that creates the table.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from database_locks import LockTimeout, LockUnavailable, connect
+from database_locks import LockConfigError, LockTimeout, LockUnavailable, _core, connect
 from support import TIMEOUT, Program, dblock, environment, sql, tool
 
 #: Connects, waits for the file `go`, and writes.
@@ -174,3 +174,11 @@ def test_engines_without_guards_say_why(sqlite_url: str) -> None:
         with pytest.raises(LockUnavailable, match="no trigger of a table can read them"):
             locks.guard_table("invoices", "ledger")
         assert locks.guarded_tables() == []
+
+
+@pytest.mark.parametrize("name", ["", "x" * 300])
+def test_a_migration_guards_by_no_impossible_lock(name: str) -> None:
+    with pytest.raises(LockConfigError, match="must be 1 to 255 characters"):
+        _core.guard_script('"invoices"', name)
+    with pytest.raises(LockConfigError, match="must be 1 to 255 characters"):
+        _core.guard_triggers("invoices", name, mariadb=True)

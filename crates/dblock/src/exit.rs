@@ -179,9 +179,7 @@ impl From<Error> for Failure {
                         .replacen(&quoted, &option_name(setting), 1),
                 )
             }
-            Error::Conflict { .. } => {
-                Self::new(BUSY, format!("{}; try again later", error.chain()))
-            }
+            Error::Conflict { .. } => Self::new(BUSY, error.chain()),
             Error::Unavailable { .. } => Self::unavailable(format!(
                 "{}; try again, or check --url or DATABASE_LOCKS_URL",
                 error.chain()

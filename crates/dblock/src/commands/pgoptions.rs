@@ -16,7 +16,8 @@ pub(super) fn check(target: &Target) -> Result<(), Failure> {
     match locks.engine() {
         "postgres" => Ok(()),
         engine => Err(Failure::usage(format!(
-            "--pgoptions is for locks in PostgreSQL, and these are in {engine}: leave it out"
+            "--pgoptions is for locks in PostgreSQL, and these are in {engine}: leave it out; on MySQL and \
+             MariaDB the program shows the grant by SET @database_locks_ticket, from DBLOCK_TICKET"
         ))),
     }
 }

@@ -61,6 +61,15 @@ impl Session {
         }
     }
 
+    /// The locker, for a user without the rights to see it.
+    fn unknown(&self) -> String {
+        let rights = match self.mariadb {
+            true => "PROCESS",
+            false => "PROCESS and SELECT on performance_schema.*",
+        };
+        format!("{UNKNOWN_SESSION} ({rights} would show it)")
+    }
+
     async fn row_locker(&mut self, id: u32) -> Result<Option<Locker>, StoreError> {
         let statement = match self.mariadb {
             true => Self::ROW_LOCKER_ON_MARIADB,
@@ -99,7 +108,7 @@ pub(crate) async fn row_locker(
         biased;
         locker = ask => Ok(Some(locker)),
         waits = waiting.waits_for_row(Rows::of(slot), params) => {
-            Ok(waits?.then(|| UNKNOWN_SESSION.to_owned()))
+            Ok(waits?.then(|| asking.unknown()))
         }
     }
 }
