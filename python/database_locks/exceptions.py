@@ -31,7 +31,7 @@ class LockTimeout(LockException):
     are held (``holder`` and ``held_for`` are those of the longest held one), or 0: an operator has
     paused it; ``None`` for a lock. ``shared_by``: if shared holders kept an exclusive caller out, their
     number (``holder`` and ``held_for`` are those of the one that has shared it the longest); else
-    ``None``. ``row_locker``: the lease has ended, but a transaction keeps the lock's row locked, in this
+    ``None``. ``row_locker``: nobody holds the lock, but a transaction keeps its row locked, in this
     session of the database, as far as it tells; the text says how to end it.
     """
 
@@ -73,14 +73,15 @@ class LockTimeout(LockException):
             if self.holder is not None:
                 message += f" after {self.holder}"
         elif self.holder is not None:
-            message += f" is {shared_by(self.shared_by)} by {self.holder}"
+            is_or_was = "is" if self.row_locker is None else "was"
+            message += f" {is_or_was} {shared_by(self.shared_by)} by {self.holder}"
             if self.in_this_process:
                 message += " (this process)"
             if self.held_for is not None:
                 message += f" for {self.held_for:.1f}s"
         if self.row_locker is not None:
             message += (
-                f"; the lease has ended, but a transaction keeps the row locked: {self.row_locker}"
+                f"; nobody holds it now, but a transaction keeps its row locked: {self.row_locker}"
             )
         return message
 

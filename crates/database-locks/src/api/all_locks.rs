@@ -12,7 +12,7 @@ use crate::api::lock::Lock;
 use crate::api::lock_set::LockSet;
 use crate::client::acquire::all_attempt::AllRequest;
 use crate::client::acquire::several::acquire_all;
-use crate::client::read::locked_after_lease;
+use crate::client::read::locked_unheld;
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;
@@ -221,7 +221,7 @@ impl AllLocks {
             let rows = rows.unwrap_or_default();
             let locker = match rows.iter().any(is_taken) {
                 true => None,
-                false => locked_after_lease(&shared, &all).await,
+                false => locked_unheld(&shared, &all).await,
             };
             Ok::<_, Error>((rows, locker))
         });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::api::locks::Locks;
 use crate::client::Client;
-use crate::client::read::{has_ended, read_row};
+use crate::client::read::{is_unheld, read_row};
 use crate::client::release::{force, force_after_fence};
 use crate::error::Error;
 use crate::store::api::StoreError;
@@ -26,7 +26,7 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if the row stays locked for 2 s, also after the lease: as a rule by a fenced or guarded transaction of
+    /// [`Error::Conflict`] if the row stays locked for 2 s, also if nobody holds the lock: as a rule by a fenced or guarded transaction of
     /// another process: the source names its session, the age of the transaction and how to end it, where
     /// the database tells this user. [`Error::Config`] for an invalid name; [`Error::Unavailable`],
     /// [`Error::Rejected`].
@@ -93,9 +93,9 @@ impl Locks {
     ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
         self.in_background(move |client| async move {
             let op = || format!("release {} by force", slot.named(&name));
-            let expired = Mutex::new(None);
+            let unheld = Mutex::new(None);
             let forced =
-                while_contended(FORCE_TIMEOUT, || try_force(&client, &name, slot, &expired));
+                while_contended(FORCE_TIMEOUT, || try_force(&client, &name, slot, &unheld));
             let (from, done) = match forced.await {
                 Err(conflict @ StoreError::Contention(_)) => {
                     let session = client.row_locker.find(&client.store, &name, slot).await;
@@ -126,15 +126,15 @@ impl Locks {
 
 /// One try: the holder, and whether the lock is free now or only when its fenced transaction ends.
 ///
-/// `expired` is the token of the grant whose lease an earlier try found ended.
+/// `unheld` is the token of the latest grant, if an earlier try found that nobody holds the lock.
 async fn try_force(
     client: &Arc<Client>,
     name: &LockName,
     slot: Slot,
-    expired: &Mutex<Option<Token>>,
+    unheld: &Mutex<Option<Token>>,
 ) -> Result<(Option<Holder>, bool), StoreError> {
     let row = read_row(client, name, slot).await?;
-    let tried = *expired.lock().unwrap_or_else(PoisonError::into_inner);
+    let tried = *unheld.lock().unwrap_or_else(PoisonError::into_inner);
     // Another client has been granted the lock since, and is not meant.
     if tried.is_some() && row.as_ref().map(|row| row.token) != tried {
         return Ok((None, true));
@@ -142,10 +142,10 @@ async fn try_force(
     match force(client, name, slot).await? {
         Force::Freed(from) => Ok((Some(from), true)),
         Force::WasFree => {
-            let Some(row) = row.filter(has_ended) else {
+            let Some(row) = row.filter(is_unheld) else {
                 return Ok((None, true));
             };
-            *expired.lock().unwrap_or_else(PoisonError::into_inner) = Some(row.token);
+            *unheld.lock().unwrap_or_else(PoisonError::into_inner) = Some(row.token);
             match client.row_locker.find(&client.store, name, slot).await {
                 None => Ok((None, true)),
                 Some(session) => Err(locked_by(&session)),

@@ -14,7 +14,7 @@ use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
 use crate::client::holder::{check_holder, metadata};
-use crate::client::read::{has_ended, read, read_semaphore, read_shared};
+use crate::client::read::{is_unheld, read, read_semaphore, read_shared};
 use crate::error::Error;
 use crate::runtime;
 use protocol::{
@@ -510,6 +510,14 @@ async fn busy(client: &Client, name: &LockName, permits: Option<u32>) -> Result<
             (taken.max_by_key(|info| info.held_for), Some(permits))
         }
     };
+    // It would have been acquired.
+    let row_locker = match &info {
+        Some(row) if permits.is_none() && is_unheld(row) => {
+            let found = client.row_locker.find(&client.store, name, Slot::Lock);
+            found.await
+        }
+        _ => None,
+    };
     Ok(match info {
         Some(LockInfo {
             state: LockState::Resting { free_in },
@@ -521,13 +529,9 @@ async fn busy(client: &Client, name: &LockName, permits: Option<u32>) -> Result<
             permits,
             ..Busy::default()
         },
-        // Its row was locked, or it would have been acquired.
-        Some(info) if permits.is_none() && has_ended(&info) => Busy {
-            row_locker: (client.row_locker)
-                .find(&client.store, name, Slot::Lock)
-                .await,
+        Some(info) if row_locker.is_some() => Busy {
             holder: info.holder,
-            held_for: info.held_for,
+            row_locker,
             ..Busy::default()
         },
         // A free row still contains the last holder.

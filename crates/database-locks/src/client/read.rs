@@ -44,17 +44,16 @@ pub(crate) fn note_waits(rows: &mut [LockInfo]) {
     }
 }
 
-/// Of these locks, the first one whose lease has ended and whose row is locked all the same, and the
-/// session that has it locked. The row of a lock that is held may be locked too, by a holder that is
-/// alive.
-pub(crate) async fn locked_after_lease(
+/// Of these locks, the first one that nobody holds and whose row is locked all the same, and the session
+/// that has it locked. The row of a lock that is held may be locked too, by a holder that is alive.
+pub(crate) async fn locked_unheld(
     client: &Client,
     names: &[LockName],
 ) -> Option<(LockName, String)> {
     let find = async {
         let mut rows = client.store.read(names, ROW_LOCKER_TIMEOUT).await.ok()?;
         observe(client, &mut rows);
-        for row in rows.iter().filter(|row| has_ended(row)) {
+        for row in rows.iter().filter(|row| is_unheld(row)) {
             if let Some(session) = client
                 .row_locker
                 .find(&client.store, &row.name, Slot::Lock)
@@ -68,9 +67,9 @@ pub(crate) async fn locked_after_lease(
     timeout(ROW_LOCKER_TIMEOUT, find).await.ok().flatten()
 }
 
-/// Whether the lease has ended without a release.
-pub(crate) fn has_ended(row: &LockInfo) -> bool {
-    matches!(row.state, LockState::Expired { .. })
+/// Whether the lock was released, or its lease has ended, so that the next caller gets it.
+pub(crate) fn is_unheld(row: &LockInfo) -> bool {
+    matches!(row.state, LockState::Free | LockState::Expired { .. })
 }
 
 /// [`read`] with the error of the store, for a caller that tries again.

@@ -49,10 +49,10 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 pub enum Error {
     /// The wait ran out while another client held the lock, or the lock rested. Nothing was
     /// acquired.
-    #[error("{} `{name}` not acquired within {}{}{}{}{}",
+    #[error("{} `{name}` not acquired within {}{}{}{}",
         if permits.is_some() { "a permit of" } else { "lock" },
         Human(*.waited), PermitsSuffix(*.permits), SharedSuffix(*.shared_by),
-        HeldBySuffix(.holder.as_deref(), *.held_for, *.rests_for), RowLockedSuffix(.row_locker.as_deref()))]
+        HeldBySuffix(.holder.as_deref(), *.held_for, *.rests_for, .row_locker.as_deref()))]
     #[non_exhaustive]
     TimedOut {
         /// Which lock.
@@ -72,9 +72,9 @@ pub enum Error {
         shared_by: Option<u32>,
         /// How long the lock [rested](crate::Lock::at_least) from then on; `None` if it was held.
         rests_for: Option<Duration>,
-        /// The session of the database whose transaction keeps the lock's row locked, and how to end
-        /// it, where the lease has ended: as a rule a fenced or guarded transaction of a holder that
-        /// is frozen. `None` otherwise, and if the server does not tell this user.
+        /// Where nobody holds the lock, but a transaction keeps its row locked: the session of the
+        /// database, and how to end it. As a rule that is a fenced or guarded transaction of the latest
+        /// holder, which `holder` then names. `None` otherwise.
         row_locker: Option<Box<str>>,
     },
     /// The latest grant of the lock began too recently for one [once per](crate::Lock::once_per)
@@ -371,29 +371,26 @@ impl fmt::Display for SharedSuffix {
 }
 
 /// The holder, for how long it has held the lock, and for how long the lock rests.
-struct HeldBySuffix<'a>(Option<&'a str>, Option<Duration>, Option<Duration>);
+/// Holder, its age, the rest, and the session that keeps the row of a lock locked that nobody holds.
+struct HeldBySuffix<'a>(
+    Option<&'a str>,
+    Option<Duration>,
+    Option<Duration>,
+    Option<&'a str>,
+);
 
 impl fmt::Display for HeldBySuffix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.0, self.2) {
-            (Some(holder), Some(left)) => write!(f, ": {}", Resting(holder, left)),
-            (Some(holder), None) => write!(f, ": {}", Holding(holder, self.1)),
-            (None, _) => Ok(()),
+        let locked = "a transaction keeps its row locked";
+        match (self.0, self.2, self.3) {
+            (Some(holder), _, Some(session)) => {
+                write!(f, ": was held by {holder}, and {locked}: {session}")
+            }
+            (None, _, Some(session)) => write!(f, ": {locked}: {session}"),
+            (Some(holder), Some(left), None) => write!(f, ": {}", Resting(holder, left)),
+            (Some(holder), None, None) => write!(f, ": {}", Holding(holder, self.1)),
+            (None, _, None) => Ok(()),
         }
-    }
-}
-
-struct RowLockedSuffix<'a>(Option<&'a str>);
-
-impl fmt::Display for RowLockedSuffix<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let suffix = |session| {
-            write!(
-                f,
-                "; the lease has ended, but a transaction keeps the row locked: {session}"
-            )
-        };
-        self.0.map_or(Ok(()), suffix)
     }
 }
 

@@ -106,6 +106,26 @@ async fn an_open_fence_of_a_writer_that_released_keeps_readers_out(db: &TestDb) 
     promise("P9", db.engine);
 }
 
+/// No reader has ever shared the lock, whose row is marked as shared by the first one.
+async fn an_open_fence_keeps_the_first_reader_out_after_the_release(db: &TestDb) {
+    let (a, b, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
+    let writer = a.lock("list").acquire().await.unwrap();
+    let (ticket, releases) = (writer.ticket(), a.clone());
+    let under = user.under(&writer, None, async |_| {
+        tokio::spawn(async move { releases.release(&ticket).await });
+        let until = now() + ms(1000);
+        while now() < until {
+            let tried = b.lock("list").shared().try_acquire().await;
+            assert!(!matches!(tried, Ok(Some(_))), "beside an open fence");
+            tokio::time::sleep(ms(20)).await;
+        }
+    });
+    under.await.unwrap();
+    let reader = b.lock("list").shared().wait(TIMEOUT).acquire().await;
+    reader.unwrap().release().await.unwrap();
+    promise("P9", db.engine);
+}
+
 /// Readers fence side by side, each its own row, and their leases are renewed meanwhile or suspended.
 async fn readers_fence_side_by_side(db: &TestDb) {
     let locks = db.locks().await;
@@ -200,6 +220,7 @@ macro_rules! on {
             an_open_fence_of_a_dead_reader_keeps_a_writer_out,
             an_open_fence_of_a_dead_writer_keeps_readers_out,
             an_open_fence_of_a_writer_that_released_keeps_readers_out,
+            an_open_fence_keeps_the_first_reader_out_after_the_release,
             readers_fence_side_by_side,
             a_late_reader_changes_nothing,
         );

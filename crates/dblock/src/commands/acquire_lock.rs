@@ -133,6 +133,7 @@ async fn acquire_or_blocked(
                 held_for: None,
                 rests_for: None,
                 permits: None,
+                row_locker: None,
                 ..
             }
         );

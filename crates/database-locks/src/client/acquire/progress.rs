@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::client::Client;
 use crate::client::acquire::reports::{ReportInterval, log_held, log_row_locked};
 use crate::client::acquire::request::AcquireRequest;
-use crate::client::read::locked_after_lease;
+use crate::client::read::locked_unheld;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
 use crate::runtime::{self, clock};
@@ -131,8 +131,7 @@ pub(crate) async fn locker_in_the_way(
     }
     let (client, names) = (Arc::clone(client), names.to_vec());
     // In the background, where connections belong.
-    let found =
-        runtime::run(async move { Ok::<_, Error>(locked_after_lease(&client, &names).await) });
+    let found = runtime::run(async move { Ok::<_, Error>(locked_unheld(&client, &names).await) });
     found.await.ok().flatten()
 }
 

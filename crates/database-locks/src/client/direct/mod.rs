@@ -89,7 +89,7 @@ struct Owner {
 }
 
 impl Owner {
-    fn has_ended(&self) -> bool {
+    fn is_unheld(&self) -> bool {
         self.ended.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
 }
@@ -162,7 +162,7 @@ impl DirectClient {
         }
         let owner_is_recent = now < state.used + OWNER_IDLE;
         match &state.owner {
-            Some(owner) if owner.has_ended() => {}
+            Some(owner) if owner.is_unheld() => {}
             Some(owner) if owner.runtime == id => {
                 let (ready, first) = (owner.ready, owner.first);
                 state.used = now;

@@ -1,8 +1,7 @@
 //! Finds the session that holds a row lock on the row of a lock.
 //!
 //! A row says which transaction locks it, but not in a form that SQL can read. So one connection waits
-//! for the row, and another one asks the server which session it waits for. The first one begins a transaction, so that a
-//! pooler keeps to one backend.
+//! for the row, and another one asks the server which session it waits for.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,8 +17,9 @@ use crate::store::api::{StoreError, UNKNOWN_SESSION};
 use crate::store::postgres::error::ServerError;
 
 const PAUSE: Duration = Duration::from_millis(20);
-/// In case that the server does not notice the end of the connection.
-const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '2s'";
+/// In case that the server does not notice the end of the connection, or this process is frozen.
+const BEGIN: &str =
+    "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '2s'";
 const BACKEND: &str = "SELECT pg_backend_pid() AS pid";
 /// Waits for the row `$1`, `$2`. With the placeholders of [`Table::fill`](crate::store::Table).
 pub(crate) const WAIT: &str =
@@ -33,10 +33,14 @@ pub(crate) async fn row_locker(
 ) -> Result<Option<String>, StoreError> {
     let config = server.connector.ask().await?;
     let at = (server.connector.first(&config), within);
+    let params: [(Param<'_>, Type); 2] = [(&name, Type::TEXT), (&slot, Type::INT4)];
     let (waiting, asking) = tokio::try_join!(
         dial(server, None, &config, at),
         dial(server, None, &config, at)
     )?;
+    if !waiting.is_unpooled {
+        return is_locked(&waiting, wait, &params).await;
+    }
     waiting.script(BEGIN).await?;
     // Its statement is cancelled when it is dropped.
     waiting.late.store(true, Ordering::Relaxed);
@@ -45,7 +49,6 @@ pub(crate) async fn row_locker(
         return Ok(None);
     };
     let backend: i32 = row.try_get("pid").map_err(ServerError::from)?;
-    let params: [(Param<'_>, Type); 2] = [(&name, Type::TEXT), (&slot, Type::INT4)];
     tokio::select! {
         biased;
         locker = blocker(&asking, backend) => locker,
@@ -54,6 +57,21 @@ pub(crate) async fn row_locker(
             Err(error) if error.is_lock_timeout() => Ok(Some(UNKNOWN_SESSION.to_owned())),
             Err(error) => Err(error.into()),
         },
+    }
+}
+
+/// Behind a pooler nothing waits: the waits of many clients would take all of its few connections to the
+/// server.
+async fn is_locked(
+    session: &Session,
+    wait: &str,
+    params: &[(Param<'_>, Type)],
+) -> Result<Option<String>, StoreError> {
+    let locked = "a session that cannot be looked for through a pooler: connect directly to see it";
+    match session.query(&format!("{wait} NOWAIT"), params).await {
+        Ok(_) => Ok(None),
+        Err(error) if error.is_lock_timeout() => Ok(Some(locked.to_owned())),
+        Err(error) => Err(error.into()),
     }
 }
 

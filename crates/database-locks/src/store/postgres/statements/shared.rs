@@ -91,13 +91,14 @@ SELECT $1, ",
     types: &[Type::TEXT],
 };
 
-/// Mark a lock as shared: `$1` name.
+/// Mark a lock as shared: `$1` name. The first shared grant follows, so the row is locked as for a
+/// grant: a fenced transaction of a holder that has released the lock may be open.
 pub(crate) const MARK_SHARED: Statement = Statement {
     name: "mark a lock as shared",
     text: concat!(
         "
 UPDATE {locks} SET shared = true
- WHERE id = (SELECT id FROM {locks} WHERE name = $1 AND NOT shared FOR NO KEY UPDATE SKIP LOCKED)
+ WHERE id = (SELECT id FROM {locks} WHERE name = $1 AND NOT shared FOR UPDATE SKIP LOCKED)
 RETURNING ",
         synchronous_commit!()
     ),
