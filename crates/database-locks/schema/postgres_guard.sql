@@ -22,7 +22,8 @@ DECLARE
     existing record;
     class    record;
 BEGIN
-    -- A CREATE TRIGGER waits for the writers, and all later ones wait behind it.
+    -- The statements below wait for the transactions that write, and all later ones wait behind them.
+    -- Where the whole is tried again, the limit is shorter, and was set before.
     IF patience = '0' THEN
         PERFORM set_config('lock_timeout', '5s', true);
     END IF;

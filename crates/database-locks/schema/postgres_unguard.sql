@@ -3,8 +3,8 @@
 -- stays.
 --
 -- `dblock unguard` and `locks.unguard_table()` run exactly this. The placeholders are those of
--- postgres_guard.sql. The setting database_locks.guard_result is the number of tables and
--- parts that had one.
+-- postgres_guard.sql. The setting database_locks.guard_result is the number of tables, parts
+-- included, that had one.
 
 DO $remove$
 DECLARE
@@ -17,7 +17,7 @@ DECLARE
     had      oid[] := ARRAY[]::oid[];
     patience text := current_setting('lock_timeout');
 BEGIN
-    -- A DROP TRIGGER waits for who uses the table, and all later ones wait behind it.
+    -- As in postgres_guard.sql.
     IF patience = '0' THEN
         PERFORM set_config('lock_timeout', '5s', true);
     END IF;
