@@ -111,7 +111,7 @@ BEGIN
       INTO existing
       FROM pg_trigger t WHERE t.tgrelid = ANY (tree) AND t.tgfoid = guard
        AND convert_from(substring(t.tgargs FROM 1 FOR octet_length(t.tgargs) - 1), getdatabaseencoding()) <> of_lock
-     ORDER BY t.tgrelid <> target LIMIT 1;
+     ORDER BY array_position(tree, t.tgrelid) LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'DL002',
             MESSAGE = format('%s is guarded by the lock "%s" already', existing.relation, existing.lock),

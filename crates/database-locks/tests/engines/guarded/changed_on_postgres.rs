@@ -87,6 +87,19 @@ async fn a_part_under_another_lock_keeps_no_guard_of_its_parent_away(db: &TestDb
     promise("P16", db.engine);
 }
 
+/// The hint names it, and none of its parts.
+async fn a_partitioned_part_under_another_lock_is_named(db: &TestDb) {
+    let locks = partitioned(db).await;
+    db.sql("ALTER TABLE events DETACH PARTITION events_2");
+    locks.guard_table("events_2", "two").await.unwrap();
+    db.sql("ALTER TABLE events ATTACH PARTITION events_2 FOR VALUES IN (2)");
+    let said = refusal(&locks, "events", "ledger").await;
+    assert!(said.ends_with("first `dblock unguard events_2`"), "{said}");
+    assert!(locks.unguard_table("events_2").await.unwrap());
+    locks.guard_table("events", "ledger").await.unwrap();
+    assert_eq!(gaps(&locks).await, "");
+}
+
 /// Later partitions get their trigger from the root, and from the partition that they are in.
 async fn a_changed_trigger_of_a_partitioned_table_is_found_and_repaired(db: &TestDb) {
     let locks = partitioned(db).await;
@@ -173,6 +186,27 @@ async fn a_trigger_that_passes_some_writes_is_found_and_replaced(db: &TestDb) {
     assert!(locks.unguard_table("invoices").await.unwrap());
     Writer::new(db).run(WRITES[1]);
     promise("P16", db.engine);
+}
+
+/// With the right TRIGGER, a role can add triggers, and drop none.
+async fn a_changed_trigger_is_replaced_by_the_owner_alone(db: &TestDb) {
+    let locks = guarded(db).await;
+    let clerk = format!("clerk_{}", db.url.rsplit('/').next().unwrap());
+    db.sql(&format!(
+        "CREATE ROLE {clerk} LOGIN; GRANT TRIGGER ON invoices TO {clerk}"
+    ));
+    let url = db.url.replace("postgres@", &format!("{clerk}@"));
+    let of_clerk = Locks::connect(&url).await.unwrap();
+    of_clerk.guard_table("invoices", "ledger").await.unwrap();
+    db.sql("ALTER TABLE invoices DISABLE TRIGGER database_locks_guard");
+    let said = refusal(&of_clerk, "invoices", "ledger").await;
+    assert!(
+        said.contains(&format!("disabled or was changed, and the role {clerk}")),
+        "{said}"
+    );
+    locks.guard_table("invoices", "ledger").await.unwrap();
+    assert_eq!(gaps(&locks).await, "");
+    db.sql(&format!("DROP OWNED BY {clerk}; DROP ROLE {clerk}"));
 }
 
 /// A trigger of the user's, or of another table of locks.
@@ -294,8 +328,10 @@ async fn the_script_counts_tables_and_not_triggers(db: &TestDb) {
 macro_rules! on {
     ($($(#$attribute:tt)? $engine:ident),*) => { $( db_tests!($(#$attribute)? $engine:
         a_part_under_another_lock_keeps_no_guard_of_its_parent_away,
+        a_partitioned_part_under_another_lock_is_named,
         a_changed_trigger_of_a_partitioned_table_is_found_and_repaired,
         a_trigger_that_passes_some_writes_is_found_and_replaced,
+        a_changed_trigger_is_replaced_by_the_owner_alone,
         a_name_that_is_taken_is_no_conflict,
         a_foreign_table_as_a_part_is_refused_with_the_reason,
         a_later_partition_is_guarded_after_its_detachment_once_it_is_covered,
