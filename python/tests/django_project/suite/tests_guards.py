@@ -178,7 +178,9 @@ class GuardedTests(TransactionTestCase):
                     with stranger.schema_editor() as editor:
                         operation.database_forwards("ledger", editor, state, state)
                 took = time.monotonic() - begun
-                self.assertIn('"ledger_invoice", or a part of it, keep it busy', str(caught.exception))
+                self.assertIn(
+                    '"ledger_invoice", or a part of it, keep it busy', str(caught.exception)
+                )
                 self.assertLess(took, 60)
                 self.assertEqual(took > 3, limit == "0")
         self.assertEqual(conf.locks().guarded_tables(), [])

@@ -1,8 +1,9 @@
 //! Guards on PostgreSQL of which a part was changed, is missing, or was there before.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use database_locks::{Error, Locks};
+use testkit::time::now;
 use testkit::{TestDb, db_tests, promise};
 
 use super::{WRITES, Writer, guarded, ledger};
@@ -25,7 +26,7 @@ async fn gaps(locks: &Locks) -> String {
 
 /// That of `guard_table`, at once.
 async fn refusal(locks: &Locks, table: &str, lock: &str) -> String {
-    let begun = Instant::now();
+    let begun = now();
     let error = locks.guard_table(table, lock).await.unwrap_err();
     assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
     assert!(begun.elapsed() < Duration::from_secs(15), "{error:?}");
@@ -219,7 +220,7 @@ async fn a_name_that_is_taken_is_no_conflict(db: &TestDb) {
          CREATE TRIGGER database_locks_guard_row AFTER INSERT ON events_2_1 FOR EACH ROW \
             EXECUTE FUNCTION mine()",
     );
-    let begun = Instant::now();
+    let begun = now();
     locks.guard_table("events", "ledger").await.unwrap();
     assert_eq!(gaps(&locks).await, "");
     Writer::new(db).is_refused("INSERT INTO events_1 VALUES (1, 1)");
@@ -294,7 +295,7 @@ async fn the_script_alone_waits_for_a_busy_table_for_some_seconds(db: &TestDb) {
     assert_eq!(migration.run("SHOW lock_timeout"), ["0"]);
 
     let open = db.begin_with(WRITES[0]);
-    let begun = Instant::now();
+    let begun = now();
     let error = migration.session.run(&guard).unwrap_err().to_string();
     assert!(
         error.contains("transactions that use the table invoices, or a part of it, keep it busy"),
@@ -307,7 +308,7 @@ async fn the_script_alone_waits_for_a_busy_table_for_some_seconds(db: &TestDb) {
     );
     // A limit of the user's is kept.
     migration.run("SET lock_timeout = '100ms'");
-    let begun = Instant::now();
+    let begun = now();
     assert!(migration.session.run(&guard).is_err());
     assert!(begun.elapsed() < Duration::from_secs(4));
     open.commit();
