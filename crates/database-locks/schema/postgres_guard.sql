@@ -3,8 +3,8 @@
 -- `dblock guard` and `locks.guard_table()` run exactly this, with the name of the table of locks in
 -- place of {table}, that of the trigger function in place of {guard}, and its body (see
 -- postgres_guard_function.sql) between $body$. The table and the lock stand in it once, as literals;
--- the server quotes the identifiers. A second run changes nothing, and covers partitions that were
--- added meanwhile.
+-- the server quotes the identifiers. A second run changes what is missing, disabled or was changed, and
+-- covers partitions that were added meanwhile.
 
 DO $install$
 DECLARE
@@ -16,10 +16,17 @@ DECLARE
     body     text;
     guard    regprocedure;
     trigger  text := '{trigger}';
+    patience text := current_setting('lock_timeout');
+    tree     oid[];
     member   record;
     existing record;
     class    record;
 BEGIN
+    -- The statements below wait for the transactions that write, and all later ones wait behind them.
+    -- Where the whole is tried again, the limit is shorter, and was set before.
+    IF patience = '0' THEN
+        PERFORM set_config('lock_timeout', '5s', true);
+    END IF;
     IF locks IS NULL THEN
         RAISE EXCEPTION 'there is no table {table} of locks' USING ERRCODE = 'undefined_table';
     END IF;
@@ -59,12 +66,15 @@ BEGIN
             MESSAGE = format('%s is a part of %s', target, existing.parent),
             HINT = format('guard %s, which covers all its parts', existing.parent);
     END IF;
-    FOR member IN
-        WITH RECURSIVE tree AS (SELECT target::oid AS id
-            UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.id)
-        SELECT id::regclass AS name FROM tree
-    LOOP
-        IF NOT has_table_privilege(member.name, 'TRIGGER') THEN
+    WITH RECURSIVE part AS (SELECT target::oid AS id
+        UNION SELECT i.inhrelid FROM part JOIN pg_inherits i ON i.inhparent = part.id)
+    SELECT array_agg(id) INTO tree FROM part;
+    FOR member IN SELECT c.oid::regclass AS name, c.relkind FROM pg_class c WHERE c.oid = ANY (tree) LOOP
+        IF member.relkind = 'f' THEN
+            RAISE EXCEPTION USING ERRCODE = 'DL002',
+                MESSAGE = format('%s, a part of %s, is a foreign table', member.name, target),
+                HINT = 'no trigger here sees what is written at its own server: detach it';
+        ELSIF NOT has_table_privilege(member.name, 'TRIGGER') THEN
             RAISE EXCEPTION USING ERRCODE = 'DL002',
                 MESSAGE = format('the role %I may not create a trigger on %s', current_user, member.name),
                 HINT = format('as its owner: GRANT TRIGGER ON %s TO %I', member.name, current_user);
@@ -99,45 +109,70 @@ BEGIN
     SELECT t.tgrelid::regclass AS relation,
            convert_from(substring(t.tgargs FROM 1 FOR octet_length(t.tgargs) - 1), getdatabaseencoding()) AS lock
       INTO existing
-      FROM pg_trigger t WHERE t.tgrelid = target AND t.tgfoid = guard
+      FROM pg_trigger t WHERE t.tgrelid = ANY (tree) AND t.tgfoid = guard
        AND convert_from(substring(t.tgargs FROM 1 FOR octet_length(t.tgargs) - 1), getdatabaseencoding()) <> of_lock
-     LIMIT 1;
+     ORDER BY array_position(tree, t.tgrelid) LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'DL002',
-            MESSAGE = format('%s is guarded by the lock "%s" already', target, existing.lock),
-            HINT = format('first `dblock unguard %s`', target);
+            MESSAGE = format('%s is guarded by the lock "%s" already', existing.relation, existing.lock),
+            HINT = format('first `dblock unguard %s`', existing.relation);
     END IF;
 
-    -- A statement trigger for the table and each of its parts. It costs nothing for each row.
+    -- A statement trigger for the table and each of its parts, BEFORE INSERT, DELETE, UPDATE and
+    -- TRUNCATE (in pg_trigger 2 + 4 + 8 + 16 + 32). It costs nothing for each row. PostgreSQL clones no
+    -- statement trigger to a later partition, but a row trigger (1 + 4 + 8 + 16), which the table and
+    -- its parts with partitions have besides.
     FOR member IN
-        WITH RECURSIVE tree AS (SELECT target::oid AS id
-            UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.id)
-        SELECT id::regclass AS name, t.tgenabled FROM tree LEFT JOIN pg_trigger t
-            ON t.tgrelid = tree.id AND t.tgfoid = guard AND t.tgtype & 1 = 0
+        SELECT id, id::regclass AS name, 62 AS kind, left(trigger, 56) AS stem, ARRAY[id] AS has, ARRAY[id] AS named
+          FROM unnest(tree) id
+        UNION ALL
+        SELECT target, target, 29, left(trigger, 56) || '_row', array_agg(c.oid), tree FROM pg_class c
+         WHERE c.oid = ANY (tree) AND c.relkind = 'p' HAVING class.relkind = 'p'
     LOOP
-        IF member.tgenabled IS NULL THEN
-            EXECUTE format('CREATE TRIGGER %I BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s
-                FOR EACH STATEMENT EXECUTE FUNCTION %s(%L)', trigger, member.name, guard::regproc, of_lock);
-        ELSIF member.tgenabled NOT IN ('O', 'A') THEN
-            EXECUTE format('ALTER TABLE ONLY %s ENABLE TRIGGER %I', member.name, trigger);
+        CONTINUE WHEN NOT EXISTS (SELECT FROM unnest(member.has) id WHERE NOT EXISTS (
+            SELECT FROM pg_trigger t WHERE t.tgrelid = id AND t.tgfoid = guard AND t.tgtype = member.kind
+               AND t.tgenabled IN ('O', 'A') AND t.tgqual IS NULL AND t.tgattr::text = ''));
+        -- What is there is disabled, or was changed.
+        FOR existing IN
+            SELECT t.tgname, pg_has_role(c.relowner, 'USAGE') AS is_owner
+              FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+             WHERE t.tgrelid = member.id AND t.tgfoid = guard AND t.tgtype & 1 = member.kind & 1
+        LOOP
+            IF NOT existing.is_owner THEN
+                RAISE EXCEPTION USING ERRCODE = 'DL002',
+                    MESSAGE = format('the trigger %I of %s is disabled or was changed, and the role %I does not own it',
+                        existing.tgname, member.name, current_user),
+                    HINT = 'only its owner may replace the trigger';
+            END IF;
+            EXECUTE format('DROP TRIGGER %I ON %s', existing.tgname, member.name);
+        END LOOP;
+        SELECT free.name INTO existing
+          FROM generate_series(1, 9) i, concat(member.stem, CASE WHEN i > 1 THEN '_' || i END) AS free (name)
+         WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = ANY (member.named) AND t.tgname = free.name)
+         ORDER BY i LIMIT 1;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'DL002',
+                MESSAGE = format('%s or its parts have other triggers named %s, %2$s_2 and so on to %2$s_9', member.name, member.stem),
+                HINT = 'rename one of them';
         END IF;
+        EXECUTE format('CREATE TRIGGER %I %s ON %s FOR EACH %s EXECUTE FUNCTION %s(%L)', existing.name,
+            CASE member.kind WHEN 29 THEN 'AFTER INSERT OR UPDATE OR DELETE'
+                ELSE 'BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE' END, member.name,
+            CASE member.kind WHEN 29 THEN 'ROW' ELSE 'STATEMENT' END, guard::regproc, of_lock);
     END LOOP;
 
-    -- PostgreSQL clones a row trigger to each later partition, and no statement trigger. Where there
-    -- is a statement trigger, the clone is disabled.
-    IF class.relkind = 'p' THEN
-        IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = target AND t.tgfoid = guard AND t.tgtype & 1 = 1) THEN
-            EXECUTE format('CREATE TRIGGER %I AFTER INSERT OR UPDATE OR DELETE ON %s
-                FOR EACH ROW EXECUTE FUNCTION %s(%L)', trigger || '_row', target, guard::regproc, of_lock);
-        END IF;
-        FOR member IN
-            SELECT p.relid AS name FROM pg_partition_tree(target) p
-              JOIN pg_class c ON c.oid = p.relid
-              JOIN pg_trigger t ON t.tgrelid = p.relid AND t.tgfoid = guard AND t.tgtype & 1 = 1
-             WHERE p.isleaf AND t.tgenabled <> 'D' AND pg_has_role(c.relowner, 'USAGE')
-        LOOP
-            EXECUTE format('ALTER TABLE ONLY %s DISABLE TRIGGER %I', member.name, trigger || '_row');
-        END LOOP;
-    END IF;
+    -- Each partition now has a statement trigger of this lock, which makes the clone needless.
+    FOR member IN
+        SELECT c.oid::regclass AS name, t.tgname FROM pg_class c JOIN pg_trigger t ON t.tgrelid = c.oid
+         WHERE c.oid = ANY (tree) AND c.relkind = 'r' AND t.tgfoid = guard AND t.tgtype & 1 = 1
+           AND t.tgenabled <> 'D' AND pg_has_role(c.relowner, 'USAGE')
+    LOOP
+        EXECUTE format('ALTER TABLE ONLY %s DISABLE TRIGGER %I', member.name, member.tgname);
+    END LOOP;
+    PERFORM set_config('lock_timeout', patience, true);
+EXCEPTION WHEN lock_not_available THEN
+    RAISE EXCEPTION USING ERRCODE = 'lock_not_available',
+        MESSAGE = format('transactions that use the table %s, or a part of it, keep it busy', wanted),
+        HINT = 'it was not guarded; try again';
 END
 $install$;

@@ -122,6 +122,8 @@ def _guard(schema_editor: Any, table: str, lock: str, despite_cascades: bool) ->
     connection = schema_editor.connection
     quoted = schema_editor.quote_name(table)
     if connection.vendor == "postgresql":
+        # In the transaction of the migration, which cannot be tried again: the script waits for
+        # writers for some seconds, or as `lock_timeout` says, and fails with the reason.
         schema_editor.execute(_core.guard_script(quoted, lock).strip().rstrip(";"), params=None)
     elif schema_editor.collect_sql:
         for statement in _core.guard_triggers(table, lock, connection.mysql_is_mariadb):

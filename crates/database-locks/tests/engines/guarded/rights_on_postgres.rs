@@ -158,7 +158,7 @@ async fn a_guard_that_is_switched_off_is_found(db: &TestDb) {
         ));
         assert_eq!(
             gaps().await,
-            "the trigger of invoices is disabled",
+            "the trigger of invoices is missing, disabled or was changed",
             "{mode}"
         );
         Writer::new(db).run("UPDATE invoices SET amount = amount");

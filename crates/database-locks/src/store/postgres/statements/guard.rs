@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Row, SimpleQueryMessage};
 
 use crate::store::connect::table::Table;
 use crate::store::postgres::connection::session::Session;
@@ -25,7 +25,7 @@ const REFUSED: &str = "DL002";
 
 /// Each table with a trigger of a guard, and each part of one: `$1` table of locks, `$2` name of the
 /// function, `$3` its body. It asks for no right: `to_regprocedure` would demand USAGE on every schema
-/// whose name the planner has it look up.
+/// whose name the planner has it look up. The numbers of `tgtype` are those of `postgres_guard.sql`.
 const LIST: &str = r"
 WITH RECURSIVE guard AS (
     SELECT p.oid, p.prosecdef AND p.proconfig = ARRAY['search_path=pg_catalog, pg_temp']
@@ -40,25 +40,29 @@ WITH RECURSIVE guard AS (
            convert_from(substring(t.tgargs FROM 1 FOR octet_length(t.tgargs) - 1),
                         getdatabaseencoding()) AS lock,
            bool_or(t.tgtype & 1 = 0) AS has_statement,
-           bool_or(t.tgtype & 1 = 0 AND t.tgenabled IN ('O', 'A') AND t.tgtype & 62 = 62)
-               AS statement,
-           bool_or(t.tgtype & 1 = 1 AND t.tgenabled IN ('O', 'A')) AS each_row
+           bool_or(e.is_whole AND t.tgtype = 62) AS statement,
+           bool_or(e.is_whole AND t.tgtype = 29) AS each_row
       FROM pg_trigger t JOIN guard g ON g.oid = t.tgfoid
+      CROSS JOIN LATERAL (SELECT t.tgenabled IN ('O', 'A') AND t.tgqual IS NULL
+                             AND t.tgattr::text = '' AS is_whole) e
      GROUP BY 1, 2, 3
 ), tree AS (
     SELECT g.id AS top, g.lock, g.is_sound, g.id AS part FROM guarded g
-     WHERE g.has_statement AND NOT EXISTS (
+     WHERE NOT EXISTS (
         SELECT FROM pg_inherits i JOIN guarded p ON p.id = i.inhparent AND p.lock = g.lock
          WHERE i.inhrelid = g.id)
     UNION
     SELECT t.top, t.lock, t.is_sound, i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.part
 )
 SELECT t.top::regclass::text AS top, t.lock, t.is_sound, t.part::regclass::text AS part,
-       coalesce(g.has_statement, false) AS has_statement, coalesce(g.statement, false) AS statement,
-       coalesce(g.each_row, false) AS each_row,
+       t.part = t.top OR coalesce(g.has_statement, false) AS had_statement,
+       coalesce(g.statement, false) AS statement,
+       coalesce(g.each_row, false) AS each_row, c.relkind = 'p' AS is_partitioned,
+       c.relkind = 'f' AS is_foreign,
        (SELECT i.inhparent::regclass::text FROM pg_inherits i
          WHERE i.inhrelid = t.top AND t.top = t.part LIMIT 1) AS parent
-  FROM tree t LEFT JOIN guarded g ON g.id = t.part AND g.lock = t.lock
+  FROM tree t JOIN pg_class c ON c.oid = t.part
+  LEFT JOIN guarded g ON g.id = t.part AND g.lock = t.lock
  ORDER BY 1, 2, t.part <> t.top, 4";
 
 /// The statement that puts a table under guard.
@@ -177,25 +181,38 @@ pub(crate) async fn guarded_tables(
                 "a write to {parent}, of which it is a part, passes"
             ));
         }
-        let (statement, each_row) = (row.try_get("statement")?, row.try_get("each_row")?);
-        match (statement, row.try_get("has_statement")?, each_row) {
-            (true, _, _) => {}
-            (false, true, _) => guard
-                .gaps
-                .push(format!("the trigger of {part} is disabled")),
-            (false, false, true) => {
-                guard
-                    .gaps
-                    .push(format!("TRUNCATE of the later part {part} passes"));
-            }
-            (false, false, false) => {
-                guard
-                    .gaps
-                    .push(format!("a direct write to the later part {part} passes"));
-            }
-        }
+        guard.gaps.extend(gaps_of(&part, &row)?);
     }
     Ok(guards.into_values().collect())
+}
+
+/// What passes by the triggers of a table, or of a part of one.
+fn gaps_of(part: &str, row: &Row) -> Result<Vec<String>, ServerError> {
+    let is = |column| row.try_get::<_, bool>(column);
+    let mut gaps = Vec::new();
+    if is("is_foreign")? {
+        return Ok(vec![format!(
+            "a write to the foreign table {part} at its own server passes"
+        )]);
+    }
+    if is("had_statement")? && !is("statement")? {
+        gaps.push(format!(
+            "the trigger of {part} is missing, disabled or was changed"
+        ));
+    } else if !is("statement")? {
+        gaps.push(match is("each_row")? {
+            true => format!("TRUNCATE of the later part {part} passes"),
+            false => format!("a direct write to the later part {part} passes"),
+        });
+    }
+    // It would be cloned to them.
+    if is("is_partitioned")? && !is("each_row")? {
+        gaps.push(format!(
+            "the row trigger of {part} is missing, disabled or was changed: a direct write to a \
+             partition that is added later passes"
+        ));
+    }
+    Ok(gaps)
 }
 
 #[cfg(test)]
