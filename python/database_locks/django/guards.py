@@ -30,7 +30,7 @@ class GuardTable(Operation):
     table of the locks exists. Under ``held.atomic()`` the ORM writes to the table as before.
 
     ``unsupported="skip"`` leaves the table unguarded on SQLite and other engines without guards,
-    instead of failing. ``despite_cascades``: on MySQL and MariaDB, guard the table although cascades
+    instead of failing. ``allow_cascades``: on MySQL and MariaDB, guard the table although cascades
     of its foreign keys pass by the guard.
     """
 
@@ -43,21 +43,21 @@ class GuardTable(Operation):
         # Not after a `*`: Django leaves keyword-only arguments out of the migrations it writes.
         lock: str,
         unsupported: Literal["refuse", "skip"] = "refuse",
-        despite_cascades: bool = False,
+        allow_cascades: bool = False,
     ) -> None:
         if unsupported not in ("refuse", "skip"):
             raise ValueError(f"`unsupported` is {unsupported!r}, must be 'refuse' or 'skip'")
         self.model_name = model_name
         self.lock = lock
         self.unsupported = unsupported
-        self.despite_cascades = despite_cascades
+        self.allow_cascades = allow_cascades
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
         options: dict[str, Any] = {"model_name": self.model_name, "lock": self.lock}
         if self.unsupported != "refuse":
             options["unsupported"] = self.unsupported
-        if self.despite_cascades:
-            options["despite_cascades"] = True
+        if self.allow_cascades:
+            options["allow_cascades"] = True
         return type(self).__qualname__, [], options
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class GuardTable(Operation):
         table = self._table(app_label, schema_editor, to_state)
         if table is not None:
             _require_locks(schema_editor)
-            _guard(schema_editor, table, self.lock, self.despite_cascades)
+            _guard(schema_editor, table, self.lock, self.allow_cascades)
 
     def database_backwards(
         self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any
@@ -118,7 +118,7 @@ def _require_locks(schema_editor: Any) -> None:
     )
 
 
-def _guard(schema_editor: Any, table: str, lock: str, despite_cascades: bool) -> None:
+def _guard(schema_editor: Any, table: str, lock: str, allow_cascades: bool) -> None:
     connection = schema_editor.connection
     quoted = schema_editor.quote_name(table)
     if connection.vendor == "postgresql":
@@ -128,7 +128,7 @@ def _guard(schema_editor: Any, table: str, lock: str, despite_cascades: bool) ->
             schema_editor.execute(statement, params=None)
     else:
         # On a connection of its own, which sees the table: DDL commits there.
-        conf.locks_of(connection.alias).guard_table(quoted, lock, despite_cascades=despite_cascades)
+        conf.locks_of(connection.alias).guard_table(quoted, lock, allow_cascades=allow_cascades)
 
 
 def _unguard(schema_editor: Any, table: str) -> None:

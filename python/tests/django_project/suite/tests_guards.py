@@ -175,7 +175,7 @@ class OperationTests(TransactionTestCase):
     def test_it_is_written_into_a_migration(self):
         for operation in (
             GuardTable("Invoice", lock="it's"),
-            GuardTable("Invoice", lock="a", unsupported="skip", despite_cascades=True),
+            GuardTable("Invoice", lock="a", unsupported="skip", allow_cascades=True),
         ):
             migration = migrations.Migration("0002_guard", "ledger")
             migration.operations = [operation]

@@ -84,7 +84,7 @@ async fn a_table_with_cascades_into_it_is_refused(db: &TestDb) {
             "{refused}"
         );
         locks
-            .guard_table_despite_cascades(table, "ledger")
+            .guard_table_allowing_cascades(table, "ledger")
             .await
             .unwrap();
         let found = locks.guarded_tables().await.unwrap();
@@ -273,7 +273,7 @@ async fn partitions_are_guarded_with_their_table(db: &TestDb) {
 }
 
 /// As documented: a cascade fires no trigger.
-async fn a_cascade_into_a_table_that_is_guarded_by_force_passes(db: &TestDb) {
+async fn a_cascade_into_a_table_that_is_guarded_all_the_same_passes(db: &TestDb) {
     let locks = db.locks().await;
     db.sql("CREATE TABLE customers (id int PRIMARY KEY)");
     db.sql(
@@ -283,7 +283,7 @@ async fn a_cascade_into_a_table_that_is_guarded_by_force_passes(db: &TestDb) {
     db.sql("INSERT INTO customers VALUES (1)");
     db.sql("INSERT INTO invoices VALUES (1, 10, 1), (2, 20, NULL)");
     locks
-        .guard_table_despite_cascades("invoices", "ledger")
+        .guard_table_allowing_cascades("invoices", "ledger")
         .await
         .unwrap();
     let mut writer = Writer::new(db);
@@ -511,7 +511,7 @@ macro_rules! on {
         a_renewal_that_meets_a_guarded_transaction_is_tried_again,
         a_file_is_loaded_under_the_lock_alone,
         partitions_are_guarded_with_their_table,
-        a_cascade_into_a_table_that_is_guarded_by_force_passes,
+        a_cascade_into_a_table_that_is_guarded_all_the_same_passes,
         a_temporary_table_in_place_of_the_locks_is_believed,
         a_renamed_table_stays_guarded,
         least_privilege_is_enough,

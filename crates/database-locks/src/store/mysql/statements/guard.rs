@@ -102,7 +102,7 @@ impl Session {
                 ));
             }
         }
-        if !command.despite_cascades {
+        if !command.allow_cascades {
             self.refuse_cascades(&schema, &table, &command.lock).await?;
         }
         let body = self.guard_body(&schema, &table, &command.lock).await?;
@@ -381,7 +381,7 @@ impl Session {
                  rows of {table}, and the server fires no trigger for them"
             ),
             Some(&format!(
-                "guard {parent} by the same lock first, or make the key RESTRICT; `--force` guards \
+                "guard {parent} by the same lock first, or make the key RESTRICT; `--allow-cascades` guards \
                  {table} all the same"
             )),
         ))
