@@ -39,7 +39,8 @@ impl Locks {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the table may or may not be guarded.
+    /// If the future is dropped, the table may or may not be guarded; on MySQL and MariaDB also
+    /// against INSERT or against INSERT and UPDATE alone, until it is guarded again.
     ///
     /// # Example
     ///

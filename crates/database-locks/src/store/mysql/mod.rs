@@ -35,6 +35,7 @@ use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;
 pub(crate) use statements::guard::guard_triggers;
+use statements::guard::incomplete;
 
 /// The engine `mysql://` and `mariadb://`.
 pub(crate) struct Mysql {
@@ -355,8 +356,13 @@ impl Store for Mysql {
                 .await
         };
         Box::pin(async move {
-            let done = with_deadline(within, work, || ()).await;
-            done.map_err(|failure| name_server(&self.server, failure))
+            let mut late = false;
+            let done = with_deadline(within, work, || late = true).await;
+            done.map_err(|failure| match late {
+                true => incomplete(failure, "may be incomplete", &command.table),
+                false => failure,
+            })
+            .map_err(|failure| name_server(&self.server, failure))
         })
     }
 

@@ -1,13 +1,15 @@
 //! Guarded tables: triggers that refuse a write in a transaction that does not hold the lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mysql_async::params;
 
 use super::guard_body::{Body, Written, create_trigger, quoted, trigger_name};
+use crate::error::{BoxError, Cause};
 use crate::store::api::StoreError;
 use crate::store::connect::table::Table;
 use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::error::code_of;
 use protocol::{GuardCommand, LockName, TableGuard};
 
 /// The events that a guard refuses.
@@ -28,13 +30,32 @@ struct Trigger {
 
 /// Whether a statement was refused with one of these errors.
 fn is_code(failure: &StoreError, codes: &[u16]) -> bool {
-    let StoreError::Rejected { source, .. } = failure else {
-        return false;
+    code_of(failure).is_some_and(|code| codes.contains(&code))
+}
+
+/// A failure after which a table has, or may have, some triggers of its guard and not all.
+pub(crate) fn incomplete(failure: StoreError, state: &str, table: &str) -> StoreError {
+    let add = |source: BoxError| -> BoxError {
+        let what = format!(
+            "the guard of {table} {state}: guard it again, which creates what is missing, or \
+             unguard it"
+        );
+        Cause::of(&source, format!("{source}; {what}")).into()
     };
-    let text = source.to_string();
-    codes
-        .iter()
-        .any(|code| text.ends_with(&format!("(error {code})")))
+    match failure {
+        StoreError::Contention(source) => StoreError::Contention(add(source)),
+        StoreError::Unavailable(source) => StoreError::Unavailable(add(source)),
+        StoreError::Rejected { hint, source } => StoreError::Rejected {
+            hint,
+            source: add(source),
+        },
+    }
+}
+
+/// Whether a trigger refuses what one with the other body does. That of a renamed table has another
+/// message.
+fn refuses_as(body: &str, other: &str) -> bool {
+    Body::but_for_the_message(body) == Body::but_for_the_message(other)
 }
 
 /// A refusal, with what to do about it.
@@ -117,13 +138,13 @@ impl Session {
                 continue;
             }
             match self.create_guard_trigger(&table, event, &body).await {
-                Ok(name) => created.push(name),
+                Ok(name) => created.push((event, name)),
                 Err(failure) => {
-                    // Half a guard would refuse writes by chance.
-                    for name in created {
-                        let _ = self.drop_trigger(&schema, &name).await;
-                    }
-                    return Err(explained(failure, &schema, &table));
+                    let failure = explained(failure, &schema, &table);
+                    return Err(match self.take_back(&schema, &found, created).await {
+                        true => failure,
+                        false => incomplete(failure, "is incomplete", &table),
+                    });
                 }
             }
         }
@@ -132,6 +153,25 @@ impl Session {
             self.drop_trigger(&schema, &outdated.name).await?;
         }
         Ok(())
+    }
+
+    /// Drop the triggers that were created before one could not be: half a guard would refuse writes
+    /// by chance. Answers whether the table has a whole guard or none, as far as is known: on a busy
+    /// table this fails for the same reason. What was `found` stays, since it is not known why it is
+    /// not whole.
+    async fn take_back(
+        &mut self,
+        schema: &str,
+        found: &[Trigger],
+        created: Vec<(&str, String)>,
+    ) -> bool {
+        let mut covered: BTreeSet<&str> = found.iter().map(|one| &*one.event).collect();
+        for (event, name) in created {
+            if self.drop_trigger(schema, &name).await.is_err() {
+                covered.insert(event);
+            }
+        }
+        covered.is_empty() || EVENTS.iter().all(|event| covered.contains(event))
     }
 
     /// Remove the guard of a table.
@@ -155,13 +195,7 @@ impl Session {
         }
         let mut guards = Vec::new();
         for ((schema, table), triggers) in tables {
-            let locks = format!(" {} l ", self.locks_name(&schema, &own_schema));
-            let ours = |trigger: &&Trigger| trigger.body.contains(&locks);
-            let Some(lock) = triggers
-                .iter()
-                .find(ours)
-                .and_then(|one| Body::lock_in(&one.body))
-            else {
+            let Some(lock) = triggers.first().and_then(|one| Body::lock_in(&one.body)) else {
                 continue;
             };
             let shown = match schema == own_schema {
@@ -176,9 +210,10 @@ impl Session {
                     None => guard
                         .gaps
                         .push(format!("{event} passes: its trigger is missing")),
-                    Some(_) if of_event.any(|one| one.body == body) => {}
+                    Some(_) if of_event.any(|one| refuses_as(&one.body, &body)) => {}
                     Some(one) => guard.gaps.push(format!(
-                        "the trigger {} is of another version or kind of server",
+                        "the trigger {} is of another version or kind of server, and may let \
+                         writes pass",
                         one.name
                     )),
                 }
@@ -320,8 +355,10 @@ impl Session {
             .await
     }
 
-    /// The triggers of guards, of one table or of all.
+    /// The triggers of guards by this table of locks, of one table or of all. A table of locks of the
+    /// same name in another schema has the same label.
     async fn triggers(&mut self, of: Option<(&str, &str)>) -> Result<Vec<Trigger>, StoreError> {
+        let own_schema = self.own_schema().await?;
         let label = format!("{}: BEGIN", label(&self.server.table));
         let these = params! {
             "schema" => of.map(|(schema, _)| schema), "table" => of.map(|(_, table)| table),
@@ -338,8 +375,13 @@ impl Session {
                 event,
                 body,
             });
+        let ours = |trigger: &Trigger| {
+            let locks = self.locks_name(&trigger.schema, &own_schema);
+            trigger.body.contains(&format!(" {locks} l "))
+        };
         Ok(found
             .filter(|found| of.is_none_or(|(_, table)| found.table == table))
+            .filter(ours)
             .collect())
     }
 

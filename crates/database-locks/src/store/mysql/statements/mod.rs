@@ -114,6 +114,7 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ),
     ("fence", fence::FENCE),
     ("the triggers of guarded tables", guard_body::SCHEMA),
+    ("`{look}`", guard_body::LOOK),
     ("`{check}`", guard_body::CHECK),
     ("`{check}` on a cluster", guard_body::CHECK_ON_CLUSTER),
 ];
