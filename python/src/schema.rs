@@ -26,8 +26,14 @@ pub(crate) fn unguard_script(table: &str) -> String {
 
 /// The statements that create the triggers of a guard on MySQL or MariaDB.
 #[pyfunction]
-pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<String> {
-    __python::guard_triggers(table, lock, mariadb)
+pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool, cluster: bool) -> Vec<String> {
+    __python::guard_triggers(table, lock, mariadb, cluster)
+}
+
+/// The statements that drop them.
+#[pyfunction]
+pub(crate) fn unguard_triggers(table: &str) -> Vec<String> {
+    __python::unguard_triggers(table)
 }
 
 /// Name and definition of each column, in the order of the statement that creates the table.

@@ -124,11 +124,34 @@ def _guard(schema_editor: Any, table: str, lock: str, allow_cascades: bool) -> N
     if connection.vendor == "postgresql":
         schema_editor.execute(_core.guard_script(quoted, lock).strip().rstrip(";"), params=None)
     elif schema_editor.collect_sql:
-        for statement in _core.guard_triggers(table, lock, connection.mysql_is_mariadb):
+        mariadb, cluster = connection.mysql_is_mariadb, _on_cluster(connection)
+        for statement in _core.guard_triggers(table, lock, mariadb, cluster):
             schema_editor.execute(statement, params=None)
     else:
         # On a connection of its own, which sees the table: DDL commits there.
         conf.locks_of(connection.alias).guard_table(quoted, lock, allow_cascades=allow_cascades)
+
+
+def _on_cluster(connection: Any) -> bool:
+    """Whether several nodes of the server are writable, where other triggers are needed: a row lock
+    is not seen by the other nodes.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SHOW VARIABLES WHERE Variable_name IN ('wsrep_on', 'group_replication_group_name', "
+            "'group_replication_single_primary_mode')"
+        )
+        return _is_cluster({name.lower(): value for name, value in cursor.fetchall()})
+
+
+def _is_cluster(variables: dict[str, str]) -> bool:
+    """Galera, or Group Replication with several primaries."""
+
+    def on(name: str) -> bool:
+        return variables.get(name, "") not in ("", "0", "OFF")
+
+    in_group = bool(variables.get("group_replication_group_name"))
+    return on("wsrep_on") or (in_group and not on("group_replication_single_primary_mode"))
 
 
 def _unguard(schema_editor: Any, table: str) -> None:
@@ -137,8 +160,11 @@ def _unguard(schema_editor: Any, table: str) -> None:
     if connection.vendor == "postgresql":
         schema_editor.execute(_core.unguard_script(quoted).strip().rstrip(";"), params=None)
     elif schema_editor.collect_sql:
-        for event in ("insert", "update", "delete"):
-            trigger = schema_editor.quote_name(f"{table[:48]}_guard_{event}")
-            schema_editor.execute(f"DROP TRIGGER IF EXISTS {trigger}", params=None)
+        schema_editor.collected_sql.append(
+            "-- Where these names were taken when the table was guarded, its triggers have others: "
+            "`dblock unguard` finds them."
+        )
+        for statement in _core.unguard_triggers(table):
+            schema_editor.execute(statement, params=None)
     else:
         conf.locks_of(connection.alias).unguard_table(quoted)

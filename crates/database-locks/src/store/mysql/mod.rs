@@ -34,8 +34,8 @@ use connection::worker::Worker;
 use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;
-pub(crate) use statements::guard::guard_triggers;
 use statements::guard::incomplete;
+pub(crate) use statements::guard::{guard_triggers, unguard_triggers};
 
 /// The engine `mysql://` and `mariadb://`.
 pub(crate) struct Mysql {

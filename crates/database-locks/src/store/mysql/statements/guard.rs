@@ -431,8 +431,8 @@ impl Session {
 }
 
 /// The statements that create the triggers of a guard, with the default table of locks in the same
-/// schema of a single server. For people to read: names of triggers that are taken are not avoided.
-pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<String> {
+/// schema. For people to read: names of triggers that are taken are not avoided.
+pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool, cluster: bool) -> Vec<String> {
     let locks = Table::default();
     let body = Body {
         guard: &label(&locks),
@@ -442,7 +442,7 @@ pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<Stri
             false => "utf8mb4_0900_bin",
         },
         mariadb,
-        cluster: false,
+        cluster,
     };
     let body = body.text(table, lock);
     EVENTS
@@ -450,7 +450,43 @@ pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<Stri
         .to_vec()
 }
 
+/// The statements that drop the triggers which [`guard_triggers`] creates. Not those with further
+/// names, which may be of the guard of another table.
+pub(crate) fn unguard_triggers(table: &str) -> Vec<String> {
+    let drop = |event| {
+        let trigger = quoted(&trigger_name(table, event, 0));
+        format!("DROP TRIGGER IF EXISTS {trigger}")
+    };
+    EVENTS.map(drop).to_vec()
+}
+
 /// The label of the bodies, by which guards are found.
 fn label(table: &Table) -> String {
     table.guard()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_printed_triggers_are_those_of_the_kind_of_server() {
+        for mariadb in [false, true] {
+            let single = guard_triggers("invoices", "ledger", mariadb, false).concat();
+            let cluster = guard_triggers("invoices", "ledger", mariadb, true).concat();
+            assert!(!single.contains("UPDATE `database_locks_lock`"), "{single}");
+            assert!(
+                cluster.contains("UPDATE `database_locks_lock`"),
+                "{cluster}"
+            );
+        }
+        let created = guard_triggers("a`b", "ledger", true, false);
+        for (create, drop) in created.iter().zip(unguard_triggers("a`b")) {
+            let name = drop.trim_start_matches("DROP TRIGGER IF EXISTS ");
+            assert!(
+                create.starts_with(&format!("CREATE TRIGGER {name} BEFORE")),
+                "{drop}"
+            );
+        }
+    }
 }
