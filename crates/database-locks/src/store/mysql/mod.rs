@@ -34,8 +34,8 @@ use connection::worker::Worker;
 use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;
-use statements::guard::incomplete;
 pub(crate) use statements::guard::{guard_triggers, unguard_triggers};
+use statements::guard_error::incomplete;
 
 /// The engine `mysql://` and `mariadb://`.
 pub(crate) struct Mysql {

@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use mysql_async::params;
 
 use super::guard_body::{Body, Written, create_trigger, quoted, trigger_name};
-use crate::error::{BoxError, Cause};
+use super::guard_error::{explained, incomplete, is_code};
 use crate::store::api::StoreError;
 use crate::store::connect::table::Table;
 use crate::store::mysql::connection::session::Session;
-use crate::store::mysql::error::code_of;
 use protocol::{GuardCommand, LockName, TableGuard};
 
 /// The events that a guard refuses.
@@ -28,58 +27,10 @@ struct Trigger {
     body: String,
 }
 
-/// Whether a statement was refused with one of these errors.
-fn is_code(failure: &StoreError, codes: &[u16]) -> bool {
-    code_of(failure).is_some_and(|code| codes.contains(&code))
-}
-
-/// A failure after which a table has, or may have, some triggers of its guard and not all.
-pub(crate) fn incomplete(failure: StoreError, state: &str, table: &str) -> StoreError {
-    let add = |source: BoxError| -> BoxError {
-        let what = format!(
-            "the guard of {table} {state}: guard it again, which creates what is missing, or \
-             unguard it"
-        );
-        Cause::of(&source, format!("{source}; {what}")).into()
-    };
-    match failure {
-        StoreError::Contention(source) => StoreError::Contention(add(source)),
-        StoreError::Unavailable(source) => StoreError::Unavailable(add(source)),
-        StoreError::Rejected { hint, source } => StoreError::Rejected {
-            hint,
-            source: add(source),
-        },
-    }
-}
-
 /// Whether a trigger refuses what one with the other body does. That of a renamed table has another
 /// message.
 fn refuses_as(body: &str, other: &str) -> bool {
     Body::but_for_the_message(body) == Body::but_for_the_message(other)
-}
-
-/// A refusal, with what to do about it.
-fn explained(failure: StoreError, schema: &str, table: &str) -> StoreError {
-    let hint = if is_code(&failure, &[1142, 1143, 1227]) {
-        format!(
-            "this user needs the right TRIGGER on the table: GRANT TRIGGER ON {}.{} TO …",
-            quoted(schema),
-            quoted(table)
-        )
-    } else if is_code(&failure, &[1419]) {
-        "the binary log of the server is on: create the trigger as a user with the right SUPER, or \
-         have an administrator SET GLOBAL log_bin_trust_function_creators = 1"
-            .to_owned()
-    } else {
-        return failure;
-    };
-    match failure {
-        StoreError::Rejected { source, .. } => StoreError::Rejected {
-            hint: Some(hint),
-            source,
-        },
-        failure => failure,
-    }
 }
 
 impl Session {

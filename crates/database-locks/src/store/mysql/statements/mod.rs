@@ -23,6 +23,7 @@ pub(crate) mod batch;
 pub(crate) mod fence;
 pub(crate) mod guard;
 pub(crate) mod guard_body;
+pub(crate) mod guard_error;
 pub(crate) mod handover;
 pub(crate) mod install;
 pub(crate) mod mariadb;
