@@ -152,18 +152,18 @@ class Client:
         name = _arguments.text("name", name)
         wait(self._core.set_limit(name, _arguments.limit_of(limit)))
 
-    def guard_table(self, table: str, lock: str, *, despite_cascades: bool = False) -> None:
+    def guard_table(self, table: str, lock: str, *, allow_cascades: bool = False) -> None:
         """Put a table under the guard of a lock: the database refuses every write to it in a
         transaction that does not hold the lock. Done again, it changes nothing.
 
         ``table`` is ``TABLE`` or ``SCHEMA.TABLE``, as SQL writes it. A migration uses
-        `database_locks.operations.GuardTable`. ``despite_cascades``: also if cascades of foreign
+        `database_locks.operations.GuardTable`. ``allow_cascades``: also if cascades of foreign
         keys pass by the guard (MySQL, MariaDB).
 
         Raises `LockUnavailable` with the reason if the table cannot be guarded, as on SQLite.
         """
         table, lock = _arguments.text("table", table), _arguments.text("lock", lock)
-        wait(self._core.guard_table(table, lock, despite_cascades))
+        wait(self._core.guard_table(table, lock, allow_cascades))
 
     def unguard_table(self, table: str) -> bool:
         """Remove the guard of a table. Returns whether it had one."""

@@ -43,6 +43,7 @@ __all__ = [
     "set_program",
     "ticket_parts",
     "unguard_script",
+    "unguard_triggers",
 ]
 
 __version__: str
@@ -72,10 +73,13 @@ def guard_script(table: str, lock: str) -> str:
 def unguard_script(table: str) -> str:
     """The statement that removes the guard of a table of PostgreSQL."""
 
-def guard_triggers(table: str, lock: str, mariadb: bool) -> list[str]:
-    """The statements that put a table under guard on a single server of MySQL or MariaDB; ``table``
-    is its plain name.
+def guard_triggers(table: str, lock: str, mariadb: bool, cluster: bool) -> list[str]:
+    """The statements that put a table under guard on a server of MySQL or MariaDB, or on a cluster;
+    ``table`` is its plain name.
     """
+
+def unguard_triggers(table: str) -> list[str]:
+    """The statements that drop those triggers."""
 
 def columns(engine: str) -> list[tuple[str, str]]:
     """Name and definition of each column, in the order of `schema`."""
@@ -239,7 +243,7 @@ class Locks:
         """The result is JSON: ``name``, ``limit``, ``of``, ``held`` and ``permits``."""
 
     def set_limit(self, name: str, limit: int | None) -> Pending[None]: ...
-    def guard_table(self, table: str, lock: str, despite_cascades: bool) -> Pending[None]: ...
+    def guard_table(self, table: str, lock: str, allow_cascades: bool) -> Pending[None]: ...
     def unguard_table(self, table: str) -> Pending[bool]: ...
     def guarded_tables(
         self,

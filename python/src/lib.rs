@@ -54,6 +54,7 @@ mod _core {
     #[pymodule_export]
     use super::schema::{
         columns, guard_script, guard_triggers, permit_schema, schema, unguard_script,
+        unguard_triggers,
     };
     #[pymodule_export]
     use super::scope::{Scope, Steps};

@@ -248,10 +248,10 @@ impl Locks {
         })
     }
 
-    fn guard_table(&self, table: String, lock: String, despite_cascades: bool) -> Pending {
+    fn guard_table(&self, table: String, lock: String, allow_cascades: bool) -> Pending {
         self.pending(move |locks| async move {
-            match despite_cascades {
-                true => locks.guard_table_despite_cascades(&table, &lock).await?,
+            match allow_cascades {
+                true => locks.guard_table_allowing_cascades(&table, &lock).await?,
                 false => locks.guard_table(&table, &lock).await?,
             }
             Ok(nothing())

@@ -34,9 +34,21 @@ pub(crate) fn guard_triggers(
     table: &str,
     lock: &str,
     mariadb: bool,
+    cluster: bool,
 ) -> PyResult<Vec<String>> {
     let lock = LockName::new(lock).map_err(|invalid| raise(py, invalid))?;
-    Ok(__python::guard_triggers(table, lock.as_str(), mariadb))
+    Ok(__python::guard_triggers(
+        table,
+        lock.as_str(),
+        mariadb,
+        cluster,
+    ))
+}
+
+/// The statements that drop them.
+#[pyfunction]
+pub(crate) fn unguard_triggers(table: &str) -> Vec<String> {
+    __python::unguard_triggers(table)
 }
 
 /// Name and definition of each column, in the order of the statement that creates the table.

@@ -181,4 +181,4 @@ def test_a_migration_guards_by_no_impossible_lock(name: str) -> None:
     with pytest.raises(LockConfigError, match="must be 1 to 255 characters"):
         _core.guard_script('"invoices"', name)
     with pytest.raises(LockConfigError, match="must be 1 to 255 characters"):
-        _core.guard_triggers("invoices", name, mariadb=True)
+        _core.guard_triggers("invoices", name, mariadb=True, cluster=False)

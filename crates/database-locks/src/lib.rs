@@ -166,11 +166,17 @@ pub mod __python {
         crate::store::unguard_script(&crate::store::Table::default(), table)
     }
 
-    /// The statements that create the triggers of a guard on a single server of MySQL or MariaDB, in
-    /// the schema of the table of locks. `table` is its plain name.
+    /// The statements that create the triggers of a guard on a server of MySQL or MariaDB, or on a
+    /// cluster, in the schema of the table of locks. `table` is its plain name.
     #[cfg(feature = "mysql")]
-    pub fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<String> {
-        crate::store::guard_triggers(table, lock, mariadb)
+    pub fn guard_triggers(table: &str, lock: &str, mariadb: bool, cluster: bool) -> Vec<String> {
+        crate::store::guard_triggers(table, lock, mariadb, cluster)
+    }
+
+    /// The statements that drop them.
+    #[cfg(feature = "mysql")]
+    pub fn unguard_triggers(table: &str) -> Vec<String> {
+        crate::store::unguard_triggers(table)
     }
 
     /// As [`schema`], for the table of permits: `{permits}` stands for its name.

@@ -141,19 +141,6 @@ impl From<Error> for Failure {
                         let session = row_locker.as_deref().unwrap_or_default();
                         format!("{was} a transaction keeps its row locked: {session}")
                     }
-                    _ if paused => paused_hint(name),
-                    true => "wait for it with `-w 5m`".to_owned(),
-                    false => "wait longer, or see `dblock list`".to_owned(),
-                };
-                let state = match rests_for {
-                    _ if row_locker.is_some() => {
-                        let session = row_locker.as_deref().unwrap_or_default();
-                        let by = holder
-                            .as_deref()
-                            .map(|holder| format!("was held by {holder}, and "));
-                        let by = by.unwrap_or_default();
-                        format!("{by}a transaction keeps its row locked: {session}")
-                    }
                     _ if paused => "is paused by an operator".to_owned(),
                     Some(left) => {
                         let after = holder.as_deref().map(|holder| format!(" after {holder}"));

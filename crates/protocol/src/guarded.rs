@@ -10,7 +10,7 @@ pub struct GuardCommand {
     /// The lock.
     pub lock: LockName,
     /// Whether foreign keys whose cascades pass by the guard are accepted.
-    pub despite_cascades: bool,
+    pub allow_cascades: bool,
 }
 
 /// A table under guard: the database refuses every write to it in a transaction that does not hold

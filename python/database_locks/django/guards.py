@@ -30,7 +30,7 @@ class GuardTable(Operation):
     table of the locks exists. Under ``held.atomic()`` the ORM writes to the table as before.
 
     ``unsupported="skip"`` leaves the table unguarded on SQLite and other engines without guards,
-    instead of failing. ``despite_cascades``: on MySQL and MariaDB, guard the table although cascades
+    instead of failing. ``allow_cascades``: on MySQL and MariaDB, guard the table although cascades
     of its foreign keys pass by the guard.
     """
 
@@ -43,21 +43,21 @@ class GuardTable(Operation):
         # Not after a `*`: Django leaves keyword-only arguments out of the migrations it writes.
         lock: str,
         unsupported: Literal["refuse", "skip"] = "refuse",
-        despite_cascades: bool = False,
+        allow_cascades: bool = False,
     ) -> None:
         if unsupported not in ("refuse", "skip"):
             raise ValueError(f"`unsupported` is {unsupported!r}, must be 'refuse' or 'skip'")
         self.model_name = model_name
         self.lock = lock
         self.unsupported = unsupported
-        self.despite_cascades = despite_cascades
+        self.allow_cascades = allow_cascades
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
         options: dict[str, Any] = {"model_name": self.model_name, "lock": self.lock}
         if self.unsupported != "refuse":
             options["unsupported"] = self.unsupported
-        if self.despite_cascades:
-            options["despite_cascades"] = True
+        if self.allow_cascades:
+            options["allow_cascades"] = True
         return type(self).__qualname__, [], options
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class GuardTable(Operation):
         table = self._table(app_label, schema_editor, to_state)
         if table is not None:
             _require_locks(schema_editor)
-            _guard(schema_editor, table, self.lock, self.despite_cascades)
+            _guard(schema_editor, table, self.lock, self.allow_cascades)
 
     def database_backwards(
         self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any
@@ -118,7 +118,7 @@ def _require_locks(schema_editor: Any) -> None:
     )
 
 
-def _guard(schema_editor: Any, table: str, lock: str, despite_cascades: bool) -> None:
+def _guard(schema_editor: Any, table: str, lock: str, allow_cascades: bool) -> None:
     connection = schema_editor.connection
     quoted = schema_editor.quote_name(table)
     if connection.vendor == "postgresql":
@@ -126,11 +126,34 @@ def _guard(schema_editor: Any, table: str, lock: str, despite_cascades: bool) ->
         # writers for some seconds, or as `lock_timeout` says, and fails with the reason.
         schema_editor.execute(_core.guard_script(quoted, lock).strip().rstrip(";"), params=None)
     elif schema_editor.collect_sql:
-        for statement in _core.guard_triggers(table, lock, connection.mysql_is_mariadb):
+        mariadb, cluster = connection.mysql_is_mariadb, _on_cluster(connection)
+        for statement in _core.guard_triggers(table, lock, mariadb, cluster):
             schema_editor.execute(statement, params=None)
     else:
         # On a connection of its own, which sees the table: DDL commits there.
-        conf.locks_of(connection.alias).guard_table(quoted, lock, despite_cascades=despite_cascades)
+        conf.locks_of(connection.alias).guard_table(quoted, lock, allow_cascades=allow_cascades)
+
+
+def _on_cluster(connection: Any) -> bool:
+    """Whether several nodes of the server are writable, where other triggers are needed: a row lock
+    is not seen by the other nodes.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SHOW VARIABLES WHERE Variable_name IN ('wsrep_on', 'group_replication_group_name', "
+            "'group_replication_single_primary_mode')"
+        )
+        return _is_cluster({name.lower(): value for name, value in cursor.fetchall()})
+
+
+def _is_cluster(variables: dict[str, str]) -> bool:
+    """Galera, or Group Replication with several primaries."""
+
+    def on(name: str) -> bool:
+        return variables.get(name, "") not in ("", "0", "OFF")
+
+    in_group = bool(variables.get("group_replication_group_name"))
+    return on("wsrep_on") or (in_group and not on("group_replication_single_primary_mode"))
 
 
 def _unguard(schema_editor: Any, table: str) -> None:
@@ -139,8 +162,11 @@ def _unguard(schema_editor: Any, table: str) -> None:
     if connection.vendor == "postgresql":
         schema_editor.execute(_core.unguard_script(quoted).strip().rstrip(";"), params=None)
     elif schema_editor.collect_sql:
-        for event in ("insert", "update", "delete"):
-            trigger = schema_editor.quote_name(f"{table[:48]}_guard_{event}")
-            schema_editor.execute(f"DROP TRIGGER IF EXISTS {trigger}", params=None)
+        schema_editor.collected_sql.append(
+            "-- Where these names were taken when the table was guarded, its triggers have others: "
+            "`dblock unguard` finds them."
+        )
+        for statement in _core.unguard_triggers(table):
+            schema_editor.execute(statement, params=None)
     else:
         conf.locks_of(connection.alias).unguard_table(quoted)

@@ -220,13 +220,13 @@ impl Locks {
         block_on(self.0.guard_table(table, lock))?
     }
 
-    /// See [`crate::Locks::guard_table_despite_cascades`].
-    pub fn guard_table_despite_cascades(
+    /// See [`crate::Locks::guard_table_allowing_cascades`].
+    pub fn guard_table_allowing_cascades(
         &self,
         table: impl AsRef<str>,
         lock: impl AsRef<str>,
     ) -> Result<(), Error> {
-        block_on(self.0.guard_table_despite_cascades(table, lock))?
+        block_on(self.0.guard_table_allowing_cascades(table, lock))?
     }
 
     /// See [`crate::Locks::unguard_table`].

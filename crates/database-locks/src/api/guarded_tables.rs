@@ -32,14 +32,15 @@ impl Locks {
     /// | error | if |
     /// | --- | --- |
     /// | [`Error::Rejected`] | there is no such table, or it cannot be guarded: a view, a temporary table, the table of the locks, a partition, on MySQL another engine than InnoDB; it is guarded by another lock; this user lacks a right; the engine is SQLite or `memory:` |
-    /// | [`Error::Rejected`] | on MySQL and MariaDB: a foreign key of the table changes or deletes its rows when another table is written to, which no trigger sees: see [`Locks::guard_table_despite_cascades`] |
+    /// | [`Error::Rejected`] | on MySQL and MariaDB: a foreign key of the table changes or deletes its rows when another table is written to, which no trigger sees: see [`Locks::guard_table_allowing_cascades`] |
     /// | [`Error::Config`] | the name of the lock or of the table is invalid |
     /// | [`Error::Conflict`] | transactions that write to the table keep it busy for 30 s |
     /// | [`Error::Unavailable`] | the database does not answer |
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the table may or may not be guarded.
+    /// If the future is dropped, the table may or may not be guarded; on MySQL and MariaDB also
+    /// against INSERT or against INSERT and UPDATE alone, until it is guarded again.
     ///
     /// # Example
     ///
@@ -68,7 +69,7 @@ impl Locks {
     /// # Cancel safety
     ///
     /// As [`Locks::guard_table`].
-    pub fn guard_table_despite_cascades<T: AsRef<str>, N: AsRef<str>>(
+    pub fn guard_table_allowing_cascades<T: AsRef<str>, N: AsRef<str>>(
         &self,
         table: T,
         lock: N,
@@ -80,13 +81,13 @@ impl Locks {
         &self,
         table: &str,
         lock: &str,
-        despite_cascades: bool,
+        allow_cascades: bool,
     ) -> impl Future<Output = Result<(), Error>> + Send + 'static + use<> {
         let command = checked(table).and_then(|table| {
             Ok(GuardCommand {
                 table,
                 lock: LockName::new(lock)?,
-                despite_cascades,
+                allow_cascades,
             })
         });
         self.in_background(move |client| async move {

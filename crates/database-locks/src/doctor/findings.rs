@@ -214,7 +214,7 @@ kinds! {
          notify no waiter of a release",
         "move the programs that still use django-database-locks 0.5 to this version";
     GUARD_INCOMPLETE = "guard-incomplete", "guards", Error,
-        "the table can be written to by transactions that do not hold the lock",
+        "writes by transactions that do not hold the lock pass, or may pass",
         "dblock guard TABLE --lock NAME once more, as the owner of the table: it creates and enables \
          what is missing. If the guard is not wanted: dblock unguard TABLE";
     GUARD_BYPASSED = "guard-bypassed", "guards", Warning,

@@ -148,7 +148,7 @@ pub(super) enum Command {
         lock: Option<LockName>,
         /// Guard the table although cascades of foreign keys pass by the guard (MySQL, MariaDB)
         #[arg(long, requires = "guarded")]
-        force: bool,
+        allow_cascades: bool,
         /// Print the guarded tables as one JSON array
         #[arg(long)]
         json: bool,

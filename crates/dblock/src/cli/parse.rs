@@ -133,9 +133,13 @@ fn task(command: Command) -> Result<Task, Failure> {
         Command::Guard {
             table: Some(table),
             lock: Some(lock),
-            force,
+            allow_cascades,
             ..
-        } => Task::Guard(GuardArgs { table, lock, force }),
+        } => Task::Guard(GuardArgs {
+            table,
+            lock,
+            allow_cascades,
+        }),
         Command::Guard { json, .. } => Task::Guards { json },
         Command::Unguard { table } => Task::Unguard { table },
         Command::Show { name, json } => Task::Show { name, json },

@@ -106,7 +106,7 @@ pub(crate) struct GuardArgs {
     pub(crate) table: String,
     pub(crate) lock: LockName,
     /// Whether cascades of foreign keys that pass by the guard are accepted.
-    pub(crate) force: bool,
+    pub(crate) allow_cascades: bool,
 }
 
 #[derive(Debug)]

@@ -6,11 +6,15 @@ use crate::output;
 use crate::target::Target;
 
 pub(crate) async fn guard(target: &Target, args: &GuardArgs) -> Result<u8, Failure> {
-    let GuardArgs { table, lock, force } = args;
+    let GuardArgs {
+        table,
+        lock,
+        allow_cascades,
+    } = args;
     let locks = target.connect().await?;
-    match force {
+    match allow_cascades {
         true => {
-            let guarded = locks.guard_table_despite_cascades(table, lock.as_str());
+            let guarded = locks.guard_table_allowing_cascades(table, lock.as_str());
             guarded.await?;
         }
         false => locks.guard_table(table, lock.as_str()).await?,

@@ -160,7 +160,7 @@ fn an_sqlite_file_guards_no_tables_and_says_why() {
         &["guard", "invoices"][..],
         &["guard", "--lock", "x"],
         &["unguard"],
-        &["guard", "--force"],
+        &["guard", "--allow-cascades"],
     ] {
         assert_eq!(sandbox.run(usage).code(), 2, "{usage:?}");
     }

@@ -58,7 +58,7 @@ class FencedTests(TransactionTestCase):
                 thread.join()
             held.check()
         self.assertEqual(len(told), 1)
-        self.assertIn("fenced", told[0])
+        self.assertIn("its row is locked", told[0])
         self.assertEqual(written(), {"fenced"})
 
     def test_after_the_end_of_the_lease_no_other_client_gets_the_lock_before_the_fenced_commit(

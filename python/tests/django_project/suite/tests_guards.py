@@ -3,6 +3,7 @@
 import io
 import time
 import unittest
+from unittest import mock
 
 from django.apps import apps
 from django.core.management import call_command
@@ -17,7 +18,7 @@ from django.db.migrations.writer import MigrationWriter
 from django.test import TransactionTestCase, modify_settings
 
 from database_locks import LockLost, LockTimeout, connect, lock, lock_all
-from database_locks.django import conf
+from database_locks.django import conf, guards
 from database_locks.operations import GuardTable
 
 from .tests_settings import _url
@@ -191,6 +192,20 @@ class GuardedTests(TransactionTestCase):
             self.assertEqual(cursor.fetchone(), ("100ms",))
         self.assert_refused(lambda: self.invoices.create(amount=1))
 
+    @unittest.skipUnless(connection.vendor == "mysql", "other engines have one kind of trigger")
+    def test_on_a_cluster_sqlmigrate_prints_the_triggers_of_a_cluster(self):
+        operation = GuardTable("Invoice", lock="ledger")
+        state = migrations.state.ProjectState.from_apps(apps)
+        for cluster in (False, True):
+            with (
+                mock.patch.object(guards, "_on_cluster", return_value=cluster),
+                connection.schema_editor(collect_sql=True) as editor,
+            ):
+                operation.database_forwards("ledger", editor, state, state)
+            changes_the_lock = "UPDATE `database_locks_lock`" in "".join(editor.collected_sql)
+            self.assertEqual(changes_the_lock, cluster)
+        self.assertFalse(guards._on_cluster(connection))
+
     def test_a_missing_table_of_locks_is_explained(self):
         migrate("zero")
         call_command("migrate", "database_locks", "zero", **QUIET)
@@ -207,7 +222,7 @@ class OperationTests(TransactionTestCase):
     def test_it_is_written_into_a_migration(self):
         for operation in (
             GuardTable("Invoice", lock="it's"),
-            GuardTable("Invoice", lock="a", unsupported="skip", despite_cascades=True),
+            GuardTable("Invoice", lock="a", unsupported="skip", allow_cascades=True),
         ):
             migration = migrations.Migration("0002_guard", "ledger")
             migration.operations = [operation]
@@ -220,6 +235,18 @@ class OperationTests(TransactionTestCase):
         self.assertEqual(operation.migration_name_fragment, "guard_invoice")
         with self.assertRaises(ValueError):
             GuardTable("Invoice", lock="a", unsupported="ignore")
+
+    def test_galera_and_a_group_with_several_primaries_are_clusters(self):
+        group = {"group_replication_group_name": "a-b"}
+        for variables, cluster in (
+            ({}, False),
+            ({"wsrep_on": "OFF"}, False),
+            ({"wsrep_on": "ON"}, True),
+            ({"group_replication_group_name": ""}, False),
+            ({**group, "group_replication_single_primary_mode": "ON"}, False),
+            ({**group, "group_replication_single_primary_mode": "OFF"}, True),
+        ):
+            self.assertEqual(guards._is_cluster(variables), cluster, variables)
 
     @unittest.skipIf(GUARDS, "there are guards here")
     def test_another_engine_refuses_with_the_reason(self):

@@ -1,6 +1,6 @@
 //! Errors of the server and of the driver as errors of the store.
 
-use std::io;
+use std::{fmt, io};
 
 use mysql_async::{DriverError, IoError, ServerError};
 
@@ -112,8 +112,37 @@ fn of_server(at: &str, error: &ServerError) -> (StoreError, bool) {
         1037 | 1041 | 1206 | 1637 => (StoreError::cannot_serve(message), false),
         _ if error.state.starts_with("40") => (StoreError::Contention(message.into()), false),
         _ if error.state.starts_with("08") => (StoreError::Unavailable(message.into()), true),
-        _ => (StoreError::rejected(message, hint(error)), false),
+        code => {
+            let refused = StoreError::Rejected {
+                hint: hint(error).map(str::to_owned),
+                source: Box::new(Refusal { message, code }),
+            };
+            (refused, false)
+        }
     }
+}
+
+/// The message of an error that does not pass by itself, with its code.
+#[derive(Debug)]
+struct Refusal {
+    message: String,
+    code: u16,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// The code with which the server refused a statement for good.
+pub(crate) fn code_of(failure: &StoreError) -> Option<u16> {
+    let StoreError::Rejected { source, .. } = failure else {
+        return None;
+    };
+    source.downcast_ref().map(|refusal: &Refusal| refusal.code)
 }
 
 /// Whether the duplicate is the id and not the name: when the ids are used up, the last id is
@@ -208,6 +237,16 @@ mod tests {
             assert!(matches!(error, StoreError::Contention(_)), "{error}");
             assert!(!broken, "{error}");
         }
+    }
+
+    #[test]
+    fn a_refusal_has_the_code_of_the_server() {
+        let refused = answer(1419, "You do not have the SUPER privilege").0;
+        assert_eq!(code_of(&refused), Some(1419));
+        assert!(refused.to_string().ends_with("(error 1419)"), "{refused}");
+        let quoting = StoreError::rejected("it said (error 1419)", None);
+        assert_eq!(code_of(&quoting), None);
+        assert_eq!(code_of(&answer(1205, "Lock wait timeout").0), None);
     }
 
     #[test]

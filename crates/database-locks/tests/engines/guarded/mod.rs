@@ -335,7 +335,7 @@ async fn a_guard_holds_at_each_isolation_level(db: &TestDb) {
             "{level}: {refused}"
         );
         writer.run("ROLLBACK");
-        // A snapshot that is older than the grant: PostgreSQL refuses it. MySQL cannot see it.
+        // A snapshot that is older than the grant, on PostgreSQL; on MySQL in a test of its own.
         writer.begin_at(level);
         // In SERIALIZABLE a read on MySQL locks what it reads.
         writer.run("SELECT count(*) FROM invoices");

@@ -268,7 +268,7 @@ async fn engines_without_guards_say_why(db: &TestDb) {
     for refused in [
         locks.guard_table("invoices", "ledger").await.unwrap_err(),
         locks
-            .guard_table_despite_cascades("invoices", "ledger")
+            .guard_table_allowing_cascades("invoices", "ledger")
             .await
             .unwrap_err(),
         locks.unguard_table("invoices").await.unwrap_err(),

@@ -1,10 +1,11 @@
 //! Guarded tables: triggers that refuse a write in a transaction that does not hold the lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mysql_async::params;
 
 use super::guard_body::{Body, Written, create_trigger, quoted, trigger_name};
+use super::guard_error::{explained, incomplete, is_code};
 use crate::store::api::StoreError;
 use crate::store::connect::table::Table;
 use crate::store::mysql::connection::session::Session;
@@ -26,39 +27,10 @@ struct Trigger {
     body: String,
 }
 
-/// Whether a statement was refused with one of these errors.
-fn is_code(failure: &StoreError, codes: &[u16]) -> bool {
-    let StoreError::Rejected { source, .. } = failure else {
-        return false;
-    };
-    let text = source.to_string();
-    codes
-        .iter()
-        .any(|code| text.ends_with(&format!("(error {code})")))
-}
-
-/// A refusal, with what to do about it.
-fn explained(failure: StoreError, schema: &str, table: &str) -> StoreError {
-    let hint = if is_code(&failure, &[1142, 1143, 1227]) {
-        format!(
-            "this user needs the right TRIGGER on the table: GRANT TRIGGER ON {}.{} TO …",
-            quoted(schema),
-            quoted(table)
-        )
-    } else if is_code(&failure, &[1419]) {
-        "the binary log of the server is on: create the trigger as a user with the right SUPER, or \
-         have an administrator SET GLOBAL log_bin_trust_function_creators = 1"
-            .to_owned()
-    } else {
-        return failure;
-    };
-    match failure {
-        StoreError::Rejected { source, .. } => StoreError::Rejected {
-            hint: Some(hint),
-            source,
-        },
-        failure => failure,
-    }
+/// Whether a trigger refuses what one with the other body does. That of a renamed table has another
+/// message.
+fn refuses_as(body: &str, other: &str) -> bool {
+    Body::but_for_the_message(body) == Body::but_for_the_message(other)
 }
 
 impl Session {
@@ -102,7 +74,7 @@ impl Session {
                 ));
             }
         }
-        if !command.despite_cascades {
+        if !command.allow_cascades {
             self.refuse_cascades(&schema, &table, &command.lock).await?;
         }
         let body = self.guard_body(&schema, &table, &command.lock).await?;
@@ -117,13 +89,13 @@ impl Session {
                 continue;
             }
             match self.create_guard_trigger(&table, event, &body).await {
-                Ok(name) => created.push(name),
+                Ok(name) => created.push((event, name)),
                 Err(failure) => {
-                    // Half a guard would refuse writes by chance.
-                    for name in created {
-                        let _ = self.drop_trigger(&schema, &name).await;
-                    }
-                    return Err(explained(failure, &schema, &table));
+                    let failure = explained(failure, &schema, &table);
+                    return Err(match self.take_back(&schema, &found, created).await {
+                        true => failure,
+                        false => incomplete(failure, "is incomplete", &table),
+                    });
                 }
             }
         }
@@ -132,6 +104,25 @@ impl Session {
             self.drop_trigger(&schema, &outdated.name).await?;
         }
         Ok(())
+    }
+
+    /// Drop the triggers that were created before one could not be: half a guard would refuse writes
+    /// by chance. Answers whether the table has a whole guard or none, as far as is known: on a busy
+    /// table this fails for the same reason. What was `found` stays, since it is not known why it is
+    /// not whole.
+    async fn take_back(
+        &mut self,
+        schema: &str,
+        found: &[Trigger],
+        created: Vec<(&str, String)>,
+    ) -> bool {
+        let mut covered: BTreeSet<&str> = found.iter().map(|one| &*one.event).collect();
+        for (event, name) in created {
+            if self.drop_trigger(schema, &name).await.is_err() {
+                covered.insert(event);
+            }
+        }
+        covered.is_empty() || EVENTS.iter().all(|event| covered.contains(event))
     }
 
     /// Remove the guard of a table.
@@ -155,13 +146,7 @@ impl Session {
         }
         let mut guards = Vec::new();
         for ((schema, table), triggers) in tables {
-            let locks = format!(" {} l ", self.locks_name(&schema, &own_schema));
-            let ours = |trigger: &&Trigger| trigger.body.contains(&locks);
-            let Some(lock) = triggers
-                .iter()
-                .find(ours)
-                .and_then(|one| Body::lock_in(&one.body))
-            else {
+            let Some(lock) = triggers.first().and_then(|one| Body::lock_in(&one.body)) else {
                 continue;
             };
             let shown = match schema == own_schema {
@@ -176,9 +161,10 @@ impl Session {
                     None => guard
                         .gaps
                         .push(format!("{event} passes: its trigger is missing")),
-                    Some(_) if of_event.any(|one| one.body == body) => {}
+                    Some(_) if of_event.any(|one| refuses_as(&one.body, &body)) => {}
                     Some(one) => guard.gaps.push(format!(
-                        "the trigger {} is of another version or kind of server",
+                        "the trigger {} is of another version or kind of server, and may let \
+                         writes pass",
                         one.name
                     )),
                 }
@@ -320,8 +306,10 @@ impl Session {
             .await
     }
 
-    /// The triggers of guards, of one table or of all.
+    /// The triggers of guards by this table of locks, of one table or of all. A table of locks of the
+    /// same name in another schema has the same label.
     async fn triggers(&mut self, of: Option<(&str, &str)>) -> Result<Vec<Trigger>, StoreError> {
+        let own_schema = self.own_schema().await?;
         let label = format!("{}: BEGIN", label(&self.server.table));
         let these = params! {
             "schema" => of.map(|(schema, _)| schema), "table" => of.map(|(_, table)| table),
@@ -338,8 +326,13 @@ impl Session {
                 event,
                 body,
             });
+        let ours = |trigger: &Trigger| {
+            let locks = self.locks_name(&trigger.schema, &own_schema);
+            trigger.body.contains(&format!(" {locks} l "))
+        };
         Ok(found
             .filter(|found| of.is_none_or(|(_, table)| found.table == table))
+            .filter(ours)
             .collect())
     }
 
@@ -381,7 +374,7 @@ impl Session {
                  rows of {table}, and the server fires no trigger for them"
             ),
             Some(&format!(
-                "guard {parent} by the same lock first, or make the key RESTRICT; `--force` guards \
+                "guard {parent} by the same lock first, or make the key RESTRICT; `--allow-cascades` guards \
                  {table} all the same"
             )),
         ))
@@ -389,8 +382,8 @@ impl Session {
 }
 
 /// The statements that create the triggers of a guard, with the default table of locks in the same
-/// schema of a single server. For people to read: names of triggers that are taken are not avoided.
-pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<String> {
+/// schema. For people to read: names of triggers that are taken are not avoided.
+pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool, cluster: bool) -> Vec<String> {
     let locks = Table::default();
     let body = Body {
         guard: &label(&locks),
@@ -400,7 +393,7 @@ pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<Stri
             false => "utf8mb4_0900_bin",
         },
         mariadb,
-        cluster: false,
+        cluster,
     };
     let body = body.text(table, lock);
     EVENTS
@@ -408,7 +401,43 @@ pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool) -> Vec<Stri
         .to_vec()
 }
 
+/// The statements that drop the triggers which [`guard_triggers`] creates. Not those with further
+/// names, which may be of the guard of another table.
+pub(crate) fn unguard_triggers(table: &str) -> Vec<String> {
+    let drop = |event| {
+        let trigger = quoted(&trigger_name(table, event, 0));
+        format!("DROP TRIGGER IF EXISTS {trigger}")
+    };
+    EVENTS.map(drop).to_vec()
+}
+
 /// The label of the bodies, by which guards are found.
 fn label(table: &Table) -> String {
     table.guard()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_printed_triggers_are_those_of_the_kind_of_server() {
+        for mariadb in [false, true] {
+            let single = guard_triggers("invoices", "ledger", mariadb, false).concat();
+            let cluster = guard_triggers("invoices", "ledger", mariadb, true).concat();
+            assert!(!single.contains("UPDATE `database_locks_lock`"), "{single}");
+            assert!(
+                cluster.contains("UPDATE `database_locks_lock`"),
+                "{cluster}"
+            );
+        }
+        let created = guard_triggers("a`b", "ledger", true, false);
+        for (create, drop) in created.iter().zip(unguard_triggers("a`b")) {
+            let name = drop.trim_start_matches("DROP TRIGGER IF EXISTS ");
+            assert!(
+                create.starts_with(&format!("CREATE TRIGGER {name} BEFORE")),
+                "{drop}"
+            );
+        }
+    }
 }

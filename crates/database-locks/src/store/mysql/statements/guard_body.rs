@@ -17,6 +17,14 @@ macro_rules! shown {
     };
 }
 
+/// Finds the grant in the transaction's snapshot. With a binary log in the format STATEMENT or MIXED,
+/// and in SERIALIZABLE, the servers lock here too what they read.
+pub(crate) const LOOK: &str = concat!(
+    "SELECT l.id INTO dl_held FROM {locks} l FORCE INDEX (name)",
+    shown!(),
+    ";"
+);
+
 /// Locks the row against other clients' acquires until the end of the transaction, as a fence does.
 /// Other transactions of the holder pass.
 pub(crate) const CHECK: &str = concat!(
@@ -115,6 +123,15 @@ fn shortened(text: &str, most: usize) -> String {
     }
 }
 
+/// The message of a refusal: at most 128 characters, 66 of them besides the two names.
+fn message(table: &str, lock: &str) -> String {
+    format!(
+        "table {} is guarded by lock \"{}\", which this transaction does not hold",
+        shortened(table, 24),
+        shortened(lock, 38)
+    )
+}
+
 /// What the body of a trigger depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Body<'a> {
@@ -130,12 +147,6 @@ pub(crate) struct Body<'a> {
 impl Body<'_> {
     /// The body of the triggers of a table that is guarded by this lock.
     pub(crate) fn text(&self, table: &str, lock: &str) -> String {
-        // 66 characters besides the two names, and 128 in all.
-        let message = format!(
-            "table {} is guarded by lock \"{}\", which this transaction does not hold",
-            shortened(table, 24),
-            shortened(lock, 38)
-        );
         let body = SCHEMA.trim_end();
         let body = body.find("{guard}: BEGIN").map_or("", |at| &body[at..]);
         let check = if self.cluster {
@@ -148,13 +159,27 @@ impl Body<'_> {
         } else {
             "FOR SHARE"
         };
-        body.replace("{check}", check)
+        body.replace("{look}", LOOK)
+            .replace("{check}", check)
             .replace("{share}", share)
             .replace("{collation}", self.collation)
             .replace("{guard}", self.guard)
             .replace("{locks}", self.locks)
             .replace("{lock}", &hex(lock))
-            .replace("{message}", &hex(&message))
+            .replace("{seen}", &hex(&format!("{} {lock} ", self.locks)))
+            .replace("{message}", &hex(&message(table, lock)))
+    }
+
+    /// Such a body without its message, which has the name of the table: that of a renamed table is
+    /// its former one until the table is guarded again.
+    pub(crate) fn but_for_the_message(body: &str) -> String {
+        const OPENING: &str = "DEFAULT CONVERT(0x";
+        let split = body.split_once(OPENING);
+        let split = split.and_then(|(before, rest)| Some((before, rest.split_once(' ')?.1)));
+        match split {
+            Some((before, after)) => format!("{before}{OPENING} {after}"),
+            None => body.to_owned(),
+        }
     }
 
     /// The lock in such a body.
@@ -250,14 +275,28 @@ mod tests {
     }
 
     #[test]
+    fn bodies_of_a_renamed_table_differ_in_the_message_alone() {
+        let body = Body {
+            guard: "database_locks_guard",
+            locks: "`database_locks_lock`",
+            collation: "utf8mb4_nopad_bin",
+            mariadb: true,
+            cluster: false,
+        };
+        let of = |table: &str, lock: &str, cluster: bool| {
+            let text = Body { cluster, ..body }.text(table, lock);
+            Body::but_for_the_message(&text)
+        };
+        let here = of("invoices", "ledger", false);
+        assert_eq!(of("bills", "ledger", false), here);
+        assert_ne!(of("invoices", "bank", false), here);
+        assert_ne!(of("invoices", "ledger", true), here);
+    }
+
+    #[test]
     fn a_message_has_at_most_128_characters() {
         let long = "ü".repeat(255);
-        let message = format!(
-            "table {} is guarded by lock \"{}\", which this transaction does not hold",
-            shortened(&long, 24),
-            shortened(&long, 38)
-        );
-        assert_eq!(message.chars().count(), 128);
+        assert_eq!(message(&long, &long).chars().count(), 128);
         assert!(trigger_name(&long, "INSERT", 8).chars().count() <= 64);
     }
 }

@@ -23,6 +23,7 @@ pub(crate) mod batch;
 pub(crate) mod fence;
 pub(crate) mod guard;
 pub(crate) mod guard_body;
+pub(crate) mod guard_error;
 pub(crate) mod handover;
 pub(crate) mod install;
 pub(crate) mod mariadb;
@@ -114,6 +115,7 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ),
     ("fence", fence::FENCE),
     ("the triggers of guarded tables", guard_body::SCHEMA),
+    ("`{look}`", guard_body::LOOK),
     ("`{check}`", guard_body::CHECK),
     ("`{check}` on a cluster", guard_body::CHECK_ON_CLUSTER),
 ];

@@ -1,0 +1,54 @@
+//! What is said when the triggers of a guard cannot be created or dropped.
+
+use super::guard_body::quoted;
+use crate::error::{BoxError, Cause};
+use crate::store::api::StoreError;
+use crate::store::mysql::error::code_of;
+
+/// Whether a statement was refused with one of these errors.
+pub(super) fn is_code(failure: &StoreError, codes: &[u16]) -> bool {
+    code_of(failure).is_some_and(|code| codes.contains(&code))
+}
+
+/// A failure after which a table has, or may have, some triggers of its guard and not all.
+pub(crate) fn incomplete(failure: StoreError, state: &str, table: &str) -> StoreError {
+    let add = |source: BoxError| -> BoxError {
+        let what = format!(
+            "the guard of {table} {state}: guard it again, which creates what is missing, or \
+             unguard it"
+        );
+        Cause::of(&source, format!("{source}; {what}")).into()
+    };
+    match failure {
+        StoreError::Contention(source) => StoreError::Contention(add(source)),
+        StoreError::Unavailable(source) => StoreError::Unavailable(add(source)),
+        StoreError::Rejected { hint, source } => StoreError::Rejected {
+            hint,
+            source: add(source),
+        },
+    }
+}
+
+/// A refusal, with what to do about it.
+pub(super) fn explained(failure: StoreError, schema: &str, table: &str) -> StoreError {
+    let hint = if is_code(&failure, &[1142, 1143, 1227]) {
+        format!(
+            "this user needs the right TRIGGER on the table: GRANT TRIGGER ON {}.{} TO …",
+            quoted(schema),
+            quoted(table)
+        )
+    } else if is_code(&failure, &[1419]) {
+        "the binary log of the server is on: create the trigger as a user with the right SUPER, or \
+         have an administrator SET GLOBAL log_bin_trust_function_creators = 1"
+            .to_owned()
+    } else {
+        return failure;
+    };
+    match failure {
+        StoreError::Rejected { source, .. } => StoreError::Rejected {
+            hint: Some(hint),
+            source,
+        },
+        failure => failure,
+    }
+}
