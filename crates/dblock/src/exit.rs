@@ -110,62 +110,9 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match &error {
-            Error::TimedOut {
-                name,
-                waited,
-                holder,
-                held_for,
-                rests_for,
-                permits,
-                shared_by,
-                row_locker,
-                ..
-            } => {
-                let what = permits.map_or("lock", |_| "semaphore");
-                let paused = *permits == Some(0);
-                let gave_up = match waited.is_zero() {
-                    true => String::new(),
-                    false => format!("gave up after {}: ", human(*waited)),
-                };
-                let next = match waited.is_zero() {
-                    _ if paused => paused_hint(name),
-                    true => "wait for it with `-w 5m`".to_owned(),
-                    false => "wait longer, or see `dblock list`".to_owned(),
-                };
-                let state = match rests_for {
-                    _ if row_locker.is_some() => {
-                        let was = match holder {
-                            Some(holder) => format!("was held by {holder}, and"),
-                            None => "is not held, but".to_owned(),
-                        };
-                        let session = row_locker.as_deref().unwrap_or_default();
-                        format!("{was} a transaction keeps its row locked: {session}")
-                    }
-                    _ if paused => "is paused by an operator".to_owned(),
-                    Some(left) => {
-                        let after = holder.as_deref().map(|holder| format!(" after {holder}"));
-                        let after = after.unwrap_or_default();
-                        format!("rests for another {}{after}", human(*left))
-                    }
-                    None => {
-                        let by = holder.as_deref().map(|holder| format!(" by {holder}"));
-                        let age = held_for.map(|age| format!(" for {}", human(age)));
-                        let (by, age) = (by.unwrap_or_default(), age.unwrap_or_default());
-                        match permits {
-                            None if shared_by.is_some_and(|holders| holders > 1) => {
-                                let holders = shared_by.unwrap_or_default();
-                                let one = holder.as_deref().unwrap_or_default();
-                                format!("is shared by {holders} holders, one of them {one}{age}")
-                            }
-                            None if shared_by.is_some() => format!("is shared{by}{age}"),
-                            None | Some(1) => format!("is held{by}{age}"),
-                            Some(permits) => {
-                                format!("has all {permits} permits held, one{by}{age}")
-                            }
-                        }
-                    }
-                };
-                Self::new(BUSY, format!("{gave_up}{what} `{name}` {state}; {next}"))
+            Error::TimedOut { name, .. } => {
+                let (what, state, next) = not_acquired(&error);
+                Self::new(BUSY, format!("{what} `{name}` {state}; {next}"))
             }
             // For cron a run that is skipped is a success. The library logs it, for `--verbose`.
             Error::AlreadyRan { .. } => Self::new(SKIPPED, ""),
@@ -188,6 +135,74 @@ impl From<Error> for Failure {
             )),
             _ => Self::unavailable(error.chain()),
         }
+    }
+}
+
+/// Of an [`Error::TimedOut`]: what was not acquired, with how long the caller waited, its state, and what
+/// to do.
+fn not_acquired(error: &Error) -> (String, String, String) {
+    let Error::TimedOut {
+        name,
+        waited,
+        permits,
+        ..
+    } = error
+    else {
+        return Default::default();
+    };
+    let paused = *permits == Some(0);
+    let what = permits.map_or("lock", |_| "semaphore");
+    let what = match waited.is_zero() {
+        true => what.to_owned(),
+        false => format!("gave up after {}: {what}", human(*waited)),
+    };
+    let next = match waited.is_zero() {
+        _ if paused => paused_hint(name),
+        true => "wait for it with `-w 5m`".to_owned(),
+        false => "wait longer, or see `dblock list`".to_owned(),
+    };
+    (what, state(error), next)
+}
+
+/// In which state a lock or a semaphore was when a caller gave up.
+fn state(error: &Error) -> String {
+    let Error::TimedOut {
+        holder,
+        held_for,
+        rests_for,
+        permits,
+        shared_by,
+        row_locker,
+        ..
+    } = error
+    else {
+        return String::new();
+    };
+    if *permits == Some(0) {
+        return "is paused by an operator".to_owned();
+    }
+    if let Some(session) = row_locker {
+        let was = match holder {
+            Some(holder) => format!("was held by {holder}, and"),
+            None => "is not held, but".to_owned(),
+        };
+        return format!("{was} a transaction keeps its row locked: {session}");
+    }
+    let of = |what: &str| holder.as_deref().map(|holder| format!(" {what} {holder}"));
+    if let Some(left) = rests_for {
+        let after = of("after").unwrap_or_default();
+        return format!("rests for another {}{after}", human(*left));
+    }
+    let age = held_for.map(|age| format!(" for {}", human(age)));
+    let (by, age) = (of("by").unwrap_or_default(), age.unwrap_or_default());
+    match (permits, shared_by) {
+        (None, Some(holders)) if *holders > 1 => {
+            let one = holder.as_deref().unwrap_or_default();
+            format!("is shared by {holders} holders, one of them {one}{age}")
+        }
+        (None, Some(_)) => format!("is shared{by}{age}"),
+        (None | Some(1), _) => format!("is held{by}{age}"),
+        (Some(permits), _) => format!("has all {permits} permits held, one{by}{age}"),
     }
 }
 
