@@ -17,6 +17,7 @@ use crate::store::mysql::connection::open::{connect, name_server};
 use crate::store::mysql::connection::panic::{catch_panic, panic_error};
 use crate::store::mysql::connection::queue::BoxFuture;
 use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::connection::unanswered::Unanswered;
 use crate::store::mysql::connection::worker::FlagGuard;
 use protocol::{AcquireCommand, Grant, Outcome, ReleaseCommand, Released, Renewal, Ttl};
 
@@ -122,7 +123,9 @@ impl MysqlDirect {
         let mut is_new = false;
         loop {
             let mut idle = Arc::clone(&slot.idle).lock_owned().await;
-            if let Some(session) = idle.session.take() {
+            // The background connection has had no answer from the node of an avoided one.
+            let session = idle.session.take();
+            if let Some(session) = session.filter(|it| is_new || !it.is_avoided()) {
                 return Ok((idle, session, is_new));
             }
             let stands = is_new || !idle.backoff.pause().is_zero();
@@ -164,7 +167,9 @@ impl MysqlDirect {
                 Ok(taken) => taken,
                 Err(refused) => break Err(unknown.unwrap_or(refused)),
             };
+            let unanswered = Unanswered::begin(&session);
             let done = catch_panic(work(&mut session, request)).await;
+            unanswered.answered();
             let done = done.map_err(panic_error).flatten();
             // A connection that has not answered is not used again.
             let answered = done.as_ref().err().is_none_or(StoreError::is_answer);

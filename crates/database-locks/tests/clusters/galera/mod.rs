@@ -8,6 +8,7 @@ use testkit::time::ms;
 use testkit::{Galera as Cluster, TestDb, contract_tests};
 
 mod clocks;
+mod cut_off;
 mod contention;
 mod fence;
 mod guarded;

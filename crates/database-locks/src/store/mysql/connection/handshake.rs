@@ -52,6 +52,7 @@ impl Session {
             prepared: HashMap::new(),
             server: Arc::clone(server),
             at,
+            address: host.address.clone(),
             collation: "",
             cluster: None,
             single_primary: false,

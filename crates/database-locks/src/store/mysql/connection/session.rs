@@ -12,11 +12,13 @@ use super::config::Server;
 use super::driver::DriverConnection;
 use super::interpolate;
 use super::table::table_defect;
+use super::unanswered::Unanswered;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
+use crate::store::connect::url::Address;
 use crate::store::mysql::cluster::{self, Cluster};
-use crate::store::mysql::error::{INIT_HINT, classify};
+use crate::store::mysql::error::{INIT_HINT, classify, is_apart};
 use protocol::BootInstant;
 
 const REPAIR_HINT: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
@@ -41,6 +43,7 @@ pub(crate) struct Session {
     pub(crate) server: Arc<Server>,
     /// The connected host, for messages.
     pub(super) at: String,
+    pub(super) address: Address,
     pub(super) collation: &'static str,
     /// The kind of cluster, if several nodes are writable.
     pub(crate) cluster: Option<Cluster>,
@@ -99,10 +102,25 @@ impl Session {
 
     /// Whether the server answers a ping.
     pub(crate) async fn answers(&mut self, within: Duration) -> bool {
-        matches!(
-            tokio::time::timeout(within, self.conn.ping()).await,
-            Ok(Ok(()))
-        )
+        let unanswered = Unanswered::begin(self);
+        let pong = tokio::time::timeout(within, self.conn.ping()).await;
+        if pong.is_ok() {
+            unanswered.answered();
+        }
+        matches!(pong, Ok(Ok(())))
+    }
+
+    /// Make the next connection to another node of the cluster, if there is one that serves.
+    pub(crate) fn avoid_node(&self) {
+        if self.cluster.is_some() {
+            tracing::trace!("{}: another node is tried first from now on", self.at);
+            self.server.connector.avoid(&self.address);
+        }
+    }
+
+    /// Whether another node is preferred to the one of this connection.
+    pub(crate) fn is_avoided(&self) -> bool {
+        self.server.connector.avoids(&self.address)
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -302,6 +320,12 @@ impl Session {
     pub(super) fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
         let (classify, broken) = classify(&self.at, error);
         self.broken |= broken;
+        if let Error::Server(refused) = error
+            && broken
+            && is_apart(refused.code)
+        {
+            self.avoid_node();
+        }
         match (classify, error) {
             // The node lost the others during the commit, so another node may have it.
             (StoreError::Unavailable(message), Error::Server(refused))

@@ -14,6 +14,7 @@ use super::open::{connect, name_server};
 use super::panic::catch_panic;
 use super::queue::{BoxFuture, Job, JobQueue, Work};
 use super::session::Session;
+use super::unanswered::Unanswered;
 use crate::runtime::clock;
 use crate::store::api::{StoreError, with_deadline};
 use crate::store::connect::backoff::Backoff;
@@ -236,6 +237,8 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
         if shared.renew.swap(false, Ordering::AcqRel) {
             session = None;
         }
+        // The direct connection has had no answer from this node.
+        session.take_if(|(session, _)| session.is_avoided());
         if let Some((old, _)) = &mut session
             && clock::now() - last_used >= IDLE
             && !old.answers(job.left() / 3).await
@@ -272,8 +275,12 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
             continue;
         }
         busy_since.store(clock::now().as_nanos(), Ordering::Release);
+        let unanswered = Unanswered::begin(ready);
         // A panic of the driver fails this job only.
         let done = catch_panic(tokio::time::timeout(left, (job.work)(Ok(ready)))).await;
+        if !matches!(done, Ok(Err(_))) {
+            unanswered.answered();
+        }
         busy_since.store(0, Ordering::Release);
         if !matches!(done, Ok(Ok(()))) || ready.is_broken() {
             session = None;
