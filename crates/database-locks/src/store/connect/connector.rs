@@ -110,9 +110,14 @@ impl<T: ConnectTarget> Connector<T> {
     /// For a node of a cluster all of whose nodes can be written to. Of other servers the host that
     /// served last is the primary, and another one may accept writes that are lost.
     pub(crate) fn avoid(&self, at: &Address) {
-        if self.target().server().addresses.len() > 1 {
+        if self.has_several() {
             *self.avoided() = Some(at.clone());
         }
+    }
+
+    /// Whether there is more than one host.
+    pub(crate) fn has_several(&self) -> bool {
+        self.target().server().addresses.len() > 1
     }
 
     /// Whether to prefer any other host to this one.

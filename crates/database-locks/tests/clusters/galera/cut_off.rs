@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use database_locks::{LockGuard, Locks};
+use database_locks::{Error, Lock, LockGuard, Locks};
 use testkit::time::now;
 use testkit::{Galera, promise};
 
@@ -26,29 +26,17 @@ enum Fault {
     Silent,
 }
 
-/// A client whose first host is the node that fails, and one of the other nodes.
-struct Clients {
-    here: Locks,
-    elsewhere: Locks,
-}
-
-impl Clients {
-    async fn of(cluster: &Galera) -> Self {
-        let url = database(cluster).await;
-        Self {
-            here: client(cluster, &[1, 2, 0], &url),
-            elsewhere: client(cluster, &[2, 0], &url),
-        }
-    }
-}
-
 /// The node fails while a client holds locks and waits for one. The others go on after some
 /// seconds, and then all that the client asks for is done within [`SOON`].
 async fn another_node_serves(fault: Fault) {
     let Some(mut cluster) = Galera::shared_alone() else {
         return;
     };
-    let Clients { here, elsewhere } = Clients::of(&cluster).await;
+    let url = database(&cluster).await;
+    let (here, elsewhere) = (
+        client(&cluster, &[1, 2, 0], &url),
+        client(&cluster, &[2, 0], &url),
+    );
     let kept = held(&here, "kept", TTL).await;
     let given_back = held(&here, "given back", TTL).await;
     let awaited = held(&elsewhere, "awaited", TTL).await;
@@ -102,9 +90,9 @@ fn fail(cluster: &mut Galera, fault: Fault) {
     }
 }
 
-type Waiting = tokio::task::JoinHandle<Result<LockGuard, database_locks::Error>>;
+type Waiting = tokio::task::JoinHandle<Result<LockGuard, Error>>;
 
-fn spawn(lock: database_locks::Lock) -> Waiting {
+fn spawn(lock: Lock) -> Waiting {
     tokio::spawn(async move { lock.acquire().await })
 }
 
@@ -126,6 +114,40 @@ async fn another_node_serves_the_clients_of_one_that_refuses_statements() {
 #[ignore = "make prove"]
 async fn another_node_serves_the_clients_of_one_that_does_not_know_that_it_is_cut_off() {
     another_node_serves(Fault::Hangs).await;
+}
+
+/// Reads alone are answered, with rows that show a holder for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
+async fn a_client_that_only_waits_does_not_believe_a_node_that_is_cut_off() {
+    let Some(mut cluster) = Galera::shared_alone() else {
+        return;
+    };
+    let url = database(&cluster).await;
+    let elsewhere = client(&cluster, &[2, 0], &url);
+    let lock = |locks: &Locks| locks.lock("lock").ttl(TTL).wait(secs(100));
+    let semaphore = |locks: &Locks| locks.semaphore("permits", 1).ttl(TTL).wait(secs(100));
+    let awaited = lock(&elsewhere).acquire().await.unwrap();
+    let permit = semaphore(&elsewhere).acquire().await.unwrap();
+    let of_lock = client(&cluster, &[1, 2, 0], &url);
+    let of_permit = client(&cluster, &[1, 2, 0], &url);
+    let waiting = [spawn(lock(&of_lock)), spawn(semaphore(&of_permit))];
+    tokio::time::sleep(secs(1)).await;
+
+    tokio::task::block_in_place(|| fail(&mut cluster, Fault::Hangs));
+    drop(held(&elsewhere, "the others go on", TTL).await);
+
+    let began = now();
+    awaited.release().await.unwrap();
+    permit.release().await.unwrap();
+    for (what, waiting) in ["lock", "permit"].into_iter().zip(waiting) {
+        let guard = timed(what, waiting).await.unwrap().unwrap();
+        assert!(guard.is_held());
+    }
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    let state = cluster.status(1, "wsrep_cluster_status");
+    assert_eq!(state.as_deref(), Some("Primary"), "it has noticed");
+    promise("P12", "galera");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

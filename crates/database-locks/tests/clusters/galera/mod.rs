@@ -8,8 +8,8 @@ use testkit::time::ms;
 use testkit::{Galera as Cluster, TestDb, contract_tests};
 
 mod clocks;
-mod cut_off;
 mod contention;
+mod cut_off;
 mod fence;
 mod guarded;
 mod leader;

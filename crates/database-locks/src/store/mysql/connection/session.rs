@@ -26,6 +26,10 @@ const REPAIR_HINT: &str = "run `dblock init` or `locks.migrate()`, which alters 
 /// A statement that waited this long waited for the table, since `lock_wait_timeout` is a second.
 pub(crate) const TABLE_WAIT: Duration = Duration::from_millis(900);
 
+/// How long a waiter believes what a node of a cluster shows of a lock, without a sign that the node
+/// still receives the commits of the others.
+const IN_STEP_FOR: Duration = Duration::from_secs(5);
+
 /// The result of a statement that returns no rows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QueryResult {
@@ -58,6 +62,8 @@ pub(crate) struct Session {
     /// Whether the server has refused to prepare more statements.
     pub(super) prepared_refused: bool,
     pub(super) broken: bool,
+    /// When this node of a cluster had what the others had committed before, as far as known.
+    pub(super) in_step_at: BootInstant,
 }
 
 impl Session {
@@ -115,6 +121,25 @@ impl Session {
         if self.cluster.is_some() {
             tracing::trace!("{}: another node is tried first from now on", self.at);
             self.server.connector.avoid(&self.address);
+        }
+    }
+
+    /// On a cluster: whether this node may have been cut off since it was known to be in step with
+    /// the others, and another one could be asked instead.
+    pub(crate) fn may_be_behind(&self) -> bool {
+        self.cluster.is_some()
+            && self.server.connector.has_several()
+            && clock::now() - self.in_step_at >= IN_STEP_FOR
+    }
+
+    /// Record that this node has what the others have, or that it did not get it in time. Then the
+    /// connection is in the middle of an answer.
+    pub(crate) fn note_in_step(&mut self, in_step: bool) {
+        if in_step {
+            self.in_step_at = clock::now();
+        } else {
+            self.broken = true;
+            self.avoid_node();
         }
     }
 
