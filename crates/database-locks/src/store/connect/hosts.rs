@@ -183,20 +183,16 @@ mod tests {
     async fn the_one_that_served_last_comes_first() {
         let tried = Mutex::new(Vec::new());
         let hosts = addresses(4);
-        let found = first_of(
-            &hosts,
-            order(4, 2, None),
-            Duration::from_secs(4),
-            |at, _| {
-                tried.lock().unwrap().push(at);
-                async move {
-                    match at {
-                        1 => Ok("connected"),
-                        _ => Err(failure(FailureKind::Unavailable, "down")),
-                    }
+        let order = order(4, 2, None);
+        let found = first_of(&hosts, order, Duration::from_secs(4), |at, _| {
+            tried.lock().unwrap().push(at);
+            async move {
+                match at {
+                    1 => Ok("connected"),
+                    _ => Err(failure(FailureKind::Unavailable, "down")),
                 }
-            },
-        );
+            }
+        });
         assert_eq!(found.await.unwrap(), (1, "connected"));
         assert_eq!(*tried.lock().unwrap(), [2, 0, 1]);
     }
@@ -214,17 +210,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_that_never_answers_has_its_share_of_the_time_only() {
         let hosts = addresses(2);
-        let found = first_of(
-            &hosts,
-            order(2, 0, None),
-            Duration::from_secs(4),
-            |at, _| async move {
-                if at == 0 {
-                    std::future::pending::<()>().await;
-                }
-                Err::<(), _>(failure(FailureKind::ReadOnly, "h:1 is a standby"))
-            },
-        );
+        let order = order(2, 0, None);
+        let found = first_of(&hosts, order, Duration::from_secs(4), |at, _| async move {
+            if at == 0 {
+                std::future::pending::<()>().await;
+            }
+            Err::<(), _>(failure(FailureKind::ReadOnly, "h:1 is a standby"))
+        });
         let failure = found.await.unwrap_err();
         assert_eq!(
             failure.message,

@@ -17,7 +17,6 @@ use crate::store::mysql::connection::open::{connect, name_server};
 use crate::store::mysql::connection::panic::{catch_panic, panic_error};
 use crate::store::mysql::connection::queue::BoxFuture;
 use crate::store::mysql::connection::session::Session;
-use crate::store::mysql::connection::unanswered::Unanswered;
 use crate::store::mysql::connection::worker::FlagGuard;
 use protocol::{AcquireCommand, Grant, Outcome, ReleaseCommand, Released, Renewal, Ttl};
 
@@ -167,7 +166,7 @@ impl MysqlDirect {
                 Ok(taken) => taken,
                 Err(refused) => break Err(unknown.unwrap_or(refused)),
             };
-            let unanswered = Unanswered::begin(&session);
+            let unanswered = session.begin_request();
             let done = catch_panic(work(&mut session, request)).await;
             unanswered.answered();
             let done = done.map_err(panic_error).flatten();

@@ -12,7 +12,6 @@ use super::config::Server;
 use super::driver::DriverConnection;
 use super::interpolate;
 use super::table::table_defect;
-use super::unanswered::Unanswered;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
@@ -25,10 +24,6 @@ const REPAIR_HINT: &str = "run `dblock init` or `locks.migrate()`, which alters 
 
 /// A statement that waited this long waited for the table, since `lock_wait_timeout` is a second.
 pub(crate) const TABLE_WAIT: Duration = Duration::from_millis(900);
-
-/// How long a waiter believes what a node of a cluster shows of a lock, without a sign that the node
-/// still receives the commits of the others.
-const IN_STEP_FOR: Duration = Duration::from_secs(5);
 
 /// The result of a statement that returns no rows.
 #[derive(Clone, Copy, Debug)]
@@ -104,48 +99,6 @@ impl Session {
             .map_err(|e| self.failed(&e))?;
         let text: Option<String> = found.and_then(|mut row| row.take_opt(1)?.ok());
         Ok(text.unwrap_or_default())
-    }
-
-    /// Whether the server answers a ping.
-    pub(crate) async fn answers(&mut self, within: Duration) -> bool {
-        let unanswered = Unanswered::begin(self);
-        let pong = tokio::time::timeout(within, self.conn.ping()).await;
-        if pong.is_ok() {
-            unanswered.answered();
-        }
-        matches!(pong, Ok(Ok(())))
-    }
-
-    /// Make the next connection to another node of the cluster, if there is one that serves.
-    pub(crate) fn avoid_node(&self) {
-        if self.cluster.is_some() {
-            tracing::trace!("{}: another node is tried first from now on", self.at);
-            self.server.connector.avoid(&self.address);
-        }
-    }
-
-    /// On a cluster: whether this node may have been cut off since it was known to be in step with
-    /// the others, and another one could be asked instead.
-    pub(crate) fn may_be_behind(&self) -> bool {
-        self.cluster.is_some()
-            && self.server.connector.has_several()
-            && clock::now() - self.in_step_at >= IN_STEP_FOR
-    }
-
-    /// Record that this node has what the others have, or that it did not get it in time. Then the
-    /// connection is in the middle of an answer.
-    pub(crate) fn note_in_step(&mut self, in_step: bool) {
-        if in_step {
-            self.in_step_at = clock::now();
-        } else {
-            self.broken = true;
-            self.avoid_node();
-        }
-    }
-
-    /// Whether another node is preferred to the one of this connection.
-    pub(crate) fn is_avoided(&self) -> bool {
-        self.server.connector.avoids(&self.address)
     }
 
     pub(crate) fn is_broken(&self) -> bool {

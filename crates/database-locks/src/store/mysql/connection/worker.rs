@@ -14,7 +14,6 @@ use super::open::{connect, name_server};
 use super::panic::catch_panic;
 use super::queue::{BoxFuture, Job, JobQueue, Work};
 use super::session::Session;
-use super::unanswered::Unanswered;
 use crate::runtime::clock;
 use crate::store::api::{StoreError, with_deadline};
 use crate::store::connect::backoff::Backoff;
@@ -275,7 +274,7 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
             continue;
         }
         busy_since.store(clock::now().as_nanos(), Ordering::Release);
-        let unanswered = Unanswered::begin(ready);
+        let unanswered = ready.begin_request();
         // A panic of the driver fails this job only.
         let done = catch_panic(tokio::time::timeout(left, (job.work)(Ok(ready)))).await;
         if !matches!(done, Ok(Err(_))) {
