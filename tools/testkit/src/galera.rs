@@ -21,6 +21,9 @@ pub use crate::nodes::NODES;
 /// How long a node may take until it knows that it has lost the others.
 const CUT_OFF_WITHIN: Duration = Duration::from_secs(15);
 
+/// How soon the other nodes go on without a silent one: 5 s is the default.
+const SUSPECT_AFTER: &str = "evs.suspect_timeout=PT4S";
+
 /// Three servers, numbered from 0, that hold the same data: to be stopped, killed, frozen and cut
 /// off from the others.
 ///
@@ -29,6 +32,7 @@ const CUT_OFF_WITHIN: Duration = Duration::from_secs(15);
 pub struct Galera {
     nodes: Nodes,
     isolated: [bool; NODES],
+    patient: [bool; NODES],
 }
 
 impl Deref for Galera {
@@ -162,6 +166,7 @@ impl Galera {
         let cluster = Self {
             nodes: Nodes::new(nodes, options.clocks),
             isolated: [false; NODES],
+            patient: [false; NODES],
         };
         cluster.wait_until_healthy();
         Ok(cluster)
@@ -278,7 +283,7 @@ impl Galera {
         if mariadb.server().pid().is_some() {
             return;
         }
-        self.isolated[node] = false;
+        (self.isolated[node], self.patient[node]) = (false, false);
         // As the packages' own unit does it, after a crash above all: without a place in the
         // history it would have to be sent all data.
         let position = recovered(mariadb);
@@ -325,6 +330,28 @@ impl Galera {
         self.isolated[node] = on;
     }
 
+    /// Makes a node wait for minutes for others that are silent, whether they are still there or not:
+    /// cut off from them it goes on calling itself ready, while its commits hang. The other nodes go
+    /// on without it as soon as ever.
+    ///
+    /// # Panics
+    ///
+    /// If it does not answer.
+    pub fn make_patient(&mut self, node: usize) {
+        // The second must not be longer than the first.
+        for option in ["evs.inactive_timeout=PT5M", "evs.suspect_timeout=PT5M"] {
+            self.set_provider(node, option);
+        }
+        self.patient[node] = true;
+    }
+
+    fn make_impatient(&mut self, node: usize) {
+        for option in [SUSPECT_AFTER, "evs.inactive_timeout=PT15S"] {
+            self.set_provider(node, option);
+        }
+        self.patient[node] = false;
+    }
+
     fn set_provider(&self, node: usize, option: &str) {
         let set = format!("SET GLOBAL wsrep_provider_options = '{option}'");
         self.query(node, "mysql", &set).expect("root may set it");
@@ -338,7 +365,11 @@ impl Galera {
     pub fn mend(&mut self) {
         for node in 0..NODES {
             self.thaw(node);
-            if self.isolated[node] && self.nodes.servers[node].server().pid().is_some() {
+            let runs = self.nodes.servers[node].server().pid().is_some();
+            if self.patient[node] && runs {
+                self.make_impatient(node);
+            }
+            if self.isolated[node] && runs {
                 self.rejoin(node);
             }
         }
@@ -403,8 +434,7 @@ fn unlaunched(
         format!("ist.recv_addr=127.0.0.1:{incremental}"),
         "gcache.size=16M".into(),
         "gcache.page_size=16M".into(),
-        // How soon the other nodes go on without a silent one: 5 s is the default.
-        "evs.suspect_timeout=PT4S".into(),
+        SUSPECT_AFTER.into(),
     ];
     let mut mariadb = MySqlServer::unlaunched(programs.mariadbd.clone(), &options.node);
     mariadb.port = port;

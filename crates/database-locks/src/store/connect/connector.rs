@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::hosts::{ConnectFailure, FailureKind, first_of, list};
+use super::hosts::{ConnectFailure, FailureKind, first_of, list, order};
 use super::provider::{ProviderError, ServerProvider};
 use super::url::{Address, Server};
 use crate::error::Error;
@@ -30,6 +30,8 @@ pub(crate) struct Connector<T> {
     target: Mutex<Arc<T>>,
     /// The host that served last. Once there is one, a failure may be part of a failover.
     latest: Mutex<Option<Address>>,
+    /// A host to try last: see [`avoid`](Self::avoid).
+    avoided: Mutex<Option<Address>>,
 }
 
 impl<T: ConnectTarget> Connector<T> {
@@ -38,6 +40,7 @@ impl<T: ConnectTarget> Connector<T> {
             source,
             target: Mutex::new(Arc::new(target)),
             latest: Mutex::default(),
+            avoided: Mutex::default(),
         }
     }
 
@@ -78,10 +81,11 @@ impl<T: ConnectTarget> Connector<T> {
     where
         F: Future<Output = Result<S, ConnectFailure>>,
     {
-        let (server, first) = (target.server(), self.first(target));
+        let server = target.server();
+        let avoided = self.avoided().as_ref().and_then(|at| place(target, at));
         first_of(
             &server.addresses,
-            first,
+            order(server.addresses.len(), self.first(target), avoided),
             server.total_connect_timeout(T::TIMEOUT),
             dial,
         )
@@ -91,13 +95,34 @@ impl<T: ConnectTarget> Connector<T> {
     /// The index of the host to try first: the one that served last, if it is still in the list.
     pub(crate) fn first(&self, target: &T) -> usize {
         let latest = self.latest();
-        let place = |at: &Address| target.server().addresses.iter().position(|it| it == at);
-        latest.as_ref().and_then(place).unwrap_or(0)
+        let latest = latest.as_ref().and_then(|at| place(target, at));
+        latest.unwrap_or(0)
     }
 
     /// Record that this host serves.
     pub(crate) fn serves(&self, at: &Address) {
         *self.latest() = Some(at.clone());
+        self.avoided().take_if(|avoided| avoided == at);
+    }
+
+    /// Try this host last from now on, until it serves again because no other host does.
+    ///
+    /// For a node of a cluster all of whose nodes can be written to. Of other servers the host that
+    /// served last is the primary, and another one may accept writes that are lost.
+    pub(crate) fn avoid(&self, at: &Address) {
+        if self.has_several() {
+            *self.avoided() = Some(at.clone());
+        }
+    }
+
+    /// Whether there is more than one host.
+    pub(crate) fn has_several(&self) -> bool {
+        self.target().server().addresses.len() > 1
+    }
+
+    /// Whether to prefer any other host to this one.
+    pub(crate) fn avoids(&self, at: &Address) -> bool {
+        self.avoided().as_ref() == Some(at)
     }
 
     /// Whether any host has served before.
@@ -108,6 +133,10 @@ impl<T: ConnectTarget> Connector<T> {
     /// Whether another host has served since.
     pub(crate) fn has_moved_from(&self, at: &Address) -> bool {
         self.latest().as_ref().is_some_and(|latest| latest != at)
+    }
+
+    fn avoided(&self) -> MutexGuard<'_, Option<Address>> {
+        self.avoided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn latest(&self) -> MutexGuard<'_, Option<Address>> {
@@ -135,4 +164,9 @@ impl<T: ConnectTarget> Connector<T> {
     pub(crate) fn hosts(&self) -> String {
         list(&self.target().server().addresses)
     }
+}
+
+/// The index of a host in the list.
+fn place<T: ConnectTarget>(target: &T, at: &Address) -> Option<usize> {
+    target.server().addresses.iter().position(|it| it == at)
 }

@@ -81,14 +81,28 @@ pub(crate) enum FailureKind {
     Refused,
 }
 
-/// Connect to the first usable host. Answers its index.
+/// The order in which hosts are tried, as indexes.
 ///
 /// The host that served last (`first`) comes first, then the others in order. A broken connection
 /// says nothing about its host. And during a failover a former primary further up the list may
 /// still accept writes, which are lost.
+///
+/// The host to be `avoided` comes last, and the others in order from the one after it. If several
+/// hosts in a row leave requests unanswered, each of the others has its turn.
+pub(crate) fn order(count: usize, first: usize, avoided: Option<usize>) -> Vec<usize> {
+    let begin = avoided.map_or(0, |avoided| avoided + 1);
+    let mut order: Vec<usize> = (begin..begin + count).map(|at| at % count).collect();
+    if avoided != Some(first) {
+        order.retain(|at| *at != first);
+        order.insert(0, first);
+    }
+    order
+}
+
+/// Connect to the first usable host in this order. Answers its index.
 pub(crate) async fn first_of<T, F>(
     addresses: &[Address],
-    first: usize,
+    order: Vec<usize>,
     whole: Duration,
     dial: impl Fn(usize, Duration) -> F,
 ) -> Result<(usize, T), ConnectFailure>
@@ -96,7 +110,6 @@ where
     F: Future<Output = Result<T, ConnectFailure>>,
 {
     let began = clock::now();
-    let order = std::iter::once(first).chain((0..addresses.len()).filter(|at| *at != first));
     let mut failures = Vec::new();
     for at in order {
         let rest = u32::try_from(addresses.len() - failures.len()).unwrap_or(u32::MAX);
@@ -170,7 +183,8 @@ mod tests {
     async fn the_one_that_served_last_comes_first() {
         let tried = Mutex::new(Vec::new());
         let hosts = addresses(4);
-        let found = first_of(&hosts, 2, Duration::from_secs(4), |at, _| {
+        let order = order(4, 2, None);
+        let found = first_of(&hosts, order, Duration::from_secs(4), |at, _| {
             tried.lock().unwrap().push(at);
             async move {
                 match at {
@@ -183,10 +197,21 @@ mod tests {
         assert_eq!(*tried.lock().unwrap(), [2, 0, 1]);
     }
 
+    #[test]
+    fn one_to_be_avoided_comes_last_and_the_one_after_it_first() {
+        assert_eq!(order(3, 1, None), [1, 0, 2]);
+        assert_eq!(order(3, 0, Some(0)), [1, 2, 0]);
+        assert_eq!(order(3, 1, Some(1)), [2, 0, 1]);
+        assert_eq!(order(3, 2, Some(2)), [0, 1, 2]);
+        assert_eq!(order(4, 2, Some(0)), [2, 1, 3, 0]);
+        assert_eq!(order(1, 0, Some(0)), [0]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn one_that_never_answers_has_its_share_of_the_time_only() {
         let hosts = addresses(2);
-        let found = first_of(&hosts, 0, Duration::from_secs(4), |at, _| async move {
+        let order = order(2, 0, None);
+        let found = first_of(&hosts, order, Duration::from_secs(4), |at, _| async move {
             if at == 0 {
                 std::future::pending::<()>().await;
             }

@@ -122,7 +122,9 @@ impl MysqlDirect {
         let mut is_new = false;
         loop {
             let mut idle = Arc::clone(&slot.idle).lock_owned().await;
-            if let Some(session) = idle.session.take() {
+            // The background connection has had no answer from the node of an avoided one.
+            let session = idle.session.take();
+            if let Some(session) = session.filter(|it| is_new || !it.is_avoided()) {
                 return Ok((idle, session, is_new));
             }
             let stands = is_new || !idle.backoff.pause().is_zero();
@@ -164,7 +166,9 @@ impl MysqlDirect {
                 Ok(taken) => taken,
                 Err(refused) => break Err(unknown.unwrap_or(refused)),
             };
+            let unanswered = session.begin_request();
             let done = catch_panic(work(&mut session, request)).await;
+            unanswered.answered();
             let done = done.map_err(panic_error).flatten();
             // A connection that has not answered is not used again.
             let answered = done.as_ref().err().is_none_or(StoreError::is_answer);

@@ -25,6 +25,12 @@ fn is_full(error: &ServerError) -> bool {
     }
 }
 
+/// Whether a node of a cluster is apart from the others: not ready, cut off while it commits, not in
+/// step with them. Another node may serve.
+pub(crate) fn is_apart(code: u16) -> bool {
+    matches!(code, 1047 | 1180 | 3100 | 3168 | 3796..=3799)
+}
+
 /// The error of the store, and whether the connection is broken.
 ///
 /// The text is this library's own, since errors of the driver may contain whole packets.

@@ -9,6 +9,7 @@ use testkit::{Galera as Cluster, TestDb, contract_tests};
 
 mod clocks;
 mod contention;
+mod cut_off;
 mod fence;
 mod guarded;
 mod leader;

@@ -20,7 +20,7 @@ fn waiter(locks: &Locks, name: &str) -> tokio::task::JoinHandle<Result<LockGuard
 }
 
 /// The guard is good, by the database's word, and stays so for longer than it takes to renew it.
-async fn goes_on(guard: &LockGuard) {
+pub(super) async fn goes_on(guard: &LockGuard) {
     let began = now();
     while began.elapsed() < TIMEOUT {
         assert!(guard.is_held());

@@ -19,6 +19,7 @@ use crate::store::connect::tls::{TlsFailure, tls_failure};
 use crate::store::connect::url::Address;
 use crate::store::mysql::cluster::Cluster;
 use crate::store::mysql::error::classify;
+use protocol::BootInstant;
 
 impl Session {
     /// Connect to the first host that can be written to.
@@ -52,6 +53,7 @@ impl Session {
             prepared: HashMap::new(),
             server: Arc::clone(server),
             at,
+            address: host.address.clone(),
             collation: "",
             cluster: None,
             single_primary: false,
@@ -60,6 +62,7 @@ impl Session {
             table_checked: false,
             prepared_refused: false,
             broken: false,
+            in_step_at: BootInstant::ZERO,
         };
         session.handshake(config.init_command()).await?;
         Ok(session)

@@ -10,4 +10,5 @@ pub(crate) mod queue;
 pub(crate) mod row_locker;
 pub(crate) mod session;
 pub(crate) mod table;
+mod unanswered;
 pub(crate) mod worker;

@@ -15,8 +15,9 @@ use super::table::table_defect;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
+use crate::store::connect::url::Address;
 use crate::store::mysql::cluster::{self, Cluster};
-use crate::store::mysql::error::{INIT_HINT, classify};
+use crate::store::mysql::error::{INIT_HINT, classify, is_apart};
 use protocol::BootInstant;
 
 const REPAIR_HINT: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
@@ -41,6 +42,7 @@ pub(crate) struct Session {
     pub(crate) server: Arc<Server>,
     /// The connected host, for messages.
     pub(super) at: String,
+    pub(super) address: Address,
     pub(super) collation: &'static str,
     /// The kind of cluster, if several nodes are writable.
     pub(crate) cluster: Option<Cluster>,
@@ -55,6 +57,8 @@ pub(crate) struct Session {
     /// Whether the server has refused to prepare more statements.
     pub(super) prepared_refused: bool,
     pub(super) broken: bool,
+    /// When this node of a cluster had what the others had committed before, as far as known.
+    pub(super) in_step_at: BootInstant,
 }
 
 impl Session {
@@ -95,14 +99,6 @@ impl Session {
             .map_err(|e| self.failed(&e))?;
         let text: Option<String> = found.and_then(|mut row| row.take_opt(1)?.ok());
         Ok(text.unwrap_or_default())
-    }
-
-    /// Whether the server answers a ping.
-    pub(crate) async fn answers(&mut self, within: Duration) -> bool {
-        matches!(
-            tokio::time::timeout(within, self.conn.ping()).await,
-            Ok(Ok(()))
-        )
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -302,6 +298,12 @@ impl Session {
     pub(super) fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
         let (classify, broken) = classify(&self.at, error);
         self.broken |= broken;
+        if let Error::Server(refused) = error
+            && broken
+            && is_apart(refused.code)
+        {
+            self.avoid_node();
+        }
         match (classify, error) {
             // The node lost the others during the commit, so another node may have it.
             (StoreError::Unavailable(message), Error::Server(refused))

@@ -236,6 +236,8 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
         if shared.renew.swap(false, Ordering::AcqRel) {
             session = None;
         }
+        // The direct connection has had no answer from this node.
+        session.take_if(|(session, _)| session.is_avoided());
         if let Some((old, _)) = &mut session
             && clock::now() - last_used >= IDLE
             && !old.answers(job.left() / 3).await
@@ -272,8 +274,12 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
             continue;
         }
         busy_since.store(clock::now().as_nanos(), Ordering::Release);
+        let unanswered = ready.begin_request();
         // A panic of the driver fails this job only.
         let done = catch_panic(tokio::time::timeout(left, (job.work)(Ok(ready)))).await;
+        if !matches!(done, Ok(Err(_))) {
+            unanswered.answered();
+        }
         busy_since.store(0, Ordering::Release);
         if !matches!(done, Ok(Ok(()))) || ready.is_broken() {
             session = None;

@@ -104,7 +104,13 @@ impl Session {
             (Some(_), None) => Ok(Outcome::Busy),
             (None, _) => match fastrand::choice(known.missing()) {
                 Some(slot) => self.create(command, Some(permit(slot, None))).await,
-                None => Ok(known.none_free()),
+                None => {
+                    if self.may_be_behind() {
+                        let names = std::slice::from_ref(&command.name);
+                        self.read_to_wait(Rows::Permits, names).await?;
+                    }
+                    Ok(known.none_free())
+                }
             },
         }
     }

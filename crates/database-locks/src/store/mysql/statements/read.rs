@@ -1,15 +1,21 @@
 //! Reading rows.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use mysql_async::{Params, Row, params};
 use serde_json::json;
+use tokio::time::timeout;
 
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::rows::{lock_row, packed};
-use protocol::{Holder, ListFilter, LockInfo, LockName, LockRow, Page};
+use protocol::{Holder, Human, ListFilter, LockInfo, LockName, LockRow, Page};
+
+/// How long a waiter's read waits for the earlier commits of other nodes. Renewals wait behind it;
+/// on a node that needs longer, their commits take as long.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(2);
 
 /// The columns of a row, under the names that [`lock_row`] uses.
 macro_rules! read {
@@ -143,13 +149,44 @@ impl Session {
         Ok(rows.into_iter().map(LockRow::into_info).collect())
     }
 
-    /// The holder of each, as far as this node knows.
+    /// The holder of each, as far as this node knows. See [`read_to_wait`](Self::read_to_wait).
     pub(crate) async fn holders(
         &mut self,
         names: &[LockName],
     ) -> Result<Vec<Option<Holder>>, StoreError> {
-        let rows = self.read(Rows::Locks, names).await?;
+        let rows = self.read_to_wait(Rows::Locks, names).await?;
         Ok(LockRow::holders(names, &rows))
+    }
+
+    /// Read for a waiter, which waits as long as the rows show a holder.
+    ///
+    /// A node that is cut off and has not noticed shows the holder of a lock that was released long
+    /// ago. So every few seconds the read waits until the node has caught up, and if it does not,
+    /// the connection is given up and another node asked.
+    pub(crate) async fn read_to_wait(
+        &mut self,
+        of: Rows,
+        names: &[LockName],
+    ) -> Result<Vec<LockRow>, StoreError> {
+        if !self.may_be_behind() {
+            return self.read(of, names).await;
+        }
+        let rows = timeout(CATCH_UP_WITHIN, self.read_latest(of, names)).await;
+        match rows {
+            Ok(Err(failure)) => Err(failure),
+            Ok(Ok(rows)) => {
+                self.note_in_step(true);
+                Ok(rows)
+            }
+            Err(_) => {
+                self.note_in_step(false);
+                let (at, within) = (self.at(), Human(CATCH_UP_WITHIN));
+                let message = format!(
+                    "{at}: the cluster node did not catch up with the others within {within}"
+                );
+                Err(StoreError::Unavailable(message.into()))
+            }
+        }
     }
 
     /// Rows of [`read`], unless the server has become read-only since the session was opened.

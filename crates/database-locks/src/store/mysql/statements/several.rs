@@ -97,7 +97,10 @@ impl Session {
         let made = self
             .none_if_contended(done)?
             .is_some_and(|done| done.rows > 0);
-        let rows = self.read(Rows::Locks, names).await?;
+        let rows = match made {
+            true => self.read(Rows::Locks, names).await?,
+            false => self.read_to_wait(Rows::Locks, names).await?,
+        };
         let outcome = match AllOutcome::of_rows(commands, &rows) {
             AllOutcome::Granted {
                 tokens,
