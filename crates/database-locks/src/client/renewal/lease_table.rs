@@ -17,6 +17,10 @@ pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(10);
 /// takes less.
 pub(super) const CONNECT_AHEAD: Duration = Duration::from_secs(4);
 
+/// After this many renewals that found the row locked, the next one waits for it. A single one is normal
+/// where clients compete: a try that loses locks the row for a moment.
+const BUSY_BEFORE_QUEUE: u32 = 2;
+
 /// The leases that one statement renews.
 pub(super) type Round = Vec<(Grant, Ttl)>;
 
@@ -32,6 +36,8 @@ pub(super) struct LeaseEntry {
     pub(super) separate: bool,
     /// When the first of the latest consecutive renewals that failed was answered.
     pub(super) failing_since: Option<BootInstant>,
+    /// How many consecutive renewals found the row locked.
+    busy: u32,
 }
 
 impl LeaseEntry {
@@ -50,6 +56,8 @@ pub(super) struct LeaseTable {
     /// When the sleep of the task ends, unless it is woken. `None`: the task sleeps until it is
     /// woken.
     sleeps_until: Option<BootInstant>,
+    /// Whether a renewal may be sent that waits for its row.
+    pub(super) may_queue: bool,
     pub(super) outage: Outage,
     pub(super) reconnects: Reconnects,
 }
@@ -67,6 +75,8 @@ fn deadline_of(lease: &Lease, now: BootInstant) -> BootInstant {
 pub(super) struct Due {
     pub(super) together: Round,
     pub(super) separate: Round,
+    /// One whose row was locked each time. Its renewal waits for the row.
+    pub(super) queued: Option<(Grant, Ttl)>,
 }
 
 impl LeaseTable {
@@ -80,6 +90,7 @@ impl LeaseTable {
                 deadline,
                 separate: false,
                 failing_since: None,
+                busy: 0,
             },
         );
         self.deadlines.insert((deadline, id));
@@ -148,6 +159,13 @@ impl LeaseTable {
                     self.mark_lost(id, reason.into(), events);
                     continue;
                 }
+                Next::Renew if self.may_queue && entry.busy >= BUSY_BEFORE_QUEUE => {
+                    self.may_queue = false;
+                    // If the wait is in vain, the next renewal does not wait, and that of another
+                    // lease may.
+                    entry.busy = 0;
+                    due.queued = Some(entry.begin_renewal());
+                }
                 Next::Renew => match entry.separate {
                     true => due.separate.push(entry.begin_renewal()),
                     false => due.together.push(entry.begin_renewal()),
@@ -188,12 +206,13 @@ impl LeaseTable {
             return;
         };
         if answer == Answer::Renewed {
-            entry.failing_since = None;
+            (entry.failing_since, entry.busy) = (None, 0);
             if std::mem::take(&mut entry.separate) {
                 events.renewed_again.push(Arc::clone(&entry.state));
             }
         } else {
             entry.failing_since.get_or_insert(now);
+            entry.busy += u32::from(answer == Answer::Busy);
         }
         entry.state.record_answer(failure);
         entry.lease.answered(sent, answer, now);
