@@ -3,6 +3,7 @@
 mod fences;
 mod on_mysql;
 mod on_postgres;
+mod renewals;
 mod replication;
 mod rights_on_postgres;
 mod setup;

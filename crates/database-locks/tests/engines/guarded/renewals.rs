@@ -1,0 +1,151 @@
+//! Renewals of a lock whose row is locked by the transactions that it protects. On MySQL and MariaDB a
+//! guard, a fence and a renewal lock the same row.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use database_locks::{Fence, LockGuard, Locks, ParamStyle};
+use testkit::{TestDb, db_tests, promise};
+
+use super::{TIMEOUT, WRITES, Writer, guarded};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn held(locks: &Locks, name: &str, ttl: Duration) -> LockGuard {
+    let lock = locks.lock(name).ttl(ttl).wait(TIMEOUT);
+    lock.acquire().await.unwrap()
+}
+
+/// Runs transactions one after another on some sessions, until it is told to stop. The answer is how
+/// many were committed.
+fn write_in_loops(
+    db: &TestDb,
+    first: &str,
+    transaction: impl Fn(usize) -> Vec<String>,
+    stop: &'static AtomicBool,
+) -> Vec<JoinHandle<usize>> {
+    let loops = (0..3).map(|session| {
+        let mut writer = Writer::new(db);
+        if !first.is_empty() {
+            writer.run(first);
+        }
+        let statements = transaction(session);
+        thread::spawn(move || {
+            let mut committed = 0;
+            while !stop.load(Ordering::Relaxed) {
+                for statement in &statements {
+                    writer.run(statement);
+                }
+                committed += 1;
+            }
+            committed
+        })
+    });
+    loops.collect()
+}
+
+/// The lock is held for as long as they write, and they are not kept from it.
+async fn holds_while_they_write(
+    guard: &LockGuard,
+    loops: Vec<JoinHandle<usize>>,
+    stop: &AtomicBool,
+) {
+    let began = Instant::now();
+    while began.elapsed() < 10 * SECOND && guard.is_held() {
+        tokio::time::sleep(SECOND / 20).await;
+    }
+    let (held, after) = (guard.is_held(), began.elapsed());
+    stop.store(true, Ordering::Relaxed);
+    for writer in loops {
+        let committed = writer.join().unwrap();
+        assert!(committed > 20, "{committed}");
+    }
+    assert!(held, "lost after {after:?}: {:?}", guard.loss());
+    guard.check().await.unwrap();
+}
+
+/// The sessions write rows of their own, so that one has the row locked while another one commits.
+async fn short_guarded_transactions_do_not_starve_renewals(db: &TestDb) {
+    let locks = guarded(db).await;
+    let guard = held(&locks, "ledger", 3 * SECOND).await;
+    let mut writer = Writer::new(db);
+    writer.show(&guard.ticket().to_string());
+    let rows: Vec<String> = (10..1_510).map(|id| format!("({id}, 0)")).collect();
+    writer.run(&format!("INSERT INTO invoices VALUES {}", rows.join(", ")));
+    let show = format!("SET @database_locks_ticket = '{}'", guard.ticket());
+    let update = |session: usize| {
+        let first = 10 + 500 * session;
+        let last = first + 499;
+        vec![format!(
+            "UPDATE invoices SET amount = amount + 1 WHERE id BETWEEN {first} AND {last}"
+        )]
+    };
+    let stop: &'static AtomicBool = Box::leak(Box::default());
+    let loops = write_in_loops(db, &show, update, stop);
+    holds_while_they_write(&guard, loops, stop).await;
+    promise("P16", db.engine);
+}
+
+async fn short_fenced_transactions_do_not_starve_renewals(db: &TestDb) {
+    let locks = guarded(db).await;
+    db.sql("CREATE TABLE notes (id int PRIMARY KEY, amount int NOT NULL)");
+    db.sql("INSERT INTO notes VALUES (0, 0), (1, 0), (2, 0)");
+    let guard = held(&locks, "fenced", 3 * SECOND).await;
+    let fence = filled(&guard.fence_statement().unwrap());
+    let transaction = |session: usize| {
+        let update = format!("UPDATE notes SET amount = amount + 1 WHERE id = {session}");
+        let statements = ["BEGIN", &fence, &update, "DO SLEEP(0.005)", "COMMIT"];
+        statements.map(str::to_owned).to_vec()
+    };
+    let stop: &'static AtomicBool = Box::leak(Box::default());
+    let loops = write_in_loops(db, "", transaction, stop);
+    holds_while_they_write(&guard, loops, stop).await;
+    promise("P9", db.engine);
+}
+
+/// With the parameters in it, as a script has it.
+fn filled(fence: &Fence) -> String {
+    let (name, token, grant) = fence.params();
+    let sql = fence.sql(ParamStyle::Numbered).unwrap();
+    sql.replace("$1", &format!("'{name}'"))
+        .replace("$2", &token.to_string())
+        .replace("$3", &format!("'{grant}'"))
+}
+
+/// The renewal that waits for the row keeps no other request of the process waiting.
+async fn a_long_guarded_transaction_delays_no_other_lock(db: &TestDb) {
+    let locks = guarded(db).await;
+    let guard = held(&locks, "ledger", 9 * SECOND).await;
+    let other = held(&locks, "other", 2 * SECOND).await;
+    let mut writer = Writer::new(db);
+    writer.begin();
+    writer.show(&guard.ticket().to_string());
+    writer.run(WRITES[1]);
+    let (began, mut slowest) = (Instant::now(), Duration::ZERO);
+    // The renewal is due after 3 s, and waits again and again from then on.
+    while began.elapsed() < Duration::from_millis(6_500) {
+        let asked = Instant::now();
+        let next = held(&locks, "next", TIMEOUT).await;
+        next.release().await.unwrap();
+        slowest = slowest.max(asked.elapsed());
+        assert!(other.is_held(), "{:?}", other.loss());
+        tokio::time::sleep(SECOND / 20).await;
+    }
+    assert!(slowest < SECOND * 9 / 10, "{slowest:?}");
+    assert!(guard.is_held(), "{:?}", guard.loss());
+    writer.run("COMMIT");
+    tokio::time::sleep(4 * SECOND).await;
+    assert!(guard.is_held(), "{:?}", guard.loss());
+    assert!(other.is_held(), "{:?}", other.loss());
+    promise("P16", db.engine);
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $( db_tests!($engine:
+        short_guarded_transactions_do_not_starve_renewals,
+        short_fenced_transactions_do_not_starve_renewals,
+        a_long_guarded_transaction_delays_no_other_lock,
+    ); )* };
+}
+on!(mariadb, mysql);
