@@ -38,12 +38,22 @@ pub(super) struct LeaseEntry {
     pub(super) failing_since: Option<BootInstant>,
     /// How many consecutive renewals found the row locked.
     busy: u32,
+    /// Whether the renewal under way waits for the row.
+    queued: bool,
 }
 
 impl LeaseEntry {
     /// Mark a renewal as under way, and return its parameters.
     pub(super) fn begin_renewal(&mut self) -> (Grant, Ttl) {
         self.state.mark_renewing();
+        (self.state.latest_grant(), self.lease.renewing())
+    }
+
+    /// [`begin_renewal`](Self::begin_renewal) of one that waits for the row. If trust ends meanwhile, the
+    /// locked row is the reason, and not a database without an answer.
+    fn begin_in_queue(&mut self) -> (Grant, Ttl) {
+        // If the wait is in vain, the next renewal does not wait, and that of another lease may.
+        (self.busy, self.queued) = (0, true);
         (self.state.latest_grant(), self.lease.renewing())
     }
 }
@@ -91,6 +101,7 @@ impl LeaseTable {
                 separate: false,
                 failing_since: None,
                 busy: 0,
+                queued: false,
             },
         );
         self.deadlines.insert((deadline, id));
@@ -156,15 +167,16 @@ impl LeaseTable {
             };
             match entry.lease.next(now) {
                 Next::Lost(reason) => {
+                    let reason = match entry.queued {
+                        true => LostReason::Expired,
+                        false => reason,
+                    };
                     self.mark_lost(id, reason.into(), events);
                     continue;
                 }
                 Next::Renew if self.may_queue && entry.busy >= BUSY_BEFORE_QUEUE => {
                     self.may_queue = false;
-                    // If the wait is in vain, the next renewal does not wait, and that of another
-                    // lease may.
-                    entry.busy = 0;
-                    due.queued = Some(entry.begin_renewal());
+                    due.queued = Some(entry.begin_in_queue());
                 }
                 Next::Renew => match entry.separate {
                     true => due.separate.push(entry.begin_renewal()),
@@ -214,6 +226,7 @@ impl LeaseTable {
             entry.failing_since.get_or_insert(now);
             entry.busy += u32::from(answer == Answer::Busy);
         }
+        entry.queued = false;
         entry.state.record_answer(failure);
         entry.lease.answered(sent, answer, now);
         if let Next::Lost(_) = entry.lease.next(now) {

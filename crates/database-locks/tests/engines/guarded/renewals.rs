@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use database_locks::{Fence, LockGuard, Locks, ParamStyle};
+use database_locks::{Fence, LockGuard, Locks, LostReason, ParamStyle};
 use testkit::{TestDb, db_tests, promise};
 
 use super::{TIMEOUT, WRITES, Writer, guarded};
@@ -65,24 +65,19 @@ async fn holds_while_they_write(
     guard.check().await.unwrap();
 }
 
-/// The sessions write rows of their own, so that one has the row locked while another one commits.
+/// The sessions write rows of their own, so that one has the lock's row locked while another one commits.
 async fn short_guarded_transactions_do_not_starve_renewals(db: &TestDb) {
     let locks = guarded(db).await;
     let guard = held(&locks, "ledger", 3 * SECOND).await;
-    let mut writer = Writer::new(db);
-    writer.show(&guard.ticket().to_string());
-    let rows: Vec<String> = (10..1_510).map(|id| format!("({id}, 0)")).collect();
-    writer.run(&format!("INSERT INTO invoices VALUES {}", rows.join(", ")));
     let show = format!("SET @database_locks_ticket = '{}'", guard.ticket());
-    let update = |session: usize| {
-        let first = 10 + 500 * session;
-        let last = first + 499;
-        vec![format!(
-            "UPDATE invoices SET amount = amount + 1 WHERE id BETWEEN {first} AND {last}"
-        )]
+    db.sql(&format!("{show}; INSERT INTO invoices VALUES (3, 0)"));
+    let transaction = |session: usize| {
+        let update = format!("UPDATE invoices SET amount = amount + 1 WHERE id = {session} + 1");
+        let statements = ["BEGIN", &update, "DO SLEEP(0.02)", "COMMIT"];
+        statements.map(str::to_owned).to_vec()
     };
     let stop: &'static AtomicBool = Box::leak(Box::default());
-    let loops = write_in_loops(db, &show, update, stop);
+    let loops = write_in_loops(db, &show, transaction, stop);
     holds_while_they_write(&guard, loops, stop).await;
     promise("P16", db.engine);
 }
@@ -141,10 +136,27 @@ async fn a_long_guarded_transaction_delays_no_other_lock(db: &TestDb) {
     promise("P16", db.engine);
 }
 
+/// Also if trust ends while a renewal waits for the row.
+async fn a_guarded_transaction_that_is_too_long_is_the_reason_of_the_loss(db: &TestDb) {
+    let locks = guarded(db).await;
+    let guard = held(&locks, "ledger", 3 * SECOND).await;
+    let mut writer = Writer::new(db);
+    writer.begin();
+    writer.show(&guard.ticket().to_string());
+    writer.run(WRITES[1]);
+    let loss = tokio::time::timeout(TIMEOUT, guard.lost()).await.unwrap();
+    assert_eq!(loss.reason(), LostReason::Expired, "{loss:?}");
+    let last = loss.last_answer().unwrap_or_default();
+    assert!(last.contains("its row is locked"), "{loss:?}");
+    writer.run("ROLLBACK");
+    promise("P16", db.engine);
+}
+
 macro_rules! on {
     ($($engine:ident),*) => { $( db_tests!($engine:
         short_guarded_transactions_do_not_starve_renewals,
         short_fenced_transactions_do_not_starve_renewals,
+        a_guarded_transaction_that_is_too_long_is_the_reason_of_the_loss,
         a_long_guarded_transaction_delays_no_other_lock,
     ); )* };
 }
