@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use database_locks::{Fence, LockGuard, Locks, LostReason, ParamStyle};
+use database_locks::seam::{Renewal, Table, open};
+use database_locks::{Fence, LockGuard, Locks, LostReason, ParamStyle, Ttl};
+use testkit::contract::granted;
 use testkit::{TestDb, db_tests, promise};
 
 use super::{TIMEOUT, WRITES, Writer, guarded};
@@ -152,11 +154,68 @@ async fn a_guarded_transaction_that_is_too_long_is_the_reason_of_the_loss(db: &T
     promise("P16", db.engine);
 }
 
+/// In its queue it is renewed when the transaction in the way ends. It is busy if that lasts, and lost if
+/// the lease ends first: nothing revives it.
+async fn a_renewal_that_waits_for_its_row_renews_what_is_held(db: &TestDb) {
+    drop(db.locks().await);
+    let store = open(&db.url, &Table::default()).unwrap();
+    assert!(store.renews_in_queue());
+    let mut writer = Writer::new(db);
+    let mut after = async |name: &str, length: Duration, open: Duration| {
+        let grant = granted(&*store, name, "me", length).await;
+        writer.begin();
+        writer.run(&format!(
+            "SELECT id FROM database_locks_lock WHERE name = '{name}' FOR SHARE"
+        ));
+        let renewal = (grant, Ttl::Finite(TIMEOUT));
+        let ends = async {
+            tokio::time::sleep(open).await;
+            writer.run("COMMIT");
+        };
+        let (answer, ()) = tokio::join!(store.renew_in_queue(&renewal, TIMEOUT), ends);
+        let held = "SELECT expires_at > UTC_TIMESTAMP(6) + INTERVAL 5 SECOND";
+        let held = writer.run(&format!(
+            "{held} FROM database_locks_lock WHERE name = '{name}'"
+        ));
+        (answer.unwrap(), held[0] == "1", renewal)
+    };
+    let mut tries = 0;
+    let renewed = loop {
+        let (answer, held, renewal) =
+            after(&format!("in time {tries}"), TIMEOUT / 5, SECOND / 3).await;
+        assert_eq!(held, answer != Renewal::Busy, "{answer:?}");
+        if held {
+            assert_eq!(answer, Renewal::Renewed { confirmed_by: None });
+            break renewal;
+        }
+        tries += 1;
+        assert!(tries < 5, "the machine is too slow");
+    };
+    let (answer, held, _) = after("long", TIMEOUT / 5, 3 * SECOND).await;
+    assert_eq!((answer, held), (Renewal::Busy, false));
+    loop {
+        let (answer, held, _) = after(&format!("late {tries}"), SECOND / 2, SECOND * 4 / 5).await;
+        assert!(!held, "{answer:?}");
+        if let Renewal::Lost(gone) = answer {
+            assert_eq!(gone.reason, LostReason::Expired);
+            break;
+        }
+        tries += 1;
+        assert!(tries < 9, "the machine is too slow");
+    }
+    let (mut grant, ttl) = renewed;
+    grant.holder = "another".into();
+    let answer = store.renew_in_queue(&(grant, ttl), TIMEOUT).await.unwrap();
+    assert!(matches!(answer, Renewal::Lost(_)), "{answer:?}");
+    promise("P3", db.engine);
+}
+
 macro_rules! on {
     ($($engine:ident),*) => { $( db_tests!($engine:
         short_guarded_transactions_do_not_starve_renewals,
         short_fenced_transactions_do_not_starve_renewals,
         a_guarded_transaction_that_is_too_long_is_the_reason_of_the_loss,
+        a_renewal_that_waits_for_its_row_renews_what_is_held,
         a_long_guarded_transaction_delays_no_other_lock,
     ); )* };
 }
