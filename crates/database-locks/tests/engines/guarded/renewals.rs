@@ -165,7 +165,7 @@ async fn a_renewal_that_waits_for_its_row_renews_what_is_held(db: &TestDb) {
         let grant = granted(&*store, name, "me", length).await;
         writer.begin();
         writer.run(&format!(
-            "SELECT id FROM database_locks_lock WHERE name = '{name}' FOR SHARE"
+            "SELECT id FROM database_locks_lock WHERE name = '{name}' LOCK IN SHARE MODE"
         ));
         let renewal = (grant, Ttl::Finite(TIMEOUT));
         let ends = async {
