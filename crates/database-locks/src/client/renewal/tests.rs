@@ -138,7 +138,7 @@ fn one_renewal_at_a_time_waits_for_a_row_that_was_locked_twice() {
     let ids: Vec<GrantId> = table.entries.keys().copied().collect();
     let mut events = LeaseEvents::default();
     // Each is due again within a few seconds after its row was locked.
-    let mut due = |table: &mut LeaseTable, ms, may_queue| {
+    let due = |table: &mut LeaseTable, ms, may_queue| {
         table.may_queue = may_queue;
         let due = table.begin_due(at(ms), &mut LeaseEvents::default());
         (due.together.len(), due.queued.map(|(grant, _)| grant.id))

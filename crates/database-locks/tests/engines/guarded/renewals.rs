@@ -3,11 +3,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use database_locks::seam::{Renewal, Table, open};
 use database_locks::{Fence, LockGuard, Locks, LostReason, ParamStyle, Ttl};
 use testkit::contract::granted;
+use testkit::time::now;
 use testkit::{TestDb, db_tests, promise};
 
 use super::{TIMEOUT, WRITES, Writer, guarded};
@@ -53,7 +54,7 @@ async fn holds_while_they_write(
     loops: Vec<JoinHandle<usize>>,
     stop: &AtomicBool,
 ) {
-    let began = Instant::now();
+    let began = now();
     while began.elapsed() < 10 * SECOND && guard.is_held() {
         tokio::time::sleep(SECOND / 20).await;
     }
@@ -119,17 +120,21 @@ async fn a_long_guarded_transaction_delays_no_other_lock(db: &TestDb) {
     writer.begin();
     writer.show(&guard.ticket().to_string());
     writer.run(WRITES[1]);
-    let (began, mut slowest) = (Instant::now(), Duration::ZERO);
+    let (began, mut slow) = (now(), Vec::new());
     // The renewal is due after 3 s, and waits again and again from then on.
     while began.elapsed() < Duration::from_millis(6_500) {
-        let asked = Instant::now();
+        let asked = now();
         let next = held(&locks, "next", TIMEOUT).await;
         next.release().await.unwrap();
-        slowest = slowest.max(asked.elapsed());
+        locks.show("next").await.unwrap();
+        if asked.elapsed() > SECOND * 7 / 10 {
+            slow.push(asked.elapsed());
+        }
         assert!(other.is_held(), "{:?}", other.loss());
         tokio::time::sleep(SECOND / 20).await;
     }
-    assert!(slowest < SECOND * 9 / 10, "{slowest:?}");
+    // One may be the machine's. Behind the waits for the row there are several.
+    assert!(slow.len() < 2, "{slow:?}");
     assert!(guard.is_held(), "{:?}", guard.loss());
     writer.run("COMMIT");
     tokio::time::sleep(4 * SECOND).await;
