@@ -62,6 +62,24 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], within: Duration)
     -> Reply<'a, Vec<Renewal>>;
 
+    /// Whether [`renew_in_queue`](Store::renew_in_queue) waits. If not, it is not used.
+    fn renews_in_queue(&self) -> bool {
+        false
+    }
+
+    /// [`renew`](Store::renew) for one grant, which waits for its row for a second or two, in the order
+    /// of the requests for it. On a connection of its own, so that no other request waits behind it.
+    ///
+    /// A lease that ends while the request waits is not renewed.
+    fn renew_in_queue<'a>(
+        &'a self,
+        renewal: &'a (Grant, Ttl),
+        within: Duration,
+    ) -> Reply<'a, Renewal> {
+        let _ = (renewal, within);
+        Box::pin(std::future::ready(Ok(Renewal::Busy)))
+    }
+
     /// Free the locks of these grants, or let them rest, if the grants still hold them.
     fn release<'a>(
         &'a self,

@@ -17,6 +17,10 @@ pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(10);
 /// takes less.
 pub(super) const CONNECT_AHEAD: Duration = Duration::from_secs(4);
 
+/// After this many renewals that found the row locked, the next one waits for it. A single one is normal
+/// where clients compete: a try that loses locks the row for a moment.
+const BUSY_BEFORE_QUEUE: u32 = 2;
+
 /// The leases that one statement renews.
 pub(super) type Round = Vec<(Grant, Ttl)>;
 
@@ -32,12 +36,24 @@ pub(super) struct LeaseEntry {
     pub(super) separate: bool,
     /// When the first of the latest consecutive renewals that failed was answered.
     pub(super) failing_since: Option<BootInstant>,
+    /// How many consecutive renewals found the row locked.
+    busy: u32,
+    /// Whether the renewal under way waits for the row.
+    queued: bool,
 }
 
 impl LeaseEntry {
     /// Mark a renewal as under way, and return its parameters.
     pub(super) fn begin_renewal(&mut self) -> (Grant, Ttl) {
         self.state.mark_renewing();
+        (self.state.latest_grant(), self.lease.renewing())
+    }
+
+    /// [`begin_renewal`](Self::begin_renewal) of one that waits for the row. If trust ends meanwhile, the
+    /// locked row is the reason, and not a database without an answer.
+    fn begin_in_queue(&mut self) -> (Grant, Ttl) {
+        // If the wait is in vain, the next renewal does not wait, and that of another lease may.
+        (self.busy, self.queued) = (0, true);
         (self.state.latest_grant(), self.lease.renewing())
     }
 }
@@ -50,6 +66,8 @@ pub(super) struct LeaseTable {
     /// When the sleep of the task ends, unless it is woken. `None`: the task sleeps until it is
     /// woken.
     sleeps_until: Option<BootInstant>,
+    /// Whether a renewal may be sent that waits for its row.
+    pub(super) may_queue: bool,
     pub(super) outage: Outage,
     pub(super) reconnects: Reconnects,
 }
@@ -67,6 +85,8 @@ fn deadline_of(lease: &Lease, now: BootInstant) -> BootInstant {
 pub(super) struct Due {
     pub(super) together: Round,
     pub(super) separate: Round,
+    /// One whose row was locked each time. Its renewal waits for the row.
+    pub(super) queued: Option<(Grant, Ttl)>,
 }
 
 impl LeaseTable {
@@ -80,6 +100,8 @@ impl LeaseTable {
                 deadline,
                 separate: false,
                 failing_since: None,
+                busy: 0,
+                queued: false,
             },
         );
         self.deadlines.insert((deadline, id));
@@ -145,8 +167,16 @@ impl LeaseTable {
             };
             match entry.lease.next(now) {
                 Next::Lost(reason) => {
+                    let reason = match entry.queued {
+                        true => LostReason::Expired,
+                        false => reason,
+                    };
                     self.mark_lost(id, reason.into(), events);
                     continue;
+                }
+                Next::Renew if self.may_queue && entry.busy >= BUSY_BEFORE_QUEUE => {
+                    self.may_queue = false;
+                    due.queued = Some(entry.begin_in_queue());
                 }
                 Next::Renew => match entry.separate {
                     true => due.separate.push(entry.begin_renewal()),
@@ -188,13 +218,15 @@ impl LeaseTable {
             return;
         };
         if answer == Answer::Renewed {
-            entry.failing_since = None;
+            (entry.failing_since, entry.busy) = (None, 0);
             if std::mem::take(&mut entry.separate) {
                 events.renewed_again.push(Arc::clone(&entry.state));
             }
         } else {
             entry.failing_since.get_or_insert(now);
+            entry.busy += u32::from(answer == Answer::Busy);
         }
+        entry.queued = false;
         entry.state.record_answer(failure);
         entry.lease.answered(sent, answer, now);
         if let Next::Lost(_) = entry.lease.next(now) {

@@ -1,6 +1,7 @@
 //! Renewing leases, and reporting their loss.
 
 pub(crate) mod grant_state;
+mod in_queue;
 pub(crate) mod lease_events;
 mod lease_table;
 pub(crate) mod listeners;

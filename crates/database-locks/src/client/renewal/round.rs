@@ -16,6 +16,14 @@ use protocol::{Answer, BootInstant, Grant, LostReason, MIN_RENEWAL_TIMEOUT, Rene
 /// The answer to a renewal whose row is locked.
 const ROW_LOCKED: &str = "its row is locked by another transaction";
 
+/// The failure of a renewal whose row is locked.
+pub(super) fn row_locked() -> RenewalFailure {
+    RenewalFailure {
+        reason: LostReason::Expired,
+        message: ROW_LOCKED.into(),
+    }
+}
+
 /// How long a round may be split while none of its leases is renewed, in timeouts.
 const SPLIT_TIMEOUTS: u32 = 3;
 
@@ -83,7 +91,7 @@ impl Scheduler {
     }
 
     /// Record the answers to a part that succeeded.
-    fn record_answers(
+    pub(super) fn record_answers(
         &self,
         part: &[(Grant, Ttl)],
         sent: BootInstant,
@@ -110,11 +118,8 @@ impl Scheduler {
                     {
                         events.busy.push(Arc::clone(&entry.state));
                     }
-                    let failure = RenewalFailure {
-                        reason: LostReason::Expired,
-                        message: ROW_LOCKED.into(),
-                    };
-                    table.answered(grant.id, sent, (Answer::Busy, Some(failure)), &mut events);
+                    let failure = Some(row_locked());
+                    table.answered(grant.id, sent, (Answer::Busy, failure), &mut events);
                 }
                 Renewal::Lost(gone) => {
                     counts.lost += 1;
@@ -235,7 +240,7 @@ impl LeaseTable {
 
 /// Counts of the results of a round.
 #[derive(Default)]
-struct ResultCounts {
+pub(super) struct ResultCounts {
     renewed: usize,
     busy: usize,
     lost: usize,
@@ -243,7 +248,11 @@ struct ResultCounts {
 }
 
 impl ResultCounts {
-    fn count(&self, engine: Engine) {
+    pub(super) fn busy(&mut self, locks: usize) {
+        self.busy += locks;
+    }
+
+    pub(super) fn count(&self, engine: Engine) {
         let results = [
             ("renewed", self.renewed),
             ("busy", self.busy),

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::client::renewal::grant_state::GrantState;
 use crate::client::renewal::lease_events::LeaseEvents;
-use crate::client::renewal::lease_table::{Due, LeaseTable};
+use crate::client::renewal::lease_table::LeaseTable;
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
@@ -29,6 +29,8 @@ const LARGEST_ROUND: usize = 5_000;
 pub(crate) struct Scheduler {
     pub(super) store: Measured,
     table: Mutex<LeaseTable>,
+    /// Whether a renewal waits for its row. There is one at most, since it has a connection of its own.
+    pub(super) in_queue: AtomicBool,
     changed: Notify,
     closed: AtomicBool,
 }
@@ -39,6 +41,7 @@ impl Scheduler {
         let scheduler = Arc::new(Self {
             store,
             table: Mutex::default(),
+            in_queue: AtomicBool::new(false),
             changed: Notify::new(),
             closed: AtomicBool::new(false),
         });
@@ -153,9 +156,15 @@ impl Scheduler {
             let mut events = LeaseEvents::default();
             let (until, soon) = {
                 let (mut table, now) = (self.table(), clock::now());
-                let Due { together, separate } = table.begin_due(now, &mut events);
+                table.may_queue =
+                    self.store.renews_in_queue() && !self.in_queue.load(Ordering::Acquire);
+                let due = table.begin_due(now, &mut events);
+                if let Some(renewal) = due.queued {
+                    self.in_queue.store(true, Ordering::Release);
+                    rounds.spawn(Arc::clone(&self).send_in_queue(renewal));
+                }
                 let mut behind = 0;
-                for mut due in [together, separate] {
+                for mut due in [due.together, due.separate] {
                     while !due.is_empty() {
                         let rest = due.split_off(due.len().min(LARGEST_ROUND));
                         let round = std::mem::replace(&mut due, rest);

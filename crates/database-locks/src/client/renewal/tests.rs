@@ -132,6 +132,43 @@ fn a_lease_that_was_refused_alone_is_renewed_separately_until_that_succeeds() {
 }
 
 #[test]
+fn one_renewal_at_a_time_waits_for_a_row_that_was_locked_twice() {
+    let (mut table, start) = table_of(3);
+    let at = |ms| start + Duration::from_millis(ms);
+    let ids: Vec<GrantId> = table.entries.keys().copied().collect();
+    let mut events = LeaseEvents::default();
+    // Each is due again within a few seconds after its row was locked.
+    let due = |table: &mut LeaseTable, ms, may_queue| {
+        table.may_queue = may_queue;
+        let due = table.begin_due(at(ms), &mut LeaseEvents::default());
+        (due.together.len(), due.queued.map(|(grant, _)| grant.id))
+    };
+    let mut busy = |table: &mut LeaseTable, id| {
+        table.answered(id, at(0), (Answer::Busy, None), &mut events);
+    };
+    assert_eq!(due(&mut table, 10_100, true), (3, None));
+    ids.iter().for_each(|id| busy(&mut table, *id));
+    assert_eq!(due(&mut table, 11_200, true), (3, None));
+    ids.iter().for_each(|id| busy(&mut table, *id));
+    assert_eq!(due(&mut table, 12_300, false), (3, None), "none may wait");
+    ids.iter().for_each(|id| busy(&mut table, *id));
+    let (together, queued) = due(&mut table, 13_400, true);
+    let first = queued.expect("one waits");
+    assert_eq!(together, 2);
+    ids.iter().for_each(|id| busy(&mut table, *id));
+    let (together, queued) = due(&mut table, 14_500, true);
+    assert_eq!(together, 2);
+    assert!(queued.is_some_and(|id| id != first), "another one");
+    table.answered(
+        first,
+        at(14_000),
+        (Answer::Renewed, None),
+        &mut LeaseEvents::default(),
+    );
+    assert!(!table.entries[&first].lease.is_failing());
+}
+
+#[test]
 fn a_loss_names_the_latest_failure_whether_the_guard_or_the_scheduler_detects_it() {
     for asked in [false, true] {
         let (mut table, _) = table_of(0);

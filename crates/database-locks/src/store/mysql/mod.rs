@@ -29,6 +29,7 @@ mod statements;
 use connection::config::Server;
 use connection::open::name_server;
 use connection::row_locker::row_locker;
+use connection::row_queue::renew_in_queue;
 use connection::session::Session;
 use connection::worker::Worker;
 use direct::MysqlDirect;
@@ -160,6 +161,23 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'a, Vec<Renewal>> {
         Box::pin(self.renew_on_either(grants, within))
+    }
+
+    /// On a cluster a row lock is not seen by the other nodes.
+    fn renews_in_queue(&self) -> bool {
+        !self.server.clustered.load(Ordering::Relaxed)
+    }
+
+    fn renew_in_queue<'a>(
+        &'a self,
+        renewal: &'a (Grant, Ttl),
+        within: Duration,
+    ) -> Reply<'a, Renewal> {
+        let renewed = renew_in_queue(&self.server, renewal);
+        Box::pin(async move {
+            let done = with_deadline(within, renewed, || ()).await;
+            done.map_err(|failure| name_server(&self.server, failure))
+        })
     }
 
     fn prepare_to_renew(&self) {

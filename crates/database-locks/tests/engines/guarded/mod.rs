@@ -4,6 +4,7 @@ mod changed_on_postgres;
 mod fences;
 mod on_mysql;
 mod on_postgres;
+mod renewals;
 mod replication;
 mod rights_on_postgres;
 mod setup;

@@ -8,6 +8,7 @@ pub(crate) mod open;
 pub(crate) mod panic;
 pub(crate) mod queue;
 pub(crate) mod row_locker;
+pub(crate) mod row_queue;
 pub(crate) mod session;
 pub(crate) mod table;
 mod unanswered;

@@ -84,6 +84,8 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("make many rows, granted", Session::CREATE_BATCH),
     ("renew", Session::RENEW),
     ("renew on a cluster", Session::RENEW_ON_CLUSTER),
+    ("wait for a row at most", Session::WAIT_IN_QUEUE),
+    ("renew, and wait for the row", Session::RENEW_IN_QUEUE),
     ("preempt", Session::TAKE_OVER),
     ("resume", Session::RESUME),
     ("resume on a cluster", Session::RESUME_ON_CLUSTER),

@@ -136,7 +136,7 @@ impl Session {
     }
 
     /// Which grants were renewed, and what became of the others, where not all were.
-    async fn failed_renewal_outcome(
+    pub(crate) async fn failed_renewal_outcome(
         &mut self,
         of: Rows,
         grants: &[&(Grant, Ttl)],

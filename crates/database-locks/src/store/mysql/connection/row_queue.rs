@@ -1,0 +1,92 @@
+//! Renews a lease by a statement that waits for its row.
+//!
+//! A row that short transactions lock one after another is hardly ever unlocked: each try that does not
+//! wait meets one of them. InnoDB grants the locks of a row in the order of the requests, so a statement
+//! that waits is next when the present transaction ends, and later transactions wait behind it.
+//!
+//! It waits on a connection of its own, since the transaction that has the row locked may be a long one.
+
+use std::sync::Arc;
+
+use mysql_async::prelude::Queryable;
+use mysql_async::{Error, params};
+
+use super::config::Server;
+use super::interpolate;
+use super::panic::{catch_panic, panic_error};
+use super::session::{QueryResult, Session};
+use crate::store::api::{StoreError, micros};
+use crate::store::connect::table::Rows;
+use protocol::{Grant, Renewal, Ttl};
+
+impl Session {
+    /// A second is the least that MySQL allows, and both servers may exceed it by one. The time zone is
+    /// that of `SYSDATE`.
+    pub(crate) const WAIT_IN_QUEUE: &str = "SET innodb_lock_wait_timeout = 1, time_zone = '+00:00'";
+
+    /// [`RENEW`](Self::RENEW) for one grant, which waits for the row. `:length` is null for a lease
+    /// without end.
+    ///
+    /// `UTC_TIMESTAMP` is when the statement began. The lease may end while it waits, and then it stays
+    /// ended: `SYSDATE` is when the row was locked and read. The new lease counts from the beginning,
+    /// which is after the request was sent.
+    pub(crate) const RENEW_IN_QUEUE: &str = "
+        UPDATE {table} FORCE INDEX (name)
+           SET expires_at = GREATEST(expires_at, IFNULL(
+                   UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00')),
+               granted_until = GREATEST(expires_at, IFNULL(
+                   UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00')),
+               renewed_at = UTC_TIMESTAMP(6)
+         WHERE name = :name{? AND slot = :slot?}
+           AND token = :token AND grant_id = :grant AND locked_by = :holder COLLATE {collation}
+           AND {live} AND expires_at > SYSDATE(6) AND granted_until = expires_at AND {writable}";
+
+    async fn renew_in_queue(&mut self, (grant, ttl): &(Grant, Ttl)) -> Result<Renewal, StoreError> {
+        (self.execute_unprepared(Self::WAIT_IN_QUEUE.to_owned())).await?;
+        let of = Rows::of(grant.slot);
+        let length = match ttl {
+            Ttl::Finite(length) => Some(micros(*length)),
+            Ttl::Infinite => None,
+        };
+        let params = params! {
+            "name" => grant.name.as_str(), "slot" => grant.slot.column(),
+            "token" => grant.token.get(), "grant" => grant.id.as_str(),
+            "holder" => &*grant.holder, "length" => length,
+        };
+        // The connection is used once, so the statement is not prepared.
+        let text = interpolate::interpolate(&self.fill(of, Self::RENEW_IN_QUEUE), &params)?;
+        match self.conn.query_drop(text).await {
+            Ok(()) if self.conn.affected_rows() > 0 => {
+                return Ok(Renewal::Renewed { confirmed_by: None });
+            }
+            Ok(()) => {}
+            // The transaction in the way is a long one, or waits for this statement (1213).
+            Err(Error::Server(refused)) if matches!(refused.code, 1205 | 1213) => {
+                return Ok(Renewal::Busy);
+            }
+            Err(error) => return Err(self.failed(&error)),
+        }
+        let (none, mut answers) = (QueryResult { rows: 0, id: 0 }, Vec::new());
+        let renewal = [&(grant.clone(), *ttl)];
+        (self.failed_renewal_outcome(of, &renewal, none, &mut answers)).await?;
+        Ok(answers.pop().unwrap_or(Renewal::Busy))
+    }
+}
+
+/// Renew one lease on a connection of its own. Not on a cluster, where no clock tells whether the lease
+/// has ended.
+pub(crate) async fn renew_in_queue(
+    server: &Arc<Server>,
+    renewal: &(Grant, Ttl),
+) -> Result<Renewal, StoreError> {
+    let renewed = catch_panic(async {
+        let mut session = Session::open(server).await?;
+        match session.cluster {
+            None => session.renew_in_queue(renewal).await,
+            Some(_) => Ok(Renewal::Busy),
+        }
+    });
+    renewed.await.map_err(panic_error).flatten()
+}
