@@ -44,7 +44,9 @@ class Interrupter:
 
     def handler(self, _: int, frame: Any) -> None:
         # An exception within asyncio would break the event loop and prove nothing.
+        # Another signal may find this handler itself, in a callback that swallows exceptions.
         inside = frame.f_globals.get("__name__", "").startswith(("database_locks", __name__))
+        inside = inside and frame.f_code is not Interrupter.handler.__code__
         if self._armed and inside:
             self._armed = False
             raise self._kind
