@@ -138,7 +138,6 @@ def test_a_leader_that_is_robbed_stops_sending_and_is_a_candidate_again(
         beat.goes_on(2)
         assert len(sqlite_beats.senders()) == before
     sqlite_beats.wait_until_sends([beat])
-    assert "another beat may lead" not in beat.stderr
 
 
 # In this process, tick by tick.
