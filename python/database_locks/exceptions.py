@@ -31,7 +31,7 @@ class LockTimeout(LockException):
     are held (``holder`` and ``held_for`` are those of the longest held one), or 0: an operator has
     paused it; ``None`` for a lock. ``shared_by``: if shared holders kept an exclusive caller out, their
     number (``holder`` and ``held_for`` are those of the one that has shared it the longest); else
-    ``None``. ``row_locker``: nobody holds the lock, but a transaction keeps its row locked, in this
+    ``None``. ``row_locker``: no client holds the lock, but a transaction keeps its row locked, in this
     session of the database, as far as it tells; the text says how to end it.
     """
 
@@ -81,7 +81,7 @@ class LockTimeout(LockException):
                 message += f" for {self.held_for:.1f}s"
         if self.row_locker is not None:
             message += (
-                f"; nobody holds it now, but a transaction keeps its row locked: {self.row_locker}"
+                f"; no client holds it now, but a transaction keeps its row locked: {self.row_locker}"
             )
         return message
 

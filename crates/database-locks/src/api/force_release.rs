@@ -26,7 +26,7 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if the row stays locked for 2 s, also if nobody holds the lock: as a rule by a fenced or guarded transaction of
+    /// [`Error::Conflict`] if the row stays locked for 2 s, also if no client holds the lock: as a rule by a fenced or guarded transaction of
     /// another process: the source names its session, the age of the transaction and how to end it, where
     /// the database tells this user. [`Error::Config`] for an invalid name; [`Error::Unavailable`],
     /// [`Error::Rejected`].
@@ -126,7 +126,7 @@ impl Locks {
 
 /// One try: the holder, and whether the lock is free now or only when its fenced transaction ends.
 ///
-/// `unheld` is the token of the latest grant, if an earlier try found that nobody holds the lock.
+/// `unheld` is the token of the latest grant, if an earlier try found that no client holds the lock.
 async fn try_force(
     client: &Arc<Client>,
     name: &LockName,

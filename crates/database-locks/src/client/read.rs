@@ -44,7 +44,7 @@ pub(crate) fn note_waits(rows: &mut [LockInfo]) {
     }
 }
 
-/// Of these locks, the first one that nobody holds and whose row is locked all the same, and the session
+/// Of these locks, the first one that no client holds and whose row is locked all the same, and the session
 /// that has it locked. The row of a lock that is held may be locked too, by a holder that is alive.
 pub(crate) async fn locked_unheld(
     client: &Client,

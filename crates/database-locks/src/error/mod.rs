@@ -72,7 +72,7 @@ pub enum Error {
         shared_by: Option<u32>,
         /// How long the lock [rested](crate::Lock::at_least) from then on; `None` if it was held.
         rests_for: Option<Duration>,
-        /// Where nobody holds the lock, but a transaction keeps its row locked: the session of the
+        /// Where no client holds the lock, but a transaction keeps its row locked: the session of the
         /// database, and how to end it. As a rule that is a fenced or guarded transaction of the latest
         /// holder, which `holder` then names. `None` otherwise.
         row_locker: Option<Box<str>>,

@@ -1,5 +1,6 @@
 //! The progress of one wait, for its log records and its final error.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -117,22 +118,27 @@ pub(crate) async fn report(
 
 /// Of these locks, the one whose lease has ended and whose row is locked all the same, and the session
 /// that has it locked, if the latest try found a locked row.
-pub(crate) async fn locker_in_the_way(
-    client: &Arc<Client>,
-    names: &[LockName],
-    progress: &Mutex<Progress>,
-) -> Option<(LockName, String)> {
+///
+/// Boxed: each caller's future contains it, and hardly any runs it.
+pub(crate) fn locker_in_the_way<'a>(
+    client: &'a Arc<Client>,
+    names: &'a [LockName],
+    progress: &'a Mutex<Progress>,
+) -> Pin<Box<dyn Future<Output = Option<(LockName, String)>> + Send + 'a>> {
     let row_is_locked = {
         let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.row_is_locked
     };
     if !row_is_locked {
-        return None;
+        return Box::pin(std::future::ready(None));
     }
     let (client, names) = (Arc::clone(client), names.to_vec());
-    // In the background, where connections belong.
-    let found = runtime::run(async move { Ok::<_, Error>(locked_unheld(&client, &names).await) });
-    found.await.ok().flatten()
+    Box::pin(async move {
+        // In the background, where connections belong.
+        let found =
+            runtime::run(async move { Ok::<_, Error>(locked_unheld(&client, &names).await) });
+        found.await.ok().flatten()
+    })
 }
 
 /// The error of a wait that is over.

@@ -143,7 +143,7 @@ pub(crate) fn log_row_locked(name: &LockName, waited: Duration, session: &str) {
         event = "row_locked",
         lock.name = name.as_str(),
         lock.waited_ms = ms(waited),
-        "still waiting for lock `{name}` after {}: nobody holds it, but a transaction keeps its row \
+        "still waiting for lock `{name}` after {}: no client holds it, but a transaction keeps its row \
          locked: {session}",
         Human(waited)
     );

@@ -124,7 +124,7 @@ const WRITES: [&str; 4] = [
 async fn only_the_holder_writes(db: &TestDb) {
     let locks = guarded(db).await;
     let mut writer = Writer::new(db);
-    // By nobody, while the lock is free, and while another client holds it.
+    // By no client, while the lock is free, and while another client holds it.
     for write in WRITES {
         let message = writer.is_refused(write);
         assert!(message.contains("\"ledger\""), "{message}");

@@ -29,7 +29,7 @@ impl Session {
     const WAIT_FOR_ROW_AT_MOST: &str = "SET innodb_lock_wait_timeout = 1";
 
     /// The session for which the session `:id` waits, first one that does not wait itself. Not by
-    /// `innodb_trx` alone, whose rows the server renews only after 100 ms in which nobody reads them.
+    /// `innodb_trx` alone, whose rows the server renews only after 100 ms without a reader.
     const ROW_LOCKER: &str = "
         SELECT b.processlist_id, b.processlist_user, b.processlist_host,
                TIMESTAMPDIFF(SECOND, CONVERT_TZ(x.trx_started, 'SYSTEM', '+00:00'), UTC_TIMESTAMP())
