@@ -371,7 +371,7 @@ impl fmt::Display for SharedSuffix {
 }
 
 /// The holder, for how long it has held the lock, and for how long the lock rests.
-/// Holder, its age, the rest, and the session that keeps the row of a lock locked that nobody holds.
+/// Holder, its age, the rest, and the session that keeps the row of a free lock locked.
 struct HeldBySuffix<'a>(
     Option<&'a str>,
     Option<Duration>,

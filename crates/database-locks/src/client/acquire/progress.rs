@@ -14,6 +14,9 @@ use crate::runtime::{self, clock};
 use crate::store::api::StoreError;
 use protocol::{Holder, LockName, Outcome, Token};
 
+/// A lock that no client holds, and the session that keeps its row locked.
+type LockedRow = (LockName, String);
+
 /// What the tries of one wait have shown.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
@@ -124,7 +127,7 @@ pub(crate) fn locker_in_the_way<'a>(
     client: &'a Arc<Client>,
     names: &'a [LockName],
     progress: &'a Mutex<Progress>,
-) -> Pin<Box<dyn Future<Output = Option<(LockName, String)>> + Send + 'a>> {
+) -> Pin<Box<dyn Future<Output = Option<LockedRow>> + Send + 'a>> {
     let row_is_locked = {
         let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.row_is_locked

@@ -43,7 +43,7 @@ impl Session {
          LIMIT 1";
 
     /// On MariaDB one client at a time looks: its tables of locks are renewed only after 100 ms in which
-    /// nobody reads them. The lock ends with the session.
+    /// no client reads them. The lock ends with the session.
     const TAKE_TURN: &str = "SELECT GET_LOCK('database_locks row locker', 2)";
 
     /// [`ROW_LOCKER`](Self::ROW_LOCKER) on MariaDB.
