@@ -80,9 +80,7 @@ class LockTimeout(LockException):
             if self.held_for is not None:
                 message += f" for {self.held_for:.1f}s"
         if self.row_locker is not None:
-            message += (
-                f"; no client holds it now, but a transaction keeps its row locked: {self.row_locker}"
-            )
+            message += f"; no client holds it now, but a transaction keeps its row locked: {self.row_locker}"
         return message
 
     def _longest(self) -> str:
