@@ -72,7 +72,7 @@ async fn make(database: &Database, targets: &[Target]) -> Result<(), String> {
 }
 
 /// Has some inserts of a reader's row pause after they have read the lock's row, for a fifth of a
-/// lease at most: a writer may come and go in between. On SQLite nobody can.
+/// lease at most: a writer may come and go in between. On SQLite none can.
 async fn slow_readers(database: &Database) -> Result<(), String> {
     let statements: &[&str] = match database.engine() {
         Engine::Sqlite => &[],

@@ -97,7 +97,7 @@ pub enum Client {
     CountsThenEnters,
     /// Of a lock that readers share, readers and writers look whether it is free, and then enter.
     LooksThenEnters,
-    /// database-locks, from Rust, and a table of which nobody has told the database that a lock
+    /// database-locks, from Rust, and a table of which the database was not told that a lock
     /// guards it.
     Unguarded,
     /// Legacy (django-database-locks 0.5).

@@ -26,10 +26,10 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if the row stays locked for 2 s, also if no client holds the lock: as a rule by a fenced or guarded transaction of
-    /// another process: the source names its session, the age of the transaction and how to end it, where
-    /// the database tells this user. [`Error::Config`] for an invalid name; [`Error::Unavailable`],
-    /// [`Error::Rejected`].
+    /// [`Error::Conflict`] if the row stays locked for 2 s, even if no client holds the lock. As a rule
+    /// that is a fenced or guarded transaction of another process. The source names its session, the age
+    /// of the transaction and how to end it, where the database tells this user.
+    /// [`Error::Config`] for an invalid name; [`Error::Unavailable`], [`Error::Rejected`].
     ///
     /// # Cancel safety
     ///

@@ -189,7 +189,7 @@ fn refused_writes_are_counted_by_what_they_showed() {
     assert_eq!(story.found(), []);
 }
 
-/// The lock was lost and nobody has it: refused, but not late.
+/// The lock was lost and no client has it: refused, but not late.
 #[test]
 fn a_refusal_before_a_later_grant_is_not_counted_as_late() {
     let story = Story::new()
