@@ -45,7 +45,12 @@ class Gunicorn(Program):
             cwd=PROGRAMS,
             group=True,
         )
-        eventually(self.socket.exists, "gunicorn listens")
+        eventually(self._listens, "gunicorn listens")
+
+    def _listens(self) -> bool:
+        """Asked of the socket itself: its file is there before gunicorn listens."""
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.socket)) == 0
 
     def get(self, path: str, **query: Any) -> dict[str, Any]:
         connection = http.client.HTTPConnection("localhost", timeout=60)

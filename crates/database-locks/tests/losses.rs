@@ -35,6 +35,13 @@ async fn held(locks: &Locks, name: &str) -> LockGuard {
     in_time(lock.renew_every(ms(50)).acquire()).await.unwrap()
 }
 
+/// Without renewals, and too short for its process to listen for a release by force: until the caller
+/// asks, nobody finds out that another client took the lock.
+async fn unwatched(locks: &Locks, name: &str) -> LockGuard {
+    let lock = locks.lock(name).ttl(ms(15_000)).auto_renew(false);
+    in_time(lock.acquire()).await.unwrap()
+}
+
 /// The scheduler is there, and does its work: a loss is noticed.
 async fn losses_are_still_noticed(locks: &Locks) {
     let guard = held(locks, "another").await;
@@ -104,9 +111,7 @@ async fn a_loss_names_the_new_holder(db: &TestDb) {
     let (locks, others) = (db.locks().await, db.locks().await);
     for by_release in [false, true] {
         let began = now();
-        // Renewed so late that `check` finds the loss first.
-        let lock = locks.lock("job").ttl(ms(300_000));
-        let guard = in_time(lock.acquire()).await.unwrap();
+        let guard = unwatched(&locks, "job").await;
         assert_eq!(guard.loss(), None);
         let (sender, losses) = mpsc::channel();
         if !by_release {
@@ -209,12 +214,12 @@ async fn on_lost_is_dropped_with_a_release(db: &TestDb) {
     assert_eq!(Arc::strong_count(&called), 1);
 
     // A loss that the release is the first to find: its error says so.
-    let guard = in_time(locks.lock("gone").ttl(TIMEOUT).acquire())
-        .await
-        .unwrap();
+    let (unaware, others) = (db.locks().await, db.locks().await);
+    let guard = unwatched(&unaware, "gone").await;
     listen(&guard);
-    locks.force_release("gone").await.unwrap();
+    others.force_release("gone").await.unwrap();
     guard.release().await.unwrap_err();
+    in_time(unaware.drain()).await;
     in_time(locks.drain()).await;
     assert_eq!(called.load(Ordering::SeqCst), 0);
     promise("P7", db.engine);

@@ -87,7 +87,9 @@ async fn no_client_takes_over_while_a_fence_is_open(db: &TestDb) {
 /// A holder that believes in its lease, and whose grant is gone.
 async fn a_grant_that_is_gone_is_not_fenced(db: &TestDb) {
     let (locks, other, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
-    let guard = held(&locks, TIMEOUT).await;
+    // Too short for its process to listen for a release by force.
+    let lock = locks.lock("job").ttl(ms(15_000)).auto_renew(false);
+    let guard = lock.acquire().await.unwrap();
     other.force_release("job").await.unwrap().expect("held");
     let next = held(&other, TIMEOUT).await;
     assert!(guard.is_held(), "it has not heard of it yet");
