@@ -98,7 +98,8 @@ impl Locks {
                 while_contended(FORCE_TIMEOUT, || try_force(&client, &name, slot, &unheld));
             let (from, done) = match forced.await {
                 Err(conflict @ StoreError::Contention(_)) => {
-                    let session = client.row_locker.find(&client.store, &name, slot).await;
+                    let locker = &client.row_locker;
+                    let session = locker.find_if_possible(&client.store, &name, slot).await;
                     let cause = session.map_or(conflict, |session| locked_by(&session));
                     return Err(cause.into_error(op()));
                 }
@@ -135,9 +136,12 @@ async fn try_force(
 ) -> Result<(Option<Holder>, bool), StoreError> {
     let row = read_row(client, name, slot).await?;
     let tried = *unheld.lock().unwrap_or_else(PoisonError::into_inner);
-    // Another client has been granted the lock since, and is not meant.
-    if tried.is_some() && row.as_ref().map(|row| row.token) != tried {
-        return Ok((None, true));
+    if let Some(token) = tried {
+        // Not tried once more: a client that was granted the lock since is not meant.
+        return match row.is_some_and(|row| row.token == token) {
+            true => free_unless_locked(client, name, slot).await,
+            false => Ok((None, true)),
+        };
     }
     match force(client, name, slot).await? {
         Force::Freed(from) => Ok((Some(from), true)),
@@ -146,15 +150,30 @@ async fn try_force(
                 return Ok((None, true));
             };
             *unheld.lock().unwrap_or_else(PoisonError::into_inner) = Some(row.token);
-            match client.row_locker.find(&client.store, name, slot).await {
-                None => Ok((None, true)),
-                Some(session) => Err(locked_by(&session)),
-            }
+            free_unless_locked(client, name, slot).await
         }
         Force::Busy => match force_after_fence(client, name, slot) {
             Some(from) => Ok((Some(from), false)),
             None => Err(locked_by("another transaction")),
         },
+    }
+}
+
+/// A lock that no client holds is free, unless a transaction has its row locked.
+async fn free_unless_locked(
+    client: &Client,
+    name: &LockName,
+    slot: Slot,
+) -> Result<(Option<Holder>, bool), StoreError> {
+    match client.row_locker.find(&client.store, name, slot).await {
+        Ok(None) => Ok((None, true)),
+        Ok(Some(session)) => Err(locked_by(&session)),
+        Err(failure) => Err(StoreError::Contention(
+            format!(
+                "no client holds it, but whether a transaction has its row locked cannot be seen: {failure}"
+            )
+            .into(),
+        )),
     }
 }
 

@@ -513,8 +513,10 @@ async fn busy(client: &Client, name: &LockName, permits: Option<u32>) -> Result<
     // It would have been acquired.
     let row_locker = match &info {
         Some(row) if permits.is_none() && is_unheld(row) => {
-            let found = client.row_locker.find(&client.store, name, Slot::Lock);
-            found.await
+            let locker = &client.row_locker;
+            locker
+                .find_if_possible(&client.store, name, Slot::Lock)
+                .await
         }
         _ => None,
     };

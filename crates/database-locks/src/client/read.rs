@@ -56,7 +56,7 @@ pub(crate) async fn locked_unheld(
         for row in rows.iter().filter(|row| is_unheld(row)) {
             if let Some(session) = client
                 .row_locker
-                .find(&client.store, &row.name, Slot::Lock)
+                .find_if_possible(&client.store, &row.name, Slot::Lock)
                 .await
             {
                 return Some((row.name.clone(), session));

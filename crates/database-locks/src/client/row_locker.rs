@@ -6,6 +6,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use crate::runtime::clock;
+use crate::store::api::StoreError;
 use crate::store::measured::Measured;
 use protocol::{BootInstant, LockName, Slot};
 
@@ -27,36 +28,50 @@ struct Found {
 }
 
 impl RowLocker {
-    /// The session whose transaction has the row of this lock or permit locked, for people to read.
+    /// The session whose transaction has the row of this lock or permit locked, for people to read;
+    /// `None` if no transaction has.
     pub(crate) async fn find(
         &self,
         store: &Measured,
         name: &LockName,
         slot: Slot,
-    ) -> Option<String> {
+    ) -> Result<Option<String>, StoreError> {
         let find = async {
             let mut latest = self.0.lock().await;
             if let Some(Found { row, session, at }) = &*latest
                 && *row == (name.clone(), slot)
                 && clock::now() <= *at + KEPT_FOR
             {
-                return Some(session.clone());
+                return Ok(Some(session.clone()));
             }
-            let found = store.row_locker(name, slot, ROW_LOCKER_TIMEOUT).await;
-            let found = found.unwrap_or_else(|failure| {
-                tracing::debug!(
-                    lock.name = name.as_str(),
-                    "cannot see which session has its row locked: {failure}"
-                );
-                None
-            });
+            let found = store.row_locker(name, slot, ROW_LOCKER_TIMEOUT).await?;
             *latest = found.clone().map(|session| Found {
                 row: (name.clone(), slot),
                 session,
                 at: clock::now(),
             });
-            found
+            Ok(found)
         };
-        timeout(ROW_LOCKER_TIMEOUT, find).await.ok().flatten()
+        let late =
+            || StoreError::Unavailable(format!("no answer within {ROW_LOCKER_TIMEOUT:?}").into());
+        let found = timeout(ROW_LOCKER_TIMEOUT, find).await;
+        let found = found.unwrap_or_else(|_| Err(late()));
+        if let Err(failure) = &found {
+            tracing::debug!(
+                lock.name = name.as_str(),
+                "cannot see whether a session has its row locked: {failure}"
+            );
+        }
+        found
+    }
+
+    /// [`find`](Self::find) for a message that is as true without it.
+    pub(crate) async fn find_if_possible(
+        &self,
+        store: &Measured,
+        name: &LockName,
+        slot: Slot,
+    ) -> Option<String> {
+        self.find(store, name, slot).await.ok().flatten()
     }
 }

@@ -8,7 +8,7 @@ use database_locks::seam::{
 use database_locks::{Error, LockState, LostReason, Ttl};
 use testkit::contract::{acquire_command, granted, info, name, release, renew, try_once};
 use testkit::time::{ms, now};
-use testkit::{TestDb, db_tests, promise};
+use testkit::{Proxy, TestDb, db_tests, promise};
 
 const LONG: Duration = Duration::from_secs(25);
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -193,6 +193,29 @@ async fn a_release_by_force_of_a_locked_row_is_a_conflict(db: &TestDb) {
     assert!(guard.is_held());
     hold.rollback();
     assert!(locks.force_release("job").await.unwrap().is_some());
+}
+
+/// No client holds the lock. But "it was free" would be wrong while a transaction has its row locked.
+async fn a_release_by_force_that_cannot_look_for_a_transaction_says_so(db: &TestDb) {
+    let proxy = Proxy::to_url(&db.url);
+    let (locks, operator) = (db.locks().await, db.locks_at(&proxy.url(&db.url)).await);
+    let lock = locks.lock("job").ttl(ms(500)).auto_renew(false);
+    let guard = lock.acquire().await.unwrap();
+    let hold = db.lock_row("job");
+    guard.lost().await;
+    tokio::time::sleep(ms(500)).await;
+    operator.show("job").await.unwrap();
+    proxy.refuse(true);
+    let error = operator.force_release("job").await.unwrap_err();
+    assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
+    assert!(
+        error.chain().contains("cannot be seen"),
+        "{}",
+        error.chain()
+    );
+    hold.rollback();
+    proxy.refuse(false);
+    assert_eq!(operator.force_release("job").await.unwrap(), None);
 }
 
 /// A row that is locked for longer than the ttl lasts: held until the end of trust, then lost.
@@ -380,6 +403,7 @@ macro_rules! on_servers {
             in_a_large_batch_only_the_locked_row_is_busy,
             a_locked_free_row_is_tried_again,
             a_release_by_force_of_a_locked_row_is_a_conflict,
+            a_release_by_force_that_cannot_look_for_a_transaction_says_so,
             a_row_locked_past_the_ttl_is_lost_in_time,
             asking_waits_for_no_writer,
             an_uncommitted_first_use_is_waited_for,
