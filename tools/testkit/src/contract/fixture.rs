@@ -131,7 +131,7 @@ pub fn acquire_command(lock: &str, holder: &str, length: Duration) -> AcquireCom
 
 /// Sends a request once, and again after conflicts that are not about this lock.
 pub async fn try_once(store: &dyn Store, command: &AcquireCommand) -> Outcome {
-    for _ in 0..200 {
+    for _ in 0..2000 {
         match store.acquire(std::slice::from_ref(command), WITHIN).await {
             Ok(outcomes) => return outcomes[0].clone(),
             Err(StoreError::Contention(_)) => {
