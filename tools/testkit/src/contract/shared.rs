@@ -12,7 +12,7 @@ use database_locks::seam::{
 use database_locks::{LostReason, Token};
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, acquire_command, decided, expired_version, grant_of,
+    BRIEF, LONG, SHORT, StoreFixture, WITHIN, acquire_command, decided, expired_version, grant_of,
     granted, name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
@@ -139,11 +139,11 @@ pub async fn a_lock_that_was_never_shared_is_known_as_such(fixture: &StoreFixtur
 pub async fn a_shared_grant_is_renewed_and_lost_like_a_lock(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let (kept, lost) = (
-        share(&*store, "list", SHORT).await,
+        share(&*store, "list", BRIEF).await,
         share(&*store, "list", LONG).await,
     );
     assert!(renew(&*store, &kept, LONG).await.is_renewed());
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
     assert_eq!(
         left(&*store, "list", &[]).await,
         2,
@@ -172,7 +172,7 @@ pub async fn a_shared_grant_is_renewed_and_lost_like_a_lock(fixture: &StoreFixtu
 /// On a cluster the end of its lease is observed.
 pub async fn a_dead_shared_holder_does_not_keep_an_exclusive_one_out(fixture: &StoreFixture) {
     let store = fixture.ready().await;
-    let dead = share(&*store, "list", SHORT).await;
+    let dead = share(&*store, "list", BRIEF).await;
     exclusive(&*store, "list", LONG).await;
     let first = store.readers(&name("list"), &[], WITHIN).await;
     let readers = first.expect("an answer").and_then(|first| first.readers);
@@ -183,7 +183,7 @@ pub async fn a_dead_shared_holder_does_not_keep_an_exclusive_one_out(fixture: &S
         .into_iter()
         .collect();
     assert_eq!(expired.len(), usize::from(fixture.is_cluster()));
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
     if fixture.is_cluster() {
         assert_eq!(
             left(&*store, "list", &[]).await,
