@@ -309,9 +309,11 @@ mod tests {
         (Arc::default(), Arc::new(batch))
     }
 
+    /// Time passes only while the test waits: no statement hangs by accident.
     fn run(test: impl Future<Output = ()>) {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_time().build().unwrap().block_on(test);
+        let runtime = runtime.enable_time().start_paused(true).build();
+        runtime.unwrap().block_on(test);
     }
 
     type Asked = tokio::task::JoinHandle<Result<u8, StoreError>>;

@@ -37,7 +37,7 @@ fn run_excludes_and_stops(server: Option<testkit::TestDb>) {
         "--holder",
         "the holder",
         "--ttl",
-        "2s",
+        "12s",
         "--grace",
         "500ms",
     ];
@@ -99,6 +99,9 @@ fn a_failover_that_loses_the_grant_stops_the_command() {
     pair.promote();
     let done = running.end();
     let message = ": the database forgot the grant (failover)";
-    assert!(done.dblock_line(76).contains(message), "{done:?}");
+    assert_eq!(done.code(), 76, "{done:?}");
+    // If the promotion took long, failed renewals were reported before.
+    let lost = done.err.lines().last().unwrap_or_default();
+    assert!(lost.contains(message), "{done:?}");
     testkit::promise("P4", "postgres");
 }

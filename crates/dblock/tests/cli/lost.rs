@@ -6,8 +6,8 @@ use crate::support::{Sandbox, TIMEOUT, wait_until_gone};
 use rustix::process::Signal;
 use testkit::time;
 
-/// Renewed every 600 ms, so that a release by force is noticed soon.
-const SHORT: [&str; 4] = ["--ttl", "2s", "--grace", "500ms"];
+/// Renewed every 4 s, so that a release by force is noticed soon.
+const SHORT: [&str; 4] = ["--ttl", "12s", "--grace", "3s"];
 /// Prints `termed` when it gets TERM, and ends.
 const STOPS_ON_TERM: &str = "trap 'echo termed; exit 0' TERM; BEGUN; while :; do sleep 0.02; done";
 
@@ -28,7 +28,7 @@ fn a_release_by_force_stops_the_command() {
             && message.contains("after ")
             && message.contains(
                 ": released by force; CMD was stopped, its process group got TERM, and ended within \
-                 the grace of 500ms; it is now free"
+                 the grace of 3s; it is now free"
             ),
         "{message}"
     );
@@ -41,7 +41,7 @@ fn a_loss_stops_the_processes_that_the_command_started_too() {
     let script = "(trap '' TERM; while :; do sleep 0.02; done) & echo $! > deaf
         (exec sleep 1000) & echo $! > hears
         trap 'exit 0' TERM; BEGUN; while :; do sleep 0.02; done";
-    let running = sandbox.start_run(&["--ttl", "4s", "--grace", "1s"], "job", script);
+    let running = sandbox.start_run(&["--ttl", "12s", "--grace", "1s"], "job", script);
     sandbox.run(["release", "job", "--force"]);
     let done = running.end();
     assert!(
@@ -56,7 +56,7 @@ fn a_loss_stops_the_processes_that_the_command_started_too() {
 #[test]
 fn on_lost_kill_kills_at_once() {
     let sandbox = Sandbox::new();
-    let running = sandbox.start_run(&["--ttl", "2s", "--on-lost", "kill"], "job", STOPS_ON_TERM);
+    let running = sandbox.start_run(&["--ttl", "12s", "--on-lost", "kill"], "job", STOPS_ON_TERM);
     sandbox.run(["release", "job", "--force"]);
     let done = running.end();
     assert_eq!(done.out, "");
@@ -71,10 +71,10 @@ fn on_lost_kill_kills_at_once() {
 fn on_lost_ignore_lets_the_command_run_on() {
     let sandbox = Sandbox::new();
     let script = "BEGUN; while [ ! -e go ]; do sleep 0.02; done; exit 7";
-    let running = sandbox.start_run(&["--ttl", "1s", "--on-lost", "ignore"], "job", script);
+    let running = sandbox.start_run(&["--ttl", "12s", "--on-lost", "ignore"], "job", script);
     sandbox.run(["release", "job", "--force"]);
-    // So that the loss is noticed before the command ends.
-    time::sleep(Duration::from_secs(2));
+    // The loss is noticed before the command ends.
+    running.wait_for_stderr("CMD runs on without it");
     sandbox.touch("go");
     let done = running.end();
     let message = done.dblock_line(7);
@@ -105,8 +105,8 @@ fn a_loss_found_by_the_release_is_a_warning() {
 #[test]
 fn the_message_of_a_preemption_names_the_new_holder() {
     let sandbox = Sandbox::new();
-    // The first renewal comes after 8 s. By then another client has the lock.
-    let running = sandbox.start_run(&["--ttl", "24s", "--grace", "500ms"], "job", STOPS_ON_TERM);
+    // The first renewal comes after 10 s. By then another client has the lock.
+    let running = sandbox.start_run(&["--ttl", "30s", "--grace", "3s"], "job", STOPS_ON_TERM);
     sandbox.run(["release", "job", "--force"]);
     let taken = sandbox.run([
         "acquire",
@@ -121,7 +121,7 @@ fn the_message_of_a_preemption_names_the_new_holder() {
     let message = done.dblock_line(76);
     assert!(
         message.contains(": preempted by another holder (now held by the new holder for ")
-            && message.ends_with("got TERM, and ended within the grace of 500ms"),
+            && message.ends_with("got TERM, and ended within the grace of 3s"),
         "{message}"
     );
 }
@@ -134,7 +134,8 @@ fn a_command_that_ignores_term_is_killed_before_another_client_can_have_the_lock
     let nanos = |name: &str| sandbox.read(name).trim().parse::<u128>().expect("a time");
     let script = "trap 'date +%s%N > termed' TERM; BEGUN
         while :; do date +%s%N > beat.new; mv beat.new beat; sleep 0.02; done";
-    let running = sandbox.start_run(&["--ttl", "12s", "--grace", "1s"], "job", script);
+    // KILL comes 2 s before the end of the lease.
+    let running = sandbox.start_run(&["--ttl", "26s", "--grace", "3s"], "job", script);
     let next = [
         "run",
         "-w",
@@ -163,7 +164,7 @@ fn a_command_that_ignores_term_is_killed_before_another_client_can_have_the_lock
     // The failed renewals were reported before.
     let lost = done.err.lines().last().unwrap_or_default();
     assert!(
-        lost.contains("got TERM, and KILL after the grace of 1s"),
+        lost.contains("got TERM, and KILL after the grace of 3s"),
         "{done:?}"
     );
     assert_eq!(next.end().code(), 0);
@@ -219,7 +220,7 @@ fn after_a_freeze_the_command_is_stopped_and_the_successor_is_untouched() {
 #[test]
 fn the_message_of_a_loss_never_names_its_own_holder_as_the_new_one() {
     let sandbox = Sandbox::new();
-    let options = ["--holder", "me", "--ttl", "4s", "--grace", "200ms"];
+    let options = ["--holder", "me", "--ttl", "8s", "--grace", "200ms"];
     let running = sandbox.start_run(&options, "job", STOPS_ON_TERM);
     let file = rusqlite::Connection::open(sandbox.database()).expect("opens");
     file.busy_timeout(TIMEOUT).expect("sets");

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use testkit::time;
 use testkit::{MariaDb, Postgres, Proxy};
 
-/// Long enough for a command to start and to try once.
+/// Usually long enough for a command to start and to try once.
 const A_WHILE: Duration = Duration::from_millis(1500);
 
 fn start(sandbox: &Sandbox, url: &str, args: &[&str]) -> Running {
@@ -53,8 +53,8 @@ fn outlasts_a_restart(url: &str, mut stop: impl FnMut(), mut restart: impl FnMut
         &["acquire", "-w", "2m", "a third"],
     ];
     let mut waiting = commands.map(|args| start(&sandbox, url, args));
-    time::sleep(A_WHILE);
     for one in &mut waiting {
+        one.wait_for_stderr("waiting for lock `");
         assert!(!one.has_ended(), "it waits");
     }
     restart();
@@ -123,7 +123,7 @@ fn a_wait_covers_a_server_without_a_free_connection() {
         &url,
         &["run", "-w", "2m", "job", "--", "echo", "got it"],
     );
-    time::sleep(A_WHILE);
+    waiting.wait_for_stderr("waiting for lock `job`");
     assert!(!waiting.has_ended());
     limit(-1);
     let done = waiting.end();
@@ -162,19 +162,19 @@ fn a_wait_that_ends_during_an_outage_ends_with_69_and_names_the_cause() {
         return;
     };
     proxy.refuse(true);
-    let args = ["run", "-w", "1s", "-E", "0", "job", "--", "touch", "ran"];
+    let args = ["run", "-w", "4s", "-E", "0", "job", "--", "touch", "ran"];
     let done = run(&sandbox, &url, &args);
     assert_eq!(done.code(), 69, "{done:?}");
     let lines: Vec<&str> = done.err.lines().collect();
     assert_eq!(lines.len(), 2, "{done:?}");
     assert!(
-        lines[1].starts_with("dblock: gave up after 1s: "),
+        lines[1].starts_with("dblock: gave up after 4s: "),
         "{done:?}"
     );
     assert!(lines[1].contains("cannot be reached: "), "{done:?}");
     let quiet = run(&sandbox, &url, &[&["-q"], &args[..]].concat());
     assert!(
-        quiet.only_line(69).contains("gave up after 1s"),
+        quiet.only_line(69).contains("gave up after 4s"),
         "{quiet:?}"
     );
     assert!(!sandbox.path("ran").exists());
@@ -285,7 +285,7 @@ fn a_signal_ends_a_wait_for_a_database_that_is_away() {
     };
     proxy.refuse(true);
     let running = start(&sandbox, &url, &["run", "job", "--", "touch", "ran"]);
-    time::sleep(A_WHILE);
+    running.wait_for_stderr("waiting for lock `job`");
     running.signal(Signal::TERM);
     let done = running.end();
     assert_eq!(done.code(), 143, "{done:?}");
@@ -328,7 +328,7 @@ fn after_a_loss_no_renewals_are_reported() {
     let options = [
         "run",
         "--ttl",
-        "2s",
+        "8s",
         "job",
         "--",
         "sh",

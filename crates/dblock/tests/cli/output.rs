@@ -120,9 +120,9 @@ fn quiet_prints_errors_only() {
 fn verbose_reports_a_wait_and_who_holds_the_lock() {
     let sandbox = Sandbox::new();
     let holder = sandbox.start_run(&["--holder", "the holder"], "job", "BEGUN; exec sleep 1000");
-    let usual = sandbox.run(["run", "-w", "300ms", "job", "--", "true"]);
+    let usual = sandbox.run(["run", "-w", "2s", "job", "--", "true"]);
     assert_eq!(usual.only_line(75).lines().count(), 1);
-    let done = sandbox.run(["-v", "run", "-w", "300ms", "job", "--", "true"]);
+    let done = sandbox.run(["-v", "run", "-w", "2s", "job", "--", "true"]);
     assert_eq!(done.code(), 75);
     let waiting = done
         .err

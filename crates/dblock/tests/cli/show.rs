@@ -71,7 +71,7 @@ fn list_json_is_one_array() {
 #[test]
 fn a_lock_whose_holder_died_is_shown_as_expired() {
     let sandbox = Sandbox::new();
-    let holder = sandbox.start_run(&["--ttl", "1s", "--grace", "100ms"], "job", HOLD);
+    let holder = sandbox.start_run(&["--ttl", "5s", "--grace", "100ms"], "job", HOLD);
     drop(holder);
     let expired = time::wait_until(crate::support::TIMEOUT, || {
         let shown = sandbox.run(["show", "job", "--json"]).out;

@@ -1,23 +1,11 @@
 //! Signals: they are forwarded to the command, and the lock is released after it has ended.
 
-use crate::support::{DBLOCK, Running, Sandbox, TIMEOUT, is_running, wait_until_gone};
+use crate::support::{DBLOCK, Sandbox, TIMEOUT, is_running, wait_until_gone};
 use rustix::process::Signal;
 use testkit::time;
 
 /// Runs until there is a file `go`.
 const UNTIL_GO: &str = "while [ ! -e go ]; do sleep 0.02; done";
-
-/// Waits until the waiter has the database file open.
-#[track_caller]
-fn wait_until_it_has_opened_the_database(sandbox: &Sandbox, waiter: &Running) {
-    let waits = time::wait_until(TIMEOUT, || {
-        let files = std::fs::read_dir(format!("/proc/{}/fd", waiter.pid())).expect("its files");
-        files
-            .flatten()
-            .any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == sandbox.database()))
-    });
-    assert!(waits, "it never opened the database");
-}
 
 #[test]
 fn signals_are_forwarded_and_the_exit_code_of_the_command_counts() {
@@ -86,7 +74,7 @@ fn a_signal_ends_a_wait_and_the_command_is_not_run() {
     let holder = sandbox.start_run(&[], "job", &format!("BEGUN; {UNTIL_GO}"));
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {
         let waiter = sandbox.start(&mut sandbox.dblock(["run", "job", "--", "touch", "ran"]));
-        wait_until_it_has_opened_the_database(&sandbox, &waiter);
+        sandbox.wait_until_opened_by(&waiter);
         waiter.signal(signal);
         let done = waiter.end();
         assert_eq!((done.code(), &*done.err), (code, ""));
@@ -109,7 +97,7 @@ fn a_signal_that_was_ignored_stays_ignored() {
     let outer = r#"trap "" HUP; exec "$0" run job -- sh -c "$1""#;
     let mut command = sandbox.command("sh");
     let running = sandbox.start(command.args(["-c", outer, DBLOCK, inner]));
-    wait_until_it_has_opened_the_database(&sandbox, &running);
+    sandbox.wait_until_opened_by(&running);
     running.signal(Signal::HUP);
     sandbox.touch("go");
     assert_eq!(holder.end().code(), 0);
@@ -123,7 +111,7 @@ fn a_signal_that_was_ignored_stays_ignored() {
 #[test]
 fn a_killed_dblock_takes_the_command_along_and_the_lock_is_free_when_the_ttl_ends() {
     let sandbox = Sandbox::new();
-    let options = ["--ttl", "3s", "--grace", "500ms"];
+    let options = ["--ttl", "8s", "--grace", "500ms"];
     let mut running = sandbox.start_run(&options, "job", "echo $$ > pid; BEGUN; exec sleep 1000");
     let pid = sandbox.read("pid");
     assert!(is_running(&pid));
@@ -141,14 +129,14 @@ fn a_killed_dblock_takes_the_command_along_and_the_lock_is_free_when_the_ttl_end
 #[test]
 fn a_command_that_is_stopped_for_a_while_keeps_the_lock() {
     let sandbox = Sandbox::new();
-    let options = ["--ttl", "2s", "--grace", "500ms"];
+    let options = ["--ttl", "8s", "--grace", "500ms"];
     let script = format!("echo $$ > pid; BEGUN; {UNTIL_GO}; exit 5");
     let running = sandbox.start_run(&options, "job", &script);
     let pid = sandbox.read("pid").trim().parse().expect("a pid");
     let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
     rustix::process::kill_process(pid, Signal::STOP).expect("stops");
     // Longer than the ttl.
-    let second = sandbox.run(["run", "-w", "3s", "job", "--", "true"]);
+    let second = sandbox.run(["run", "-w", "10s", "job", "--", "true"]);
     assert_eq!(second.code(), 75, "{second:?}");
     sandbox.touch("go");
     rustix::process::kill_process(pid, Signal::CONT).expect("goes on");

@@ -16,7 +16,7 @@ steps, command = json.loads(sys.argv[1]), sys.argv[2:]
 pid, tty = pty.fork()
 if pid == 0:
     os.execvp(command[0], command)
-seen, at, deadline = b"", 0, time.monotonic() + 30
+seen, at, deadline = b"", 0, time.monotonic() + 55
 while True:
     while steps:
         found = seen.find(steps[0][0].encode(), at)
@@ -200,7 +200,7 @@ fn ctrl_z_returns_to_the_shell_and_fg_continues() {
 #[test]
 fn a_lock_that_is_lost_while_stopped_ends_the_command() {
     let sandbox = Sandbox::new();
-    let run = r#""$DBLOCK" run --ttl 1s --grace 200ms job -- sh -c '
+    let run = r#""$DBLOCK" run --ttl 10s --grace 3s job -- sh -c '
         trap "echo got-te""rm; exit 3" TERM; sleep 1000 & echo re""ady; wait'"#;
     let other = r#""$DBLOCK" run job -- echo ot""her"#;
     let steps = [

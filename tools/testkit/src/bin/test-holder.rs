@@ -179,7 +179,7 @@ fn obey<G>(
 
 fn fork(url: &str, name: &str) -> Result<(), Error> {
     let locks = Locks::connect(url)?;
-    let ttl = Duration::from_secs(2);
+    let ttl = Duration::from_secs(5);
     let guard = locks.lock(name).ttl(ttl).acquire()?;
     let Some(child) = testkit::process::fork() else {
         say(&format!("child: is_held {}", guard.is_held()));

@@ -7,7 +7,7 @@ use database_locks::seam::{AcquireCommand, Outcome, Released, Version, random_gr
 use database_locks::{LockState, Token};
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, acquire_command, decided, expired_version, grant_of,
+    BRIEF, LONG, SHORT, StoreFixture, WITHIN, acquire_command, decided, expired_version, grant_of,
     granted, holder_of, info, name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
@@ -37,12 +37,12 @@ pub async fn a_held_lock_names_its_holder(fixture: &StoreFixture) {
 /// An expired lease is granted to another client, by the clock of the database.
 pub async fn an_expired_lock_is_free(fixture: &StoreFixture) {
     let store = fixture.ready().await;
-    let old = granted(&*store, "job", "first", SHORT).await;
+    let old = granted(&*store, "job", "first", BRIEF).await;
     assert!(matches!(
         try_once(&*store, &acquire_command("job", "second", LONG)).await,
         Outcome::Held(_)
     ));
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
     let new = granted(&*store, "job", "second", LONG).await;
     assert!(new.token > old.token);
     assert_eq!(holder_of(&*store, "job").await.as_deref(), Some("second"));

@@ -14,8 +14,11 @@ use database_locks::{ListFilter, LockInfo, LockName, LockState, Token, Ttl};
 
 /// A lease that does not end during a test.
 pub(super) const LONG: Duration = Duration::from_secs(25);
-/// A lease whose end the test awaits; long enough for a few round trips on a busy machine.
+/// A lease whose end the test awaits, and of which nothing is asked before.
 pub(super) const SHORT: Duration = Duration::from_millis(400);
+/// A lease whose end the test awaits, and which is held for a call before; long enough for that on
+/// a busy machine.
+pub(super) const BRIEF: Duration = Duration::from_secs(3);
 /// How long a call may take.
 pub(super) const WITHIN: Duration = Duration::from_secs(20);
 
@@ -131,7 +134,7 @@ pub fn acquire_command(lock: &str, holder: &str, length: Duration) -> AcquireCom
 
 /// Sends a request once, and again after conflicts that are not about this lock.
 pub async fn try_once(store: &dyn Store, command: &AcquireCommand) -> Outcome {
-    for _ in 0..200 {
+    for _ in 0..2000 {
         match store.acquire(std::slice::from_ref(command), WITHIN).await {
             Ok(outcomes) => return outcomes[0].clone(),
             Err(StoreError::Contention(_)) => {
@@ -170,14 +173,14 @@ pub(super) fn grant_of(command: &AcquireCommand, token: Token) -> Grant {
 /// On a cluster, an expired lease is first observed for its length.
 pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Duration) -> Grant {
     let mut command = acquire_command(lock, holder, length);
-    for _ in 0..100 {
+    for _ in 0..1000 {
         match try_once(store, &command).await {
             Outcome::Granted { token, .. } => return grant_of(&command, token),
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
             Outcome::Held(Holder {
                 observed_expiry: Some(expiry),
                 ..
-            }) if expiry.length <= 2 * SHORT => {
+            }) if expiry.length <= 2 * BRIEF => {
                 command.expired_version = observed(&expiry).await;
             }
             other => panic!("{lock} not granted: {other:?}"),

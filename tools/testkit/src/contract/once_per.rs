@@ -12,7 +12,7 @@ use super::fixture::{
 /// A window that does not end during a test.
 const WINDOW: Duration = Duration::from_secs(600);
 /// A window whose end the test awaits.
-const SHORT_WINDOW: Duration = Duration::from_millis(1_500);
+const SHORT_WINDOW: Duration = Duration::from_secs(3);
 
 fn not_within(lock: &str, window: Duration) -> AcquireCommand {
     AcquireCommand {

@@ -27,7 +27,7 @@ pub fn over(seen: &Grant, holder: &str) -> TakeOverCommand {
 
 /// Sends a request once, and again after conflicts that are not about this lock.
 pub async fn take_over(store: &dyn Store, command: &TakeOverCommand) -> Outcome {
-    for _ in 0..200 {
+    for _ in 0..2000 {
         match store.take_over(command, WITHIN).await {
             Err(StoreError::Contention(_)) => {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;

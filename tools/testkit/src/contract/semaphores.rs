@@ -1,7 +1,7 @@
 //! Semaphores: as many holders as there are permits, each with a slot of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use database_locks::seam::{
@@ -11,8 +11,8 @@ use database_locks::seam::{
 use database_locks::{LostReason, Token};
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, name, outlived, release, renew,
-    try_once,
+    BRIEF, LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, name, outlived, release,
+    renew, try_once,
 };
 use crate::promise::promise;
 use crate::time::now;
@@ -168,11 +168,11 @@ pub async fn a_batch_of_permits_is_answered_one_by_one(fixture: &StoreFixture) {
 pub async fn a_permit_is_renewed_and_lost_like_a_lock(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let (kept, lost) = (
-        permit(&*store, "api", 2, SHORT).await,
+        permit(&*store, "api", 2, BRIEF).await,
         permit(&*store, "api", 2, LONG).await,
     );
     assert!(renew(&*store, &kept, LONG).await.is_renewed());
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
     assert_eq!(
         refused(&*store, "api", 2).await.held,
         2,
@@ -426,6 +426,15 @@ impl Ledger {
                 .push(format!("{} are in", self.inside.len()));
         }
     }
+
+    /// Whether all permits were in use, also at once.
+    fn is_enough(&self, limit: usize) -> bool {
+        self.grants > 20 && self.most == limit && self.tokens.len() == limit
+    }
+}
+
+fn lock_ledger(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
+    ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Twelve clients take and release the permits of a semaphore of three, some of them without a
@@ -435,12 +444,14 @@ pub async fn contending_clients_never_exceed_the_limit(fixture: &StoreFixture) {
     fixture.ready().await;
     let ledger = Arc::new(Mutex::new(Ledger::default()));
     let until = now() + Duration::from_secs(4);
+    // On a machine on which few got in by then.
+    let latest = until + Duration::from_secs(26);
     let tasks: Vec<_> = (0..12)
         .map(|client| {
             let (store, ledger) = (fixture.store(), Arc::clone(&ledger));
             tokio::spawn(async move {
                 while store.connect(WITHIN).await.is_err() {}
-                while now() < until {
+                while now() < until || (now() < latest && !lock_ledger(&ledger).is_enough(LIMIT)) {
                     contend(&*store, &ledger, client, LIMIT).await;
                 }
             })
@@ -449,7 +460,7 @@ pub async fn contending_clients_never_exceed_the_limit(fixture: &StoreFixture) {
     for task in tasks {
         task.await.expect("no panic");
     }
-    let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    let ledger = lock_ledger(&ledger);
     assert!(ledger.violations.is_empty(), "{:?}", ledger.violations);
     assert!(ledger.grants > 20, "{} grants", ledger.grants);
     assert_eq!(ledger.most, LIMIT, "all permits were in use at once");
@@ -468,15 +479,14 @@ async fn contend(store: &dyn Store, ledger: &Mutex<Ledger>, client: usize, limit
         tokio::time::sleep(Duration::from_millis(fastrand::u64(1..8))).await;
         return;
     };
-    let ledger_of = || ledger.lock().unwrap_or_else(PoisonError::into_inner);
-    ledger_of().enter(client, slot, token, limit);
+    lock_ledger(ledger).enter(client, slot, token, limit);
     tokio::time::sleep(Duration::from_millis(fastrand::u64(0..6))).await;
-    ledger_of().inside.remove(&slot);
+    lock_ledger(ledger).inside.remove(&slot);
     let commands = [ReleaseCommand::of(
         &command.granted(slot, token, None),
         LONG.into(),
     )];
-    for _ in 0..500 {
+    for _ in 0..5000 {
         match store.release(&commands, WITHIN).await {
             Ok(done) if done[0] == Released::NotHeld => panic!("{commands:?} was lost"),
             Ok(done) if done[0] != Released::Busy => return,

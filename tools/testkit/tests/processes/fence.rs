@@ -73,7 +73,7 @@ impl<'a> Data<'a> {
 /// thawed. Returns what the holder prints and whose write is in the table.
 async fn frozen(db: &TestDb, how: &str) -> (String, bool) {
     let (data, locks) = (Data::new(db), db.locks().await);
-    let (mut process, old) = data.holder(ms(1000), how);
+    let (mut process, old) = data.holder(ms(2500), how);
     process.freeze();
     let next = locks.lock("job").wait(TIMEOUT).acquire().await.unwrap();
     let new = next.token().get();
@@ -110,13 +110,13 @@ async fn without_a_fence_a_frozen_holder_writes(db: &TestDb) {
 /// committed.
 async fn a_holder_frozen_in_its_fenced_transaction_is_waited_for(db: &TestDb) {
     let (data, locks) = (Data::new(db), db.locks().await);
-    let (mut process, old) = data.holder(ms(1000), "open");
+    let (mut process, old) = data.holder(ms(4000), "open");
     process.send_line("go").unwrap();
     assert_eq!(process.expect_line(TIMEOUT), "open");
     process.freeze();
     let asked = now();
-    let next = locks.lock("job").wait(ms(3000)).acquire().await;
-    assert!(next.is_err() && asked.elapsed() >= ms(3000), "{next:?}");
+    let next = locks.lock("job").wait(ms(7000)).acquire().await;
+    assert!(next.is_err() && asked.elapsed() >= ms(7000), "{next:?}");
     process.send_line("commit").unwrap();
     process.thaw();
     assert_eq!(process.expect_line(TIMEOUT), "wrote");
@@ -129,7 +129,7 @@ async fn a_holder_frozen_in_its_fenced_transaction_is_waited_for(db: &TestDb) {
 /// Killed within its transaction: nothing is written, and the lock is free when the ttl has ended.
 async fn a_holder_killed_in_its_fenced_transaction_blocks_no_successor(db: &TestDb) {
     let (data, locks) = (Data::new(db), db.locks().await);
-    let (mut process, _) = data.holder(ms(1500), "open");
+    let (mut process, _) = data.holder(ms(4000), "open");
     process.send_line("go").unwrap();
     assert_eq!(process.expect_line(TIMEOUT), "open");
     process.kill9();

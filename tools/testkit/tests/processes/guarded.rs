@@ -57,7 +57,7 @@ async fn a_late_write_of_a_frozen_holder_is_refused(db: &TestDb) {
     guarded(db).await;
     let locks = db.locks().await;
     for how in ["shown", "unfenced", "fenced", "attribute"] {
-        let (mut process, old) = holder(db, ms(1000), how);
+        let (mut process, old) = holder(db, ms(2500), how);
         process.freeze();
         let next = locks.lock("job").wait(TIMEOUT).acquire().await.unwrap();
         assert!(next.token().get() > old);
@@ -74,7 +74,7 @@ async fn a_late_write_of_a_frozen_holder_is_refused(db: &TestDb) {
 /// Killed within its transaction: the server rolls it back, and the next one gets lock and table.
 async fn the_next_holder_writes_after_one_that_was_killed(db: &TestDb) {
     guarded(db).await;
-    let (mut process, _) = holder(db, ms(1500), "open");
+    let (mut process, _) = holder(db, ms(4000), "open");
     process.send_line("go").unwrap();
     assert_eq!(process.expect_line(TIMEOUT), "open");
     process.kill9();

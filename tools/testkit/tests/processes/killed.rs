@@ -90,9 +90,10 @@ async fn sixteen_processes_outlast_a_busy_file(db: &TestDb) {
 
 async fn a_killed_holder_is_succeeded_when_its_ttl_ends(db: &TestDb) {
     let locks = db.locks().await;
-    let ttl = Duration::from_secs(3);
+    let ttl = Duration::from_secs(6);
     let mut holder_process = holder(&db.url, "job", ttl);
-    sleep(Duration::from_millis(1500));
+    // It has been renewed once.
+    sleep(Duration::from_secs(3));
     holder_process.kill9();
     let began = now();
     assert!(
@@ -101,7 +102,7 @@ async fn a_killed_holder_is_succeeded_when_its_ttl_ends(db: &TestDb) {
     );
     let next = locks.lock("job").wait(TIMEOUT).acquire().await.unwrap();
     let took = began.elapsed();
-    assert!(took < ttl + Duration::from_secs(1), "{took:?}");
+    assert!(took < ttl + Duration::from_secs(5), "{took:?}");
     assert!(next.is_held());
     promise("P7", db.engine);
     promise("P12", db.engine);
@@ -109,7 +110,7 @@ async fn a_killed_holder_is_succeeded_when_its_ttl_ends(db: &TestDb) {
 
 async fn a_frozen_holder_gets_the_loss_before_it_goes_on(db: &TestDb) {
     let locks = db.locks().await;
-    let mut holder_process = holder(&db.url, "job", Duration::from_millis(1500));
+    let mut holder_process = holder(&db.url, "job", Duration::from_secs(4));
     assert_eq!(ask(&mut holder_process), "is_held true");
     holder_process.freeze();
     let next = locks
@@ -160,8 +161,8 @@ fn set_holder(url: &str, names: &str, ttl: &str) -> ChildProcess {
 
 async fn the_locks_of_a_killed_set_are_free_together_when_its_ttl_ends(db: &TestDb) {
     let locks = db.locks().await;
-    let mut holder_process = set_holder(&db.url, "a,b,c", "2000");
-    sleep(Duration::from_millis(1000));
+    let mut holder_process = set_holder(&db.url, "a,b,c", "6000");
+    sleep(Duration::from_secs(3));
     holder_process.kill9();
     let began = now();
     assert!(
@@ -171,7 +172,7 @@ async fn the_locks_of_a_killed_set_are_free_together_when_its_ttl_ends(db: &Test
     let next = locks.all(["d", "c", "b", "a"]).wait(TIMEOUT).acquire();
     let next = next.await.unwrap();
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(took < Duration::from_secs(11), "{took:?}");
     next.check().await.unwrap();
     promise("P7", db.engine);
     promise("P12", db.engine);
@@ -180,7 +181,7 @@ async fn the_locks_of_a_killed_set_are_free_together_when_its_ttl_ends(db: &Test
 /// Another client has one of the locks meanwhile: the set is lost, and changes nothing of that one.
 async fn a_frozen_holder_of_a_set_loses_all_of_it(db: &TestDb) {
     let locks = db.locks().await;
-    let mut holder_process = set_holder(&db.url, "a,b", "1500");
+    let mut holder_process = set_holder(&db.url, "a,b", "4000");
     assert_eq!(ask(&mut holder_process), "is_held true");
     holder_process.freeze();
     let next = locks.lock("b").wait(TIMEOUT).acquire().await;
@@ -213,9 +214,9 @@ async fn a_frozen_holder_of_a_set_loses_all_of_it(db: &TestDb) {
 async fn a_leaked_guard_ends_with_its_process(db: &TestDb) {
     let locks = db.locks().await;
     let mut holder_process =
-        ChildProcess::spawn(TEST_HOLDER, ["hold", &db.url, "job", "1500", "leak"]);
+        ChildProcess::spawn(TEST_HOLDER, ["hold", &db.url, "job", "4000", "leak"]);
     assert!(holder_process.expect_line(TIMEOUT).starts_with("held "));
-    sleep(Duration::from_secs(3));
+    sleep(Duration::from_secs(6));
     assert!(
         locks.lock("job").try_acquire().await.unwrap().is_none(),
         "it is renewed"
@@ -382,10 +383,10 @@ async fn clocks_of_clients_do_not_matter(db: &TestDb) {
     let locks = db.locks().await;
     for shift in ["+1h", "-1h"] {
         let mut command = Command::new("faketime");
-        command.args(["-f", shift, TEST_HOLDER, "hold", &db.url, "job", "2000"]);
+        command.args(["-f", shift, TEST_HOLDER, "hold", &db.url, "job", "4000"]);
         let mut holder_process = ChildProcess::spawn_command(&command);
         assert!(holder_process.expect_line(TIMEOUT).starts_with("held "));
-        sleep(Duration::from_secs(3));
+        sleep(Duration::from_secs(6));
         assert!(
             locks.lock("job").try_acquire().await.unwrap().is_none(),
             "{shift}: still held"

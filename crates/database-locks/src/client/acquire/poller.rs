@@ -230,8 +230,8 @@ mod tests {
     fn a_waiter_that_goes_away_is_forgotten_and_the_others_poll_without_it() {
         run(async {
             let poller = poller("memory:polls of some", "held").await;
-            let gone = poll(&poller, "held", SOON).await;
-            let stays = poll(&poller, "held", SOON * 2).await;
+            let gone = poll(&poller, "held", SOON * 50).await;
+            let stays = poll(&poller, "held", SOON * 100).await;
             gone.abort();
             assert!(gone.await.unwrap_err().is_cancelled());
             assert_eq!(poller.0.waiting().slots.len(), 1);

@@ -396,6 +396,9 @@ mod tests {
         let (queues, name) = job();
         assert!(!queues.is_busy(&name));
         queues.released(&name, None, Waiters::Notified, Duration::ZERO);
+        // So many others go first that there is time to look.
+        (0..50).for_each(|other| queues.notified(&name, Some(other)));
+        queues.released(&name, None, Waiters::Notified, Duration::ZERO);
         assert!(queues.is_busy(&name) && !queues.head_start(&name).is_zero());
     }
 

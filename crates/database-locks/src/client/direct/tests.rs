@@ -229,8 +229,11 @@ fn a_call_that_is_polled_no_more_leaves_the_direct_connection_to_others_once_it_
         let mut context = Context::from_waker(Waker::noop());
         assert!(kept.as_mut().poll(&mut context).is_pending());
         assert!(client.enter().is_none(), "it is in use");
-        tokio::time::sleep(DIRECT_TIMEOUT + 2 * CHECK_INTERVAL).await;
-        assert!(client.state().call.is_none());
+        let until = clock::now() + LONG;
+        while client.state().call.is_some() {
+            assert!(clock::now() < until, "it is never found to be late");
+            tokio::time::sleep(CHECK_INTERVAL).await;
+        }
         drop(kept);
     });
 }
@@ -261,7 +264,7 @@ fn a_wait_that_ends_before_the_answer_gives_up_no_connection() {
 #[test]
 fn a_call_that_is_dropped_is_completed_and_then_reports_its_end() {
     let (server, client) = served(Server {
-        takes: Duration::from_millis(20),
+        takes: Duration::from_millis(500),
         ..Server::default()
     });
     runtime().block_on(async {

@@ -105,7 +105,8 @@ async fn a_renewal_through_another_node_ends_a_guarded_transaction_with_1213() {
     let url = guarded(&cluster).await;
     let locks = client(&cluster, &[1], &url);
     let mut user = open(&cluster, 0, &url).await;
-    let guard = held(&locks, "ledger", secs(30)).await;
+    // So long that no other renewal comes in between.
+    let guard = held(&locks, "ledger", secs(600)).await;
     user.query_drop("SET SESSION wsrep_sync_wait = 15")
         .await
         .unwrap();
@@ -119,7 +120,7 @@ async fn a_renewal_through_another_node_ends_a_guarded_transaction_with_1213() {
         user.query_drop("BEGIN").await.unwrap();
         let insert = format!("INSERT INTO written VALUES ({round}, 1)");
         user.query_drop(&insert).await.unwrap();
-        guard.extend(TIMEOUT).await.unwrap();
+        guard.extend(secs(700)).await.unwrap();
         // The other node applies it.
         cluster
             .query(0, &url, "SET SESSION wsrep_sync_wait = 15; SELECT 1")

@@ -61,7 +61,8 @@ async fn a_renewal_through_another_node_ends_a_guarded_transaction() {
     cluster.query(0, &url, table).unwrap();
     let locks = client(&cluster, &[1], &url);
     locks.guard_table("written", "ledger").await.unwrap();
-    let guard = held(&locks, "ledger", secs(30)).await;
+    // So long that no other renewal comes in between.
+    let guard = held(&locks, "ledger", secs(600)).await;
     cluster.catch_up(0);
     let opts = Opts::from_url(&cluster.url_at(0, &url)).unwrap();
     let mut user = Conn::new(opts).await.unwrap();
@@ -74,7 +75,7 @@ async fn a_renewal_through_another_node_ends_a_guarded_transaction() {
         user.query_drop("BEGIN").await.unwrap();
         let insert = format!("INSERT INTO written VALUES ({round})");
         user.query_drop(&insert).await.unwrap();
-        guard.extend(secs(30)).await.unwrap();
+        guard.extend(secs(700)).await.unwrap();
         cluster.catch_up(0);
         let ended = user.query_drop(later).await.unwrap_err().to_string();
         let error = match later {

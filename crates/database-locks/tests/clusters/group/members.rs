@@ -99,7 +99,8 @@ async fn a_member_without_a_majority_grants_nothing() {
     // No renewal succeeds there: the holder gets its loss before the lease has ended.
     let asked = now();
     let _ = guard.is_held();
-    assert!(asked.elapsed() < ms(500), "the question waits");
+    // A request would hang for five seconds.
+    assert!(asked.elapsed() < secs(3), "the question waits");
     tokio::time::timeout(TIMEOUT, guard.lost())
         .await
         .expect("the loss comes");

@@ -101,6 +101,19 @@ impl Sandbox {
         );
     }
 
+    /// Waits until a command has the database file open: it listens for signals by then.
+    #[track_caller]
+    pub fn wait_until_opened_by(&self, command: &Running) {
+        let opened = time::wait_until(TIMEOUT, || {
+            let files = std::fs::read_dir(format!("/proc/{}/fd", command.pid()));
+            files
+                .expect("its files")
+                .flatten()
+                .any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == self.database()))
+        });
+        assert!(opened, "it never opened the database");
+    }
+
     pub fn touch(&self, name: &str) {
         File::create(self.path(name)).expect("a file");
     }
@@ -183,6 +196,13 @@ impl Running {
     /// The content of stderr so far.
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(&self.err).unwrap_or_default()
+    }
+
+    /// Waits until stderr contains a text.
+    #[track_caller]
+    pub fn wait_for_stderr(&self, text: &str) {
+        let there = time::wait_until(TIMEOUT, || self.stderr().contains(text));
+        assert!(there, "never on stderr: {text:?}: {:?}", self.stderr());
     }
 
     /// Whether the command has ended.

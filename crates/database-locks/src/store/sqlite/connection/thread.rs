@@ -148,7 +148,8 @@ pub(crate) mod tests {
             let _ = frozen.recv();
             Ok(())
         };
-        let late = sqlite.call(short, hang).await;
+        // Long enough for the job to begin.
+        let late = sqlite.call(Duration::from_secs(3), hang).await;
         assert!(matches!(late, Err(StoreError::Unavailable(_))));
         let done = Arc::new(AtomicUsize::new(0));
         for _ in 0..MAX_BEHIND_A_HANG + 40 {
