@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,6 +74,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_configure() -> None:
     import database_locks
 
+    # A shell has its background jobs ignore SIGINT, and so their children, which tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A signal that is caught has its default again in a child.
+        signal.signal(signal.SIGINT, lambda *_: None)
     # The tests use the installed package. The source has no extension, or an old one.
     source = Path(__file__).parents[1] / "database_locks"
     found = Path(database_locks.__file__).parent

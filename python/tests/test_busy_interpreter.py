@@ -21,10 +21,10 @@ CONNECTIONS = {
 }
 
 
-def test_a_lock_of_3_seconds_outlives_10_of_python_that_keeps_the_gil(
+def test_a_lock_of_5_seconds_outlives_15_of_python_that_keeps_the_gil(
     shared_url: str, start: Start
 ) -> None:
-    program = start([sys.executable, GIL, shared_url, "starve", "10"])
+    program = start([sys.executable, GIL, shared_url, "starve", "15"])
     token = program.expect("held")
     seen: set[object] = set()
     renewed = "SELECT token, renewed_at, expires_at FROM database_locks_lock WHERE name = 'job'"
@@ -36,10 +36,9 @@ def test_a_lock_of_3_seconds_outlives_10_of_python_that_keeps_the_gil(
         seen.add(at)
         return len(seen)
 
-    # Each second, by default; what the program says cannot come before its ten are over.
-    eventually(lambda: renewals() >= 6, "six renewals", within=9.5)
-    assert program.lines[1:] == []
-    assert float(program.expect("took")) >= 9.9
+    # The first one is the grant. What the program says cannot come before its 15 seconds are over.
+    eventually(lambda: renewals() >= 6, "five renewals", within=14.5)
+    assert float(program.expect("took")) >= 14.9
     program.expect("lost False")
     assert float(program.expect("remaining")) > 0
     program.expect("released")
@@ -57,7 +56,7 @@ def test_200_locks_need_no_more_threads_and_connections_than_one(
         program = start([sys.executable, GIL, url, "many", str(count)])
         program.expect("held")
         # Longer than the ttl, so that all of them have been renewed.
-        program.silent(4)
+        program.silent(7)
         cost = sql(url, connections)[0][0], threads_of(program.pid)
         held = "SELECT COUNT(*) FROM database_locks_lock WHERE expires_at IS NOT NULL"
         assert sql(url, held) == [(count,)]

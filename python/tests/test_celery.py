@@ -127,7 +127,7 @@ def test_children_exclude_each_other_and_the_parents_lock_survives(
     os.kill(prefork.pid_in(tmp_path / "never.begun"), signal.SIGKILL)
     assert killed() == ["WorkerLostError"]
     # Longer than the ttl of both.
-    prefork.goes_on(4)
+    prefork.goes_on(7)
     assert prefork.shown("job")["state"] != "held"
     now = prefork.shown("parent's")
     assert (now["token"], now["holder"]) == (before["token"], before["holder"])
@@ -143,7 +143,7 @@ def test_sigusr1_stays_celerys_while_tasks_hold_locks(prefork: Worker, tmp_path:
     prefork.signal(signal.SIGUSR1)
     eventually(lambda: "MainThread" in prefork.stderr, "it logs stacks")
     # Longer than the ttl: it goes on being renewed.
-    prefork.goes_on(3)
+    prefork.goes_on(5)
     assert prefork.shown("job")["state"] == "held"
 
     os.kill(child, signal.SIGUSR1)

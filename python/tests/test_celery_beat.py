@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -15,7 +14,7 @@ from celery import Celery
 from celery.beat import PersistentScheduler
 from celery.schedules import crontab
 
-from database_locks import LockConfigError, Locks, connect
+from database_locks import LockConfigError, Locks, LockTimeout, connect
 from database_locks.contrib import celery as contrib
 from database_locks.contrib.celery import LeaderScheduler
 from support import Program, environment, eventually
@@ -112,9 +111,12 @@ def one_of_three_sends(beats: Beats) -> None:
     third.signal(signal.SIGTERM)
     third.wait(30)
     assert beats.wait_until_sends([frozen]) is frozen
-    assert third.pid not in beats.senders()[before + 2 :]
+    # It sends two a second until it has the signal.
+    assert third.pid not in beats.senders()[before + 10 :]
+    # A beat that is stopped between the two may have sent one that it has not noted.
+    frozen.freeze()
     messages = list((beats.folder / "messages").iterdir())
-    assert abs(len(messages) - len(beats.senders())) <= 1
+    assert 0 <= len(messages) - len(beats.senders()) <= 2
 
 
 def test_one_of_three_beats_sends_although_they_are_killed_and_frozen(beats: Beats) -> None:
@@ -131,12 +133,23 @@ def test_a_leader_that_is_robbed_stops_sending_and_is_a_candidate_again(
     beat = sqlite_beats.start()
     sqlite_beats.wait_until_sends([beat])
     locks = connect(sqlite_url)
-    locks.force_release("celery-beat")
-    with locks.lock("celery-beat", timeout=30):
-        time.sleep(1.5)
-        before = len(sqlite_beats.senders())
-        beat.goes_on(2)
-        assert len(sqlite_beats.senders()) == before
+    robber = locks.lock("celery-beat", on_busy="raise")
+
+    def robs() -> bool:
+        locks.force_release("celery-beat")
+        try:
+            robber.acquire()
+        except LockTimeout:
+            # The beat was faster: it campaigns as soon as it notices.
+            return False
+        return True
+
+    eventually(robs, "the lock is taken from the beat")
+    eventually(lambda: "standby:" in beat.stderr, "the beat is a candidate")
+    before = len(sqlite_beats.senders())
+    beat.goes_on(2)
+    assert len(sqlite_beats.senders()) == before
+    robber.release()
     sqlite_beats.wait_until_sends([beat])
 
 

@@ -18,7 +18,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from database_locks import LockConfigError, Locks, LockTimeout, connect
 from support import in_thread
 
-TIMEOUT = 5.0
+TIMEOUT = 20.0
 
 
 @pytest.fixture

@@ -97,10 +97,10 @@ def guarded_server_url(server_url: str) -> Iterator[str]:
     sql(server_url, "DROP TABLE invoices")
 
 
-def _holder(url: str, start: Callable[..., Program]) -> Program:
+def _holder(url: str, start: Callable[..., Program], ttl: int) -> Program:
     """A process that holds the lock and has begun a transaction; it writes when it gets a line."""
     program = Path(__file__).with_name("programs") / "guarded_writer.py"
-    holder = start([sys.executable, str(program), url])
+    holder = start([sys.executable, str(program), url, str(ttl)])
     holder.expect("held")
     return holder
 
@@ -114,7 +114,7 @@ def _writes(holder: Program) -> dict[str, str]:
 def test_the_holder_writes_in_each_way(
     guarded_server_url: str, start: Callable[..., Program]
 ) -> None:
-    wrote = _writes(_holder(guarded_server_url, start))
+    wrote = _writes(_holder(guarded_server_url, start, ttl=30))
     # What is shown by `shown` is rolled back.
     assert wrote == {"shown": "wrote", "fence": "wrote", "atomic": "wrote"}
     assert sql(guarded_server_url, "SELECT amount FROM invoices") == [(12,)]
@@ -123,7 +123,7 @@ def test_the_holder_writes_in_each_way(
 def test_no_late_write_of_a_frozen_holder_is_done(
     guarded_server_url: str, start: Callable[..., Program]
 ) -> None:
-    holder = _holder(guarded_server_url, start)
+    holder = _holder(guarded_server_url, start, ttl=2)
     holder.freeze()
     # Another client gets the lock, and keeps it.
     dblock("acquire", "--wait", "30s", "ledger", url=guarded_server_url)
@@ -145,7 +145,7 @@ def test_who_is_kept_out_by_a_transaction_that_hangs_is_told_its_session(guarded
         hangs.execute("SELECT id FROM database_locks_lock WHERE name = 'ledger' FOR UPDATE")
         time.sleep(1.5)
         session = f"the session of pid {hangs.info.backend_pid} "
-        with pytest.raises(LockTimeout, match=session) as caught, locks.lock("ledger", timeout=1):
+        with pytest.raises(LockTimeout, match=session) as caught, locks.lock("ledger", timeout=3):
             pass
         assert session in str(caught.value.row_locker)
         with pytest.raises(LockUnavailable, match=session):

@@ -118,7 +118,7 @@ def test_workers_exclude_each_other_and_the_masters_lock_survives(
 
     eventually(all_new, "new workers")
     # Longer than its ttl.
-    server.goes_on(4)
+    server.goes_on(7)
     now = shown(url, "master's")
     assert (now["token"], now["holder"]) == (before["token"], before["holder"])
     server.get("/count", file=number)
@@ -137,7 +137,7 @@ def test_sigusr1_reopens_gunicorns_logs_while_a_lock_is_held(
     server.signal(signal.SIGUSR1)
     eventually(server.log.exists, "gunicorn opens its log anew")
     # The workers get the signal too: longer than the ttl, so that it was renewed after it.
-    server.goes_on(3)
+    server.goes_on(5)
     until.touch()
     assert answer.result(60)["token"] == token
     assert server.get("/inherited")["lost"] is True

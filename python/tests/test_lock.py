@@ -74,13 +74,13 @@ def test_a_wait_times_out_and_names_the_holder(locks: Locks) -> None:
     with locks.lock("job", locked_by="the nightly run"):
         began = time.monotonic()
         with pytest.raises(LockTimeout) as caught:
-            in_thread(lambda: locks.lock("job", timeout=0.5).__enter__())
-        assert 0.4 < time.monotonic() - began < 5
+            in_thread(lambda: locks.lock("job", timeout=2.5).__enter__())
+        assert 2.4 < time.monotonic() - began < 20
     error = caught.value
-    assert error.args == ("failed to acquire lock within timeout", 0.5)
+    assert error.args == ("failed to acquire lock within timeout", 2.5)
     assert error.holder == "the nightly run"
     assert error.name == "job"
-    assert str(error).startswith("failed to acquire lock within timeout of 0.5s: `job` is held by")
+    assert str(error).startswith("failed to acquire lock within timeout of 2.5s: `job` is held by")
 
 
 @pytest.mark.parametrize("retry", [0, None, timedelta(0)])
@@ -113,7 +113,7 @@ def test_on_busy_raise_tries_once(here: Locks) -> None:
         began = time.monotonic()
         with pytest.raises(LockTimeout):
             in_thread(lambda: here.lock("job", on_busy="raise").__enter__())
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
 
 def test_a_with_block_cannot_be_skipped(here: Locks) -> None:
@@ -203,14 +203,14 @@ def test_durations_may_be_timedeltas(here: Locks) -> None:
 
 
 def test_a_lease_is_renewed_while_the_block_runs(locks: Locks) -> None:
-    with locks.lock("job", lock_ttl=1) as held:
-        time.sleep(2)
+    with locks.lock("job", lock_ttl=4) as held:
+        time.sleep(5)
         held.check()
         assert not held.lost
 
 
 def test_extending_lengthens_the_lease(locks: Locks) -> None:
-    with locks.lock("job", lock_ttl=2) as held:
+    with locks.lock("job", lock_ttl=10) as held:
         held.extend(60)
         assert held.remaining() > 40
 
@@ -234,9 +234,9 @@ def test_a_ticket_resumes_the_lock(locks: Locks) -> None:
     elsewhere = []
 
     def go_on() -> None:
-        with locks.lock(ticket=ticket, lock_ttl=1) as taken_up:
+        with locks.lock(ticket=ticket, lock_ttl=4) as taken_up:
             elsewhere.append((taken_up.name, taken_up.token))
-            time.sleep(1.5)
+            time.sleep(5)
             taken_up.check()
 
     thread = threading.Thread(target=go_on)

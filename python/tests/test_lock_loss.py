@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from database_locks import LockLost, Locks, connect
-from support import in_thread, sql
+from support import TIMEOUT, eventually, in_thread, sql
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_main_thread_asleep_is_woken_by_the_loss(here: Locks) -> None:
     with pytest.raises(LockLost) as caught, here.lock("job") as held:
         lose_after(here, 0.1)
         time.sleep(60)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert (caught.value.name, caught.value.reason) == ("job", "forced")
     # The lock is free.
     assert (caught.value.holder, caught.value.holder_token) == (None, None)
@@ -106,8 +106,9 @@ def test_a_loss_says_since_when_and_who_has_the_lock_now(sqlite_url: str) -> Non
 def test_a_database_that_refuses_renewals_is_named_as_the_reason(postgres_url: str) -> None:
     """One name of two, so that the other lock of this process goes on."""
     locks = connect(postgres_url)
-    with locks.lock("spared", lock_ttl=3) as spared:
-        with pytest.raises(LockLost) as caught, locks.lock("job", lock_ttl=3):
+    # Both are renewed every two seconds.
+    with locks.lock("spared", lock_ttl=20, lock_ttl_renew=18) as spared:
+        with pytest.raises(LockLost) as caught, locks.lock("job", lock_ttl=6):
             for statement in REFUSE:
                 sql(postgres_url, statement)
             time.sleep(30)
@@ -164,7 +165,7 @@ def test_a_loss_cancels_a_task(here: Locks) -> None:
     began = time.monotonic()
     with pytest.raises(LockLost):
         asyncio.run(work())
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_a_task_can_go_on_after_a_loss(here: Locks) -> None:
@@ -333,12 +334,16 @@ def test_check_raises_the_loss_at_once_and_the_end_of_the_block_again(here: Lock
     assert (at_the_end.value.name, at_the_end.value.token) == ("job", held.token)
 
 
-def catch_all(seconds: float) -> None:
-    """A body that catches each item's exceptions."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        with suppress(Exception):
+def swallow_the_loss(locks: Locks) -> None:
+    """A body that catches each item's exceptions, and loses its lock in one of them."""
+    try:
+        lose_after(locks, 0.05)
+        until = time.monotonic() + TIMEOUT
+        while time.monotonic() < until:
             time.sleep(0.02)
+    except Exception:  # noqa: BLE001 - as the body of an application does
+        return
+    pytest.fail("no loss was raised")
 
 
 def test_a_loss_that_the_body_swallows_is_raised_at_the_end_of_the_block(here: Locks) -> None:
@@ -346,8 +351,8 @@ def test_a_loss_that_the_body_swallows_is_raised_at_the_end_of_the_block(here: L
 
     def work() -> None:
         with pytest.raises(LockLost) as caught, here.lock("job") as held:
-            lose_after(here, 0.05)
-            catch_all(0.5)
+            swallow_the_loss(here)
+            time.sleep(0.3)  # where a second one would arrive
         assert (caught.value.name, caught.value.token) == ("job", held.token)
         assert caught.value.reason == "forced"
 
@@ -375,14 +380,14 @@ def test_with_a_callback_no_loss_is_raised_at_the_end_of_the_block(here: Locks) 
     calls: list[Any] = []
     with here.lock("job", lost_lock_cb=lambda *args: calls.append(args)):
         lose_after(here, 0.05)
-        catch_all(0.5)
+        eventually(lambda: calls, "the callback is called")
+        time.sleep(0.3)  # where a second call would come
     assert len(calls) == 1
 
 
 def test_an_exception_of_the_body_takes_precedence_over_a_swallowed_loss(here: Locks) -> None:
     with pytest.raises(ValueError, match="mine"), here.lock("job"):
-        lose_after(here, 0.05)
-        catch_all(0.3)
+        swallow_the_loss(here)
         raise ValueError("mine")
 
 
@@ -408,7 +413,13 @@ def test_a_loss_names_its_own_lock_and_not_an_inner_one(here: Locks) -> None:
     work(60)
     in_thread(lambda: work(30))
     assert message == {("ledger", True)}
-    assert [row["name"] for row in here.list() if row["state"] == "held"] == []
+
+    def none_is_held() -> bool:
+        # An acquire that the loss interrupted is undone in the background.
+        here.drain()
+        return not [row["name"] for row in here.list() if row["state"] == "held"]
+
+    eventually(none_is_held, "all are released")
 
 
 @contextmanager

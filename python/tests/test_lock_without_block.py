@@ -19,7 +19,7 @@ from database_locks import (
     LockUnavailable,
     connect,
 )
-from support import in_thread
+from support import TIMEOUT, in_thread
 
 
 @pytest.fixture
@@ -116,10 +116,10 @@ def test_try_raises_errors_other_than_lock_timeout() -> None:
 
 
 def test_an_acquired_lock_is_renewed_until_its_release(here: Locks) -> None:
-    job = here.lock("job", lock_ttl=0.6)
+    job = here.lock("job", lock_ttl=3)
     held = job.acquire()
     assert held
-    time.sleep(1.2)
+    time.sleep(4)
     held.check()
     assert here.is_locked("job")
     # Another thread may release it.
@@ -154,10 +154,10 @@ def test_a_task_acquires_and_releases_without_a_block(here: Locks) -> None:
 
 
 def test_a_dropped_lock_stays_held_until_its_lease_ends(here: Locks) -> None:
-    here.lock("job", lock_ttl=0.8).acquire()
+    here.lock("job", lock_ttl=3).acquire()
     gc.collect()
     assert here.is_locked("job")
-    with here.lock("job", timeout=10):
+    with here.lock("job", timeout=TIMEOUT):
         pass
 
 

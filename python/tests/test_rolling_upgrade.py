@@ -81,13 +81,13 @@ def test_a_waiter_takes_over_from_killed_legacy_only_after_its_lease(
     url: str, kind: str, hold: Hold
 ) -> None:
     killed, current = hold("legacy", url), hold(kind, url)
-    killed.hold("job", ttl=4)
+    # Its ttl counts from a moment after this one.
     taken = time.monotonic()
+    killed.hold("job", ttl=4)
     killed.kill()
     current.begin("job")
     current.expect_held()
-    # Its ttl counts from a moment before it printed that.
-    assert time.monotonic() - taken > 3
+    assert time.monotonic() - taken > 3.5
     current.release()
 
 
@@ -110,7 +110,7 @@ def test_a_lease_is_renewed_while_legacy_polls(
     legacy: LegacyHolder, url: str, kind: str, hold: Hold
 ) -> None:
     current = hold(kind, url)
-    current.hold("job", ttl=2)
+    current.hold("job", ttl=4)
     legacy.begin("job", retry=0.05)
     legacy.silent(6)
     if kind != "dblock":
@@ -124,9 +124,9 @@ def test_the_lease_of_legacy_is_renewed_while_a_client_waits(
     legacy: LegacyHolder, url: str, hold: Hold
 ) -> None:
     current = hold("python", url)
-    legacy.hold("job", ttl=3, lock_ttl_renew=2, auto_renew=True)
+    legacy.hold("job", ttl=6, lock_ttl_renew=4, auto_renew=True)
     current.begin("job")
-    current.silent(6)
+    current.silent(8)
     assert legacy.is_held()
     legacy.release()
     current.expect_held()
@@ -142,7 +142,7 @@ def test_a_holder_notices_that_legacy_has_its_lock(
     legacy.begin("job")
     legacy.expect_held()
     current.thaw()
-    assert current.expect("lost") in {"expired", "preempted"}
+    assert current.expect("lost") in {"expired", "preempted", "unreachable"}
     assert legacy.is_held()
     legacy.release()
 

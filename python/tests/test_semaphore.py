@@ -96,7 +96,11 @@ def test_threads_hold_three_permits_at_the_same_time_and_never_more(locks: Locks
 
 
 def test_tasks_wait_without_stopping_the_loop_and_never_exceed_the_limit(locks: Locks) -> None:
-    inside = Inside()
+    inside, together = Inside(), asyncio.Barrier(2)
+
+    async def two() -> None:
+        async with locks.semaphore("api", 3, timeout=60):
+            await asyncio.wait_for(together.wait(), TIMEOUT)
 
     async def work() -> None:
         for _ in range(2):
@@ -107,11 +111,13 @@ def test_tasks_wait_without_stopping_the_loop_and_never_exceed_the_limit(locks: 
 
     async def main() -> None:
         await asyncio.gather(*(work() for _ in range(8)))
+        # Two at once do get in: each waits within for the other.
+        await asyncio.gather(two(), two())
         found = await locks.ashow_semaphore("api")
         assert (found["held"], found["of"]) == (0, 3)
 
     asyncio.run(main())
-    assert not inside.faults and 2 <= inside.most <= 3
+    assert not inside.faults and inside.most <= 3
 
 
 def test_two_processes_never_hold_more_permits_than_there_are(
@@ -165,7 +171,7 @@ def test_a_block_knows_its_permit_and_shows_it(locks: Locks) -> None:
 
 def test_a_wait_ends_at_its_timeout_and_says_why(locks: Locks) -> None:
     with all_taken(locks, "api", 2):
-        for words, timeout in (({"timeout": 0.3}, 0.3), ({"on_busy": "raise"}, None)):
+        for words, timeout in (({"timeout": 2}, 2), ({"on_busy": "raise"}, None)):
             wanted = "all 2 permits of `api` are held, the longest by holder . "
             with pytest.raises(LockTimeout, match=wanted):
                 locks.semaphore("api", 2, **words).acquire()
@@ -178,12 +184,12 @@ def test_a_wait_ends_at_its_timeout_and_says_why(locks: Locks) -> None:
             assert str(error).startswith("failed to acquire a permit")
     with all_taken(locks, "one", 1):
         with pytest.raises(LockTimeout, match="the one permit of `one` is held by holder 0 "):
-            locks.semaphore("one", 1, timeout=0.1).acquire()
+            locks.semaphore("one", 1, on_busy="raise").acquire()
 
 
 def test_an_operator_pauses_lowers_and_raises_the_limit(locks: Locks) -> None:
     locks.set_limit("api", 0)
-    for words in ({"timeout": 0.2}, {"retry": 0}):
+    for words in ({"timeout": 2}, {"retry": 0}):
         with pytest.raises(LockTimeout, match="semaphore `api` is paused") as caught:
             locks.semaphore("api", 3, **words).acquire()
         assert caught.value.permits == 0
@@ -260,7 +266,7 @@ def test_a_permit_that_is_released_by_force_is_lost_in_the_block(locks: Locks) -
         with locks.semaphore("api", 2):
             locks.force_release("api")
     with pytest.raises(LockLost) as caught:
-        with locks.semaphore("api", 2, lock_ttl=1.5, locked_by="me") as held:
+        with locks.semaphore("api", 2, lock_ttl=6, locked_by="me") as held:
             freed = locks.force_release("api", slot=held.slot)
             assert freed is not None and freed[0] == "me"
             until = time.monotonic() + TIMEOUT
@@ -292,12 +298,14 @@ def test_messages_say_permit(here: Locks, caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_a_permit_rests_for_at_least_so_long(locks: Locks) -> None:
+    with locks.semaphore("long", 1, at_least=600):
+        pass
+    assert not locks.is_locked("long")
+    with pytest.raises(LockTimeout, match="permit"):
+        locks.semaphore("long", 1, retry=0).acquire()
     began = time.monotonic()
     with locks.semaphore("api", 1, at_least=1.5):
         pass
-    assert not locks.is_locked("api")
-    with pytest.raises(LockTimeout, match="permit"):
-        locks.semaphore("api", 1, retry=0).acquire()
     with locks.semaphore("api", 1, timeout=60, at_least=timedelta(seconds=0)):
         assert time.monotonic() - began >= 1.4
     with pytest.raises(LockConfigError, match="at_least"):
@@ -305,8 +313,8 @@ def test_a_permit_rests_for_at_least_so_long(locks: Locks) -> None:
 
 
 def test_a_permit_is_renewed_for_as_long_as_its_block_runs(locks: Locks) -> None:
-    with locks.semaphore("api", 1, lock_ttl=0.9) as held:
-        time.sleep(2)
+    with locks.semaphore("api", 1, lock_ttl=4) as held:
+        time.sleep(5)
         held.check()
         with locks.semaphore("api", 1).try_() as second:
             assert second is None
@@ -329,11 +337,11 @@ def test_a_process_that_is_killed_frees_its_permit_when_the_lease_ends(
     shared_url: str, hold: Callable[..., Holder]
 ) -> None:
     other = hold("python", shared_url)
-    other.send('permit {"lock_name": "api", "permits": 1, "lock_ttl": 2}')
+    other.send('permit {"lock_name": "api", "permits": 1, "lock_ttl": 4}')
     other.expect("held 0")
     locks = connect(shared_url)
     with pytest.raises(LockTimeout):
-        locks.semaphore("api", 1, timeout=0.2).acquire()
+        locks.semaphore("api", 1, on_busy="raise").acquire()
     other.kill()
     with locks.semaphore("api", 1, timeout=TIMEOUT) as held:
         assert held.slot == 0

@@ -22,7 +22,7 @@ app.conf.broker_transport_options = {
 }
 app.conf.beat_schedule = {"often": {"task": "often", "schedule": 0.5}}
 app.conf.beat_max_loop_interval = 0.2
-app.conf.beat_leader = {"url": os.environ["LOCKS_URL"], "lock_ttl": 3}
+app.conf.beat_leader = {"url": os.environ["LOCKS_URL"], "lock_ttl": 6}
 
 
 @after_task_publish.connect

@@ -1,6 +1,6 @@
 """Hold locks while nothing else in this process gets the GIL.
 
-``busy_interpreter.py URL starve SECONDS``: holds ``job`` with a ttl of 3 s, then prints its state.
+``busy_interpreter.py URL starve SECONDS``: holds ``job`` with a ttl of 5 s, then prints its state.
 ``busy_interpreter.py URL many COUNT``: holds COUNT locks, prints its threads, and waits for a line.
 """
 
@@ -21,7 +21,7 @@ def say(line: str) -> None:
 def starve(locks: Locks, seconds: float) -> None:
     # PyDLL keeps the GIL during a call, as an extension does that computes for long.
     sleep = ctypes.PyDLL(None).usleep
-    with locks.lock("job", lock_ttl=3) as held:
+    with locks.lock("job", lock_ttl=5) as held:
         say(f"held {held.token}")
         began = time.monotonic()
         sleep(int(seconds * 1_000_000))
@@ -36,7 +36,7 @@ def starve(locks: Locks, seconds: float) -> None:
 def many(locks: Locks, count: int) -> None:
     with contextlib.ExitStack() as stack:
         for i in range(count):
-            stack.enter_context(locks.lock(f"job {i}", lock_ttl=3))
+            stack.enter_context(locks.lock(f"job {i}", lock_ttl=6))
         say("held")
         sys.stdin.readline()
     say("released")

@@ -24,7 +24,7 @@ from database_locks import (
     connect,
 )
 
-TTL = 2.0
+TTL = 4.0
 
 
 def say(line: str) -> None:

@@ -1,6 +1,6 @@
 """Hold a lock, and write to the table that it guards when told to: by each of the ways that there are.
 
-``guarded_writer.py URL``: begins a transaction that shows the ticket, prints ``held``, waits for a line,
+``guarded_writer.py URL TTL``: begins a transaction that shows the ticket, prints ``held``, waits for a line,
 and then writes
 
 - ``shown``: in that transaction, without a fence;
@@ -41,7 +41,7 @@ def configure(url: str) -> None:
 
 
 def main() -> None:
-    url = sys.argv[1]
+    url, ttl = sys.argv[1], int(sys.argv[2])
     configure(url)
     from django.db import connection, connections, transaction
 
@@ -56,7 +56,7 @@ def main() -> None:
     plain = connections.create_connection("default")
     plain.ensure_connection()
     # It is told of no loss: it trusts its lease.
-    with lock("ledger", lock_ttl=2, lost_lock_cb=lambda *_: None) as held:
+    with lock("ledger", lock_ttl=ttl, lost_lock_cb=lambda *_: None) as held:
         early.set_autocommit(False)
         late = early.cursor()
         late.execute(show, [held.ticket])

@@ -96,7 +96,7 @@ def main() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: print("usr1", flush=True))
     before = handlers()
     try:
-        with connect(url).lock("job", lock_ttl=2):
+        with connect(url).lock("job", lock_ttl=4):
             assert handlers() == before
             print("held", flush=True)
             wait()

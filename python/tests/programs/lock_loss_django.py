@@ -18,7 +18,7 @@ from django.conf import settings
 
 from database_locks import LockLost, connect
 
-SECONDS = {"psycopg3": 60, "pymysql": 60, "psycopg2": 5, "mysqlclient": 5}
+SECONDS = {"psycopg3": 60, "pymysql": 60, "psycopg2": 8, "mysqlclient": 8}
 """How long the query lasts: the latter two give in only when it ends."""
 
 

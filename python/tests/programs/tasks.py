@@ -35,7 +35,7 @@ parents: Any = None
 @worker_init.connect
 def hold(**_: Any) -> None:
     global parents, _block
-    _block = locks.lock("parent's", lock_ttl=3)
+    _block = locks.lock("parent's", lock_ttl=6)
     parents = _block.__enter__()
 
 
@@ -53,7 +53,7 @@ def count(file: str) -> int:
 def work(name: str, until: str) -> list[Any]:
     """Hold a lock until a file is there."""
     try:
-        with locks.lock(name, lock_ttl=2) as held:
+        with locks.lock(name, lock_ttl=4) as held:
             Path(f"{until}.begun").write_text(str(os.getpid()))
             while not Path(until).exists():
                 time.sleep(0.02)

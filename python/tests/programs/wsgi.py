@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from database_locks import LockException, LockLost, connect
 
 locks = connect(os.environ["LOCKS_URL"])
-_block = locks.lock("master's", lock_ttl=3)
+_block = locks.lock("master's", lock_ttl=6)
 masters = _block.__enter__()
 master = os.getpid()
 
@@ -34,7 +34,7 @@ def count(file: str) -> dict[str, Any]:
 def work(name: str, until: str) -> dict[str, Any]:
     """Hold a lock until a file is there."""
     try:
-        with locks.lock(name, lock_ttl=2) as held:
+        with locks.lock(name, lock_ttl=4) as held:
             Path(f"{until}.begun").touch()
             while not Path(until).exists():
                 time.sleep(0.02)

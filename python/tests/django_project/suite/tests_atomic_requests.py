@@ -17,9 +17,9 @@ from .transaction_helpers import lose_and_wait, write, written
 def work(request):
     """A view that is one transaction, and the lock with it."""
     assert connection.in_atomic_block
-    with lock("request", lock_ttl=0.9) as held:
+    with lock("request", lock_ttl=4) as held:
         write("by a request")
-    with lock("another", timeout=5), connect(_url()).lock("third", timeout=5):
+    with lock("another", timeout=20), connect(_url()).lock("third", timeout=20):
         pass
     if "fail" in request.GET:
         raise ZeroDivisionError

@@ -103,9 +103,13 @@ class BrowserTests(StaticLiveServerTestCase):
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def until(self, what):
+        from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.browser, 20, 0.1).until(lambda _browser: what())
+        # An element of the page before, which is just being replaced.
+        stale = [StaleElementReferenceException]
+        wait = WebDriverWait(self.browser, 20, 0.1, ignored_exceptions=stale)
+        return wait.until(lambda _browser: what())
 
     def picture(self, name):
         folder = os.environ.get("DBLOCK_SCREENSHOTS")

@@ -48,18 +48,18 @@ class Carried(TransactionTestCase):
 
 @unittest.skipUnless(connection.vendor == "postgresql", "of PostgreSQL")
 class PostgresTests(Carried):
-    CURRENT = """SELECT DISTINCT {} FROM pg_stat_activity
-               WHERE datname = current_database() AND application_name = 'carried'"""
+    def current(self, column):
+        return f"""SELECT DISTINCT {column} FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name = '{self._testMethodName}'"""
 
     def named(self, **options):
-        return {"application_name": "carried", **options}
+        # Of each test its own: connections of the test before may still be there.
+        return {"application_name": self._testMethodName, **options}
 
     def test_application_name_and_socket_reach_the_server(self):
         folder = self.one("SHOW unix_socket_directories").split(",")[0].strip()
         port = self.one("SHOW port")
-        seen = self.uses(
-            self.CURRENT.format("client_addr"), HOST=folder, PORT=port, OPTIONS=self.named()
-        )
+        seen = self.uses(self.current("client_addr"), HOST=folder, PORT=port, OPTIONS=self.named())
         self.assertEqual(seen, [(None,)])
 
     def test_the_search_path_reaches_the_server(self):
@@ -83,7 +83,7 @@ class PostgresTests(Carried):
             "DROP ROLE lock_owner",
         )  # fmt: skip
         options = self.named(assume_role="lock_owner")
-        seen = self.uses(self.CURRENT.format("usename"), USER="lock_user", OPTIONS=options)
+        seen = self.uses(self.current("usename"), USER="lock_user", OPTIONS=options)
         self.assertEqual(seen, [("lock_user",)])
 
 

@@ -65,10 +65,10 @@ class FencedTests(TransactionTestCase):
         self,
     ):
         stranger = connect(_url())
-        with lock("job", lock_ttl=0.6, auto_renew=False, lost_lock_cb=lambda *_: None) as held:
+        with lock("job", lock_ttl=3, auto_renew=False, lost_lock_cb=lambda *_: None) as held:
             with held.atomic():
                 with self.assertRaises(LockTimeout):
-                    with stranger.lock("job", timeout=1.5, retry=0.1):
+                    with stranger.lock("job", timeout=5, retry=0.1):
                         pass
                 Group.objects.create(name="late but fenced")
         self.assertEqual(written(), {"late but fenced"})
@@ -98,13 +98,13 @@ class FencedTests(TransactionTestCase):
 
     def test_a_lock_that_ends_within_the_transaction_of_its_fence_does_not_wait_for_itself(self):
         for until in ("commit", "exit"):
-            for ttl in (60, 2):
+            for ttl in (60, 6):
                 with self.subTest(until=until, ttl=ttl), transaction.atomic():
-                    began = time.monotonic()
                     with lock("job", lock_ttl=ttl, until=until) as held, held.atomic():
                         Group.objects.create(name=f"fenced {until} {ttl}")
-                    # Half of what a release waits for an answer.
-                    self.assertLess(time.monotonic() - began, 2.5)
+                        began = time.monotonic()
+                    # Less than a release waits for an answer, which is 5 s.
+                    self.assertLess(time.monotonic() - began, 4)
                 eventually(lambda: _state("job") == "free")
         self.assertEqual(len(written()), 4)
 
@@ -148,9 +148,9 @@ class FencedTests(TransactionTestCase):
 
 class FencedInTestCaseTests(TestCase):
     def test_a_fence_in_a_test_case_does_not_hold_up_the_end_of_its_lock(self):
-        began = time.monotonic()
         with lock("fenced in a test case") as held:
             with held.atomic():
                 Group.objects.create(name="fenced")
-        self.assertLess(time.monotonic() - began, 2.5)
+            began = time.monotonic()
+        self.assertLess(time.monotonic() - began, 4)
         self.assertEqual(written(), {"fenced"})

@@ -86,7 +86,7 @@ class GuardedTests(TransactionTestCase):
         stranger = connect(_url())
         with lock("ledger", timeout=20, lock_ttl=60) as held, held.atomic():
             self.invoices.create(amount=1)
-            with self.assertRaises(LockTimeout), stranger.lock("ledger", timeout=0.3):
+            with self.assertRaises(LockTimeout), stranger.lock("ledger", timeout=3):
                 pass
 
     def test_an_exception_rolls_back_and_forgets_the_ticket(self):
@@ -183,7 +183,8 @@ class GuardedTests(TransactionTestCase):
                     '"ledger_invoice", or a part of it, keep it busy', str(caught.exception)
                 )
                 self.assertLess(took, 60)
-                self.assertEqual(took > 3, limit == "0")
+                # By itself it waits for five seconds.
+                self.assertEqual(took > 4, limit == "0")
         self.assertEqual(conf.locks().guarded_tables(), [])
         with stranger.schema_editor() as editor:
             operation.database_forwards("ledger", editor, state, state)

@@ -188,7 +188,7 @@ class KeptTests(TransactionTestCase):
 
         def other():
             try:
-                with lock("job", timeout=0.5, retry=0.1):
+                with lock("job", timeout=3, retry=0.1):
                     pass
             except LockTimeout as error:
                 failures.append(error)

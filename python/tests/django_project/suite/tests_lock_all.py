@@ -30,7 +30,7 @@ class LockAllTests(TransactionTestCase):
     def test_a_loss_before_the_commit_rolls_back(self):
         stranger = connect(_url())
         with self.assertRaises(LockLost) as caught, transaction.atomic():
-            with lock_all(["a", "b"], lock_ttl=1) as held:
+            with lock_all(["a", "b"], lock_ttl=4) as held:
                 Group.objects.create(name="lost")
             stranger.force_release("b")
             while True:

@@ -20,7 +20,7 @@ class LostTests(TransactionTestCase):
     def test_a_loss_after_the_block_rolls_the_transaction_back(self):
         began = time.monotonic()
         with self.assertRaises(LockLost) as caught, transaction.atomic():
-            with lock("job", lock_ttl=0.9) as held:
+            with lock("job", lock_ttl=3) as held:
                 write()
             lose_and_wait(held)
         self.assertLess(time.monotonic() - began, 15)
@@ -34,7 +34,7 @@ class LostTests(TransactionTestCase):
         def work():
             try:
                 with transaction.atomic():
-                    with lock("job", lock_ttl=0.9) as held:
+                    with lock("job", lock_ttl=3) as held:
                         write()
                     lose_and_wait(held)
             except LockLost as error:
@@ -49,7 +49,7 @@ class LostTests(TransactionTestCase):
 
     def test_a_swallowed_loss_still_prevents_the_commit(self):
         with self.assertRaises(LockLost), transaction.atomic():
-            with lock("job", lock_ttl=0.9) as held:
+            with lock("job", lock_ttl=3) as held:
                 write()
             with self.assertRaises(LockLost):
                 lose_and_wait(held)
@@ -59,7 +59,7 @@ class LostTests(TransactionTestCase):
 
     def test_a_loss_within_the_block_rolls_the_transaction_back(self):
         with self.assertRaises(LockLost), transaction.atomic():
-            with self.assertRaises(LockLost), lock("job", lock_ttl=0.9) as held:
+            with self.assertRaises(LockLost), lock("job", lock_ttl=3) as held:
                 write()
                 lose_and_wait(held)
         self.assertEqual((written(), _state("job")), (set(), "free"))
@@ -68,7 +68,7 @@ class LostTests(TransactionTestCase):
         with transaction.atomic():
             write("before")
             with self.assertRaises(LockLost), transaction.atomic():
-                with lock("job", lock_ttl=0.9) as held:
+                with lock("job", lock_ttl=3) as held:
                     write()
                 lose_and_wait(held)
             write("after")
@@ -78,7 +78,7 @@ class LostTests(TransactionTestCase):
         with self.assertRaises(LockLost), transaction.atomic():
             write("before")
             with self.assertRaises(LockLost), transaction.atomic(savepoint=False):
-                with lock("job", lock_ttl=0.9) as held:
+                with lock("job", lock_ttl=3) as held:
                     write()
                 lose_and_wait(held)
         self.assertEqual(written(), set())
@@ -86,7 +86,7 @@ class LostTests(TransactionTestCase):
     def test_with_a_callback_the_transaction_is_not_rolled_back(self):
         called = threading.Event()
         with transaction.atomic():
-            with lock("job", lock_ttl=0.9, lost_lock_cb=lambda *_: called.set()):
+            with lock("job", lock_ttl=3, lost_lock_cb=lambda *_: called.set()):
                 write()
             lose()
             eventually(called.is_set)
@@ -94,16 +94,16 @@ class LostTests(TransactionTestCase):
 
     def test_with_until_exit_no_loss_is_raised_after_the_block(self):
         with transaction.atomic():
-            with lock("job", lock_ttl=0.9, until="exit"):
+            with lock("job", lock_ttl=3, until="exit"):
                 write()
             lose()
-            time.sleep(0.8)
+            time.sleep(1.5)
         self.assertEqual(written(), {"written"})
 
     def test_a_loss_found_after_the_commit_is_logged(self):
-        # The block is not told of it within 4 seconds.
+        # Not renewed, and too short to listen for a release by force: the block is not told of it.
         with self.assertLogs("database_locks.locks", "WARNING") as logs, transaction.atomic():
-            with lock("job", lock_ttl=14):
+            with lock("job", lock_ttl=15, auto_renew=False):
                 write()
             lose_in_database()
         self.assertIn("lost before its transaction had ended", str(logs.output))

@@ -71,7 +71,7 @@ class PlaceTests(TestCase):
             with transaction.atomic():
                 with self.assertRaises(LockTimeout):
                     other = connect(_url())
-                    with other.lock("inside", timeout=0.2, retry=0.05):
+                    with other.lock("inside", timeout=3, retry=0.05):
                         pass
                 raise ZeroDivisionError
         self.assertEqual(_state("inside"), "free")

@@ -28,7 +28,7 @@ class InTestCaseTests(TestCase):
 
     def test_a_loss_rolls_back_a_savepoint_in_a_test_case(self):
         with self.assertRaises(LockLost), transaction.atomic():
-            with lock("job", lock_ttl=0.9) as held:
+            with lock("job", lock_ttl=3) as held:
                 write()
             lose_and_wait(held)
         self.assertEqual(written(), set())
