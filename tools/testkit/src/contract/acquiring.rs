@@ -7,7 +7,7 @@ use database_locks::seam::{AcquireCommand, Outcome, Released, Version, random_gr
 use database_locks::{LockState, Token};
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, acquire_command, decided, expired_version, grant_of,
+    BRIEF, LONG, SHORT, StoreFixture, WITHIN, acquire_command, decided, expired_version, grant_of,
     granted, holder_of, info, name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
@@ -37,12 +37,12 @@ pub async fn a_held_lock_names_its_holder(fixture: &StoreFixture) {
 /// An expired lease is granted to another client, by the clock of the database.
 pub async fn an_expired_lock_is_free(fixture: &StoreFixture) {
     let store = fixture.ready().await;
-    let old = granted(&*store, "job", "first", SHORT).await;
+    let old = granted(&*store, "job", "first", BRIEF).await;
     assert!(matches!(
         try_once(&*store, &acquire_command("job", "second", LONG)).await,
         Outcome::Held(_)
     ));
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
     let new = granted(&*store, "job", "second", LONG).await;
     assert!(new.token > old.token);
     assert_eq!(holder_of(&*store, "job").await.as_deref(), Some("second"));
@@ -251,7 +251,7 @@ async fn race(
                 while store.connect(WITHIN).await.is_err() {}
                 start.wait().await;
                 // Another client is taking it just now.
-                for _ in 0..500 {
+                for _ in 0..2_000 {
                     match try_once(&*store, &command).await {
                         Outcome::Granted { token, .. } => return Some(token),
                         Outcome::Held(_) => return None,

@@ -6,17 +6,17 @@ use database_locks::seam::{AcquireCommand, Grant, Outcome, ReleaseCommand, Relea
 use database_locks::{ListFilter, LockInfo, LockState, LostReason, Ttl};
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, acquire_command, grant_of, granted, holder_of, info, list,
-    name, outlived, release, renew, try_once,
+    BRIEF, LONG, SHORT, StoreFixture, WITHIN, acquire_command, grant_of, granted, holder_of, info,
+    list, name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
 
 /// Renewing lengthens.
 pub async fn renewed_leases_outlive_their_first_length(fixture: &StoreFixture) {
     let store = fixture.ready().await;
-    let grant = granted(&*store, "job", "me", SHORT).await;
+    let grant = granted(&*store, "job", "me", BRIEF).await;
     assert!(renew(&*store, &grant, LONG).await.is_renewed());
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
     assert!(matches!(
         try_once(&*store, &acquire_command("job", "other", LONG)).await,
         Outcome::Held(_)
@@ -58,9 +58,9 @@ pub async fn a_renewal_may_be_repeated(fixture: &StoreFixture) {
 /// A lease without end lasts until it is released.
 pub async fn an_endless_lease_ends_only_by_release(fixture: &StoreFixture) {
     let store = fixture.ready().await;
-    let grant = granted(&*store, "job", "me", SHORT).await;
+    let grant = granted(&*store, "job", "me", BRIEF).await;
     assert!(renew(&*store, &grant, Ttl::Infinite).await.is_renewed());
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
     let Outcome::Held(by) = try_once(&*store, &acquire_command("job", "other", LONG)).await else {
         panic!("given away")
     };
@@ -195,10 +195,10 @@ pub async fn a_grant_that_differs_in_any_part_is_refused(fixture: &StoreFixture)
 /// Each renewal of a batch has its own answer and its own length.
 pub async fn a_batch_of_renewals_is_answered_one_by_one(fixture: &StoreFixture) {
     let store = fixture.ready().await;
-    let kept = granted(&*store, "kept", "me", SHORT).await;
+    let kept = granted(&*store, "kept", "me", BRIEF).await;
     let gone = granted(&*store, "gone", "me", LONG).await;
     release(&*store, &gone).await;
-    let endless = granted(&*store, "endless", "me", SHORT).await;
+    let endless = granted(&*store, "endless", "me", BRIEF).await;
     let round = [
         (gone, LONG.into()),
         (kept.clone(), LONG.into()),
@@ -218,7 +218,7 @@ pub async fn a_batch_of_renewals_is_answered_one_by_one(fixture: &StoreFixture) 
     assert!(answers[1].is_renewed(), "{answers:?}");
     assert_eq!(answers[2], lost(LostReason::RowGone));
     assert!(answers[3].is_renewed(), "{answers:?}");
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
     let state = |row: Option<LockInfo>| row.expect("a row").state;
     assert_eq!(
         state(info(&*store, "endless").await),

@@ -2,17 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use database_locks::seam::{
     AcquireCommand, Force, Grant, Kind, ListFilter, Outcome, Permits, ReleaseCommand, Released,
     ResumeCommand, Slot, Store, StoreError,
 };
 use database_locks::{LostReason, Token};
+use tokio::sync::Barrier;
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, name, outlived, release, renew,
-    try_once,
+    BRIEF, CONTEND, LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, name, outlived,
+    release, renew, try_once,
 };
 use crate::promise::promise;
 use crate::time::now;
@@ -29,7 +30,7 @@ fn permit_command(semaphore: &str, limit: u32, holder: &str, length: Duration) -
 
 /// Sends a request until the answer is clear. Another client may have a row locked for a moment.
 async fn decided(store: &dyn Store, command: &AcquireCommand) -> Outcome {
-    for _ in 0..500 {
+    for _ in 0..2_000 {
         match try_once(store, command).await {
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
             outcome => return outcome,
@@ -168,11 +169,11 @@ pub async fn a_batch_of_permits_is_answered_one_by_one(fixture: &StoreFixture) {
 pub async fn a_permit_is_renewed_and_lost_like_a_lock(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let (kept, lost) = (
-        permit(&*store, "api", 2, SHORT).await,
+        permit(&*store, "api", 2, BRIEF).await,
         permit(&*store, "api", 2, LONG).await,
     );
     assert!(renew(&*store, &kept, LONG).await.is_renewed());
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
     assert_eq!(
         refused(&*store, "api", 2).await.held,
         2,
@@ -426,6 +427,18 @@ impl Ledger {
                 .push(format!("{} are in", self.inside.len()));
         }
     }
+
+    /// Whether all has happened that has to.
+    fn is_complete(&self, limit: usize) -> bool {
+        self.grants > 20 && self.most == limit && self.tokens.len() == limit
+    }
+}
+
+/// Whether clients that began then go on.
+fn goes_on(began: Instant, ledger: &Mutex<Ledger>, limit: usize) -> bool {
+    let [least, most] = CONTEND;
+    let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    began.elapsed() < least || began.elapsed() < most && !ledger.is_complete(limit)
 }
 
 /// Twelve clients take and release the permits of a semaphore of three, some of them without a
@@ -434,13 +447,16 @@ pub async fn contending_clients_never_exceed_the_limit(fixture: &StoreFixture) {
     const LIMIT: usize = 3;
     fixture.ready().await;
     let ledger = Arc::new(Mutex::new(Ledger::default()));
-    let until = now() + Duration::from_secs(4);
+    let connected = Arc::new(Barrier::new(12));
     let tasks: Vec<_> = (0..12)
         .map(|client| {
             let (store, ledger) = (fixture.store(), Arc::clone(&ledger));
+            let connected = Arc::clone(&connected);
             tokio::spawn(async move {
                 while store.connect(WITHIN).await.is_err() {}
-                while now() < until {
+                connected.wait().await;
+                let began = now();
+                while goes_on(began, &ledger, LIMIT) {
                     contend(&*store, &ledger, client, LIMIT).await;
                 }
             })
@@ -476,7 +492,7 @@ async fn contend(store: &dyn Store, ledger: &Mutex<Ledger>, client: usize, limit
         &command.granted(slot, token, None),
         LONG.into(),
     )];
-    for _ in 0..500 {
+    for _ in 0..10_000 {
         match store.release(&commands, WITHIN).await {
             Ok(done) if done[0] == Released::NotHeld => panic!("{commands:?} was lost"),
             Ok(done) if done[0] != Released::Busy => return,

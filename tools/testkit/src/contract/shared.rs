@@ -3,17 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use database_locks::seam::{
     AcquireCommand, Force, Grant, GrantId, Kind, ListFilter, Outcome, ReleaseCommand, Released,
     ResumeCommand, Slot, Store, StoreError, Version,
 };
 use database_locks::{LostReason, Token};
+use tokio::sync::Barrier;
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, acquire_command, decided, expired_version, grant_of,
-    granted, name, outlived, release, renew, try_once,
+    BRIEF, CONTEND, LONG, SHORT, StoreFixture, WITHIN, acquire_command, decided, expired_version,
+    grant_of, granted, name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
 use crate::time::now;
@@ -44,7 +45,7 @@ async fn share(store: &dyn Store, lock: &str, length: Duration) -> Grant {
 
 /// The number of shared grants that are left, after the dead ones were deleted.
 async fn left(store: &dyn Store, lock: &str, expired: &[(Slot, Version)]) -> u32 {
-    for _ in 0..200 {
+    for _ in 0..2_000 {
         match store.readers(&name(lock), expired, WITHIN).await {
             Ok(holder) => {
                 return holder.map_or(0, |it| it.readers.expect("of shared grants").held);
@@ -139,11 +140,11 @@ pub async fn a_lock_that_was_never_shared_is_known_as_such(fixture: &StoreFixtur
 pub async fn a_shared_grant_is_renewed_and_lost_like_a_lock(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let (kept, lost) = (
-        share(&*store, "list", SHORT).await,
+        share(&*store, "list", BRIEF).await,
         share(&*store, "list", LONG).await,
     );
     assert!(renew(&*store, &kept, LONG).await.is_renewed());
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
     assert_eq!(
         left(&*store, "list", &[]).await,
         2,
@@ -172,7 +173,7 @@ pub async fn a_shared_grant_is_renewed_and_lost_like_a_lock(fixture: &StoreFixtu
 /// On a cluster the end of its lease is observed.
 pub async fn a_dead_shared_holder_does_not_keep_an_exclusive_one_out(fixture: &StoreFixture) {
     let store = fixture.ready().await;
-    let dead = share(&*store, "list", SHORT).await;
+    let dead = share(&*store, "list", BRIEF).await;
     exclusive(&*store, "list", LONG).await;
     let first = store.readers(&name("list"), &[], WITHIN).await;
     let readers = first.expect("an answer").and_then(|first| first.readers);
@@ -183,7 +184,7 @@ pub async fn a_dead_shared_holder_does_not_keep_an_exclusive_one_out(fixture: &S
         .into_iter()
         .collect();
     assert_eq!(expired.len(), usize::from(fixture.is_cluster()));
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
     if fixture.is_cluster() {
         assert_eq!(
             left(&*store, "list", &[]).await,
@@ -379,6 +380,19 @@ impl Ledger {
         self.readers.remove(&client);
         self.writers.remove(&client);
     }
+
+    /// Whether all has happened that has to.
+    fn is_complete(&self) -> bool {
+        let [reads, writes] = self.grants;
+        reads > 5 && writes > 2 && self.most_readers > 1
+    }
+}
+
+/// Whether clients that began then go on.
+fn goes_on(began: Instant, ledger: &Mutex<Ledger>) -> bool {
+    let [least, most] = CONTEND;
+    let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    began.elapsed() < least || began.elapsed() < most && !ledger.is_complete()
 }
 
 /// Nine readers and three writers. No writer is in together with another client, readers are in
@@ -386,13 +400,16 @@ impl Ledger {
 pub async fn contending_clients_share_or_exclude(fixture: &StoreFixture) {
     fixture.ready().await;
     let ledger = Arc::new(Mutex::new(Ledger::default()));
-    let until = now() + Duration::from_secs(4);
+    let connected = Arc::new(Barrier::new(12));
     let tasks: Vec<_> = (0..12)
         .map(|client| {
             let (store, ledger) = (fixture.store(), Arc::clone(&ledger));
+            let connected = Arc::clone(&connected);
             tokio::spawn(async move {
                 while store.connect(WITHIN).await.is_err() {}
-                while now() < until {
+                connected.wait().await;
+                let began = now();
+                while goes_on(began, &ledger) {
                     contend(&*store, &ledger, client, client % 4 == 0).await;
                 }
             })

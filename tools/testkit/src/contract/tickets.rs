@@ -4,7 +4,8 @@ use database_locks::LostReason;
 use database_locks::seam::{AcquireCommand, Grant, Released, Renewal, ResumeCommand, Store};
 
 use super::fixture::{
-    LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, info, outlived, release, renew,
+    BRIEF, LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, info, outlived, release,
+    renew,
 };
 use crate::promise::promise;
 
@@ -30,12 +31,12 @@ async fn resume(store: &dyn Store, command: &ResumeCommand) -> Renewal {
 /// row.
 pub async fn a_ticket_resumes_a_lock_once(fixture: &StoreFixture) {
     let store = fixture.ready().await;
-    let given = granted(&*store, "job", "giver", SHORT).await;
+    let given = granted(&*store, "job", "giver", BRIEF).await;
     let (command, again) = (handed_to(&given, "taker"), handed_to(&given, "another"));
     assert!(resume(&*store, &command).await.is_renewed());
     let repeated = resume(&*fixture.store(), &command).await;
     assert!(repeated.is_renewed(), "its reply may be lost");
-    outlived(SHORT).await;
+    outlived(BRIEF).await;
 
     let row = info(&*store, "job").await.expect("a row");
     assert_eq!(
