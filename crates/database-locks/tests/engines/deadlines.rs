@@ -26,6 +26,7 @@ async fn a_call_that_hangs_ends_at_its_deadline(db: &TestDb) {
     for call in 0..4 {
         // It is up, so that it is the statement that hangs.
         store.page(&ListFilter::new(), None, TIMEOUT).await.unwrap();
+        proxy.reset_counts();
         proxy.stall();
         let began = now();
         let failure = async {

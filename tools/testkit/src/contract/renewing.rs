@@ -195,9 +195,9 @@ pub async fn a_grant_that_differs_in_any_part_is_refused(fixture: &StoreFixture)
 /// Each renewal of a batch has its own answer and its own length.
 pub async fn a_batch_of_renewals_is_answered_one_by_one(fixture: &StoreFixture) {
     let store = fixture.ready().await;
-    let kept = granted(&*store, "kept", "me", BRIEF).await;
     let gone = granted(&*store, "gone", "me", LONG).await;
     release(&*store, &gone).await;
+    let kept = granted(&*store, "kept", "me", BRIEF).await;
     let endless = granted(&*store, "endless", "me", BRIEF).await;
     let round = [
         (gone, LONG.into()),
