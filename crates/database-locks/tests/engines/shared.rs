@@ -380,8 +380,18 @@ async fn a_set_that_waits_for_readers_leaves_the_other_locks_alone(db: &TestDb) 
         .release()
         .await
         .unwrap();
+    let before = a.show("other").await.unwrap().unwrap().token;
     let waits = tokio::spawn(set.wait(TIMEOUT).acquire());
-    tokio::time::sleep(ms(500)).await;
+    // Its first try is granted all of them, finds the reader, and gives them back.
+    let end = now() + TIMEOUT;
+    loop {
+        let row = a.show("other").await.unwrap().unwrap();
+        if row.token > before && !row.is_held() {
+            break;
+        }
+        assert!(now() < end, "it does not try: {row:?}");
+        tokio::time::sleep(ms(10)).await;
+    }
     for _ in 0..50 {
         let other = a.lock("other").try_acquire().await.unwrap();
         other.expect("free").release().await.unwrap();
