@@ -48,13 +48,20 @@ async fn calls_with_the_same_name_come_one_after_another() {
     assert_eq!(most.into_inner(), 1);
 }
 
+/// Returns when all are inside.
+#[locked(name = format!("order {id}"), via = locks)]
+async fn together(locks: &Locks, id: u32, inside: &tokio::sync::Barrier) {
+    inside.wait().await;
+}
+
 #[tokio::test]
 async fn calls_with_names_of_their_arguments_run_together() {
     let locks = locks("memory:locked-other").await;
-    let (inside, most) = (AtomicU32::new(0), AtomicU32::new(0));
-    let call = |id| most_at_once(&locks, id, &inside, &most);
-    tokio::join!(call(1), call(2), call(3));
-    assert!(most.into_inner() > 1);
+    let inside = tokio::sync::Barrier::new(3);
+    let call = |id| together(&locks, id, &inside);
+    let calls = async { tokio::join!(call(1), call(2), call(3)) };
+    let all = tokio::time::timeout(Duration::from_secs(20), calls).await;
+    all.expect("none waits for the lock of another");
 }
 
 mod jobs {
@@ -341,8 +348,15 @@ async fn a_future_that_is_dropped_frees_the_lock() {
     let started = AtomicBool::new(false);
     {
         let mut call = pin!(never_done(&locks, &started));
-        let until = tokio::time::timeout(Duration::from_millis(100), &mut call);
-        assert!(until.await.is_err() && started.load(Ordering::SeqCst));
+        let under_way = async {
+            while !started.load(Ordering::SeqCst) {
+                short_sleep().await;
+            }
+        };
+        tokio::select! {
+            ended = &mut call => panic!("{ended:?}"),
+            () = under_way => {}
+        }
     }
     let in_time = locks.lock("job").wait(Duration::from_secs(10));
     in_time.acquire().await.unwrap().release().await.unwrap();

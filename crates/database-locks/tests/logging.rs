@@ -118,7 +118,8 @@ async fn until(what: impl Fn() -> bool) {
 async fn acquire_renewal_and_release_are_logged_at_debug_with_their_fields() {
     capture();
     let locks = Locks::connect("memory:quiet").await.unwrap();
-    let lock = locks.lock("quiet").holder("me").ttl(ms(200));
+    let lock = locks.lock("quiet").holder("me").ttl(ms(10_000));
+    let lock = lock.renew_every(ms(100));
     let (token, work) = lock
         .run(async {
             tracing::info!(lock.name = "quiet", "at work");
@@ -191,7 +192,8 @@ async fn a_waiter_logs_each_holder_once() {
 async fn a_loss_is_a_warning_with_its_reason() {
     capture();
     let locks = Locks::connect("memory:loss").await.unwrap();
-    let guard = locks.lock("loss").ttl(ms(200)).acquire().await.unwrap();
+    let lock = locks.lock("loss").ttl(ms(10_000)).renew_every(ms(100));
+    let guard = lock.acquire().await.unwrap();
     locks.force_release("loss").await.unwrap();
     assert_eq!(guard.lost().await.reason(), LostReason::Forced);
     until(|| lines("loss").iter().any(|line| line.says("lock lost"))).await;
@@ -213,10 +215,12 @@ async fn a_loss_is_a_warning_with_its_reason() {
 async fn a_loss_to_another_client_names_the_new_holder() {
     capture();
     let locks = Locks::connect("memory:robbed").await.unwrap();
-    let lock = locks.lock("robbed").ttl(Duration::from_secs(300));
+    let others = Locks::connect("memory:robbed").await.unwrap();
+    // Without a renewal, which could find the release by force before the next holder is there.
+    let lock = locks.lock("robbed").ttl(ms(15_000)).auto_renew(false);
     let guard = lock.acquire().await.unwrap();
-    locks.force_release("robbed").await.unwrap();
-    let lock = locks.lock("robbed").holder("web\n2");
+    others.force_release("robbed").await.unwrap();
+    let lock = others.lock("robbed").holder("web\n2");
     let next = lock.acquire().await.unwrap();
     guard.check().await.unwrap_err();
     let all = lines("robbed");

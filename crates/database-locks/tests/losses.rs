@@ -355,7 +355,7 @@ async fn a_subscriber_may_drop_guards_and_panic() {
     install_subscriber();
     let locks = db.locks().await;
     // Lost because its trust ended.
-    let lock = locks.lock("short").ttl(ms(2000)).auto_renew(false);
+    let lock = locks.lock("short").ttl(ms(5000)).auto_renew(false);
     let short = in_time(lock.acquire()).await.unwrap();
     drop_guard_on(&locks, "lock lost").await;
     in_time(short.lost()).await;

@@ -65,7 +65,13 @@ async fn every_metric_of_the_guide_is_recorded() {
     recorder.install().unwrap();
     let ms = Duration::from_millis;
     let locks = Locks::connect("memory:").await.unwrap();
-    let quick = |name: &str| locks.lock(name).ttl(ms(300)).wait(ms(20));
+    let quick = |name: &str| {
+        locks
+            .lock(name)
+            .ttl(ms(6000))
+            .renew_every(ms(300))
+            .wait(ms(500))
+    };
 
     // Acquired, contended, renewed.
     let guard = quick("a").acquire().await.unwrap();

@@ -60,7 +60,7 @@ fn url(db: &TestDb, password: Option<&str>) -> String {
 }
 
 async fn hold(locks: &Locks, name: &str) -> LockGuard {
-    let lock = locks.lock(name).ttl(ms(20_000)).renew_every(ms(200));
+    let lock = locks.lock(name).ttl(ms(60_000)).renew_every(ms(200));
     lock.acquire()
         .await
         .unwrap_or_else(|error| panic!("{}", error.chain()))
@@ -69,7 +69,7 @@ async fn hold(locks: &Locks, name: &str) -> LockGuard {
 /// Until the lease was renewed on a connection that was made since.
 async fn renewed(guard: &LockGuard) {
     let done = tokio::time::timeout(TIMEOUT, async {
-        while guard.trusted_for() < ms(15_000) || guard.check().await.is_err() {
+        while guard.trusted_for() < ms(50_000) || guard.check().await.is_err() {
             tokio::time::sleep(ms(50)).await;
         }
     });
@@ -186,7 +186,7 @@ async fn a_function_that_fails_is_asked_again_within_the_wait(db: &TestDb) {
     };
     let builder = Locks::builder(&db.url).password(down);
     let message = builder.clone().connect().await.expect_err("no password");
-    let lock = builder.connect_lazy().unwrap().lock("job").wait(ms(300));
+    let lock = builder.connect_lazy().unwrap().lock("job").wait(ms(3_000));
     for message in [message, lock.acquire().await.expect_err("no password")] {
         assert!(matches!(message, Error::Unavailable { .. }), "{message:?}");
         let chain = message.chain();
@@ -206,7 +206,7 @@ async fn a_function_that_fails_is_asked_again_within_the_wait(db: &TestDb) {
 async fn a_function_that_hangs_holds_nothing_up(db: &TestDb) {
     let _alone = PASSWORD.lock().await;
     let others = db.locks().await;
-    let held = others.lock("held").ttl(ms(1500)).acquire().await.unwrap();
+    let held = others.lock("held").ttl(ms(4500)).acquire().await.unwrap();
     let (go, wait) = mpsc::channel::<()>();
     let (wait, asked) = (Mutex::new(wait), Arc::new(AtomicU32::new(0)));
     let counted = Arc::clone(&asked);
@@ -246,7 +246,7 @@ async fn a_password_longer_than_any_is_refused_and_holds_nothing_up(db: &TestDb)
     let _alone = PASSWORD.lock().await;
     change_password(db, "short");
     let others = db.locks().await;
-    let held = others.lock("held").ttl(ms(3000)).acquire().await.unwrap();
+    let held = others.lock("held").ttl(ms(9000)).acquire().await.unwrap();
     let long = "x".repeat(4 << 20);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("passwords");

@@ -40,14 +40,18 @@ async fn one_poll_reads_all_waited_locks() {
             let lock = locks.lock(format!("lock {i}"));
             waiting.push(tokio::spawn(async move { lock.acquire().await }));
         }
-        // By then their polls are one.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        requests(&counted, ["poll"]);
+        // Until each waiter has tried. By then their polls are one.
+        let mut quiet = 0;
+        while quiet < 2 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let [tries] = requests(&counted, ["acquire"]);
+            quiet = if tries == 0 { quiet + 1 } else { 0 };
+        }
         if let Some(proxy) = &proxy {
             proxy.reset_counts();
         }
         let began = time::now();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let [polls, tries] = requests(&counted, ["poll", "acquire"]);
         let sent = proxy.as_ref().map(|proxy| proxy.counts().chunks_up);
         // A pause is 30 ms at the least.
@@ -65,7 +69,7 @@ async fn one_poll_reads_all_waited_locks() {
             let mut next = Vec::new();
             for (_, (guard, waiter)) in half {
                 guard.release().await.unwrap();
-                next.push(tokio::time::timeout(Duration::from_secs(10), waiter));
+                next.push(tokio::time::timeout(Duration::from_secs(60), waiter));
             }
             for waiter in next {
                 let guard: LockGuard = waiter.await.expect("in time").unwrap().unwrap();

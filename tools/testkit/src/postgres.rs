@@ -4,17 +4,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::programs::{find_binary, require};
 use crate::server::{Server, User, on_a_free_port, succeeds};
 use crate::sql::{LOCKER_PASSWORD, SqlError, SqlSession, database_of, percent_encode};
+use crate::time;
 use crate::tls::Certificate;
 
 /// The signal that the kernel sends the server when the test process ends: an immediate shutdown.
 /// After SIGKILL its shared memory would be left behind until the next boot.
 const DEATHSIG: &str = "QUIT";
+
+/// How long the server may take to read its configuration after it was told to.
+const RELOAD_WITHIN: Duration = Duration::from_secs(30);
 
 /// A PostgreSQL server for one test, or the one that the tests of a binary share.
 ///
@@ -345,6 +350,26 @@ impl Postgres {
         self.server.stop();
         launch(&mut self.server, &self.bin, &self.args, self.port)
             .unwrap_or_else(|log| panic!("{log}"));
+    }
+
+    /// Has the server read its configuration files again, and waits until new sessions follow them.
+    ///
+    /// # Panics
+    ///
+    /// If it does not within half a minute.
+    pub fn reload(&self) {
+        let loaded = || {
+            let at = self.query("postgres", "SELECT pg_conf_load_time()");
+            at.expect("a running server knows")
+        };
+        let before = loaded();
+        self.query("postgres", "SELECT pg_reload_conf()")
+            .expect("the superuser may");
+        let done = time::wait_until(RELOAD_WITHIN, || loaded() != before);
+        assert!(
+            done,
+            "the configuration is not read within {RELOAD_WITHIN:?}"
+        );
     }
 
     /// Freezes the server and its backends: the kernel accepts connections, which are not answered.

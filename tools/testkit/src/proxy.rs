@@ -23,6 +23,9 @@ pub use state::Counts;
 /// How long the proxy's own thread may take to close a connection.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long the proxy's own thread may take to read what a client has sent.
+const FAULT_WITHIN: Duration = Duration::from_secs(10);
+
 /// A proxy on a free port of 127.0.0.1. Everything is closed on drop.
 ///
 /// A fault set by a call holds for every byte read after the call has returned.
@@ -153,6 +156,16 @@ impl Proxy {
     /// A test asserts that its fault did.
     pub fn faults_hit(&self) -> u64 {
         self.state.tally().faults_hit
+    }
+
+    /// Waits until a fault has taken effect: it may be noticed after the client has given up.
+    ///
+    /// # Panics
+    ///
+    /// If none does within ten seconds.
+    pub fn wait_for_fault(&self) {
+        let hit = time::wait_until(FAULT_WITHIN, || self.faults_hit() > 0);
+        assert!(hit, "no fault took effect");
     }
 
     /// What has passed.

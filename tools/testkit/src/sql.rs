@@ -11,6 +11,9 @@ use crate::time;
 /// [`SqlSession::send`].
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long a line that an ended client has printed may take to be read.
+const LAST_LINE_WITHIN: Duration = Duration::from_secs(10);
+
 /// The password of the user `locker` of every server, with characters that a URL or SQL must
 /// escape.
 pub const LOCKER_PASSWORD: &str = "p@ss:w/rd?#% &='é";
@@ -110,8 +113,8 @@ impl SqlSession {
                 Some(line) if line == END => break,
                 Some(line) => self.partial.push(line),
                 None if self.client.wait(Duration::ZERO).is_some() => {
-                    // Its last lines may have come meanwhile.
-                    while let Some(line) = self.client.line(Duration::from_millis(100)) {
+                    // Its last lines, until the end of its output.
+                    while let Some(line) = self.client.line(LAST_LINE_WITHIN) {
                         self.partial.push(line);
                     }
                     self.partial.push("ERROR: the client has ended".into());

@@ -26,6 +26,7 @@ async fn a_call_that_hangs_ends_at_its_deadline(db: &TestDb) {
     for call in 0..4 {
         // It is up, so that it is the statement that hangs.
         store.page(&ListFilter::new(), None, TIMEOUT).await.unwrap();
+        proxy.reset_counts();
         proxy.stall();
         let began = now();
         let failure = async {
@@ -40,8 +41,8 @@ async fn a_call_that_hangs_ends_at_its_deadline(db: &TestDb) {
         let took = began.elapsed();
         let failure = failure.expect("its deadline").expect("no answer");
         assert!(matches!(failure, StoreError::Unavailable(_)), "{failure}");
-        assert!(took >= within && took < ms(3000), "{call}: {took:?}");
-        assert!(proxy.faults_hit() > 0, "nothing hung");
+        assert!(took >= within && took < ms(4500), "{call}: {took:?}");
+        proxy.wait_for_fault();
         // What was sent stays unanswered: it is another connection that answers.
         let connections = proxy.counts().connections;
         proxy.cut();
@@ -60,14 +61,9 @@ async fn a_call_that_hangs_ends_at_its_deadline(db: &TestDb) {
 async fn a_release_wakes_the_next_of_the_process(db: &TestDb) {
     const ROUNDS: usize = 15;
     let locks = db.locks().await;
-    let (mut guards, mut waiters, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut guards, mut waiters) = (Vec::new(), Vec::new());
     for i in 0..ROUNDS {
-        let (name, other) = (format!("job {i}"), format!("alone {i}"));
-        let guard = locks.lock(&other).acquire().await.unwrap();
-        let began = now();
-        guard.release().await.unwrap();
-        drop(locks.lock(&other).acquire().await.unwrap());
-        alone.push(began.elapsed());
+        let name = format!("job {i}");
         guards.push(locks.lock(&name).acquire().await.unwrap());
         let locks = locks.clone();
         waiters.push(tokio::spawn(async move {
@@ -75,10 +71,17 @@ async fn a_release_wakes_the_next_of_the_process(db: &TestDb) {
             (lock.acquire().await.unwrap(), now())
         }));
     }
-    // By now each polls every 200 to 400 ms.
-    tokio::time::sleep(ms(1500)).await;
-    let mut woken = Vec::new();
-    for (guard, waiter) in guards.into_iter().zip(waiters) {
+    // By now each polls every second or so.
+    tokio::time::sleep(ms(6000)).await;
+    let (mut woken, mut alone) = (Vec::new(), Vec::new());
+    for (i, (guard, waiter)) in guards.into_iter().zip(waiters).enumerate() {
+        // At the same time, since the machine may be busier now than before.
+        let lock = locks.lock(format!("alone {i}"));
+        let other = lock.acquire().await.unwrap();
+        let began = now();
+        other.release().await.unwrap();
+        drop(lock.acquire().await.unwrap());
+        alone.push(began.elapsed());
         let began = now();
         guard.release().await.unwrap();
         let waited = tokio::time::timeout(TIMEOUT, waiter).await;
@@ -92,7 +95,7 @@ async fn a_release_wakes_the_next_of_the_process(db: &TestDb) {
     };
     let (woken, alone) = (median(&mut woken), median(&mut alone));
     assert!(
-        woken < ms(30) + 2 * alone,
+        woken < ms(200) + 2 * alone,
         "{woken:?}, where release and acquire alone take {alone:?}"
     );
     promise("P12", db.engine);

@@ -10,7 +10,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn held(locks: &Locks) -> LockGuard {
     // Too short for its process to listen for a release by force.
-    let lock = locks.lock("job").ttl(TIMEOUT / 2).wait(TIMEOUT);
+    let lock = locks.lock("job").ttl(Duration::from_secs(15)).wait(TIMEOUT);
     lock.auto_renew(false).acquire().await.unwrap()
 }
 

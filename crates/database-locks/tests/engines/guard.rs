@@ -81,8 +81,8 @@ async fn counted_increments_are_not_lost(db: &TestDb) {
 
 async fn a_lease_outlives_its_ttl_while_it_is_held(db: &TestDb) {
     let (a, b) = (db.locks().await, db.locks().await);
-    let guard = a.lock("job").ttl(ms(1500)).acquire().await.unwrap();
-    for _ in 0..8 {
+    let guard = a.lock("job").ttl(ms(4500)).acquire().await.unwrap();
+    for _ in 0..12 {
         tokio::time::sleep(ms(500)).await;
         assert!(guard.is_held());
         assert!(b.lock("job").try_acquire().await.unwrap().is_none());
@@ -95,11 +95,11 @@ async fn trust_ends_before_the_lease(db: &TestDb) {
     let (a, b) = (db.locks().await, db.locks().await);
     let lock = a
         .lock("job")
-        .ttl(ms(4000))
-        .margin(ms(1900))
+        .ttl(ms(10_000))
+        .margin(ms(4900))
         .auto_renew(false);
     let guard = lock.acquire().await.unwrap();
-    assert!(guard.trusted_for() <= ms(2100));
+    assert!(guard.trusted_for() <= ms(5100));
     assert_eq!(in_time(guard.lost()).await.reason(), LostReason::Expired);
     assert!(!guard.is_held());
     let row = b.show("job").await.unwrap().expect("a row");
@@ -162,7 +162,7 @@ async fn a_release_by_force_is_noticed_and_explained(db: &TestDb) {
     let (a, b) = (db.locks().await, db.locks().await);
     let guard = a
         .lock("job")
-        .ttl(ms(1500))
+        .ttl(ms(6000))
         .holder("me")
         .acquire()
         .await
@@ -214,7 +214,7 @@ async fn check_notices_at_once(db: &TestDb) {
 
 async fn a_deleted_row_is_a_loss_and_is_not_made_again(db: &TestDb) {
     let locks = db.locks().await;
-    let guard = locks.lock("job").ttl(ms(1500)).acquire().await.unwrap();
+    let guard = locks.lock("job").ttl(ms(6000)).acquire().await.unwrap();
     let token = guard.token();
     db.sql("DELETE FROM database_locks_lock");
     assert_eq!(in_time(guard.lost()).await.reason(), LostReason::RowGone);
@@ -280,7 +280,8 @@ async fn every_end_of_the_body_frees_the_lock(db: &TestDb) {
 async fn an_acquire_dropped_after_any_poll_leaves_nothing(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.locks().await);
     let mut ready = false;
-    for polls in 0..60 {
+    // The last ones are for a server that stands still.
+    for polls in (0..60).chain([200, 1_000, 10_000]) {
         if ready {
             break;
         }
@@ -302,7 +303,7 @@ async fn an_acquire_dropped_after_any_poll_leaves_nothing(db: &TestDb) {
         let row = other.show("job").await.unwrap().expect("a row");
         assert_eq!(row.state, LockState::Free, "after {polls} polls");
     }
-    assert!(ready, "sixty polls were not enough for one acquire");
+    assert!(ready, "all polls were not enough for one acquire");
     promise("P7", db.engine);
 }
 
@@ -335,7 +336,7 @@ async fn a_wait_keeps_to_its_limit_and_names_the_holder(db: &TestDb) {
         .acquire()
         .await
         .unwrap();
-    for limit in [ms(1), ms(15), ms(300)] {
+    for limit in [ms(1), ms(15), ms(3_000)] {
         let began = now();
         let error = b.lock("job").wait(limit).acquire().await.unwrap_err();
         let took = began.elapsed();
@@ -411,7 +412,7 @@ async fn waiters_of_one_process_are_served_in_order(db: &TestDb) {
             came.lock().unwrap().push(i);
             guard.release().await.unwrap();
         }));
-        tokio::time::sleep(ms(60)).await;
+        tokio::time::sleep(ms(250)).await;
     }
     first.release().await.unwrap();
     for waiter in waiters {
@@ -425,11 +426,11 @@ async fn asking_whether_it_is_held_costs_nothing(db: &TestDb) {
     let locks = db.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
     let began = now();
-    for _ in 0..100_000 {
+    for _ in 0..500_000 {
         assert!(guard.is_held());
     }
     assert!(
-        began.elapsed() < Duration::from_secs(2),
+        began.elapsed() < Duration::from_secs(10),
         "{:?}",
         began.elapsed()
     );
@@ -507,8 +508,9 @@ async fn dropped_locks_leave_no_connection_open(db: &TestDb) {
     };
     // A thread of no runtime.
     let locks = std::thread::spawn(work).join().unwrap();
-    let connections: u32 = db.sql(count).parse().unwrap();
-    assert!(connections >= 2, "{connections}");
+    // One of them may be made in the background.
+    let two = || db.sql(count).parse::<u32>().unwrap() >= 2;
+    assert!(testkit::time::wait_until(TIMEOUT, two), "{}", db.sql(count));
     drop(locks);
     let gone = || db.sql(count) == "0";
     assert!(

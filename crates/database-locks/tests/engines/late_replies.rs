@@ -12,10 +12,10 @@ use testkit::time::{now, wait_until};
 use testkit::{Proxy, TestDb, db_tests, promise};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-const TTL: Duration = Duration::from_secs(2);
+const TTL: Duration = Duration::from_secs(3);
 /// For how long replies are held back: longer than a lease of `TTL` lasts, and not as long as a
 /// request may take.
-const DELAY: Duration = Duration::from_millis(2_500);
+const DELAY: Duration = Duration::from_millis(3_500);
 
 async fn through(proxy: &Proxy, db: &TestDb) -> Locks {
     Locks::connect(proxy.url(&db.url)).await.unwrap()
@@ -59,7 +59,7 @@ async fn a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(db: 
     let (slow, other) = (through(&proxy, db).await, db.locks().await);
     // So that connections are up and statements prepared.
     for _ in 0..3 {
-        short(&slow, "job")
+        slow.lock("job")
             .acquire()
             .await
             .unwrap()
@@ -132,7 +132,7 @@ async fn a_try_with_a_late_reply_fails_and_leaves_nothing_held(db: &TestDb) {
     let proxy = Arc::new(Proxy::to_url(&db.url));
     let (slow, other) = (through(&proxy, db).await, db.locks().await);
     for _ in 0..3 {
-        short(&slow, "once")
+        slow.lock("once")
             .acquire()
             .await
             .unwrap()
@@ -162,7 +162,7 @@ async fn a_lock_taken_over_or_resumed_too_late_is_not_handed_out(db: &TestDb) {
     let proxy = Arc::new(Proxy::to_url(&db.url));
     let (slow, other) = (through(&proxy, db).await, db.locks().await);
     for name in ["ticket", "mine"] {
-        short(&slow, name)
+        slow.lock(name)
             .acquire()
             .await
             .unwrap()
@@ -207,7 +207,7 @@ async fn a_lock_taken_over_or_resumed_too_late_is_not_handed_out(db: &TestDb) {
 /// it alive.
 async fn a_late_caller_is_handed_no_lost_lock(db: &TestDb) {
     let (locks, other) = (db.locks().await, db.locks().await);
-    let ttl = Duration::from_millis(300);
+    let ttl = Duration::from_secs(3);
     let lock = locks.lock("late").ttl(ttl).auto_renew(false);
     // So that there is a row.
     let _ = lock.acquire().await.unwrap().release().await;

@@ -133,7 +133,9 @@ async fn a_leader_that_resigns_lets_another_candidate_lead(db: &TestDb) {
     let (first, second) = (db.locks().await, db.locks().await);
     let (terms, mut resigning) = tokio::sync::mpsc::unbounded_channel();
     let a = {
-        let (log, leader) = (log.clone(), first.leader("job").holder("a"));
+        // After a resignation it stays away for twice as long as its longest pause.
+        let leader = first.leader("job").holder("a").poll(ms(2_000));
+        let log = log.clone();
         tokio::spawn(leader.run(move |term| {
             let (log, terms) = (log.clone(), terms.clone());
             async move {
@@ -299,7 +301,7 @@ async fn the_blocking_api_leads_and_observes(db: &TestDb) {
 async fn a_term_ends_with_its_body_before_another_process_leads(db: &TestDb) {
     let log = Log::default();
     let (first, second) = (db.locks().await, db.locks().await);
-    let settings = |leader: Leader| leader.ttl(ms(4000)).margin(ms(1900));
+    let settings = |leader: Leader| leader.ttl(ms(6000));
     let a = candidate(settings(first.leader("job").holder("a")), &log);
     log.wait_for_terms(1).await;
     let open = db.lock_row("job");

@@ -50,7 +50,7 @@ fn cleaning(
 
 async fn a_body_with_a_grace_stops_by_itself_or_is_dropped_at_its_end(db: &TestDb) {
     let locks = db.locks().await;
-    let leader = locks.leader("job").ttl(ms(20_000)).grace(ms(1500));
+    let leader = locks.leader("job").ttl(ms(100_000)).grace(ms(5_000));
 
     let (task, mut began, mut ends) = cleaning(leader.clone(), ms(100));
     in_time(began.recv()).await.unwrap().resign();
@@ -65,7 +65,7 @@ async fn a_body_with_a_grace_stops_by_itself_or_is_dropped_at_its_end(db: &TestD
     let resigned = now();
     assert_eq!(in_time(ends.recv()).await, Some(false));
     let took = resigned.elapsed();
-    assert!((ms(1400)..ms(8000)).contains(&took), "{took:?}");
+    assert!((ms(4_900)..ms(20_000)).contains(&took), "{took:?}");
     task.abort();
     let _ = task.await;
 
@@ -75,7 +75,7 @@ async fn a_body_with_a_grace_stops_by_itself_or_is_dropped_at_its_end(db: &TestD
     let forced = now();
     assert!(lose(&locks, "job").await.unwrap());
     assert_eq!(in_time(ends.recv()).await, Some(false));
-    assert!(forced.elapsed() < ms(1000), "{:?}", forced.elapsed());
+    assert!(forced.elapsed() < ms(4_000), "{:?}", forced.elapsed());
     task.abort();
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use database_locks::{Locks, Prune, Token, Ttl};
+use testkit::contract::{granted, release};
 use testkit::time::now;
 use testkit::{TestDb, db_tests, promise};
 
@@ -19,12 +20,16 @@ async fn cycle(locks: &Locks, name: &str) -> Token {
 async fn with_a_token_ahead_of_the_clock(db: &TestDb, locks: &Locks) -> Token {
     let first = cycle(locks, "busy").await;
     if db.engine == "memory" {
+        // Of the store itself, which is many times as quick as the locks.
+        let store = db.fixture().ready().await;
         let began = now();
         let mut latest = first;
         while u128::from((latest.get() - first.get()).unsigned_abs())
             < began.elapsed().as_millis() + 3_000
         {
-            latest = cycle(locks, "busy").await;
+            let grant = granted(&*store, "busy", "me", TIMEOUT).await;
+            latest = grant.token;
+            release(&*store, &grant).await;
             assert!(began.elapsed() < TIMEOUT, "not a thousand grants a second");
         }
         return latest;

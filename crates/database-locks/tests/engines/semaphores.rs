@@ -89,7 +89,7 @@ async fn a_waiter_gets_the_permit_that_another_process_releases(db: &TestDb) {
     first.release().await.unwrap();
     let next = waits.await.unwrap().unwrap();
     assert!(
-        began.elapsed() < Duration::from_secs(4),
+        began.elapsed() < Duration::from_secs(15),
         "{:?}",
         began.elapsed()
     );
@@ -108,7 +108,7 @@ async fn a_wait_for_a_permit_keeps_to_its_limit_and_says_why(db: &TestDb) {
         .await
         .unwrap();
     assert!(b.semaphore("api", 1).try_acquire().await.unwrap().is_none());
-    for wait in [ms(0), ms(200)] {
+    for wait in [ms(0), ms(2_000)] {
         let error = b
             .semaphore("api", 1)
             .wait(wait)
@@ -128,7 +128,7 @@ async fn a_wait_for_a_permit_keeps_to_its_limit_and_says_why(db: &TestDb) {
     a.set_limit("api", Some(0)).await.unwrap();
     let error = b
         .semaphore("api", 9)
-        .wait(ms(100))
+        .wait(ms(2_000))
         .acquire()
         .await
         .unwrap_err();
@@ -174,7 +174,7 @@ async fn no_waiter_waits_for_another_one_beside_free_permits(db: &TestDb) {
         guards.push(wait.await.unwrap());
     }
     let took = began.elapsed();
-    assert!(took < ms(5_000), "{took:?}");
+    assert!(took < ms(15_000), "{took:?}");
     assert_eq!(locks.show_semaphore("api").await.unwrap().held(), 10);
     promise("P12", db.engine);
 }
@@ -182,12 +182,12 @@ async fn no_waiter_waits_for_another_one_beside_free_permits(db: &TestDb) {
 /// A permit is renewed for as long as its guard lives, a loss is told, and a ticket hands it over.
 async fn a_permit_is_a_grant_like_any_other(db: &TestDb) {
     let (a, b) = (db.locks().await, db.locks().await);
-    let short = a.semaphore("api", 2).ttl(ms(800));
+    let short = a.semaphore("api", 2).ttl(ms(4_500));
     let (kept, forced) = (
         short.acquire().await.unwrap(),
         short.acquire().await.unwrap(),
     );
-    tokio::time::sleep(ms(1_600)).await;
+    tokio::time::sleep(ms(5_500)).await;
     assert!(kept.is_held() && forced.is_held(), "both were renewed");
     assert!(b.semaphore("api", 2).try_acquire().await.unwrap().is_none());
     let slot = forced.slot().expect("a permit");

@@ -13,12 +13,12 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// The lease of the reader has ended long before its transaction does.
 async fn an_open_fence_of_a_dead_reader_keeps_a_writer_out(db: &TestDb) {
     let (a, b, mut user) = (db.locks().await, db.locks().await, User::of(db).await);
-    let lock = a.lock("list").shared().ttl(ms(700)).auto_renew(false);
+    let lock = a.lock("list").shared().ttl(ms(4000)).auto_renew(false);
     let reader = lock.acquire().await.unwrap();
     let waiting = b.lock("list").wait(TIMEOUT);
     let waiter = tokio::spawn(async move { waiting.acquire().await.map(|guard| (now(), guard)) });
     let committed = user.under(&reader, None, async |_| {
-        let until = now() + ms(2500);
+        let until = now() + ms(6000);
         while now() < until {
             assert!(b.lock("list").try_acquire().await.unwrap().is_none());
             assert!(!waiter.is_finished(), "beside an open fence");
@@ -46,12 +46,12 @@ async fn an_open_fence_of_a_dead_writer_keeps_readers_out(db: &TestDb) {
         .release()
         .await
         .unwrap();
-    let lock = a.lock("list").ttl(ms(700)).auto_renew(false).wait(TIMEOUT);
+    let lock = a.lock("list").ttl(ms(4000)).auto_renew(false).wait(TIMEOUT);
     let writer = lock.acquire().await.unwrap();
     let waiting = b.lock("list").shared().wait(TIMEOUT);
     let waiter = tokio::spawn(async move { waiting.acquire().await.map(|guard| (now(), guard)) });
     let committed = user.under(&writer, None, async |_| {
-        let until = now() + ms(2500);
+        let until = now() + ms(6000);
         while now() < until {
             let tried = b.lock("list").shared().try_acquire().await;
             assert!(!matches!(tried, Ok(Some(_))), "beside an open fence");

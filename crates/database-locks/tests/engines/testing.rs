@@ -9,7 +9,7 @@ use testkit::{TestDb, db_tests};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Less than a third of the ttl, which is when the holder would learn it by itself.
-const AT_ONCE: Duration = Duration::from_secs(5);
+const AT_ONCE: Duration = Duration::from_secs(9);
 
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, what).await.expect("in time")

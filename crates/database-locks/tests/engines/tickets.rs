@@ -57,10 +57,10 @@ async fn a_lock_is_resumed_by_another_client_under_the_same_token(db: &TestDb) {
 
 async fn a_ticket_can_be_renewed_and_released_without_resuming_it(db: &TestDb) {
     let (giver, other) = (db.locks().await, db.locks().await);
-    let lock = giver.lock("job").ttl(Duration::from_millis(1500));
+    let lock = giver.lock("job").ttl(Duration::from_millis(4000));
     let ticket = lock.acquire().await.unwrap().into_ticket().unwrap();
     other.renew(&ticket, Duration::from_secs(60)).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_millis(4500)).await;
     assert!(
         other.lock("job").try_acquire().await.unwrap().is_none(),
         "renewed"
@@ -75,7 +75,7 @@ async fn a_ticket_can_be_renewed_and_released_without_resuming_it(db: &TestDb) {
 
 async fn a_lock_that_was_handed_over_is_no_longer_renewed(db: &TestDb) {
     let (giver, other) = (db.locks().await, db.locks().await);
-    let lock = giver.lock("job").ttl(Duration::from_millis(900));
+    let lock = giver.lock("job").ttl(Duration::from_millis(3000));
     let ticket = lock.acquire().await.unwrap().into_ticket().unwrap();
     let next = other.lock("job").wait(TIMEOUT).acquire().await.unwrap();
     assert_eq!(
@@ -93,7 +93,7 @@ async fn a_guard_released_by_its_ticket_says_so(db: &TestDb) {
     let (holder, other) = (db.locks().await, db.locks().await);
     let guard = holder
         .lock("job")
-        .ttl(Duration::from_millis(1500))
+        .ttl(Duration::from_millis(6000))
         .acquire()
         .await
         .unwrap();

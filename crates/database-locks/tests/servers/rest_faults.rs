@@ -7,7 +7,7 @@ use testkit::time::{ms, now};
 use testkit::{Proxy, TestDb, db_tests};
 
 const AT_LEAST: Duration = Duration::from_secs(600);
-const OUTAGE: Duration = Duration::from_secs(2);
+const OUTAGE: Duration = Duration::from_secs(8);
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// From the grant to the end of the rest, by the database's clock.
@@ -34,7 +34,7 @@ async fn a_lost_reply_to_a_release_makes_no_rest_longer(db: &TestDb) {
         .expect("released");
     assert_eq!(proxy.faults_hit(), 1);
     let row = locks.show("job").await.unwrap().expect("a row");
-    assert!(unavailable_for(&row) <= AT_LEAST + ms(500), "{row:?}");
+    assert!(unavailable_for(&row) <= AT_LEAST + ms(5_000), "{row:?}");
 }
 
 /// What is left of the rest counts when the release is sent, and not when the guard was dropped.

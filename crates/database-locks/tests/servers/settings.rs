@@ -105,10 +105,14 @@ async fn locks_work_under_any_init_command(server: &MySqlServer) {
             )
         };
         contract::a_held_lock_names_its_holder(&fixture()).await;
-        contract::an_expired_lock_is_free(&fixture()).await;
         contract::the_first_token_is_the_time_of_the_database(&fixture()).await;
         contract::a_reader_sees_what_the_holder_wrote(&fixture()).await;
-        contract::a_batch_of_renewals_is_answered_one_by_one(&fixture()).await;
+        // Both await the end of a lease.
+        let (one, two) = (fixture(), fixture());
+        tokio::join!(
+            contract::an_expired_lock_is_free(&one),
+            contract::a_batch_of_renewals_is_answered_one_by_one(&two),
+        );
         // A name beyond ASCII, as another client reads it.
         let plain = server.fresh_database();
         let locks = works(&format!("{plain}?init_command={command}")).await;
@@ -192,7 +196,7 @@ async fn a_host_is_tried_for_as_long_as_the_url_says(db: &TestDb) {
             chain.contains(&format!("did not answer within {seconds}s")),
             "{chain}"
         );
-        assert!(took >= least && took < least + ms(2500), "{took:?}");
+        assert!(took >= least && took < least + ms(6000), "{took:?}");
     }
     // By default it would be given up after 3 or 4 s.
     let proxy = Proxy::to_url(&db.url);

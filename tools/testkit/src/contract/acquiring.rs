@@ -251,7 +251,7 @@ async fn race(
                 while store.connect(WITHIN).await.is_err() {}
                 start.wait().await;
                 // Another client is taking it just now.
-                for _ in 0..500 {
+                for _ in 0..2_000 {
                     match try_once(&*store, &command).await {
                         Outcome::Granted { token, .. } => return Some(token),
                         Outcome::Held(_) => return None,

@@ -14,11 +14,13 @@ use database_locks::{ListFilter, LockInfo, LockName, LockState, Token, Ttl};
 
 /// A lease that does not end during a test.
 pub(super) const LONG: Duration = Duration::from_secs(25);
-/// A lease whose end the test awaits, and of which nothing is asked before.
+/// A lease whose end the test awaits; long enough for a few round trips on a busy machine.
 pub(super) const SHORT: Duration = Duration::from_millis(400);
-/// A lease whose end the test awaits, and which is held for a call before; long enough for that on
-/// a busy machine.
-pub(super) const BRIEF: Duration = Duration::from_secs(3);
+/// A lease that must last for the next calls, and whose end the test awaits: each call may take a
+/// second on a busy machine.
+pub(super) const BRIEF: Duration = Duration::from_millis(2_500);
+/// How long clients contend at least, and how long at most for all to happen that has to.
+pub(super) const CONTEND: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(60)];
 /// How long a call may take.
 pub(super) const WITHIN: Duration = Duration::from_secs(20);
 
@@ -134,7 +136,7 @@ pub fn acquire_command(lock: &str, holder: &str, length: Duration) -> AcquireCom
 
 /// Sends a request once, and again after conflicts that are not about this lock.
 pub async fn try_once(store: &dyn Store, command: &AcquireCommand) -> Outcome {
-    for _ in 0..2000 {
+    for _ in 0..2_000 {
         match store.acquire(std::slice::from_ref(command), WITHIN).await {
             Ok(outcomes) => return outcomes[0].clone(),
             Err(StoreError::Contention(_)) => {
@@ -148,7 +150,7 @@ pub async fn try_once(store: &dyn Store, command: &AcquireCommand) -> Outcome {
 
 /// Sends a request until the lock is not busy. A node may have a grant a moment later than another.
 pub(super) async fn decided(store: &dyn Store, command: &AcquireCommand) -> Outcome {
-    for _ in 0..500 {
+    for _ in 0..2_000 {
         match try_once(store, command).await {
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
             outcome => return outcome,
@@ -173,7 +175,7 @@ pub(super) fn grant_of(command: &AcquireCommand, token: Token) -> Grant {
 /// On a cluster, an expired lease is first observed for its length.
 pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Duration) -> Grant {
     let mut command = acquire_command(lock, holder, length);
-    for _ in 0..1000 {
+    for _ in 0..1_000 {
         match try_once(store, &command).await {
             Outcome::Granted { token, .. } => return grant_of(&command, token),
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,

@@ -1,18 +1,19 @@
 //! Semaphores: as many holders as there are permits, each with a slot of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use database_locks::seam::{
     AcquireCommand, Force, Grant, Kind, ListFilter, Outcome, Permits, ReleaseCommand, Released,
     ResumeCommand, Slot, Store, StoreError,
 };
 use database_locks::{LostReason, Token};
+use tokio::sync::Barrier;
 
 use super::fixture::{
-    BRIEF, LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, name, outlived, release,
-    renew, try_once,
+    BRIEF, CONTEND, LONG, SHORT, StoreFixture, WITHIN, acquire_command, granted, name, outlived,
+    release, renew, try_once,
 };
 use crate::promise::promise;
 use crate::time::now;
@@ -29,7 +30,7 @@ fn permit_command(semaphore: &str, limit: u32, holder: &str, length: Duration) -
 
 /// Sends a request until the answer is clear. Another client may have a row locked for a moment.
 async fn decided(store: &dyn Store, command: &AcquireCommand) -> Outcome {
-    for _ in 0..500 {
+    for _ in 0..2_000 {
         match try_once(store, command).await {
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
             outcome => return outcome,
@@ -427,14 +428,17 @@ impl Ledger {
         }
     }
 
-    /// Whether all permits were in use, also at once.
-    fn is_enough(&self, limit: usize) -> bool {
+    /// Whether all has happened that has to.
+    fn is_complete(&self, limit: usize) -> bool {
         self.grants > 20 && self.most == limit && self.tokens.len() == limit
     }
 }
 
-fn lock_ledger(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
-    ledger.lock().unwrap_or_else(PoisonError::into_inner)
+/// Whether clients that began then go on.
+fn goes_on(began: Instant, ledger: &Mutex<Ledger>, limit: usize) -> bool {
+    let [least, most] = CONTEND;
+    let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    began.elapsed() < least || began.elapsed() < most && !ledger.is_complete(limit)
 }
 
 /// Twelve clients take and release the permits of a semaphore of three, some of them without a
@@ -443,15 +447,16 @@ pub async fn contending_clients_never_exceed_the_limit(fixture: &StoreFixture) {
     const LIMIT: usize = 3;
     fixture.ready().await;
     let ledger = Arc::new(Mutex::new(Ledger::default()));
-    let until = now() + Duration::from_secs(4);
-    // On a machine on which few got in by then.
-    let latest = until + Duration::from_secs(26);
+    let connected = Arc::new(Barrier::new(12));
     let tasks: Vec<_> = (0..12)
         .map(|client| {
             let (store, ledger) = (fixture.store(), Arc::clone(&ledger));
+            let connected = Arc::clone(&connected);
             tokio::spawn(async move {
                 while store.connect(WITHIN).await.is_err() {}
-                while now() < until || (now() < latest && !lock_ledger(&ledger).is_enough(LIMIT)) {
+                connected.wait().await;
+                let began = now();
+                while goes_on(began, &ledger, LIMIT) {
                     contend(&*store, &ledger, client, LIMIT).await;
                 }
             })
@@ -460,7 +465,7 @@ pub async fn contending_clients_never_exceed_the_limit(fixture: &StoreFixture) {
     for task in tasks {
         task.await.expect("no panic");
     }
-    let ledger = lock_ledger(&ledger);
+    let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(ledger.violations.is_empty(), "{:?}", ledger.violations);
     assert!(ledger.grants > 20, "{} grants", ledger.grants);
     assert_eq!(ledger.most, LIMIT, "all permits were in use at once");
@@ -479,14 +484,15 @@ async fn contend(store: &dyn Store, ledger: &Mutex<Ledger>, client: usize, limit
         tokio::time::sleep(Duration::from_millis(fastrand::u64(1..8))).await;
         return;
     };
-    lock_ledger(ledger).enter(client, slot, token, limit);
+    let ledger_of = || ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    ledger_of().enter(client, slot, token, limit);
     tokio::time::sleep(Duration::from_millis(fastrand::u64(0..6))).await;
-    lock_ledger(ledger).inside.remove(&slot);
+    ledger_of().inside.remove(&slot);
     let commands = [ReleaseCommand::of(
         &command.granted(slot, token, None),
         LONG.into(),
     )];
-    for _ in 0..5000 {
+    for _ in 0..10_000 {
         match store.release(&commands, WITHIN).await {
             Ok(done) if done[0] == Released::NotHeld => panic!("{commands:?} was lost"),
             Ok(done) if done[0] != Released::Busy => return,

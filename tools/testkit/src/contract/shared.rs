@@ -2,18 +2,19 @@
 //! shared ones left.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use database_locks::seam::{
     AcquireCommand, Force, Grant, GrantId, Kind, ListFilter, Outcome, ReleaseCommand, Released,
     ResumeCommand, Slot, Store, StoreError, Version,
 };
 use database_locks::{LostReason, Token};
+use tokio::sync::Barrier;
 
 use super::fixture::{
-    BRIEF, LONG, SHORT, StoreFixture, WITHIN, acquire_command, decided, expired_version, grant_of,
-    granted, name, outlived, release, renew, try_once,
+    BRIEF, CONTEND, LONG, SHORT, StoreFixture, WITHIN, acquire_command, decided, expired_version,
+    grant_of, granted, name, outlived, release, renew, try_once,
 };
 use crate::promise::promise;
 use crate::time::now;
@@ -44,7 +45,7 @@ async fn share(store: &dyn Store, lock: &str, length: Duration) -> Grant {
 
 /// The number of shared grants that are left, after the dead ones were deleted.
 async fn left(store: &dyn Store, lock: &str, expired: &[(Slot, Version)]) -> u32 {
-    for _ in 0..2000 {
+    for _ in 0..2_000 {
         match store.readers(&name(lock), expired, WITHIN).await {
             Ok(holder) => {
                 return holder.map_or(0, |it| it.readers.expect("of shared grants").held);
@@ -380,15 +381,18 @@ impl Ledger {
         self.writers.remove(&client);
     }
 
-    /// Whether both kinds got in several times, and readers together.
-    fn is_enough(&self) -> bool {
+    /// Whether all has happened that has to.
+    fn is_complete(&self) -> bool {
         let [reads, writes] = self.grants;
         reads > 5 && writes > 2 && self.most_readers > 1
     }
 }
 
-fn lock_ledger(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
-    ledger.lock().unwrap_or_else(PoisonError::into_inner)
+/// Whether clients that began then go on.
+fn goes_on(began: Instant, ledger: &Mutex<Ledger>) -> bool {
+    let [least, most] = CONTEND;
+    let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    began.elapsed() < least || began.elapsed() < most && !ledger.is_complete()
 }
 
 /// Nine readers and three writers. No writer is in together with another client, readers are in
@@ -396,15 +400,16 @@ fn lock_ledger(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
 pub async fn contending_clients_share_or_exclude(fixture: &StoreFixture) {
     fixture.ready().await;
     let ledger = Arc::new(Mutex::new(Ledger::default()));
-    let until = now() + Duration::from_secs(4);
-    // On a machine on which few got in by then.
-    let latest = until + Duration::from_secs(26);
+    let connected = Arc::new(Barrier::new(12));
     let tasks: Vec<_> = (0..12)
         .map(|client| {
             let (store, ledger) = (fixture.store(), Arc::clone(&ledger));
+            let connected = Arc::clone(&connected);
             tokio::spawn(async move {
                 while store.connect(WITHIN).await.is_err() {}
-                while now() < until || (now() < latest && !lock_ledger(&ledger).is_enough()) {
+                connected.wait().await;
+                let began = now();
+                while goes_on(began, &ledger) {
                     contend(&*store, &ledger, client, client % 4 == 0).await;
                 }
             })
@@ -413,9 +418,11 @@ pub async fn contending_clients_share_or_exclude(fixture: &StoreFixture) {
     for task in tasks {
         task.await.expect("no panic");
     }
-    let ledger = lock_ledger(&ledger);
+    let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(ledger.violations.is_empty(), "{:?}", ledger.violations);
-    assert!(ledger.is_enough(), "{ledger:?}");
+    let [reads, writes] = ledger.grants;
+    assert!(reads > 5 && writes > 2, "{reads} reads, {writes} writes");
+    assert!(ledger.most_readers > 1, "readers were in together");
     promise("P1", fixture.engine);
 }
 
@@ -437,9 +444,10 @@ async fn contend(store: &dyn Store, ledger: &Mutex<Ledger>, client: usize, write
     while is_shared && left(store, "list", &[]).await > 0 {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    lock_ledger(ledger).enter(client, token, writes);
+    let ledger_of = || ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    ledger_of().enter(client, token, writes);
     tokio::time::sleep(Duration::from_millis(fastrand::u64(0..6))).await;
-    lock_ledger(ledger).leave(client);
+    ledger_of().leave(client);
     let grant = command.granted(slot, token, None);
     let commands = [ReleaseCommand::of(&grant, LONG.into())];
     loop {

@@ -278,7 +278,7 @@ fn start_pg_receivewal(server: &Postgres, wal: &Path) -> ChildProcess {
     let hba = server.server().dir().join("data/pg_hba.conf");
     let rules = std::fs::read_to_string(&hba).unwrap();
     std::fs::write(&hba, format!("local replication all trust\n{rules}")).unwrap();
-    server.query("postgres", "SELECT pg_reload_conf()").unwrap();
+    server.reload();
     ChildProcess::spawn_command(
         Command::new(server.bin().join("pg_receivewal"))
             .args(["--no-loop", "--synchronous", "-U", "postgres", "-D"])

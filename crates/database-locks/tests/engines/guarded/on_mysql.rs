@@ -167,20 +167,20 @@ async fn the_ticket_of_a_session_outlives_its_transaction_and_not_its_grant(db: 
 /// the transaction ends in time.
 async fn a_renewal_that_meets_a_guarded_transaction_is_tried_again(db: &TestDb) {
     let locks = guarded(db).await;
+    let mut writer = Writer::new(db);
     let lock = locks
         .lock("ledger")
-        .ttl(Duration::from_secs(6))
+        .ttl(Duration::from_secs(9))
         .wait(TIMEOUT);
     let guard = lock.acquire().await.unwrap();
-    let mut writer = Writer::new(db);
     writer.begin();
     writer.show(&guard.ticket().to_string());
     writer.run(WRITES[1]);
-    // Renewals are due each 2 s.
-    tokio::time::sleep(Duration::from_millis(3500)).await;
+    // Renewals are due each 3 s.
+    tokio::time::sleep(Duration::from_millis(4500)).await;
     assert!(guard.is_held(), "{:?}", guard.loss());
     writer.run("COMMIT");
-    tokio::time::sleep(Duration::from_millis(4500)).await;
+    tokio::time::sleep(Duration::from_millis(6000)).await;
     assert!(guard.is_held(), "{:?}", guard.loss());
     guard.check().await.unwrap();
     // A ticket that is out of date locks no row either, also while its transaction stays open.
@@ -197,7 +197,7 @@ async fn a_renewal_that_meets_a_guarded_transaction_is_tried_again(db: &TestDb) 
     writer.run("SET @database_locks_ticket = NULL");
     writer.begin();
     writer.is_refused(WRITES[1]);
-    tokio::time::sleep(Duration::from_millis(7000)).await;
+    tokio::time::sleep(Duration::from_millis(10_000)).await;
     assert!(guard.is_held(), "{:?}", guard.loss());
     writer.run("ROLLBACK");
     promise("P16", db.engine);
@@ -215,7 +215,7 @@ async fn a_ticket_of_a_lock_without_a_row_keeps_no_other_lock_waiting(db: &TestD
         writer.show(&format!("1.{}.ledger", "0".repeat(32)));
         writer.is_refused(WRITES[1]);
         for name in [&format!("other {number}"), "ledger"] {
-            let lock = other.lock(name).wait(Duration::from_secs(2));
+            let lock = other.lock(name).wait(Duration::from_secs(10));
             lock.acquire().await.expect(level).release().await.unwrap();
         }
         writer.is_refused(WRITES[1]);

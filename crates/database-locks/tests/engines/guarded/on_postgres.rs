@@ -395,14 +395,14 @@ async fn renewals_pass_a_guarded_transaction(db: &TestDb) {
     let locks = guarded(db).await;
     let lock = locks
         .lock("ledger")
-        .ttl(Duration::from_millis(900))
+        .ttl(Duration::from_millis(4500))
         .wait(TIMEOUT);
     let guard = lock.acquire().await.unwrap();
     let mut writer = Writer::new(db);
     writer.begin();
     writer.show(&guard.ticket().to_string());
     writer.run(WRITES[1]);
-    tokio::time::sleep(Duration::from_millis(2700)).await;
+    tokio::time::sleep(Duration::from_millis(6000)).await;
     assert!(guard.is_held());
     guard.check().await.unwrap();
     writer.run(WRITES[1]);

@@ -71,7 +71,7 @@ async fn holds_while_they_write(
 /// The sessions write rows of their own, so that one has the lock's row locked while another one commits.
 async fn short_guarded_transactions_do_not_starve_renewals(db: &TestDb) {
     let locks = guarded(db).await;
-    let guard = held(&locks, "ledger", 3 * SECOND).await;
+    let guard = held(&locks, "ledger", 6 * SECOND).await;
     let show = format!("SET @database_locks_ticket = '{}'", guard.ticket());
     db.sql(&format!("{show}; INSERT INTO invoices VALUES (3, 0)"));
     let transaction = |session: usize| {
@@ -89,7 +89,7 @@ async fn short_fenced_transactions_do_not_starve_renewals(db: &TestDb) {
     let locks = guarded(db).await;
     db.sql("CREATE TABLE notes (id int PRIMARY KEY, amount int NOT NULL)");
     db.sql("INSERT INTO notes VALUES (0, 0), (1, 0), (2, 0)");
-    let guard = held(&locks, "fenced", 3 * SECOND).await;
+    let guard = held(&locks, "fenced", 6 * SECOND).await;
     let fence = filled(&guard.fence_statement().unwrap());
     let transaction = |session: usize| {
         let update = format!("UPDATE notes SET amount = amount + 1 WHERE id = {session}");
@@ -114,15 +114,15 @@ fn filled(fence: &Fence) -> String {
 /// The renewal that waits for the row keeps no other request of the process waiting.
 async fn a_long_guarded_transaction_delays_no_other_lock(db: &TestDb) {
     let locks = guarded(db).await;
-    let guard = held(&locks, "ledger", 9 * SECOND).await;
-    let other = held(&locks, "other", 2 * SECOND).await;
     let mut writer = Writer::new(db);
+    let other = held(&locks, "other", 6 * SECOND).await;
+    let guard = held(&locks, "ledger", 15 * SECOND).await;
     writer.begin();
     writer.show(&guard.ticket().to_string());
     writer.run(WRITES[1]);
     let (began, mut slow) = (now(), Vec::new());
-    // The renewal is due after 3 s, and waits again and again from then on.
-    while began.elapsed() < Duration::from_millis(6_500) {
+    // The renewal is due after 5 s, and waits again and again from then on.
+    while began.elapsed() < 11 * SECOND {
         let asked = now();
         let next = held(&locks, "next", TIMEOUT).await;
         next.release().await.unwrap();
@@ -133,8 +133,8 @@ async fn a_long_guarded_transaction_delays_no_other_lock(db: &TestDb) {
         assert!(other.is_held(), "{:?}", other.loss());
         tokio::time::sleep(SECOND / 20).await;
     }
-    // One may be the machine's. Behind the waits for the row there are several.
-    assert!(slow.len() < 2, "{slow:?}");
+    // Some may be the machine's. Behind the waits for the row, of a second each, there are more.
+    assert!(slow.len() < 4, "{slow:?}");
     assert!(guard.is_held(), "{:?}", guard.loss());
     writer.run("COMMIT");
     tokio::time::sleep(4 * SECOND).await;
@@ -146,8 +146,8 @@ async fn a_long_guarded_transaction_delays_no_other_lock(db: &TestDb) {
 /// Also if trust ends while a renewal waits for the row.
 async fn a_guarded_transaction_that_is_too_long_is_the_reason_of_the_loss(db: &TestDb) {
     let locks = guarded(db).await;
-    let guard = held(&locks, "ledger", 3 * SECOND).await;
     let mut writer = Writer::new(db);
+    let guard = held(&locks, "ledger", 3 * SECOND).await;
     writer.begin();
     writer.show(&guard.ticket().to_string());
     writer.run(WRITES[1]);
