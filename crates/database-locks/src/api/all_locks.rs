@@ -24,8 +24,8 @@ const MAX_NAMES: usize = 100;
 /// Several locks, acquired all or none: their names and settings. A [`LockSet`] holds them.
 ///
 /// [`Locks::all`](crate::Locks::all) makes one. The settings are those of a [`Lock`], and hold for
-/// each of the locks; there is no `preempt`. Names and settings are checked by the call that
-/// acquires, before any I/O.
+/// each of the locks; there is no `at_least`, `once_per`, `preempt` or `shared`. Names and settings
+/// are checked by the call that acquires, before any I/O.
 ///
 /// # What is promised
 ///

@@ -31,7 +31,8 @@ Exit codes:
          the output could not be written (a closed pipe is no error)
   2      usage, a bad URL, a bad setting
   69     the database cannot be reached, refuses, or is blocked
-  75     another client has the lock (run, acquire; -E sets another code)
+  75     another client has the lock (run, acquire; -E sets another code); an
+         open transaction is in the way (release --force, guard, unguard)
   76     the lock was lost and CMD was stopped (run), or the ticket is dead
   126    CMD cannot be run (run, lead)
   127    CMD was not found (run, lead)
@@ -111,8 +112,23 @@ after it has ended. The locks have to be free at the same moment: while other
 processes hold them in turn without a pause, the wait may be long; limit it by
 -w.
 
+With --limit N the lock is one of N permits of a semaphore: up to N holders have
+one at the same time, on all machines together. A semaphore and a lock of the
+same name are independent of each other. `dblock limit` sets a limit for all
+callers.
+
+With --shared the lock is held together with others that give --shared, and
+never beside one that does not. A run without --shared that waits goes before
+all runs with --shared that start later.
+
+With --pgoptions every program on libpq in CMD (psql, pg_restore and others)
+writes to the tables that the lock guards (see `dblock help guard`): the grant
+is added to PGOPTIONS. If the locks are not in PostgreSQL, dblock ends with 2.
+The option cannot be combined with --limit or --shared, which open no guard.
+
 Within CMD, a `dblock run` or `dblock acquire` of a lock that this one holds is
-refused with 2: it would wait for its own end.
+refused with 2: it would wait for this run, which waits for CMD. A wait for
+another permit of the same semaphore is not refused: limit it by -w.
 
 CMD may release the lock early, with `dblock release` and its ticket: CMD runs
 on, and other clients can have the lock.
@@ -138,8 +154,10 @@ Environment of CMD:
   DBLOCK_GRANT   the random id of this grant
   DBLOCK_GRANTS  that id, and the ids of the runs around this one
   DBLOCK_HOLDER  the holder, as `dblock list` shows it
+  DBLOCK_SLOT    with --limit: the number of the permit, from 0
   DBLOCK_TICKET  the ticket, with which any process can renew, release or resume
                  the lock: keep it secret
+  PGOPTIONS      with --pgoptions: what it contained, and the grants
   Of several locks, NAME, TOKEN, GRANT and TICKET are lists, separated by
   commas, in the order of the names given. A ticket contains no comma.
 
@@ -151,6 +169,9 @@ Examples:
   dblock run -n backup --meta why=weekly -- sh -c 'pg_dump app > app.sql'
   dblock run a -- sh -c './x && dblock release a --ticket \"$DBLOCK_TICKET\"; ./y'
   dblock run --once-per 1h hourly -- ./report.sh     (the same on all machines)
+  dblock run --limit 3 api -- ./sync.sh
+  dblock run --shared prices -- ./quote.sh
+  dblock run --pgoptions ledger -- psql -f invoices.sql
   printf '%s\\n' \"$TICKET\" | dblock run deploy --ticket - -- make deploy";
 
 pub(super) const LEAD: &str = "\
@@ -256,12 +277,14 @@ pub(super) const RELEASE: &str = "\
 Give either --ticket or --force. The variable DBLOCK_TICKET is not read here.
 
 With --force, the holder is not asked. It works on until its next renewal, after
-a third of its ttl at most, and then reports the loss. Make sure first that it
-is dead or stopped.
+a third of its ttl at most, and then reports the loss; on PostgreSQL, unless it
+is connected through a pooler, at once if its renewals are more than 5 s apart.
+Make sure first that it is dead or stopped.
 
 Exit codes:
   0   released; with --force also if the lock was free already
-  75  with --force: an open transaction keeps the row locked; try again later
+  75  with --force: an open transaction, fenced or on a guarded table, keeps the
+      row locked; the message names its session. Try again later
   76  the ticket is dead: the lock was released or resumed, or another client
       has had it since; nothing was changed
   69  the database cannot be reached, or refuses
@@ -274,14 +297,18 @@ Examples:
 
 pub(super) const LIST: &str = "\
 A lock is held, resting (released with --at-least; no client can acquire it
-yet), expired (its holder did not renew it; the next caller gets it) or free. In
-a narrow terminal, columns are left out and the last one is cut;
-`dblock show NAME` prints everything.
+yet), expired (its holder did not renew it; the next caller gets it) or free.
+Each holder that shares a lock has a line of its own, with the state shared; one
+that waits until they have released is waiting. Each permit of a semaphore has a
+line, too; a semaphore with the limit 0 is paused. In a narrow terminal, columns
+are left out and the last one is cut; `dblock show NAME` prints everything.
 
 --json prints for each lock: name, state, holder (or the last one), token,
 grant, held_for and free_in (seconds), acquired_at, renewed_at, expires_at (RFC
 3339 UTC, by the clock of the database) and metadata (what the holder says about
-itself). A value that does not apply, or has no end, is null.
+itself). A value that does not apply, or has no end, is null. A holder that
+shares the lock is \"held\" there, and has the field shared; one that waits has
+waits_for; a permit has slot, permits and limit.
 
 Examples:
   dblock list
@@ -318,7 +345,8 @@ gives the grant to every program on libpq. Others show it in their transaction:
 with DBLOCK_TICKET or DBLOCK_GRANT as TICKET. The fences of the Rust and Python
 libraries do that. A second `dblock guard` of the same table changes nothing,
 and covers the partitions that were added meanwhile. `dblock doctor` checks all
-guards.
+guards. If it reports one of another version, after an upgrade, run `dblock
+guard` again: on PostgreSQL as the role that owns the trigger function.
 
 It takes the right to create triggers on the table. It is a safety device and no
 access control: the owner of the table can remove it.
@@ -327,6 +355,7 @@ Exit codes:
   0   guarded, or listed
   69  the database cannot be reached, or refuses: there is no such table, or it
       cannot be guarded
+  75  transactions that use the table kept it busy for 30 s; try again later
   2   usage, a bad URL, a bad setting
 
 Examples:
@@ -336,8 +365,9 @@ Examples:
 
 pub(super) const UNGUARD: &str = "\
 Exit codes:
-  0   it is not guarded, or was not
+  0   it is not guarded any more, or was not
   69  the database cannot be reached, or refuses
+  75  transactions that use the table kept it busy for 30 s; try again later
   2   usage, a bad URL, a bad setting
 
 Examples:
@@ -432,6 +462,7 @@ mod tests {
         let all = [
             DBLOCK,
             RUN,
+            LEAD,
             ACQUIRE,
             RENEW,
             RELEASE,
