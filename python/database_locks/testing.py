@@ -46,7 +46,7 @@ else:
     _Case = object
 
 #: Seconds that a release in the background may take before a lock counts as left behind.
-_TIMEOUT = 1.0
+_TIMEOUT = 5.0
 
 _numbers = itertools.count(1)
 

@@ -377,8 +377,8 @@ async fn a_waiter_listens_again_after_a_restart_of_the_server() {
     let (here, there) = (here.unwrap(), there.unwrap());
     here.migrate().await.unwrap();
     let listens = |server: &Postgres| {
-        let listening = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN %'
-                            OR query LIKE '%waiting_until = GREATEST%'";
+        let listening = "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()
+                          AND (query LIKE 'LISTEN %' OR query LIKE '%waiting_until = GREATEST%')";
         server.query(&url, listening).is_ok_and(|n| n.trim() != "0")
     };
     let guard = slow(&here, "job").acquire().await.unwrap();
