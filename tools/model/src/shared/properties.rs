@@ -52,30 +52,41 @@ pub(super) fn properties(shared: &Shared) -> Vec<Property<Shared>> {
         ),
     ];
     if shared.fences {
-        all.extend([
-            Property::sometimes(
-                "a dead reader's open fence while a writer counts",
-                |_, s: &State| {
-                    let counts = |hold: &Hold| matches!(hold, Hold::Waiting { .. });
-                    s.clients.iter().any(|client| counts(&client.hold))
-                        && s.readers
-                            .iter()
-                            .any(|row| row.left == 0 && s.is_fenced(row.grant))
-                },
-            ),
-            Property::sometimes(
-                "a dead writer's open fence while a reader asks",
-                |_, s: &State| {
-                    let asks = |hold: &Hold| matches!(hold, Hold::Flagging { .. });
-                    s.clients.iter().any(|client| asks(&client.hold))
-                        && s.main.left == 0
-                        && s.is_fenced(s.main.grant)
-                },
-            ),
-        ]);
+        all.extend(reached_with_fences());
     }
     if shared.downgrades {
-        all.push(Property::sometimes(
+        all.extend(reached_with_downgrades());
+    }
+    all
+}
+
+fn reached_with_fences() -> [Property<Shared>; 2] {
+    [
+        Property::sometimes(
+            "a dead reader's open fence while a writer counts",
+            |_, s: &State| {
+                let counts = |hold: &Hold| matches!(hold, Hold::Waiting { .. });
+                s.clients.iter().any(|client| counts(&client.hold))
+                    && s.readers
+                        .iter()
+                        .any(|row| row.left == 0 && s.is_fenced(row.grant))
+            },
+        ),
+        Property::sometimes(
+            "a dead writer's open fence while a reader asks",
+            |_, s: &State| {
+                let asks = |hold: &Hold| matches!(hold, Hold::Flagging { .. });
+                s.clients.iter().any(|client| asks(&client.hold))
+                    && s.main.left == 0
+                    && s.is_fenced(s.main.grant)
+            },
+        ),
+    ]
+}
+
+fn reached_with_downgrades() -> [Property<Shared>; 2] {
+    [
+        Property::sometimes(
             "a downgrade whose lock another client has taken",
             |_, s: &State| {
                 s.clients.iter().any(|client| {
@@ -83,17 +94,13 @@ pub(super) fn properties(shared: &Shared) -> Vec<Property<Shared>> {
                         if s.main.grant != own && s.main.grant != 0)
                 })
             },
-        ));
-        all.push(Property::sometimes(
-            "a downgraded reader",
-            |_, s: &State| {
-                is_in(s, Role::Reader)
-                    && s.net.iter().any(|m| {
-                        matches!(m.content, Content::Release { role: Role::Writer, grant }
+        ),
+        Property::sometimes("a downgraded reader", |_, s: &State| {
+            is_in(s, Role::Reader)
+                && s.net.iter().any(|m| {
+                    matches!(m.content, Content::Release { role: Role::Writer, grant }
                         if grant == s.main.grant)
-                    })
-            },
-        ));
-    }
-    all
+                })
+        }),
+    ]
 }
