@@ -50,7 +50,8 @@ fn cleaning(
 
 async fn a_body_with_a_grace_stops_by_itself_or_is_dropped_at_its_end(db: &TestDb) {
     let locks = db.locks().await;
-    let leader = locks.leader("job").ttl(ms(100_000)).grace(ms(5_000));
+    let leader = locks.leader("job").ttl(ms(100_000)).margin(ms(8_000));
+    let leader = leader.grace(ms(5_000));
 
     let (task, mut began, mut ends) = cleaning(leader.clone(), ms(100));
     in_time(began.recv()).await.unwrap().resign();
