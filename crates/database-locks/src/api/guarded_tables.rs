@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::api::locks::Locks;
 use crate::error::Error;
-use crate::store::retry::while_contended;
+use crate::store::retry::{ddl_while_contended, while_contended};
 use protocol::{GuardCommand, InvalidSetting, LockName, REQUEST_TIMEOUT, TableGuard};
 
-/// Timeout of the statements that create or drop triggers, which wait for the transactions that
+/// How long the attempts to create or drop triggers go on. They wait for the transactions that
 /// write to the table.
 const DDL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -92,8 +92,8 @@ impl Locks {
         });
         self.in_background(move |client| async move {
             let command = command?;
-            let guarded = while_contended(DDL_TIMEOUT, || {
-                client.store.guard_table(&command, DDL_TIMEOUT)
+            let guarded = ddl_while_contended(DDL_TIMEOUT, |within| {
+                client.store.guard_table(&command, within)
             });
             let guarded = guarded.await;
             guarded.map_err(|e| e.into_error(format!("guard table `{}`", command.table)))
@@ -126,8 +126,8 @@ impl Locks {
         let table = checked(table.as_ref());
         self.in_background(move |client| async move {
             let table = table?;
-            let removed = while_contended(DDL_TIMEOUT, || {
-                client.store.unguard_table(&table, DDL_TIMEOUT)
+            let removed = ddl_while_contended(DDL_TIMEOUT, |within| {
+                client.store.unguard_table(&table, within)
             });
             let removed = removed.await;
             removed.map_err(|e| e.into_error(format!("remove the guard of table `{table}`")))
