@@ -1,10 +1,73 @@
 //! Guards on MySQL and MariaDB of which a part is missing, is there twice, or is of another lock;
 //! and tables that were changed since.
 
-use database_locks::Locks;
-use testkit::{MariaDb, MySql, MySqlServer};
+use database_locks::{Error, Locks};
+use testkit::{MariaDb, MySql, MySqlServer, TestDb, db_tests, promise};
 
-use super::ledger;
+use super::{Writer, ledger};
+
+async fn bypasses(locks: &Locks) -> Vec<String> {
+    let found = locks.guarded_tables().await.unwrap();
+    found.into_iter().flat_map(|one| one.bypasses).collect()
+}
+
+async fn refusal(locks: &Locks, table: &str, lock: &str) -> String {
+    let refused = locks.guard_table(table, lock).await.unwrap_err();
+    assert!(matches!(refused, Error::Rejected { .. }), "{refused:?}");
+    refused.chain()
+}
+
+/// What a cascade empties fires no trigger, so its own cascades pass too.
+async fn cascades_are_followed_through_guarded_parents(db: &TestDb) {
+    let locks = db.locks().await;
+    db.sql("CREATE TABLE grandparents (id int PRIMARY KEY, child int)");
+    for (table, parent) in [("parents", "grandparents"), ("children", "parents")] {
+        db.sql(&format!(
+            "CREATE TABLE {table} (id int PRIMARY KEY, parent int, CONSTRAINT fk_{table} \
+             FOREIGN KEY (parent) REFERENCES {parent} (id) ON DELETE CASCADE)"
+        ));
+        db.sql(&format!("INSERT INTO {parent} VALUES (1, NULL)"));
+    }
+    db.sql("UPDATE parents SET parent = 1");
+    db.sql("INSERT INTO children VALUES (1, 1)");
+    let allowing = locks.guard_table_allowing_cascades("parents", "ledger");
+    allowing.await.unwrap();
+    let said = refusal(&locks, "children", "ledger").await;
+    assert!(
+        said.contains("the foreign key fk_parents of parents cascades: a write to grandparents"),
+        "{said}"
+    );
+    assert!(said.contains("rows of children"), "{said}");
+    assert!(
+        said.contains("guard grandparents by the same lock first"),
+        "{said}"
+    );
+    let allowing = locks.guard_table_allowing_cascades("children", "ledger");
+    allowing.await.unwrap();
+    let bypass = "a write to grandparents passes by the cascade of fk_parents";
+    assert_eq!(bypasses(&locks).await, [bypass, bypass]);
+    // With all of them under the lock no write passes.
+    assert!(locks.unguard_table("children").await.unwrap());
+    locks.guard_table("grandparents", "ledger").await.unwrap();
+    locks.guard_table("children", "ledger").await.unwrap();
+    assert_eq!(bypasses(&locks).await, [""; 0]);
+    Writer::new(db).is_refused("DELETE FROM grandparents");
+    // A circle ends.
+    db.sql(
+        "ALTER TABLE grandparents ADD CONSTRAINT fk_grandparents \
+         FOREIGN KEY (child) REFERENCES children (id) ON DELETE CASCADE",
+    );
+    assert_eq!(bypasses(&locks).await, [""; 0]);
+    locks.guard_table("children", "ledger").await.unwrap();
+    promise("P16", db.engine);
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $( db_tests!($engine:
+        cascades_are_followed_through_guarded_parents,
+    ); )* };
+}
+on!(mariadb, mysql);
 
 /// The server's clock was set back since, or its time zone repeats an hour.
 async fn a_session_whose_transaction_seems_to_begin_later_is_named(server: MySqlServer) {

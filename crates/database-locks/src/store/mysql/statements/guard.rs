@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mysql_async::params;
 
 use super::guard_body::{Body, EVENTS, create_trigger, quoted, trigger_name};
+use super::guard_cascades::Cascade;
 use super::guard_error::{explained, incomplete, is_code};
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
@@ -156,7 +157,8 @@ impl Session {
                     )),
                 }
             }
-            for (key, parent) in self.cascades(&schema, &table, &lock, &own_schema).await? {
+            let cascades = self.cascades(&schema, &table, &lock, &own_schema);
+            for Cascade { key, parent, .. } in cascades.await? {
                 guard.bypasses.push(format!(
                     "a write to {parent} passes by the cascade of {key}"
                 ));
