@@ -105,11 +105,13 @@ impl Locks {
     /// # Errors
     ///
     /// [`Error::Rejected`] if there is no such table, or without the right to drop its triggers;
-    /// otherwise as [`Locks::guard_table`].
+    /// otherwise as [`Locks::guard_table`]. On MySQL and MariaDB the message says so if a part of the
+    /// guard was removed by then.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the guard may or may not be removed.
+    /// If the future is dropped, the guard may or may not be removed; on MySQL and MariaDB also in
+    /// part, so that DELETE or DELETE and INSERT pass, until the table is guarded or unguarded again.
     ///
     /// # Example
     ///

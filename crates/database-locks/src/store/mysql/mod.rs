@@ -392,8 +392,13 @@ impl Store for Mysql {
                 .await
         };
         Box::pin(async move {
-            let done = with_deadline(within, work, || ()).await;
-            done.map_err(|failure| name_server(&self.server, failure))
+            let mut late = false;
+            let done = with_deadline(within, work, || late = true).await;
+            done.map_err(|failure| match late {
+                true => incomplete(failure, "may be incomplete", table),
+                false => failure,
+            })
+            .map_err(|failure| name_server(&self.server, failure))
         })
     }
 

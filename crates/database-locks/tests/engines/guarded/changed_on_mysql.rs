@@ -1,10 +1,12 @@
 //! Guards on MySQL and MariaDB of which a part is missing, is there twice, or is of another lock;
 //! and tables that were changed since.
 
+use std::time::Duration;
+
 use database_locks::{Error, Locks};
 use testkit::{MariaDb, MySql, MySqlServer, TestDb, db_tests, promise};
 
-use super::{Writer, ledger};
+use super::{WRITES, Writer, guarded, ledger};
 
 async fn bypasses(locks: &Locks) -> Vec<String> {
     let found = locks.guarded_tables().await.unwrap();
@@ -62,9 +64,47 @@ async fn cascades_are_followed_through_guarded_parents(db: &TestDb) {
     promise("P16", db.engine);
 }
 
+/// The first of its triggers is gone when another session ends the attempt.
+async fn a_guard_that_is_half_removed_is_called_so(db: &TestDb) {
+    let locks = guarded(db).await;
+    db.sql("DROP TRIGGER invoices_guard_delete");
+    let open = db.begin_with("SELECT * FROM invoices");
+    let removing = tokio::spawn({
+        let locks = locks.clone();
+        async move { locks.unguard_table("invoices").await }
+    });
+    let waiting = format!(
+        "SELECT id FROM information_schema.processlist WHERE info LIKE 'DROP TRIGGER%' \
+         AND info LIKE '%{}%' AND state LIKE 'Waiting for table metadata lock%'",
+        db.url.rsplit('/').next().unwrap()
+    );
+    let failed = loop {
+        let id = db.sql(&waiting);
+        if !id.is_empty() {
+            // It may have ended meanwhile.
+            let _ = Writer::new(db).session.run(&format!("KILL {id}"));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if removing.is_finished() {
+            break removing.await.unwrap().unwrap_err();
+        }
+    };
+    let said = failed.chain();
+    assert!(
+        said.contains("the guard of invoices is incomplete: guard it again"),
+        "{said}"
+    );
+    assert!(said.contains("or unguard it"), "{said}");
+    open.rollback();
+    assert!(locks.unguard_table("invoices").await.unwrap());
+    Writer::new(db).run(WRITES[0]);
+    promise("P16", db.engine);
+}
+
 macro_rules! on {
     ($($engine:ident),*) => { $( db_tests!($engine:
         cascades_are_followed_through_guarded_parents,
+        a_guard_that_is_half_removed_is_called_so,
     ); )* };
 }
 on!(mariadb, mysql);

@@ -30,6 +30,15 @@ fn refuses_as(body: &str, other: &str) -> bool {
     Body::but_for_the_message(body) == Body::but_for_the_message(other)
 }
 
+fn events(triggers: &[Trigger]) -> BTreeSet<&str> {
+    triggers.iter().map(|one| &*one.event).collect()
+}
+
+/// Whether a guard that refuses these events refuses all.
+fn is_whole(covered: &BTreeSet<&str>) -> bool {
+    EVENTS.iter().all(|event| covered.contains(event))
+}
+
 impl Session {
     const TRIGGERS: &str = "
         SELECT event_object_schema, event_object_table, trigger_name, event_manipulation,
@@ -101,13 +110,13 @@ impl Session {
         found: &[Trigger],
         created: Vec<(&str, String)>,
     ) -> bool {
-        let mut covered: BTreeSet<&str> = found.iter().map(|one| &*one.event).collect();
+        let mut covered = events(found);
         for (event, name) in created {
             if self.drop_trigger(schema, &name).await.is_err() {
                 covered.insert(event);
             }
         }
-        covered.is_empty() || EVENTS.iter().all(|event| covered.contains(event))
+        covered.is_empty() || is_whole(&covered)
     }
 
     /// Remove the guard of a table.
@@ -117,9 +126,14 @@ impl Session {
         let found = self
             .triggers(Some((&schema, &table)), &target.own_schema)
             .await?;
-        for trigger in &found {
-            let dropped = self.drop_trigger(&schema, &trigger.name).await;
-            dropped.map_err(|failure| explained(failure, &schema, &table))?;
+        for (at, trigger) in found.iter().enumerate() {
+            if let Err(failure) = self.drop_trigger(&schema, &trigger.name).await {
+                let failure = explained(failure, &schema, &table);
+                return Err(match is_whole(&events(&found[at..])) {
+                    true => failure,
+                    false => incomplete(failure, "is incomplete", &table),
+                });
+            }
         }
         Ok(!found.is_empty())
     }
