@@ -6,7 +6,17 @@ use std::time::Duration;
 use database_locks::{Error, Locks};
 use testkit::{MariaDb, MySql, MySqlServer, TestDb, db_tests, promise};
 
-use super::{WRITES, Writer, guarded, ledger};
+use super::{WRITES, Writer, guarded, ledger, total};
+
+async fn gaps(locks: &Locks) -> String {
+    let found = locks.guarded_tables().await.unwrap();
+    let of = |guard: database_locks::TableGuard| guard.gaps;
+    found
+        .into_iter()
+        .flat_map(of)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
 
 async fn bypasses(locks: &Locks) -> Vec<String> {
     let found = locks.guarded_tables().await.unwrap();
@@ -17,6 +27,13 @@ async fn refusal(locks: &Locks, table: &str, lock: &str) -> String {
     let refused = locks.guard_table(table, lock).await.unwrap_err();
     assert!(matches!(refused, Error::Rejected { .. }), "{refused:?}");
     refused.chain()
+}
+
+fn triggers_of(db: &TestDb, table: &str) -> String {
+    db.sql(&format!(
+        "SELECT COUNT(*) FROM information_schema.triggers \
+         WHERE event_object_schema = DATABASE() AND event_object_table = '{table}'"
+    ))
 }
 
 /// What a cascade empties fires no trigger, so its own cascades pass too.
@@ -101,10 +118,31 @@ async fn a_guard_that_is_half_removed_is_called_so(db: &TestDb) {
     promise("P16", db.engine);
 }
 
+/// Its triggers stay, and its writes are in no transaction any more.
+async fn a_table_that_has_another_engine_now_has_a_gap(db: &TestDb) {
+    let locks = guarded(db).await;
+    db.sql("ALTER TABLE invoices ENGINE = MyISAM");
+    let said = gaps(&locks).await;
+    assert!(said.contains("the table is of the engine MyISAM"), "{said}");
+    assert!(said.contains("ALTER TABLE … ENGINE = InnoDB"), "{said}");
+    let report = locks.doctor().await.unwrap();
+    let found = report.findings.iter();
+    let found = found.filter(|found| found.id == "guard-incomplete");
+    assert_eq!(found.count(), 1, "{report:?}");
+    let said = refusal(&locks, "invoices", "ledger").await;
+    assert!(said.contains("is of the engine MyISAM"), "{said}");
+    assert!(locks.unguard_table("invoices").await.unwrap());
+    assert_eq!(triggers_of(db, "invoices"), "0");
+    Writer::new(db).run(WRITES[1]);
+    assert_eq!(total(db), "32");
+    promise("P16", db.engine);
+}
+
 macro_rules! on {
     ($($engine:ident),*) => { $( db_tests!($engine:
         cascades_are_followed_through_guarded_parents,
         a_guard_that_is_half_removed_is_called_so,
+        a_table_that_has_another_engine_now_has_a_gap,
     ); )* };
 }
 on!(mariadb, mysql);

@@ -56,6 +56,7 @@ impl Session {
         // The table of locks has to be there and fit.
         self.check_table().await?;
         let target = self.target(&command.table).await?;
+        self.check_target(&target)?;
         let (schema, table, own_schema) = (target.schema, target.name, target.own_schema);
         let found = self.triggers(Some((&schema, &table)), &own_schema).await?;
         for trigger in &found {
@@ -170,6 +171,13 @@ impl Session {
                         one.name
                     )),
                 }
+            }
+            let engine = self.engine_without_transactions(&schema, &table);
+            if let Some(engine) = engine.await? {
+                guard.gaps.push(format!(
+                    "the table is of the engine {engine}, whose writes are in no transaction: \
+                     ALTER TABLE … ENGINE = InnoDB, or unguard it"
+                ));
             }
             let cascades = self.cascades(&schema, &table, &lock, &own_schema);
             for Cascade { key, parent, .. } in cascades.await? {

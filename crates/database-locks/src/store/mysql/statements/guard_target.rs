@@ -6,6 +6,9 @@ use super::guard_body::Written;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 
+/// The engine whose tables can be guarded.
+const TRANSACTIONAL: &str = "InnoDB";
+
 /// A table as the server knows it.
 pub(super) struct Target {
     pub(super) schema: String,
@@ -30,32 +33,51 @@ impl Session {
                 Some("TABLE or SCHEMA.TABLE, in backticks if it has other characters"),
             ));
         };
-        let these = params! { "schema" => &written.schema, "table" => &written.name };
+        let found = self.find_table(written.schema.as_deref(), &written.name);
+        found.await?.ok_or_else(|| {
+            let what = format!("there is no table {table}, or this user has no right on it");
+            StoreError::rejected(what, None)
+        })
+    }
+
+    async fn find_table(
+        &mut self,
+        schema: Option<&str>,
+        table: &str,
+    ) -> Result<Option<Target>, StoreError> {
+        let these = params! { "schema" => schema, "table" => table };
         let mut found: Vec<(String, String, String, String, String)> =
             self.rows_as(Self::TARGET, these).await?;
         // Some servers compare names here without regard to case.
-        if found.iter().any(|(_, name, ..)| *name == written.name) {
-            found.retain(|(_, name, ..)| *name == written.name);
+        if found.iter().any(|(_, name, ..)| name == table) {
+            found.retain(|(_, name, ..)| name == table);
         }
-        let Some((schema, name, kind, engine, own_schema)) = found.pop() else {
-            return Err(StoreError::rejected(
-                format!("there is no table {table}, or this user has no right on it"),
-                None,
-            ));
-        };
-        let target = Target {
-            schema,
-            name,
-            kind,
-            engine,
-            own_schema,
-        };
-        self.check_target(&target)?;
-        Ok(target)
+        let found = found.pop();
+        Ok(
+            found.map(|(schema, name, kind, engine, own_schema)| Target {
+                schema,
+                name,
+                kind,
+                engine,
+                own_schema,
+            }),
+        )
+    }
+
+    /// The engine of a guarded table, if its writes are in no transaction: it was altered since.
+    pub(super) async fn engine_without_transactions(
+        &mut self,
+        schema: &str,
+        table: &str,
+    ) -> Result<Option<String>, StoreError> {
+        let found = self.find_table(Some(schema), table).await?;
+        let engine = found.map(|found| found.engine);
+        Ok(engine
+            .filter(|engine| !engine.is_empty() && !engine.eq_ignore_ascii_case(TRANSACTIONAL)))
     }
 
     /// Refuse what cannot be guarded.
-    fn check_target(&self, target: &Target) -> Result<(), StoreError> {
+    pub(super) fn check_target(&self, target: &Target) -> Result<(), StoreError> {
         let Target {
             schema,
             name,
@@ -76,7 +98,7 @@ impl Session {
         if kind == "SEQUENCE" || engine.is_empty() {
             return refused("is no table that can be guarded", None);
         }
-        if !engine.eq_ignore_ascii_case("InnoDB") {
+        if !engine.eq_ignore_ascii_case(TRANSACTIONAL) {
             let why = format!("is of the engine {engine}, whose writes are in no transaction");
             return refused(&why, Some("ALTER TABLE … ENGINE = InnoDB"));
         }
