@@ -29,11 +29,100 @@ async fn refusal(locks: &Locks, table: &str, lock: &str) -> String {
     refused.chain()
 }
 
+/// The statements that create the triggers of a guard of the table of invoices by a lock, under
+/// these names.
+fn triggers(db: &TestDb, lock: &str, name: &str) -> Vec<String> {
+    let mariadb = db.engine == "mariadb";
+    let triggers = database_locks::__python::guard_triggers("invoices", lock, mariadb, false);
+    let named = triggers
+        .iter()
+        .map(|one| one.replace("invoices_guard", name));
+    named.collect()
+}
+
+fn create(writer: &mut Writer, trigger: &str) {
+    writer.run(&format!("DELIMITER $$\n{trigger}$$\nDELIMITER ;\nSELECT 1"));
+}
+
 fn triggers_of(db: &TestDb, table: &str) -> String {
     db.sql(&format!(
         "SELECT COUNT(*) FROM information_schema.triggers \
          WHERE event_object_schema = DATABASE() AND event_object_table = '{table}'"
     ))
+}
+
+/// The other caller is refused, and leaves no trigger.
+async fn of_two_locks_at_the_same_time_one_guards_a_table(db: &TestDb) {
+    let locks = db.locks().await;
+    for round in 0..25 {
+        let table = format!("invoices_{round}");
+        db.sql(&format!("CREATE TABLE {table} (id int PRIMARY KEY)"));
+        let callers = ["ledger", "bank"].map(|lock| {
+            let (locks, table) = (locks.clone(), table.clone());
+            tokio::spawn(async move { (lock, locks.guard_table(table, lock).await) })
+        });
+        let mut winners = Vec::new();
+        for caller in callers {
+            match caller.await.unwrap() {
+                (lock, Ok(())) => winners.push(lock),
+                (_, Err(refused)) => {
+                    assert!(matches!(refused, Error::Rejected { .. }), "{refused:?}");
+                    let said = refused.chain();
+                    assert!(said.contains("is guarded by the lock \""), "{said}");
+                }
+            }
+        }
+        assert_eq!(winners.len(), 1, "{winners:?}");
+        assert_eq!(triggers_of(db, &table), "3");
+        let guard = locks.lock(winners[0]).acquire().await.unwrap();
+        let mut writer = Writer::new(db);
+        let insert = format!("INSERT INTO {table} VALUES (1)");
+        writer.run_with(guard.grant_id(), &insert).unwrap();
+    }
+    assert_eq!(gaps(&locks).await, "");
+    promise("P16", db.engine);
+}
+
+async fn a_second_lock_and_a_second_copy_are_gaps(db: &TestDb) {
+    let locks = guarded(db).await;
+    let mut writer = Writer::new(db);
+    for copy in triggers(db, "ledger", "copy") {
+        create(&mut writer, &copy);
+    }
+    let said = gaps(&locks).await;
+    assert!(said.contains("INSERT is checked by 2 triggers"), "{said}");
+    assert!(
+        said.contains("copy_insert, invoices_guard_insert"),
+        "{said}"
+    );
+    // Guarded again, it has one guard.
+    locks.guard_table("invoices", "ledger").await.unwrap();
+    assert_eq!(gaps(&locks).await, "");
+    assert_eq!(triggers_of(db, "invoices"), "3");
+
+    for other in triggers(db, "bank", "other") {
+        create(&mut writer, &other);
+    }
+    let found = locks.guarded_tables().await.unwrap();
+    let of: Vec<&str> = found.iter().map(|one| one.lock.as_str()).collect();
+    assert_eq!(of, ["bank", "ledger"]);
+    for (guard, other) in found.iter().zip(["ledger", "bank"]) {
+        let [gap] = &*guard.gaps else {
+            panic!("{found:?}");
+        };
+        let second = format!("the lock \"{other}\" guards the table too");
+        assert!(gap.contains(&second), "{gap}");
+        assert!(gap.contains("`dblock unguard`"), "{gap}");
+    }
+    for lock in ["ledger", "bank"] {
+        let said = refusal(&locks, "invoices", lock).await;
+        assert!(said.contains("already"), "{said}");
+    }
+    assert!(locks.unguard_table("invoices").await.unwrap());
+    assert_eq!(triggers_of(db, "invoices"), "0");
+    locks.guard_table("invoices", "ledger").await.unwrap();
+    assert_eq!(gaps(&locks).await, "");
+    promise("P16", db.engine);
 }
 
 /// What a cascade empties fires no trigger, so its own cascades pass too.
@@ -140,6 +229,8 @@ async fn a_table_that_has_another_engine_now_has_a_gap(db: &TestDb) {
 
 macro_rules! on {
     ($($engine:ident),*) => { $( db_tests!($engine:
+        of_two_locks_at_the_same_time_one_guards_a_table,
+        a_second_lock_and_a_second_copy_are_gaps,
         cascades_are_followed_through_guarded_parents,
         a_guard_that_is_half_removed_is_called_so,
         a_table_that_has_another_engine_now_has_a_gap,

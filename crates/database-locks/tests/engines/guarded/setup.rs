@@ -64,6 +64,11 @@ async fn guards_at_the_same_time_succeed(db: &TestDb) {
     }
     let found = locks.guarded_tables().await.unwrap();
     assert_eq!((found.len(), found[0].gaps.len()), (1, 0), "{found:?}");
+    if db.is_mysql_like() {
+        let triggers = "SELECT COUNT(*) FROM information_schema.triggers \
+                        WHERE event_object_schema = DATABASE()";
+        assert_eq!(db.sql(triggers), "3");
+    }
     Writer::new(db).is_refused(WRITES[0]);
 }
 

@@ -1,15 +1,15 @@
 //! Guarded tables: triggers that refuse a write in a transaction that does not hold the lock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use mysql_async::params;
 
 use super::guard_body::{Body, EVENTS, create_trigger, quoted, trigger_name};
-use super::guard_cascades::Cascade;
-use super::guard_error::{explained, incomplete, is_code};
+use super::guard_error::{explained, is_code, unless_whole};
+use super::guard_target::Target;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
-use protocol::{GuardCommand, LockName, TableGuard};
+use protocol::{GuardCommand, LockName};
 
 /// How many names are tried for a trigger. Its name may be that of another one, for example of a
 /// table that was renamed.
@@ -24,12 +24,6 @@ pub(super) struct Trigger {
     pub(super) body: String,
 }
 
-/// Whether a trigger refuses what one with the other body does. That of a renamed table has another
-/// message.
-fn refuses_as(body: &str, other: &str) -> bool {
-    Body::but_for_the_message(body) == Body::but_for_the_message(other)
-}
-
 fn events(triggers: &[Trigger]) -> BTreeSet<&str> {
     triggers.iter().map(|one| &*one.event).collect()
 }
@@ -37,6 +31,20 @@ fn events(triggers: &[Trigger]) -> BTreeSet<&str> {
 /// Whether a guard that refuses these events refuses all.
 fn is_whole(covered: &BTreeSet<&str>) -> bool {
     EVENTS.iter().all(|event| covered.contains(event))
+}
+
+fn refuse_other_locks(triggers: &[Trigger], command: &GuardCommand) -> Result<(), StoreError> {
+    let mut locks = triggers.iter().filter_map(|one| Body::lock_in(&one.body));
+    match locks.find(|other| *other != command.lock) {
+        Some(other) => Err(StoreError::rejected(
+            format!(
+                "{} is guarded by the lock \"{other}\" already",
+                command.table
+            ),
+            Some("remove that guard first: `dblock unguard`"),
+        )),
+        None => Ok(()),
+    }
 }
 
 impl Session {
@@ -49,56 +57,124 @@ impl Session {
            AND LEFT(action_statement, CHAR_LENGTH(:label)) = :label
          ORDER BY event_object_schema, event_object_table, trigger_name";
 
-    const SCHEMA_OF_SESSION: &str = "SELECT IFNULL(DATABASE(), '')";
-
     /// Put a table under guard.
     pub(crate) async fn guard_table(&mut self, command: &GuardCommand) -> Result<(), StoreError> {
         // The table of locks has to be there and fit.
         self.check_table().await?;
         let target = self.target(&command.table).await?;
         self.check_target(&target)?;
-        let (schema, table, own_schema) = (target.schema, target.name, target.own_schema);
-        let found = self.triggers(Some((&schema, &table)), &own_schema).await?;
-        for trigger in &found {
-            let other = Body::lock_in(&trigger.body);
-            if let Some(other) = other.filter(|other| *other != command.lock) {
-                return Err(StoreError::rejected(
-                    format!("{table} is guarded by the lock \"{other}\" already"),
-                    Some("remove that guard first: `dblock unguard`"),
-                ));
-            }
-        }
+        let _turn = self.take_turn_to_guard(&target).await?;
+        let Target {
+            schema,
+            name: table,
+            own_schema,
+            ..
+        } = &target;
+        let found = self.triggers(Some((schema, table)), own_schema).await?;
+        refuse_other_locks(&found, command)?;
         if !command.allow_cascades {
-            self.refuse_cascades(&schema, &table, &command.lock, &own_schema)
+            self.refuse_cascades(schema, table, &command.lock, own_schema)
                 .await?;
         }
-        let body = self.guard_body(&schema, &table, &command.lock, &own_schema);
-        self.may_check(&schema, &own_schema).await?;
+        let body = self.guard_body(schema, table, &command.lock, own_schema);
+        self.may_check(schema, own_schema).await?;
         // This connection has no other use.
-        self.execute_unprepared(format!("USE {}", quoted(&schema)))
+        self.execute_unprepared(format!("USE {}", quoted(schema)))
             .await?;
         let mut created = Vec::new();
-        for event in EVENTS {
-            let of_event = found.iter().filter(|trigger| trigger.event == event);
-            if of_event.clone().any(|trigger| trigger.body == body) {
-                continue;
+        let whole = self.create_missing(command, &target, &found, &body, &mut created);
+        let found = match whole.await {
+            Ok(found) => found,
+            Err(failure) => {
+                let failure = explained(failure, schema, table);
+                let is_whole = self.take_back(schema, &found, created).await;
+                return Err(unless_whole(failure, is_whole, table));
             }
-            match self.create_guard_trigger(&table, event, &body).await {
-                Ok(name) => created.push((event, name)),
-                Err(failure) => {
-                    let failure = explained(failure, &schema, &table);
-                    return Err(match self.take_back(&schema, &found, created).await {
-                        true => failure,
-                        false => incomplete(failure, "is incomplete", &table),
-                    });
+        };
+        // Those of an earlier version, and further copies.
+        for event in EVENTS {
+            let mut of_event: Vec<&Trigger> =
+                found.iter().filter(|one| one.event == event).collect();
+            if let Some(kept) = of_event.iter().position(|one| one.body == body) {
+                of_event.remove(kept);
+                for spare in of_event {
+                    self.drop_trigger(schema, &spare.name).await?;
                 }
             }
         }
-        // Those of an earlier version, when the new ones are there.
-        for outdated in found.iter().filter(|trigger| trigger.body != body) {
-            self.drop_trigger(&schema, &outdated.name).await?;
-        }
         Ok(())
+    }
+
+    /// One client at a time guards a table or removes its guard, which takes several statements. The
+    /// lock ends with its session. That has no other use: while it holds a lock, MariaDB leaves
+    /// tables that are being altered out of `information_schema`.
+    const TAKE_TURN_TO_GUARD: &str =
+        "SELECT GET_LOCK(CONCAT('database_locks guard ', CRC32(CONCAT(:schema, '.', :table))), 2)";
+
+    async fn take_turn_to_guard(&self, target: &Target) -> Result<Session, StoreError> {
+        let mut turn = Session::open(&self.server).await?;
+        let these = params! { "schema" => &target.schema, "table" => &target.name };
+        let taken = turn.rows_as(Self::TAKE_TURN_TO_GUARD, these).await;
+        match taken.as_deref() {
+            Ok([Some(1)]) => Ok(turn),
+            Ok(_) => {
+                let name = &target.name;
+                let why = format!("another client guards {name}, or removes its guard");
+                Err(StoreError::Contention(why.into()))
+            }
+            // A cluster may refuse it, where it would be a lock of one node alone.
+            Err(StoreError::Rejected { source, .. }) => {
+                tracing::debug!(
+                    "other clients may guard {} meanwhile: {source}",
+                    target.name
+                );
+                Ok(turn)
+            }
+            Err(_) => taken.map(|_| turn),
+        }
+    }
+
+    /// Create the triggers that are not among those that were `found`, and answer which there are
+    /// then. Another client that guards the table meanwhile, at another node of a cluster, finds
+    /// these triggers or has its own found here.
+    async fn create_missing(
+        &mut self,
+        command: &GuardCommand,
+        target: &Target,
+        found: &[Trigger],
+        body: &str,
+        created: &mut Vec<(&'static str, String)>,
+    ) -> Result<Vec<Trigger>, StoreError> {
+        let (table, of) = (&target.name, Some((&*target.schema, &*target.name)));
+        let is_there = |found: &[Trigger], event: &str| {
+            let mut of_event = found.iter().filter(|one| one.event == event);
+            of_event.any(|one| one.body == body)
+        };
+        for event in EVENTS {
+            let mut is_there_now = is_there(found, event);
+            let mut attempt = 0;
+            while !is_there_now {
+                let statement = create_trigger(table, event, attempt, body);
+                match self.execute_unprepared(statement).await {
+                    Ok(()) => {
+                        created.push((event, trigger_name(table, event, attempt)));
+                        is_there_now = true;
+                    }
+                    // There is a trigger of that name: of another table, or one that another client
+                    // has just created.
+                    Err(failure) if is_code(&failure, &[1359]) && attempt + 1 < NAMES => {
+                        attempt += 1;
+                        let found = self.triggers(of, &target.own_schema).await?;
+                        refuse_other_locks(&found, command)?;
+                        is_there_now = is_there(&found, event);
+                    }
+                    Err(failure) => return Err(failure),
+                }
+            }
+        }
+        let found = self.triggers(of, &target.own_schema).await?;
+        refuse_other_locks(&found, command)?;
+        Ok(found)
     }
 
     /// Drop the triggers that were created before one could not be: half a guard would refuse writes
@@ -123,6 +199,7 @@ impl Session {
     /// Remove the guard of a table.
     pub(crate) async fn unguard_table(&mut self, table: &str) -> Result<bool, StoreError> {
         let target = self.target(table).await?;
+        let _turn = self.take_turn_to_guard(&target).await?;
         let (schema, table) = (target.schema, target.name);
         let found = self
             .triggers(Some((&schema, &table)), &target.own_schema)
@@ -130,71 +207,11 @@ impl Session {
         for (at, trigger) in found.iter().enumerate() {
             if let Err(failure) = self.drop_trigger(&schema, &trigger.name).await {
                 let failure = explained(failure, &schema, &table);
-                return Err(match is_whole(&events(&found[at..])) {
-                    true => failure,
-                    false => incomplete(failure, "is incomplete", &table),
-                });
+                let is_whole = is_whole(&events(&found[at..]));
+                return Err(unless_whole(failure, is_whole, &table));
             }
         }
         Ok(!found.is_empty())
-    }
-
-    /// The guarded tables of which this user sees the triggers.
-    pub(crate) async fn guarded_tables(&mut self) -> Result<Vec<TableGuard>, StoreError> {
-        let own_schema = self.own_schema().await?;
-        let mut tables: BTreeMap<(String, String), Vec<Trigger>> = BTreeMap::new();
-        for trigger in self.triggers(None, &own_schema).await? {
-            let key = (trigger.schema.clone(), trigger.table.clone());
-            tables.entry(key).or_default().push(trigger);
-        }
-        let mut guards = Vec::new();
-        for ((schema, table), triggers) in tables {
-            let Some(lock) = triggers.first().and_then(|one| Body::lock_in(&one.body)) else {
-                continue;
-            };
-            let shown = match schema == own_schema {
-                true => table.clone(),
-                false => format!("{schema}.{table}"),
-            };
-            let body = self.guard_body(&schema, &table, &lock, &own_schema);
-            let mut guard = TableGuard::intact(shown, lock.clone());
-            for event in EVENTS {
-                let mut of_event = triggers.iter().filter(|one| one.event == event);
-                match of_event.clone().next() {
-                    None => guard
-                        .gaps
-                        .push(format!("{event} passes: its trigger is missing")),
-                    Some(_) if of_event.any(|one| refuses_as(&one.body, &body)) => {}
-                    Some(one) => guard.gaps.push(format!(
-                        "the trigger {} is of another version or kind of server, and may let \
-                         writes pass",
-                        one.name
-                    )),
-                }
-            }
-            let engine = self.engine_without_transactions(&schema, &table);
-            if let Some(engine) = engine.await? {
-                guard.gaps.push(format!(
-                    "the table is of the engine {engine}, whose writes are in no transaction: \
-                     ALTER TABLE … ENGINE = InnoDB, or unguard it"
-                ));
-            }
-            let cascades = self.cascades(&schema, &table, &lock, &own_schema);
-            for Cascade { key, parent, .. } in cascades.await? {
-                guard.bypasses.push(format!(
-                    "a write to {parent} passes by the cascade of {key}"
-                ));
-            }
-            guards.push(guard);
-        }
-        Ok(guards)
-    }
-
-    async fn own_schema(&mut self) -> Result<String, StoreError> {
-        let found: Vec<String> = self
-            .rows_as(Self::SCHEMA_OF_SESSION, mysql_async::Params::Empty)
-            .await?;
-        Ok(found.into_iter().next().unwrap_or_default())
     }
 
     /// The table of locks as the triggers of a schema name it: without a schema if it is in the same
@@ -210,7 +227,13 @@ impl Session {
         }
     }
 
-    fn guard_body(&self, schema: &str, table: &str, lock: &LockName, own_schema: &str) -> String {
+    pub(super) fn guard_body(
+        &self,
+        schema: &str,
+        table: &str,
+        lock: &LockName,
+        own_schema: &str,
+    ) -> String {
         let body = Body {
             guard: &self.server.table.guard(),
             locks: &self.locks_name(schema, own_schema),
@@ -234,24 +257,6 @@ impl Session {
             (None, false) => format!("SELECT id FROM {locks} WHERE id < 0 FOR SHARE"),
         };
         self.execute_unprepared(probe).await
-    }
-
-    async fn create_guard_trigger(
-        &mut self,
-        table: &str,
-        event: &str,
-        body: &str,
-    ) -> Result<String, StoreError> {
-        let mut attempt = 0;
-        loop {
-            let statement = create_trigger(table, event, attempt, body);
-            match self.execute_unprepared(statement).await {
-                Ok(()) => return Ok(trigger_name(table, event, attempt)),
-                // There is a trigger of that name.
-                Err(failure) if is_code(&failure, &[1359]) && attempt + 1 < NAMES => attempt += 1,
-                Err(failure) => return Err(failure),
-            }
-        }
     }
 
     async fn drop_trigger(&mut self, schema: &str, name: &str) -> Result<(), StoreError> {

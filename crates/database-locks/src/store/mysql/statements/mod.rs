@@ -25,6 +25,7 @@ pub(crate) mod guard;
 pub(crate) mod guard_body;
 mod guard_cascades;
 pub(crate) mod guard_error;
+mod guard_report;
 mod guard_target;
 pub(crate) mod handover;
 pub(crate) mod install;
