@@ -22,8 +22,8 @@ pub struct TableGuard {
     pub table: String,
     /// The lock.
     pub lock: LockName,
-    /// Gaps that guarding the table again would close, such as a disabled trigger. Empty: the guard is
-    /// intact.
+    /// What is wrong with the guard, such as a disabled trigger. Guarding the table again mends it,
+    /// unless the text says what else does. Empty: the guard is intact.
     pub gaps: Vec<String>,
     /// What a write can get past by the nature of the server: cascades of foreign keys on MySQL and
     /// MariaDB.

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::api::locks::Locks;
 use crate::error::Error;
-use crate::store::retry::while_contended;
+use crate::store::retry::{ddl_while_contended, while_contended};
 use protocol::{GuardCommand, InvalidSetting, LockName, REQUEST_TIMEOUT, TableGuard};
 
-/// Timeout of the statements that create or drop triggers, which wait for the transactions that
+/// How long the attempts to create or drop triggers go on. They wait for the transactions that
 /// write to the table.
 const DDL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -92,8 +92,8 @@ impl Locks {
         });
         self.in_background(move |client| async move {
             let command = command?;
-            let guarded = while_contended(DDL_TIMEOUT, || {
-                client.store.guard_table(&command, DDL_TIMEOUT)
+            let guarded = ddl_while_contended(DDL_TIMEOUT, |within| {
+                client.store.guard_table(&command, within)
             });
             let guarded = guarded.await;
             guarded.map_err(|e| e.into_error(format!("guard table `{}`", command.table)))
@@ -105,11 +105,13 @@ impl Locks {
     /// # Errors
     ///
     /// [`Error::Rejected`] if there is no such table, or without the right to drop its triggers;
-    /// otherwise as [`Locks::guard_table`].
+    /// otherwise as [`Locks::guard_table`]. On MySQL and MariaDB the message says so if a part of the
+    /// guard was removed by then.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the guard may or may not be removed.
+    /// If the future is dropped, the guard may or may not be removed; on MySQL and MariaDB also in
+    /// part, so that DELETE or DELETE and INSERT pass, until the table is guarded or unguarded again.
     ///
     /// # Example
     ///
@@ -126,8 +128,8 @@ impl Locks {
         let table = checked(table.as_ref());
         self.in_background(move |client| async move {
             let table = table?;
-            let removed = while_contended(DDL_TIMEOUT, || {
-                client.store.unguard_table(&table, DDL_TIMEOUT)
+            let removed = ddl_while_contended(DDL_TIMEOUT, |within| {
+                client.store.unguard_table(&table, within)
             });
             let removed = removed.await;
             removed.map_err(|e| e.into_error(format!("remove the guard of table `{table}`")))

@@ -35,7 +35,7 @@ use connection::worker::Worker;
 use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;
-pub(crate) use statements::guard::{guard_triggers, unguard_triggers};
+pub(crate) use statements::guard_body::{guard_triggers, unguard_triggers};
 use statements::guard_error::incomplete;
 
 /// The engine `mysql://` and `mariadb://`.
@@ -392,8 +392,13 @@ impl Store for Mysql {
                 .await
         };
         Box::pin(async move {
-            let done = with_deadline(within, work, || ()).await;
-            done.map_err(|failure| name_server(&self.server, failure))
+            let mut late = false;
+            let done = with_deadline(within, work, || late = true).await;
+            done.map_err(|failure| match late {
+                true => incomplete(failure, "may be incomplete", table),
+                false => failure,
+            })
+            .map_err(|failure| name_server(&self.server, failure))
         })
     }
 

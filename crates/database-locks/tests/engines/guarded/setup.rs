@@ -1,6 +1,9 @@
 //! Putting tables under guard: names, rights, and what is refused.
 
+use std::time::Duration;
+
 use database_locks::{Error, Locks};
+use testkit::time::now;
 use testkit::{TestDb, db_tests, promise};
 
 use super::{TIMEOUT, WRITES, Writer, guarded};
@@ -61,6 +64,11 @@ async fn guards_at_the_same_time_succeed(db: &TestDb) {
     }
     let found = locks.guarded_tables().await.unwrap();
     assert_eq!((found.len(), found[0].gaps.len()), (1, 0), "{found:?}");
+    if db.is_mysql_like() {
+        let triggers = "SELECT COUNT(*) FROM information_schema.triggers \
+                        WHERE event_object_schema = DATABASE()";
+        assert_eq!(db.sql(triggers), "3");
+    }
     Writer::new(db).is_refused(WRITES[0]);
 }
 
@@ -198,7 +206,7 @@ async fn a_table_that_is_being_written_to_is_guarded_afterwards(db: &TestDb) {
         let locks = locks.clone();
         async move { locks.guard_table("invoices", "ledger").await }
     });
-    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(!guarding.is_finished());
     // Renewals go on meanwhile.
     let lock = locks.lock("job").wait(TIMEOUT);
@@ -206,6 +214,34 @@ async fn a_table_that_is_being_written_to_is_guarded_afterwards(db: &TestDb) {
     open.commit();
     guarding.await.unwrap().unwrap();
     Writer::new(db).is_refused(WRITES[1]);
+}
+
+/// While guarding waits for one transaction, every other statement about the table waits behind it.
+async fn others_use_a_busy_table_for_most_of_the_time(db: &TestDb) {
+    let locks = guarded(db).await;
+    locks.unguard_table("invoices").await.unwrap();
+    let open = db.begin_with("INSERT INTO invoices VALUES (3, 30)");
+    let guarding = tokio::spawn({
+        let locks = locks.clone();
+        async move { locks.guard_table("invoices", "ledger").await }
+    });
+    let mut writer = Writer::new(db);
+    let (begun, mut waited) = (now(), Duration::ZERO);
+    while begun.elapsed() < Duration::from_secs(9) {
+        let sent = now();
+        writer.run("UPDATE invoices SET amount = 5 WHERE id = 1");
+        if sent.elapsed() > Duration::from_millis(60) {
+            waited += sent.elapsed();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let took = begun.elapsed();
+    assert!(!guarding.is_finished());
+    assert!(waited * 10 < took * 6, "{waited:?} of {took:?}");
+    open.commit();
+    guarding.await.unwrap().unwrap();
+    writer.is_refused(WRITES[1]);
+    promise("P16", db.engine);
 }
 
 async fn doctor_says_which_guards_are_intact(db: &TestDb) {
@@ -294,6 +330,7 @@ macro_rules! on {
         what_cannot_be_guarded_is_refused_with_the_reason,
         each_table_of_locks_has_its_guards,
         a_table_that_is_being_written_to_is_guarded_afterwards,
+        others_use_a_busy_table_for_most_of_the_time,
         doctor_says_which_guards_are_intact,
     ); )* };
 }

@@ -29,10 +29,12 @@ impl Session {
     const WAIT_FOR_ROW_AT_MOST: &str = "SET innodb_lock_wait_timeout = 1";
 
     /// The session for which the session `:id` waits, first one that does not wait itself. Not by
-    /// `innodb_trx` alone, whose rows the server renews only after 100 ms without a reader.
+    /// `innodb_trx` alone, whose rows the server renews only after 100 ms without a reader. The
+    /// transaction may seem to begin later than now, if the server's clock was set back.
     const ROW_LOCKER: &str = "
         SELECT b.processlist_id, b.processlist_user, b.processlist_host,
-               TIMESTAMPDIFF(SECOND, CONVERT_TZ(x.trx_started, 'SYSTEM', '+00:00'), UTC_TIMESTAMP())
+               GREATEST(0, TIMESTAMPDIFF(SECOND,
+                   CONVERT_TZ(x.trx_started, 'SYSTEM', '+00:00'), UTC_TIMESTAMP()))
           FROM performance_schema.threads r
                JOIN performance_schema.data_lock_waits w ON w.requesting_thread_id = r.thread_id
                JOIN performance_schema.threads b ON b.thread_id = w.blocking_thread_id
@@ -49,7 +51,8 @@ impl Session {
     /// [`ROW_LOCKER`](Self::ROW_LOCKER) on MariaDB.
     const ROW_LOCKER_ON_MARIADB: &str = "
         SELECT b.trx_mysql_thread_id, p.user, p.host,
-               TIMESTAMPDIFF(SECOND, CONVERT_TZ(b.trx_started, 'SYSTEM', '+00:00'), UTC_TIMESTAMP())
+               GREATEST(0, TIMESTAMPDIFF(SECOND,
+                   CONVERT_TZ(b.trx_started, 'SYSTEM', '+00:00'), UTC_TIMESTAMP()))
           FROM information_schema.innodb_trx r
                JOIN information_schema.innodb_lock_waits w ON w.requesting_trx_id = r.trx_id
                JOIN information_schema.innodb_trx b ON b.trx_id = w.blocking_trx_id

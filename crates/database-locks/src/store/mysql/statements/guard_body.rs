@@ -1,6 +1,10 @@
 //! The triggers of guarded tables as text, and the names that users write.
 
+use crate::store::connect::table::Table;
 use protocol::LockName;
+
+/// The events that a guard refuses.
+pub(super) const EVENTS: [&str; 3] = ["INSERT", "UPDATE", "DELETE"];
 
 /// The published body of the triggers, with its comment.
 pub(crate) const SCHEMA: &str = include_str!("../../../../schema/mysql_guard.sql");
@@ -213,6 +217,36 @@ pub(crate) fn trigger_name(table: &str, event: &str, attempt: u32) -> String {
     }
 }
 
+/// The statements that create the triggers of a guard, with the default table of locks in the same
+/// schema. For people to read: names of triggers that are taken are not avoided.
+pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool, cluster: bool) -> Vec<String> {
+    let locks = Table::default();
+    let body = Body {
+        guard: &locks.guard(),
+        locks: &quoted(locks.as_str()),
+        collation: match mariadb {
+            true => "utf8mb4_nopad_bin",
+            false => "utf8mb4_0900_bin",
+        },
+        mariadb,
+        cluster,
+    };
+    let body = body.text(table, lock);
+    EVENTS
+        .map(|event| create_trigger(table, event, 0, &body))
+        .to_vec()
+}
+
+/// The statements that drop the triggers which [`guard_triggers`] creates. Not those with further
+/// names, which may be of the guard of another table.
+pub(crate) fn unguard_triggers(table: &str) -> Vec<String> {
+    let drop = |event| {
+        let trigger = quoted(&trigger_name(table, event, 0));
+        format!("DROP TRIGGER IF EXISTS {trigger}")
+    };
+    EVENTS.map(drop).to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,5 +332,26 @@ mod tests {
         let long = "ü".repeat(255);
         assert_eq!(message(&long, &long).chars().count(), 128);
         assert!(trigger_name(&long, "INSERT", 8).chars().count() <= 64);
+    }
+
+    #[test]
+    fn the_printed_triggers_are_those_of_the_kind_of_server() {
+        for mariadb in [false, true] {
+            let single = guard_triggers("invoices", "ledger", mariadb, false).concat();
+            let cluster = guard_triggers("invoices", "ledger", mariadb, true).concat();
+            assert!(!single.contains("UPDATE `database_locks_lock`"), "{single}");
+            assert!(
+                cluster.contains("UPDATE `database_locks_lock`"),
+                "{cluster}"
+            );
+        }
+        let created = guard_triggers("a`b", "ledger", true, false);
+        for (create, drop) in created.iter().zip(unguard_triggers("a`b")) {
+            let name = drop.trim_start_matches("DROP TRIGGER IF EXISTS ");
+            assert!(
+                create.starts_with(&format!("CREATE TRIGGER {name} BEFORE")),
+                "{drop}"
+            );
+        }
     }
 }

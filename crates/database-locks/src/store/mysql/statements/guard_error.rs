@@ -10,6 +10,16 @@ pub(super) fn is_code(failure: &StoreError, codes: &[u16]) -> bool {
     code_of(failure).is_some_and(|code| codes.contains(&code))
 }
 
+/// A failure while triggers were created or dropped, with what it left. If the server did not answer,
+/// it may have carried the statement out.
+pub(super) fn unless_whole(failure: StoreError, is_whole: bool, table: &str) -> StoreError {
+    match (is_whole, &failure) {
+        (false, _) => incomplete(failure, "is incomplete", table),
+        (true, StoreError::Unavailable(_)) => incomplete(failure, "may be incomplete", table),
+        (true, _) => failure,
+    }
+}
+
 /// A failure after which a table has, or may have, some triggers of its guard and not all.
 pub(crate) fn incomplete(failure: StoreError, state: &str, table: &str) -> StoreError {
     let add = |source: BoxError| -> BoxError {

@@ -1,0 +1,116 @@
+//! The table that is put under guard.
+
+use mysql_async::params;
+
+use super::guard_body::Written;
+use crate::store::api::StoreError;
+use crate::store::mysql::connection::session::Session;
+
+/// The engine whose tables can be guarded.
+const TRANSACTIONAL: &str = "InnoDB";
+
+/// A table as the server knows it.
+pub(super) struct Target {
+    pub(super) schema: String,
+    pub(super) name: String,
+    kind: String,
+    engine: String,
+    /// The schema of the session, in which the table of locks is unless it names another.
+    pub(super) own_schema: String,
+}
+
+impl Session {
+    const TARGET: &str = "
+        SELECT table_schema, table_name, table_type, IFNULL(engine, ''), IFNULL(DATABASE(), '')
+          FROM information_schema.tables
+         WHERE table_schema = IFNULL(:schema, DATABASE()) AND table_name = :table";
+
+    /// The table that a user has written.
+    pub(super) async fn target(&mut self, table: &str) -> Result<Target, StoreError> {
+        let Some(written) = Written::parse(table) else {
+            return Err(StoreError::rejected(
+                format!("{table} is not the name of a table"),
+                Some("TABLE or SCHEMA.TABLE, in backticks if it has other characters"),
+            ));
+        };
+        let found = self.find_table(written.schema.as_deref(), &written.name);
+        found.await?.ok_or_else(|| {
+            let what = format!("there is no table {table}, or this user has no right on it");
+            StoreError::rejected(what, None)
+        })
+    }
+
+    async fn find_table(
+        &mut self,
+        schema: Option<&str>,
+        table: &str,
+    ) -> Result<Option<Target>, StoreError> {
+        let these = params! { "schema" => schema, "table" => table };
+        let mut found: Vec<(String, String, String, String, String)> =
+            self.rows_as(Self::TARGET, these).await?;
+        // Some servers compare names here without regard to case.
+        if found.iter().any(|(_, name, ..)| name == table) {
+            found.retain(|(_, name, ..)| name == table);
+        }
+        let found = found.pop();
+        Ok(
+            found.map(|(schema, name, kind, engine, own_schema)| Target {
+                schema,
+                name,
+                kind,
+                engine,
+                own_schema,
+            }),
+        )
+    }
+
+    /// The engine of a guarded table, if its writes are in no transaction: it was altered since.
+    pub(super) async fn engine_without_transactions(
+        &mut self,
+        schema: &str,
+        table: &str,
+    ) -> Result<Option<String>, StoreError> {
+        let found = self.find_table(Some(schema), table).await?;
+        let engine = found.map(|found| found.engine);
+        Ok(engine
+            .filter(|engine| !engine.is_empty() && !engine.eq_ignore_ascii_case(TRANSACTIONAL)))
+    }
+
+    /// Refuse what cannot be guarded.
+    pub(super) fn check_target(&self, target: &Target) -> Result<(), StoreError> {
+        let Target {
+            schema,
+            name,
+            kind,
+            engine,
+            own_schema,
+        } = target;
+        let refused = |why: &str, hint| Err(StoreError::rejected(format!("{name} {why}"), hint));
+        if kind.contains("VIEW") {
+            return refused("is a view", Some("guard the tables that it is made of"));
+        }
+        if kind.contains("TEMPORARY") {
+            return refused(
+                "is a temporary table",
+                Some("no other session can write to it"),
+            );
+        }
+        if kind == "SEQUENCE" || engine.is_empty() {
+            return refused("is no table that can be guarded", None);
+        }
+        if !engine.eq_ignore_ascii_case(TRANSACTIONAL) {
+            let why = format!("is of the engine {engine}, whose writes are in no transaction");
+            return refused(&why, Some("ALTER TABLE … ENGINE = InnoDB"));
+        }
+        let of_locks = &self.server.table;
+        let in_schema = |table: &str| match table.split_once('.') {
+            Some((of, table)) => of == schema && table == name,
+            None => own_schema == schema && table == name,
+        };
+        if in_schema(of_locks.as_str()) || in_schema(&of_locks.permits()) {
+            let hint = Some("every acquire writes to it, so it cannot be guarded");
+            return refused("is the table of the locks", hint);
+        }
+        Ok(())
+    }
+}
