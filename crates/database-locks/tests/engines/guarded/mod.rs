@@ -1,5 +1,6 @@
 //! Guarded tables, written to by clients that do not know this library.
 
+mod busy_on_postgres;
 mod changed_on_postgres;
 mod fences;
 mod on_mysql;

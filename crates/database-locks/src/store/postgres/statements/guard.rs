@@ -117,8 +117,10 @@ pub(crate) async fn unguard_table(
 
 /// Run a script as one transaction, and return its result.
 async fn run(session: &Session, script: &str) -> Result<Option<String>, ServerError> {
+    // Each statement sees the parts that were added while it waited.
     let script = format!(
-        "SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true);\n{script}\n\
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;\n\
+         SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true);\n{script}\n\
          SELECT current_setting('database_locks.guard_result', true);"
     );
     let done = session.client.simple_query(&script).await;
