@@ -80,7 +80,11 @@ pub(crate) fn guard_script(table: &Table, of: &str, lock: &str) -> String {
 
 /// The statement that removes a guard.
 pub(crate) fn unguard_script(table: &Table, of: &str) -> String {
-    let script = UNGUARD.replace("{guard}", &table.guard());
+    let home = table.as_str().rsplit_once('.');
+    let home = home.map_or(String::new(), |(schema, _)| format!("{schema}."));
+    let script = UNGUARD
+        .replace("{home}", &home)
+        .replace("{guard}", &table.guard());
     table.fill(&script).replace("{of_table}", &literal(of))
 }
 
