@@ -25,8 +25,9 @@ pub struct TableGuard {
     /// Gaps that guarding the table again would close, such as a disabled trigger. Empty: the guard is
     /// intact.
     pub gaps: Vec<String>,
-    /// What a write can get past by the nature of the server: cascades of foreign keys on MySQL and
-    /// MariaDB.
+    /// Writes that fire no trigger of the table, which guarding it again does not change: on MySQL and
+    /// MariaDB the cascades of foreign keys, on PostgreSQL those to a table of which this one has
+    /// become a part, and those to a foreign part at its own server.
     pub bypasses: Vec<String>,
 }
 
