@@ -3,6 +3,7 @@
 mod busy_on_postgres;
 mod changed_on_postgres;
 mod fences;
+mod odd_on_postgres;
 mod on_mysql;
 mod on_postgres;
 mod renewals;
