@@ -25,8 +25,9 @@ pub struct TableGuard {
     /// What is wrong with the guard, such as a disabled trigger. Guarding the table again mends it,
     /// unless the text says what else does. Empty: the guard is intact.
     pub gaps: Vec<String>,
-    /// What a write can get past by the nature of the server: cascades of foreign keys on MySQL and
-    /// MariaDB.
+    /// Writes that fire no trigger of the table, which guarding it again does not change: on MySQL and
+    /// MariaDB the cascades of foreign keys, on PostgreSQL those to a table of which this one has
+    /// become a part, and those to a foreign part at its own server.
     pub bypasses: Vec<String>,
 }
 

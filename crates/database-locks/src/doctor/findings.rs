@@ -218,9 +218,11 @@ kinds! {
         "dblock guard TABLE --lock NAME once more, as the owner of the table: it creates and enables \
          what is missing. If the guard is not wanted: dblock unguard TABLE";
     GUARD_BYPASSED = "guard-bypassed", "guards", Warning,
-        "the server fires no trigger for the cascades of a foreign key, so they change or delete \
-         rows of the guarded table without the lock",
-        "guard the parent by the same lock, or make the foreign key RESTRICT";
+        "the server fires no trigger of the guarded table for such a write, so that its rows change \
+         without the lock",
+        "a cascade of a foreign key: guard the parent by the same lock, or make the key RESTRICT. A \
+         table of which the guarded one is a part: guard that other table by the same lock. A foreign \
+         table that is a part: detach it";
 }
 
 #[cfg(test)]

@@ -327,18 +327,20 @@ impl Store for Postgres {
         Box::pin(self.connection.run_long(within, work))
     }
 
+    /// On a connection of its own, since DDL may take long and waits.
     fn guard_table<'a>(&'a self, command: &'a GuardCommand, within: Duration) -> Reply<'a, ()> {
         let work = move |session: Arc<Session>| async move {
             guard::guard_table(&session, &self.table, command).await
         };
-        Box::pin(self.connection.run_long(within, work))
+        Box::pin(self.connection.run_apart(within, work))
     }
 
+    /// On a connection of its own, like [`guard_table`](Self::guard_table).
     fn unguard_table<'a>(&'a self, table: &'a str, within: Duration) -> Reply<'a, bool> {
         let work = move |session: Arc<Session>| async move {
             guard::unguard_table(&session, &self.table, table).await
         };
-        Box::pin(self.connection.run_long(within, work))
+        Box::pin(self.connection.run_apart(within, work))
     }
 
     fn guarded_tables(&self, within: Duration) -> Reply<'_, Vec<TableGuard>> {

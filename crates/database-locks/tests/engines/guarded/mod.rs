@@ -1,8 +1,10 @@
 //! Guarded tables, written to by clients that do not know this library.
 
+mod busy_on_postgres;
 mod changed_on_mysql;
 mod changed_on_postgres;
 mod fences;
+mod odd_on_postgres;
 mod on_mysql;
 mod on_postgres;
 mod renewals;

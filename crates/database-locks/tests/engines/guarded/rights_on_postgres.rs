@@ -78,9 +78,9 @@ async fn least_privilege_is_enough(db: &TestDb) {
     let of_owner = Locks::connect(&url).await.unwrap();
     let mut refusals = Vec::new();
     for grant in [
-        format!("GRANT TRIGGER ON invoices TO {owner}"),
         format!("GRANT SELECT, UPDATE ON database_locks_lock TO {owner}"),
         format!("GRANT CREATE ON SCHEMA public TO {owner}"),
+        format!("GRANT TRIGGER ON invoices TO {owner}"),
     ] {
         let refused = of_owner
             .guard_table("invoices", "ledger")
@@ -90,19 +90,19 @@ async fn least_privilege_is_enough(db: &TestDb) {
         db.sql(&grant);
     }
     assert!(
-        refusals[0].contains("may not create a trigger on invoices"),
+        refusals[0].contains("lacks SELECT or UPDATE on database_locks_lock"),
         "{refusals:?}"
     );
     assert!(
-        refusals[0].contains("GRANT TRIGGER ON invoices TO"),
+        refusals[1].contains("may not create the trigger function"),
         "{refusals:?}"
     );
     assert!(
-        refusals[1].contains("lacks SELECT or UPDATE on database_locks_lock"),
+        refusals[2].contains("may not create a trigger on invoices"),
         "{refusals:?}"
     );
     assert!(
-        refusals[2].contains("may not create the trigger function"),
+        refusals[2].contains("GRANT TRIGGER ON invoices TO"),
         "{refusals:?}"
     );
     of_owner.guard_table("invoices", "ledger").await.unwrap();
@@ -143,7 +143,10 @@ async fn least_privilege_is_enough(db: &TestDb) {
             .is_err()
     );
     let found = locks.guarded_tables().await.unwrap();
-    assert!(found[0].gaps[0].contains("lacks rights"), "{found:?}");
+    assert!(
+        found[0].gaps[0].contains("lacks SELECT or UPDATE on the table"),
+        "{found:?}"
+    );
     promise("P16", db.engine);
 }
 
@@ -179,18 +182,6 @@ async fn a_guard_that_is_switched_off_is_found(db: &TestDb) {
     locks.guard_table("invoices", "ledger").await.unwrap();
     assert_eq!(gaps().await, "");
     Writer::new(db).is_refused(WRITES[0]);
-    // It has become a partition of a table that is not guarded.
-    db.sql(
-        "CREATE TABLE root (id int NOT NULL, amount int NOT NULL) PARTITION BY LIST (id); \
-         ALTER TABLE root ATTACH PARTITION invoices DEFAULT",
-    );
-    assert!(
-        gaps()
-            .await
-            .contains("a write to root, of which it is a part"),
-        "{}",
-        gaps().await
-    );
     // Replication's workers pass, as does an administrator who says so.
     let mut writer = Writer::new(db);
     writer.run("SET session_replication_role = replica");

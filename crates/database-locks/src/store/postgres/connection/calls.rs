@@ -85,6 +85,27 @@ impl ConnectionManager {
         }
     }
 
+    /// Run work on a connection of its own, for statements that take locks or may take long: no other
+    /// request waits behind them. When the deadline has passed, the statement is cancelled.
+    pub(crate) async fn run_apart<T, F>(
+        &self,
+        within: Duration,
+        work: impl FnOnce(Arc<Session>) -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, ServerError>> + Send,
+    {
+        let reply = async {
+            let connected = self.connected_apart().await;
+            let session = connected.map_err(|failure| StoreError::from(failure).undone())?;
+            let unanswered = Unanswered(&session);
+            let done = work(Arc::clone(&session)).await;
+            std::mem::forget(unanswered);
+            self.settled(&session, done)
+        };
+        with_deadline(within, reply, || ()).await
+    }
+
     /// Run work on the direct connection: without a deadline, and without a timer once it is
     /// connected.
     pub(crate) async fn run_direct<T, F>(

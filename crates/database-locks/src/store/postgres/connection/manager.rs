@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::blocked::Blocked;
 use super::dial::dial;
+use super::events::ConnectionEvents;
 use super::server::Server;
 use super::session::Session;
 use crate::runtime::clock;
@@ -211,21 +212,27 @@ impl ConnectionManager {
             }
         }
     }
+
+    /// A connection for one caller, which is closed when it is dropped.
+    pub(super) async fn connected_apart(&self) -> Connected {
+        let server = &self.0.server;
+        let (session, replaced) = connect(server, None).await?;
+        if let Some((before, now)) = replaced {
+            announce(server, before, now);
+        }
+        Ok(session)
+    }
 }
 
-/// Connect. Also answers which server has replaced which, if one has.
+/// Connect. Also answers which server has replaced which, if one has. Without `events` the
+/// connection does not listen.
 async fn connect(
-    inner: &Inner,
+    server: &Server,
+    events: Option<&Weak<dyn ConnectionEvents>>,
 ) -> Result<(Arc<Session>, Option<(Primary, Primary)>), ConnectFailure> {
-    let server = &inner.server;
     let config = server.connector.ask().await?;
     let connected = server.connector.connect(&config, |at, within| {
-        // The direct connection does not listen.
-        let events = match inner.role {
-            Role::Background { .. } => Some(Weak::clone(&server.events)),
-            Role::Direct { .. } => None,
-        };
-        dial(server, events, &config, (at, within))
+        dial(server, events.cloned(), &config, (at, within))
     });
     let (_, session) = connected.await?;
     let replaced = server.serves(&session)?;
@@ -245,7 +252,11 @@ async fn connect_after(
     clock::sleep(pause).await;
     // The store may have been dropped.
     let Some(inner) = inner.upgrade() else { return };
-    let (connected, replaced) = match connect(&inner).await {
+    let events = match inner.role {
+        Role::Background { .. } => Some(&inner.server.events),
+        Role::Direct { .. } => None,
+    };
+    let (connected, replaced) = match connect(&inner.server, events).await {
         Ok((session, replaced)) => (Ok(session), replaced),
         Err(failure) => (Err(failure), None),
     };
@@ -280,10 +291,14 @@ async fn connect_after(
     drop(state);
     done.send_replace(Some(connected));
     if let Some((before, now)) = replaced {
-        failover::log(before, now);
-        // Waiters may be listening to the replaced server.
-        if let Some(events) = inner.server.events.upgrade() {
-            events.ended();
-        }
+        announce(&inner.server, before, now);
+    }
+}
+
+/// Log that another server serves, and tell the waiters, which may be listening to the former one.
+fn announce(server: &Server, before: Primary, now: Primary) {
+    failover::log(before, now);
+    if let Some(events) = server.events.upgrade() {
+        events.ended();
     }
 }

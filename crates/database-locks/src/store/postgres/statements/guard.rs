@@ -1,6 +1,6 @@
 //! Guarded tables: triggers that refuse a write in a transaction that does not hold the lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
@@ -29,14 +29,14 @@ const REFUSED: &str = "DL002";
 const LIST: &str = r"
 WITH RECURSIVE guard AS (
     SELECT p.oid, p.prosecdef AND p.proconfig = ARRAY['search_path=pg_catalog, pg_temp']
-               AND p.prosrc = replace($3, '[locks]', format('%I.%I', n.nspname, c.relname))
-               AND pg_catalog.has_table_privilege(p.proowner, c.oid, 'SELECT')
-               AND pg_catalog.has_any_column_privilege(p.proowner, c.oid, 'UPDATE') AS is_sound
+               AND p.prosrc = replace($3, '[locks]', format('%I.%I', n.nspname, c.relname)) AS is_current,
+           pg_catalog.has_table_privilege(p.proowner, c.oid, 'SELECT')
+               AND pg_catalog.has_any_column_privilege(p.proowner, c.oid, 'UPDATE') AS has_rights
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
       JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = $2 AND p.pronargs = 0
      WHERE c.oid = to_regclass($1)
 ), guarded AS (
-    SELECT t.tgrelid AS id, g.is_sound,
+    SELECT t.tgrelid AS id, g.is_current, g.has_rights,
            convert_from(substring(t.tgargs FROM 1 FOR octet_length(t.tgargs) - 1),
                         getdatabaseencoding()) AS lock,
            bool_or(t.tgtype & 1 = 0) AS has_statement,
@@ -45,25 +45,44 @@ WITH RECURSIVE guard AS (
       FROM pg_trigger t JOIN guard g ON g.oid = t.tgfoid
       CROSS JOIN LATERAL (SELECT t.tgenabled IN ('O', 'A') AND t.tgqual IS NULL
                              AND t.tgattr::text = '' AS is_whole) e
-     GROUP BY 1, 2, 3
+     WHERE t.tgnargs = 1
+     GROUP BY 1, 2, 3, 4
 ), tree AS (
-    SELECT g.id AS top, g.lock, g.is_sound, g.id AS part FROM guarded g
+    SELECT g.id AS top, g.lock, g.is_current, g.has_rights, g.id AS part FROM guarded g
      WHERE NOT EXISTS (
         SELECT FROM pg_inherits i JOIN guarded p ON p.id = i.inhparent AND p.lock = g.lock
          WHERE i.inhrelid = g.id)
     UNION
-    SELECT t.top, t.lock, t.is_sound, i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.part
+    SELECT t.top, t.lock, t.is_current, t.has_rights, i.inhrelid
+      FROM tree t JOIN pg_inherits i ON i.inhparent = t.part
+), outside AS (
+    SELECT t.top, t.lock, t.part, array_agg(i.inhparent::regclass::text ORDER BY i.inhparent) AS parents
+      FROM tree t JOIN pg_inherits i ON i.inhrelid = t.part
+      LEFT JOIN tree o ON o.top = t.top AND o.lock = t.lock AND o.part = i.inhparent
+     WHERE o.part IS NULL
+     GROUP BY 1, 2, 3
 )
-SELECT t.top::regclass::text AS top, t.lock, t.is_sound, t.part::regclass::text AS part,
+SELECT t.top::regclass::text AS top, t.lock, t.is_current, t.has_rights,
+       t.part::regclass::text AS part,
        t.part = t.top OR coalesce(g.has_statement, false) AS had_statement,
        coalesce(g.statement, false) AS statement,
        coalesce(g.each_row, false) AS each_row, c.relkind = 'p' AS is_partitioned,
-       c.relkind = 'f' AS is_foreign,
-       (SELECT i.inhparent::regclass::text FROM pg_inherits i
-         WHERE i.inhrelid = t.top AND t.top = t.part LIMIT 1) AS parent
+       c.relkind = 'f' AS is_foreign, coalesce(o.parents, ARRAY[]::text[]) AS parents
   FROM tree t JOIN pg_class c ON c.oid = t.part
   LEFT JOIN guarded g ON g.id = t.part AND g.lock = t.lock
- ORDER BY 1, 2, t.part <> t.top, 4";
+  LEFT JOIN outside o ON o.top = t.top AND o.lock = t.lock AND o.part = t.part
+ ORDER BY 1, 2, t.part <> t.top, 5";
+
+/// The triggers that call the function (`$1`, `$2` as in [`LIST`]) with other arguments than the name of
+/// one lock, without the clones of row triggers. Nothing else makes such triggers.
+const ODD: &str = r"
+SELECT t.tgrelid::regclass::text AS part, t.tgname::text AS name
+  FROM pg_class c JOIN pg_proc p ON p.pronamespace = c.relnamespace AND p.proname = $2 AND p.pronargs = 0
+  JOIN pg_trigger t ON t.tgfoid = p.oid AND t.tgnargs <> 1
+ WHERE c.oid = to_regclass($1)
+   AND NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_trigger o ON o.tgrelid = i.inhparent
+    WHERE i.inhrelid = t.tgrelid AND o.tgfoid = p.oid AND o.tgnargs <> 1)
+ ORDER BY 1, 2";
 
 /// The statement that puts a table under guard.
 pub(crate) fn guard_script(table: &Table, of: &str, lock: &str) -> String {
@@ -80,7 +99,11 @@ pub(crate) fn guard_script(table: &Table, of: &str, lock: &str) -> String {
 
 /// The statement that removes a guard.
 pub(crate) fn unguard_script(table: &Table, of: &str) -> String {
-    let script = UNGUARD.replace("{guard}", &table.guard());
+    let home = table.as_str().rsplit_once('.');
+    let home = home.map_or(String::new(), |(schema, _)| format!("{schema}."));
+    let script = UNGUARD
+        .replace("{home}", &home)
+        .replace("{guard}", &table.guard());
     table.fill(&script).replace("{of_table}", &literal(of))
 }
 
@@ -117,8 +140,10 @@ pub(crate) async fn unguard_table(
 
 /// Run a script as one transaction, and return its result.
 async fn run(session: &Session, script: &str) -> Result<Option<String>, ServerError> {
+    // Each statement sees the parts that were added while it waited.
     let script = format!(
-        "SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true);\n{script}\n\
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;\n\
+         SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true);\n{script}\n\
          SELECT current_setting('database_locks.guard_result', true);"
     );
     let done = session.client.simple_query(&script).await;
@@ -162,28 +187,61 @@ pub(crate) async fn guarded_tables(
         (&FUNCTION, Type::TEXT),
     ];
     let mut guards: BTreeMap<(String, String), TableGuard> = BTreeMap::new();
+    let mut of_part = HashMap::new();
     for row in session.query(LIST, &params).await? {
-        let (top, lock): (String, String) = (row.try_get("top")?, row.try_get("lock")?);
+        let of: (String, String) = (row.try_get("top")?, row.try_get("lock")?);
         let part: String = row.try_get("part")?;
-        let is_top = part == top;
-        let guard = guards
-            .entry((top.clone(), lock.clone()))
-            .or_insert_with(|| TableGuard::intact(top, LockName::from_db(lock)));
-        if is_top && !row.try_get::<_, bool>("is_sound")? {
-            guard.gaps.push(
-                "the trigger function is of another version, or its owner lacks rights on the \
-                 table of locks"
-                    .into(),
-            );
-        }
-        if let Some(parent) = row.try_get::<_, Option<String>>("parent")? {
-            guard.gaps.push(format!(
-                "a write to {parent}, of which it is a part, passes"
-            ));
+        let guard = guards.entry(of.clone()).or_insert_with(|| new(&of));
+        if part == of.0 {
+            guard.gaps.extend(gaps_of_function(&row)?);
         }
         guard.gaps.extend(gaps_of(&part, &row)?);
+        guard.bypasses.extend(bypasses_of(&part, &row)?);
+        of_part.entry(part).or_insert(of);
+    }
+    for row in session.query(ODD, &params[..2]).await? {
+        let (part, trigger): (String, String) = (row.try_get("part")?, row.try_get("name")?);
+        let gap = format!("the trigger {trigger} of {part} names no lock, or more than one");
+        let of = of_part.entry(part.clone()).or_insert((part, String::new()));
+        let guard = guards.entry(of.clone()).or_insert_with(|| new(of));
+        guard.gaps.push(gap);
     }
     Ok(guards.into_values().collect())
+}
+
+fn new((table, lock): &(String, String)) -> TableGuard {
+    TableGuard::intact(table.clone(), LockName::from_db(lock.clone()))
+}
+
+fn gaps_of_function(row: &Row) -> Result<Vec<String>, ServerError> {
+    let mut gaps = Vec::new();
+    if !row.try_get::<_, bool>("is_current")? {
+        gaps.push("the trigger function is of another version, or was changed".into());
+    }
+    if !row.try_get::<_, bool>("has_rights")? {
+        gaps.push(
+            "the owner of the trigger function lacks SELECT or UPDATE on the table of locks, so \
+             writes fail: GRANT it both"
+                .into(),
+        );
+    }
+    Ok(gaps)
+}
+
+/// What guarding the table again does not close: writes that fire no trigger of a table, or of a part
+/// of one.
+fn bypasses_of(part: &str, row: &Row) -> Result<Vec<String>, ServerError> {
+    let parents: Vec<String> = row.try_get("parents")?;
+    let mut bypasses: Vec<String> = parents
+        .iter()
+        .map(|parent| format!("a write to {parent}, of which {part} is a part, passes"))
+        .collect();
+    if row.try_get("is_foreign")? {
+        bypasses.push(format!(
+            "a write to the foreign table {part} at its own server passes"
+        ));
+    }
+    Ok(bypasses)
 }
 
 /// What passes by the triggers of a table, or of a part of one.
@@ -191,9 +249,7 @@ fn gaps_of(part: &str, row: &Row) -> Result<Vec<String>, ServerError> {
     let is = |column| row.try_get::<_, bool>(column);
     let mut gaps = Vec::new();
     if is("is_foreign")? {
-        return Ok(vec![format!(
-            "a write to the foreign table {part} at its own server passes"
-        )]);
+        return Ok(gaps);
     }
     if is("had_statement")? && !is("statement")? {
         gaps.push(format!(
