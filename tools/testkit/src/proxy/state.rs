@@ -86,7 +86,7 @@ impl Tally {
         self.open.insert(self.last);
         let second = self
             .second
-            .filter(|(_, before)| (self.last - before) % 2 == 0);
+            .filter(|(_, before)| (self.last - before).is_multiple_of(2));
         (
             self.last,
             second.map(|(port, _)| ("127.0.0.1".to_owned(), port)),
