@@ -64,11 +64,12 @@ def _forget(connection: Any, fences: Iterable[_core.Fence]) -> None:
         return
     grants = [f";{fence.params[2]}" for fence in fences]
     shown = "@database_locks_ticket"
+    # SPACE(0), since an empty literal is NULL in MariaDB's EMPTY_STRING_IS_NULL.
     for _ in grants:
-        shown = f"REPLACE({shown}, %s, '')"
+        shown = f"REPLACE({shown}, %s, SPACE(0))"
     try:
         with connection.cursor() as cursor:
-            cursor.execute(f"SET @database_locks_ticket = NULLIF({shown}, '')", grants)
+            cursor.execute(f"SET @database_locks_ticket = NULLIF({shown}, SPACE(0))", grants)
     except Exception:
         logger.debug("the ticket of the session is not cleared", exc_info=True)
 

@@ -227,6 +227,38 @@ async fn fences_of_a_hundred_locks_remove_no_other(db: &TestDb) {
     }
 }
 
+async fn a_fence_shows_the_grant_in_any_sql_mode(db: &TestDb) {
+    let locks = guarded(db).await;
+    let guard = ledger(&locks).await;
+    let modes = match db.engine {
+        "mariadb" => [
+            "ORACLE",
+            "EMPTY_STRING_IS_NULL",
+            "ANSI,PAD_CHAR_TO_FULL_LENGTH",
+        ],
+        _ => [
+            "ANSI,NO_BACKSLASH_ESCAPES",
+            "TRADITIONAL",
+            "PAD_CHAR_TO_FULL_LENGTH",
+        ],
+    };
+    for mode in modes {
+        let User::Mysql(mut conn) = User::of(db).await else {
+            return;
+        };
+        let set = format!("SET sql_mode = '{mode}'");
+        conn.query_drop(set).await.unwrap();
+        let mut user = User::Mysql(conn);
+        for _ in 0..2 {
+            let wrote = user.under(&[&guard], &WRITES[1..2]).await;
+            wrote.unwrap_or_else(|error| panic!("{mode}: {error}"));
+            let shown = user.grants_shown(&[&guard]).await;
+            assert_eq!(shown, [guard.grant_id()], "{mode}");
+        }
+    }
+    assert_eq!(total(db), "42");
+}
+
 async fn a_fence_of_sqlx_shows_the_grant(db: &TestDb) {
     use database_locks::sqlx;
     use sqlx::Connection;
@@ -259,6 +291,12 @@ macro_rules! on {
     ); )* };
 }
 on!(postgres, pgbouncer, mariadb, mysql);
+
+mod in_sql_modes {
+    use super::a_fence_shows_the_grant_in_any_sql_mode;
+    testkit::db_tests!(mariadb: a_fence_shows_the_grant_in_any_sql_mode);
+    testkit::db_tests!(mysql: a_fence_shows_the_grant_in_any_sql_mode);
+}
 
 #[cfg(all(feature = "sqlx-mysql", feature = "sqlx-postgres"))]
 mod of_sqlx {
