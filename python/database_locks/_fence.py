@@ -54,18 +54,22 @@ def pass_fence(fence: _core.Fence, cursor: Any) -> None:
         raise _NotPassed(conflict) from error
 
 
-#: On MySQL and MariaDB the grants that a session shows to guarded tables are in a variable, which
-#: outlives the transaction.
-_FORGET = "SET @database_locks_ticket = NULL"
+def _forget(connection: Any, fences: Iterable[_core.Fence]) -> None:
+    """Show the grants of these fences no more, after the end of the transaction.
 
-
-def _forget(connection: Any) -> None:
-    """Show no grant any more, after the end of the transaction."""
+    On MySQL and MariaDB they are in a variable of the session, which outlives the transaction. Each
+    is behind a semicolon; before the first is what the session shows by itself.
+    """
     if connection.vendor != "mysql" or connection.connection is None or connection.needs_rollback:
         return
+    grants = [f";{fence.params[2]}" for fence in fences]
+    shown = "@database_locks_ticket"
+    # SPACE(0), since an empty literal is NULL in MariaDB's EMPTY_STRING_IS_NULL.
+    for _ in grants:
+        shown = f"REPLACE({shown}, %s, SPACE(0))"
     try:
         with connection.cursor() as cursor:
-            cursor.execute(_FORGET)
+            cursor.execute(f"SET @database_locks_ticket = NULLIF({shown}, SPACE(0))", grants)
     except Exception:
         logger.debug("the ticket of the session is not cleared", exc_info=True)
 
@@ -143,7 +147,7 @@ def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Hel
         def end() -> None:
             close(fences)
             if rows:
-                _forget(connection)
+                _forget(connection, fences)
 
         if not transactions.at_end(connection, end, of_test_case=rows):
             end()

@@ -134,6 +134,13 @@ impl Proxy {
         self.control(|control| control.refuse = refuse);
     }
 
+    /// From now on every second new connection goes to another server, which listens on this port of
+    /// 127.0.0.1: as a balancer in front of two does. The next one does not.
+    pub fn alternate_with(&self, port: u16) {
+        let mut tally = self.state.tally();
+        tally.second = Some((port, tally.last));
+    }
+
     /// The next chunk from a client that contains `matching` is forwarded, the reply to it
     /// swallowed, and then the connection is cut: the statement was executed, its reply
     /// is lost.
@@ -252,8 +259,9 @@ async fn serve(state: Arc<State>, target: (String, u16), ready: mpsc::Sender<Soc
                 if state.control.borrow().refuse {
                     continue;
                 }
-                let number = state.tally().connect();
-                tokio::spawn(connection(Arc::clone(&state), number, client, target.clone()));
+                let (number, second) = state.tally().connect();
+                let target = second.unwrap_or_else(|| target.clone());
+                tokio::spawn(connection(Arc::clone(&state), number, client, target));
             }
         }
     }

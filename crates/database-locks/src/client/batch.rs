@@ -147,7 +147,8 @@ impl<Q: Operation> Batch<Q> {
     }
 }
 
-/// Sends the waiting requests when dropped, whether the current request was answered or cancelled.
+/// Sends the waiting requests when dropped, whether the current statement was answered, cancelled or
+/// ended by a panic.
 struct SendNext<'a, Q: Operation>(&'a Arc<Shared<Q>>);
 
 impl<Q: Operation> Drop for SendNext<'_, Q> {
@@ -186,13 +187,10 @@ impl<Q: Operation> Shared<Q> {
 
     /// Send the waiting requests, batch after batch, until the queue is empty.
     async fn send_batches(self: Arc<Self>) {
+        // Also if a batch panics, for example in a log subscriber.
+        let _send_next = SendNext(&self);
         loop {
-            let batch = {
-                let mut state = self.state();
-                let batch = state.next_batch();
-                state.under_way = !batch.is_empty();
-                batch
-            };
+            let batch = self.state().next_batch();
             if batch.is_empty() {
                 return;
             }
@@ -276,7 +274,7 @@ mod tests {
     }
 
     /// A request that is answered with its own number. A statement with 0 waits for `go`; one with
-    /// 13 is rejected. 100 stands for a permit.
+    /// 13 is rejected, one with 66 panics. 100 stands for a permit.
     #[derive(Clone, Debug)]
     struct Number(u8, Arc<World>);
 
@@ -295,6 +293,7 @@ mod tests {
                 if numbers.contains(&0) {
                     world.go.notified().await;
                 }
+                assert!(!numbers.contains(&66), "a log subscriber panics");
                 match numbers.contains(&13) {
                     true => Err(StoreError::rejected("thirteen", None)),
                     false => Ok(numbers),
@@ -400,6 +399,20 @@ mod tests {
             asked[0].abort();
             assert_eq!(asked.pop().unwrap().await.unwrap().unwrap(), 2);
             assert_eq!(world.statements(), [[0], [2]]);
+        });
+    }
+
+    #[test]
+    fn after_a_batch_that_panics_the_next_request_is_sent_at_once() {
+        run(async {
+            let (world, batch) = batch();
+            let mut asked = ask(&batch, &world, &[0, 66]).await;
+            world.go.notify_one();
+            assert_eq!(asked.remove(0).await.unwrap().unwrap(), 0);
+            let panicked = asked.remove(0).await.unwrap();
+            assert!(panicked.is_err(), "{panicked:?}");
+            batch.ask(Number(1, Arc::clone(&world))).await.unwrap();
+            assert!(!batch.0.state().under_way);
         });
     }
 }

@@ -9,5 +9,6 @@ mod leader;
 mod mysql_faults;
 mod notify;
 mod rest_faults;
+mod row_locker;
 mod settings;
 mod tls;

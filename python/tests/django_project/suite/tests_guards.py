@@ -97,6 +97,32 @@ class GuardedTests(TransactionTestCase):
             self.assertEqual(self.invoices.count(), 0)
             self.assert_refused(lambda: self.invoices.create(amount=1))
 
+    def test_the_end_of_a_fence_leaves_the_ticket_that_the_session_shows(self):
+        show, shown = {
+            "postgresql": (
+                "SELECT set_config('database_locks.ticket', %s, false)",
+                "SELECT current_setting('database_locks.ticket')",
+            ),
+            "mysql": ("SET @database_locks_ticket = %s", "SELECT @database_locks_ticket"),
+        }[connection.vendor]
+        self.addCleanup(connection.close)
+        with lock("ledger", timeout=20) as ledger, connection.cursor() as cursor:
+            cursor.execute(show, [ledger.ticket])
+            with lock("other", timeout=20) as other, other.atomic(), other.atomic():
+                self.invoices.create(amount=1)
+            self.invoices.create(amount=2)
+            with lock_all([f"step {number}" for number in range(100)], timeout=20) as steps:
+                with steps.atomic():
+                    self.invoices.create(amount=4)
+            # That of the session itself.
+            with ledger.atomic():
+                self.invoices.create(amount=8)
+            self.invoices.create(amount=16)
+            cursor.execute(shown)
+            self.assertEqual(cursor.fetchone(), (ledger.ticket,))
+        self.assert_refused(lambda: self.invoices.create(amount=1))
+        self.assertEqual(sum(self.invoices.values_list("amount", flat=True)), 31)
+
     def test_the_driver_writes_when_it_shows_the_ticket(self):
         show = {
             "postgresql": "SELECT set_config('database_locks.ticket', %s, true)",

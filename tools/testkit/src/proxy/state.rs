@@ -47,6 +47,8 @@ pub(super) struct Tally {
     /// Connections by number, from 1.
     pub(super) last: u64,
     pub(super) open: HashSet<u64>,
+    /// The port of 127.0.0.1 of a second server, and the last connection before it was added.
+    pub(super) second: Option<(u16, u64)>,
 }
 
 /// The part of an exchange that a scheduled fault loses.
@@ -77,12 +79,18 @@ impl State {
 }
 
 impl Tally {
-    /// Counts a new connection; its number.
-    pub(super) fn connect(&mut self) -> u64 {
+    /// Counts a new connection; its number, and the second server if it goes to that.
+    pub(super) fn connect(&mut self) -> (u64, Option<(String, u16)>) {
         self.counts.connections += 1;
         self.last += 1;
         self.open.insert(self.last);
-        self.last
+        let second = self
+            .second
+            .filter(|(_, before)| (self.last - before).is_multiple_of(2));
+        (
+            self.last,
+            second.map(|(port, _)| ("127.0.0.1".to_owned(), port)),
+        )
     }
 
     /// Counts a chunk of a client; whether the scheduled loss is due to it.

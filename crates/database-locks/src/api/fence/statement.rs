@@ -79,7 +79,9 @@ impl Fence {
     ///
     /// It also shows the grant to [guarded tables](crate::Locks::guard_table), by the user variable
     /// `@database_locks_ticket`, which outlives the transaction: in a pool, `SET
-    /// @database_locks_ticket = NULL` at its end. A ticket of a grant that is gone opens nothing.
+    /// @database_locks_ticket = NULL` at its end. A ticket of a grant that is gone opens nothing. The
+    /// variable keeps what the session shows by itself, and the grants of the latest 200 fences of
+    /// different grants.
     pub fn before(&self, style: ParamStyle) -> Option<String> {
         let before = self.text.as_ref()?.before.as_ref()?;
         Some(styled(before, style))

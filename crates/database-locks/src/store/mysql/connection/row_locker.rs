@@ -2,6 +2,10 @@
 //!
 //! MariaDB shows a lock only while another transaction waits for it. So one connection waits for the row,
 //! and another one asks the server which transaction it waits for.
+//!
+//! The two may reach different servers, behind HAProxy or with several hosts in the URL, and a proxy may give
+//! them numbers of its own. Session 57 of the other server is a stranger, which may wait for a row too. So the
+//! statement that waits has a random mark, and the look-up requires it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +29,12 @@ type Locker = (u64, Option<String>, Option<String>, Option<u64>);
 impl Session {
     /// Waits for the row. The transaction ends with the statement.
     const WAIT_FOR_ROW: &str =
-        "SELECT id FROM {table} WHERE name = :name{? AND slot = :slot?} FOR UPDATE";
+        "SELECT /* {mark} */ id FROM {table} WHERE name = :name{? AND slot = :slot?} FOR UPDATE";
     const WAIT_FOR_ROW_AT_MOST: &str = "SET innodb_lock_wait_timeout = 1";
 
-    /// The session for which the session `:id` waits, first one that does not wait itself. Not by
-    /// `innodb_trx` alone, whose rows the server renews only after 100 ms without a reader. The
-    /// transaction may seem to begin later than now, if the server's clock was set back.
+    /// The session for which the session `:id` waits with the statement that has `:mark`, first one that does
+    /// not wait itself. Not by `innodb_trx` alone, whose rows the server renews only after 100 ms without a
+    /// reader. The transaction may seem to begin later than now, if the server's clock was set back.
     const ROW_LOCKER: &str = "
         SELECT b.processlist_id, b.processlist_user, b.processlist_host,
                GREATEST(0, TIMESTAMPDIFF(SECOND,
@@ -39,7 +43,7 @@ impl Session {
                JOIN performance_schema.data_lock_waits w ON w.requesting_thread_id = r.thread_id
                JOIN performance_schema.threads b ON b.thread_id = w.blocking_thread_id
                LEFT JOIN information_schema.innodb_trx x ON x.trx_mysql_thread_id = b.processlist_id
-         WHERE r.processlist_id = :id
+         WHERE r.processlist_id = :id AND LOCATE(:mark, r.processlist_info) > 0
          ORDER BY EXISTS (SELECT 1 FROM performance_schema.data_lock_waits o
                            WHERE o.requesting_thread_id = w.blocking_thread_id), x.trx_started
          LIMIT 1";
@@ -57,12 +61,17 @@ impl Session {
                JOIN information_schema.innodb_lock_waits w ON w.requesting_trx_id = r.trx_id
                JOIN information_schema.innodb_trx b ON b.trx_id = w.blocking_trx_id
                LEFT JOIN information_schema.processlist p ON p.id = b.trx_mysql_thread_id
-         WHERE r.trx_mysql_thread_id = :id
+         WHERE r.trx_mysql_thread_id = :id AND LOCATE(:mark, r.trx_query) > 0
          ORDER BY b.trx_started LIMIT 1";
 
     /// Whether another transaction has the row locked for as long as this one waits.
-    async fn waits_for_row(&mut self, of: Rows, params: Params) -> Result<bool, StoreError> {
-        let statement = self.fill(of, Self::WAIT_FOR_ROW);
+    async fn waits_for_row(
+        &mut self,
+        of: Rows,
+        mark: &str,
+        params: Params,
+    ) -> Result<bool, StoreError> {
+        let statement = self.fill(of, Self::WAIT_FOR_ROW).replace("{mark}", mark);
         let waited: Result<Vec<Row>, Error> = self.conn.exec(statement, params).await;
         match waited {
             Ok(_) => Ok(false),
@@ -80,12 +89,12 @@ impl Session {
         format!("{UNKNOWN_SESSION} ({rights} would show it)")
     }
 
-    async fn row_locker(&mut self, id: u32) -> Result<Option<Locker>, StoreError> {
+    async fn row_locker(&mut self, id: u32, mark: &str) -> Result<Option<Locker>, StoreError> {
         let statement = match self.mariadb {
             true => Self::ROW_LOCKER_ON_MARIADB,
             false => Self::ROW_LOCKER,
         };
-        let rows = self.rows_as(statement, params! { "id" => id });
+        let rows = self.rows_as(statement, params! { "id" => id, "mark" => mark });
         Ok(rows.await?.into_iter().next())
     }
 }
@@ -99,7 +108,8 @@ pub(crate) async fn row_locker(
 ) -> Result<Option<String>, StoreError> {
     let (mut waiting, mut asking) = tokio::try_join!(Session::open(server), Session::open(server))?;
     (waiting.execute_unprepared(Session::WAIT_FOR_ROW_AT_MOST.to_owned())).await?;
-    let id = waiting.conn.id();
+    let (id, mark) = (waiting.conn.id(), format!("{:032x}", fastrand::u128(..)));
+    let mut may_look = true;
     if asking.mariadb {
         asking
             .execute_unprepared(Session::TAKE_TURN.to_owned())
@@ -108,12 +118,13 @@ pub(crate) async fn row_locker(
     let ask = async {
         loop {
             tokio::time::sleep(PAUSE).await;
-            match asking.row_locker(id).await {
+            match asking.row_locker(id, &mark).await {
                 Ok(Some(locker)) => return described(locker),
                 Ok(None) => {}
                 // A right is missing. The wait finds out whether the row is locked.
                 Err(failure) => {
                     tracing::debug!("cannot see which session has the row locked: {failure}");
+                    may_look = false;
                     return std::future::pending().await;
                 }
             }
@@ -123,11 +134,15 @@ pub(crate) async fn row_locker(
     let locker = tokio::select! {
         biased;
         locker = ask => locker,
-        waits = waiting.waits_for_row(Rows::of(slot), params) => {
-            return Ok(waits?.then(|| asking.unknown()));
+        waits = waiting.waits_for_row(Rows::of(slot), &mark, params) => {
+            return Ok(waits?.then(|| match may_look {
+                true => UNKNOWN_SESSION.to_owned(),
+                false => asking.unknown(),
+            }));
         }
     };
-    // It would wait on for a second, and other transactions of the holder behind it.
+    // It would wait on for a second, and other transactions of the holder behind it. The look-up has found it
+    // by its number on the server that gets this.
     let _ = asking.execute_unprepared(format!("KILL {id}")).await;
     Ok(Some(locker))
 }

@@ -11,15 +11,18 @@
 ///
 /// It also adds the grant to the ticket that the transaction shows to guarded tables: for this
 /// transaction only, since behind a pooler the session is shared, and beside the tickets of other
-/// fences. That is done above the sub-select, so only with the row locked.
+/// fences, once: each write to a guarded table reads all of it. That is done above the sub-select, so
+/// only with the row locked.
 ///
 /// It does not check whether the lease has ended: an old snapshot does not see the renewals, and no
 /// harm is done until another client acquires the lock.
 pub(crate) const FENCE: &str = "
 SELECT id,
-       set_config('database_locks.ticket',
-                  concat_ws(',', nullif(current_setting('database_locks.ticket', true), ''), grant_id),
-                  true)
+       CASE WHEN strpos(coalesce(current_setting('database_locks.ticket', true), ''), grant_id) = 0
+            THEN set_config('database_locks.ticket',
+                     concat_ws(',', nullif(current_setting('database_locks.ticket', true), ''), grant_id),
+                     true)
+       END
   FROM (SELECT id, grant_id
           FROM {table}
          WHERE name = $1{? AND slot = {slot}?} AND token = $2 AND grant_id = $3
