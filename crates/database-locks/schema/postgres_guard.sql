@@ -93,7 +93,8 @@ BEGIN
 
     -- In each round: what is lacking, and the statements that add it. Before the first of them the table
     -- and its parts are locked, and read again, since parts may have been added until then. A role with
-    -- the right TRIGGER alone may not lock them: CREATE TRIGGER waits instead. At last nothing is lacking.
+    -- the right TRIGGER alone may not lock them: the creation of each trigger waits instead. At last
+    -- nothing is lacking.
     LOOP
         todo := ARRAY[]::text[];
         SELECT i.inhparent::regclass AS parent INTO existing FROM pg_inherits i
