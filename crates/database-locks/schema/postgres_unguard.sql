@@ -41,6 +41,8 @@ BEGIN
         -- The function outlives the table of locks. Every write fails then.
         guard := to_regprocedure('{home}"{guard}"()');
     END IF;
+    -- Read once more behind the locks: another client may have guarded a part meanwhile.
+    FOR round IN 1..2 LOOP
     WITH RECURSIVE tree AS (SELECT target::oid AS id, 0 AS depth
         UNION SELECT i.inhrelid, depth + 1 FROM tree JOIN pg_inherits i ON i.inhparent = tree.id)
     SELECT array_agg(t.oid ORDER BY tree.depth, tree.id), coalesce(array_agg(DISTINCT tree.id), ARRAY[]::oid[])
@@ -55,14 +57,18 @@ BEGIN
             MESSAGE = format('the role %I does not own %s', current_user, one.name),
             HINT = 'only its owner may remove a trigger';
     END IF;
-    -- First the locks, within the limit. The order is that of the parents.
-    SELECT array_agg(format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE', o.id::regclass) ORDER BY o.place) INTO todo
+    EXIT WHEN round = 2;
+    -- First the locks, within the limit. The order is that of the parents. A foreign table cannot be locked,
+    -- nor can others by an owner who has taken all rights to write from himself.
+    SELECT array_agg(format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE', c.oid::regclass) ORDER BY o.place) INTO todo
       FROM (SELECT t.tgrelid AS id, min(array_position(triggers, t.oid)) AS place
-          FROM pg_trigger t WHERE t.oid = ANY (triggers) GROUP BY 1) o;
+          FROM pg_trigger t WHERE t.oid = ANY (triggers) GROUP BY 1) o JOIN pg_class c ON c.oid = o.id
+     WHERE c.relkind IN ('r', 'p') AND has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE');
     FOREACH command IN ARRAY coalesce(todo, ARRAY[]::text[]) LOOP
         PERFORM set_config('lock_timeout', greatest(1, ceil(1000 * extract(epoch
             FROM deadline - clock_timestamp())))::int::text, true);
         EXECUTE command;
+    END LOOP;
     END LOOP;
     FOR one IN
         SELECT t.oid, t.tgname, t.tgrelid::regclass AS name FROM pg_trigger t

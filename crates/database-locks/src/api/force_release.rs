@@ -29,7 +29,8 @@ impl Locks {
     /// [`Error::Conflict`] if the row stays locked for 2 s, even if no client holds the lock. As a rule
     /// that is a fenced or guarded transaction of another process. The source names its session, the age
     /// of the transaction and how to end it, where the database tells this user.
-    /// [`Error::Config`] for an invalid name; [`Error::Unavailable`], [`Error::Rejected`].
+    /// [`Error::Unavailable`], also if no client holds the lock, but the database does not tell within 3 s
+    /// whether a transaction has its row locked. [`Error::Config`] for an invalid name; [`Error::Rejected`].
     ///
     /// # Cancel safety
     ///
@@ -168,12 +169,12 @@ async fn free_unless_locked(
     match client.row_locker.find(&client.store, name, slot).await {
         Ok(None) => Ok((None, true)),
         Ok(Some(session)) => Err(locked_by(&session)),
-        Err(failure) => Err(StoreError::Contention(
-            format!(
-                "no client holds it, but whether a transaction has its row locked cannot be seen: {failure}"
-            )
-            .into(),
-        )),
+        Err(StoreError::Unavailable(cause) | StoreError::Contention(cause)) => {
+            let unseen =
+                "no client holds it, but whether a transaction has its row locked cannot be seen";
+            Err(StoreError::Unavailable(format!("{unseen}: {cause}").into()))
+        }
+        Err(rejected) => Err(rejected),
     }
 }
 

@@ -142,8 +142,12 @@ impl<Q: Operation> Batch<Q> {
                 answer.await
             }
         };
-        // The task that carried the batch out has stopped with the runtime.
-        answered.unwrap_or_else(|_| Err(StoreError::Unavailable("the request was not sent".into())))
+        // The task that carried the batch out has ended, with the runtime or by a panic.
+        answered.unwrap_or_else(|_| {
+            Err(StoreError::Unavailable(
+                "the request was not answered".into(),
+            ))
+        })
     }
 }
 

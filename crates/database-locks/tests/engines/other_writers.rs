@@ -207,7 +207,11 @@ async fn a_release_by_force_that_cannot_look_for_a_transaction_says_so(db: &Test
     operator.show("job").await.unwrap();
     proxy.refuse(true);
     let error = operator.force_release("job").await.unwrap_err();
-    assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
+    assert!(
+        matches!(error, Error::Unavailable { .. }),
+        "{}",
+        error.chain()
+    );
     assert!(
         error.chain().contains("cannot be seen"),
         "{}",

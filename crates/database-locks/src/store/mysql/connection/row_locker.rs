@@ -111,9 +111,10 @@ pub(crate) async fn row_locker(
     let (id, mark) = (waiting.conn.id(), format!("{:032x}", fastrand::u128(..)));
     let mut may_look = true;
     if asking.mariadb {
-        asking
+        // A cluster may refuse it. Without it the look-up may take longer.
+        let _ = asking
             .execute_unprepared(Session::TAKE_TURN.to_owned())
-            .await?;
+            .await;
     }
     let ask = async {
         loop {

@@ -91,7 +91,7 @@ impl Session {
                 return Err(unless_whole(failure, is_whole, table));
             }
         };
-        // Those of an earlier version, and further copies.
+        // Drop those of an earlier version, and further copies.
         for event in EVENTS {
             let mut of_event: Vec<&Trigger> =
                 found.iter().filter(|one| one.event == event).collect();
@@ -106,13 +106,18 @@ impl Session {
     }
 
     /// One client at a time guards a table or removes its guard, which takes several statements. The
-    /// lock ends with its session. That has no other use: while it holds a lock, MariaDB leaves
-    /// tables that are being altered out of `information_schema`.
+    /// session of this user lock runs nothing else: while it has the lock, MariaDB leaves tables that are
+    /// being altered out of what it reads from `information_schema`.
     const TAKE_TURN_TO_GUARD: &str =
         "SELECT GET_LOCK(CONCAT('database_locks guard ', CRC32(CONCAT(:schema, '.', :table))), 2)";
 
+    /// The session, and the user lock with it, ends soon if this machine loses power; but not before a
+    /// guard is made.
+    const TURN_ENDS: &str = "SET wait_timeout = 60";
+
     async fn take_turn_to_guard(&self, target: &Target) -> Result<Session, StoreError> {
         let mut turn = Session::open(&self.server).await?;
+        turn.execute_unprepared(Self::TURN_ENDS.to_owned()).await?;
         let these = params! { "schema" => &target.schema, "table" => &target.name };
         let taken = turn.rows_as(Self::TAKE_TURN_TO_GUARD, these).await;
         match taken.as_deref() {
@@ -172,9 +177,14 @@ impl Session {
                 }
             }
         }
-        let found = self.triggers(of, &target.own_schema).await?;
-        refuse_other_locks(&found, command)?;
-        Ok(found)
+        let all = self.triggers(of, &target.own_schema).await?;
+        refuse_other_locks(&all, command)?;
+        if EVENTS.iter().all(|event| is_there(&all, event)) {
+            return Ok(all);
+        }
+        // It dropped what it had created, since it could not create all.
+        let why = format!("another client that guarded {table} gave up meanwhile");
+        Err(StoreError::Contention(why.into()))
     }
 
     /// Drop the triggers that were created before one could not be: half a guard would refuse writes
