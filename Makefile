@@ -26,7 +26,7 @@ help: ## list the targets
 
 # Tests in Rust run so many at a time: most of them wait, for leases to end and for servers. The same goes for
 # the processes of pytest, each with servers of its own.
-RUST_THREADS = 6
+RUST_THREADS = 8
 XDIST = -n 3 --dist worksteal
 # Only tests of `make prove` show the promises on these engines.
 PROVED = galera mysql-group postgres-failover

@@ -81,15 +81,15 @@ async fn equal_loops_have_equal_shares(db: &TestDb) {
         // polls.
         scope.spawn(|| fair(3, 200, 24));
         scope.spawn(|| fair(3, 50, 72));
-        fair(3, 5, 600);
-        fair(6, 0, 1500);
+        fair(3, 5, 450);
+        fair(6, 0, 1200);
     });
     promise("P12", db.engine);
 }
 
 async fn processes_with_many_waiters_have_equal_shares_and_each_waiter_has_one(db: &TestDb) {
     db.locks().await;
-    let grants = is_fair(db, &[20; 3], 1, 1200);
+    let grants = is_fair(db, &[20; 3], 1, 600);
     let each = grants.iter().flatten().all(|grants| *grants > 0);
     assert!(each, "{}: {grants:?}", db.engine);
     promise("P12", db.engine);
@@ -97,7 +97,7 @@ async fn processes_with_many_waiters_have_equal_shares_and_each_waiter_has_one(d
 
 async fn a_process_with_one_waiter_has_its_share_beside_one_with_many(db: &TestDb) {
     db.locks().await;
-    is_fair(db, &[20, 1], 1, 1200);
+    is_fair(db, &[20, 1], 1, 600);
     promise("P12", db.engine);
 }
 
