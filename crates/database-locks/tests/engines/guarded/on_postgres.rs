@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use database_locks::Locks;
 use testkit::{Postgres, TestDb, db_tests, promise};
 use tokio_postgres::NoTls;
 
@@ -55,6 +56,14 @@ async fn every_statement_that_writes_is_refused(db: &TestDb) {
     promise("P16", db.engine);
 }
 
+fn writes(table: &str, id: i32, part: i32) -> [String; 3] {
+    [
+        format!("INSERT INTO {table} VALUES ({id}, {part})"),
+        format!("UPDATE {table} SET id = id"),
+        format!("DELETE FROM {table}"),
+    ]
+}
+
 /// By statement triggers on each partition, and a row trigger for those that come later.
 async fn partitions_are_guarded_however_they_are_written_to(db: &TestDb) {
     let locks = db.locks().await;
@@ -66,64 +75,19 @@ async fn partitions_are_guarded_however_they_are_written_to(db: &TestDb) {
     );
     locks.guard_table("events", "ledger").await.unwrap();
     let mut writer = Writer::new(db);
-    let direct = |table: &str, id: i32, part: i32| {
-        [
-            format!("INSERT INTO {table} VALUES ({id}, {part})"),
-            format!("UPDATE {table} SET id = id"),
-            format!("DELETE FROM {table}"),
-        ]
-    };
     for (table, id, part) in [
         ("events", 1, 1),
         ("events_1", 1, 1),
         ("events_2", 1, 2),
         ("events_2_1", 1, 2),
     ] {
-        for write in direct(table, id, part) {
+        for write in writes(table, id, part) {
             writer.is_refused(&write);
         }
         writer.is_refused(&format!("TRUNCATE {table}"));
     }
     assert_eq!(locks.guarded_tables().await.unwrap()[0].gaps, [""; 0]);
-    // One that is added later, and one that is attached.
-    db.sql(
-        "CREATE TABLE events_3 PARTITION OF events FOR VALUES IN (3); \
-         CREATE TABLE events_4 (id int, part int); \
-         INSERT INTO events_4 VALUES (4, 4); \
-         ALTER TABLE events ATTACH PARTITION events_4 FOR VALUES IN (4)",
-    );
-    let guard = ledger(&locks).await;
-    let ticket = guard.ticket().to_string();
-    writer
-        .run_with(&ticket, "INSERT INTO events VALUES (3, 3)")
-        .unwrap();
-    writer
-        .run_with(&ticket, "INSERT INTO events_3 VALUES (3, 3)")
-        .unwrap();
-    guard.release().await.unwrap();
-    for (table, part) in [("events_3", 3), ("events_4", 4)] {
-        for write in direct(table, part, part) {
-            writer.is_refused(&write);
-            // A ticket that is out of date opens it no more than none.
-            let refused = writer.run_with(&ticket, &write).unwrap_err();
-            assert!(refused.contains("is guarded by lock"), "{refused}");
-        }
-    }
-    let gaps = locks.guarded_tables().await.unwrap()[0].gaps.clone();
-    assert_eq!(
-        gaps,
-        [
-            "TRUNCATE of the later part events_3 passes",
-            "TRUNCATE of the later part events_4 passes"
-        ]
-    );
-    // Guarding again covers them, with no cost for each row.
-    locks.guard_table("events", "ledger").await.unwrap();
-    assert_eq!(locks.guarded_tables().await.unwrap()[0].gaps, [""; 0]);
-    writer.is_refused("TRUNCATE events_3");
-    let firing = "SELECT count(*) FROM pg_trigger WHERE tgtype & 1 = 1 AND tgenabled <> 'D' AND \
-                  tgrelid IN (SELECT relid FROM pg_partition_tree('events') WHERE isleaf)";
-    assert_eq!(db.sql(firing), "0");
+    those_that_come_later_are_guarded(db, &locks, &mut writer).await;
     // A partition alone cannot be guarded, nor taken out.
     let part = locks
         .guard_table("events_1", "ledger")
@@ -151,6 +115,48 @@ async fn partitions_are_guarded_however_they_are_written_to(db: &TestDb) {
     );
     writer.run("INSERT INTO events VALUES (3, 3)");
     promise("P16", db.engine);
+}
+
+async fn those_that_come_later_are_guarded(db: &TestDb, locks: &Locks, writer: &mut Writer) {
+    // One that is added later, and one that is attached.
+    db.sql(
+        "CREATE TABLE events_3 PARTITION OF events FOR VALUES IN (3); \
+         CREATE TABLE events_4 (id int, part int); \
+         INSERT INTO events_4 VALUES (4, 4); \
+         ALTER TABLE events ATTACH PARTITION events_4 FOR VALUES IN (4)",
+    );
+    let guard = ledger(locks).await;
+    let ticket = guard.ticket().to_string();
+    writer
+        .run_with(&ticket, "INSERT INTO events VALUES (3, 3)")
+        .unwrap();
+    writer
+        .run_with(&ticket, "INSERT INTO events_3 VALUES (3, 3)")
+        .unwrap();
+    guard.release().await.unwrap();
+    for (table, part) in [("events_3", 3), ("events_4", 4)] {
+        for write in writes(table, part, part) {
+            writer.is_refused(&write);
+            // A ticket that is out of date opens it no more than none.
+            let refused = writer.run_with(&ticket, &write).unwrap_err();
+            assert!(refused.contains("is guarded by lock"), "{refused}");
+        }
+    }
+    let gaps = locks.guarded_tables().await.unwrap()[0].gaps.clone();
+    assert_eq!(
+        gaps,
+        [
+            "TRUNCATE of the later part events_3 passes",
+            "TRUNCATE of the later part events_4 passes"
+        ]
+    );
+    // Guarding again covers them, with no cost for each row.
+    locks.guard_table("events", "ledger").await.unwrap();
+    assert_eq!(locks.guarded_tables().await.unwrap()[0].gaps, [""; 0]);
+    writer.is_refused("TRUNCATE events_3");
+    let firing = "SELECT count(*) FROM pg_trigger WHERE tgtype & 1 = 1 AND tgenabled <> 'D' AND \
+                  tgrelid IN (SELECT relid FROM pg_partition_tree('events') WHERE isleaf)";
+    assert_eq!(db.sql(firing), "0");
 }
 
 async fn children_by_inheritance_are_guarded_too(db: &TestDb) {

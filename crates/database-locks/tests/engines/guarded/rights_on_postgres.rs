@@ -60,22 +60,8 @@ async fn a_search_path_fools_no_guard(db: &TestDb) {
     promise("P16", db.engine);
 }
 
-/// A writer needs no right on the table of locks, and a role that guards only those that the error
-/// names.
-async fn least_privilege_is_enough(db: &TestDb) {
-    let locks = db.locks().await;
-    let database = db.url.rsplit('/').next().unwrap();
-    let (owner, clerk) = (format!("owner_{database}"), format!("writer_{database}"));
-    db.sql(&format!(
-        "CREATE ROLE {owner} LOGIN; CREATE ROLE {clerk} LOGIN; \
-         REVOKE ALL ON SCHEMA public FROM PUBLIC; \
-         GRANT USAGE ON SCHEMA public TO {owner}, {clerk}; \
-         CREATE TABLE invoices (id int PRIMARY KEY, amount int NOT NULL); \
-         INSERT INTO invoices VALUES (1, 10), (2, 20); \
-         GRANT SELECT, INSERT, UPDATE, DELETE ON invoices TO {clerk}"
-    ));
-    let url = db.url.replace("postgres@", &format!("{owner}@"));
-    let of_owner = Locks::connect(&url).await.unwrap();
+/// And the role can guard once it has them all.
+async fn each_missing_right_is_named(db: &TestDb, of_owner: &Locks, owner: &str) {
     let mut refusals = Vec::new();
     for grant in [
         format!("GRANT SELECT, UPDATE ON database_locks_lock TO {owner}"),
@@ -106,6 +92,25 @@ async fn least_privilege_is_enough(db: &TestDb) {
         "{refusals:?}"
     );
     of_owner.guard_table("invoices", "ledger").await.unwrap();
+}
+
+/// A writer needs no right on the table of locks, and a role that guards only those that the error
+/// names.
+async fn least_privilege_is_enough(db: &TestDb) {
+    let locks = db.locks().await;
+    let database = db.url.rsplit('/').next().unwrap();
+    let (owner, clerk) = (format!("owner_{database}"), format!("writer_{database}"));
+    db.sql(&format!(
+        "CREATE ROLE {owner} LOGIN; CREATE ROLE {clerk} LOGIN; \
+         REVOKE ALL ON SCHEMA public FROM PUBLIC; \
+         GRANT USAGE ON SCHEMA public TO {owner}, {clerk}; \
+         CREATE TABLE invoices (id int PRIMARY KEY, amount int NOT NULL); \
+         INSERT INTO invoices VALUES (1, 10), (2, 20); \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON invoices TO {clerk}"
+    ));
+    let url = db.url.replace("postgres@", &format!("{owner}@"));
+    let of_owner = Locks::connect(&url).await.unwrap();
+    each_missing_right_is_named(db, &of_owner, &owner).await;
     // Another one that guards a table later needs no more than the right to its triggers.
     db.sql(&format!(
         "CREATE TABLE other (id int); GRANT TRIGGER ON other TO {clerk}"
