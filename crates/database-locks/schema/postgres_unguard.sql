@@ -59,7 +59,7 @@ BEGIN
     END IF;
     EXIT WHEN round = 2;
     -- First the locks, within the limit. The order is that of the parents. A foreign table cannot be locked,
-    -- nor can others by an owner who has taken all rights to write from himself.
+    -- nor a table whose owner revoked its own rights to write.
     SELECT array_agg(format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE', c.oid::regclass) ORDER BY o.place) INTO todo
       FROM (SELECT t.tgrelid AS id, min(array_position(triggers, t.oid)) AS place
           FROM pg_trigger t WHERE t.oid = ANY (triggers) GROUP BY 1) o JOIN pg_class c ON c.oid = o.id

@@ -36,7 +36,7 @@ async fn held(locks: &Locks, name: &str) -> LockGuard {
 }
 
 /// Without renewals, and too short for its process to listen for a release by force: until the caller
-/// asks, nobody finds out that another client took the lock.
+/// asks, its process does not know that another client took the lock.
 async fn unwatched(locks: &Locks, name: &str) -> LockGuard {
     let lock = locks.lock(name).ttl(ms(15_000)).auto_renew(false);
     in_time(lock.acquire()).await.unwrap()

@@ -1,4 +1,4 @@
-//! Guards on PostgreSQL in databases that somebody changed: no table of locks, a trigger made by
+//! Guards on PostgreSQL in databases that were changed: no table of locks, a trigger made by
 //! hand, a table that has become a part of another one. And what a refusal says of the lock.
 
 use std::time::Duration;
