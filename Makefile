@@ -39,7 +39,7 @@ SIDE_BY_SIDE = mkdir -p target; failed=0; \
 	$(MAKE) --no-print-directory -k -j2 $(1)-rust $(1)-python-logged || failed=$$?; \
 	cat target/$(1)-python.log; exit $$failed
 
-test: ## every test but those of `make prove`, on real servers, installing those if need be: 15 minutes; FILTER=name runs some
+test: ## every test but those of `make prove`, on real servers, installing those if need be: 20 minutes; FILTER=name runs some
 	@scripts/install-servers >/dev/null
 	@$(call SIDE_BY_SIDE,test)
 	@for engine in $(UNTESTED); do echo "make test: nothing was tested on $$engine, which this machine cannot have"; done
