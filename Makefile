@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python prove prove-rust prove-python torture mutants check check-docs check-rust check-python check-deny check-msrv book bench example package install clean
+.PHONY: help test test-rust test-engines test-programs test-docs test-python prove prove-rust prove-python torture mutants check check-docs check-rust check-python check-deny check-msrv book bench example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -24,38 +24,51 @@ UNTESTED = $$(cat target/untested 2>/dev/null || true)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Tests in Rust run so many at a time: most of them wait, for leases to end and for servers. The same goes for
+# So many tests of a binary run at a time: most of them wait, for leases to end and for servers. The same goes for
 # the processes of pytest, each with servers of its own.
-RUST_THREADS = 8
-XDIST = -n 3 --dist worksteal
+RUST_THREADS = 10
+XDIST = -n 4 --dist worksteal
 # Only tests of `make prove` show the promises on these engines.
 PROVED = galera mysql-group postgres-failover
 space := $(subst ,, )
 CARGO_TEST = cargo test --workspace --all-features
 
-# Rust and Python side by side. Python's output comes at the end. Not by the shell's `&`, under which programs
-# ignore Ctrl-C, which tests press.
+# Targets side by side: $(1) prints as it runs, what the others $(2) print comes at the end. Not by the shell's `&`,
+# under which programs ignore Ctrl-C, which tests press.
 SIDE_BY_SIDE = mkdir -p target; failed=0; \
-	$(MAKE) --no-print-directory -k -j2 $(1)-rust $(1)-python-logged || failed=$$?; \
-	cat target/$(1)-python.log; exit $$failed
+	$(MAKE) --no-print-directory -k -j4 $(1) $(addsuffix -logged,$(2)) || failed=$$?; \
+	cat $(patsubst %,target/%.log,$(2)); exit $$failed
 
-test: ## every test but those of `make prove`, on real servers, installing those if need be: 20 minutes; FILTER=name runs some
+test: ## every test but those of `make prove`, on real servers, installing those if need be: 15 minutes; FILTER=name runs some
 	@scripts/install-servers >/dev/null
-	@$(call SIDE_BY_SIDE,test)
+	@rm -f $(PROMISES)
+	@$(call SIDE_BY_SIDE,test-programs,test-engines test-docs test-python)
+	$(CHECK_PROMISES)
 	@for engine in $(UNTESTED); do echo "make test: nothing was tested on $$engine, which this machine cannot have"; done
 
 prove: ## what takes long: clusters, failovers, torture, further versions: 20 minutes; FILTER=
 	@scripts/install-servers >/dev/null
-	@$(call SIDE_BY_SIDE,prove)
+	@$(call SIDE_BY_SIDE,prove-rust,prove-python)
+
+# A part of the tests keeps a part of the promises.
+CHECK_PROMISES = $(if $(FILTER),,scripts/check-promises $(PROMISES) scripts/promises.expected $(PROVED) $(UNTESTED))
+RUST_TEST = $(SERVERS); export DBLOCK_PROMISES=$(PROMISES) RUST_TEST_THREADS=$(RUST_THREADS); \
+	$(CARGO_TEST) --no-run; $(CARGO_TEST) --no-fail-fast
 
 test-rust: ## the part of test that is in Rust
-	@mkdir -p target && rm -f $(PROMISES)
-	$(SERVERS); export DBLOCK_PROMISES=$(PROMISES) RUST_TEST_THREADS=$(RUST_THREADS); \
-	$(CARGO_TEST) --no-fail-fast $(FILTER)
-# A part of the tests keeps a part of the promises.
-ifndef FILTER
-	scripts/check-promises $(PROMISES) scripts/promises.expected $(PROVED) $(UNTESTED)
-endif
+	@rm -f $(PROMISES)
+	@$(call SIDE_BY_SIDE,test-programs,test-engines test-docs)
+	$(CHECK_PROMISES)
+
+# The slowest binary runs beside all others, which cargo runs one after another.
+test-engines: ## the part of it that shows the same on each engine
+	$(RUST_TEST) --test 'e*' $(FILTER)
+
+test-programs: ## the part of it that is in all other test binaries
+	$(RUST_TEST) --lib --bins --test '[!e]*' $(FILTER)
+
+test-docs: ## the examples in the documentation of the code
+	$(RUST_TEST) --doc $(FILTER)
 
 prove-rust: ## the part of prove that is in Rust: tests marked `#[ignore = "make prove"]`
 	@mkdir -p target && rm -f $(PROMISES)-proved
@@ -84,8 +97,8 @@ prove-python: ## the part of prove that is in Python: tests marked `prove`, and 
 	$(PYTHON_ENVS)/django52/bin/pytest $(XDIST) -m prove $(PYTEST_FILTER); \
 	$(PYTHON_ENVS)/django42/bin/pytest $(XDIST) -m django $(PYTEST_FILTER)
 
-%-python-logged:
-	@mkdir -p target && $(MAKE) --no-print-directory $*-python >target/$*-python.log 2>&1
+%-logged:
+	@mkdir -p target && $(MAKE) --no-print-directory $* >target/$*.log 2>&1
 
 # DOCS=docs writes the evidence there. From the command line alone: the shell has a SECONDS of its own.
 ENGINE = all

@@ -29,10 +29,11 @@ async fn receive<T: Send + 'static>(losses: mpsc::Receiver<T>) -> T {
         .unwrap()
 }
 
-/// Renewed often, so that a release by force is noticed soon.
+/// Renewed often, so that a release by force is noticed soon. Not more often: a renewal gives a connection
+/// up after its period, with what other requests run on it.
 async fn held(locks: &Locks, name: &str) -> LockGuard {
     let lock = locks.lock(name).ttl(Duration::from_secs(20));
-    in_time(lock.renew_every(ms(50)).acquire()).await.unwrap()
+    in_time(lock.renew_every(ms(1_000)).acquire()).await.unwrap()
 }
 
 /// Without renewals, and too short for its process to listen for a release by force: until the caller
@@ -262,7 +263,7 @@ async fn the_blocking_api_has_on_lost_too(db: &TestDb) {
     let (url, locks) = (db.url.clone(), db.locks().await);
     let work = move || {
         let blocking = database_locks::blocking::Locks::connect(&url).unwrap();
-        let lock = blocking.lock("job").ttl(TIMEOUT).renew_every(ms(50));
+        let lock = blocking.lock("job").ttl(TIMEOUT).renew_every(ms(1_000));
         let guard = lock.acquire().unwrap();
         let (sender, losses) = mpsc::channel();
         guard.on_lost(move |loss| sender.send(loss.reason()).unwrap());

@@ -60,7 +60,7 @@ fn url(db: &TestDb, password: Option<&str>) -> String {
 }
 
 async fn hold(locks: &Locks, name: &str) -> LockGuard {
-    let lock = locks.lock(name).ttl(ms(60_000)).renew_every(ms(200));
+    let lock = locks.lock(name).ttl(ms(60_000)).renew_every(ms(1_000));
     lock.acquire()
         .await
         .unwrap_or_else(|error| panic!("{}", error.chain()))
