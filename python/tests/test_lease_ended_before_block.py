@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,9 +22,8 @@ BUSY = 5
 ROUNDS = 10
 
 
-def keep_the_gil() -> None:
-    """Hold the GIL for longer than the lease lasts, from the moment when the main thread lets it go."""
-    ctypes.PyDLL(None).usleep(int(BUSY * 1_000_000))
+def keep_the_gil(seconds: float) -> None:
+    ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
 
 
 def beside(work: Callable[[], None]) -> threading.Thread:
@@ -46,14 +46,18 @@ def _enters_late(locks: Locks, timeout: float | None) -> bool:
     go = threading.Event()
 
     def hog() -> None:
+        """Hold the GIL for longer than the lease lasts, from the moment when the main thread lets it go."""
         go.wait()
-        keep_the_gil()
+        keep_the_gil(BUSY)
 
     lock = locks.lock("x", lock_ttl=TTL, auto_renew=False, **_wait(timeout))
     thread = beside(hog)
-    began = time.monotonic()
-    # In this order: the hog wakes when this thread blocks in the extension, without the GIL.
+    interval = sys.getswitchinterval()
+    # This thread keeps the GIL until it blocks in the extension. By then the hog waits for it.
+    sys.setswitchinterval(60)
     go.set()
+    keep_the_gil(0.3)
+    began = time.monotonic()
     try:
         with lock as held:
             entered = time.monotonic()
@@ -63,6 +67,7 @@ def _enters_late(locks: Locks, timeout: float | None) -> bool:
         assert timeout is None, "the wait was not over"
         return True
     finally:
+        sys.setswitchinterval(interval)
         thread.join()
     # A try-once that comes late is lost.
     return timeout is not None and entered - began > BUSY
