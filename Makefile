@@ -62,13 +62,13 @@ test-rust: ## the part of test that is in Rust
 
 # The slowest binary runs beside all others, which cargo runs one after another.
 test-engines: ## the part of it that shows the same on each engine
-	$(RUST_TEST) --test 'e*' $(FILTER)
+	@$(RUST_TEST) --test 'e*' $(FILTER)
 
 test-programs: ## the part of it that is in all other test binaries
-	$(RUST_TEST) --lib --bins --test '[!e]*' $(FILTER)
+	@$(RUST_TEST) --lib --bins --test '[!e]*' $(FILTER)
 
 test-docs: ## the examples in the documentation of the code
-	$(RUST_TEST) --doc $(FILTER)
+	@$(RUST_TEST) --doc $(FILTER)
 
 prove-rust: ## the part of prove that is in Rust: tests marked `#[ignore = "make prove"]`
 	@mkdir -p target && rm -f $(PROMISES)-proved
