@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tracing::Instrument;
 
+use crate::api::busy::Busy;
+use crate::api::delegate::settings;
 use crate::api::lock::Lock;
 use crate::api::lock_set::LockSet;
+use crate::api::run::{after_release, until_lost};
 use crate::client::acquire::all_attempt::AllRequest;
 use crate::client::acquire::several::acquire_all;
 use crate::client::read::locked_unheld;
 use crate::error::Error;
-use crate::error::loss::Loss;
 use crate::runtime;
-use protocol::{LockInfo, LockName, LockState, REQUEST_TIMEOUT, Ttl};
+use protocol::{LockInfo, LockName, REQUEST_TIMEOUT, Ttl};
 
 /// The largest number of locks that are acquired at once. It bounds the duration of one statement.
 const MAX_NAMES: usize = 100;
@@ -91,54 +92,25 @@ impl AllLocks {
         self.names.iter().map(String::as_str)
     }
 
-    /// See [`Lock::ttl`].
-    pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
-        self.each = self.each.ttl(ttl);
-        self
-    }
-
-    /// How long [`AllLocks::acquire`] waits for all of them. No limit by default; zero: one try.
-    ///
-    /// On clusters with several primaries it may be extended: see [`Lock::wait`].
-    pub fn wait(mut self, limit: Duration) -> Self {
-        self.each = self.each.wait(limit);
-        self
-    }
-
-    /// See [`Lock::poll`].
-    pub fn poll(mut self, longest: Duration) -> Self {
-        self.each = self.each.poll(longest);
-        self
-    }
-
-    /// See [`Lock::renew_every`].
-    pub fn renew_every(mut self, period: Duration) -> Self {
-        self.each = self.each.renew_every(period);
-        self
-    }
-
-    /// See [`Lock::auto_renew`].
-    pub fn auto_renew(mut self, on: bool) -> Self {
-        self.each = self.each.auto_renew(on);
-        self
-    }
-
-    /// See [`Lock::margin`].
-    pub fn margin(mut self, margin: Duration) -> Self {
-        self.each = self.each.margin(margin);
-        self
-    }
-
-    /// The name of the holder, for people: see [`Lock::holder`].
-    pub fn holder(mut self, holder: impl Into<String>) -> Self {
-        self.each = self.each.holder(holder);
-        self
-    }
-
-    /// A value to show with each of the locks: see [`Lock::metadata`].
-    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
-        self.each = self.each.metadata(key, value);
-        self
+    settings! { self.each;
+        /// See [`Lock::ttl`].
+        ttl(ttl: impl Into<Ttl>);
+        /// How long [`AllLocks::acquire`] waits for all of them. No limit by default; zero: one try.
+        ///
+        /// On clusters with several primaries it may be extended: see [`Lock::wait`].
+        wait(limit: Duration);
+        /// See [`Lock::poll`].
+        poll(longest: Duration);
+        /// See [`Lock::renew_every`].
+        renew_every(period: Duration);
+        /// See [`Lock::auto_renew`].
+        auto_renew(on: bool);
+        /// See [`Lock::margin`].
+        margin(margin: Duration);
+        /// The name of the holder, for people: see [`Lock::holder`].
+        holder(holder: impl Into<String>);
+        /// A value to show with each of the locks: see [`Lock::metadata`].
+        metadata(key: impl Into<String>, value: impl Into<Value>);
     }
 
     fn request(&self, wait: Option<Duration>) -> Result<AllRequest, Error> {
@@ -185,7 +157,7 @@ impl AllLocks {
         let locks = self.clone();
         async move {
             let request = locks.request(Some(Duration::ZERO))?;
-            let client = Arc::clone(locks.each.endpoint().client()?);
+            let client = Arc::clone(locks.each.endpoint.client()?);
             Ok(acquire_all(client, request).await?.map(LockSet::new))
         }
     }
@@ -209,8 +181,8 @@ impl AllLocks {
     }
 
     async fn acquire_or_time_out(&self) -> Result<LockSet, Error> {
-        let request = self.request(self.each.limit())?;
-        let (names, client) = (request.names(), self.each.endpoint().client()?);
+        let request = self.request(self.each.wait)?;
+        let (names, client) = (request.names(), self.each.endpoint.client()?);
         if let Some(guards) = acquire_all(Arc::clone(client), request).await? {
             return Ok(LockSet::new(guards));
         }
@@ -219,7 +191,7 @@ impl AllLocks {
         let found = runtime::run(async move {
             let rows = shared.store.read(&all, REQUEST_TIMEOUT).await;
             let rows = rows.unwrap_or_default();
-            let locker = match rows.iter().any(is_taken) {
+            let locker = match rows.iter().any(LockInfo::is_taken) {
                 true => None,
                 false => locked_unheld(&shared, &all).await,
             };
@@ -227,31 +199,15 @@ impl AllLocks {
         });
         let (rows, locker) = found.await.unwrap_or_default();
         let (locked, row_locker) = locker.unzip();
-        let taken = |name: &&LockName| {
-            let row = rows.iter().find(|row| row.name == **name);
-            row.is_some_and(is_taken)
-        };
-        let name = locked.as_ref().or_else(|| names.iter().find(taken));
-        let name = name.or(names.first());
-        let by = rows.iter().find(|row| Some(&row.name) == name);
-        let by = by.and_then(|row| row.clone().held_by());
-        let row = rows.iter().find(|row| Some(&row.name) == name);
-        let rests_for = row.and_then(rest_of);
-        let last = row.filter(|_| rests_for.is_some());
-        let last = last.and_then(|row| row.holder.clone());
-        let (holder, held_for) = by.map_or((last, None), |by| (by.holder, by.held_for));
-        Err(Error::TimedOut {
-            name: name
-                .cloned()
-                .unwrap_or_else(|| LockName::from_db(String::new())),
-            waited: Duration::ZERO,
-            holder,
-            held_for,
-            permits: None,
-            shared_by: None,
-            rests_for,
+        let row_of = |name: &LockName| rows.iter().find(|row| row.name == *name);
+        let is_taken = |name: &&LockName| row_of(name).is_some_and(LockInfo::is_taken);
+        let taken = names.iter().find(is_taken);
+        let name = locked.as_ref().or(taken).unwrap_or(&names[0]);
+        let busy = Busy {
             row_locker: row_locker.map(Into::into),
-        })
+            ..row_of(name).map(Busy::of_row).unwrap_or_default()
+        };
+        Err(busy.timed_out(name.clone(), Duration::ZERO))
     }
 
     /// Run `work` while holding all of them; drop it if one is lost. As [`Lock::run`].
@@ -286,15 +242,10 @@ impl AllLocks {
         let acquiring = self.acquire();
         async move {
             let set = acquiring.await?;
-            let output = until_lost(&set, work)
-                .await
-                .map_err(|(name, loss)| Error::lost(&name, loss))?;
-            match set.release().await {
-                Err(lost @ Error::Lost { .. }) => Err(lost),
-                // They were held until the work ended. A failed release does not change the result
-                // of the work, and continues in the background.
-                Ok(()) | Err(_) => Ok(output),
-            }
+            let span = tracing::debug_span!("locked", lock.names = set.guards().len());
+            let done = until_lost(set.lost(), work, span).await;
+            let output = done.map_err(|(name, loss)| Error::lost(&name, loss))?;
+            after_release(output, set.release().await)
         }
     }
 
@@ -314,29 +265,5 @@ impl AllLocks {
     {
         let running = self.run(work);
         async move { running.await? }
-    }
-}
-
-/// Run `work` until it ends or one of the locks is lost.
-async fn until_lost<F: Future>(set: &LockSet, work: F) -> Result<F::Output, (LockName, Loss)> {
-    let span = tracing::debug_span!("locked", lock.names = set.guards().len());
-    let (lost, work) = (set.lost(), std::pin::pin!(work.instrument(span)));
-    tokio::select! {
-        biased;
-        lost = lost => Err(lost),
-        output = work => Ok(output),
-    }
-}
-
-/// Whether a lock is held or rests.
-fn is_taken(row: &LockInfo) -> bool {
-    row.is_held() || rest_of(row).is_some()
-}
-
-/// How long a lock rests; `None` if it does not.
-fn rest_of(row: &LockInfo) -> Option<Duration> {
-    match row.state {
-        LockState::Resting { free_in } => Some(free_in),
-        _ => None,
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::client::Client;
+use crate::api::busy::Busy;
 use crate::client::acquire::acquire;
 use crate::client::acquire::poll_interval::LONGEST_POLL;
 use crate::client::acquire::request::{AcquireRequest, Mode};
@@ -14,12 +14,11 @@ use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
 use crate::client::holder::{check_holder, metadata};
-use crate::client::read::{is_unheld, read, read_semaphore, read_shared};
 use crate::error::Error;
 use crate::runtime;
 use protocol::{
-    GrantId, HeldBy, Human, LockInfo, LockName, LockState, MAX_PERMITS, OncePer, Renewing, Short,
-    Slot, Ticket, Timing, Ttl, checked_at_least,
+    GrantId, Human, LockName, MAX_PERMITS, OncePer, Renewing, Short, Ticket, Timing, Ttl,
+    checked_at_least,
 };
 
 /// The default ttl.
@@ -62,20 +61,20 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 #[derive(Clone)]
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct Lock {
-    endpoint: Arc<Endpoint>,
+    pub(super) endpoint: Arc<Endpoint>,
     name: String,
     ttl: Ttl,
-    wait: Option<Duration>,
-    poll: Duration,
+    pub(super) wait: Option<Duration>,
+    pub(super) poll: Duration,
     renewing: Renewing,
     margin: Option<Duration>,
     holder: Option<String>,
-    preempt: bool,
+    pub(super) preempt: bool,
     pub(super) at_least: Duration,
     pub(super) once_per: Option<Duration>,
     metadata: Map<String, Value>,
     /// The number of permits of a semaphore; `None` for a lock.
-    permits: Option<u32>,
+    pub(super) permits: Option<u32>,
     pub(super) shared: bool,
 }
 
@@ -250,32 +249,9 @@ impl Lock {
         }
     }
 
-    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
-    }
-
-    pub(super) fn limit(&self) -> Option<Duration> {
-        self.wait
-    }
-
     /// The lease that the settings ask for.
     pub(super) fn timing(&self) -> Result<Timing, Error> {
         Ok(Timing::new(self.ttl, self.renewing, self.margin)?)
-    }
-
-    /// The number of permits of a semaphore.
-    pub(super) fn permits(&self) -> Option<u32> {
-        self.permits
-    }
-
-    /// The setting [`preempt`](Lock::preempt).
-    pub(super) fn is_preempting(&self) -> bool {
-        self.preempt
-    }
-
-    /// The setting [`poll`](Lock::poll).
-    pub(super) fn longest_poll(&self) -> Duration {
-        self.poll
     }
 
     pub(super) fn request(
@@ -427,25 +403,14 @@ impl Lock {
         }
         // Only a wait of zero returns `None`. The error names the holder.
         let (client, of, permits) = (Arc::clone(client), name.clone(), self.permits);
-        let busy = runtime::run(async move { busy(&client, &of, permits).await });
-        let Busy {
-            holder,
-            held_for,
-            rests_for,
-            permits,
-            shared_by,
-            row_locker,
-        } = busy.await.unwrap_or_default();
-        Err(Error::TimedOut {
-            name,
-            waited: Duration::ZERO,
-            holder,
-            held_for,
-            permits,
-            shared_by,
-            rests_for,
-            row_locker: row_locker.map(Into::into),
-        })
+        let busy = runtime::run(async move {
+            match permits {
+                None => Busy::of_lock(&client, &of).await,
+                Some(limit) => Busy::of_semaphore(&client, &of, limit).await,
+            }
+        });
+        let busy = busy.await.unwrap_or_default();
+        Err(busy.timed_out(name, Duration::ZERO))
     }
 
     /// Resume a lock that was handed over, with the settings of this one: see
@@ -477,97 +442,4 @@ impl Lock {
             resume(Arc::clone(lock.endpoint.client()?), request, ticket).await
         }
     }
-}
-
-/// What keeps a caller out that does not wait.
-#[derive(Default)]
-struct Busy {
-    holder: Option<String>,
-    held_for: Option<Duration>,
-    rests_for: Option<Duration>,
-    permits: Option<u32>,
-    shared_by: Option<u32>,
-    row_locker: Option<String>,
-}
-
-/// Read it: `permits` is the limit of a semaphore.
-async fn busy(client: &Client, name: &LockName, permits: Option<u32>) -> Result<Busy, Error> {
-    let (info, permits) = match permits {
-        None => {
-            let row = read(client, name).await?;
-            if !row.as_ref().is_some_and(LockInfo::is_taken)
-                && let Some(readers) = shared_by(client, name).await
-            {
-                return Ok(readers);
-            }
-            (row, None)
-        }
-        Some(limit) => {
-            let semaphore = read_semaphore(client, name).await?;
-            let permits = semaphore.limit.unwrap_or(limit);
-            let taken = semaphore.permits.into_iter();
-            let taken = taken.filter(|info| info.state != LockState::Free);
-            (taken.max_by_key(|info| info.held_for), Some(permits))
-        }
-    };
-    // It would have been acquired.
-    let row_locker = match &info {
-        Some(row) if permits.is_none() && is_unheld(row) => {
-            let locker = &client.row_locker;
-            locker
-                .find_if_possible(&client.store, name, Slot::Lock)
-                .await
-        }
-        _ => None,
-    };
-    Ok(match info {
-        Some(LockInfo {
-            state: LockState::Resting { free_in },
-            holder,
-            ..
-        }) => Busy {
-            holder,
-            rests_for: Some(free_in),
-            permits,
-            ..Busy::default()
-        },
-        Some(info) if row_locker.is_some() => Busy {
-            holder: info.holder,
-            row_locker,
-            ..Busy::default()
-        },
-        // A free row still contains the last holder.
-        Some(info) => match info.held_by() {
-            Some(HeldBy {
-                holder, held_for, ..
-            }) => Busy {
-                holder,
-                held_for,
-                permits,
-                ..Busy::default()
-            },
-            None => Busy {
-                permits,
-                ..Busy::default()
-            },
-        },
-        None => Busy {
-            permits,
-            ..Busy::default()
-        },
-    })
-}
-
-/// The shared holders that keep an exclusive caller out; `None` if there are none.
-async fn shared_by(client: &Client, name: &LockName) -> Option<Busy> {
-    // Without a table of permits no lock is shared.
-    let rows = read_shared(client, name).await.ok()?;
-    let held = || rows.iter().filter(|row| row.is_held());
-    let first = held().max_by_key(|row| row.held_for)?;
-    Some(Busy {
-        holder: first.holder.clone(),
-        held_for: first.held_for,
-        shared_by: u32::try_from(held().count()).ok(),
-        ..Busy::default()
-    })
 }

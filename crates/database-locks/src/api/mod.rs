@@ -6,9 +6,10 @@ pub(crate) mod all_locks;
 #[cfg(feature = "macros")]
 pub(crate) mod attribute;
 pub mod blocking;
-pub(crate) mod blocking_sets;
 pub(crate) mod builder;
+mod busy;
 pub(crate) mod default_locks;
+mod delegate;
 pub(crate) mod fence;
 pub(crate) mod force_release;
 mod guarded_tables;

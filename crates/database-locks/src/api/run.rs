@@ -1,11 +1,9 @@
 //! Running a future under a lock.
 
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::api::lock::Lock;
-use crate::client::guard::LockGuard;
 use crate::error::Error;
-use crate::error::loss::Loss;
 
 impl Lock {
     /// Run `work` while holding the lock; drop it if the lock is lost.
@@ -45,8 +43,15 @@ impl Lock {
         let acquiring = self.acquire();
         async move {
             let guard = acquiring.await?;
-            let done = until_lost(&guard, work).await;
-            released_after(guard, done).await
+            let span = tracing::debug_span!(
+                "locked",
+                lock.name = guard.name().as_str(),
+                lock.token = guard.token().get(),
+                lock.holder = guard.holder()
+            );
+            let done = until_lost(guard.lost(), work, span).await;
+            let output = done.map_err(|loss| Error::lost(guard.name(), loss))?;
+            after_release(output, guard.release().await)
         }
     }
 
@@ -88,27 +93,23 @@ impl Lock {
     }
 }
 
-/// Run `work` until it ends or the lock is lost.
-async fn until_lost<F: Future>(guard: &LockGuard, work: F) -> Result<F::Output, Loss> {
-    // Log records of the work belong to this lock and grant.
-    let span = tracing::debug_span!(
-        "locked",
-        lock.name = guard.name().as_str(),
-        lock.token = guard.token().get(),
-        lock.holder = guard.holder()
-    );
-    let (lost, work) = (guard.lost(), std::pin::pin!(work.instrument(span)));
+/// Run `work` until it ends or the lock is lost. Log records of the work belong to the span.
+pub(super) async fn until_lost<F: Future, L>(
+    lost: impl Future<Output = L>,
+    work: F,
+    span: Span,
+) -> Result<F::Output, L> {
+    let work = std::pin::pin!(work.instrument(span));
     tokio::select! {
         biased;
-        loss = lost => Err(loss),
+        lost = lost => Err(lost),
         output = work => Ok(output),
     }
 }
 
-/// Release the lock after the work has ended, and return the result of the work.
-async fn released_after<T>(guard: LockGuard, done: Result<T, Loss>) -> Result<T, Error> {
-    let output = done.map_err(|loss| Error::lost(guard.name(), loss))?;
-    match guard.release().await {
+/// The result of work after which the lock was released.
+pub(super) fn after_release<T>(output: T, released: Result<(), Error>) -> Result<T, Error> {
+    match released {
         // The work blocked past the end of the lease, or the lock was released by force since the
         // last renewal.
         Err(lost @ Error::Lost { .. }) => Err(lost),

@@ -70,11 +70,11 @@ impl Lock {
             let allowed = format!("left out for a shared lock: {why}");
             Err(Error::config(setting, got, allowed))
         };
-        if let Some(permits) = self.permits() {
+        if let Some(permits) = self.permits {
             let why = "a semaphore has a limit, and no exclusive holder";
             return refused("permits", permits.to_string(), why);
         }
-        if self.is_preempting() {
+        if self.preempt {
             let why = "its holders are not told apart by name";
             return refused("preempt", "on".into(), why);
         }

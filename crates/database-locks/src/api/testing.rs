@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::api::busy::Busy;
 use crate::api::locks::Locks;
 use crate::client;
 use crate::error::Error;
@@ -9,16 +10,12 @@ use protocol::{GrantId, Holder, LockName, LostReason, Slot};
 
 /// Makes an [`Error::TimedOut`], which no other crate can make.
 pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Duration) -> Error {
-    Error::TimedOut {
-        name,
-        waited,
+    let busy = Busy {
         holder: Some(holder.to_owned()),
         held_for: Some(held_for),
-        permits: None,
-        shared_by: None,
-        rests_for: None,
-        row_locker: None,
-    }
+        ..Busy::default()
+    };
+    busy.timed_out(name, waited)
 }
 
 /// Let the lease of a lock end now, those of all shared holders too, on `memory:` only. Its holders

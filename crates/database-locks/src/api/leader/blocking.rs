@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::term::Over;
+use crate::api::delegate::{settings, waits};
 use crate::api::fence::{FenceTransaction, OpenFence};
 use crate::client::guard::LockGuard;
 use crate::error::Error;
@@ -47,34 +48,13 @@ impl Leader {
         self.0.name()
     }
 
-    /// See [`crate::Leader::ttl`].
-    pub fn ttl(self, ttl: impl Into<Ttl>) -> Self {
-        Self(self.0.ttl(ttl))
-    }
-
-    /// See [`crate::Leader::margin`].
-    pub fn margin(self, margin: Duration) -> Self {
-        Self(self.0.margin(margin))
-    }
-
-    /// See [`crate::Leader::renew_every`].
-    pub fn renew_every(self, period: Duration) -> Self {
-        Self(self.0.renew_every(period))
-    }
-
-    /// See [`crate::Leader::poll`].
-    pub fn poll(self, longest: Duration) -> Self {
-        Self(self.0.poll(longest))
-    }
-
-    /// See [`crate::Leader::holder`].
-    pub fn holder(self, holder: impl Into<String>) -> Self {
-        Self(self.0.holder(holder))
-    }
-
-    /// See [`crate::Leader::metadata`].
-    pub fn metadata(self, key: impl Into<String>, value: impl Into<Value>) -> Self {
-        Self(self.0.metadata(key, value))
+    settings! { self.0, "crate::Leader";
+        ttl(ttl: impl Into<Ttl>);
+        margin(margin: Duration);
+        renew_every(period: Duration);
+        poll(longest: Duration);
+        holder(holder: impl Into<String>);
+        metadata(key: impl Into<String>, value: impl Into<Value>);
     }
 
     /// Campaign, run `body` while this process leads, and campaign again if the term ends first.
@@ -105,9 +85,8 @@ impl Leader {
         }
     }
 
-    /// See [`crate::Leader::current`].
-    pub fn current(&self) -> Result<Option<LockInfo>, Error> {
-        block_on(self.0.current())?
+    waits! { self, self.0, "crate::Leader";
+        current() -> Option<LockInfo>;
     }
 
     /// See [`crate::Leader::observe`].

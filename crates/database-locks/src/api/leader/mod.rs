@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::api::delegate::settings;
 use crate::api::lock::Lock;
 use crate::api::locks::Locks;
 use crate::error::Error;
@@ -96,21 +97,26 @@ impl Leader {
         self.lock.name()
     }
 
-    /// The length of the lease from each renewal: 100 ms to 10 years, or [`Ttl::Infinite`]. 30 s by
-    /// default.
-    ///
-    /// If the leader dies, no process leads for this long, with [`Ttl::Infinite`] until the lock is
-    /// released by force.
-    pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
-        self.lock = self.lock.ttl(ttl);
-        self
-    }
-
-    /// How long before the end of the lease a leader stops. See
-    /// [`Lock::margin`](crate::Lock::margin).
-    pub fn margin(mut self, margin: Duration) -> Self {
-        self.lock = self.lock.margin(margin);
-        self
+    settings! { self.lock;
+        /// The length of the lease from each renewal: 100 ms to 10 years, or [`Ttl::Infinite`]. 30 s
+        /// by default.
+        ///
+        /// If the leader dies, no process leads for this long, with [`Ttl::Infinite`] until the
+        /// lock is released by force.
+        ttl(ttl: impl Into<Ttl>);
+        /// How long before the end of the lease a leader stops. See
+        /// [`Lock::margin`](crate::Lock::margin).
+        margin(margin: Duration);
+        /// The time from one successful renewal to the next. See
+        /// [`Lock::renew_every`](crate::Lock::renew_every).
+        renew_every(period: Duration);
+        /// The longest pause between two polls of a candidate. See
+        /// [`Lock::poll`](crate::Lock::poll).
+        poll(longest: Duration);
+        /// The name of this candidate, for people. See [`Lock::holder`](crate::Lock::holder).
+        holder(holder: impl Into<String>);
+        /// A value to show with the leader. See [`Lock::metadata`](crate::Lock::metadata).
+        metadata(key: impl Into<String>, value: impl Into<Value>);
     }
 
     /// How long the body of [`run`](Leader::run) may run on after its term has ended, for an
@@ -122,31 +128,6 @@ impl Leader {
     /// another process may lead already (released by force, preempted), there is no grace.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
-        self
-    }
-
-    /// The time from one successful renewal to the next. See
-    /// [`Lock::renew_every`](crate::Lock::renew_every).
-    pub fn renew_every(mut self, period: Duration) -> Self {
-        self.lock = self.lock.renew_every(period);
-        self
-    }
-
-    /// The longest pause between two polls of a candidate. See [`Lock::poll`](crate::Lock::poll).
-    pub fn poll(mut self, longest: Duration) -> Self {
-        self.lock = self.lock.poll(longest);
-        self
-    }
-
-    /// The name of this candidate, for people. See [`Lock::holder`](crate::Lock::holder).
-    pub fn holder(mut self, holder: impl Into<String>) -> Self {
-        self.lock = self.lock.holder(holder);
-        self
-    }
-
-    /// A value to show with the leader. See [`Lock::metadata`](crate::Lock::metadata).
-    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
-        self.lock = self.lock.metadata(key, value);
         self
     }
 
@@ -300,7 +281,7 @@ impl Leader {
 
     /// Pause after a resignation, for as long as other candidates need to see the free lock.
     async fn let_others_lead(&self) -> Result<(), Error> {
-        let pause = (self.lock.longest_poll() * 2).max(SHORTEST_PAUSE);
+        let pause = (self.lock.poll * 2).max(SHORTEST_PAUSE);
         // In the background: the caller may have no timer.
         runtime::run(async move {
             tokio::time::sleep(pause).await;

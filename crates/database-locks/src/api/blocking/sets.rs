@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::api::delegate::{settings, waits};
 use crate::api::fence::FenceTransaction;
 use crate::api::lock_set::OpenFences;
+use crate::api::run::after_release;
 use crate::api::{all_locks, lock_set};
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime::block_on;
 use protocol::{LockName, Ttl};
+
+use super::lock::may_wait;
 
 /// [`crate::AllLocks`] without async.
 #[derive(Clone, Debug)]
@@ -24,44 +28,15 @@ impl AllLocks {
         self.0.names()
     }
 
-    /// See [`crate::Lock::ttl`].
-    pub fn ttl(self, ttl: impl Into<Ttl>) -> Self {
-        Self(self.0.ttl(ttl))
-    }
-
-    /// See [`crate::AllLocks::wait`].
-    pub fn wait(self, limit: Duration) -> Self {
-        Self(self.0.wait(limit))
-    }
-
-    /// See [`crate::Lock::poll`].
-    pub fn poll(self, longest: Duration) -> Self {
-        Self(self.0.poll(longest))
-    }
-
-    /// See [`crate::Lock::renew_every`].
-    pub fn renew_every(self, period: Duration) -> Self {
-        Self(self.0.renew_every(period))
-    }
-
-    /// See [`crate::Lock::auto_renew`].
-    pub fn auto_renew(self, on: bool) -> Self {
-        Self(self.0.auto_renew(on))
-    }
-
-    /// See [`crate::Lock::margin`].
-    pub fn margin(self, margin: Duration) -> Self {
-        Self(self.0.margin(margin))
-    }
-
-    /// See [`crate::Lock::holder`].
-    pub fn holder(self, holder: impl Into<String>) -> Self {
-        Self(self.0.holder(holder))
-    }
-
-    /// See [`crate::Lock::metadata`].
-    pub fn metadata(self, key: impl Into<String>, value: impl Into<Value>) -> Self {
-        Self(self.0.metadata(key, value))
+    settings! { self.0, "crate::AllLocks";
+        ttl(ttl: impl Into<Ttl>);
+        wait(limit: Duration);
+        poll(longest: Duration);
+        renew_every(period: Duration);
+        auto_renew(on: bool);
+        margin(margin: Duration);
+        holder(holder: impl Into<String>);
+        metadata(key: impl Into<String>, value: impl Into<Value>);
     }
 
     /// See [`crate::AllLocks::try_acquire`].
@@ -97,12 +72,7 @@ impl AllLocks {
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T, Error> {
         let set = self.acquire()?;
         let output = work();
-        match set.release() {
-            Err(lost @ Error::Lost { .. }) => Err(lost),
-            // They were held until the work ended, and a failed release continues in the
-            // background.
-            Ok(()) | Err(_) => Ok(output),
-        }
+        after_release(output, set.release())
     }
 
     /// Run `work` that returns a `Result` while holding all of them. As
@@ -135,14 +105,9 @@ impl From<all_locks::AllLocks> for AllLocks {
 pub struct LockSet(Option<lock_set::LockSet>);
 
 impl LockSet {
-    /// See [`crate::LockSet::check`].
-    pub fn check(&self) -> Result<(), Error> {
-        block_on(lock_set::LockSet::check(self))?
-    }
-
-    /// See [`crate::LockSet::extend`].
-    pub fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        block_on(lock_set::LockSet::extend(self, ttl))?
+    waits! { self, (**self), "crate::LockSet";
+        check() -> ();
+        extend(ttl: impl Into<Ttl>) -> ();
     }
 
     /// See [`crate::LockSet::fence`]: for a transaction that blocks, such as that of rusqlite.
@@ -165,7 +130,7 @@ impl LockSet {
     ///
     /// Where [no call may block](crate::blocking#where-no-call-may-block).
     pub fn wait_lost(&self) -> (LockName, Loss) {
-        block_on(self.lost()).unwrap_or_else(|error| panic!("{}", Error::from(error)))
+        may_wait(block_on(self.lost()))
     }
 
     /// See [`crate::LockSet::release`].
