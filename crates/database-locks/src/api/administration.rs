@@ -113,9 +113,9 @@ impl Locks {
                     // one counts.
                     let key = |row: &LockInfo| (row.name.clone(), row.row_slot());
                     found.extend(page.rows.into_iter().map(|row| (key(&row), row)));
-                    match page.last {
-                        Some(last) => after = Some(last),
-                        None => break,
+                    after = page.last;
+                    if after.is_none() {
+                        break;
                     }
                 }
             }
@@ -206,9 +206,9 @@ impl Locks {
                         e.into_error("delete the rows of locks that have been free for long")
                     })?;
                     total += page.deleted;
-                    match page.last {
-                        Some(last) => after = Some(last),
-                        None => break,
+                    after = page.last;
+                    if after.is_none() {
+                        break;
                     }
                 }
             }

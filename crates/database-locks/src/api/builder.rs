@@ -31,13 +31,6 @@ pub struct LocksBuilder {
 }
 
 impl LocksBuilder {
-    pub(crate) fn new(url: &str) -> Self {
-        Self {
-            given: ConnectOptions::url(url),
-            table: None,
-        }
-    }
-
     /// The table, `NAME` or `SCHEMA.NAME`; by default `database_locks_lock`. A name that needs
     /// quotes is refused when connecting.
     pub fn table(mut self, table: impl Into<String>) -> Self {
@@ -211,7 +204,10 @@ impl Locks {
     /// Connect with settings that a URL cannot express: another table, a password from a function,
     /// or a connection that is made by the first call.
     pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
-        LocksBuilder::new(url.as_ref())
+        LocksBuilder {
+            given: ConnectOptions::url(url.as_ref()),
+            table: None,
+        }
     }
 
     /// Connect to the database whose URL is in a file, such as a mounted secret or a systemd

@@ -155,11 +155,7 @@ impl LockSet {
     ///
     /// If the future is dropped, the transaction may or may not be fenced: roll it back.
     pub async fn fence<T: FenceTransaction>(&self, tx: &mut T) -> Result<OpenFences, Error> {
-        let mut open = Vec::with_capacity(self.0.len());
-        for guard in &self.0 {
-            open.push(guard.fence(tx).await?);
-        }
-        Ok(OpenFences(open))
+        self.fence_within(tx, None).await
     }
 
     /// [`fence`](LockSet::fence) for a transaction that may last for `lasting`: see
@@ -177,9 +173,17 @@ impl LockSet {
         tx: &mut T,
         lasting: Duration,
     ) -> Result<OpenFences, Error> {
+        self.fence_within(tx, Some(lasting)).await
+    }
+
+    async fn fence_within<T: FenceTransaction>(
+        &self,
+        tx: &mut T,
+        lasting: Option<Duration>,
+    ) -> Result<OpenFences, Error> {
         let mut open = Vec::with_capacity(self.0.len());
         for guard in &self.0 {
-            open.push(guard.fence_with_duration(tx, lasting).await?);
+            open.push(guard.fence_within(tx, lasting).await?);
         }
         Ok(OpenFences(open))
     }

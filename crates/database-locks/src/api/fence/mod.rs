@@ -54,7 +54,7 @@ struct FencedTransaction {
     barrier: Option<Barrier>,
 }
 
-impl FencedTransaction {
+impl OpenFence {
     fn new(
         client: &Arc<Client>,
         state: &Arc<GrantState>,
@@ -62,12 +62,12 @@ impl FencedTransaction {
         barrier: Option<Barrier>,
     ) -> Self {
         client.fences.opened(state);
-        Self {
+        Self(ForkSafe::new(FencedTransaction {
             client: Arc::clone(client),
             grant: state.grant.id,
             holds_back,
             barrier,
-        }
+        }))
     }
 }
 
@@ -156,9 +156,7 @@ impl LockGuard {
             if !opened {
                 self.still_trusted()?;
             }
-            return Ok(OpenFence(ForkSafe::new(FencedTransaction::new(
-                &client, &state, opened, None,
-            ))));
+            return Ok(OpenFence::new(&client, &state, opened, None));
         }
         runtime::run(async move {
             let what = state.grant.slot.named(&state.grant.name);
@@ -168,10 +166,7 @@ impl LockGuard {
             .await;
             let opened = opened.map_err(|e| e.into_error(format!("fence {what}")))?;
             match opened {
-                Ok(barrier) => {
-                    let open = FencedTransaction::new(&client, &state, false, Some(barrier));
-                    Ok(OpenFence(ForkSafe::new(open)))
-                }
+                Ok(barrier) => Ok(OpenFence::new(&client, &state, false, Some(barrier))),
                 Err(gone) => Err(mark_lost(&client, &state, gone)),
             }
         })
@@ -180,15 +175,16 @@ impl LockGuard {
 
     /// The ttl that covers a transaction of this duration.
     fn ttl_for(&self, lasting: Duration) -> Result<Duration, Error> {
-        let refuse = || {
-            let allowed = "less than 10 years";
-            Error::config("lasting", Human(lasting).to_string(), allowed)
-        };
         let timing = self.client.scheduler.timing(self.state.grant.id);
         let trusted = lasting.saturating_add(ROUND_TRIP);
         let length = timing.map_or(trusted, |timing| timing.length_for(trusted));
-        Timing::new(Ttl::Finite(length), Renewing::Never, None).map_err(|_| refuse())?;
-        Ok(length)
+        match Timing::new(Ttl::Finite(length), Renewing::Never, None) {
+            Ok(_) => Ok(length),
+            Err(_) => {
+                let got = Human(lasting).to_string();
+                Err(Error::config("lasting", got, "less than 10 years"))
+            }
+        }
     }
 
     /// The error that explains why the statements of a [`Fence`] did not pass. Roll the transaction
@@ -299,7 +295,7 @@ impl LockGuard {
         self.fence_within(tx, Some(lasting)).await
     }
 
-    async fn fence_within<T: FenceTransaction>(
+    pub(super) async fn fence_within<T: FenceTransaction>(
         &self,
         tx: &mut T,
         lasting: Option<Duration>,

@@ -56,8 +56,7 @@ mod postgres {
     use sqlx::{AssertSqlSafe, PgConnection, Postgres, query};
 
     use super::{Database, Transaction, in_transaction, otherwise};
-    use crate::api::fence::statement::ParamStyle;
-    use crate::api::fence::statement::{Fence, FenceFailure};
+    use crate::api::fence::statement::{Fence, FenceFailure, ParamStyle};
     use crate::api::fence::transaction::{Failed, one_row, sealed};
 
     fn failed(fence: &Fence, error: sqlx::Error) -> Failed {
@@ -98,8 +97,7 @@ mod mysql {
     use sqlx::{AssertSqlSafe, MySql, MySqlConnection, query};
 
     use super::{Database, Transaction, in_transaction, otherwise};
-    use crate::api::fence::statement::ParamStyle;
-    use crate::api::fence::statement::{Fence, FenceFailure};
+    use crate::api::fence::statement::{Fence, FenceFailure, ParamStyle};
     use crate::api::fence::transaction::{Failed, one_row, sealed};
 
     fn failed(fence: &Fence, error: sqlx::Error) -> Failed {
@@ -117,10 +115,7 @@ mod mysql {
         async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             in_transaction(self)?;
             let (style, (name, token, grant)) = (ParamStyle::Question, fence.params());
-            for sql in [fence.before(style), fence.sql(style)]
-                .into_iter()
-                .flatten()
-            {
+            for sql in fence.before(style).into_iter().chain(fence.sql(style)) {
                 let done = query(AssertSqlSafe(sql))
                     .bind(name)
                     .bind(token)

@@ -171,10 +171,7 @@ mod mysql {
 
         async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             let style = ParamStyle::Question;
-            for sql in [fence.before(style), fence.sql(style)]
-                .into_iter()
-                .flatten()
-            {
+            for sql in fence.before(style).into_iter().chain(fence.sql(style)) {
                 let done = self.exec_iter(sql, fence.params()).await;
                 let done = done.map_err(|e| failed(fence, e))?;
                 let rows = done.affected_rows();
