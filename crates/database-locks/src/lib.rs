@@ -132,6 +132,8 @@ pub mod __python {
     pub use crate::client::direct::exclude as exclude_from_direct_connections;
     pub use crate::client::holder::set_program;
     pub use crate::runtime::fork::{PerProcess, generation};
+    #[cfg(feature = "mysql")]
+    pub use crate::store::{guard_triggers, unguard_triggers};
 
     /// The error for an argument that the extension itself refuses.
     pub fn config_error(
@@ -164,19 +166,6 @@ pub mod __python {
     #[cfg(feature = "postgres")]
     pub fn unguard_script(table: &str) -> String {
         crate::store::unguard_script(&crate::store::Table::default(), table)
-    }
-
-    /// The statements that create the triggers of a guard on a server of MySQL or MariaDB, or on a
-    /// cluster, in the schema of the table of locks. `table` is its plain name.
-    #[cfg(feature = "mysql")]
-    pub fn guard_triggers(table: &str, lock: &str, mariadb: bool, cluster: bool) -> Vec<String> {
-        crate::store::guard_triggers(table, lock, mariadb, cluster)
-    }
-
-    /// The statements that drop them.
-    #[cfg(feature = "mysql")]
-    pub fn unguard_triggers(table: &str) -> Vec<String> {
-        crate::store::unguard_triggers(table)
     }
 
     /// As [`schema`], for the table of permits: `{permits}` stands for its name.

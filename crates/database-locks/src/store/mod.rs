@@ -33,7 +33,7 @@ pub use api::*;
 pub(crate) use connect::options::ConnectOptions;
 pub use connect::table::Table;
 #[cfg(feature = "mysql")]
-pub(crate) use mysql::{guard_triggers, unguard_triggers};
+pub use mysql::{guard_triggers, unguard_triggers};
 #[cfg(feature = "postgres")]
 pub(crate) use postgres::{guard_script, unguard_script};
 

@@ -35,7 +35,7 @@ use connection::worker::Worker;
 use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;
-pub(crate) use statements::guard_body::{guard_triggers, unguard_triggers};
+pub use statements::guard_body::{guard_triggers, unguard_triggers};
 use statements::guard_error::incomplete;
 
 /// The engine `mysql://` and `mariadb://`.

@@ -219,7 +219,7 @@ pub(crate) fn trigger_name(table: &str, event: &str, attempt: u32) -> String {
 
 /// The statements that create the triggers of a guard, with the default table of locks in the same
 /// schema. For people to read: names of triggers that are taken are not avoided.
-pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool, cluster: bool) -> Vec<String> {
+pub fn guard_triggers(table: &str, lock: &str, mariadb: bool, cluster: bool) -> Vec<String> {
     let locks = Table::default();
     let body = Body {
         guard: &locks.guard(),
@@ -239,7 +239,7 @@ pub(crate) fn guard_triggers(table: &str, lock: &str, mariadb: bool, cluster: bo
 
 /// The statements that drop the triggers which [`guard_triggers`] creates. Not those with further
 /// names, which may be of the guard of another table.
-pub(crate) fn unguard_triggers(table: &str) -> Vec<String> {
+pub fn unguard_triggers(table: &str) -> Vec<String> {
     let drop = |event| {
         let trigger = quoted(&trigger_name(table, event, 0));
         format!("DROP TRIGGER IF EXISTS {trigger}")
