@@ -23,6 +23,7 @@ mod postgres;
     feature = "mysql",
     feature = "sqlite-unbundled"
 ))]
+#[path = "tests/protocol_page.rs"]
 mod protocol_page;
 pub(crate) mod retry;
 mod schema;

@@ -3,7 +3,7 @@
 use crate::store::connect::table::Table;
 use crate::store::{mysql, postgres, sqlite};
 
-const DOCUMENT: &str = include_str!("../../docs/protocol.md");
+const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
 const BEGIN: &str = "<!-- The statements: a test compares them with the code. -->\n";
 const END: &str = "<!-- The end of the statements. -->";
 
@@ -44,24 +44,24 @@ fn statements() -> String {
         (
             "PostgreSQL",
             [
-                include_str!("../../schema/postgres.sql"),
-                include_str!("../../schema/postgres_permit.sql"),
+                include_str!("../../../schema/postgres.sql"),
+                include_str!("../../../schema/postgres_permit.sql"),
             ],
             postgres::PUBLISHED,
         ),
         (
             "MySQL and MariaDB",
             [
-                include_str!("../../schema/mysql.sql"),
-                include_str!("../../schema/mysql_permit.sql"),
+                include_str!("../../../schema/mysql.sql"),
+                include_str!("../../../schema/mysql_permit.sql"),
             ],
             mysql::PUBLISHED,
         ),
         (
             "SQLite",
             [
-                include_str!("../../schema/sqlite.sql"),
-                include_str!("../../schema/sqlite_permit.sql"),
+                include_str!("../../../schema/sqlite.sql"),
+                include_str!("../../../schema/sqlite_permit.sql"),
             ],
             sqlite::PUBLISHED,
         ),
@@ -119,21 +119,21 @@ fn the_script_that_fences_has_the_statement_that_is_sent() {
 #[test]
 fn every_statement_that_mysql_is_sent_is_published() {
     let sources = [
-        include_str!("mysql/cluster.rs"),
-        include_str!("mysql/connection/handshake.rs"),
-        include_str!("mysql/connection/session.rs"),
-        include_str!("mysql/statements/acquire.rs"),
-        include_str!("mysql/statements/batch.rs"),
-        include_str!("mysql/statements/fence.rs"),
-        include_str!("mysql/statements/handover.rs"),
-        include_str!("mysql/statements/mariadb.rs"),
-        include_str!("mysql/statements/prune.rs"),
-        include_str!("mysql/statements/read.rs"),
-        include_str!("mysql/statements/release.rs"),
-        include_str!("mysql/statements/renew.rs"),
-        include_str!("mysql/statements/several.rs"),
+        include_str!("../mysql/cluster.rs"),
+        include_str!("../mysql/connection/handshake.rs"),
+        include_str!("../mysql/connection/session.rs"),
+        include_str!("../mysql/statements/acquire.rs"),
+        include_str!("../mysql/statements/batch.rs"),
+        include_str!("../mysql/statements/fence.rs"),
+        include_str!("../mysql/statements/handover.rs"),
+        include_str!("../mysql/statements/mariadb.rs"),
+        include_str!("../mysql/statements/prune.rs"),
+        include_str!("../mysql/statements/read.rs"),
+        include_str!("../mysql/statements/release.rs"),
+        include_str!("../mysql/statements/renew.rs"),
+        include_str!("../mysql/statements/several.rs"),
     ];
-    let list = include_str!("mysql/statements/mod.rs");
+    let list = include_str!("../mysql/statements/mod.rs");
     let (_, list) = list.split_once("const PUBLISHED").expect("the list");
     let (list, _) = list.split_once("];").expect("its end");
     let mut found = 0;
