@@ -5,6 +5,7 @@ pub(crate) mod backoff;
 pub(crate) mod connector;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) mod hosts;
+mod invalid;
 pub(crate) mod options;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) mod provider;

@@ -12,6 +12,7 @@ use rustls::sign::CertifiedKey;
 
 use super::options::{Check, Encrypt, Roots, TlsOptions};
 use crate::error::Error;
+use crate::store::connect::invalid::invalid;
 
 /// The TLS configuration of a connection.
 #[derive(Clone)]
@@ -169,7 +170,7 @@ fn of_this_machine() -> Result<Vec<CertificateDer<'static>>, Error> {
         let got = "has TLS to be checked on a machine without root certificates";
         let allowed = "give the CA's certificate with sslrootcert=/path/to/ca.pem, or the machine \
                        its roots (on Debian: the package ca-certificates)";
-        return Err(Error::config("url", got, allowed));
+        return invalid(got, allowed);
     }
     Ok(usable)
 }

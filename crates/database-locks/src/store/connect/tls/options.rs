@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::error::Error;
+use crate::store::connect::invalid::invalid;
 
 /// The protection of a connection, with the names of libpq and of MySQL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +29,7 @@ impl Mode {
                 let allowed = "it can be disable, prefer, require, verify-ca or verify-full, or in \
                                MySQL's words DISABLED, PREFERRED, REQUIRED, VERIFY_CA or \
                                VERIFY_IDENTITY";
-                return Err(Error::config(
-                    "url",
-                    format!("has an unknown `{option}`"),
-                    allowed,
-                ));
+                return invalid(format!("has an unknown `{option}`"), allowed);
             }
         })
     }
@@ -53,11 +50,7 @@ impl Roots {
             "system" => Ok(Self::System),
             "" => {
                 let allowed = "name a file with certificates in PEM, or system";
-                Err(Error::config(
-                    "url",
-                    format!("has an empty `{option}`"),
-                    allowed,
-                ))
+                invalid(format!("has an empty `{option}`"), allowed)
             }
             path => Ok(Self::File(path.into())),
         }
@@ -78,7 +71,7 @@ pub(crate) struct TlsOptions {
 pub(crate) fn file_of(option: &str, value: String) -> Result<PathBuf, Error> {
     if value.is_empty() {
         let got = format!("has an empty `{option}`");
-        return Err(Error::config("url", got, "name a file in PEM"));
+        return invalid(got, "name a file in PEM");
     }
     Ok(value.into())
 }
@@ -137,7 +130,7 @@ impl TlsOptions {
             ),
             _ => return Ok(()),
         };
-        Err(Error::config("url", got, allowed))
+        invalid(got, allowed)
     }
 
     /// The effective settings, and the roots that are needed.
@@ -159,11 +152,7 @@ impl TlsOptions {
             // Public CAs issue certificates to anyone, so a check without the name is a mistake.
             // libpq refuses it, too.
             let allowed = "beside sslrootcert=system it has to be verify-full (or verify-ca)";
-            return Err(Error::config(
-                "url",
-                "has an `sslmode` that checks no name",
-                allowed,
-            ));
+            return invalid("has an `sslmode` that checks no name", allowed);
         }
         let (encrypt, check) = match (self.mode, &roots) {
             (Some(Mode::Disable), _) => return Ok((Encrypt::Never, Check::Nothing, None)),

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::dialect::Dialect;
-use super::invalid::{decode, invalid};
 use super::server::Address;
 use crate::error::Error;
+use crate::store::connect::invalid::{decode, invalid};
 
 /// The hosts and ports as they are written.
 #[derive(Default)]

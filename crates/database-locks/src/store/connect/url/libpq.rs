@@ -43,7 +43,7 @@ pub(crate) fn environment(
     }
     if let Some(options) = environment.variable("PGOPTIONS") {
         // It may contain other options, for other programs.
-        partial.settings.allowed_options(&options);
+        partial.server.settings.allowed_options(&options);
     }
     Ok(partial)
 }
@@ -72,19 +72,15 @@ const WITHOUT_EFFECT: [&str; 15] = [
 /// The settings of a service, from the user's file, or else from the system's.
 pub(crate) fn service(name: &str, environment: &Environment<'_>) -> Result<PartialServer, Error> {
     let file = environment.variable("PGSERVICEFILE").map(PathBuf::from);
-    let system = environment.variable("PGSYSCONFDIR").map(PathBuf::from);
-    let system = system.map_or_else(
-        || {
-            vec![
-                PathBuf::from("/etc/postgresql-common"),
-                PathBuf::from("/etc"),
-            ]
-        },
-        |folder| vec![folder],
-    );
     let own = file.or_else(|| environment.at_home(".pg_service.conf"));
-    let files = system.iter().map(|folder| folder.join("pg_service.conf"));
-    let files: Vec<_> = own.into_iter().chain(files).collect();
+    let folders = match environment.variable("PGSYSCONFDIR") {
+        Some(folder) => vec![folder],
+        None => vec!["/etc/postgresql-common".into(), "/etc".into()],
+    };
+    let system = folders
+        .iter()
+        .map(|folder| Path::new(folder).join("pg_service.conf"));
+    let files: Vec<_> = own.into_iter().chain(system).collect();
     for path in &files {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -157,12 +153,8 @@ pub(crate) fn passwords(server: &mut Server, environment: &Environment<'_>) {
     if server.password.is_some() {
         return;
     }
-    let usual = || {
-        environment
-            .is_enabled()
-            .then(|| environment.at_home(".pgpass"))
-            .flatten()
-    };
+    let at_home = environment.at_home(".pgpass");
+    let usual = || at_home.filter(|_| environment.is_enabled());
     let Some(path) = server.passfile.clone().or_else(usual) else {
         return;
     };
@@ -187,27 +179,18 @@ pub(crate) fn passwords(server: &mut Server, environment: &Environment<'_>) {
 /// Read a private file. As in libpq, one that others can read is skipped with a warning.
 fn read_private_file(path: &Path) -> Option<Vec<u8>> {
     let found = std::fs::metadata(path).ok()?;
+    let shown = path.display();
     if !found.is_file() {
-        tracing::warn!(
-            "password file {} is skipped: it is no plain file",
-            path.display()
-        );
+        tracing::warn!("password file {shown} is skipped: it is no plain file");
         return None;
     }
     if found.mode() & 0o077 != 0 {
-        tracing::warn!(
-            "password file {} is skipped: group or others can use it; chmod 600",
-            path.display()
-        );
+        tracing::warn!("password file {shown} is skipped: group or others can use it; chmod 600");
         return None;
     }
-    match std::fs::read(path) {
-        Ok(text) => Some(text),
-        Err(error) => {
-            tracing::warn!("password file {} cannot be read: {error}", path.display());
-            None
-        }
-    }
+    let read = std::fs::read(path);
+    read.inspect_err(|error| tracing::warn!("password file {shown} cannot be read: {error}"))
+        .ok()
 }
 
 /// The default folders of sockets, for which the file has `localhost`.

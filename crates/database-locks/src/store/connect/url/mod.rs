@@ -8,15 +8,14 @@ use crate::error::{BoxError, Error};
 mod dialect;
 mod environment;
 mod hosts;
-mod invalid;
 mod libpq;
 mod option_file;
 mod partial;
-#[cfg(test)]
-mod precedence;
 mod scheme;
 mod server;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 use dialect::{MYSQL, POSTGRES};
 pub(crate) use environment::{Environment, process_variable};
@@ -66,8 +65,9 @@ pub(crate) fn resolve(
     password: Option<PasswordFn<'_>>,
 ) -> Result<Target, ResolveError> {
     let ask = |partial: &mut PartialServer| {
-        if let (None, Some(ask)) = (&partial.password, password) {
-            partial.password = Some(ask().map_err(ResolveError::Password)?);
+        let server = &mut partial.server;
+        if let (None, Some(ask)) = (&server.password, password) {
+            server.password = Some(ask().map_err(ResolveError::Password)?);
         }
         Ok::<_, ResolveError>(())
     };
@@ -75,7 +75,10 @@ pub(crate) fn resolve(
         Parsed::Local(target) => Ok(target),
         Parsed::Postgres(mut partial) => {
             // As with libpq, an empty one counts as none.
-            partial.password = partial.password.filter(|password| !password.is_empty());
+            partial
+                .server
+                .password
+                .take_if(|password| password.is_empty());
             ask(&mut partial)?;
             let service = partial
                 .service

@@ -32,8 +32,8 @@ pub(crate) fn options(
         with_source(FILE, take(&mut partial, so_far, &found))?;
         partial = partial.of_file();
     }
-    if partial.password.is_none() {
-        partial.password = environment.variable("MYSQL_PWD");
+    if partial.server.password.is_none() {
+        partial.server.password = environment.variable("MYSQL_PWD");
     }
     Ok(partial)
 }

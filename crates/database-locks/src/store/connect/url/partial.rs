@@ -1,33 +1,22 @@
 //! The settings of a server from one source, and filling in the missing ones.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::dialect::{Dialect, Key};
 use super::hosts::{HostList, ports};
-use super::invalid::{FORMS, decode, invalid};
 use super::server::{Binding, Server};
-use super::settings::Settings;
 use crate::error::Error;
+use crate::store::connect::invalid::{FORMS, decode, invalid};
 use crate::store::connect::tls;
 
 /// The settings of a server from one source: the URL, a service, the environment, an option file.
 /// Missing settings are filled in from the next source.
 #[derive(Default)]
 pub(crate) struct PartialServer {
-    pub(crate) user: Option<String>,
-    pub(crate) password: Option<String>,
-    pub(crate) service: Option<String>,
+    /// All but the addresses.
+    pub(crate) server: Server,
     hosts: HostList,
-    database: Option<String>,
-    application: Option<String>,
-    tls: tls::TlsOptions,
-    binding: Option<Binding>,
-    pub(crate) settings: Settings,
-    init_command: Option<String>,
-    connect_timeout: Option<Duration>,
-    passfile: Option<PathBuf>,
-    password_of_file: bool,
+    pub(crate) service: Option<String>,
 }
 
 /// Parse a URL, with nothing filled in.
@@ -55,11 +44,14 @@ pub(crate) fn partial(rest: &str, dialect: &Dialect) -> Result<PartialServer, Er
         None => (login, None),
     };
     let mut partial = PartialServer {
-        user: some(decode(user, "user name")?),
-        password,
+        server: Server {
+            user: some(decode(user, "user name")?),
+            password,
+            database: some(decode(database, "database name")?),
+            ..Server::default()
+        },
         hosts: HostList::listed(hosts)?,
-        database: some(decode(database, "database name")?),
-        ..PartialServer::default()
+        service: None,
     };
     for option in options.split('&').filter(|o| !o.is_empty()) {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
@@ -75,77 +67,84 @@ pub(crate) fn partial(rest: &str, dialect: &Dialect) -> Result<PartialServer, Er
 impl PartialServer {
     /// Set an option. A later value replaces an earlier one.
     pub(crate) fn take(&mut self, key: Key, name: &str, value: String) -> Result<(), Error> {
+        let Self {
+            server,
+            hosts,
+            service,
+        } = self;
         match key {
-            Key::Host => self.hosts.entries = value.split(',').map(|h| (h.into(), None)).collect(),
-            Key::Port => self.hosts.ports = ports(&value)?,
-            Key::Socket => self.hosts.socket(value)?,
-            Key::User => self.user = some(value),
-            Key::Password => self.password = Some(value),
-            Key::Database => self.database = some(value),
-            Key::Application => self.application = some(value),
-            Key::TlsMode => self.tls.mode = Some(tls::Mode::of(name, &value)?),
-            Key::Roots => self.tls.roots = Some(tls::Roots::of(name, &value)?),
-            Key::Certificate => self.tls.certificate = Some(tls::file_of(name, value)?),
-            Key::PrivateKeyFile => self.tls.key = Some(tls::file_of(name, value)?),
+            Key::Host => hosts.entries = value.split(',').map(|h| (h.into(), None)).collect(),
+            Key::Port => hosts.ports = ports(&value)?,
+            Key::Socket => hosts.socket(value)?,
+            Key::User => server.user = some(value),
+            Key::Password => server.password = Some(value),
+            Key::Database => server.database = some(value),
+            Key::Application => server.application = some(value),
+            Key::TlsMode => server.tls.mode = Some(tls::Mode::of(name, &value)?),
+            Key::Roots => server.tls.roots = Some(tls::Roots::of(name, &value)?),
+            Key::Certificate => server.tls.certificate = Some(tls::file_of(name, value)?),
+            Key::PrivateKeyFile => server.tls.key = Some(tls::file_of(name, value)?),
             Key::TargetSessionAttrs => target_session_attrs(&value)?,
-            Key::Binding => self.binding = Some(binding(&value)?),
-            Key::Options => self.settings.options(&value)?,
-            Key::SearchPath => self.settings.set("search_path", &value)?,
+            Key::Binding => server.binding = Some(binding(&value)?),
+            Key::Options => server.settings.options(&value)?,
+            Key::SearchPath => server.settings.set("search_path", &value)?,
             Key::InitCommand if value.trim().is_empty() => {
                 return invalid(
                     "has an empty `init_command`",
                     "give a statement, or leave it out",
                 );
             }
-            Key::InitCommand => self.init_command = Some(value),
-            Key::ConnectTimeout => self.connect_timeout = Some(seconds(&value)?),
-            Key::Service => self.service = some(value),
-            Key::Passfile => self.passfile = some(value).map(Into::into),
+            Key::InitCommand => server.init_command = Some(value),
+            Key::ConnectTimeout => server.connect_timeout = Some(seconds(&value)?),
+            Key::Service => *service = some(value),
+            Key::Passfile => server.passfile = some(value).map(Into::into),
         }
         Ok(())
     }
 
     /// Whether the value of another source is ignored.
     pub(crate) fn has(&self, key: Key) -> bool {
-        let no_tls = self.tls.mode == Some(tls::Mode::Disable);
+        let server = &self.server;
+        let no_tls = server.tls.mode == Some(tls::Mode::Disable);
         match key {
             Key::Host | Key::Socket => !self.hosts.is_empty(),
             Key::Port => self.hosts.has_port(),
-            Key::User => self.user.is_some(),
-            Key::Password => self.password.is_some(),
-            Key::Database => self.database.is_some(),
-            Key::Application => self.application.is_some(),
-            Key::TlsMode => self.tls.mode.is_some(),
-            Key::Roots => no_tls || self.tls.roots.is_some(),
+            Key::User => server.user.is_some(),
+            Key::Password => server.password.is_some(),
+            Key::Database => server.database.is_some(),
+            Key::Application => server.application.is_some(),
+            Key::TlsMode => server.tls.mode.is_some(),
+            Key::Roots => no_tls || server.tls.roots.is_some(),
             Key::Certificate | Key::PrivateKeyFile => {
-                no_tls || self.tls.certificate.is_some() || self.tls.key.is_some()
+                no_tls || server.tls.certificate.is_some() || server.tls.key.is_some()
             }
-            Key::Binding => self.binding.is_some(),
-            Key::ConnectTimeout => self.connect_timeout.is_some(),
+            Key::Binding => server.binding.is_some(),
+            Key::ConnectTimeout => server.connect_timeout.is_some(),
             _ => false,
         }
     }
 
     /// Fill in missing settings from the next source.
     pub(crate) fn fill(&mut self, from: Self) {
-        self.user = self.user.take().or(from.user);
-        if self.password.is_none() {
-            self.password = from.password;
-            self.password_of_file = from.password_of_file;
-        }
         self.hosts.fill(from.hosts);
-        self.database = self.database.take().or(from.database);
-        self.application = self.application.take().or(from.application);
-        self.tls.fill(from.tls);
-        self.binding = self.binding.or(from.binding);
-        self.settings.fill(from.settings);
-        self.connect_timeout = self.connect_timeout.or(from.connect_timeout);
-        self.passfile = self.passfile.take().or(from.passfile);
+        let (server, from) = (&mut self.server, from.server);
+        server.user = server.user.take().or(from.user);
+        if server.password.is_none() {
+            server.password = from.password;
+            server.password_of_file = from.password_of_file;
+        }
+        server.database = server.database.take().or(from.database);
+        server.application = server.application.take().or(from.application);
+        server.tls.fill(from.tls);
+        server.binding = server.binding.or(from.binding);
+        server.settings.fill(from.settings);
+        server.connect_timeout = server.connect_timeout.or(from.connect_timeout);
+        server.passfile = server.passfile.take().or(from.passfile);
     }
 
     /// Mark that the settings so far come from a file.
     pub(crate) fn of_file(mut self) -> Self {
-        self.password_of_file = self.password.is_some();
+        self.server.password_of_file = self.server.password.is_some();
         self
     }
 
@@ -155,7 +154,7 @@ impl PartialServer {
         match text.trim().parse::<i64>() {
             Ok(seconds) if seconds > 0 => {
                 let seconds = u64::try_from(seconds).unwrap_or(60).min(60);
-                self.connect_timeout = Some(Duration::from_secs(seconds));
+                self.server.connect_timeout = Some(Duration::from_secs(seconds));
                 Ok(())
             }
             Ok(_) => Ok(()),
@@ -164,21 +163,10 @@ impl PartialServer {
     }
 
     pub(crate) fn finish(self, dialect: &Dialect) -> Result<Server, Error> {
-        self.tls.check()?;
+        self.server.tls.check()?;
         Ok(Server {
-            user: self.user,
-            password: self.password,
-            passwords_by_host: Vec::new(),
-            password_of_file: self.password_of_file,
-            passfile: self.passfile,
             addresses: self.hosts.addresses(dialect)?,
-            database: self.database,
-            application: self.application,
-            tls: self.tls,
-            binding: self.binding.unwrap_or_default(),
-            settings: self.settings,
-            init_command: self.init_command,
-            connect_timeout: self.connect_timeout,
+            ..self.server
         })
     }
 }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::dialect::{MYSQL, POSTGRES};
-use super::invalid::{FORMS, decode, invalid};
 use super::partial::{PartialServer, partial};
 use super::server::Server;
 use crate::error::Error;
+use crate::store::connect::invalid::{FORMS, decode, invalid};
 
 /// The database that a URL names.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use crate::store::connect::tls;
 const LONGEST_PASSWORD: usize = 16 << 10;
 
 /// The settings of one server, or of several hosts of which the first writable one is used.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Server {
     pub user: Option<String>,
     pub password: Option<String>,
@@ -29,7 +29,7 @@ pub(crate) struct Server {
     pub application: Option<String>,
     pub tls: tls::TlsOptions,
     /// PostgreSQL: whether the login is bound to the TLS connection.
-    pub binding: Binding,
+    pub binding: Option<Binding>,
     /// PostgreSQL: settings of the session.
     pub settings: Settings,
     /// MySQL: the statement that is run on each new connection.

@@ -1,8 +1,8 @@
 //! The settings of a PostgreSQL session that a URL may contain: libpq's `options`, and
 //! `search_path`.
 
-use super::invalid::invalid;
 use crate::error::Error;
+use crate::store::connect::invalid::invalid;
 
 /// Settings that the protocol does not depend on: the search path, the role, timeouts of the
 /// server, and settings that many programs make for their own statements. A statement that a

@@ -85,7 +85,7 @@ impl ServerConfig {
             config.options(options);
         }
         config.application_name(server.application.as_deref().unwrap_or("database-locks"));
-        config.channel_binding(match server.binding {
+        config.channel_binding(match server.binding.unwrap_or_default() {
             Binding::Disable => ChannelBinding::Disable,
             Binding::Prefer => ChannelBinding::Prefer,
             Binding::Require => ChannelBinding::Require,
