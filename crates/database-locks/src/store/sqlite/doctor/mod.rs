@@ -141,19 +141,15 @@ fn file(path: &Path, report: &mut ReportBuilder) {
             report.found(&doctor::RIGHTS_MISSING, what);
         }
     }
-    let others = |path: &Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o002 != 0);
-    if others(path) {
+    let mode = |path: &Path| fs::metadata(path).map_or(0, |found| found.mode());
+    if mode(path) & 0o002 != 0 {
         report.found(
             &doctor::FILE_OPEN,
             format!("{shown} may be written by everybody"),
         );
     }
     // With the sticky bit other users cannot put another file in the place of this one.
-    let sticky = |path: &Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o1000 != 0);
-    if let Some(folder) = path
-        .parent()
-        .filter(|folder| others(folder) && !sticky(folder))
-    {
+    if mode(folder) & 0o1002 == 0o0002 {
         let what = format!(
             "the folder {} may be written by everybody",
             folder.display()
