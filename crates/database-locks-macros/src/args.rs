@@ -1,8 +1,9 @@
 //! The arguments of `#[locked(…)]`.
 
-use protocol::{LockName, MAX_CHARS, OncePer, Ttl, parse_duration};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use protocol::{LockName, MAX_CHARS, OncePer, Ttl, parse_duration};
 use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
@@ -68,75 +69,36 @@ pub(crate) enum Length {
     Computed(Expr),
 }
 
-/// The allowed values of a duration literal.
-struct Bounds {
-    key: &'static str,
-    /// The allowed values, for messages.
-    allowed: &'static str,
-    /// The types of an expression.
-    types: &'static str,
-    least: Duration,
-    most: Duration,
-    infinite: bool,
+/// The allowed values of a duration literal, also for messages. A bound that depends on two settings
+/// is checked when the lock is made.
+fn bounds(key: &str) -> (RangeInclusive<Duration>, &'static str) {
+    let ms = Duration::from_millis;
+    match key {
+        "ttl" => (
+            Ttl::MIN..=Ttl::MAX,
+            "\"100ms\" to ten years (\"3652.5d\"), or \"inf\"",
+        ),
+        "wait" => (
+            Duration::ZERO..=Duration::MAX,
+            "\"0\" (try once) or more; left out, it waits as long as it takes",
+        ),
+        "poll" => (ms(1)..=Duration::MAX, "\"1ms\" or more"),
+        "renew_every" => (
+            ms(10)..=Duration::MAX,
+            "\"10ms\" to half of what is trusted of the ttl",
+        ),
+        "margin" => (Duration::ZERO..=Duration::MAX, "less than half of the ttl"),
+        "at_least" => (
+            Duration::ZERO..=Ttl::MAX,
+            "\"0\" to ten years (\"3652.5d\")",
+        ),
+        "once_per" => (
+            OncePer::MIN..=OncePer::MAX,
+            "\"100ms\" to ten years (\"3652.5d\")",
+        ),
+        other => unreachable!("`{other}` is no duration"),
+    }
 }
-
-// A bound that depends on two settings is checked when the lock is made.
-const TTL: Bounds = Bounds {
-    key: "ttl",
-    allowed: "\"100ms\" to ten years (\"3652.5d\"), or \"inf\"",
-    types: "`Duration` or `Ttl`",
-    least: Ttl::MIN,
-    most: Ttl::MAX,
-    infinite: true,
-};
-const WAIT: Bounds = Bounds {
-    key: "wait",
-    allowed: "\"0\" (try once) or more; left out, it waits as long as it takes",
-    types: "`Duration`",
-    least: Duration::ZERO,
-    most: Duration::MAX,
-    infinite: false,
-};
-const POLL: Bounds = Bounds {
-    key: "poll",
-    allowed: "\"1ms\" or more",
-    types: "`Duration`",
-    least: Duration::from_millis(1),
-    most: Duration::MAX,
-    infinite: false,
-};
-const RENEW_EVERY: Bounds = Bounds {
-    key: "renew_every",
-    allowed: "\"10ms\" to half of what is trusted of the ttl",
-    types: "`Duration`",
-    least: Duration::from_millis(10),
-    most: Duration::MAX,
-    infinite: false,
-};
-const MARGIN: Bounds = Bounds {
-    key: "margin",
-    allowed: "less than half of the ttl",
-    types: "`Duration`",
-    least: Duration::ZERO,
-    most: Duration::MAX,
-    infinite: false,
-};
-const AT_LEAST: Bounds = Bounds {
-    key: "at_least",
-    allowed: "\"0\" to ten years (\"3652.5d\")",
-    types: "`Duration`",
-    least: Duration::ZERO,
-    most: Ttl::MAX,
-    infinite: false,
-};
-const ONCE_PER: Bounds = Bounds {
-    key: "once_per",
-    allowed: "\"100ms\" to ten years (\"3652.5d\")",
-    types: "`Duration`",
-    least: OncePer::MIN,
-    most: OncePer::MAX,
-    infinite: false,
-};
 
 impl Parse for Args {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
@@ -168,21 +130,17 @@ impl Args {
         }
         match key.to_string().as_str() {
             "name" => set(&mut self.name, &key, text(&key, input.parse()?)?),
-            "ttl" => set(&mut self.ttl, &key, length(&TTL, input.parse()?)?),
-            "wait" => set(&mut self.wait, &key, length(&WAIT, input.parse()?)?),
-            "poll" => set(&mut self.poll, &key, length(&POLL, input.parse()?)?),
-            "renew_every" => set(
-                &mut self.renew_every,
-                &key,
-                length(&RENEW_EVERY, input.parse()?)?,
-            ),
+            "ttl" => set(&mut self.ttl, &key, length(&key, input.parse()?)?),
+            "wait" => set(&mut self.wait, &key, length(&key, input.parse()?)?),
+            "poll" => set(&mut self.poll, &key, length(&key, input.parse()?)?),
+            "renew_every" => set(&mut self.renew_every, &key, length(&key, input.parse()?)?),
             "auto_renew" => set(&mut self.auto_renew, &key, flag(&key, input.parse()?)?),
-            "margin" => set(&mut self.margin, &key, length(&MARGIN, input.parse()?)?),
+            "margin" => set(&mut self.margin, &key, length(&key, input.parse()?)?),
             "holder" => set(&mut self.holder, &key, text(&key, input.parse()?)?),
             "shared" => set(&mut self.shared, &key, flag(&key, input.parse()?)?),
             "preempt" => set(&mut self.preempt, &key, flag(&key, input.parse()?)?),
-            "at_least" => set(&mut self.at_least, &key, length(&AT_LEAST, input.parse()?)?),
-            "once_per" => set(&mut self.once_per, &key, length(&ONCE_PER, input.parse()?)?),
+            "at_least" => set(&mut self.at_least, &key, length(&key, input.parse()?)?),
+            "once_per" => set(&mut self.once_per, &key, length(&key, input.parse()?)?),
             "metadata" => set(&mut self.metadata, &key, metadata(input.parse()?)?),
             "via" => set(&mut self.via, &key, locks(input.parse()?)?),
             "crate" => set(&mut self.core, &key, path(input)?),
@@ -223,21 +181,16 @@ impl Args {
 
     /// The rules between two arguments that can be checked at compile time.
     fn check_combinations(&self) -> Result<()> {
-        if let Some(on) = &self.preempt
-            && matches!(literal(on), Some(Lit::Bool(on)) if on.value)
+        if let Some(on) = switched_on(&self.preempt)
             && self.holder.is_none()
         {
             let text = "`preempt` is `true`, must be given with a `holder`, the same at each start: \
                         the default one is different each time";
             return Err(Error::new_spanned(on, text));
         }
-        if let Some(on) = &self.shared
-            && matches!(literal(on), Some(Lit::Bool(on)) if on.value)
-        {
-            let preempts = self.preempt.as_ref().and_then(literal);
-            let preempts = matches!(preempts, Some(Lit::Bool(on)) if on.value);
+        if let Some(on) = switched_on(&self.shared) {
             let exclusive = [
-                ("preempt", preempts),
+                ("preempt", switched_on(&self.preempt).is_some()),
                 ("at_least", self.at_least.is_some()),
                 ("once_per", self.once_per.is_some()),
             ];
@@ -250,6 +203,12 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// A flag that is the literal `true`.
+fn switched_on(flag: &Option<Expr>) -> Option<&Expr> {
+    let is_true = |on: &&Expr| matches!(literal(on), Some(Lit::Bool(on)) if on.value);
+    flag.as_ref().filter(is_true)
 }
 
 fn unknown(key: &str) -> String {
@@ -314,26 +273,30 @@ fn invalid_text(literal: &LitStr) -> Option<String> {
         .map(|invalid| invalid.got)
 }
 
-fn length(bounds: &Bounds, value: Expr) -> Result<Length> {
-    let Bounds { key, allowed, .. } = bounds;
+fn length(key: &Ident, value: Expr) -> Result<Length> {
+    let (range, allowed) = bounds(&key.to_string());
+    let can_be_infinite = key == "ttl";
     let refuse = |problem: String| Err(Error::new_spanned(&value, problem));
     let literal = match literal(&value) {
         None => return Ok(Length::Computed(value)),
         Some(Lit::Str(literal)) => literal.value(),
         Some(other) => {
             let other = other.to_token_stream();
+            let types = match can_be_infinite {
+                true => "`Duration` or `Ttl`",
+                false => "`Duration`",
+            };
             return refuse(format!(
                 "`{key}` is `{other}`, must be a string literal such as \"30s\", or an expression \
-                 of type {}",
-                bounds.types
+                 of type {types}"
             ));
         }
     };
-    if literal.trim() == "inf" && bounds.infinite {
+    if literal.trim() == "inf" && can_be_infinite {
         return Ok(Length::Infinite);
     }
     match parse_duration(&literal) {
-        Ok(length) if (bounds.least..=bounds.most).contains(&length) => Ok(Length::Fixed(length)),
+        Ok(length) if range.contains(&length) => Ok(Length::Fixed(length)),
         Ok(_) => refuse(format!("`{key}` is out of range, must be {allowed}")),
         Err(invalid) => refuse(format!(
             "`{key}` is not a duration, must be {allowed}; a duration is {}",

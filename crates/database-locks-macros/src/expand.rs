@@ -23,7 +23,7 @@ use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
-use syn::{Path, ReturnType, Signature, Type, parse_quote};
+use syn::{Expr, Path, ReturnType, Signature, Type, parse_quote};
 
 use crate::args::{Args, Length, Metadata};
 use crate::function::Function;
@@ -162,27 +162,26 @@ impl Expansion<'_> {
             };
             Some(quote_spanned!(length.span()=> .#method(#length)))
         };
+        let flag = |method: &str, on: &Option<Expr>| {
+            let on = on.as_ref()?;
+            let method = Ident::new(method, on.span());
+            Some(quote_spanned!(on.span()=> .#method(#on)))
+        };
         let calls = [
             length("ttl", &args.ttl),
             length("wait", &args.wait),
             length("poll", &args.poll),
             length("renew_every", &args.renew_every),
             // After `renew_every`, which would switch renewals on again.
-            args.auto_renew
-                .as_ref()
-                .map(|on| quote_spanned!(on.span()=> .auto_renew(#on))),
+            flag("auto_renew", &args.auto_renew),
             length("margin", &args.margin),
             args.holder.as_ref().map(|holder| {
                 quote_spanned! {holder.span()=>
                     .holder(<_ as ::core::convert::AsRef<::core::primitive::str>>::as_ref(&#holder))
                 }
             }),
-            args.shared
-                .as_ref()
-                .map(|on| quote_spanned!(on.span()=> .shared_if(#on))),
-            args.preempt
-                .as_ref()
-                .map(|on| quote_spanned!(on.span()=> .preempt(#on))),
+            flag("shared_if", &args.shared),
+            flag("preempt", &args.preempt),
             length("at_least", &args.at_least),
             length("once_per", &args.once_per),
         ];
