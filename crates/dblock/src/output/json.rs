@@ -21,10 +21,7 @@ pub(crate) fn locks_json(locks: &[LockInfo], limits: &Limits, all: bool) -> Stri
     let mut objects: Vec<String> = locks.iter().map(of_lock).collect();
     let own_lines = limits.own_lines(locks, all);
     objects.extend(own_lines.map(|(name, limit)| limit_to_json(name, limit)));
-    match objects.is_empty() {
-        true => "[]\n".to_owned(),
-        false => format!("[\n{}\n]\n", objects.join(",\n")),
-    }
+    array(&objects)
 }
 
 /// The lock; with a key `shared_by`, if holders share it, and a key `semaphore`, if there is one of
@@ -61,24 +58,16 @@ fn with(object: &str, field: &str, value: &str) -> String {
 
 /// One array, a line for each guarded table.
 pub(crate) fn guards_json(guards: &[TableGuard]) -> String {
-    let objects: Vec<String> = guards
-        .iter()
-        .map(|guard| {
-            let fields = [
-                ("table", json!(guard.table)),
-                ("lock", json!(guard.lock.as_str())),
-                ("intact", json!(guard.gaps.is_empty())),
-                ("gaps", json!(guard.gaps)),
-                ("bypasses", json!(guard.bypasses)),
-            ];
-            let fields = fields.map(|(name, value)| format!("{}:{value}", json!(name)));
-            format!("{{{}}}", fields.join(","))
-        })
-        .collect();
-    match objects.is_empty() {
-        true => "[]\n".to_owned(),
-        false => format!("[\n{}\n]\n", objects.join(",\n")),
-    }
+    let of_guard = |guard: &TableGuard| {
+        object([
+            ("table", json!(guard.table)),
+            ("lock", json!(guard.lock.as_str())),
+            ("intact", json!(guard.gaps.is_empty())),
+            ("gaps", json!(guard.gaps)),
+            ("bypasses", json!(guard.bypasses)),
+        ])
+    };
+    array(&guards.iter().map(of_guard).collect::<Vec<_>>())
 }
 
 pub(crate) fn report_json(report: &Report) -> String {
@@ -91,7 +80,7 @@ pub(crate) fn ticket_json(ticket: &Ticket, holder: &str, lock: Option<&LockInfo>
     let lock: Value = lock
         .and_then(|lock| serde_json::from_str(&lock.to_json()).ok())
         .unwrap_or_default();
-    let fields = [
+    let ticket = object([
         ("ticket", json!(text)),
         ("name", json!(ticket.name().as_str())),
         ("token", json!(ticket.token().get())),
@@ -99,8 +88,20 @@ pub(crate) fn ticket_json(ticket: &Ticket, holder: &str, lock: Option<&LockInfo>
         ("holder", json!(holder)),
         ("expires_at", lock["expires_at"].clone()),
         ("free_in", lock["free_in"].clone()),
-    ];
-    // Written by hand, since the maps of serde_json sort their keys.
+    ]);
+    format!("{ticket}\n")
+}
+
+/// Written by hand, since the maps of serde_json sort their keys.
+fn object<const N: usize>(fields: [(&str, Value); N]) -> String {
     let fields = fields.map(|(name, value)| format!("{}:{value}", json!(name)));
-    format!("{{{}}}\n", fields.join(","))
+    format!("{{{}}}", fields.join(","))
+}
+
+/// A line for each object.
+fn array(objects: &[String]) -> String {
+    match objects {
+        [] => "[]\n".to_owned(),
+        _ => format!("[\n{}\n]\n", objects.join(",\n")),
+    }
 }

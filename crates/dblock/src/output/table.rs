@@ -20,6 +20,10 @@ const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
 const RESET: &str = "\x1b[0m";
 
+/// The heads of what [`cells`] has.
+const COLUMNS: [&str; 8] = [
+    "NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
+];
 /// The least width of the last column, even if the terminal is too narrow for it.
 const MIN_WIDTH: usize = 12;
 /// The columns that a narrow terminal leaves out, in this order.
@@ -51,10 +55,9 @@ pub(crate) fn locks_table(locks: &[LockInfo], limits: &Limits, all: bool) -> Str
 /// The lines of a table of locks and permits, and the colour of each but the first. If there are
 /// semaphores, one more column has the number of each permit, and how many are held of how many.
 fn lines(locks: &[LockInfo], limits: &Limits, all: bool) -> (Vec<Vec<String>>, Vec<&'static str>) {
-    let head = [
-        "NAME", "STATE", "PERMIT", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
-    ];
-    let mut lines = vec![head.map(str::to_owned).to_vec()];
+    let mut head = COLUMNS.map(str::to_owned).to_vec();
+    head.insert(2, "PERMIT".to_owned());
+    let mut lines = vec![head];
     let mut colours = Vec::new();
     for lock in locks {
         let mut line = cells(lock);
@@ -63,7 +66,7 @@ fn lines(locks: &[LockInfo], limits: &Limits, all: bool) -> (Vec<Vec<String>>, V
         colours.push(colour(lock.state));
     }
     for (name, limit) in limits.own_lines(locks, all) {
-        let mut line = vec!["-".to_owned(); head.len()];
+        let mut line = vec!["-".to_owned(); lines[0].len()];
         line[0] = on_one_line(&quoted(name.as_str()));
         line[1] = limit_state(limit).to_owned();
         let held = permits_of(name, locks).filter(|it| it.is_held()).count();
@@ -136,41 +139,29 @@ pub(crate) fn semaphore_details(semaphore: &Semaphore) -> String {
     };
     let name = on_one_line(semaphore.name.as_str());
     let head = [["name".to_owned(), name], ["permits".to_owned(), permits]];
-    let mut text = aligned(&head, None, None);
-    if !semaphore.permits.is_empty() {
-        let head = [
-            "SLOT", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
-        ];
-        let mut lines = vec![head.map(str::to_owned).to_vec()];
-        for permit in &semaphore.permits {
-            let mut line = cells(permit);
-            line[0] = permit.slot.map_or("-".to_owned(), |slot| slot.to_string());
-            lines.push(line);
-        }
-        text.push_str(&aligned(&lines, None, None));
-    }
-    text
+    let slot = |_, permit: &LockInfo| permit.slot.map_or("-".to_owned(), |slot| slot.to_string());
+    aligned(&head, None, None) + &holders_table("SLOT", &semaphore.permits, slot)
 }
 
 /// Who shares a lock, a line for each; nothing if no one does.
 pub(crate) fn shared_details(shared: &[LockInfo]) -> String {
-    if shared.is_empty() {
+    holders_table("SHARED BY", shared, |n, _| (n + 1).to_string())
+}
+
+/// A line for each holder; the first column has what tells them apart. Nothing if there is none.
+fn holders_table(
+    title: &str,
+    holders: &[LockInfo],
+    number: impl Fn(usize, &LockInfo) -> String,
+) -> String {
+    if holders.is_empty() {
         return String::new();
     }
-    let head = [
-        "SHARED BY",
-        "STATE",
-        "HOLDER",
-        "TOKEN",
-        "SINCE",
-        "HELD FOR",
-        "FREE IN",
-        "WHAT FOR",
-    ];
-    let mut lines = vec![head.map(str::to_owned).to_vec()];
-    for (n, row) in shared.iter().enumerate() {
-        let mut line = cells(row);
-        line[0] = (n + 1).to_string();
+    let mut lines = vec![COLUMNS.map(str::to_owned).to_vec()];
+    lines[0][0] = title.to_owned();
+    for (n, holder) in holders.iter().enumerate() {
+        let mut line = cells(holder);
+        line[0] = number(n, holder);
         lines.push(line);
     }
     aligned(&lines, None, None)
