@@ -10,8 +10,9 @@ use clap::{
 use clap_complete::Shell;
 use database_locks::{LockName, Ttl};
 
-use super::task::{AcquireArgs, Limit, OnLost};
-use super::{help, values};
+use super::help;
+use super::task::{AcquireArgs, DoctorArgs, OnLost, PruneArgs};
+use super::values::{self, Limit};
 use crate::exit;
 
 /// Global options come after the options of a command.
@@ -165,15 +166,7 @@ pub(super) enum Command {
     Init,
     /// Delete the rows of locks that have been free for a long time
     #[command(after_help = help::PRUNE)]
-    Prune {
-        /// How long a lock must have been free: 0 to 10 years, as in 30d or 12h
-        #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
-        older_than: Duration,
-        /// Include free rows of django-database-locks 0.5, which do not say since when they are
-        /// free
-        #[arg(long, alias = "include-unknown")]
-        include_legacy: bool,
-    },
+    Prune(PruneArgs),
     /// Print the completion script for a shell
     #[command(after_help = help::COMPLETIONS)]
     Completions {
@@ -188,17 +181,7 @@ pub(super) enum Command {
     },
     /// Check the database for problems, and print how to fix them
     #[command(after_help = help::DOCTOR)]
-    Doctor {
-        /// End with 1 for warnings too
-        #[arg(long)]
-        strict: bool,
-        /// Leave out a finding, by its id, such as no-delete; may be repeated
-        #[arg(long, value_name = "ID", value_parser = values::finding)]
-        ignore: Vec<&'static str>,
-        /// Print one JSON object: `checks` and `findings`
-        #[arg(long)]
-        json: bool,
-    },
+    Doctor(DoctorArgs),
     /// Print the help of dblock, or of one command
     #[command(after_help = help::HELP)]
     Help {

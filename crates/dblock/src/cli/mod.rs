@@ -11,8 +11,8 @@ mod usage_error;
 mod values;
 
 pub(crate) use self::parse::parse_arguments;
-pub(crate) use self::task::Limit;
 pub(crate) use self::task::{
     AcquireArgs, DEFAULT_ACQUIRE_TTL, DoctorArgs, GuardArgs, Invocation, OnLost, PruneArgs,
     RunArgs, Task, Verbosity,
 };
+pub(crate) use self::values::Limit;

@@ -9,8 +9,7 @@ use database_locks::LockName;
 
 use super::commands::{Cli, Command, LeadOptions, RunOptions, parse_with_separator};
 use super::task::{
-    AcquireArgs, DEFAULT_ACQUIRE_TTL, DoctorArgs, GuardArgs, Invocation, PruneArgs, RunArgs, Task,
-    Verbosity,
+    AcquireArgs, DEFAULT_ACQUIRE_TTL, GuardArgs, Invocation, RunArgs, Task, Verbosity,
 };
 use super::{generate, usage_error};
 use crate::exit::Failure;
@@ -144,28 +143,14 @@ fn task(command: Command) -> Result<Task, Failure> {
         Command::Unguard { table } => Task::Unguard { table },
         Command::Show { name, json } => Task::Show { name, json },
         Command::Init => Task::Init,
-        Command::Prune {
-            older_than,
-            include_legacy,
-        } => Task::Prune(PruneArgs {
-            older_than,
-            include_legacy,
-        }),
+        Command::Prune(args) => Task::Prune(args),
         Command::Completions { shell } => Task::Print(generate::completions(Cli::command(), shell)),
         Command::Man { command } => {
             let page = generate::man(Cli::command(), command.as_deref());
             Task::Print(page.ok_or_else(|| unknown_command(command))?)
         }
         Command::Help { command } => return Err(help(command)),
-        Command::Doctor {
-            json,
-            strict,
-            ignore,
-        } => Task::Doctor(DoctorArgs {
-            json,
-            strict,
-            ignored: ignore,
-        }),
+        Command::Doctor(args) => Task::Doctor(args),
     })
 }
 

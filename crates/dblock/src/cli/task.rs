@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use database_locks::{LockName, Ttl};
 
+use super::values::{self, Limit};
 use crate::target::Target;
 use crate::ticket::TicketSource;
 
@@ -87,17 +88,17 @@ pub(crate) enum Task {
     Doctor(DoctorArgs),
 }
 
-/// The operator's limit of a semaphore; `None` removes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Limit(pub(crate) Option<u32>);
-
-#[derive(Debug)]
+#[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
-    pub(crate) json: bool,
-    /// Whether a warning fails the check as an error does.
+    /// End with 1 for warnings too
+    #[arg(long)]
     pub(crate) strict: bool,
-    /// The ids of findings that are left out.
-    pub(crate) ignored: Vec<&'static str>,
+    /// Leave out a finding, by its id, such as no-delete; may be repeated
+    #[arg(long, value_name = "ID", value_parser = values::finding)]
+    pub(crate) ignore: Vec<&'static str>,
+    /// Print one JSON object: `checks` and `findings`
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug)]
@@ -109,9 +110,14 @@ pub(crate) struct GuardArgs {
     pub(crate) allow_cascades: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
+    /// How long a lock must have been free: 0 to 10 years, as in 30d or 12h
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
     pub(crate) older_than: Duration,
+    /// Include free rows of django-database-locks 0.5, which do not say since when they are
+    /// free
+    #[arg(long, alias = "include-unknown")]
     pub(crate) include_legacy: bool,
 }
 

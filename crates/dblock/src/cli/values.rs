@@ -5,10 +5,12 @@ use std::time::Duration;
 use database_locks::doctor::KINDS;
 use database_locks::{InvalidSetting, LockName, Ttl, parse_duration};
 
-use super::task::Limit;
-
 /// The greatest number of permits, as the library checks it.
 const MAX_PERMITS: u32 = 65_536;
+
+/// The operator's limit of a semaphore; `None` removes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limit(pub(crate) Option<u32>);
 
 pub(super) fn lock_name(text: &str) -> Result<LockName, String> {
     LockName::new(text).map_err(rule)

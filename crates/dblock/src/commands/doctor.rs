@@ -9,7 +9,7 @@ use crate::target::Target;
 
 pub(crate) async fn doctor(target: &Target, args: &DoctorArgs) -> Result<u8, Failure> {
     let mut report = target.connect().await?.doctor().await?;
-    let is_ignored = |found: &Finding| args.ignored.contains(&found.id);
+    let is_ignored = |found: &Finding| args.ignore.contains(&found.id);
     let (ignored, counted) = report.findings.into_iter().partition(is_ignored);
     report.findings = counted;
     output::print(&match args.json {
