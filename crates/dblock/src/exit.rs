@@ -110,9 +110,24 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match &error {
-            Error::TimedOut { name, .. } => {
-                let (what, state, next) = not_acquired(&error);
-                Self::new(BUSY, format!("{what} `{name}` {state}; {next}"))
+            Error::TimedOut {
+                name,
+                waited,
+                permits,
+                ..
+            } => {
+                let what = permits.map_or("lock", |_| "semaphore");
+                let gave_up = match waited.is_zero() {
+                    true => String::new(),
+                    false => format!("gave up after {}: ", human(*waited)),
+                };
+                let next = match (permits, waited.is_zero()) {
+                    (Some(0), _) => paused_hint(name),
+                    (_, true) => "wait for it with `-w 5m`".to_owned(),
+                    (_, false) => "wait longer, or see `dblock list`".to_owned(),
+                };
+                let state = state(&error);
+                Self::new(BUSY, format!("{gave_up}{what} `{name}` {state}; {next}"))
             }
             // For cron a run that is skipped is a success. The library logs it, for `--verbose`.
             Error::AlreadyRan { .. } => Self::new(SKIPPED, ""),
@@ -136,32 +151,6 @@ impl From<Error> for Failure {
             _ => Self::unavailable(error.chain()),
         }
     }
-}
-
-/// Of an [`Error::TimedOut`]: what was not acquired, with how long the caller waited, its state, and what
-/// to do.
-fn not_acquired(error: &Error) -> (String, String, String) {
-    let Error::TimedOut {
-        name,
-        waited,
-        permits,
-        ..
-    } = error
-    else {
-        return Default::default();
-    };
-    let paused = *permits == Some(0);
-    let what = permits.map_or("lock", |_| "semaphore");
-    let what = match waited.is_zero() {
-        true => what.to_owned(),
-        false => format!("gave up after {}: {what}", human(*waited)),
-    };
-    let next = match waited.is_zero() {
-        _ if paused => paused_hint(name),
-        true => "wait for it with `-w 5m`".to_owned(),
-        false => "wait longer, or see `dblock list`".to_owned(),
-    };
-    (what, state(error), next)
 }
 
 /// In which state a lock or a semaphore was when a caller gave up.

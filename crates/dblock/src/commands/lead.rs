@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use database_locks::{LockGuard, Locks};
 use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
@@ -33,7 +32,8 @@ pub(crate) async fn lead(target: &Target, args: RunArgs, notices: &Notices) -> R
     let locks = target.connect_lazy()?;
     let mut pause = Pause::default();
     loop {
-        let guards = campaign(&locks, &args, margin, &mut signals, notices).await?;
+        let settings = settings(&args, margin);
+        let guards = acquire_on(&locks, &args.lock, None, &mut signals, notices, settings).await?;
         for guard in &guards {
             output::notice(&format!(
                 "leading `{}`, term {}",
@@ -68,17 +68,6 @@ pub(crate) async fn lead(target: &Target, args: RunArgs, notices: &Notices) -> R
         ));
         until_signal(&mut signals, sleep(pause)).await?;
     }
-}
-
-async fn campaign(
-    locks: &Locks,
-    args: &RunArgs,
-    margin: Duration,
-    signals: &mut Signals,
-    notices: &Notices,
-) -> Result<Vec<LockGuard>, Failure> {
-    let settings = settings(args, margin);
-    acquire_on(locks, &args.lock, None, signals, notices, settings).await
 }
 
 /// The signal that ends `dblock`, now that CMD has ended: one that it has received, or that CMD got

@@ -1,6 +1,6 @@
 //! CMD: a child process that leads a process group.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -70,7 +70,7 @@ impl Child {
     /// terminal, or takes it back, from the background.
     pub(crate) fn start(
         command: &[OsString],
-        environment: &[(&str, &OsStr)],
+        environment: Vec<(&str, OsString)>,
         ignored: Ignored,
         terminal: Option<&Terminal>,
     ) -> io::Result<Self> {
@@ -80,10 +80,7 @@ impl Child {
             return Err(io::ErrorKind::NotFound.into());
         };
         let mut child = Command::new(program);
-        child
-            .args(arguments)
-            .envs(environment.iter().copied())
-            .process_group(0);
+        child.args(arguments).envs(environment).process_group(0);
         let mask = signals::block_forwarded()?;
         set_up(&mut child, mask, ignored, terminal)?;
         let started = child.spawn();

@@ -5,7 +5,7 @@ mod held;
 mod margin;
 mod supervisor;
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -131,9 +131,6 @@ pub(super) async fn run_command(
     })
 }
 
-/// The variable with the number of the permit.
-const SLOT: &str = "DBLOCK_SLOT";
-
 /// Starts CMD, with the locks in its environment. Of several, each variable is a list.
 fn start(
     args: &RunArgs,
@@ -147,41 +144,32 @@ fn start(
         let message = format!("{what} was lost before CMD was started: try again");
         return Err(Failure::new(exit::LOST, message));
     }
-    let list = |of: &dyn Fn(&LockGuard) -> String| guards().map(of).collect::<Vec<_>>().join(",");
+    let list = |of: &dyn Fn(&LockGuard) -> String| {
+        let each: Vec<String> = guards().map(of).collect();
+        OsString::from(each.join(","))
+    };
     let slot = |guard: &LockGuard| guard.slot().map_or(String::new(), |slot| slot.to_string());
     let holder = guards().next().map_or("", LockGuard::holder);
-    let environment = [
-        ("DBLOCK_NAME", &*list(&|guard| guard.name().to_string())),
-        ("DBLOCK_TOKEN", &*list(&|guard| guard.token().to_string())),
-        ("DBLOCK_GRANT", &*list(&|guard| guard.grant_id().to_owned())),
-        (
-            nested::VARIABLE,
-            &*nested::grants_with(guards().map(LockGuard::grant_id)),
-        ),
-        ("DBLOCK_HOLDER", holder),
-        (SLOT, &*list(&slot)),
-        (
-            ticket::VARIABLE,
-            &*list(&|guard| guard.ticket().to_string()),
-        ),
+    let grants = nested::grants_with(guards().map(LockGuard::grant_id));
+    let mut environment = vec![
+        ("DBLOCK_NAME", list(&|guard| guard.name().to_string())),
+        ("DBLOCK_TOKEN", list(&|guard| guard.token().to_string())),
+        ("DBLOCK_GRANT", list(&|guard| guard.grant_id().to_owned())),
+        ("DBLOCK_HOLDER", holder.into()),
+        (ticket::VARIABLE, list(&|guard| guard.ticket().to_string())),
     ];
     // A lock has no slot.
-    let environment: Vec<(&str, &OsStr)> = environment
-        .iter()
-        .filter(|(name, _)| *name != SLOT || guards().any(|guard| guard.slot().is_some()))
-        .map(|(name, value)| (*name, OsStr::new(*value)))
-        .collect();
-    let options = args.pgoptions.then(|| {
+    if guards().any(|guard| guard.slot().is_some()) {
+        environment.push(("DBLOCK_SLOT", list(&slot)));
+    }
+    if args.pgoptions {
         let before = std::env::var_os(pgoptions::VARIABLE);
-        let grants = nested::grants_with(guards().map(LockGuard::grant_id));
-        pgoptions::value(before.as_deref(), &grants)
-    });
-    let options = options
-        .as_deref()
-        .map(|options| (pgoptions::VARIABLE, options));
-    let environment: Vec<(&str, &OsStr)> = environment.into_iter().chain(options).collect();
+        let options = pgoptions::value(before.as_deref(), &grants);
+        environment.push((pgoptions::VARIABLE, options));
+    }
+    environment.push((nested::VARIABLE, grants.into()));
     let terminal = terminal.filter(|terminal| terminal.goes_to_child());
-    let started = Child::start(&args.command, &environment, ignored, terminal);
+    let started = Child::start(&args.command, environment, ignored, terminal);
     started.map_err(|error| cannot_start(args, &error))
 }
 
