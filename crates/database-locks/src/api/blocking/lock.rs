@@ -202,15 +202,9 @@ impl LockGuard {
     }
 
     /// See [`crate::LockGuard::into_ticket`].
-    #[allow(
-        clippy::expect_used,
-        reason = "only `release`, `into_ticket` and `drop` take it"
-    )]
     pub fn into_ticket(mut self) -> Result<Ticket, Error> {
-        self.0
-            .take()
-            .expect("a guard that was not released")
-            .into_ticket()
+        let guard = self.0.take();
+        guard.expect("a guard that was not released").into_ticket()
     }
 
     /// See [`crate::LockGuard::release`].
@@ -224,11 +218,8 @@ impl LockGuard {
 impl Deref for LockGuard {
     type Target = guard::LockGuard;
 
-    #[allow(
-        clippy::expect_used,
-        reason = "only `release` and `drop` take it, and both end this value"
-    )]
     fn deref(&self) -> &guard::LockGuard {
+        // Only `release`, `into_ticket` and `drop` take it, and each ends this value.
         self.0.as_ref().expect("a guard that was not released")
     }
 }

@@ -142,11 +142,8 @@ impl LockSet {
 impl Deref for LockSet {
     type Target = lock_set::LockSet;
 
-    #[allow(
-        clippy::expect_used,
-        reason = "only `release` and `drop` take it, and both end this value"
-    )]
     fn deref(&self) -> &lock_set::LockSet {
+        // Only `release` and `drop` take it, and both end this value.
         self.0.as_ref().expect("a set that was not released")
     }
 }
