@@ -3,6 +3,7 @@
 //! Text from the table was written by other clients: it is escaped, so that it neither controls the
 //! terminal nor starts a line.
 
+mod columns;
 mod format;
 mod json;
 mod limits;
