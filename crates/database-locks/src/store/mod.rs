@@ -9,6 +9,10 @@ pub(crate) mod api;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod blocking_session;
 pub(crate) mod connect;
+#[cfg_attr(
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled")),
+    allow(dead_code, unused_imports)
+)]
 mod doctor;
 mod error;
 pub(crate) mod measured;

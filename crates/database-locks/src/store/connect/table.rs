@@ -1,21 +1,15 @@
 //! The name of the table.
 
 use crate::error::Error;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
 use protocol::Slot;
 
 /// The table that a statement is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Rows {
     Locks,
-    #[cfg_attr(
-        not(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled")),
-        expect(dead_code, reason = "the engine in memory has no tables")
-    )]
     Permits,
 }
 
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
 impl Rows {
     pub(crate) fn of(slot: Slot) -> Self {
         match slot {
@@ -74,7 +68,6 @@ impl Table {
 
     /// The name of the triggers of guarded tables, and on PostgreSQL of their function, which is in
     /// the schema of the table: with `_guard` at the end, in place of `_lock`.
-    #[cfg(any(feature = "postgres", feature = "mysql"))]
     pub(crate) fn guard(&self) -> String {
         let name = self.0.rsplit('.').next().unwrap_or_default();
         let stem = name.strip_suffix("_lock").unwrap_or(name);
@@ -91,7 +84,6 @@ impl Table {
     }
 
     /// Put the names of both tables into a statement about permits: `{table}` is that of permits.
-    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
     pub(crate) fn fill_for_permits(&self, statement: &str) -> String {
         let text = replace_marked(statement, |marked| marked);
         text.replace("{table}", &self.permits())

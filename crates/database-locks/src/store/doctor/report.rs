@@ -1,20 +1,15 @@
 //! The report of an examination that is under way.
 
 use std::fmt;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
 use std::time::Duration;
 
-use crate::doctor::{self, Check, Finding, Kind, Report};
-#[cfg(any(feature = "mysql", feature = "postgres"))]
 use crate::doctor::{
-    IDLE_TIMEOUT, IDS_RUN_OUT, NO_DELETE, RIGHTS_MISSING, STATEMENT_TIMEOUT, TABLE_MISSING,
+    self, Check, Finding, IDLE_TIMEOUT, IDS_RUN_OUT, Kind, NO_DELETE, RIGHTS_MISSING, Report,
+    STATEMENT_TIMEOUT, TABLE_MISSING,
 };
-use crate::store::connect::table::Rows;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
-use crate::store::connect::table::Table;
+use crate::store::connect::table::{Rows, Table};
 
 /// A time limit that the server sets.
-#[cfg(any(feature = "mysql", feature = "postgres"))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Limit {
     /// The lifetime of an idle connection.
@@ -22,7 +17,6 @@ pub(crate) enum Limit {
     Statement,
 }
 
-#[cfg(any(feature = "mysql", feature = "postgres"))]
 impl Limit {
     /// What a lower limit leads to, and the least that does no harm.
     fn least(self) -> (&'static Kind, Duration) {
@@ -54,7 +48,6 @@ impl ReportBuilder {
     }
 
     /// Go on with the table of permits.
-    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
     pub(crate) fn turn_to_permits(&mut self, table: &Table) {
         self.table = table.permits();
         self.of = Rows::Permits;
@@ -125,10 +118,7 @@ impl ReportBuilder {
         report.findings.sort_by_key(|found| found.severity);
         report
     }
-}
 
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-impl ReportBuilder {
     /// Record that there is no table; `elsewhere` says where there is one of that name.
     pub(crate) fn table_missing(&mut self, elsewhere: &str) {
         let what = format!("there is no table {}{elsewhere}", self.table);

@@ -6,9 +6,7 @@ use crate::doctor::{
     INDEX_UNUSED, LEASES_EXPIRED, MANY_ROWS, NAME_NOT_UNIQUE, OLD_WRITERS,
 };
 use crate::store::connect::table::Rows;
-use crate::store::schema::columns;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-use crate::store::schema::{ColumnType, column_type};
+use crate::store::schema::{ColumnType, column_type, columns};
 
 /// The number of rows from which the table counts as large.
 const LARGE_TABLE: i64 = 100_000;
@@ -23,7 +21,6 @@ pub(crate) struct Column {
 }
 
 /// The type of a column, as far as it matters.
-#[cfg(any(feature = "mysql", feature = "postgres"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FoundType {
     /// A string of at most so many characters.
@@ -35,7 +32,6 @@ pub(crate) enum FoundType {
     Other,
 }
 
-#[cfg(any(feature = "mysql", feature = "postgres"))]
 impl Column {
     /// Compare the type of a column with the required one. `shown` is its declaration,
     /// `declaration` names the declaration of a column in a new table.

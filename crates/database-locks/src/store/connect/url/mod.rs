@@ -24,7 +24,6 @@ pub(crate) use scheme::Target;
 use scheme::{Parsed, parse_scheme};
 #[cfg(feature = "postgres")]
 pub(crate) use server::Binding;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use server::{Address, Server};
 
 /// The target of a URL, with nothing filled in.

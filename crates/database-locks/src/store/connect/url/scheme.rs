@@ -12,11 +12,8 @@ use crate::store::connect::invalid::{FORMS, decode, invalid};
 #[derive(Debug)]
 pub(crate) enum Target {
     Memory(String),
-    #[cfg_attr(not(feature = "sqlite-unbundled"), allow(dead_code))]
     Sqlite(PathBuf),
-    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     Postgres(Server),
-    #[cfg_attr(not(feature = "mysql"), allow(dead_code))]
     Mysql(Server),
 }
 

@@ -76,14 +76,12 @@ impl Settings {
     }
 
     /// The value of a setting.
-    #[cfg(feature = "postgres")]
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         let set = self.0.iter().find(|(set, _)| *set == name);
         set.map(|(_, value)| value.as_str())
     }
 
     /// The server's start-up parameter; `None` if nothing is set.
-    #[cfg(feature = "postgres")]
     pub(crate) fn start_up(&self) -> Option<String> {
         let quoted = |value: &str| {
             let quote = |c: char| match c {
