@@ -33,7 +33,9 @@ async fn receive<T: Send + 'static>(losses: mpsc::Receiver<T>) -> T {
 /// up after its period, with what other requests run on it.
 async fn held(locks: &Locks, name: &str) -> LockGuard {
     let lock = locks.lock(name).ttl(Duration::from_secs(20));
-    in_time(lock.renew_every(ms(1_000)).acquire()).await.unwrap()
+    in_time(lock.renew_every(ms(1_000)).acquire())
+        .await
+        .unwrap()
 }
 
 /// Without renewals, and too short for its process to listen for a release by force: until the caller
