@@ -115,11 +115,12 @@ torture: ## many processes on a few locks while everything breaks: 15 minutes; E
 	target/debug/torture --engine $(ENGINE) --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED)) \
 		$(if $(DOCS),--docs $(DOCS))
 
-# Without the examples of the documentation, which need the library: each mutant would have it built anew.
+# Without the examples of the documentation, which need the library: each mutant would have it built anew. And not
+# optimised, since each mutant is built but once.
 mutants: ## change each rule of crates/protocol in turn: a test must fail; needs cargo-mutants, takes half an hour
 	mkdir -p target
 	RUSTFLAGS="--cfg mutants" cargo mutants -p database-locks-protocol --config crates/protocol/mutants.toml \
-		-j2 -o target $(MUTANTS)
+		--cargo-arg=--config=profile.dev.package.database-locks-protocol.opt-level=0 -j2 -o target $(MUTANTS)
 
 check: check-docs check-rust check-python check-deny ## look at the code without running it: format, lints, types, each feature by itself, documentation: 8 minutes
 

@@ -156,6 +156,13 @@ mod tests {
     }
 
     #[test]
+    fn messages_call_a_row_by_its_kind() {
+        let shared = Slot::of_shared(GrantId::of([7; 16]));
+        let kinds = [Slot::Lock, Slot::Permit(7), Slot::AnyPermit, shared].map(Slot::as_str);
+        assert_eq!(kinds, ["lock", "permit", "permit", "shared lock"]);
+    }
+
+    #[test]
     fn only_a_known_permit_has_a_number_and_a_single_row() {
         assert_eq!(Slot::Permit(7).number(), Some(7));
         assert_eq!(

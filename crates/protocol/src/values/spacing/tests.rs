@@ -15,7 +15,8 @@ fn the_window_is_the_period_less_a_tenth_or_a_minute() {
         (secs(3_600), secs(3_540)),
         (secs(86_400), secs(86_340)),
     ] {
-        assert_eq!(OncePer::new(period).unwrap().window(), window);
+        let once = OncePer::new(period).unwrap();
+        assert_eq!((once.period(), once.window()), (period, window));
     }
 }
 
