@@ -33,9 +33,11 @@ pub(crate) mod reports;
 pub(crate) mod request;
 mod reservation;
 pub(crate) mod several;
+mod waiter;
 
-use acquisition::{Acquisition, record_holder};
+use acquisition::Acquisition;
 use attempt::Attempt;
+use waiter::record_holder;
 
 /// How often a wait that was extended past its limit checks whether the extension still applies.
 const EXTENSION_CHECK: Duration = Duration::from_millis(20);
