@@ -14,22 +14,8 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::{BootInstant, Outcome, REQUEST_TIMEOUT, Slot, Timing, Token};
 
-/// A try that did not decide the acquisition.
-#[derive(Debug)]
-pub(crate) struct FirstTry {
-    pub(crate) attempt: Attempt,
-    /// `None`: the answer is late.
-    pub(crate) outcome: Option<Result<Outcome, StoreError>>,
-}
-
-impl FirstTry {
-    pub(crate) fn new(attempt: Attempt, outcome: Option<Result<Outcome, StoreError>>) -> Box<Self> {
-        Box::new(Self { attempt, outcome })
-    }
-}
-
 /// One acquisition. Dropping it at any point leaves nothing held: see [`Attempt`].
-pub(crate) struct Acquisition<'a> {
+pub(super) struct Acquisition<'a> {
     client: &'a Arc<Client>,
     request: &'a Arc<AcquireRequest>,
     waiter: Waiter<'a>,
@@ -37,31 +23,27 @@ pub(crate) struct Acquisition<'a> {
 }
 
 impl<'a> Acquisition<'a> {
-    pub(crate) fn new(
+    /// `outcome`: that of a try by this attempt, if one was answered.
+    pub(super) fn new(
         client: &'a Arc<Client>,
         request: &'a Arc<AcquireRequest>,
-        first_try: Option<Box<FirstTry>>,
+        attempt: Attempt,
+        outcome: Option<Result<Outcome, StoreError>>,
         progress: &'a Mutex<Progress>,
         deadline: Option<BootInstant>,
-    ) -> Result<Self, Error> {
+    ) -> Self {
         let names = vec![request.name.clone()];
         let mut waiter = Waiter::new(client, request, names, progress, deadline);
-        let attempt = match first_try {
-            Some(first_try) => {
-                waiter.polled = first_try.outcome;
-                first_try.attempt
-            }
-            None => Attempt::new(client, request)?,
-        };
-        Ok(Self {
+        waiter.polled = outcome;
+        Self {
             client,
             request,
             waiter,
             attempt,
-        })
+        }
     }
 
-    pub(crate) async fn run(mut self) -> Result<Option<LockGuard>, Error> {
+    pub(super) async fn run(mut self) -> Result<Option<LockGuard>, Error> {
         let name = &self.request.name;
         // An acquire that may preempt the holder does not wait behind those that may not.
         if !self.request.preempt {

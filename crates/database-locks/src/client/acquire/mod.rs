@@ -9,7 +9,6 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use crate::client::Client;
-use crate::client::acquire::acquisition::FirstTry;
 use crate::client::acquire::progress::{Progress, locker_in_the_way, report, wait_error};
 use crate::client::acquire::request::AcquireRequest;
 use crate::client::guard::LockGuard;
@@ -21,7 +20,7 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::{BootInstant, LockName, Outcome, Slot, Version, WaitExtension};
 
-pub(crate) mod acquisition;
+mod acquisition;
 pub(crate) mod all_attempt;
 pub(crate) mod attempt;
 pub(crate) mod head_start;
@@ -78,9 +77,7 @@ async fn acquire_trusted(
         let from = clock::now();
         let done = match directly(client, &request).await? {
             Direct::Done(done) => done,
-            Direct::Undecided(first_try) => {
-                in_background(client, &request, from, first_try, span).await?
-            }
+            Direct::Undecided(tried) => in_background(client, &request, from, tried, span).await?,
         };
         let Some(guard) = done else { return Ok(None) };
         let Err(lost) = guard.still_trusted() else {
@@ -102,8 +99,21 @@ async fn acquire_trusted(
 /// The result of a try on the direct connection.
 enum Direct {
     Done(Option<LockGuard>),
-    /// The background continues, from that try if there was one.
-    Undecided(Option<Box<FirstTry>>),
+    /// The background continues.
+    Undecided(Box<Tried>),
+}
+
+/// An attempt that has not decided the acquisition, or was not sent.
+struct Tried {
+    attempt: Attempt,
+    /// `None`: no try, or none that was answered.
+    outcome: Option<Result<Outcome, StoreError>>,
+}
+
+impl Tried {
+    fn undecided(attempt: Attempt, outcome: Option<Result<Outcome, StoreError>>) -> Direct {
+        Direct::Undecided(Box::new(Self { attempt, outcome }))
+    }
 }
 
 /// Try on the direct connection, if the caller's runtime owns it and no waiter of this process is
@@ -114,12 +124,13 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
         Some(direct) if !request.preempt && !queues.is_busy(&request.name) => direct.enter(),
         _ => None,
     };
-    let Some(permit) = permit else {
-        return Ok(Direct::Undecided(None));
-    };
     let mut attempt = Attempt::new(client, request)?;
-    let Some(outcome) = attempt.directly(permit).await else {
-        return Ok(Direct::Undecided(Some(FirstTry::new(attempt, None))));
+    let outcome = match permit {
+        Some(permit) => attempt.directly(permit).await,
+        None => None,
+    };
+    let Some(outcome) = outcome else {
+        return Ok(Tried::undecided(attempt, None));
     };
     Ok(match outcome {
         // The confirmation is awaited with a timeout, and only the background has a timer for it.
@@ -127,7 +138,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
         Ok(Outcome::Granted { is_shared, .. })
             if is_shared || request.timing.is_confirmed_later() =>
         {
-            Direct::Undecided(Some(FirstTry::new(attempt, Some(outcome))))
+            Tried::undecided(attempt, Some(outcome))
         }
         Ok(Outcome::Granted {
             slot,
@@ -139,13 +150,12 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             client.note_acquired(request);
             match attempt.granted(slot, token, length, request.timing).await {
                 Ok(guard) => Direct::Done(Some(guard)),
-                Err(loss) if request.is_single_try() || request.once_per.is_some() => {
+                Err(loss) => {
                     queues.left(&request.name);
-                    return Err(Error::lost(&request.name, loss));
-                }
-                Err(_) => {
-                    queues.left(&request.name);
-                    Direct::Undecided(None)
+                    if request.is_single_try() || request.once_per.is_some() {
+                        return Err(Error::lost(&request.name, loss));
+                    }
+                    Tried::undecided(Attempt::new(client, request)?, None)
                 }
             }
         }
@@ -166,13 +176,9 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             record_holder(client, &request.name, &holder, false);
             Direct::Done(None)
         }
-        // Nothing was sent, for lack of a connection. The background has its own.
-        Err(failure) if failure.is_undone() && !failure.is_answer() => Direct::Undecided(None),
-        // The connection failed, but the server may still answer.
-        Err(failure) if !failure.is_answer() => {
-            Direct::Undecided(Some(FirstTry::new(attempt, None)))
-        }
-        outcome => Direct::Undecided(Some(FirstTry::new(attempt, Some(outcome)))),
+        // The connection failed, but the server may still answer: the background has another one.
+        Err(failure) if !failure.is_answer() => Tried::undecided(attempt, None),
+        outcome => Tried::undecided(attempt, Some(outcome)),
     })
 }
 
@@ -180,11 +186,22 @@ async fn in_background(
     client: &Arc<Client>,
     request: &Arc<AcquireRequest>,
     began: BootInstant,
-    first_try: Option<Box<FirstTry>>,
+    tried: Box<Tried>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
     let (shared, request) = (Arc::clone(client), Arc::clone(request));
-    let work = async move { within_wait(&shared, &request, began, first_try).await };
+    let work = async move {
+        let progress = Mutex::new(Progress::default());
+        let end = limit_of(&request, began);
+        let Tried { attempt, outcome } = *tried;
+        let work = Acquisition::new(&shared, &request, attempt, outcome, &progress, end).run();
+        let names = match request.limit() {
+            None => vec![request.name.clone()],
+            Some(_) => Vec::new(),
+        };
+        let op = || request.op();
+        until_limit(&shared, &request, names, began, &progress, work, op).await
+    };
     waited_for(client, work, span).await
 }
 
@@ -314,33 +331,14 @@ fn log_acquired(engine: Engine, guard: &LockGuard, waited: Duration) {
     );
 }
 
-/// Run the acquisition until its wait limit, even if the database does not answer.
-async fn within_wait(
-    client: &Arc<Client>,
-    request: &Arc<AcquireRequest>,
-    began: BootInstant,
-    first_try: Option<Box<FirstTry>>,
-) -> Result<Option<LockGuard>, Error> {
-    let progress = Mutex::new(Progress::default());
-    let end = limit_of(request, began);
-    let work = Acquisition::new(client, request, first_try, &progress, end)?.run();
-    let names = match request.limit() {
-        None => vec![request.name.clone()],
-        Some(_) => Vec::new(),
-    };
-    until_limit(client, request, names, began, &progress, work, || {
-        request.op()
-    })
-    .await
-}
-
 /// When a wait that began then reaches its limit.
 fn limit_of(request: &AcquireRequest, began: BootInstant) -> Option<BootInstant> {
     let limit = request.wait.filter(|wait| !wait.is_zero());
     limit.map(|limit| began + limit)
 }
 
-/// Run an acquisition of these locks, or of a permit, until its wait limit. `op` names it in errors.
+/// Run an acquisition of these locks, or of a permit, until its wait limit, even if the database does
+/// not answer. `op` names it in errors.
 async fn until_limit<T>(
     client: &Arc<Client>,
     request: &AcquireRequest,

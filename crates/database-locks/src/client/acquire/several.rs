@@ -57,10 +57,8 @@ async fn acquire_trusted(
             let progress = Mutex::new(Progress::default());
             let first = of.first();
             let work = AllAcquisition::new(&shared, &of, &progress, limit_of(first, from))?.run();
-            until_limit(&shared, first, of.names(), from, &progress, work, || {
-                of.op()
-            })
-            .await
+            let (names, op) = (of.names(), || of.op());
+            until_limit(&shared, first, names, from, &progress, work, op).await
         };
         let Some(guards) = waited_for(client, work, span).await? else {
             return Ok(None);
