@@ -192,40 +192,34 @@ impl Attempt {
     pub(super) fn prepare(&mut self) -> bool {
         self.sent = clock::now();
         let (observations, name) = (&self.client.observations, &self.request.name);
-        match &mut self.command.kind {
-            Kind::Exclusive | Kind::Shared { .. } => {
-                let key = self.request.key();
-                self.command.expired_version = observations.ended(&key, self.sent);
-            }
-            Kind::Permit { expired, .. } => {
-                if self.observed.is_empty() {
-                    let of_name =
-                        |(of, slot): &(LockName, Slot)| of == name && slot.number().is_some();
-                    let known = observations.matching(of_name).into_iter();
-                    self.observed = known.map(|(_, slot)| slot).collect();
-                }
-                let ended = |slot: &Slot| {
-                    let version = observations.ended(&(name.clone(), *slot), self.sent)?;
-                    Some((*slot, version))
-                };
-                *expired = self.observed.iter().filter_map(ended).collect();
-            }
+        if !matches!(self.command.kind, Kind::Permit { .. }) {
+            let key = self.request.key();
+            self.command.expired_version = observations.ended(&key, self.sent);
+        } else if self.observed.is_empty() {
+            let of_name = |(of, slot): &(LockName, Slot)| of == name && slot.number().is_some();
+            let known = observations.matching(of_name).into_iter();
+            self.observed = known.map(|(_, slot)| slot).collect();
+        }
+        let observed = self.expired(self.sent);
+        if let Kind::Permit { expired, .. } = &mut self.command.kind {
+            *expired = observed;
         }
         std::mem::replace(&mut self.is_unknown, true)
+    }
+
+    /// The observed grants whose leases have ended.
+    fn expired(&self, now: BootInstant) -> Vec<(Slot, Version)> {
+        let ended = |slot: &Slot| {
+            let key = (self.request.name.clone(), *slot);
+            Some((*slot, self.client.observations.ended(&key, now)?))
+        };
+        self.observed.iter().filter_map(ended).collect()
     }
 
     /// After the lock was granted: the shared grants that it still has to wait for. `None`: there is
     /// none left.
     pub(super) async fn readers(&mut self) -> Option<Result<Outcome, StoreError>> {
-        let (now, name) = (clock::now(), &self.request.name);
-        let ended = |slot: &Slot| {
-            let version = self
-                .client
-                .observations
-                .ended(&(name.clone(), *slot), now)?;
-            Some((*slot, version))
-        };
-        let expired: Vec<(Slot, Version)> = self.observed.iter().filter_map(ended).collect();
+        let (expired, name) = (self.expired(clock::now()), &self.request.name);
         let left = self.client.store.readers(name, &expired, REQUEST_TIMEOUT);
         match left.await {
             Ok(None) => None,
@@ -304,55 +298,37 @@ impl Attempt {
     /// Record an observation, if the lease ends by observation.
     fn observe(&mut self, outcome: &mut Outcome) {
         let (observations, key) = (&self.client.observations, self.request.key());
-        match outcome {
-            Outcome::Held(holder) => {
-                let now = clock::now();
-                let record = |key: &_, of: &ObservedExpiry| {
-                    observations.record(key, &of.version, of.length, of.overdue, now)
-                };
-                let each = (holder.permits.as_ref().map(|permits| &permits.observed))
-                    .or(holder.readers.as_ref().map(|readers| &readers.observed));
-                match (each, &holder.observed_expiry) {
-                    (Some(each), _) => {
-                        let observed = each.iter();
-                        let left =
-                            observed.map(|(slot, of)| (record(&(key.0.clone(), *slot), of), of));
-                        // The wait is extended for the one whose observation ends first.
-                        match left.min_by_key(|(left, of)| (!of.overdue, *left)) {
-                            Some((left, of)) => {
-                                record(&key, of);
-                                let slots = each.iter().map(|(slot, _)| *slot);
-                                self.observed = slots.collect();
-                                holder.free_in = Some(left);
-                            }
-                            None => {
-                                observations.forget(&key);
-                                self.observed.clear();
-                            }
-                        }
-                    }
-                    (None, Some(of)) => {
-                        let left = record(&key, of);
-                        // A rest may end earlier by the clock of the database.
-                        let by_clock = holder.free_in.filter(|_| holder.is_resting);
-                        holder.free_in = Some(by_clock.map_or(left, |by_clock| by_clock.min(left)));
-                    }
-                    (None, None) => observations.forget(&key),
+        let holder = match outcome {
+            Outcome::Held(holder) => holder,
+            Outcome::Granted { slot, .. } => return observations.forget(&(key.0, *slot)),
+            Outcome::TooRecent(_) | Outcome::Busy => return,
+        };
+        let now = clock::now();
+        let record = |key: &_, of: &ObservedExpiry| {
+            observations.record(key, &of.version, of.length, of.overdue, now)
+        };
+        let each = (holder.permits.as_ref().map(|permits| &permits.observed))
+            .or(holder.readers.as_ref().map(|readers| &readers.observed));
+        if let Some(each) = each {
+            self.observed = each.iter().map(|(slot, _)| *slot).collect();
+            let left = each.iter();
+            let left = left.map(|(slot, of)| (record(&(key.0.clone(), *slot), of), of));
+            // The wait is extended for the one whose observation ends first.
+            match left.min_by_key(|(left, of)| (!of.overdue, *left)) {
+                Some((left, of)) => {
+                    record(&key, of);
+                    holder.free_in = Some(left);
                 }
+                None => observations.forget(&key),
             }
-            Outcome::Granted { slot, .. } => observations.forget(&(key.0, *slot)),
-            Outcome::TooRecent(_) | Outcome::Busy => {}
+        } else if let Some(of) = &holder.observed_expiry {
+            let left = record(&key, of);
+            // A rest may end earlier by the clock of the database.
+            let by_clock = holder.free_in.filter(|_| holder.is_resting);
+            holder.free_in = Some(by_clock.map_or(left, |by_clock| by_clock.min(left)));
+        } else {
+            observations.forget(&key);
         }
-    }
-
-    /// [`granted`](Self::granted) for the row of a lock, with the timing of the request.
-    pub(super) async fn granted_as_requested(
-        &mut self,
-        token: Token,
-        length: Duration,
-    ) -> Result<LockGuard, Loss> {
-        let timing = self.request.timing;
-        self.granted(Slot::Lock, token, length, timing).await
     }
 
     /// Turn a grant into a guard, which has to release it from then on. If trust ended before the

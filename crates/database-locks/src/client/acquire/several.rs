@@ -236,7 +236,9 @@ impl<'a> AllAcquisition<'a> {
         length: Duration,
         sent: BootInstant,
     ) -> Result<Asked, Error> {
-        let (name, loss) = match self.attempt.granted(self.client, tokens, length).await {
+        let timing = self.request.first().timing;
+        let granted = self.attempt.granted(self.client, tokens, length, timing);
+        let (name, loss) = match granted.await {
             Ok(guards) => return Ok(Asked::Granted(guards)),
             Err(lost) => lost,
         };
