@@ -84,21 +84,33 @@ pub(crate) fn resumed(engine: Engine) {
     counter!("database_locks_resumed_total", "engine" => engine).increment(1);
 }
 
-/// Counts an acquire as under way until it is dropped.
-pub(crate) struct Waiting(Engine);
+/// Counts an acquire as under way until it is done or dropped. If it is dropped, its caller has given
+/// up.
+pub(crate) struct Waiting {
+    engine: Engine,
+    done: bool,
+}
 
 impl Waiting {
     pub(crate) fn new(engine: Engine) -> Self {
         #[cfg(feature = "metrics")]
         gauge!("database_locks_waiting", "engine" => engine).increment(1);
-        Self(engine)
+        let done = false;
+        Self { engine, done }
+    }
+
+    pub(crate) fn done(mut self) {
+        self.done = true;
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         #[cfg(feature = "metrics")]
-        gauge!("database_locks_waiting", "engine" => self.0).decrement(1);
+        gauge!("database_locks_waiting", "engine" => self.engine).decrement(1);
+        if !self.done {
+            not_acquired(self.engine, "given_up");
+        }
     }
 }
 

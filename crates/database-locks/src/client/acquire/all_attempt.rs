@@ -50,13 +50,7 @@ impl AllRequest {
     }
 
     pub(super) fn with_wait(&self, wait: Option<Duration>) -> Self {
-        let all = self.0.iter().map(|one| {
-            Arc::new(AcquireRequest {
-                wait,
-                ..AcquireRequest::clone(one)
-            })
-        });
-        Self(all.collect())
+        Self(self.0.iter().map(|one| one.with_wait(wait)).collect())
     }
 }
 

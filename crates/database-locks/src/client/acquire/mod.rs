@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::client::acquire::progress::{Progress, locker_in_the_way, report, wait_error};
 use crate::client::acquire::request::AcquireRequest;
 use crate::client::guard::LockGuard;
-use crate::client::renewal::grant_state::ms;
+use crate::client::renewal::grant_state::{log_grant, ms};
 use crate::error::Error;
 use crate::metrics::{self, Engine, Waiting};
 use crate::runtime;
@@ -89,10 +89,7 @@ async fn acquire_trusted(
         if left.is_some_and(|left| left.is_zero()) || request.once_per.is_some() {
             return Err(lost);
         }
-        request = Arc::new(AcquireRequest {
-            wait: left,
-            ..AcquireRequest::clone(&request)
-        });
+        request = request.with_wait(left);
     }
 }
 
@@ -259,17 +256,6 @@ impl Drop for PendingCancellation {
     }
 }
 
-/// Counts an acquire as cancelled if its caller stops waiting.
-struct CountCancelled(Option<Engine>);
-
-impl Drop for CountCancelled {
-    fn drop(&mut self) {
-        if let Some(engine) = self.0 {
-            metrics::not_acquired(engine, "given_up");
-        }
-    }
-}
-
 /// Count and log an acquire.
 async fn counted<T>(
     client: &Client,
@@ -278,10 +264,9 @@ async fn counted<T>(
     guards: impl FnOnce(&T) -> &[LockGuard],
 ) -> Result<Option<T>, Error> {
     let (engine, began) = (client.store.engine(), clock::now());
-    let (under_way, mut cancelled) = (Waiting::new(engine), CountCancelled(Some(engine)));
+    let under_way = Waiting::new(engine);
     let done = acquire.await;
-    cancelled.0 = None;
-    drop(under_way);
+    under_way.done();
     let waited = clock::now() - began;
     let reason = match &done {
         Ok(Some(acquired)) => {
@@ -315,19 +300,17 @@ async fn counted<T>(
 
 fn log_acquired(engine: Engine, guard: &LockGuard, waited: Duration) {
     metrics::acquired(engine, waited);
-    let (token, holder, waited) = (guard.token().get(), guard.holder(), ms(waited));
+    let (grant, waited) = (&guard.state.grant, ms(waited));
     let span = Span::current();
-    span.record("lock.token", token);
-    span.record("lock.holder", holder);
+    span.record("lock.token", grant.token.get());
+    span.record("lock.holder", &*grant.holder);
     span.record("lock.waited_ms", waited);
-    tracing::debug!(
-        lock.name = guard.name().as_str(),
-        lock.slot = guard.slot(),
-        lock.token = token,
-        lock.holder = holder,
+    log_grant!(
+        debug,
+        grant,
         lock.waited_ms = waited,
         "{} acquired",
-        guard.state.grant.slot.as_str()
+        grant.slot.as_str()
     );
 }
 

@@ -47,6 +47,14 @@ impl AcquireRequest {
         Error::already_ran(&self.name, period, latest)
     }
 
+    /// This request, with another limit of the wait.
+    pub(super) fn with_wait(&self, wait: Option<Duration>) -> Arc<Self> {
+        Arc::new(Self {
+            wait,
+            ..self.clone()
+        })
+    }
+
     /// Whether the lock is tried once, without waiting.
     pub(crate) fn is_single_try(&self) -> bool {
         self.wait.is_some_and(|wait| wait.is_zero())
