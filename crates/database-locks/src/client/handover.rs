@@ -32,16 +32,7 @@ pub(crate) async fn resume(
     request: AcquireRequest,
     ticket: Ticket,
 ) -> Result<LockGuard, Error> {
-    let guard = in_background(client, request, ticket).await?;
-    guard.still_trusted().map(|()| guard)
-}
-
-async fn in_background(
-    client: Arc<Client>,
-    request: AcquireRequest,
-    ticket: Ticket,
-) -> Result<LockGuard, Error> {
-    runtime::run(async move {
+    let resumed = runtime::run(async move {
         let to = AcquireCommand {
             name: request.name,
             grant: random_grant_id()?,
@@ -86,8 +77,9 @@ async fn in_background(
             command.slot.as_str()
         );
         Ok(guard.with_unknown_ttl())
-    })
-    .await
+    });
+    let guard = resumed.await?;
+    guard.still_trusted().map(|()| guard)
 }
 
 /// Send the request until it succeeds or the timeout ends. Returns when the successful request was
@@ -128,28 +120,10 @@ struct ReleaseUnlessResumed<'a> {
 
 impl Drop for ReleaseUnlessResumed<'_> {
     fn drop(&mut self) {
-        let Some(ResumeCommand {
-            slot, token, to, ..
-        }) = self.command
-        else {
-            return;
-        };
-        let command = ReleaseCommand {
-            name: to.name.clone(),
-            slot: *slot,
-            token: Some(*token),
-            grant: to.grant,
-            holder: Arc::clone(&to.holder),
-            rest: Duration::ZERO,
-            durable: true,
-        };
-        tokio::spawn(release_grant(
-            Arc::clone(&self.client),
-            command,
-            BootInstant::ZERO,
-            Ttl::Infinite,
-            None,
-        ));
+        let Some(command) = self.command else { return };
+        let (client, ttl) = (Arc::clone(&self.client), Ttl::Infinite);
+        let release = ReleaseCommand::of(&command.granted(None), ttl);
+        tokio::spawn(release_grant(client, release, BootInstant::ZERO, ttl, None));
     }
 }
 
