@@ -78,9 +78,7 @@ async fn acquire(
                 return granted.map(Some).map_err(|loss| Error::lost(name, loss));
             }
             Ok(Outcome::Held(_) | Outcome::TooRecent(_)) => return Ok(None),
-            Ok(Outcome::Busy) => {
-                StoreError::Contention("its row is locked by another transaction".into())
-            }
+            Ok(Outcome::Busy) => StoreError::row_locked(),
             Err(failure) => failure,
         };
         if matches!(failure, StoreError::Rejected { .. }) || clock::now() >= until {

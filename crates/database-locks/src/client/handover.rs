@@ -99,9 +99,7 @@ async fn retry_resume(
                     Loss::of_ticket(command.slot, gone),
                 ));
             }
-            Ok(Renewal::Busy) => {
-                StoreError::Contention("its row is locked by another transaction".into())
-            }
+            Ok(Renewal::Busy) => StoreError::row_locked(),
             Err(failure) => failure,
         };
         if matches!(failure, StoreError::Rejected { .. }) || clock::now() >= until {
@@ -148,9 +146,7 @@ pub(crate) async fn by_ticket(
     runtime::run(async move {
         let done = while_contended(REQUEST_TIMEOUT, || async {
             match run_by_ticket(&client, &ticket, operation).await? {
-                Renewal::Busy => Err(StoreError::Contention(
-                    "its row is locked by another transaction".into(),
-                )),
+                Renewal::Busy => Err(StoreError::row_locked()),
                 done => Ok(done),
             }
         });

@@ -207,9 +207,7 @@ impl ReleaseTask {
                     self.defer();
                     return Ok(Released::Busy);
                 }
-                Ok(Released::Busy) => {
-                    StoreError::Contention("its row is locked by another transaction".into())
-                }
+                Ok(Released::Busy) => StoreError::row_locked(),
                 Err(failure) => {
                     self.may_be_released |= matches!(failure, StoreError::Unavailable(_));
                     failure
@@ -425,7 +423,7 @@ pub(crate) fn force_after_fence(
             }
             match force(&client, name, slot).await? {
                 Force::Freed(_) | Force::WasFree => Ok(()),
-                Force::Busy => Err(StoreError::Contention("its row is locked".into())),
+                Force::Busy => Err(StoreError::row_locked()),
             }
         });
         match forced.await {

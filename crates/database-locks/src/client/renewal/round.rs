@@ -10,11 +10,9 @@ use crate::client::renewal::grant_state::RenewalFailure;
 use crate::client::renewal::lease_events::{Failing, LeaseEvents};
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
+use crate::store::ROW_LOCKED;
 use crate::store::api::StoreError;
 use protocol::{Answer, BootInstant, Grant, LostReason, MIN_RENEWAL_TIMEOUT, Renewal, Ttl};
-
-/// The answer to a renewal whose row is locked.
-const ROW_LOCKED: &str = "its row is locked by another transaction";
 
 /// The failure of a renewal whose row is locked.
 pub(super) fn row_locked() -> RenewalFailure {
