@@ -10,7 +10,7 @@ use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::own_grants::Releasing;
 use crate::client::pending_releases::PendingRelease;
 use crate::client::read::read_row;
-use crate::client::renewal::grant_state::ms;
+use crate::client::renewal::grant_state::{log_grant, ms};
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
@@ -18,8 +18,7 @@ use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    BootInstant, Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Slot, Token,
-    Ttl,
+    BootInstant, Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Slot, Ttl,
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
@@ -254,22 +253,16 @@ impl ReleaseTask {
             true => Released::Freed,
             false => done,
         };
-        let message = match (done, self.held_for) {
-            (Released::NotHeld, _) => "nothing left to release",
-            (_, Some(_)) => match self.command.slot {
-                Slot::Lock => "lock released",
-                Slot::Permit(_) | Slot::AnyPermit => "permit released",
-                Slot::Shared(_) => "shared lock released",
-            },
-            (_, None) => "released the grant of a cancelled acquire",
+        let (begin, end) = match (done, self.held_for) {
+            (Released::NotHeld, _) => ("nothing left", "to release"),
+            (_, Some(_)) => (self.command.slot.as_str(), "released"),
+            (_, None) => ("released", "the grant of a cancelled acquire"),
         };
-        tracing::debug!(
-            lock.name = self.command.name.as_str(),
-            lock.slot = self.command.slot.number(),
-            lock.token = self.command.token.map(Token::get),
-            lock.holder = &*self.command.holder,
+        log_grant!(
+            debug,
+            &self.command,
             lock.held_ms = self.held_for.map(ms),
-            "{message}"
+            "{begin} {end}"
         );
         done
     }
@@ -282,11 +275,9 @@ impl ReleaseTask {
             true => "it stays held until its lease ends",
             false => "trying again in the background",
         };
-        tracing::warn!(
-            lock.name = self.command.name.as_str(),
-            lock.slot = self.command.slot.number(),
-            lock.token = self.command.token.map(Token::get),
-            lock.holder = &*self.command.holder,
+        log_grant!(
+            warn,
+            &self.command,
             "not released, {then}: {}",
             error.chain()
         );
@@ -299,11 +290,9 @@ impl ReleaseTask {
 
     fn log_retry(&mut self, failure: &StoreError) {
         if !std::mem::replace(&mut self.logged, true) {
-            tracing::debug!(
-                lock.name = self.command.name.as_str(),
-                lock.slot = self.command.slot.number(),
-                lock.token = self.command.token.map(Token::get),
-                lock.holder = &*self.command.holder,
+            log_grant!(
+                debug,
+                &self.command,
                 "release failed, trying again: {failure}"
             );
         }
@@ -312,11 +301,9 @@ impl ReleaseTask {
     /// Release when the open fence of this grant ends.
     fn defer(self) {
         if self.retry != Some(Retry::AfterFence) {
-            tracing::info!(
-                lock.name = self.command.name.as_str(),
-                lock.slot = self.command.slot.number(),
-                lock.token = self.command.token.map(Token::get),
-                lock.holder = &*self.command.holder,
+            log_grant!(
+                info,
+                &self.command,
                 "{} released while its own fenced transaction is open: it is free when that ends",
                 self.command.slot.as_str()
             );
@@ -402,11 +389,9 @@ pub(crate) fn force_after_fence(
         held_for: Some(state.held_for()),
         ..Holder::default()
     };
-    tracing::warn!(
-        lock.name = name.as_str(),
-        lock.slot = slot.number(),
-        lock.token = state.grant.token.get(),
-        lock.holder = &*state.grant.holder,
+    log_grant!(
+        warn,
+        &state.grant,
         "{} to be released by force when its own fenced transaction ends",
         slot.as_str()
     );

@@ -68,14 +68,14 @@ pub(crate) fn ms(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Log a record about one grant, with its name, token and holder.
+/// Log a record about a grant or its release, with the name, token and holder.
 macro_rules! log_grant {
     ($level:ident, $grant:expr, $($rest:tt)+) => {{
-        let grant: &protocol::Grant = $grant;
+        let grant = $grant;
         tracing::$level!(
             lock.name = grant.name.as_str(),
             lock.slot = grant.slot.number(),
-            lock.token = grant.token.get(),
+            lock.token = Option::from(grant.token).map(protocol::Token::get),
             lock.holder = &*grant.holder,
             $($rest)+
         );
