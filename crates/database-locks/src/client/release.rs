@@ -335,7 +335,7 @@ impl ReleaseTask {
             let grant = task.command.grant;
             if let Some(fence) = task.client.fences.end_of(grant) {
                 // A caller may keep the fence longer than its transaction, so the wait is bounded.
-                let _ = tokio::time::timeout(LONGEST_RETRY, fence.wait()).await;
+                let _ = tokio::time::timeout(LONGEST_RETRY, fence).await;
             }
             if task.client.fences.end_of(grant).is_none() {
                 task.pending = Some(task.client.pending_releases.begin());
@@ -397,7 +397,7 @@ pub(crate) fn force_after_fence(
     );
     let client = Arc::clone(client);
     let _ = runtime::spawn(async move {
-        fence.wait().await;
+        fence.await;
         let pending = client.pending_releases.begin();
         let (name, grant) = (&state.grant.name, state.grant.id.as_str());
         let forced = while_contended(REQUEST_TIMEOUT, || async {
