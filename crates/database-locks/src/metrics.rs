@@ -139,8 +139,10 @@ pub(crate) fn lost(engine: Engine, reason: LostReason) {
 /// Count renewals by result: `renewed`, `busy`, `unknown` or `lost`.
 pub(crate) fn renewals(engine: Engine, result: &'static str, locks: usize) {
     #[cfg(feature = "metrics")]
-    counter!("database_locks_renewals_total", "engine" => engine, "result" => result)
-        .increment(locks as u64);
+    if locks > 0 {
+        counter!("database_locks_renewals_total", "engine" => engine, "result" => result)
+            .increment(locks as u64);
+    }
 }
 
 /// Record a request to the database and its duration.
