@@ -4,7 +4,6 @@
 //! pause ends polls for all registered waiters in one read-only statement. The waiters of a process
 //! thus soon poll together. A single waiter polls in its own task.
 
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,16 +41,11 @@ struct Waiting {
     slots: Vec<Slot>,
 }
 
+#[derive(Debug)]
 struct Slot {
     id: u64,
     name: LockName,
     reply: oneshot::Sender<Polled>,
-}
-
-impl fmt::Debug for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (self.id, &self.name).fmt(f)
-    }
 }
 
 impl Poller {

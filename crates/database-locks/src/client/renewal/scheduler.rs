@@ -84,11 +84,8 @@ impl Scheduler {
 
     /// Stop renewing all leases and return their grants.
     pub(crate) fn remove_all(&self) -> Vec<Arc<GrantState>> {
-        let mut table = self.table();
-        let ids: Vec<GrantId> = table.entries.keys().copied().collect();
-        ids.into_iter()
-            .filter_map(|id| table.remove(id).map(|entry| entry.state))
-            .collect()
+        let all = std::mem::take(&mut *self.table());
+        all.entries.into_values().map(|entry| entry.state).collect()
     }
 
     /// The timing of a lease that is being renewed.
