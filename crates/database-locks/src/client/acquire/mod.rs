@@ -42,9 +42,6 @@ use waiter::record_holder;
 const EXTENSION_CHECK: Duration = Duration::from_millis(20);
 
 /// Acquire. If the caller stops waiting, no grant stays held.
-///
-/// Trust is checked last, on the caller's thread, which may have taken the answer late. A grant
-/// whose trust has ended is released, and the wait continues.
 pub(crate) async fn acquire(
     client: Arc<Client>,
     request: AcquireRequest,
@@ -57,39 +54,45 @@ pub(crate) async fn acquire(
         lock.holder = Empty,
         lock.waited_ms = Empty
     );
-    let acquired = counted(
-        &client,
-        &request.name,
-        acquire_trusted(&client, &request, &span),
-        std::slice::from_ref,
-    );
+    let acquired = counted(&client, &request, std::slice::from_ref, |wait| {
+        let (client, request, span) = (&client, request.with_wait(wait), &span);
+        async move {
+            let from = clock::now();
+            match directly(client, &request).await? {
+                Direct::Done(done) => Ok(done),
+                Direct::Undecided(tried) => {
+                    in_background(client, &request, from, tried, span).await
+                }
+            }
+        }
+    });
     acquired.instrument(span.clone()).await
 }
 
-async fn acquire_trusted(
-    client: &Arc<Client>,
+/// Acquire within the limit of the request.
+///
+/// Trust is checked last, on the caller's thread, which may have taken the answer late. Grants in
+/// which trust has ended are released, and the wait continues.
+async fn until_trusted<T, F: Future<Output = Result<Option<T>, Error>>>(
     request: &AcquireRequest,
-    span: &Span,
-) -> Result<Option<LockGuard>, Error> {
-    let (began, limit) = (clock::now(), request.wait);
-    let mut request = Arc::new(request.clone());
+    guards: impl Fn(&T) -> &[LockGuard],
+    acquire: impl Fn(Option<Duration>) -> F,
+) -> Result<Option<T>, Error> {
+    let (began, mut wait) = (clock::now(), request.wait);
     loop {
-        let from = clock::now();
-        let done = match directly(client, &request).await? {
-            Direct::Done(done) => done,
-            Direct::Undecided(tried) => in_background(client, &request, from, tried, span).await?,
+        let Some(acquired) = acquire(wait).await? else {
+            return Ok(None);
         };
-        let Some(guard) = done else { return Ok(None) };
-        let Err(lost) = guard.still_trusted() else {
-            return Ok(Some(guard));
+        let mut each = guards(&acquired).iter();
+        let Err(lost) = each.try_for_each(LockGuard::still_trusted) else {
+            return Ok(Some(acquired));
         };
-        drop(guard);
-        let left = limit.map(|limit| limit.saturating_sub(clock::now() - began));
+        drop(acquired);
+        wait = (request.wait).map(|limit| limit.saturating_sub(clock::now() - began));
         // The grant that was lost is too recent for another one.
-        if left.is_some_and(|left| left.is_zero()) || request.once_per.is_some() {
+        if wait.is_some_and(|left| left.is_zero()) || request.once_per.is_some() {
             return Err(lost);
         }
-        request = request.with_wait(left);
     }
 }
 
@@ -256,16 +259,16 @@ impl Drop for PendingCancellation {
     }
 }
 
-/// Count and log an acquire.
-async fn counted<T>(
+/// Acquire, count and log it. `acquire` acquires within a limit.
+async fn counted<T, F: Future<Output = Result<Option<T>, Error>>>(
     client: &Client,
-    name: &LockName,
-    acquire: impl Future<Output = Result<Option<T>, Error>>,
-    guards: impl FnOnce(&T) -> &[LockGuard],
+    request: &AcquireRequest,
+    guards: impl Fn(&T) -> &[LockGuard],
+    acquire: impl Fn(Option<Duration>) -> F,
 ) -> Result<Option<T>, Error> {
     let (engine, began) = (client.store.engine(), clock::now());
     let under_way = Waiting::new(engine);
-    let done = acquire.await;
+    let done = until_trusted(request, &guards, acquire).await;
     under_way.done();
     let waited = clock::now() - began;
     let reason = match &done {
@@ -290,7 +293,7 @@ async fn counted<T>(
         _ => Cow::Borrowed("lock not acquired"),
     };
     tracing::debug!(
-        lock.name = name.as_str(),
+        lock.name = request.name.as_str(),
         lock.waited_ms = ms(waited),
         reason,
         "{message}"

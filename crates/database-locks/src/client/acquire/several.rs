@@ -7,8 +7,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tracing::Instrument;
 use tracing::field::Empty;
-use tracing::{Instrument, Span};
 
 use super::all_attempt::{AllAttempt, AllRequest};
 use super::progress::Progress;
@@ -25,8 +25,6 @@ use crate::store::api::StoreError;
 use protocol::{AllOutcome, BootInstant, LockName, Outcome, Slot, Token};
 
 /// Acquire all of them, or none. If the caller stops waiting, no grant stays held.
-///
-/// As for one lock, trust is checked last, on the caller's thread.
 pub(crate) async fn acquire_all(
     client: Arc<Client>,
     request: AllRequest,
@@ -39,20 +37,8 @@ pub(crate) async fn acquire_all(
         lock.holder = Empty,
         lock.waited_ms = Empty
     );
-    let acquiring = acquire_trusted(&client, request.clone(), &span);
-    let name = &request.first().name;
-    let acquired = counted(&client, name, acquiring, Vec::as_slice);
-    acquired.instrument(span.clone()).await
-}
-
-async fn acquire_trusted(
-    client: &Arc<Client>,
-    mut request: AllRequest,
-    span: &Span,
-) -> Result<Option<Vec<LockGuard>>, Error> {
-    let (began, limit) = (clock::now(), request.first().wait);
-    loop {
-        let (shared, of, from) = (Arc::clone(client), request.clone(), clock::now());
+    let acquired = counted(&client, request.first(), Vec::as_slice, |wait| {
+        let (shared, of, from) = (Arc::clone(&client), request.with_wait(wait), clock::now());
         let work = async move {
             let progress = Mutex::new(Progress::default());
             let first = of.first();
@@ -60,19 +46,9 @@ async fn acquire_trusted(
             let (names, op) = (of.names(), || of.op());
             until_limit(&shared, first, names, from, &progress, work, op).await
         };
-        let Some(guards) = waited_for(client, work, span).await? else {
-            return Ok(None);
-        };
-        let Err(lost) = guards.iter().try_for_each(LockGuard::still_trusted) else {
-            return Ok(Some(guards));
-        };
-        drop(guards);
-        let left = limit.map(|limit| limit.saturating_sub(clock::now() - began));
-        if left.is_some_and(|left| left.is_zero()) {
-            return Err(lost);
-        }
-        request = request.with_wait(left);
-    }
+        waited_for(&client, work, &span)
+    });
+    acquired.instrument(span.clone()).await
 }
 
 /// One acquisition of several locks. Dropping it at any point leaves nothing held.
