@@ -284,27 +284,6 @@ impl GrantState {
         );
     }
 
-    pub(crate) fn log_refused(&self, error: &str) {
-        log_grant!(
-            warn,
-            &self.grant,
-            locks = 1,
-            "renewals fail, trying again until the leases end: {error}; other leases are renewed"
-        );
-    }
-
-    pub(crate) fn log_renewed_again(&self) {
-        log_grant!(info, &self.grant, "renewals get through again");
-    }
-
-    pub(crate) fn log_busy(&self) {
-        log_grant!(
-            debug,
-            &self.grant,
-            "not renewed, trying again: another transaction has its row locked"
-        );
-    }
-
     /// Time since the grant.
     pub(crate) fn held_for(&self) -> Duration {
         clock::now() - self.since
