@@ -2,14 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use crate::client::Client;
-use crate::client::acquire::progress::{Progress, locker_in_the_way, report, wait_error};
+use crate::client::acquire::progress::{Progress, locked, locker_in_the_way, report, wait_error};
 use crate::client::acquire::request::AcquireRequest;
 use crate::client::guard::LockGuard;
 use crate::client::renewal::grant_state::{log_grant, ms};
@@ -350,12 +350,9 @@ async fn until_limit<T>(
                 () = sleep_until_end(end) => {}
             }
             let now = clock::now();
-            let key = {
-                let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-                let name = progress.name.clone();
-                let (of_request, slot) = request.key();
-                (name.unwrap_or(of_request), slot)
-            };
+            let (of_request, slot) = request.key();
+            let name = locked(progress).name.clone();
+            let key = (name.unwrap_or(of_request), slot);
             let extension = extensions.entry(key.clone()).or_default();
             match extension.until(&client.observations, &key, now) {
                 // The extension may end early, so it is checked again after [`EXTENSION_CHECK`].
@@ -365,25 +362,16 @@ async fn until_limit<T>(
         }
     }
     let locker = locker_in_the_way(client, &names, progress).await;
-    let mut progress =
-        std::mem::take(&mut *progress.lock().unwrap_or_else(PoisonError::into_inner));
-    if let (None, None, Some(by)) = (
-        &progress.holder,
-        &progress.failure,
-        client.store.blocked_by(),
-    ) {
+    let mut progress = std::mem::take(&mut *locked(progress));
+    let unexplained = progress.holder.is_none() && progress.failure.is_none();
+    if let Some(by) = client.store.blocked_by().filter(|_| unexplained) {
         progress.failure = Some(StoreError::cannot_serve(format!("blocked by {by}")));
     }
     if let Some((name, session)) = locker {
         (progress.name, progress.row_locker) = (Some(name), Some(session));
     }
-    Err(wait_error(
-        request,
-        op(),
-        request.wait.unwrap_or_default(),
-        clock::now() - began,
-        progress,
-    ))
+    let waited = clock::now() - began;
+    Err(wait_error(request, op(), waited, progress))
 }
 
 async fn sleep_until_end(end: Option<BootInstant>) {

@@ -2,12 +2,12 @@
 //! long it pauses, and what it records.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::poll_interval::{PollInterval, WaitHint};
 use super::poller::{Polled, UNREGISTERED_PART};
-use super::progress::Progress;
+use super::progress::{Progress, locked};
 use super::queue::{QueueSlot, Queues};
 use super::request::AcquireRequest;
 use crate::client::Client;
@@ -92,10 +92,6 @@ impl<'a> Waiter<'a> {
         self.client.queues_for(self.request)
     }
 
-    fn progress(&self) -> MutexGuard<'a, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The key of the observations of what keeps this request out.
     fn key(&self, name: &LockName) -> (LockName, Slot) {
         (name.clone(), self.request.key().1)
@@ -103,7 +99,7 @@ impl<'a> Waiter<'a> {
 
     /// Join the queue of this process for this lock at its end, and leave another one.
     pub(super) fn join(&mut self, name: &LockName) -> &QueueSlot {
-        self.progress().holder.get_or_insert_default();
+        locked(self.progress).holder.get_or_insert_default();
         let slot = self.queues().join(name);
         self.slot.insert(slot)
     }
@@ -187,7 +183,7 @@ impl<'a> Waiter<'a> {
                 }
             }
         }
-        self.progress().record(name, outcome);
+        locked(self.progress).record(name, outcome);
         Ok(held_here)
     }
 
@@ -210,7 +206,7 @@ impl<'a> Waiter<'a> {
         });
         self.client.outages.log_failed(name, sent, &late);
         let hint = self.interval.after(&Err(late.duplicate()), clock::now());
-        self.progress().record(name, Err(late));
+        locked(self.progress).record(name, Err(late));
         tokio::time::sleep(self.before_end(hint.polling)).await;
     }
 
