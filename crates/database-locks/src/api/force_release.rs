@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::api::locks::Locks;
 use crate::client::Client;
+use crate::client::force::{force, force_after_fence};
 use crate::client::read::{is_unheld, read_row};
-use crate::client::release::{force, force_after_fence};
 use crate::error::Error;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;

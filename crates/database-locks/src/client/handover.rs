@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::Client;
-use crate::client::acquire::attempt::start_renewing;
 use crate::client::acquire::request::AcquireRequest;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
+use crate::client::guard::start::start_renewing;
 use crate::client::own_grants::OwnGrant;
 use crate::client::read::read_row;
 use crate::client::release::{defer, release_grant};

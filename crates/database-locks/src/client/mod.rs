@@ -6,6 +6,7 @@ pub(crate) mod batch;
 pub(crate) mod direct;
 pub(crate) mod downgrade;
 pub(crate) mod endpoint;
+pub(crate) mod force;
 pub(crate) mod grant_id;
 pub(crate) mod guard;
 pub(crate) mod handover;

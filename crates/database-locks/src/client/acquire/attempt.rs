@@ -11,10 +11,10 @@ use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::direct::Permit;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
+use crate::client::guard::start::start_renewing;
 use crate::client::holder::with_ended_grant;
 use crate::client::own_grants::{OwnGrant, is_own_grant};
 use crate::client::release::release_grant;
-use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;
@@ -23,7 +23,7 @@ use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    AcquireCommand, BootInstant, Grant, GrantId, Holder, Kind, Lease, LockName, LostReason,
+    AcquireCommand, BootInstant, GrantId, Holder, Kind, Lease, LockName, LostReason,
     MAX_FIRST_GRANT, ObservedExpiry, OncePer, Outcome, Primary, ReleaseCommand, Released, Slot,
     TakeOverCommand, Timing, Token, Ttl, Version,
 };
@@ -394,33 +394,5 @@ impl Drop for Attempt {
             }
             drop(pending);
         });
-    }
-}
-
-/// Renew a grant from now on. For a long lease, wait until the database has confirmed its full
-/// length. A release lets the lock rest until `unavailable_until`.
-///
-/// # Errors
-///
-/// Trust ended before the confirmation. The rest of the grant is released.
-pub(crate) async fn start_renewing(
-    client: &Arc<Client>,
-    grant: Grant,
-    lease: Lease,
-    unavailable_until: BootInstant,
-) -> Result<LockGuard, Loss> {
-    let state = GrantState::new(client.store.engine(), grant, &lease, unavailable_until);
-    let guard = LockGuard::new(Arc::clone(client), Arc::clone(&state), lease.timing().ttl());
-    client.scheduler.add(lease, Arc::clone(&state));
-    let settled = state
-        .watch()
-        .wait_for(|status| !matches!(status, Status::Held(None)))
-        .await
-        .map_or(Status::Released, |status| status.clone());
-    match settled {
-        Status::Lost(loss) => Err(loss),
-        Status::Held(_) | Status::Released if guard.is_held() => Ok(guard),
-        // The scheduler has not marked the loss yet.
-        Status::Held(_) | Status::Released => Err(guard.state.lose(LostReason::Expired)),
     }
 }

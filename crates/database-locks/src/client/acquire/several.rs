@@ -11,11 +11,12 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::all_attempt::{AllAttempt, AllRequest};
+use super::limit::{limit_of, until_limit};
 use super::progress::Progress;
 use super::queue::QueueSlot;
 use super::reservation::Reservation;
 use super::waiter::{NotGranted, OWN_HOLDER_WAIT, Waiter};
-use super::{counted, limit_of, until_limit, waited_for};
+use super::{counted, waited_for};
 use crate::client::Client;
 use crate::client::guard::LockGuard;
 use crate::error::Error;

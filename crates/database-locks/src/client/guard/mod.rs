@@ -14,6 +14,7 @@ use protocol::{LockName, LostReason, Short, Ticket, Token, Ttl};
 
 mod ending;
 pub(crate) mod lease;
+pub(crate) mod start;
 
 /// A held lock, renewed in the background while this value lives.
 ///
