@@ -18,7 +18,7 @@ mod process_exit;
 pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renewal;
-pub(crate) mod row_locker;
+pub(crate) mod row_locker_cache;
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
@@ -33,7 +33,7 @@ use crate::client::open_fences::OpenFences;
 use crate::client::own_grants::ClientNumber;
 use crate::client::pending_releases::PendingReleases;
 use crate::client::renewal::scheduler::Scheduler;
-use crate::client::row_locker::RowLocker;
+use crate::client::row_locker_cache::RowLockerCache;
 use crate::error::Error;
 use crate::metrics;
 use crate::runtime::fork::PerProcess;
@@ -53,7 +53,7 @@ pub(crate) struct Client {
     permit_queues: Queues,
     shared_queues: Queues,
     pub(crate) outages: Outages,
-    pub(crate) row_locker: RowLocker,
+    pub(crate) row_lockers: RowLockerCache,
     pub(crate) fences: OpenFences,
     pub(crate) observations: Observations<(LockName, Slot), Version>,
     pub(crate) pending_releases: PendingReleases,
@@ -86,12 +86,12 @@ impl Client {
             releases: Batch::new(store.clone()),
             direct: DirectClient::for_store(&store)?,
             poller: Poller::new(store.clone()),
+            row_lockers: RowLockerCache::new(store.clone()),
             store,
             queues,
             permit_queues,
             shared_queues,
             outages: Outages::default(),
-            row_locker: RowLocker::default(),
             fences: OpenFences::default(),
             observations: Observations::default(),
             pending_releases: PendingReleases::default(),
