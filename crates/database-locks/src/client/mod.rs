@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use crate::client::acquire::poller::Poller;
 use crate::client::acquire::queue::Queues;
 use crate::client::acquire::reports::Outages;
-use crate::client::acquire::request::{AcquireRequest, Mode};
+use crate::client::acquire::request::AcquireRequest;
 use crate::client::batch::Batch;
 use crate::client::direct::DirectClient;
 use crate::client::holder::default_holder;
@@ -38,7 +38,7 @@ use crate::error::Error;
 use crate::metrics;
 use crate::runtime::fork::PerProcess;
 use crate::store::{api::Notice, measured::Measured};
-use protocol::{AcquireCommand, LockName, Observations, ReleaseCommand, Slot, Version};
+use protocol::{AcquireCommand, Kind, LockName, Observations, ReleaseCommand, Slot, Version};
 
 /// The store, the leases and the queues of one [`Locks`](crate::Locks) in one process.
 #[derive(Debug)]
@@ -107,19 +107,19 @@ impl Client {
     /// Record that a guard of this process holds the lock, so that its waiters need not try. Of a
     /// semaphore another permit may be free.
     pub(crate) fn note_acquired(&self, request: &AcquireRequest) {
-        match request.mode {
-            Mode::Exclusive => self.queues.acquired(&request.name),
-            Mode::Permit { .. } => self.permit_queues.permit_acquired(&request.name),
-            Mode::Shared { .. } => {}
+        match request.kind {
+            Kind::Exclusive => self.queues.acquired(&request.name),
+            Kind::Permit { .. } => self.permit_queues.permit_acquired(&request.name),
+            Kind::Shared { .. } => {}
         }
     }
 
     /// The queues in which such requests wait.
     pub(crate) fn queues_for(&self, request: &AcquireRequest) -> &Queues {
-        match request.mode {
-            Mode::Exclusive => &self.queues,
-            Mode::Shared { .. } => &self.shared_queues,
-            Mode::Permit { .. } => &self.permit_queues,
+        match request.kind {
+            Kind::Exclusive => &self.queues,
+            Kind::Shared { .. } => &self.shared_queues,
+            Kind::Permit { .. } => &self.permit_queues,
         }
     }
 

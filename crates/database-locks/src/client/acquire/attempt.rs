@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::request::{AcquireRequest, Mode};
+use super::request::AcquireRequest;
 use crate::client::Client;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::direct::Permit;
@@ -68,14 +68,7 @@ impl Attempt {
             not_within: request.once_per.map(OncePer::window),
             metadata: Arc::clone(&request.metadata),
             expired_version: None,
-            kind: match request.mode {
-                Mode::Exclusive => Kind::Exclusive,
-                Mode::Shared { beside } => Kind::Shared { beside },
-                Mode::Permit { limit } => Kind::Permit {
-                    limit,
-                    expired: Vec::new(),
-                },
-            },
+            kind: request.kind.clone(),
         };
         Ok(Self {
             client: ForkSafe::new(Arc::clone(client)),
