@@ -67,7 +67,8 @@ pub(crate) async fn resume(
         unresumed.command = None;
         let grant = command.granted(confirmed_by);
         let until = sent + request.at_least;
-        let guard = start_renewing(&client, grant, lease, until).await;
+        // A ticket does not contain the ttl, which may be infinite.
+        let guard = start_renewing(&client, grant, lease, Ttl::Infinite, until).await;
         let guard = guard.map_err(|loss| Error::lost(&to.name, loss))?;
         metrics::resumed(client.store.engine());
         log_grant!(
@@ -76,7 +77,7 @@ pub(crate) async fn resume(
             "{} resumed",
             command.slot.as_str()
         );
-        Ok(guard.with_unknown_ttl())
+        Ok(guard)
     });
     let guard = resumed.await?;
     guard.still_trusted().map(|()| guard)

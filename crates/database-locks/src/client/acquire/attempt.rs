@@ -340,7 +340,7 @@ impl Attempt {
         self.is_unknown = false;
         let grant = self.command.granted(slot, token, self.confirmed_by);
         let until = self.sent + self.request.at_least;
-        start_renewing(&self.client, grant, lease, until).await
+        start_renewing(&self.client, grant, lease, timing.ttl(), until).await
     }
 }
 

@@ -64,12 +64,6 @@ impl LockGuard {
         }
     }
 
-    /// A ticket does not contain the ttl, so a release must assume an infinite one.
-    pub(crate) fn with_unknown_ttl(self) -> Self {
-        *self.longest_ttl() = Ttl::Infinite;
-        self
-    }
-
     fn longest_ttl(&self) -> MutexGuard<'_, Ttl> {
         self.longest_ttl
             .lock()

@@ -6,10 +6,11 @@ use super::LockGuard;
 use crate::client::Client;
 use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::loss::Loss;
-use protocol::{BootInstant, Grant, Lease, LostReason};
+use protocol::{BootInstant, Grant, Lease, LostReason, Ttl};
 
 /// Renew a grant from now on. For a long lease, wait until the database has confirmed its full
-/// length. A release lets the lock rest until `unavailable_until`.
+/// length. A release has to assume that the row has `longest_ttl`, and lets the lock rest until
+/// `unavailable_until`.
 ///
 /// # Errors
 ///
@@ -18,10 +19,11 @@ pub(crate) async fn start_renewing(
     client: &Arc<Client>,
     grant: Grant,
     lease: Lease,
+    longest_ttl: Ttl,
     unavailable_until: BootInstant,
 ) -> Result<LockGuard, Loss> {
     let state = GrantState::new(client.store.engine(), grant, &lease, unavailable_until);
-    let guard = LockGuard::new(Arc::clone(client), Arc::clone(&state), lease.timing().ttl());
+    let guard = LockGuard::new(Arc::clone(client), Arc::clone(&state), longest_ttl);
     client.scheduler.add(lease, Arc::clone(&state));
     let settled = state
         .watch()
