@@ -21,8 +21,8 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, BootInstant, Gone, Grant, Kind, Lease, LockInfo, LostReason, Primary,
-    REQUEST_TIMEOUT, ReleaseCommand, Released, Renewal, ResumeCommand, Ticket, Ttl,
+    AcquireCommand, BootInstant, Gone, Grant, Kind, Lease, LockInfo, LockName, LostReason, Primary,
+    REQUEST_TIMEOUT, ReleaseCommand, Released, Renewal, ResumeCommand, Slot, Ticket, Ttl,
 };
 
 /// Resume the grant of a ticket. Trust is checked last, on the caller's thread, so that the guard
@@ -59,10 +59,7 @@ pub(crate) async fn resume(
         let to = &command.to;
         let lease = Lease::granted(request.timing, sent, to.length);
         if lease.trusted_until() <= clock::now() {
-            return Err(Error::lost(
-                &to.name,
-                Loss::of_ticket(command.slot, LostReason::Expired),
-            ));
+            return Err(lost(&to.name, command.slot, LostReason::Expired));
         }
         unresumed.command = None;
         let grant = command.granted(confirmed_by);
@@ -83,6 +80,11 @@ pub(crate) async fn resume(
     guard.still_trusted().map(|()| guard)
 }
 
+/// The loss of the grant of a ticket.
+fn lost(name: &LockName, slot: Slot, gone: impl Into<Gone>) -> Error {
+    Error::lost(name, Loss::of_ticket(slot, gone))
+}
+
 /// Send the request until it succeeds or the timeout ends. Returns when the successful request was
 /// sent, and which server confirmed it.
 async fn retry_resume(
@@ -94,12 +96,7 @@ async fn retry_resume(
         let sent = clock::now();
         let failure = match client.store.resume(command, REQUEST_TIMEOUT).await {
             Ok(Renewal::Renewed { confirmed_by }) => return Ok((sent, confirmed_by)),
-            Ok(Renewal::Lost(gone)) => {
-                return Err(Error::lost(
-                    &command.to.name,
-                    Loss::of_ticket(command.slot, gone),
-                ));
-            }
+            Ok(Renewal::Lost(gone)) => return Err(lost(&command.to.name, command.slot, gone)),
             Ok(Renewal::Busy) => StoreError::row_locked(),
             Err(failure) => failure,
         };
@@ -152,10 +149,7 @@ pub(crate) async fn by_ticket(
             }
         });
         match done.await.map_err(|e| e.into_error(op))? {
-            Renewal::Lost(gone) => Err(Error::lost(
-                &ticket.name,
-                Loss::of_ticket(ticket.slot, gone),
-            )),
+            Renewal::Lost(gone) => Err(lost(&ticket.name, ticket.slot, gone)),
             Renewal::Renewed { .. } | Renewal::Busy => Ok(()),
         }
     })
