@@ -96,11 +96,6 @@ impl Scheduler {
             .map(|entry| *entry.lease.timing())
     }
 
-    /// Renew a lease to another ttl, at once and from now on.
-    pub(crate) fn extend(&self, id: GrantId, timing: Timing) {
-        self.update(id, |lease, now| lease.extend(timing, now));
-    }
-
     /// Change a lease that is being renewed; `None` if there is none with this id.
     pub(crate) fn update<T>(
         &self,
