@@ -11,7 +11,7 @@ use crate::client::guard::LockGuard;
 use crate::client::guard::start::start_renewing;
 use crate::client::own_grants::OwnGrant;
 use crate::client::read::read_row;
-use crate::client::release::{defer, release_grant};
+use crate::client::release::{ReleaseRequest, defer};
 use crate::client::renewal::grant_state::log_grant;
 use crate::error::Error;
 use crate::error::loss::Loss;
@@ -119,7 +119,9 @@ impl Drop for ReleaseUnlessResumed<'_> {
         let Some(command) = self.command else { return };
         let (client, ttl) = (Arc::clone(&self.client), Ttl::Infinite);
         let release = ReleaseCommand::of(&command.granted(None), ttl);
-        tokio::spawn(release_grant(client, release, BootInstant::ZERO, ttl, None));
+        // The background completes it.
+        let request = ReleaseRequest::new(client, release, BootInstant::ZERO, ttl, None);
+        drop(request);
     }
 }
 

@@ -22,39 +22,22 @@ const LONGEST_RETRY: Duration = Duration::from_secs(2);
 /// The longest pause after a rejection: permissions are seldom restored within seconds.
 const LONGEST_REJECTED: Duration = Duration::from_secs(30);
 
-/// Release a grant in the background. Retries until the database answers or the lease has ended by
-/// itself.
+/// The release of a grant. If it is dropped before it is done, the background completes it.
 ///
-/// If the row is locked and a fence of this grant is open in this process, the fence is taken to be
-/// the cause: the answer is [`Released::Busy`] at once, and the release is deferred until the fence
-/// ends.
-///
-/// The release counts as pending from this call, not from its first poll, so that a drain after the
-/// drop of a guard waits for it.
-///
-/// Each try lets the lock rest for what is left until `unavailable_until` when it is sent, so that
-/// neither a pause nor a repetition makes the rest longer.
-///
-/// `held_for` is for the log; `None` if the grant comes from a cancelled acquire.
-///
-/// # Errors
-///
-/// The error of the last try.
-pub(crate) fn release_grant(
-    client: Arc<Client>,
-    command: ReleaseCommand,
-    unavailable_until: BootInstant,
-    ttl: Ttl,
-    held_for: Option<Duration>,
-) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
-    ReleaseRequest::new(client, command, unavailable_until, ttl, held_for).in_background()
-}
-
-/// A release in progress. If it is dropped before it is done, the background completes it.
+/// It is retried until the database answers or the lease has ended by itself. If the row is locked
+/// and a fence of this grant is open in this process, the fence is taken to be the cause: the answer
+/// is [`Released::Busy`] at once, and the release is deferred until the fence ends.
 #[derive(Debug)]
 pub(crate) struct ReleaseRequest(Option<ForkSafe<ReleaseTask>>);
 
 impl ReleaseRequest {
+    /// The release counts as pending from this call, not from its first poll, so that a drain after
+    /// the drop of a guard waits for it.
+    ///
+    /// Each try lets the lock rest for what is left until `unavailable_until` when it is sent, so that
+    /// neither a pause nor a repetition makes the rest longer.
+    ///
+    /// `held_for` is for the log; `None` if the grant comes from a cancelled acquire.
     pub(crate) fn new(
         client: Arc<Client>,
         command: ReleaseCommand,
@@ -102,7 +85,7 @@ impl ReleaseRequest {
         }
     }
 
-    /// Complete the release in the background.
+    /// Complete the release in the background. The error is that of the last try.
     pub(crate) fn in_background(
         mut self,
     ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {

@@ -14,7 +14,7 @@ use crate::client::guard::LockGuard;
 use crate::client::guard::start::start_renewing;
 use crate::client::holder::with_ended_grant;
 use crate::client::own_grants::{OwnGrant, is_own_grant};
-use crate::client::release::release_grant;
+use crate::client::release::ReleaseRequest;
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;
@@ -364,7 +364,8 @@ impl Drop for Attempt {
         let client = Arc::clone(&self.client);
         let pending = client.pending_releases.begin();
         let send = move |release| {
-            release_grant(Arc::clone(&client), release, BootInstant::ZERO, ttl, None)
+            let client = Arc::clone(&client);
+            ReleaseRequest::new(client, release, BootInstant::ZERO, ttl, None).in_background()
         };
         let (first, mut under_way) = (send(release.clone()), self.under_way.take());
         let is_in_batch = self.is_in_batch;
