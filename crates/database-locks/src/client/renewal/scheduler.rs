@@ -30,7 +30,7 @@ pub(crate) struct Scheduler {
     pub(super) store: Measured,
     table: Mutex<LeaseTable>,
     /// Whether a renewal waits for its row. There is one at most, since it has a connection of its own.
-    pub(super) in_queue: AtomicBool,
+    pub(super) waiting: AtomicBool,
     changed: Notify,
     closed: AtomicBool,
 }
@@ -41,7 +41,7 @@ impl Scheduler {
         let scheduler = Arc::new(Self {
             store,
             table: Mutex::default(),
-            in_queue: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
             changed: Notify::new(),
             closed: AtomicBool::new(false),
         });
@@ -148,12 +148,12 @@ impl Scheduler {
             let mut events = LeaseEvents::default();
             let (until, soon) = {
                 let (mut table, now) = (self.table(), clock::now());
-                table.may_queue =
-                    self.store.renews_in_queue() && !self.in_queue.load(Ordering::Acquire);
+                table.may_wait =
+                    self.store.renews_waiting() && !self.waiting.load(Ordering::Acquire);
                 let due = table.begin_due(now, &mut events);
-                if let Some(renewal) = due.queued {
-                    self.in_queue.store(true, Ordering::Release);
-                    rounds.spawn(Arc::clone(&self).send_in_queue(renewal));
+                if let Some(renewal) = due.waiting {
+                    self.waiting.store(true, Ordering::Release);
+                    rounds.spawn(Arc::clone(&self).send_waiting(renewal));
                 }
                 let mut behind = 0;
                 for mut due in [due.together, due.separate] {

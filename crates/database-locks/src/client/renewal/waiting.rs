@@ -21,10 +21,10 @@ const TIMEOUT: Duration = Duration::from_millis(2_500);
 
 impl Scheduler {
     /// Send a renewal that waits for its row, and deliver the result.
-    pub(super) async fn send_in_queue(self: Arc<Self>, renewal: (Grant, Ttl)) {
+    pub(super) async fn send_waiting(self: Arc<Self>, renewal: (Grant, Ttl)) {
         let (sent, id) = (clock::now(), renewal.0.id);
-        let done = self.store.renew_in_queue(&renewal, TIMEOUT).await;
-        self.in_queue.store(false, Ordering::Release);
+        let done = self.store.renew_waiting(&renewal, TIMEOUT).await;
+        self.waiting.store(false, Ordering::Release);
         match done {
             Ok(answer) => self.record_answers(&[renewal], sent, vec![answer]),
             // Its row is locked, as far as known. The next round finds out whether there is an outage.
