@@ -84,21 +84,33 @@ pub(crate) fn resumed(engine: Engine) {
     counter!("database_locks_resumed_total", "engine" => engine).increment(1);
 }
 
-/// Counts an acquire as under way until it is dropped.
-pub(crate) struct Waiting(Engine);
+/// Counts an acquire as under way until it is done or dropped. If it is dropped, its caller has given
+/// up.
+pub(crate) struct Waiting {
+    engine: Engine,
+    done: bool,
+}
 
 impl Waiting {
     pub(crate) fn new(engine: Engine) -> Self {
         #[cfg(feature = "metrics")]
         gauge!("database_locks_waiting", "engine" => engine).increment(1);
-        Self(engine)
+        let done = false;
+        Self { engine, done }
+    }
+
+    pub(crate) fn done(mut self) {
+        self.done = true;
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         #[cfg(feature = "metrics")]
-        gauge!("database_locks_waiting", "engine" => self.0).decrement(1);
+        gauge!("database_locks_waiting", "engine" => self.engine).decrement(1);
+        if !self.done {
+            not_acquired(self.engine, "given_up");
+        }
     }
 }
 
@@ -127,8 +139,10 @@ pub(crate) fn lost(engine: Engine, reason: LostReason) {
 /// Count renewals by result: `renewed`, `busy`, `unknown` or `lost`.
 pub(crate) fn renewals(engine: Engine, result: &'static str, locks: usize) {
     #[cfg(feature = "metrics")]
-    counter!("database_locks_renewals_total", "engine" => engine, "result" => result)
-        .increment(locks as u64);
+    if locks > 0 {
+        counter!("database_locks_renewals_total", "engine" => engine, "result" => result)
+            .increment(locks as u64);
+    }
 }
 
 /// Record a request to the database and its duration.

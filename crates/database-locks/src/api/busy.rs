@@ -50,9 +50,7 @@ impl Busy {
         let mut busy = Self::of_row(&row);
         // It would have been acquired.
         if is_unheld(&row)
-            && let Some(session) = (client.row_locker)
-                .find_if_possible(&client.store, name, Slot::Lock)
-                .await
+            && let Some(session) = (client.row_lockers.find_if_possible(name, Slot::Lock)).await
         {
             (busy.holder, busy.row_locker) = (row.holder, Some(session.into()));
         }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::api::locks::Locks;
 use crate::client::Client;
+use crate::client::force::{force, force_after_fence};
 use crate::client::read::{is_unheld, read_row};
-use crate::client::release::{force, force_after_fence};
 use crate::error::Error;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
@@ -99,9 +99,8 @@ impl Locks {
                 while_contended(FORCE_TIMEOUT, || try_force(&client, &name, slot, &unheld));
             let (from, done) = match forced.await {
                 Err(conflict @ StoreError::Contention(_)) => {
-                    let locker = &client.row_locker;
-                    let session = locker.find_if_possible(&client.store, &name, slot).await;
-                    let cause = session.map_or(conflict, |session| locked_by(&session));
+                    let find = client.row_lockers.find_if_possible(&name, slot);
+                    let cause = find.await.map_or(conflict, |session| locked_by(&session));
                     return Err(cause.into_error(op()));
                 }
                 forced => forced.map_err(|e| e.into_error(op()))?,
@@ -166,7 +165,7 @@ async fn free_unless_locked(
     name: &LockName,
     slot: Slot,
 ) -> Result<(Option<Holder>, bool), StoreError> {
-    match client.row_locker.find(&client.store, name, slot).await {
+    match client.row_lockers.find(name, slot).await {
         Ok(None) => Ok((None, true)),
         Ok(Some(session)) => Err(locked_by(&session)),
         Err(StoreError::Unavailable(cause) | StoreError::Contention(cause)) => {

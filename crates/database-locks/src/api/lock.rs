@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::api::busy::Busy;
 use crate::client::acquire::acquire;
 use crate::client::acquire::poll_interval::LONGEST_POLL;
-use crate::client::acquire::request::{AcquireRequest, Mode};
+use crate::client::acquire::request::AcquireRequest;
 use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
@@ -17,7 +17,7 @@ use crate::client::holder::{check_holder, metadata};
 use crate::error::Error;
 use crate::runtime;
 use protocol::{
-    GrantId, Human, LockName, MAX_PERMITS, OncePer, Renewing, Short, Ticket, Timing, Ttl,
+    GrantId, Human, Kind, LockName, MAX_PERMITS, OncePer, Renewing, Short, Ticket, Timing, Ttl,
     checked_at_least,
 };
 
@@ -306,10 +306,13 @@ impl Lock {
             at_least: checked_at_least(self.at_least)?,
             once_per: self.once_per.map(OncePer::new).transpose()?,
             poll: self.poll,
-            mode: match self.permits {
-                Some(limit) => Mode::Permit { limit },
-                None if self.shared => Mode::Shared { beside: None },
-                None => Mode::Exclusive,
+            kind: match self.permits {
+                Some(limit) => Kind::Permit {
+                    limit,
+                    expired: Vec::new(),
+                },
+                None if self.shared => Kind::Shared { beside: None },
+                None => Kind::Exclusive,
             },
         })
     }

@@ -28,7 +28,7 @@ const MAX_OTHERS: usize = 100;
 
 /// A kind of request that the store carries out in batches.
 pub(crate) trait Operation: fmt::Debug + Send + Sync + 'static {
-    type Answer: Send + 'static;
+    type Answer: fmt::Debug + Send + 'static;
 
     /// Whether it is about a permit or a shared grant.
     fn is_other(&self) -> bool;
@@ -73,11 +73,13 @@ struct Shared<Q: Operation> {
     state: Mutex<State<Q>>,
 }
 
+#[derive(Debug)]
 struct State<Q: Operation> {
     under_way: bool,
     waiting: Vec<Waiting<Q>>,
 }
 
+#[derive(Debug)]
 struct Waiting<Q: Operation> {
     asked: Q,
     reply: oneshot::Sender<Result<Q::Answer, StoreError>>,
@@ -86,15 +88,6 @@ struct Waiting<Q: Operation> {
 }
 
 type Answer<Q> = oneshot::Receiver<Result<<Q as Operation>::Answer, StoreError>>;
-
-impl<Q: Operation> fmt::Debug for State<Q> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("State")
-            .field("under_way", &self.under_way)
-            .field("waiting", &self.waiting.len())
-            .finish()
-    }
-}
 
 impl<Q: Operation> Batch<Q> {
     pub(crate) fn new(store: Measured) -> Self {
@@ -239,10 +232,14 @@ impl<Q: Operation> Shared<Q> {
 
     async fn send_alone(&self, asked: &Q) -> Result<Q::Answer, StoreError> {
         let asked = std::slice::from_ref(asked);
-        let mut answers = Q::carry_out(asked, &self.store).await?;
-        let none = || StoreError::Unavailable("the store returned no answer".into());
-        answers.pop().ok_or_else(none)
+        single_answer(Q::carry_out(asked, &self.store).await)
     }
+}
+
+/// The answer to the only request.
+pub(crate) fn single_answer<T>(answers: Result<Vec<T>, StoreError>) -> Result<T, StoreError> {
+    let none = || StoreError::Unavailable("the store returned no answer".into());
+    answers?.pop().ok_or_else(none)
 }
 
 impl<Q: Operation> State<Q> {

@@ -6,14 +6,14 @@ use std::time::Duration;
 use crate::client::Client;
 use crate::client::acquire::attempt::Attempt;
 use crate::client::acquire::poll_interval::LONGEST_POLL;
-use crate::client::acquire::request::{AcquireRequest, Mode, op};
+use crate::client::acquire::request::{AcquireRequest, op};
 use crate::client::guard::LockGuard;
 use crate::client::read::read_row;
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{Grant, LockName, Outcome, REQUEST_TIMEOUT, Slot};
+use protocol::{Grant, Kind, LockName, Outcome, REQUEST_TIMEOUT, Slot};
 
 /// The pause before another try, while a renewal has the row locked.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -45,7 +45,7 @@ pub(crate) async fn downgrade(
             at_least: Duration::ZERO,
             once_per: None,
             poll: LONGEST_POLL,
-            mode: Mode::Shared {
+            kind: Kind::Shared {
                 beside: Some(from.id),
             },
         };
@@ -78,9 +78,7 @@ async fn acquire(
                 return granted.map(Some).map_err(|loss| Error::lost(name, loss));
             }
             Ok(Outcome::Held(_) | Outcome::TooRecent(_)) => return Ok(None),
-            Ok(Outcome::Busy) => {
-                StoreError::Contention("its row is locked by another transaction".into())
-            }
+            Ok(Outcome::Busy) => StoreError::row_locked(),
             Err(failure) => failure,
         };
         if matches!(failure, StoreError::Rejected { .. }) || clock::now() >= until {

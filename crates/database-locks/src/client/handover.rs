@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::Client;
-use crate::client::acquire::attempt::start_renewing;
 use crate::client::acquire::request::AcquireRequest;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
+use crate::client::guard::start::start_renewing;
 use crate::client::own_grants::OwnGrant;
 use crate::client::read::read_row;
-use crate::client::release::{defer, release_grant};
+use crate::client::release::{ReleaseRequest, defer};
 use crate::client::renewal::grant_state::log_grant;
 use crate::error::Error;
 use crate::error::loss::Loss;
@@ -21,8 +21,8 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, BootInstant, Gone, Grant, Kind, Lease, LockInfo, LostReason, Primary,
-    REQUEST_TIMEOUT, ReleaseCommand, Released, Renewal, ResumeCommand, Ticket, Ttl,
+    AcquireCommand, BootInstant, Gone, Grant, Kind, Lease, LockInfo, LockName, LostReason, Primary,
+    REQUEST_TIMEOUT, ReleaseCommand, Released, Renewal, ResumeCommand, Slot, Ticket, Ttl,
 };
 
 /// Resume the grant of a ticket. Trust is checked last, on the caller's thread, so that the guard
@@ -32,16 +32,7 @@ pub(crate) async fn resume(
     request: AcquireRequest,
     ticket: Ticket,
 ) -> Result<LockGuard, Error> {
-    let guard = in_background(client, request, ticket).await?;
-    guard.still_trusted().map(|()| guard)
-}
-
-async fn in_background(
-    client: Arc<Client>,
-    request: AcquireRequest,
-    ticket: Ticket,
-) -> Result<LockGuard, Error> {
-    runtime::run(async move {
+    let resumed = runtime::run(async move {
         let to = AcquireCommand {
             name: request.name,
             grant: random_grant_id()?,
@@ -68,15 +59,13 @@ async fn in_background(
         let to = &command.to;
         let lease = Lease::granted(request.timing, sent, to.length);
         if lease.trusted_until() <= clock::now() {
-            return Err(Error::lost(
-                &to.name,
-                Loss::of_ticket(command.slot, LostReason::Expired),
-            ));
+            return Err(lost(&to.name, command.slot, LostReason::Expired));
         }
         unresumed.command = None;
         let grant = command.granted(confirmed_by);
         let until = sent + request.at_least;
-        let guard = start_renewing(&client, grant, lease, until).await;
+        // A ticket does not contain the ttl, which may be infinite.
+        let guard = start_renewing(&client, grant, lease, Ttl::Infinite, until).await;
         let guard = guard.map_err(|loss| Error::lost(&to.name, loss))?;
         metrics::resumed(client.store.engine());
         log_grant!(
@@ -85,9 +74,15 @@ async fn in_background(
             "{} resumed",
             command.slot.as_str()
         );
-        Ok(guard.with_unknown_ttl())
-    })
-    .await
+        Ok(guard)
+    });
+    let guard = resumed.await?;
+    guard.still_trusted().map(|()| guard)
+}
+
+/// The loss of the grant of a ticket.
+fn lost(name: &LockName, slot: Slot, gone: impl Into<Gone>) -> Error {
+    Error::lost(name, Loss::of_ticket(slot, gone))
 }
 
 /// Send the request until it succeeds or the timeout ends. Returns when the successful request was
@@ -101,15 +96,8 @@ async fn retry_resume(
         let sent = clock::now();
         let failure = match client.store.resume(command, REQUEST_TIMEOUT).await {
             Ok(Renewal::Renewed { confirmed_by }) => return Ok((sent, confirmed_by)),
-            Ok(Renewal::Lost(gone)) => {
-                return Err(Error::lost(
-                    &command.to.name,
-                    Loss::of_ticket(command.slot, gone),
-                ));
-            }
-            Ok(Renewal::Busy) => {
-                StoreError::Contention("its row is locked by another transaction".into())
-            }
+            Ok(Renewal::Lost(gone)) => return Err(lost(&command.to.name, command.slot, gone)),
+            Ok(Renewal::Busy) => StoreError::row_locked(),
             Err(failure) => failure,
         };
         if matches!(failure, StoreError::Rejected { .. }) || clock::now() >= until {
@@ -128,28 +116,12 @@ struct ReleaseUnlessResumed<'a> {
 
 impl Drop for ReleaseUnlessResumed<'_> {
     fn drop(&mut self) {
-        let Some(ResumeCommand {
-            slot, token, to, ..
-        }) = self.command
-        else {
-            return;
-        };
-        let command = ReleaseCommand {
-            name: to.name.clone(),
-            slot: *slot,
-            token: Some(*token),
-            grant: to.grant,
-            holder: Arc::clone(&to.holder),
-            rest: Duration::ZERO,
-            durable: true,
-        };
-        tokio::spawn(release_grant(
-            Arc::clone(&self.client),
-            command,
-            BootInstant::ZERO,
-            Ttl::Infinite,
-            None,
-        ));
+        let Some(command) = self.command else { return };
+        let (client, ttl) = (Arc::clone(&self.client), Ttl::Infinite);
+        let release = ReleaseCommand::of(&command.granted(None), ttl);
+        // The background completes it.
+        let request = ReleaseRequest::new(client, release, BootInstant::ZERO, ttl, None);
+        drop(request);
     }
 }
 
@@ -174,17 +146,12 @@ pub(crate) async fn by_ticket(
     runtime::run(async move {
         let done = while_contended(REQUEST_TIMEOUT, || async {
             match run_by_ticket(&client, &ticket, operation).await? {
-                Renewal::Busy => Err(StoreError::Contention(
-                    "its row is locked by another transaction".into(),
-                )),
+                Renewal::Busy => Err(StoreError::row_locked()),
                 done => Ok(done),
             }
         });
         match done.await.map_err(|e| e.into_error(op))? {
-            Renewal::Lost(gone) => Err(Error::lost(
-                &ticket.name,
-                Loss::of_ticket(ticket.slot, gone),
-            )),
+            Renewal::Lost(gone) => Err(lost(&ticket.name, ticket.slot, gone)),
             Renewal::Renewed { .. } | Renewal::Busy => Ok(()),
         }
     })

@@ -38,19 +38,14 @@ pub(crate) fn default_holder() -> String {
 }
 
 pub(crate) fn check_holder(holder: &str) -> Result<(), Error> {
+    let got = match holder.chars().count() {
+        0 => "empty".to_owned(),
+        n if n > MAX_HOLDER_CHARS => format!("{n} characters long"),
+        _ if holder.contains('\0') => "a text with a NUL in it".to_owned(),
+        _ => return Ok(()),
+    };
     let allowed = "1 to 255 characters without NUL";
-    match holder.chars().count() {
-        0 => Err(Error::config("holder", "empty", allowed)),
-        n if n > MAX_HOLDER_CHARS => Err(Error::config(
-            "holder",
-            format!("{n} characters long"),
-            allowed,
-        )),
-        _ if holder.contains('\0') => {
-            Err(Error::config("holder", "a text with a NUL in it", allowed))
-        }
-        _ => Ok(()),
-    }
+    Err(Error::config("holder", got, allowed))
 }
 
 static PROGRAM: OnceLock<String> = OnceLock::new();
@@ -141,11 +136,8 @@ fn describe(
     let text = ascii_json(&all);
     // A text column accepts the escape \u0000, but a later cast to jsonb fails.
     if text.contains("\\u0000") {
-        return Err(Error::config(
-            "metadata",
-            "a text with a NUL in it",
-            "text without NUL",
-        ));
+        let got = "a text with a NUL in it";
+        return Err(Error::config("metadata", got, "text without NUL"));
     }
     Ok(text)
 }
@@ -154,16 +146,14 @@ fn describe(
 fn add_field(all: &mut Map<String, Value>, key: &str, value: Value, most: usize) {
     all.insert(key.to_owned(), value);
     while ascii_json(all).len() > most {
-        let shorter = match all.get(key) {
-            Some(Value::String(text)) if text.chars().count() > 1 => {
-                let half = text.chars().count() / 2;
-                text.chars().take(half).collect::<String>()
-            }
-            _ => {
-                all.remove(key);
-                return;
-            }
+        let Some(Value::String(text)) = all.remove(key) else {
+            return;
         };
+        let half = text.chars().count() / 2;
+        if half == 0 {
+            return;
+        }
+        let shorter: String = text.chars().take(half).collect();
         all.insert(key.to_owned(), shorter.into());
     }
 }

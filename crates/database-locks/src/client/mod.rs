@@ -6,6 +6,7 @@ pub(crate) mod batch;
 pub(crate) mod direct;
 pub(crate) mod downgrade;
 pub(crate) mod endpoint;
+pub(crate) mod force;
 pub(crate) mod grant_id;
 pub(crate) mod guard;
 pub(crate) mod handover;
@@ -17,14 +18,14 @@ mod process_exit;
 pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renewal;
-pub(crate) mod row_locker;
+pub(crate) mod row_locker_cache;
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::client::acquire::poller::Poller;
 use crate::client::acquire::queue::Queues;
 use crate::client::acquire::reports::Outages;
-use crate::client::acquire::request::{AcquireRequest, Mode};
+use crate::client::acquire::request::AcquireRequest;
 use crate::client::batch::Batch;
 use crate::client::direct::DirectClient;
 use crate::client::holder::default_holder;
@@ -32,12 +33,12 @@ use crate::client::open_fences::OpenFences;
 use crate::client::own_grants::ClientNumber;
 use crate::client::pending_releases::PendingReleases;
 use crate::client::renewal::scheduler::Scheduler;
-use crate::client::row_locker::RowLocker;
+use crate::client::row_locker_cache::RowLockerCache;
 use crate::error::Error;
 use crate::metrics;
 use crate::runtime::fork::PerProcess;
 use crate::store::{api::Notice, measured::Measured};
-use protocol::{AcquireCommand, LockName, Observations, ReleaseCommand, Slot, Version};
+use protocol::{AcquireCommand, Kind, LockName, Observations, ReleaseCommand, Slot, Version};
 
 /// The store, the leases and the queues of one [`Locks`](crate::Locks) in one process.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ pub(crate) struct Client {
     permit_queues: Queues,
     shared_queues: Queues,
     pub(crate) outages: Outages,
-    pub(crate) row_locker: RowLocker,
+    pub(crate) row_lockers: RowLockerCache,
     pub(crate) fences: OpenFences,
     pub(crate) observations: Observations<(LockName, Slot), Version>,
     pub(crate) pending_releases: PendingReleases,
@@ -85,12 +86,12 @@ impl Client {
             releases: Batch::new(store.clone()),
             direct: DirectClient::for_store(&store)?,
             poller: Poller::new(store.clone()),
+            row_lockers: RowLockerCache::new(store.clone()),
             store,
             queues,
             permit_queues,
             shared_queues,
             outages: Outages::default(),
-            row_locker: RowLocker::default(),
             fences: OpenFences::default(),
             observations: Observations::default(),
             pending_releases: PendingReleases::default(),
@@ -106,19 +107,19 @@ impl Client {
     /// Record that a guard of this process holds the lock, so that its waiters need not try. Of a
     /// semaphore another permit may be free.
     pub(crate) fn note_acquired(&self, request: &AcquireRequest) {
-        match request.mode {
-            Mode::Exclusive => self.queues.acquired(&request.name),
-            Mode::Permit { .. } => self.permit_queues.permit_acquired(&request.name),
-            Mode::Shared { .. } => {}
+        match request.kind {
+            Kind::Exclusive => self.queues.acquired(&request.name),
+            Kind::Permit { .. } => self.permit_queues.permit_acquired(&request.name),
+            Kind::Shared { .. } => {}
         }
     }
 
     /// The queues in which such requests wait.
     pub(crate) fn queues_for(&self, request: &AcquireRequest) -> &Queues {
-        match request.mode {
-            Mode::Exclusive => &self.queues,
-            Mode::Shared { .. } => &self.shared_queues,
-            Mode::Permit { .. } => &self.permit_queues,
+        match request.kind {
+            Kind::Exclusive => &self.queues,
+            Kind::Shared { .. } => &self.shared_queues,
+            Kind::Permit { .. } => &self.permit_queues,
         }
     }
 

@@ -21,19 +21,8 @@ pub(crate) struct OpenFences(Mutex<HashMap<GrantId, Entry>>);
 struct Entry {
     state: Arc<GrantState>,
     count: usize,
-    /// Dropped with the entry, which wakes every [`FenceEnd`].
+    /// Dropped with the entry, which wakes all that wait for its end.
     ended: watch::Sender<()>,
-}
-
-/// The end of the last open fence of one grant.
-#[derive(Debug)]
-pub(crate) struct FenceEnd(watch::Receiver<()>);
-
-impl FenceEnd {
-    pub(crate) async fn wait(mut self) {
-        // The sender never sends; the channel closes when the entry is dropped.
-        while self.0.changed().await.is_ok() {}
-    }
 }
 
 impl OpenFences {
@@ -62,11 +51,11 @@ impl OpenFences {
         drop(removed);
     }
 
-    /// The end of the last open fence of this grant; `None` if it has no open fence.
-    pub(crate) fn end_of(&self, grant: GrantId) -> Option<FenceEnd> {
-        let entries = self.entries();
-        let entry = entries.get(&grant)?;
-        Some(FenceEnd(entry.ended.subscribe()))
+    /// Wait for the end of the last open fence of this grant; `None` if it has no open fence.
+    pub(crate) fn end_of(&self, grant: GrantId) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let mut ended = self.entries().get(&grant)?.ended.subscribe();
+        // The sender never sends; the channel closes when the entry is dropped.
+        Some(async move { while ended.changed().await.is_ok() {} })
     }
 
     /// The grant of this lock that has an open fence.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Once};
 use protocol::{ReleaseCommand, Ttl};
 
 use crate::client::pending_releases::{ReleaseNumber, wait};
-use crate::client::release::release_grant;
+use crate::client::release::ReleaseRequest;
 use crate::client::{self, Client};
 use crate::runtime;
 use crate::runtime::fork::ForkSafe;
@@ -53,13 +53,9 @@ fn release_all(client: &Arc<Client>) {
         state.mark_released();
         // A resumed guard does not know the ttl in its row, so the release must assume the longest.
         let ttl = Ttl::Infinite;
-        let (command, held_for) = (ReleaseCommand::of(&state.grant, ttl), state.held_for());
-        tokio::spawn(release_grant(
-            Arc::clone(client),
-            command,
-            state.unavailable_until(),
-            ttl,
-            Some(held_for),
-        ));
+        let (client, command) = (Arc::clone(client), ReleaseCommand::of(&state.grant, ttl));
+        let (until, held_for) = (state.unavailable_until(), Some(state.held_for()));
+        // The background completes it.
+        drop(ReleaseRequest::new(client, command, until, ttl, held_for));
     }
 }

@@ -6,7 +6,7 @@ use crate::store::api::StoreError;
 use protocol::{LockInfo, LockName, LockState, ObservedExpiry, REQUEST_TIMEOUT, Semaphore, Slot};
 
 use crate::client::Client;
-use crate::client::row_locker::ROW_LOCKER_TIMEOUT;
+use crate::client::row_locker_cache::ROW_LOCKER_TIMEOUT;
 use crate::error::Error;
 use crate::runtime::clock;
 use crate::store::retry::while_contended;
@@ -54,11 +54,8 @@ pub(crate) async fn locked_unheld(
         let mut rows = client.store.read(names, ROW_LOCKER_TIMEOUT).await.ok()?;
         observe(client, &mut rows);
         for row in rows.iter().filter(|row| is_unheld(row)) {
-            if let Some(session) = client
-                .row_locker
-                .find_if_possible(&client.store, &row.name, Slot::Lock)
-                .await
-            {
+            let find = (client.row_lockers).find_if_possible(&row.name, Slot::Lock);
+            if let Some(session) = find.await {
                 return Some((row.name.clone(), session));
             }
         }

@@ -9,57 +9,35 @@ use crate::client::acquire::head_start::Waiters;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::own_grants::Releasing;
 use crate::client::pending_releases::PendingRelease;
-use crate::client::read::read_row;
-use crate::client::renewal::grant_state::ms;
+use crate::client::renewal::grant_state::{log_grant, ms};
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
 use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
-use crate::store::retry::while_contended;
-use protocol::{
-    BootInstant, Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Slot, Token,
-    Ttl,
-};
+use protocol::{BootInstant, REQUEST_TIMEOUT, ReleaseCommand, Released, Slot, Ttl};
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
 /// The longest pause after a rejection: permissions are seldom restored within seconds.
 const LONGEST_REJECTED: Duration = Duration::from_secs(30);
 
-/// Release a grant in the background. Retries until the database answers or the lease has ended by
-/// itself.
+/// The release of a grant. If it is dropped before it is done, the background completes it.
 ///
-/// If the row is locked and a fence of this grant is open in this process, the fence is taken to be
-/// the cause: the answer is [`Released::Busy`] at once, and the release is deferred until the fence
-/// ends.
-///
-/// The release counts as pending from this call, not from its first poll, so that a drain after the
-/// drop of a guard waits for it.
-///
-/// Each try lets the lock rest for what is left until `unavailable_until` when it is sent, so that
-/// neither a pause nor a repetition makes the rest longer.
-///
-/// `held_for` is for the log; `None` if the grant comes from a cancelled acquire.
-///
-/// # Errors
-///
-/// The error of the last try.
-pub(crate) fn release_grant(
-    client: Arc<Client>,
-    command: ReleaseCommand,
-    unavailable_until: BootInstant,
-    ttl: Ttl,
-    held_for: Option<Duration>,
-) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
-    ReleaseRequest::new(client, command, unavailable_until, ttl, held_for).in_background()
-}
-
-/// A release in progress. If it is dropped before it is done, the background completes it.
+/// It is retried until the database answers or the lease has ended by itself. If the row is locked
+/// and a fence of this grant is open in this process, the fence is taken to be the cause: the answer
+/// is [`Released::Busy`] at once, and the release is deferred until the fence ends.
 #[derive(Debug)]
 pub(crate) struct ReleaseRequest(Option<ForkSafe<ReleaseTask>>);
 
 impl ReleaseRequest {
+    /// The release counts as pending from this call, not from its first poll, so that a drain after
+    /// the drop of a guard waits for it.
+    ///
+    /// Each try lets the lock rest for what is left until `unavailable_until` when it is sent, so that
+    /// neither a pause nor a repetition makes the rest longer.
+    ///
+    /// `held_for` is for the log; `None` if the grant comes from a cancelled acquire.
     pub(crate) fn new(
         client: Arc<Client>,
         command: ReleaseCommand,
@@ -107,7 +85,7 @@ impl ReleaseRequest {
         }
     }
 
-    /// Complete the release in the background.
+    /// Complete the release in the background. The error is that of the last try.
     pub(crate) fn in_background(
         mut self,
     ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
@@ -207,9 +185,7 @@ impl ReleaseTask {
                     self.defer();
                     return Ok(Released::Busy);
                 }
-                Ok(Released::Busy) => {
-                    StoreError::Contention("its row is locked by another transaction".into())
-                }
+                Ok(Released::Busy) => StoreError::row_locked(),
                 Err(failure) => {
                     self.may_be_released |= matches!(failure, StoreError::Unavailable(_));
                     failure
@@ -256,22 +232,16 @@ impl ReleaseTask {
             true => Released::Freed,
             false => done,
         };
-        let message = match (done, self.held_for) {
-            (Released::NotHeld, _) => "nothing left to release",
-            (_, Some(_)) => match self.command.slot {
-                Slot::Lock => "lock released",
-                Slot::Permit(_) | Slot::AnyPermit => "permit released",
-                Slot::Shared(_) => "shared lock released",
-            },
-            (_, None) => "released the grant of a cancelled acquire",
+        let (begin, end) = match (done, self.held_for) {
+            (Released::NotHeld, _) => ("nothing left", "to release"),
+            (_, Some(_)) => (self.command.slot.as_str(), "released"),
+            (_, None) => ("released", "the grant of a cancelled acquire"),
         };
-        tracing::debug!(
-            lock.name = self.command.name.as_str(),
-            lock.slot = self.command.slot.number(),
-            lock.token = self.command.token.map(Token::get),
-            lock.holder = &*self.command.holder,
+        log_grant!(
+            debug,
+            &self.command,
             lock.held_ms = self.held_for.map(ms),
-            "{message}"
+            "{begin} {end}"
         );
         done
     }
@@ -284,11 +254,9 @@ impl ReleaseTask {
             true => "it stays held until its lease ends",
             false => "trying again in the background",
         };
-        tracing::warn!(
-            lock.name = self.command.name.as_str(),
-            lock.slot = self.command.slot.number(),
-            lock.token = self.command.token.map(Token::get),
-            lock.holder = &*self.command.holder,
+        log_grant!(
+            warn,
+            &self.command,
             "not released, {then}: {}",
             error.chain()
         );
@@ -301,11 +269,9 @@ impl ReleaseTask {
 
     fn log_retry(&mut self, failure: &StoreError) {
         if !std::mem::replace(&mut self.logged, true) {
-            tracing::debug!(
-                lock.name = self.command.name.as_str(),
-                lock.slot = self.command.slot.number(),
-                lock.token = self.command.token.map(Token::get),
-                lock.holder = &*self.command.holder,
+            log_grant!(
+                debug,
+                &self.command,
                 "release failed, trying again: {failure}"
             );
         }
@@ -314,11 +280,9 @@ impl ReleaseTask {
     /// Release when the open fence of this grant ends.
     fn defer(self) {
         if self.retry != Some(Retry::AfterFence) {
-            tracing::info!(
-                lock.name = self.command.name.as_str(),
-                lock.slot = self.command.slot.number(),
-                lock.token = self.command.token.map(Token::get),
-                lock.holder = &*self.command.holder,
+            log_grant!(
+                info,
+                &self.command,
                 "{} released while its own fenced transaction is open: it is free when that ends",
                 self.command.slot.as_str()
             );
@@ -350,7 +314,7 @@ impl ReleaseTask {
             let grant = task.command.grant;
             if let Some(fence) = task.client.fences.end_of(grant) {
                 // A caller may keep the fence longer than its transaction, so the wait is bounded.
-                let _ = tokio::time::timeout(LONGEST_RETRY, fence.wait()).await;
+                let _ = tokio::time::timeout(LONGEST_RETRY, fence).await;
             }
             if task.client.fences.end_of(grant).is_none() {
                 task.pending = Some(task.client.pending_releases.begin());
@@ -372,73 +336,4 @@ pub(crate) fn defer(client: &Arc<Client>, command: &ReleaseCommand) -> bool {
         ReleaseTask::new(Arc::clone(client), command.clone(), clock::now(), None).defer();
     }
     open
-}
-
-/// Release a lock or a permit, whichever grant holds it.
-pub(crate) async fn force(
-    client: &Client,
-    name: &LockName,
-    slot: Slot,
-) -> Result<Force, StoreError> {
-    let (store, within) = (&client.store, REQUEST_TIMEOUT);
-    match slot {
-        Slot::Lock => store.force(name, within).await,
-        _ => store.force_permit(name, slot, within).await,
-    }
-}
-
-/// If a fence of the lock's grant is open in this process, release the lock by force when the fence
-/// ends.
-///
-/// Returns the holder; `None` if no such fence is open, and nothing is done.
-pub(crate) fn force_after_fence(
-    client: &Arc<Client>,
-    name: &LockName,
-    slot: Slot,
-) -> Option<Holder> {
-    let state = client.fences.of_lock(name, slot)?;
-    let fence = client.fences.end_of(state.grant.id)?;
-    let holder = Holder {
-        holder: Some(state.grant.holder.as_ref().to_owned()),
-        token: Some(state.grant.token),
-        held_for: Some(state.held_for()),
-        ..Holder::default()
-    };
-    tracing::warn!(
-        lock.name = name.as_str(),
-        lock.slot = slot.number(),
-        lock.token = state.grant.token.get(),
-        lock.holder = &*state.grant.holder,
-        "{} to be released by force when its own fenced transaction ends",
-        slot.as_str()
-    );
-    let client = Arc::clone(client);
-    let _ = runtime::spawn(async move {
-        fence.wait().await;
-        let pending = client.pending_releases.begin();
-        let (name, grant) = (&state.grant.name, state.grant.id.as_str());
-        let forced = while_contended(REQUEST_TIMEOUT, || async {
-            let row = read_row(&client, name, slot).await?;
-            // Release only the grant of the fence, not a later one.
-            if row.as_ref().and_then(|row| row.grant.as_deref()) != Some(grant) {
-                return Ok(());
-            }
-            match force(&client, name, slot).await? {
-                Force::Freed(_) | Force::WasFree => Ok(()),
-                Force::Busy => Err(StoreError::Contention("its row is locked".into())),
-            }
-        });
-        match forced.await {
-            Ok(()) => {
-                client.queues(slot).wake(name);
-                client.wake_shared(slot, name);
-            }
-            Err(failure) => tracing::warn!(
-                lock.name = name.as_str(),
-                "not released by force: {failure}"
-            ),
-        }
-        drop(pending);
-    });
-    Some(holder)
 }

@@ -3,7 +3,6 @@
 pub(crate) mod loss;
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::time::Duration;
 
 use crate::error::loss::Loss;
@@ -51,8 +50,8 @@ pub enum Error {
     /// acquired.
     #[error("{} `{name}` not acquired within {}{}{}{}",
         if permits.is_some() { "a permit of" } else { "lock" },
-        Human(*.waited), PermitsSuffix(*.permits), SharedSuffix(*.shared_by),
-        HeldBySuffix(.holder.as_deref(), *.held_for, *.rests_for, .row_locker.as_deref()))]
+        Human(*.waited), permits_suffix(*.permits), shared_suffix(*.shared_by),
+        holder_suffix(.holder.as_deref(), *.held_for, *.rests_for, .row_locker.as_deref()))]
     #[non_exhaustive]
     TimedOut {
         /// Which lock.
@@ -79,7 +78,7 @@ pub enum Error {
     },
     /// The latest grant of the lock began too recently for one [once per](crate::Lock::once_per)
     /// period. Nothing was acquired.
-    #[error("lock `{name}` not acquired: it was granted{} {} ago, and is granted once per {}", GrantedTo(.holder.as_deref()), Human(*.ago), Human(*.once_per))]
+    #[error("lock `{name}` not acquired: it was granted{} {} ago, and is granted once per {}", granted_to(.holder.as_deref()), Human(*.ago), Human(*.once_per))]
     #[non_exhaustive]
     AlreadyRan {
         /// Which lock.
@@ -221,7 +220,8 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
 }
 
 /// The source of an [`Error::Rejected`] with a hint: the driver's messages, then the hint.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 struct RejectedCause {
     message: String,
     #[allow(dead_code, reason = "shown by Debug")]
@@ -234,14 +234,6 @@ impl RejectedCause {
         Self { message, cause }
     }
 }
-
-impl fmt::Display for RejectedCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl StdError for RejectedCause {}
 
 impl From<InvalidSetting> for Error {
     fn from(invalid: InvalidSetting) -> Self {
@@ -307,7 +299,8 @@ impl From<Error> for std::io::Error {
 }
 
 /// The source of an [`Error::Unavailable`] with more facts than its message.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 pub(crate) struct Cause {
     pub(crate) message: String,
     /// The database answered, so it can be reached, but cannot do the operation now.
@@ -328,14 +321,6 @@ impl Cause {
     }
 }
 
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl StdError for Cause {}
-
 /// The state of a database that is unavailable.
 fn state(source: &BoxError) -> &'static str {
     match Cause::of(source, String::new()).answered {
@@ -344,62 +329,46 @@ fn state(source: &BoxError) -> &'static str {
     }
 }
 
-struct PermitsSuffix(Option<u32>);
-
-impl fmt::Display for PermitsSuffix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            None => Ok(()),
-            Some(0) => f.write_str(": it is paused"),
-            Some(1) => f.write_str(": its one permit is held"),
-            Some(permits) => write!(f, ": all {permits} permits are held"),
-        }
+fn permits_suffix(permits: Option<u32>) -> String {
+    match permits {
+        None => String::new(),
+        Some(0) => ": it is paused".into(),
+        Some(1) => ": its one permit is held".into(),
+        Some(permits) => format!(": all {permits} permits are held"),
     }
 }
 
-/// `: shared by 3 holders`.
-struct SharedSuffix(Option<u32>);
-
-impl fmt::Display for SharedSuffix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            None => Ok(()),
-            Some(1) => f.write_str(": one holder shares it"),
-            Some(holders) => write!(f, ": {holders} holders share it"),
-        }
+fn shared_suffix(holders: Option<u32>) -> String {
+    match holders {
+        None => String::new(),
+        Some(1) => ": one holder shares it".into(),
+        Some(holders) => format!(": {holders} holders share it"),
     }
 }
 
-/// The holder, for how long it has held the lock, and for how long the lock rests.
-/// Holder, its age, the rest, and the session that keeps the row of a free lock locked.
-struct HeldBySuffix<'a>(
-    Option<&'a str>,
-    Option<Duration>,
-    Option<Duration>,
-    Option<&'a str>,
-);
-
-impl fmt::Display for HeldBySuffix<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let locked = "a transaction keeps its row locked";
-        match (self.0, self.2, self.3) {
-            (Some(holder), _, Some(session)) => {
-                write!(f, ": was held by {holder}, and {locked}: {session}")
-            }
-            (None, _, Some(session)) => write!(f, ": {locked}: {session}"),
-            (Some(holder), Some(left), None) => write!(f, ": {}", Resting(holder, left)),
-            (Some(holder), None, None) => write!(f, ": {}", Holding(holder, self.1)),
-            (None, _, None) => Ok(()),
+/// The holder, for how long it has held the lock or the lock rests after it, and the session that
+/// keeps the row of a free lock locked.
+fn holder_suffix(
+    holder: Option<&str>,
+    held_for: Option<Duration>,
+    rests_for: Option<Duration>,
+    session: Option<&str>,
+) -> String {
+    const LOCKED: &str = "a transaction keeps its row locked";
+    match (holder, rests_for, session) {
+        (Some(holder), _, Some(session)) => {
+            format!(": was held by {holder}, and {LOCKED}: {session}")
         }
+        (None, _, Some(session)) => format!(": {LOCKED}: {session}"),
+        (Some(holder), Some(left), None) => format!(": {}", Resting(holder, left)),
+        (Some(holder), None, None) => format!(": {}", Holding(holder, held_for)),
+        (None, _, None) => String::new(),
     }
 }
 
-struct GrantedTo<'a>(Option<&'a str>);
-
-impl fmt::Display for GrantedTo<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |holder| write!(f, " to {holder}"))
-    }
+fn granted_to(holder: Option<&str>) -> String {
+    let to = |holder| format!(" to {holder}");
+    holder.map(to).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -2,26 +2,23 @@
 
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 use protocol::BootInstant;
 
-/// The present time, on a clock that counts while the machine is suspended.
+/// A clock that counts while the machine is suspended.
 ///
 /// On Linux `std::time::Instant` stops during a suspend: after an hour of it, a laptop would trust
 /// leases that ended fifty-nine minutes ago.
 #[cfg(target_os = "linux")]
-pub(crate) fn now() -> BootInstant {
-    let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    BootInstant::from_boot(Duration::new(
-        t.tv_sec.unsigned_abs(),
-        t.tv_nsec.unsigned_abs() as u32,
-    ))
-}
-
-/// The present time. Other systems than Linux use the monotonic clock, which on macOS counts while
-/// the machine is suspended.
+const CLOCK: ClockId = ClockId::Boottime;
+/// The monotonic clock, which on macOS counts while the machine is suspended.
 #[cfg(not(target_os = "linux"))]
+const CLOCK: ClockId = ClockId::Monotonic;
+
+/// The present time.
 pub(crate) fn now() -> BootInstant {
-    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let t = clock_gettime(CLOCK);
     BootInstant::from_boot(Duration::new(
         t.tv_sec.unsigned_abs(),
         t.tv_nsec.unsigned_abs() as u32,

@@ -309,35 +309,33 @@ impl<T> PerProcess<T> {
 
     /// The value of this process, if it has been made.
     pub fn get(&self) -> Option<&T> {
-        let mut slot = self;
-        while let Some(node) = slot.0.get() {
-            if node.value.is_in_owner_process() {
-                return Some(&node.value);
-            }
-            slot = &node.next;
-        }
-        None
+        self.find().ok()
     }
 
     /// The value of this process, made on first use. If two threads make it at the same time, one
     /// result is dropped.
     pub fn get_or_try_init<E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
-        let (mut slot, mut make) = (self, Some(make));
-        loop {
-            match (slot.0.get(), make.take()) {
-                (Some(node), _) if node.value.is_in_owner_process() => return Ok(&node.value),
-                (Some(node), unused) => (slot, make) = (&node.next, unused),
-                (None, Some(make)) => {
-                    let node = Node {
-                        value: ForkSafe::new(make()?),
-                        next: Self::new(),
-                    };
-                    // If another thread filled the cell first, the loop finds its value.
-                    let _ = slot.0.set(Box::new(node));
-                }
-                (None, None) => unreachable!("a slot that was filled is empty"),
+        let empty = match self.find() {
+            Ok(value) => return Ok(value),
+            Err(empty) => empty,
+        };
+        let node = Node {
+            value: ForkSafe::new(make()?),
+            next: Self::new(),
+        };
+        Ok(&empty.0.get_or_init(|| Box::new(node)).value)
+    }
+
+    /// The value of this process, or the cell for it.
+    fn find(&self) -> Result<&T, &Self> {
+        let mut slot = self;
+        while let Some(node) = slot.0.get() {
+            if node.value.is_in_owner_process() {
+                return Ok(&node.value);
             }
+            slot = &node.next;
         }
+        Err(slot)
     }
 }
 

@@ -62,8 +62,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], within: Duration)
     -> Reply<'a, Vec<Renewal>>;
 
-    /// Whether [`renew_in_queue`](Store::renew_in_queue) waits. If not, it is not used.
-    fn renews_in_queue(&self) -> bool {
+    /// Whether [`renew_waiting`](Store::renew_waiting) waits. If not, it is not used.
+    fn renews_waiting(&self) -> bool {
         false
     }
 
@@ -71,7 +71,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// of the requests for it. On a connection of its own, so that no other request waits behind it.
     ///
     /// A lease that ends while the request waits is not renewed.
-    fn renew_in_queue<'a>(
+    fn renew_waiting<'a>(
         &'a self,
         renewal: &'a (Grant, Ttl),
         within: Duration,

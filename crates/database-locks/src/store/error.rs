@@ -16,6 +16,9 @@ pub(crate) const IDS_USED_UP: &str = "the ids of its rows are used up: as the ow
 pub(crate) const TOKEN_OUT_OF_RANGE: &str =
     "its token is out of range: delete its row once no program works under the lock";
 
+/// Why a row could not be written to: another transaction keeps it locked.
+pub(crate) const ROW_LOCKED: &str = "its row is locked by another transaction";
+
 /// Why a store has no answer. The request may have been carried out all the same, unless it was
 /// rejected or [`is_undone`](Self::is_undone).
 #[derive(Debug)]
@@ -39,6 +42,11 @@ impl StoreError {
             hint: hint.map(str::to_owned),
             source: message.into().into(),
         }
+    }
+
+    /// Another transaction has the row locked.
+    pub(crate) fn row_locked() -> Self {
+        Self::Contention(ROW_LOCKED.into())
     }
 
     /// The refusal to guard tables of an engine whose locks are not in the database of the tables.

@@ -101,7 +101,7 @@ measured! {
     acquire(commands: &[AcquireCommand], within: Duration) -> Vec<Outcome>, "acquire";
     acquire_all(commands: &[AcquireCommand], within: Duration) -> AllOutcome, "acquire_all";
     renew(grants: &[(Grant, Ttl)], within: Duration) -> Vec<Renewal>, "renew";
-    renew_in_queue(renewal: &(Grant, Ttl), within: Duration) -> Renewal, "renew";
+    renew_waiting(renewal: &(Grant, Ttl), within: Duration) -> Renewal, "renew";
     release(commands: &[ReleaseCommand], within: Duration) -> Vec<Released>, "release";
     read(names: &[LockName], within: Duration) -> Vec<LockInfo>, "read";
     page(filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";

@@ -37,6 +37,7 @@ mod sqlite;
 pub use api::*;
 pub(crate) use connect::options::ConnectOptions;
 pub use connect::table::Table;
+pub(crate) use error::ROW_LOCKED;
 #[cfg(feature = "mysql")]
 pub use mysql::{guard_triggers, unguard_triggers};
 #[cfg(feature = "postgres")]

@@ -11,7 +11,9 @@ use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime::join::join_all;
 use crate::store::api::StoreError;
-use protocol::{AcquireCommand, AllOutcome, LockName, Outcome, REQUEST_TIMEOUT, Slot, Token};
+use protocol::{
+    AcquireCommand, AllOutcome, Holder, LockName, Outcome, REQUEST_TIMEOUT, Slot, Timing, Token,
+};
 
 /// A request for several locks, with all settings checked: they differ in their names alone. There
 /// is one at least, their names are in order, and none occurs twice.
@@ -48,13 +50,7 @@ impl AllRequest {
     }
 
     pub(super) fn with_wait(&self, wait: Option<Duration>) -> Self {
-        let all = self.0.iter().map(|one| {
-            Arc::new(AcquireRequest {
-                wait,
-                ..AcquireRequest::clone(one)
-            })
-        });
-        Self(all.collect())
+        Self(self.0.iter().map(|one| one.with_wait(wait)).collect())
     }
 }
 
@@ -78,61 +74,49 @@ impl AllAttempt {
         let unknown: Vec<bool> = self.0.iter_mut().map(Attempt::prepare).collect();
         let commands: Vec<AcquireCommand> =
             (self.0.iter()).map(|one| one.command().clone()).collect();
-        let answer = client.store.acquire_all(&commands, REQUEST_TIMEOUT).await;
+        let mut answer = client.store.acquire_all(&commands, REQUEST_TIMEOUT).await;
         let mut spoiled = false;
-        let mut each = self.0.iter_mut().zip(unknown).enumerate();
-        let answer = match answer {
+        let each = self.0.iter_mut().zip(unknown);
+        match &mut answer {
             Ok(AllOutcome::Granted {
                 tokens,
                 length,
-                shared,
                 confirmed_by,
+                ..
             }) => {
-                for ((_, (one, unknown)), token) in each.zip(&tokens) {
-                    let token = *token;
+                for ((one, unknown), token) in each.zip(tokens) {
                     let granted = Outcome::Granted {
                         slot: Slot::Lock,
-                        token,
-                        length,
+                        token: *token,
+                        length: *length,
                         is_shared: false,
-                        confirmed_by,
+                        confirmed_by: *confirmed_by,
                     };
                     let _ = one.answered(unknown, Ok(granted));
                 }
-                Ok(AllOutcome::Granted {
-                    tokens,
-                    length,
-                    shared,
-                    confirmed_by,
-                })
             }
-            Ok(AllOutcome::NotGranted(mut holders)) => {
-                for ((at, (one, unknown)), command) in each.by_ref().zip(&commands) {
-                    let holder = holders.get_mut(at).and_then(Option::take);
-                    let own = holder.as_ref().is_some_and(|holder| {
-                        holder.grant.as_deref() == Some(command.grant.as_str())
-                    });
+            Ok(AllOutcome::NotGranted(holders)) => {
+                for ((one, unknown), holder) in each.zip(holders) {
+                    let grant = one.command().grant;
+                    let is_own = |holder: &Holder| holder.grant.as_deref() == Some(grant.as_str());
+                    let own = holder.as_ref().is_some_and(is_own);
                     spoiled |= own;
-                    let outcome = match holder {
+                    let outcome = match holder.take() {
                         Some(holder) if !own => Outcome::Held(holder),
                         // The drop of the attempt releases it.
                         _ => Outcome::Busy,
                     };
-                    if let Ok(Outcome::Held(holder)) = one.answered(unknown || own, Ok(outcome))
-                        && let Some(slot) = holders.get_mut(at)
-                    {
-                        *slot = Some(holder);
+                    if let Ok(Outcome::Held(known)) = one.answered(unknown || own, Ok(outcome)) {
+                        *holder = Some(known);
                     }
                 }
-                Ok(AllOutcome::NotGranted(holders))
             }
             Err(failure) => {
-                for (_, (one, unknown)) in each {
+                for (one, unknown) in each {
                     let _ = one.answered(unknown, Err(failure.duplicate()));
                 }
-                Err(failure)
             }
-        };
+        }
         (answer, spoiled)
     }
 
@@ -142,6 +126,7 @@ impl AllAttempt {
         client: &Client,
         tokens: &[Token],
         length: Duration,
+        timing: Timing,
     ) -> Result<Vec<LockGuard>, (LockName, Loss)> {
         let names: Vec<LockName> = (self.0.iter())
             .map(|one| one.command().name.clone())
@@ -150,8 +135,8 @@ impl AllAttempt {
             client.queues(Slot::Lock).acquired(name);
         }
         let each = self.0.iter_mut().zip(tokens);
-        let guards =
-            join_all(each.map(|(one, token)| one.granted_as_requested(*token, length))).await;
+        let each = each.map(|(one, token)| one.granted(Slot::Lock, *token, length, timing));
+        let guards = join_all(each).await;
         let (mut held, mut lost) = (Vec::with_capacity(guards.len()), None);
         for (name, guard) in names.into_iter().zip(guards) {
             match guard {

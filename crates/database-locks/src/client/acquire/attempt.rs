@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::request::{AcquireRequest, Mode};
+use super::request::AcquireRequest;
 use crate::client::Client;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::direct::Permit;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
+use crate::client::guard::start::start_renewing;
 use crate::client::holder::with_ended_grant;
 use crate::client::own_grants::{OwnGrant, is_own_grant};
-use crate::client::release::release_grant;
-use crate::client::renewal::grant_state::{GrantState, Status};
+use crate::client::release::ReleaseRequest;
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;
@@ -23,7 +23,7 @@ use crate::runtime::fork::ForkSafe;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    AcquireCommand, BootInstant, Grant, GrantId, Holder, Kind, Lease, LockName, LostReason,
+    AcquireCommand, BootInstant, GrantId, Holder, Kind, Lease, LockName, LostReason,
     MAX_FIRST_GRANT, ObservedExpiry, OncePer, Outcome, Primary, ReleaseCommand, Released, Slot,
     TakeOverCommand, Timing, Token, Ttl, Version,
 };
@@ -68,14 +68,7 @@ impl Attempt {
             not_within: request.once_per.map(OncePer::window),
             metadata: Arc::clone(&request.metadata),
             expired_version: None,
-            kind: match request.mode {
-                Mode::Exclusive => Kind::Exclusive,
-                Mode::Shared { beside } => Kind::Shared { beside },
-                Mode::Permit { limit } => Kind::Permit {
-                    limit,
-                    expired: Vec::new(),
-                },
-            },
+            kind: request.kind.clone(),
         };
         Ok(Self {
             client: ForkSafe::new(Arc::clone(client)),
@@ -192,40 +185,34 @@ impl Attempt {
     pub(super) fn prepare(&mut self) -> bool {
         self.sent = clock::now();
         let (observations, name) = (&self.client.observations, &self.request.name);
-        match &mut self.command.kind {
-            Kind::Exclusive | Kind::Shared { .. } => {
-                let key = self.request.key();
-                self.command.expired_version = observations.ended(&key, self.sent);
-            }
-            Kind::Permit { expired, .. } => {
-                if self.observed.is_empty() {
-                    let of_name =
-                        |(of, slot): &(LockName, Slot)| of == name && slot.number().is_some();
-                    let known = observations.matching(of_name).into_iter();
-                    self.observed = known.map(|(_, slot)| slot).collect();
-                }
-                let ended = |slot: &Slot| {
-                    let version = observations.ended(&(name.clone(), *slot), self.sent)?;
-                    Some((*slot, version))
-                };
-                *expired = self.observed.iter().filter_map(ended).collect();
-            }
+        if !matches!(self.command.kind, Kind::Permit { .. }) {
+            let key = self.request.key();
+            self.command.expired_version = observations.ended(&key, self.sent);
+        } else if self.observed.is_empty() {
+            let of_name = |(of, slot): &(LockName, Slot)| of == name && slot.number().is_some();
+            let known = observations.matching(of_name).into_iter();
+            self.observed = known.map(|(_, slot)| slot).collect();
+        }
+        let observed = self.expired(self.sent);
+        if let Kind::Permit { expired, .. } = &mut self.command.kind {
+            *expired = observed;
         }
         std::mem::replace(&mut self.is_unknown, true)
+    }
+
+    /// The observed grants whose leases have ended.
+    fn expired(&self, now: BootInstant) -> Vec<(Slot, Version)> {
+        let ended = |slot: &Slot| {
+            let key = (self.request.name.clone(), *slot);
+            Some((*slot, self.client.observations.ended(&key, now)?))
+        };
+        self.observed.iter().filter_map(ended).collect()
     }
 
     /// After the lock was granted: the shared grants that it still has to wait for. `None`: there is
     /// none left.
     pub(super) async fn readers(&mut self) -> Option<Result<Outcome, StoreError>> {
-        let (now, name) = (clock::now(), &self.request.name);
-        let ended = |slot: &Slot| {
-            let version = self
-                .client
-                .observations
-                .ended(&(name.clone(), *slot), now)?;
-            Some((*slot, version))
-        };
-        let expired: Vec<(Slot, Version)> = self.observed.iter().filter_map(ended).collect();
+        let (expired, name) = (self.expired(clock::now()), &self.request.name);
         let left = self.client.store.readers(name, &expired, REQUEST_TIMEOUT);
         match left.await {
             Ok(None) => None,
@@ -304,55 +291,37 @@ impl Attempt {
     /// Record an observation, if the lease ends by observation.
     fn observe(&mut self, outcome: &mut Outcome) {
         let (observations, key) = (&self.client.observations, self.request.key());
-        match outcome {
-            Outcome::Held(holder) => {
-                let now = clock::now();
-                let record = |key: &_, of: &ObservedExpiry| {
-                    observations.record(key, &of.version, of.length, of.overdue, now)
-                };
-                let each = (holder.permits.as_ref().map(|permits| &permits.observed))
-                    .or(holder.readers.as_ref().map(|readers| &readers.observed));
-                match (each, &holder.observed_expiry) {
-                    (Some(each), _) => {
-                        let observed = each.iter();
-                        let left =
-                            observed.map(|(slot, of)| (record(&(key.0.clone(), *slot), of), of));
-                        // The wait is extended for the one whose observation ends first.
-                        match left.min_by_key(|(left, of)| (!of.overdue, *left)) {
-                            Some((left, of)) => {
-                                record(&key, of);
-                                let slots = each.iter().map(|(slot, _)| *slot);
-                                self.observed = slots.collect();
-                                holder.free_in = Some(left);
-                            }
-                            None => {
-                                observations.forget(&key);
-                                self.observed.clear();
-                            }
-                        }
-                    }
-                    (None, Some(of)) => {
-                        let left = record(&key, of);
-                        // A rest may end earlier by the clock of the database.
-                        let by_clock = holder.free_in.filter(|_| holder.is_resting);
-                        holder.free_in = Some(by_clock.map_or(left, |by_clock| by_clock.min(left)));
-                    }
-                    (None, None) => observations.forget(&key),
+        let holder = match outcome {
+            Outcome::Held(holder) => holder,
+            Outcome::Granted { slot, .. } => return observations.forget(&(key.0, *slot)),
+            Outcome::TooRecent(_) | Outcome::Busy => return,
+        };
+        let now = clock::now();
+        let record = |key: &_, of: &ObservedExpiry| {
+            observations.record(key, &of.version, of.length, of.overdue, now)
+        };
+        let each = (holder.permits.as_ref().map(|permits| &permits.observed))
+            .or(holder.readers.as_ref().map(|readers| &readers.observed));
+        if let Some(each) = each {
+            self.observed = each.iter().map(|(slot, _)| *slot).collect();
+            let left = each.iter();
+            let left = left.map(|(slot, of)| (record(&(key.0.clone(), *slot), of), of));
+            // The wait is extended for the one whose observation ends first.
+            match left.min_by_key(|(left, of)| (!of.overdue, *left)) {
+                Some((left, of)) => {
+                    record(&key, of);
+                    holder.free_in = Some(left);
                 }
+                None => observations.forget(&key),
             }
-            Outcome::Granted { slot, .. } => observations.forget(&(key.0, *slot)),
-            Outcome::TooRecent(_) | Outcome::Busy => {}
+        } else if let Some(of) = &holder.observed_expiry {
+            let left = record(&key, of);
+            // A rest may end earlier by the clock of the database.
+            let by_clock = holder.free_in.filter(|_| holder.is_resting);
+            holder.free_in = Some(by_clock.map_or(left, |by_clock| by_clock.min(left)));
+        } else {
+            observations.forget(&key);
         }
-    }
-
-    /// [`granted`](Self::granted) for the row of a lock, with the timing of the request.
-    pub(super) async fn granted_as_requested(
-        &mut self,
-        token: Token,
-        length: Duration,
-    ) -> Result<LockGuard, Loss> {
-        let timing = self.request.timing;
-        self.granted(Slot::Lock, token, length, timing).await
     }
 
     /// Turn a grant into a guard, which has to release it from then on. If trust ended before the
@@ -371,7 +340,7 @@ impl Attempt {
         self.is_unknown = false;
         let grant = self.command.granted(slot, token, self.confirmed_by);
         let until = self.sent + self.request.at_least;
-        start_renewing(&self.client, grant, lease, until).await
+        start_renewing(&self.client, grant, lease, timing.ttl(), until).await
     }
 }
 
@@ -395,7 +364,8 @@ impl Drop for Attempt {
         let client = Arc::clone(&self.client);
         let pending = client.pending_releases.begin();
         let send = move |release| {
-            release_grant(Arc::clone(&client), release, BootInstant::ZERO, ttl, None)
+            let client = Arc::clone(&client);
+            ReleaseRequest::new(client, release, BootInstant::ZERO, ttl, None).in_background()
         };
         let (first, mut under_way) = (send(release.clone()), self.under_way.take());
         let is_in_batch = self.is_in_batch;
@@ -418,33 +388,5 @@ impl Drop for Attempt {
             }
             drop(pending);
         });
-    }
-}
-
-/// Renew a grant from now on. For a long lease, wait until the database has confirmed its full
-/// length. A release lets the lock rest until `unavailable_until`.
-///
-/// # Errors
-///
-/// Trust ended before the confirmation. The rest of the grant is released.
-pub(crate) async fn start_renewing(
-    client: &Arc<Client>,
-    grant: Grant,
-    lease: Lease,
-    unavailable_until: BootInstant,
-) -> Result<LockGuard, Loss> {
-    let state = GrantState::new(client.store.engine(), grant, &lease, unavailable_until);
-    let guard = LockGuard::new(Arc::clone(client), Arc::clone(&state), lease.timing().ttl());
-    client.scheduler.add(lease, Arc::clone(&state));
-    let settled = state
-        .watch()
-        .wait_for(|status| !matches!(status, Status::Held(None)))
-        .await
-        .map_or(Status::Released, |status| status.clone());
-    match settled {
-        Status::Lost(loss) => Err(loss),
-        Status::Held(_) | Status::Released if guard.is_held() => Ok(guard),
-        // The scheduler has not marked the loss yet.
-        Status::Held(_) | Status::Released => Err(guard.state.lose(LostReason::Expired)),
     }
 }

@@ -1,30 +1,29 @@
 //! Acquiring a lock: one try, or a wait until the lock is granted.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use crate::client::Client;
-use crate::client::acquire::acquisition::FirstTry;
-use crate::client::acquire::progress::{Progress, locker_in_the_way, report, wait_error};
+use crate::client::acquire::progress::Progress;
 use crate::client::acquire::request::AcquireRequest;
 use crate::client::guard::LockGuard;
-use crate::client::renewal::grant_state::ms;
+use crate::client::renewal::grant_state::{log_grant, ms};
 use crate::error::Error;
 use crate::metrics::{self, Engine, Waiting};
 use crate::runtime;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{BootInstant, LockName, Outcome, Slot, Version, WaitExtension};
+use protocol::{BootInstant, Outcome};
 
-pub(crate) mod acquisition;
+mod acquisition;
 pub(crate) mod all_attempt;
 pub(crate) mod attempt;
 pub(crate) mod head_start;
+mod limit;
 pub(crate) mod poll_interval;
 pub(crate) mod poller;
 mod progress;
@@ -33,17 +32,14 @@ pub(crate) mod reports;
 pub(crate) mod request;
 mod reservation;
 pub(crate) mod several;
+mod waiter;
 
-use acquisition::{Acquisition, record_holder};
+use acquisition::Acquisition;
 use attempt::Attempt;
-
-/// How often a wait that was extended past its limit checks whether the extension still applies.
-const EXTENSION_CHECK: Duration = Duration::from_millis(20);
+use limit::{limit_of, until_limit};
+use waiter::record_holder;
 
 /// Acquire. If the caller stops waiting, no grant stays held.
-///
-/// Trust is checked last, on the caller's thread, which may have taken the answer late. A grant
-/// whose trust has ended is released, and the wait continues.
 pub(crate) async fn acquire(
     client: Arc<Client>,
     request: AcquireRequest,
@@ -56,52 +52,66 @@ pub(crate) async fn acquire(
         lock.holder = Empty,
         lock.waited_ms = Empty
     );
-    let acquired = counted(
-        &client,
-        &request.name,
-        acquire_trusted(&client, &request, &span),
-        std::slice::from_ref,
-    );
+    let acquired = counted(&client, &request, std::slice::from_ref, |wait| {
+        let (client, request, span) = (&client, request.with_wait(wait), &span);
+        async move {
+            let from = clock::now();
+            match directly(client, &request).await? {
+                Direct::Done(done) => Ok(done),
+                Direct::Undecided(tried) => {
+                    in_background(client, &request, from, tried, span).await
+                }
+            }
+        }
+    });
     acquired.instrument(span.clone()).await
 }
 
-async fn acquire_trusted(
-    client: &Arc<Client>,
+/// Acquire within the limit of the request.
+///
+/// Trust is checked last, on the caller's thread, which may have taken the answer late. Grants in
+/// which trust has ended are released, and the wait continues.
+async fn until_trusted<T, F: Future<Output = Result<Option<T>, Error>>>(
     request: &AcquireRequest,
-    span: &Span,
-) -> Result<Option<LockGuard>, Error> {
-    let (began, limit) = (clock::now(), request.wait);
-    let mut request = Arc::new(request.clone());
+    guards: impl Fn(&T) -> &[LockGuard],
+    acquire: impl Fn(Option<Duration>) -> F,
+) -> Result<Option<T>, Error> {
+    let (began, mut wait) = (clock::now(), request.wait);
     loop {
-        let from = clock::now();
-        let done = match directly(client, &request).await? {
-            Direct::Done(done) => done,
-            Direct::Undecided(first_try) => {
-                in_background(client, &request, from, first_try, span).await?
-            }
+        let Some(acquired) = acquire(wait).await? else {
+            return Ok(None);
         };
-        let Some(guard) = done else { return Ok(None) };
-        let Err(lost) = guard.still_trusted() else {
-            return Ok(Some(guard));
+        let mut each = guards(&acquired).iter();
+        let Err(lost) = each.try_for_each(LockGuard::still_trusted) else {
+            return Ok(Some(acquired));
         };
-        drop(guard);
-        let left = limit.map(|limit| limit.saturating_sub(clock::now() - began));
+        drop(acquired);
+        wait = (request.wait).map(|limit| limit.saturating_sub(clock::now() - began));
         // The grant that was lost is too recent for another one.
-        if left.is_some_and(|left| left.is_zero()) || request.once_per.is_some() {
+        if wait.is_some_and(|left| left.is_zero()) || request.once_per.is_some() {
             return Err(lost);
         }
-        request = Arc::new(AcquireRequest {
-            wait: left,
-            ..AcquireRequest::clone(&request)
-        });
     }
 }
 
 /// The result of a try on the direct connection.
 enum Direct {
     Done(Option<LockGuard>),
-    /// The background continues, from that try if there was one.
-    Undecided(Option<Box<FirstTry>>),
+    /// The background continues.
+    Undecided(Box<Tried>),
+}
+
+/// An attempt that has not decided the acquisition, or was not sent.
+struct Tried {
+    attempt: Attempt,
+    /// `None`: no try, or none that was answered.
+    outcome: Option<Result<Outcome, StoreError>>,
+}
+
+impl Tried {
+    fn undecided(attempt: Attempt, outcome: Option<Result<Outcome, StoreError>>) -> Direct {
+        Direct::Undecided(Box::new(Self { attempt, outcome }))
+    }
 }
 
 /// Try on the direct connection, if the caller's runtime owns it and no waiter of this process is
@@ -112,12 +122,13 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
         Some(direct) if !request.preempt && !queues.is_busy(&request.name) => direct.enter(),
         _ => None,
     };
-    let Some(permit) = permit else {
-        return Ok(Direct::Undecided(None));
-    };
     let mut attempt = Attempt::new(client, request)?;
-    let Some(outcome) = attempt.directly(permit).await else {
-        return Ok(Direct::Undecided(Some(FirstTry::new(attempt, None))));
+    let outcome = match permit {
+        Some(permit) => attempt.directly(permit).await,
+        None => None,
+    };
+    let Some(outcome) = outcome else {
+        return Ok(Tried::undecided(attempt, None));
     };
     Ok(match outcome {
         // The confirmation is awaited with a timeout, and only the background has a timer for it.
@@ -125,7 +136,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
         Ok(Outcome::Granted { is_shared, .. })
             if is_shared || request.timing.is_confirmed_later() =>
         {
-            Direct::Undecided(Some(FirstTry::new(attempt, Some(outcome))))
+            Tried::undecided(attempt, Some(outcome))
         }
         Ok(Outcome::Granted {
             slot,
@@ -137,13 +148,12 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             client.note_acquired(request);
             match attempt.granted(slot, token, length, request.timing).await {
                 Ok(guard) => Direct::Done(Some(guard)),
-                Err(loss) if request.is_single_try() || request.once_per.is_some() => {
+                Err(loss) => {
                     queues.left(&request.name);
-                    return Err(Error::lost(&request.name, loss));
-                }
-                Err(_) => {
-                    queues.left(&request.name);
-                    Direct::Undecided(None)
+                    if request.is_single_try() || request.once_per.is_some() {
+                        return Err(Error::lost(&request.name, loss));
+                    }
+                    Tried::undecided(Attempt::new(client, request)?, None)
                 }
             }
         }
@@ -164,13 +174,9 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             record_holder(client, &request.name, &holder, false);
             Direct::Done(None)
         }
-        // Nothing was sent, for lack of a connection. The background has its own.
-        Err(failure) if failure.is_undone() && !failure.is_answer() => Direct::Undecided(None),
-        // The connection failed, but the server may still answer.
-        Err(failure) if !failure.is_answer() => {
-            Direct::Undecided(Some(FirstTry::new(attempt, None)))
-        }
-        outcome => Direct::Undecided(Some(FirstTry::new(attempt, Some(outcome)))),
+        // The connection failed, but the server may still answer: the background has another one.
+        Err(failure) if !failure.is_answer() => Tried::undecided(attempt, None),
+        outcome => Tried::undecided(attempt, Some(outcome)),
     })
 }
 
@@ -178,11 +184,22 @@ async fn in_background(
     client: &Arc<Client>,
     request: &Arc<AcquireRequest>,
     began: BootInstant,
-    first_try: Option<Box<FirstTry>>,
+    tried: Box<Tried>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
     let (shared, request) = (Arc::clone(client), Arc::clone(request));
-    let work = async move { within_wait(&shared, &request, began, first_try).await };
+    let work = async move {
+        let progress = Mutex::new(Progress::default());
+        let end = limit_of(&request, began);
+        let Tried { attempt, outcome } = *tried;
+        let work = Acquisition::new(&shared, &request, attempt, outcome, &progress, end).run();
+        let names = match request.limit() {
+            None => vec![request.name.clone()],
+            Some(_) => Vec::new(),
+        };
+        let op = || request.op();
+        until_limit(&shared, &request, names, began, &progress, work, op).await
+    };
     waited_for(client, work, span).await
 }
 
@@ -240,29 +257,17 @@ impl Drop for PendingCancellation {
     }
 }
 
-/// Counts an acquire as cancelled if its caller stops waiting.
-struct CountCancelled(Option<Engine>);
-
-impl Drop for CountCancelled {
-    fn drop(&mut self) {
-        if let Some(engine) = self.0 {
-            metrics::not_acquired(engine, "given_up");
-        }
-    }
-}
-
-/// Count and log an acquire.
-async fn counted<T>(
+/// Acquire, count and log it. `acquire` acquires within a limit.
+async fn counted<T, F: Future<Output = Result<Option<T>, Error>>>(
     client: &Client,
-    name: &LockName,
-    acquire: impl Future<Output = Result<Option<T>, Error>>,
-    guards: impl FnOnce(&T) -> &[LockGuard],
+    request: &AcquireRequest,
+    guards: impl Fn(&T) -> &[LockGuard],
+    acquire: impl Fn(Option<Duration>) -> F,
 ) -> Result<Option<T>, Error> {
     let (engine, began) = (client.store.engine(), clock::now());
-    let (under_way, mut cancelled) = (Waiting::new(engine), CountCancelled(Some(engine)));
-    let done = acquire.await;
-    cancelled.0 = None;
-    drop(under_way);
+    let under_way = Waiting::new(engine);
+    let done = until_trusted(request, &guards, acquire).await;
+    under_way.done();
     let waited = clock::now() - began;
     let reason = match &done {
         Ok(Some(acquired)) => {
@@ -286,7 +291,7 @@ async fn counted<T>(
         _ => Cow::Borrowed("lock not acquired"),
     };
     tracing::debug!(
-        lock.name = name.as_str(),
+        lock.name = request.name.as_str(),
         lock.waited_ms = ms(waited),
         reason,
         "{message}"
@@ -296,113 +301,16 @@ async fn counted<T>(
 
 fn log_acquired(engine: Engine, guard: &LockGuard, waited: Duration) {
     metrics::acquired(engine, waited);
-    let (token, holder, waited) = (guard.token().get(), guard.holder(), ms(waited));
+    let (grant, waited) = (&guard.state.grant, ms(waited));
     let span = Span::current();
-    span.record("lock.token", token);
-    span.record("lock.holder", holder);
+    span.record("lock.token", grant.token.get());
+    span.record("lock.holder", &*grant.holder);
     span.record("lock.waited_ms", waited);
-    tracing::debug!(
-        lock.name = guard.name().as_str(),
-        lock.slot = guard.slot(),
-        lock.token = token,
-        lock.holder = holder,
+    log_grant!(
+        debug,
+        grant,
         lock.waited_ms = waited,
         "{} acquired",
-        guard.state.grant.slot.as_str()
+        grant.slot.as_str()
     );
-}
-
-/// Run the acquisition until its wait limit, even if the database does not answer.
-async fn within_wait(
-    client: &Arc<Client>,
-    request: &Arc<AcquireRequest>,
-    began: BootInstant,
-    first_try: Option<Box<FirstTry>>,
-) -> Result<Option<LockGuard>, Error> {
-    let progress = Mutex::new(Progress::default());
-    let end = limit_of(request, began);
-    let work = Acquisition::new(client, request, first_try, &progress, end)?.run();
-    let names = match request.limit() {
-        None => vec![request.name.clone()],
-        Some(_) => Vec::new(),
-    };
-    until_limit(client, request, names, began, &progress, work, || {
-        request.op()
-    })
-    .await
-}
-
-/// When a wait that began then reaches its limit.
-fn limit_of(request: &AcquireRequest, began: BootInstant) -> Option<BootInstant> {
-    let limit = request.wait.filter(|wait| !wait.is_zero());
-    limit.map(|limit| began + limit)
-}
-
-/// Run an acquisition of these locks, or of a permit, until its wait limit. `op` names it in errors.
-async fn until_limit<T>(
-    client: &Arc<Client>,
-    request: &AcquireRequest,
-    names: Vec<LockName>,
-    began: BootInstant,
-    progress: &Mutex<Progress>,
-    work: impl Future<Output = Result<Option<T>, Error>>,
-    op: impl FnOnce() -> String,
-) -> Result<Option<T>, Error> {
-    if request.is_single_try() {
-        return work.await;
-    }
-    let mut end = limit_of(request, began);
-    {
-        let mut work = std::pin::pin!(work);
-        let mut report = std::pin::pin!(report(client, request, &names, progress));
-        let mut extensions: HashMap<(LockName, Slot), WaitExtension<Version>> = HashMap::new();
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut work => return done,
-                never = &mut report => match never {},
-                () = sleep_until_end(end) => {}
-            }
-            let now = clock::now();
-            let key = {
-                let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-                let name = progress.name.clone();
-                let (of_request, slot) = request.key();
-                (name.unwrap_or(of_request), slot)
-            };
-            let extension = extensions.entry(key.clone()).or_default();
-            match extension.until(&client.observations, &key, now) {
-                // The extension may end early, so it is checked again after [`EXTENSION_CHECK`].
-                Some(until) => end = Some(until.min(now + EXTENSION_CHECK)),
-                None => break,
-            }
-        }
-    }
-    let locker = locker_in_the_way(client, &names, progress).await;
-    let mut progress =
-        std::mem::take(&mut *progress.lock().unwrap_or_else(PoisonError::into_inner));
-    if let (None, None, Some(by)) = (
-        &progress.holder,
-        &progress.failure,
-        client.store.blocked_by(),
-    ) {
-        progress.failure = Some(StoreError::cannot_serve(format!("blocked by {by}")));
-    }
-    if let Some((name, session)) = locker {
-        (progress.name, progress.row_locker) = (Some(name), Some(session));
-    }
-    Err(wait_error(
-        request,
-        op(),
-        request.wait.unwrap_or_default(),
-        clock::now() - began,
-        progress,
-    ))
-}
-
-async fn sleep_until_end(end: Option<BootInstant>) {
-    match end {
-        Some(end) => clock::sleep_until(end).await,
-        None => std::future::pending().await,
-    }
 }

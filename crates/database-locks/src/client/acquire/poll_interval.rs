@@ -48,6 +48,11 @@ pub(crate) struct WaitHint {
 }
 
 impl WaitHint {
+    /// If the release is certain to be noticed.
+    pub(super) fn longest(&self) -> Duration {
+        self.notified.unwrap_or(self.polling)
+    }
+
     fn polling(polling: Duration) -> Self {
         let notified = None;
         Self { notified, polling }

@@ -4,7 +4,6 @@
 //! pause ends polls for all registered waiters in one read-only statement. The waiters of a process
 //! thus soon poll together. A single waiter polls in its own task.
 
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,12 +18,12 @@ use protocol::{Holder, LockName, REQUEST_TIMEOUT};
 /// Jitter shortens pauses down to 0.6 of the longest. If two groups of waiters poll in alternation,
 /// one of them is at least 0.3 of a pause behind the other. After a quarter they merge; after a
 /// half they might not.
-pub(crate) const UNREGISTERED_PART: u32 = 4;
+pub(super) const UNREGISTERED_PART: u32 = 4;
 /// The largest number of locks a poll, which bounds the duration of one statement.
 const MAX_BATCH: usize = 1_000;
 
 /// The result of a poll: the holder, or `None` if the lock seems free.
-type Polled = Result<Option<Holder>, StoreError>;
+pub(super) type Polled = Result<Option<Holder>, StoreError>;
 
 /// The waiters registered for a poll.
 #[derive(Debug)]
@@ -42,16 +41,11 @@ struct Waiting {
     slots: Vec<Slot>,
 }
 
+#[derive(Debug)]
 struct Slot {
     id: u64,
     name: LockName,
     reply: oneshot::Sender<Polled>,
-}
-
-impl fmt::Debug for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (self.id, &self.name).fmt(f)
-    }
 }
 
 impl Poller {

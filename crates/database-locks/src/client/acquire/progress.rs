@@ -1,7 +1,7 @@
 //! The progress of one wait, for its log records and its final error.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::client::Client;
@@ -12,7 +12,7 @@ use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
 use crate::runtime::{self, clock};
 use crate::store::api::StoreError;
-use protocol::{Holder, LockName, Outcome, Token};
+use protocol::{BootInstant, Holder, Human, LockName, Outcome, Token};
 
 /// A lock that no client holds, and the session that keeps its row locked.
 type LockedRow = (LockName, String);
@@ -24,7 +24,7 @@ pub(crate) struct Progress {
     pub(crate) name: Option<LockName>,
     pub(crate) holder: Option<Holder>,
     /// When the holder was seen.
-    pub(crate) seen: protocol::BootInstant,
+    pub(crate) seen: BootInstant,
     pub(crate) failure: Option<StoreError>,
     /// Whether the latest try found a lock free or its lease ended, and its row locked.
     pub(crate) row_is_locked: bool,
@@ -85,6 +85,10 @@ impl Progress {
     }
 }
 
+pub(super) fn locked(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Log at growing intervals that the wait continues. Never returns.
 pub(crate) async fn report(
     client: &Arc<Client>,
@@ -102,7 +106,7 @@ pub(crate) async fn report(
             log_row_locked(&name, now - began, &session);
             continue;
         }
-        let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = locked(progress);
         // An outage is logged once a process, and only the first waiter of a queue knows the
         // holder.
         let holder = progress.holder.as_ref();
@@ -128,11 +132,7 @@ pub(crate) fn locker_in_the_way<'a>(
     names: &'a [LockName],
     progress: &'a Mutex<Progress>,
 ) -> Pin<Box<dyn Future<Output = Option<LockedRow>> + Send + 'a>> {
-    let row_is_locked = {
-        let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-        progress.row_is_locked
-    };
-    if !row_is_locked {
+    if !locked(progress).row_is_locked {
         return Box::pin(std::future::ready(None));
     }
     let (client, names) = (Arc::clone(client), names.to_vec());
@@ -148,7 +148,6 @@ pub(crate) fn locker_in_the_way<'a>(
 pub(crate) fn wait_error(
     request: &AcquireRequest,
     op: String,
-    limit: Duration,
     waited: Duration,
     progress: Progress,
 ) -> Error {
@@ -156,7 +155,11 @@ pub(crate) fn wait_error(
         (_, Some(failure)) => failure.into_error(op),
         (None, None) => Error::Unavailable {
             op,
-            source: format!("no answer within {}", protocol::Human(limit)).into(),
+            source: format!(
+                "no answer within {}",
+                Human(request.wait.unwrap_or_default())
+            )
+            .into(),
         },
         (Some(holder), None) => {
             let since = clock::now() - progress.seen;

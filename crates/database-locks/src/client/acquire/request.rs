@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
-use protocol::{GrantId, Human, LatestGrant, LockName, OncePer, Renewing, Slot, Timing, Ttl};
+use protocol::{GrantId, Human, Kind, LatestGrant, LockName, OncePer, Renewing, Slot, Timing, Ttl};
 
 /// A request for a lock, with all settings checked.
 #[derive(Clone, Debug)]
@@ -23,21 +23,8 @@ pub(crate) struct AcquireRequest {
     pub(crate) once_per: Option<OncePer>,
     /// The longest pause between two polls of a held lock.
     pub(crate) poll: Duration,
-    pub(crate) mode: Mode,
-}
-
-/// What is requested.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Exclusive,
-    /// `beside`: the exclusive grant of this client that the shared one replaces.
-    Shared {
-        beside: Option<GrantId>,
-    },
-    /// A permit of a semaphore with this limit.
-    Permit {
-        limit: u32,
-    },
+    /// What is requested.
+    pub(crate) kind: Kind,
 }
 
 impl AcquireRequest {
@@ -47,45 +34,49 @@ impl AcquireRequest {
         Error::already_ran(&self.name, period, latest)
     }
 
+    /// This request, with another limit of the wait.
+    pub(super) fn with_wait(&self, wait: Option<Duration>) -> Arc<Self> {
+        Arc::new(Self {
+            wait,
+            ..self.clone()
+        })
+    }
+
     /// Whether the lock is tried once, without waiting.
     pub(crate) fn is_single_try(&self) -> bool {
         self.wait.is_some_and(|wait| wait.is_zero())
     }
 
+    /// The row of a grant, where that of a shared one is this.
+    fn slot(&self, shared: Slot) -> Slot {
+        match self.kind {
+            Kind::Exclusive => Slot::Lock,
+            Kind::Shared { .. } => shared,
+            Kind::Permit { .. } => Slot::AnyPermit,
+        }
+    }
+
     /// The key of the observations of what keeps the request out.
     pub(crate) fn key(&self) -> (LockName, Slot) {
-        let slot = match self.mode {
-            Mode::Exclusive | Mode::Shared { .. } => Slot::Lock,
-            Mode::Permit { .. } => Slot::AnyPermit,
-        };
-        (self.name.clone(), slot)
+        (self.name.clone(), self.slot(Slot::Lock))
     }
 
     /// The row that a grant with this id has, as far as it is known before the reply.
     pub(crate) fn slot_of(&self, grant: GrantId) -> Slot {
-        match self.mode {
-            Mode::Exclusive => Slot::Lock,
-            Mode::Shared { .. } => Slot::of_shared(grant),
-            Mode::Permit { .. } => Slot::AnyPermit,
-        }
+        self.slot(Slot::of_shared(grant))
     }
 
     /// The operation as named in errors.
     pub(crate) fn op(&self) -> String {
-        let slot = match self.mode {
-            Mode::Exclusive => Slot::Lock,
-            // Any: the messages do not contain the number of the row.
-            Mode::Shared { .. } => Slot::Shared(-2),
-            Mode::Permit { .. } => Slot::AnyPermit,
-        };
-        op(&self.name, slot)
+        // Any: the messages do not contain the number of the row.
+        op(&self.name, self.slot(Slot::Shared(-2)))
     }
 
     /// The limit of a semaphore.
     pub(crate) fn limit(&self) -> Option<u32> {
-        match self.mode {
-            Mode::Permit { limit } => Some(limit),
-            Mode::Exclusive | Mode::Shared { .. } => None,
+        match self.kind {
+            Kind::Permit { limit, .. } => Some(limit),
+            Kind::Exclusive | Kind::Shared { .. } => None,
         }
     }
 

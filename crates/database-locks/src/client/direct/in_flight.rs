@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::{CHECK_INTERVAL, Permit};
+use crate::client::batch::single_answer;
 use crate::runtime;
 use crate::runtime::clock;
 use crate::runtime::fork::ForkSafeFuture;
@@ -116,12 +117,6 @@ enum CallState {
     Ended,
     /// The connection did not answer in time and was given up.
     Late,
-}
-
-/// The answer to the only request.
-fn single_answer<T>(answers: Result<Vec<T>, StoreError>) -> Result<T, StoreError> {
-    let none = || StoreError::Unavailable("the store returned no answer".into());
-    answers?.pop().ok_or_else(none)
 }
 
 type ReplyFuture<T> = dyn Future<Output = Result<T, StoreError>> + Send;

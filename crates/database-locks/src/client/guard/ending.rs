@@ -161,21 +161,20 @@ impl LockGuard {
         let _ = self.still_trusted();
         let before = self.state.status();
         self.state.mark_released();
-        // After a loss to another holder, or of the row, there is nothing to release.
-        // A lost lock does not rest.
-        let (releasable, until) = match before {
-            Status::Held(_) => (true, self.state.unavailable_until()),
-            Status::Lost(loss) => (loss.reason().leaves_a_lease(), BootInstant::ZERO),
-            Status::Released => (false, BootInstant::ZERO),
+        let until = match before {
+            Status::Held(_) => self.state.unavailable_until(),
+            // A lost lock does not rest.
+            Status::Lost(loss) if loss.reason().leaves_a_lease() => BootInstant::ZERO,
+            // After a loss to another holder, or of the row, there is nothing to release.
+            Status::Lost(_) | Status::Released => {
+                self.left();
+                return None;
+            }
         };
-        if !releasable {
-            self.left();
-        }
-        let ttl = *self.longest_ttl();
+        let (client, ttl) = (Arc::clone(&self.client), *self.longest_ttl());
         let command = ReleaseCommand::of(&self.state.grant, ttl);
         let held_for = Some(self.state.held_for());
-        let client = || Arc::clone(&self.client);
-        releasable.then(|| ReleaseRequest::new(client(), command, until, ttl, held_for))
+        Some(ReleaseRequest::new(client, command, until, ttl, held_for))
     }
 }
 

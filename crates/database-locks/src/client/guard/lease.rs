@@ -116,7 +116,8 @@ impl LockGuard {
             };
         }
         let mut status = self.state.watch();
-        self.client.scheduler.extend(id, timing);
+        let scheduler = &self.client.scheduler;
+        scheduler.update(id, |lease, now| lease.extend(timing, now));
         let settled = status
             .wait_for(|status| *status != Status::Held(None))
             .await;

@@ -14,6 +14,7 @@ use protocol::{LockName, LostReason, Short, Ticket, Token, Ttl};
 
 mod ending;
 pub(crate) mod lease;
+pub(crate) mod start;
 
 /// A held lock, renewed in the background while this value lives.
 ///
@@ -61,12 +62,6 @@ impl LockGuard {
             longest_ttl: Mutex::new(ttl),
             released: AtomicBool::new(false),
         }
-    }
-
-    /// A ticket does not contain the ttl, so a release must assume an infinite one.
-    pub(crate) fn with_unknown_ttl(self) -> Self {
-        *self.longest_ttl() = Ttl::Infinite;
-        self
     }
 
     fn longest_ttl(&self) -> MutexGuard<'_, Ttl> {

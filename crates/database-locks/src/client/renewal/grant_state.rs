@@ -68,14 +68,14 @@ pub(crate) fn ms(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Log a record about one grant, with its name, token and holder.
+/// Log a record about a grant or its release, with the name, token and holder.
 macro_rules! log_grant {
     ($level:ident, $grant:expr, $($rest:tt)+) => {{
-        let grant: &protocol::Grant = $grant;
+        let grant = $grant;
         tracing::$level!(
             lock.name = grant.name.as_str(),
             lock.slot = grant.slot.number(),
-            lock.token = grant.token.get(),
+            lock.token = Option::from(grant.token).map(protocol::Token::get),
             lock.holder = &*grant.holder,
             $($rest)+
         );
@@ -281,27 +281,6 @@ impl GrantState {
             "{} {loss}; {}",
             self.grant.slot.as_str(),
             loss.consequence()
-        );
-    }
-
-    pub(crate) fn log_refused(&self, error: &str) {
-        log_grant!(
-            warn,
-            &self.grant,
-            locks = 1,
-            "renewals fail, trying again until the leases end: {error}; other leases are renewed"
-        );
-    }
-
-    pub(crate) fn log_renewed_again(&self) {
-        log_grant!(info, &self.grant, "renewals get through again");
-    }
-
-    pub(crate) fn log_busy(&self) {
-        log_grant!(
-            debug,
-            &self.grant,
-            "not renewed, trying again: another transaction has its row locked"
         );
     }
 

@@ -87,17 +87,30 @@ impl LeaseEvents {
         }
         for (state, error) in &self.refused {
             if matches!(state.status(), Status::Held(_)) {
-                shielded(|| state.log_refused(error));
+                shielded(|| {
+                    log_grant!(
+                        warn,
+                        &state.grant,
+                        locks = 1,
+                        "renewals fail, trying again until the leases end: {error}; other leases are renewed"
+                    );
+                });
             }
         }
         for (state, loss) in &self.lost {
             shielded(|| state.log_lost(loss));
         }
         for state in &self.busy {
-            shielded(|| state.log_busy());
+            shielded(|| {
+                log_grant!(
+                    debug,
+                    &state.grant,
+                    "not renewed, trying again: another transaction has its row locked"
+                );
+            });
         }
         for state in &self.renewed_again {
-            shielded(|| state.log_renewed_again());
+            shielded(|| log_grant!(info, &state.grant, "renewals get through again"));
         }
         if let Some(outage) = self.outage_ended {
             shielded(|| {

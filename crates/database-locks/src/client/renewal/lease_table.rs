@@ -19,7 +19,7 @@ pub(super) const CONNECT_AHEAD: Duration = Duration::from_secs(4);
 
 /// After this many renewals that found the row locked, the next one waits for it. A single one is normal
 /// where clients compete: a try that loses locks the row for a moment.
-const BUSY_BEFORE_QUEUE: u32 = 2;
+const BUSY_BEFORE_WAITING: u32 = 2;
 
 /// The leases that one statement renews.
 pub(super) type Round = Vec<(Grant, Ttl)>;
@@ -39,7 +39,7 @@ pub(super) struct LeaseEntry {
     /// How many consecutive renewals found the row locked.
     busy: u32,
     /// Whether the renewal under way waits for the row.
-    queued: bool,
+    waits: bool,
 }
 
 impl LeaseEntry {
@@ -51,9 +51,9 @@ impl LeaseEntry {
 
     /// [`begin_renewal`](Self::begin_renewal) of one that waits for the row. If trust ends meanwhile, the
     /// locked row is the reason, and not a database without an answer.
-    fn begin_in_queue(&mut self) -> (Grant, Ttl) {
+    fn begin_waiting(&mut self) -> (Grant, Ttl) {
         // If the wait is in vain, the next renewal does not wait, and that of another lease may.
-        (self.busy, self.queued) = (0, true);
+        (self.busy, self.waits) = (0, true);
         (self.state.latest_grant(), self.lease.renewing())
     }
 }
@@ -67,7 +67,7 @@ pub(super) struct LeaseTable {
     /// woken.
     sleeps_until: Option<BootInstant>,
     /// Whether a renewal may be sent that waits for its row.
-    pub(super) may_queue: bool,
+    pub(super) may_wait: bool,
     pub(super) outage: Outage,
     pub(super) reconnects: Reconnects,
 }
@@ -86,7 +86,7 @@ pub(super) struct Due {
     pub(super) together: Round,
     pub(super) separate: Round,
     /// One whose row was locked each time. Its renewal waits for the row.
-    pub(super) queued: Option<(Grant, Ttl)>,
+    pub(super) waiting: Option<(Grant, Ttl)>,
 }
 
 impl LeaseTable {
@@ -101,7 +101,7 @@ impl LeaseTable {
                 separate: false,
                 failing_since: None,
                 busy: 0,
-                queued: false,
+                waits: false,
             },
         );
         self.deadlines.insert((deadline, id));
@@ -167,16 +167,16 @@ impl LeaseTable {
             };
             match entry.lease.next(now) {
                 Next::Lost(reason) => {
-                    let reason = match entry.queued {
+                    let reason = match entry.waits {
                         true => LostReason::Expired,
                         false => reason,
                     };
                     self.mark_lost(id, reason.into(), events);
                     continue;
                 }
-                Next::Renew if self.may_queue && entry.busy >= BUSY_BEFORE_QUEUE => {
-                    self.may_queue = false;
-                    due.queued = Some(entry.begin_in_queue());
+                Next::Renew if self.may_wait && entry.busy >= BUSY_BEFORE_WAITING => {
+                    self.may_wait = false;
+                    due.waiting = Some(entry.begin_waiting());
                 }
                 Next::Renew => match entry.separate {
                     true => due.separate.push(entry.begin_renewal()),
@@ -226,7 +226,7 @@ impl LeaseTable {
             entry.failing_since.get_or_insert(now);
             entry.busy += u32::from(answer == Answer::Busy);
         }
-        entry.queued = false;
+        entry.waits = false;
         entry.state.record_answer(failure);
         entry.lease.answered(sent, answer, now);
         if let Next::Lost(_) = entry.lease.next(now) {

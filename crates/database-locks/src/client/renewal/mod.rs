@@ -1,7 +1,6 @@
 //! Renewing leases, and reporting their loss.
 
 pub(crate) mod grant_state;
-mod in_queue;
 pub(crate) mod lease_events;
 mod lease_table;
 pub(crate) mod listeners;
@@ -9,6 +8,7 @@ pub(crate) mod outage;
 mod round;
 pub(crate) mod scheduler;
 mod split;
+mod waiting;
 
 #[cfg(test)]
 mod tests;

@@ -8,13 +8,11 @@ use super::scheduler::Scheduler;
 use super::split::Split;
 use crate::client::renewal::grant_state::RenewalFailure;
 use crate::client::renewal::lease_events::{Failing, LeaseEvents};
-use crate::metrics::{self, Engine};
+use crate::metrics;
 use crate::runtime::clock;
+use crate::store::ROW_LOCKED;
 use crate::store::api::StoreError;
 use protocol::{Answer, BootInstant, Grant, LostReason, MIN_RENEWAL_TIMEOUT, Renewal, Ttl};
-
-/// The answer to a renewal whose row is locked.
-const ROW_LOCKED: &str = "its row is locked by another transaction";
 
 /// The failure of a renewal whose row is locked.
 pub(super) fn row_locked() -> RenewalFailure {
@@ -41,7 +39,7 @@ impl Scheduler {
     /// round is split only when it fails again. A single row that hangs or is locked then affects
     /// no other lease.
     pub(crate) async fn send_round(self: Arc<Self>, round: Round, timeout: Duration) {
-        let (began, mut counts) = (clock::now(), ResultCounts::default());
+        let began = clock::now();
         let failed_before = self.table().are_failing(&round);
         let (mut split, mut failed) = (Split::new(round, failed_before), Vec::new());
         while let Some(mut part) = split.next() {
@@ -59,7 +57,7 @@ impl Scheduler {
             let error = match self.store.renew(&part, within).await {
                 Ok(answers) => {
                     split.renewed();
-                    self.record_answers(&part, sent, answers, &mut counts);
+                    self.record_answers(&part, sent, answers);
                     continue;
                 }
                 Err(error) => error,
@@ -79,12 +77,10 @@ impl Scheduler {
                 part
             };
             if !settled.is_empty() {
-                counts.unknown += settled.len();
                 let part = settled;
                 failed.push(self.record_failure(Failed { part, sent, error }));
             }
         }
-        counts.count(self.store.engine());
         if !failed.is_empty() {
             self.report_failures(&failed, split.has_renewed());
         }
@@ -96,8 +92,8 @@ impl Scheduler {
         part: &[(Grant, Ttl)],
         sent: BootInstant,
         answers: Vec<Renewal>,
-        counts: &mut ResultCounts,
     ) {
+        let (mut renewed, mut busy, mut lost) = (0, 0, 0);
         let mut events = LeaseEvents::default();
         let mut table = self.table();
         events.outage_ended = table.outage.succeeded(sent, clock::now());
@@ -105,14 +101,14 @@ impl Scheduler {
         for ((grant, _), answer) in part.iter().zip(answers) {
             match answer {
                 Renewal::Renewed { confirmed_by } => {
-                    counts.renewed += 1;
+                    renewed += 1;
                     if let Some(entry) = table.entries.get(&grant.id) {
                         entry.state.confirmed_by(confirmed_by);
                     }
                     table.answered(grant.id, sent, (Answer::Renewed, None), &mut events);
                 }
                 Renewal::Busy => {
-                    counts.busy += 1;
+                    busy += 1;
                     if let Some(entry) = table.entries.get(&grant.id)
                         && !entry.lease.is_failing()
                     {
@@ -122,7 +118,7 @@ impl Scheduler {
                     table.answered(grant.id, sent, (Answer::Busy, failure), &mut events);
                 }
                 Renewal::Lost(gone) => {
-                    counts.lost += 1;
+                    lost += 1;
                     // The database's answer is the reason of the loss, rather than an earlier
                     // failure.
                     if let Some(entry) = table.entries.get(&grant.id) {
@@ -133,6 +129,9 @@ impl Scheduler {
             }
         }
         self.unlock_and_deliver(table, clock::now(), events);
+        for (result, locks) in [("renewed", renewed), ("busy", busy), ("lost", lost)] {
+            metrics::renewals(self.store.engine(), result, locks);
+        }
     }
 
     /// Record a part that failed. Its leases are renewed again later.
@@ -156,6 +155,7 @@ impl Scheduler {
             table.answered(grant.id, failed.sent, answer, &mut events);
         }
         self.unlock_and_deliver(table, clock::now(), events);
+        metrics::renewals(self.store.engine(), "unknown", failed.part.len());
         failed
     }
 
@@ -234,33 +234,6 @@ impl LeaseTable {
                 leases,
                 error: failed.error.to_string(),
             });
-        }
-    }
-}
-
-/// Counts of the results of a round.
-#[derive(Default)]
-pub(super) struct ResultCounts {
-    renewed: usize,
-    busy: usize,
-    lost: usize,
-    unknown: usize,
-}
-
-impl ResultCounts {
-    pub(super) fn busy(&mut self, locks: usize) {
-        self.busy += locks;
-    }
-
-    pub(super) fn count(&self, engine: Engine) {
-        let results = [
-            ("renewed", self.renewed),
-            ("busy", self.busy),
-            ("lost", self.lost),
-            ("unknown", self.unknown),
-        ];
-        for (result, locks) in results.into_iter().filter(|(_, locks)| *locks > 0) {
-            metrics::renewals(engine, result, locks);
         }
     }
 }

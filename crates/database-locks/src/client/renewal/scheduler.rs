@@ -30,7 +30,7 @@ pub(crate) struct Scheduler {
     pub(super) store: Measured,
     table: Mutex<LeaseTable>,
     /// Whether a renewal waits for its row. There is one at most, since it has a connection of its own.
-    pub(super) in_queue: AtomicBool,
+    pub(super) waiting: AtomicBool,
     changed: Notify,
     closed: AtomicBool,
 }
@@ -41,7 +41,7 @@ impl Scheduler {
         let scheduler = Arc::new(Self {
             store,
             table: Mutex::default(),
-            in_queue: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
             changed: Notify::new(),
             closed: AtomicBool::new(false),
         });
@@ -84,11 +84,8 @@ impl Scheduler {
 
     /// Stop renewing all leases and return their grants.
     pub(crate) fn remove_all(&self) -> Vec<Arc<GrantState>> {
-        let mut table = self.table();
-        let ids: Vec<GrantId> = table.entries.keys().copied().collect();
-        ids.into_iter()
-            .filter_map(|id| table.remove(id).map(|entry| entry.state))
-            .collect()
+        let all = std::mem::take(&mut *self.table());
+        all.entries.into_values().map(|entry| entry.state).collect()
     }
 
     /// The timing of a lease that is being renewed.
@@ -97,11 +94,6 @@ impl Scheduler {
             .entries
             .get(&id)
             .map(|entry| *entry.lease.timing())
-    }
-
-    /// Renew a lease to another ttl, at once and from now on.
-    pub(crate) fn extend(&self, id: GrantId, timing: Timing) {
-        self.update(id, |lease, now| lease.extend(timing, now));
     }
 
     /// Change a lease that is being renewed; `None` if there is none with this id.
@@ -156,12 +148,12 @@ impl Scheduler {
             let mut events = LeaseEvents::default();
             let (until, soon) = {
                 let (mut table, now) = (self.table(), clock::now());
-                table.may_queue =
-                    self.store.renews_in_queue() && !self.in_queue.load(Ordering::Acquire);
+                table.may_wait =
+                    self.store.renews_waiting() && !self.waiting.load(Ordering::Acquire);
                 let due = table.begin_due(now, &mut events);
-                if let Some(renewal) = due.queued {
-                    self.in_queue.store(true, Ordering::Release);
-                    rounds.spawn(Arc::clone(&self).send_in_queue(renewal));
+                if let Some(renewal) = due.waiting {
+                    self.waiting.store(true, Ordering::Release);
+                    rounds.spawn(Arc::clone(&self).send_waiting(renewal));
                 }
                 let mut behind = 0;
                 for mut due in [due.together, due.separate] {

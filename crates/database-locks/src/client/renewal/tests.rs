@@ -138,10 +138,10 @@ fn one_renewal_at_a_time_waits_for_a_row_that_was_locked_twice() {
     let ids: Vec<GrantId> = table.entries.keys().copied().collect();
     let mut events = LeaseEvents::default();
     // Each is due again within a few seconds after its row was locked.
-    let due = |table: &mut LeaseTable, ms, may_queue| {
-        table.may_queue = may_queue;
+    let due = |table: &mut LeaseTable, ms, may_wait| {
+        table.may_wait = may_wait;
         let due = table.begin_due(at(ms), &mut LeaseEvents::default());
-        (due.together.len(), due.queued.map(|(grant, _)| grant.id))
+        (due.together.len(), due.waiting.map(|(grant, _)| grant.id))
     };
     let mut busy = |table: &mut LeaseTable, id| {
         table.answered(id, at(0), (Answer::Busy, None), &mut events);
@@ -152,13 +152,13 @@ fn one_renewal_at_a_time_waits_for_a_row_that_was_locked_twice() {
     ids.iter().for_each(|id| busy(&mut table, *id));
     assert_eq!(due(&mut table, 12_300, false), (3, None), "none may wait");
     ids.iter().for_each(|id| busy(&mut table, *id));
-    let (together, queued) = due(&mut table, 13_400, true);
-    let first = queued.expect("one waits");
+    let (together, waiting) = due(&mut table, 13_400, true);
+    let first = waiting.expect("one waits");
     assert_eq!(together, 2);
     ids.iter().for_each(|id| busy(&mut table, *id));
-    let (together, queued) = due(&mut table, 14_500, true);
+    let (together, waiting) = due(&mut table, 14_500, true);
     assert_eq!(together, 2);
-    assert!(queued.is_some_and(|id| id != first), "another one");
+    assert!(waiting.is_some_and(|id| id != first), "another one");
     table.answered(
         first,
         at(14_000),

@@ -29,8 +29,8 @@ mod statements;
 use connection::config::Server;
 use connection::open::name_server;
 use connection::row_locker::row_locker;
-use connection::row_queue::renew_in_queue;
 use connection::session::Session;
+use connection::waiting_renewal::renew_waiting;
 use connection::worker::Worker;
 use direct::MysqlDirect;
 #[cfg(test)]
@@ -164,16 +164,16 @@ impl Store for Mysql {
     }
 
     /// On a cluster a row lock is not seen by the other nodes.
-    fn renews_in_queue(&self) -> bool {
+    fn renews_waiting(&self) -> bool {
         !self.server.clustered.load(Ordering::Relaxed)
     }
 
-    fn renew_in_queue<'a>(
+    fn renew_waiting<'a>(
         &'a self,
         renewal: &'a (Grant, Ttl),
         within: Duration,
     ) -> Reply<'a, Renewal> {
-        let renewed = renew_in_queue(&self.server, renewal);
+        let renewed = renew_waiting(&self.server, renewal);
         Box::pin(async move {
             let done = with_deadline(within, renewed, || ()).await;
             done.map_err(|failure| name_server(&self.server, failure))

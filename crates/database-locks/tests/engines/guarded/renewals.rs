@@ -164,7 +164,7 @@ async fn a_guarded_transaction_that_is_too_long_is_the_reason_of_the_loss(db: &T
 async fn a_renewal_that_waits_for_its_row_renews_what_is_held(db: &TestDb) {
     drop(db.locks().await);
     let store = open(&db.url, &Table::default()).unwrap();
-    assert!(store.renews_in_queue());
+    assert!(store.renews_waiting());
     let mut writer = Writer::new(db);
     let mut after = async |name: &str, length: Duration, open: Duration| {
         let grant = granted(&*store, name, "me", length).await;
@@ -177,7 +177,7 @@ async fn a_renewal_that_waits_for_its_row_renews_what_is_held(db: &TestDb) {
             tokio::time::sleep(open).await;
             writer.run("COMMIT");
         };
-        let (answer, ()) = tokio::join!(store.renew_in_queue(&renewal, TIMEOUT), ends);
+        let (answer, ()) = tokio::join!(store.renew_waiting(&renewal, TIMEOUT), ends);
         let held = "SELECT expires_at > UTC_TIMESTAMP(6) + INTERVAL 5 SECOND";
         let held = writer.run(&format!(
             "{held} FROM database_locks_lock WHERE name = '{name}'"
@@ -210,7 +210,7 @@ async fn a_renewal_that_waits_for_its_row_renews_what_is_held(db: &TestDb) {
     }
     let (mut grant, ttl) = renewed;
     grant.holder = "another".into();
-    let answer = store.renew_in_queue(&(grant, ttl), TIMEOUT).await.unwrap();
+    let answer = store.renew_waiting(&(grant, ttl), TIMEOUT).await.unwrap();
     assert!(matches!(answer, Renewal::Lost(_)), "{answer:?}");
     promise("P3", db.engine);
 }

@@ -26,19 +26,19 @@ const IN_STEP_FOR: Duration = Duration::from_secs(5);
 /// ready and accepts connections, while its commits hang. It may take as long as its
 /// `evs.inactive_timeout` to notice, and longer while something keeps it from applying the change
 /// of the group. The other nodes go on without it.
-pub(crate) struct Unanswered {
+pub(crate) struct AvoidUnlessAnswered {
     /// `None`: the server is no node of a cluster, or has answered.
     node: Option<(Arc<Server>, Address)>,
     began: BootInstant,
 }
 
-impl Unanswered {
+impl AvoidUnlessAnswered {
     pub(crate) fn answered(mut self) {
         self.node = None;
     }
 }
 
-impl Drop for Unanswered {
+impl Drop for AvoidUnlessAnswered {
     fn drop(&mut self) {
         if let Some((server, address)) = &self.node
             && clock::now() - self.began >= HANGS_AFTER
@@ -50,10 +50,10 @@ impl Drop for Unanswered {
 }
 
 impl Session {
-    /// Begin a request. See [`Unanswered`].
-    pub(crate) fn begin_request(&self) -> Unanswered {
+    /// Begin a request. See [`AvoidUnlessAnswered`].
+    pub(crate) fn begin_request(&self) -> AvoidUnlessAnswered {
         let node = || (Arc::clone(&self.server), self.address.clone());
-        Unanswered {
+        AvoidUnlessAnswered {
             node: self.cluster.is_some().then(node),
             began: clock::now(),
         }

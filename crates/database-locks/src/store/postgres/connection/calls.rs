@@ -98,7 +98,7 @@ impl ConnectionManager {
         let reply = async {
             let connected = self.connected_apart().await;
             let session = connected.map_err(|failure| StoreError::from(failure).undone())?;
-            let unanswered = Unanswered(&session);
+            let unanswered = LateUnlessAnswered(&session);
             let done = work(Arc::clone(&session)).await;
             std::mem::forget(unanswered);
             self.settled(&session, done)
@@ -121,7 +121,7 @@ impl ConnectionManager {
         let unsent =
             |failure: ConnectFailure| StoreError::Unavailable(failure.into_message().into());
         let session = connected.map_err(|failure| unsent(failure).undone())?;
-        let unanswered = Unanswered(&session);
+        let unanswered = LateUnlessAnswered(&session);
         let done = work(Arc::clone(&session)).await;
         std::mem::forget(unanswered);
         self.settled(&session, done)
@@ -219,9 +219,9 @@ impl ConnectionManager {
 }
 
 /// A request without an answer yet. If it is dropped, the connection counts as late.
-struct Unanswered<'a>(&'a Session);
+struct LateUnlessAnswered<'a>(&'a Session);
 
-impl Drop for Unanswered<'_> {
+impl Drop for LateUnlessAnswered<'_> {
     fn drop(&mut self) {
         self.0.late.store(true, Ordering::Relaxed);
     }

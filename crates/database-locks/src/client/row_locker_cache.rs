@@ -1,4 +1,5 @@
-//! The session whose open transaction keeps a lock from others, also after its lease.
+//! The session whose open transaction keeps a lock from others, also after its lease, as the database
+//! has just named it.
 
 use std::time::Duration;
 
@@ -16,9 +17,12 @@ pub(crate) const ROW_LOCKER_TIMEOUT: Duration = Duration::from_secs(3);
 /// to the database twice each.
 const KEPT_FOR: Duration = Duration::from_secs(1);
 
-/// The latest answer.
-#[derive(Debug, Default)]
-pub(crate) struct RowLocker(Mutex<Option<Found>>);
+/// The latest answer, for the callers that ask at the same time.
+#[derive(Debug)]
+pub(crate) struct RowLockerCache {
+    store: Measured,
+    latest: Mutex<Option<Found>>,
+}
 
 #[derive(Debug)]
 struct Found {
@@ -27,24 +31,29 @@ struct Found {
     at: BootInstant,
 }
 
-impl RowLocker {
+impl RowLockerCache {
+    pub(crate) fn new(store: Measured) -> Self {
+        let latest = Mutex::default();
+        Self { store, latest }
+    }
+
     /// The session whose transaction has the row of this lock or permit locked, for people to read;
     /// `None` if no transaction has.
     pub(crate) async fn find(
         &self,
-        store: &Measured,
         name: &LockName,
         slot: Slot,
     ) -> Result<Option<String>, StoreError> {
         let find = async {
-            let mut latest = self.0.lock().await;
+            let mut latest = self.latest.lock().await;
             if let Some(Found { row, session, at }) = &*latest
                 && *row == (name.clone(), slot)
                 && clock::now() <= *at + KEPT_FOR
             {
                 return Ok(Some(session.clone()));
             }
-            let found = store.row_locker(name, slot, ROW_LOCKER_TIMEOUT).await?;
+            let found = self.store.row_locker(name, slot, ROW_LOCKER_TIMEOUT);
+            let found = found.await?;
             *latest = found.clone().map(|session| Found {
                 row: (name.clone(), slot),
                 session,
@@ -52,10 +61,8 @@ impl RowLocker {
             });
             Ok(found)
         };
-        let late =
-            || StoreError::Unavailable(format!("no answer within {ROW_LOCKER_TIMEOUT:?}").into());
         let found = timeout(ROW_LOCKER_TIMEOUT, find).await;
-        let found = found.unwrap_or_else(|_| Err(late()));
+        let found = found.unwrap_or_else(|_| Err(StoreError::late(ROW_LOCKER_TIMEOUT)));
         if let Err(failure) = &found {
             tracing::debug!(
                 lock.name = name.as_str(),
@@ -66,12 +73,7 @@ impl RowLocker {
     }
 
     /// [`find`](Self::find) for a message that is as true without it.
-    pub(crate) async fn find_if_possible(
-        &self,
-        store: &Measured,
-        name: &LockName,
-        slot: Slot,
-    ) -> Option<String> {
-        self.find(store, name, slot).await.ok().flatten()
+    pub(crate) async fn find_if_possible(&self, name: &LockName, slot: Slot) -> Option<String> {
+        self.find(name, slot).await.ok().flatten()
     }
 }

@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::lease_events::LeaseEvents;
-use super::round::{ResultCounts, row_locked};
+use super::round::row_locked;
 use super::scheduler::Scheduler;
+use crate::metrics;
 use crate::runtime::clock;
 use protocol::{Answer, Grant, Ttl};
 
@@ -20,13 +21,12 @@ const TIMEOUT: Duration = Duration::from_millis(2_500);
 
 impl Scheduler {
     /// Send a renewal that waits for its row, and deliver the result.
-    pub(super) async fn send_in_queue(self: Arc<Self>, renewal: (Grant, Ttl)) {
+    pub(super) async fn send_waiting(self: Arc<Self>, renewal: (Grant, Ttl)) {
         let (sent, id) = (clock::now(), renewal.0.id);
-        let mut counts = ResultCounts::default();
-        let done = self.store.renew_in_queue(&renewal, TIMEOUT).await;
-        self.in_queue.store(false, Ordering::Release);
+        let done = self.store.renew_waiting(&renewal, TIMEOUT).await;
+        self.waiting.store(false, Ordering::Release);
         match done {
-            Ok(answer) => self.record_answers(&[renewal], sent, vec![answer], &mut counts),
+            Ok(answer) => self.record_answers(&[renewal], sent, vec![answer]),
             // Its row is locked, as far as known. The next round finds out whether there is an outage.
             Err(error) => {
                 tracing::debug!("a renewal that waits for its row failed: {error}");
@@ -35,9 +35,8 @@ impl Scheduler {
                 let answer = (Answer::Busy, Some(row_locked()));
                 table.answered(id, sent, answer, &mut events);
                 self.unlock_and_deliver(table, clock::now(), events);
-                counts.busy(1);
+                metrics::renewals(self.store.engine(), "busy", 1);
             }
         }
-        counts.count(self.store.engine());
     }
 }

@@ -22,7 +22,7 @@ use protocol::{Grant, Renewal, Ttl};
 impl Session {
     /// A second is the least that MySQL allows, and both servers may exceed it by one. The time zone is
     /// that of `SYSDATE`.
-    pub(crate) const WAIT_IN_QUEUE: &str = "SET innodb_lock_wait_timeout = 1, time_zone = '+00:00'";
+    pub(crate) const LONGEST_WAIT: &str = "SET innodb_lock_wait_timeout = 1, time_zone = '+00:00'";
 
     /// [`RENEW`](Self::RENEW) for one grant, which waits for the row. `:length` is null for a lease
     /// without end.
@@ -30,7 +30,7 @@ impl Session {
     /// `UTC_TIMESTAMP` is when the statement began. The lease may end while it waits, and then it stays
     /// ended: `SYSDATE` is when the row was locked and read. The new lease counts from the beginning,
     /// which is after the request was sent.
-    pub(crate) const RENEW_IN_QUEUE: &str = "
+    pub(crate) const RENEW_WAITING: &str = "
         UPDATE {table} FORCE INDEX (name)
            SET expires_at = GREATEST(expires_at, IFNULL(
                    UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -43,8 +43,8 @@ impl Session {
            AND token = :token AND grant_id = :grant AND locked_by = :holder COLLATE {collation}
            AND {live} AND expires_at > SYSDATE(6) AND granted_until = expires_at AND {writable}";
 
-    async fn renew_in_queue(&mut self, (grant, ttl): &(Grant, Ttl)) -> Result<Renewal, StoreError> {
-        (self.execute_unprepared(Self::WAIT_IN_QUEUE.to_owned())).await?;
+    async fn renew_waiting(&mut self, (grant, ttl): &(Grant, Ttl)) -> Result<Renewal, StoreError> {
+        (self.execute_unprepared(Self::LONGEST_WAIT.to_owned())).await?;
         let of = Rows::of(grant.slot);
         let length = match ttl {
             Ttl::Finite(length) => Some(micros(*length)),
@@ -56,7 +56,7 @@ impl Session {
             "holder" => &*grant.holder, "length" => length,
         };
         // The connection is used once, so the statement is not prepared.
-        let text = interpolate::interpolate(&self.fill(of, Self::RENEW_IN_QUEUE), &params)?;
+        let text = interpolate::interpolate(&self.fill(of, Self::RENEW_WAITING), &params)?;
         match self.conn.query_drop(text).await {
             Ok(()) if self.conn.affected_rows() > 0 => {
                 return Ok(Renewal::Renewed { confirmed_by: None });
@@ -77,14 +77,14 @@ impl Session {
 
 /// Renew one lease on a connection of its own. Not on a cluster, where no clock tells whether the lease
 /// has ended.
-pub(crate) async fn renew_in_queue(
+pub(crate) async fn renew_waiting(
     server: &Arc<Server>,
     renewal: &(Grant, Ttl),
 ) -> Result<Renewal, StoreError> {
     let renewed = catch_panic(async {
         let mut session = Session::open(server).await?;
         match session.cluster {
-            None => session.renew_in_queue(renewal).await,
+            None => session.renew_waiting(renewal).await,
             Some(_) => Ok(Renewal::Busy),
         }
     });
