@@ -36,6 +36,8 @@ mod sqlite;
 
 pub use api::*;
 pub(crate) use connect::options::ConnectOptions;
+#[cfg(feature = "__seam")]
+pub use connect::table::Rows;
 pub use connect::table::Table;
 #[cfg(feature = "mysql")]
 pub use mysql::{guard_triggers, unguard_triggers};

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::runtime;
 use crate::runtime::fork::ForkSafe;
 use crate::store::api::{Barrier, FenceText};
+use crate::store::connect::table::Rows;
 use crate::store::retry::while_contended;
 use protocol::{GrantId, Human, REQUEST_TIMEOUT, Renewing, Timing, Ttl};
 
@@ -227,12 +228,10 @@ impl LockGuard {
     }
 
     fn fence_text(&self) -> Option<FenceText> {
-        let store = &self.client.store;
-        let Some(slot) = self.state.grant.slot.column() else {
-            return store.fence().cloned();
-        };
-        let text = store.fence_of_permit()?;
-        let fill = |text: &String| text.replace("{slot}", &slot.to_string());
+        let slot = self.state.grant.slot;
+        let text = self.client.store.fence(Rows::of(slot))?;
+        let number = slot.column().unwrap_or_default().to_string();
+        let fill = |text: &String| text.replace("{slot}", &number);
         Some(FenceText {
             before: text.before.as_ref().map(fill),
             fence: fill(&text.fence),

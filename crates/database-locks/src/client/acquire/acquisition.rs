@@ -419,11 +419,8 @@ impl<'a> Acquisition<'a> {
 
     /// Announce this waiter; returns whether a release will be notified.
     async fn announce(&self, pause: Duration, anew: bool) -> bool {
-        let (store, name) = (&self.client.store, &self.request.name);
-        match self.request.limit() {
-            None => store.announce(name, pause, anew).await,
-            Some(limit) => store.announce_for_permit(name, limit, pause).await,
-        }
+        let (name, limit) = (&self.request.name, self.request.limit());
+        self.client.store.announce(name, limit, pause, anew).await
     }
 
     /// Wait until the lock may be free: after a notification, a release within this process, or a

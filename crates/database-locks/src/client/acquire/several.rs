@@ -451,7 +451,7 @@ impl<'a> AllAcquisition<'a> {
             };
             let name = slot.name();
             if let Some(pause) = notified
-                && client.store.announce(name, pause, moved).await
+                && client.store.announce(name, None, pause, moved).await
             {
                 tokio::time::sleep(pause).await;
                 return None;

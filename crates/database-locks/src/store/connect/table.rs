@@ -3,15 +3,18 @@
 use crate::error::Error;
 use protocol::Slot;
 
-/// The table that a statement is about.
+/// The table that a request is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Rows {
+pub enum Rows {
+    /// That of locks.
     Locks,
+    /// That of permits and shared grants.
     Permits,
 }
 
 impl Rows {
-    pub(crate) fn of(slot: Slot) -> Self {
+    /// The table of this row.
+    pub fn of(slot: Slot) -> Self {
         match slot {
             Slot::Lock => Self::Locks,
             Slot::Permit(_) | Slot::AnyPermit | Slot::Shared(_) => Self::Permits,

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::runtime::clock;
 use crate::store::api::micros;
+use crate::store::connect::table::Rows;
 use protocol::{
     AcquireCommand, AllOutcome, BootInstant, Force, Grant, GrantId, Holder, Kind, LockName,
     LockRow, Outcome, Permits, ReleaseCommand, Released, Renewal, ResumeCommand, Sharing, Slot,
@@ -92,13 +93,8 @@ impl Row {
         self.expires = Some(ends(now, Ttl::Finite(command.length)));
         (self.acquired, self.renewed) = (Some(now), Some(now));
         self.metadata = Some(command.metadata.to_string());
-        Outcome::Granted {
-            slot,
-            token: Token::from_db(self.token),
-            length: command.length,
-            is_shared: self.shared,
-            confirmed_by: None,
-        }
+        let token = Token::from_db(self.token);
+        Outcome::granted(slot, token, command.length).of_shared(self.shared)
     }
 
     pub(super) fn free(&mut self, now: BootInstant) {
@@ -176,71 +172,73 @@ impl Row {
     }
 }
 
-/// Both tables.
+/// The rows of both tables.
 #[derive(Debug, Default)]
-pub(super) struct Rows {
-    pub(super) locks: BTreeMap<LockName, Row>,
-    /// Permits and shared grants, by name and slot.
-    pub(super) permits: BTreeMap<(LockName, i32), Row>,
-    /// The operators' limits.
-    pub(super) limits: BTreeMap<LockName, u32>,
+pub(super) struct Tables {
+    /// An operator's limit is in the row with [`Slot::AnyPermit`].
+    pub(super) all: BTreeMap<(LockName, Slot), Row>,
 }
 
-impl Rows {
+impl Tables {
     /// The row of a grant.
     pub(super) fn of(&mut self, name: &LockName, slot: Slot, grant: GrantId) -> Option<&mut Row> {
-        match slot {
-            Slot::Lock => self.locks.get_mut(name),
-            Slot::Permit(_) | Slot::Shared(_) => {
-                self.permits.get_mut(&(name.clone(), slot.range().0))
-            }
-            Slot::AnyPermit => {
-                let mut permits = self.permits_of(name);
-                let of = permits.find(|(_, row)| row.grant.as_deref() == Some(grant.as_str()));
-                of.map(|(_, row)| row)
-            }
+        if slot != Slot::AnyPermit {
+            return self.all.get_mut(&(name.clone(), slot));
         }
+        let mut permits = self.permits_of(name);
+        let of = permits.find(|(_, row)| row.grant.as_deref() == Some(grant.as_str()));
+        of.map(|(_, row)| row)
     }
 
     /// The permits of a semaphore.
-    pub(super) fn permits_of(&mut self, name: &LockName) -> impl Iterator<Item = (u16, &mut Row)> {
-        let range = (name.clone(), 0)..=(name.clone(), u16::MAX.into());
-        let rows = self.permits.range_mut(range);
-        rows.filter_map(|((_, slot), row)| Some((u16::try_from(*slot).ok()?, row)))
+    fn permits_of(&mut self, name: &LockName) -> impl Iterator<Item = (Slot, &mut Row)> {
+        let slots = [0, u16::MAX].map(|slot| (name.clone(), Slot::Permit(slot)));
+        let [first, last] = slots;
+        let rows = self.all.range_mut(first..=last);
+        rows.map(|((_, slot), row)| (*slot, row))
+    }
+
+    /// The operator's limit of a semaphore.
+    pub(super) fn limit(&self, name: &LockName) -> Option<u32> {
+        let row = self.all.get(&(name.clone(), Slot::AnyPermit))?;
+        u32::try_from(row.permits?).ok()
+    }
+
+    /// The rows of a table that match, as a plain read returns them.
+    pub(super) fn seen(
+        &self,
+        of: Rows,
+        matches: impl Fn(&LockName, &Row) -> bool,
+    ) -> impl Iterator<Item = LockRow> {
+        let now = clock::now();
+        let rows = self.all.iter();
+        let matching =
+            rows.filter(move |((name, slot), row)| Rows::of(*slot) == of && matches(name, row));
+        matching.map(move |((name, slot), row)| row.seen(name, *slot, now))
     }
 
     /// Delete the dead shared grants of a lock; those that are left. One that was released by force
     /// does not count: its row tells the holder.
     pub(super) fn readers(&mut self, name: &LockName) -> Vec<LockRow> {
         let now = clock::now();
-        self.permits.retain(|(of, slot), row| {
+        self.all.retain(|(of, slot), row| {
             let dead = row.expires.is_some() && row.is_free(now) && row.fences == 0;
-            of != name || *slot > -2 || !dead
+            of != name || !slot.is_shared() || !dead
         });
-        let mut left = self.shared_of(name);
-        left.retain(|row| row.expires_in.is_some());
-        left
-    }
-
-    /// The shared grants of a lock.
-    pub(super) fn shared_of(&self, name: &LockName) -> Vec<LockRow> {
-        let now = clock::now();
-        let rows = self
-            .permits
-            .range((name.clone(), i32::MIN)..=(name.clone(), -2));
-        rows.map(|((_, slot), row)| row.seen(name, Slot::Shared(*slot), now))
-            .collect()
+        let left = self.seen(Rows::Permits, |of, row| of == name && row.expires.is_some());
+        left.filter(|row| row.slot.is_shared()).collect()
     }
 }
 
-pub(super) fn acquire(rows: &mut Rows, command: &AcquireCommand) -> Outcome {
+pub(super) fn acquire(tables: &mut Tables, command: &AcquireCommand) -> Outcome {
     match command.kind {
         Kind::Exclusive => {}
-        Kind::Permit { limit, .. } => return acquire_permit(rows, command, limit),
-        Kind::Shared { beside } => return acquire_shared(rows, command, beside),
+        Kind::Permit { limit, .. } => return acquire_permit(tables, command, limit),
+        Kind::Shared { beside } => return acquire_shared(tables, command, beside),
     }
     let now = clock::now();
-    let row = rows.locks.entry(command.name.clone()).or_default();
+    let row = tables.all.entry((command.name.clone(), Slot::Lock));
+    let row = row.or_default();
     let seen = row.seen(&command.name, Slot::Lock, now);
     match seen.failed_acquire_outcome(command) {
         // Free.
@@ -249,14 +247,14 @@ pub(super) fn acquire(rows: &mut Rows, command: &AcquireCommand) -> Outcome {
     }
 }
 
-fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, callers: u32) -> Outcome {
+fn acquire_permit(tables: &mut Tables, command: &AcquireCommand, callers: u32) -> Outcome {
     let (now, name) = (clock::now(), &command.name);
-    let limit = rows.limits.get(name).copied().unwrap_or(callers);
+    let limit = tables.limit(name).unwrap_or(callers);
     let mut held: Vec<LockRow> = Vec::new();
     let mut taken = BTreeSet::new();
-    for (slot, row) in rows.permits_of(name) {
+    for (slot, row) in tables.permits_of(name) {
         if !row.is_free(now) {
-            let seen = row.seen(name, Slot::Permit(slot), now);
+            let seen = row.seen(name, slot, now);
             if seen.is_granted(command.grant.as_str()) {
                 return seen.failed_acquire_outcome(command);
             }
@@ -267,8 +265,8 @@ fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, callers: u32) -> Ou
         }
     }
     let below = (0..=u16::MAX).take(limit as usize);
-    let free: Vec<u16> = below.filter(|slot| !taken.contains(slot)).collect();
-    let Some(slot) = fastrand::choice(free) else {
+    let free = below.map(Slot::Permit).filter(|slot| !taken.contains(slot));
+    let Some(slot) = fastrand::choice(free.collect::<Vec<_>>()) else {
         let permits = Permits {
             limit,
             held: u32::try_from(held.len()).unwrap_or(u32::MAX),
@@ -280,15 +278,20 @@ fn acquire_permit(rows: &mut Rows, command: &AcquireCommand, callers: u32) -> Ou
             .min_by_key(|row| row.expires_in.unwrap_or(i64::MAX));
         return no_permit_free(permits, first);
     };
-    let row = rows.permits.entry((name.clone(), slot.into())).or_default();
+    let row = tables.all.entry((name.clone(), slot)).or_default();
     row.permits = Some(callers.into());
-    row.grant(command, Slot::Permit(slot), now)
+    row.grant(command, slot, now)
 }
 
 /// Grant the lock to one more shared holder. `beside`: the exclusive grant that it replaces.
-fn acquire_shared(rows: &mut Rows, command: &AcquireCommand, beside: Option<GrantId>) -> Outcome {
+fn acquire_shared(
+    tables: &mut Tables,
+    command: &AcquireCommand,
+    beside: Option<GrantId>,
+) -> Outcome {
     let (now, name) = (clock::now(), &command.name);
-    let lock = rows.locks.entry(name.clone()).or_insert_with(|| Row {
+    let lock = tables.all.entry((name.clone(), Slot::Lock));
+    let lock = lock.or_insert_with(|| Row {
         token: least_token(now),
         ..Row::default()
     });
@@ -301,33 +304,25 @@ fn acquire_shared(rows: &mut Rows, command: &AcquireCommand, beside: Option<Gran
     }
     lock.shared = true;
     let (token, slot) = (lock.token + 1, Slot::of_shared(command.grant));
-    let row = rows.permits.entry((name.clone(), slot.range().0));
-    let row = row.or_default();
+    let row = tables.all.entry((name.clone(), slot)).or_default();
     let seen = row.seen(name, slot, now);
     if seen.is_granted(command.grant.as_str()) {
         return seen.failed_acquire_outcome(command);
     }
-    let granted = row.grant(command, slot, now);
+    row.grant(command, slot, now);
     row.token = token;
-    match granted {
-        Outcome::Granted { length, .. } => Outcome::Granted {
-            slot,
-            token: Token::from_db(token),
-            length,
-            is_shared: false,
-            confirmed_by: None,
-        },
-        other => other,
-    }
+    Outcome::granted(slot, Token::from_db(token), command.length)
 }
 
 /// Grant all of them or none.
-pub(super) fn acquire_all(rows: &mut Rows, commands: &[AcquireCommand]) -> AllOutcome {
+pub(super) fn acquire_all(tables: &mut Tables, commands: &[AcquireCommand]) -> AllOutcome {
     let now = clock::now();
     let present: Vec<(&Row, LockRow)> = commands
         .iter()
-        .filter_map(|command| rows.locks.get(&command.name).map(|row| (command, row)))
-        .map(|(command, row)| (row, row.seen(&command.name, Slot::Lock, now)))
+        .filter_map(|command| {
+            let row = tables.all.get(&(command.name.clone(), Slot::Lock))?;
+            Some((row, row.seen(&command.name, Slot::Lock, now)))
+        })
         .collect();
     let blocked = (present.iter()).any(|(row, _)| !row.is_free(now) || row.fences > 0);
     if blocked {
@@ -335,7 +330,8 @@ pub(super) fn acquire_all(rows: &mut Rows, commands: &[AcquireCommand]) -> AllOu
         return AllOutcome::of_rows(commands, &present);
     }
     let granted = commands.iter().map(|command| {
-        let row = rows.locks.entry(command.name.clone()).or_default();
+        let row = tables.all.entry((command.name.clone(), Slot::Lock));
+        let row = row.or_default();
         row.grant(command, Slot::Lock, now);
         (Token::from_db(row.token), row.shared)
     });
@@ -350,9 +346,9 @@ pub(super) fn acquire_all(rows: &mut Rows, commands: &[AcquireCommand]) -> AllOu
     }
 }
 
-pub(super) fn take_over(rows: &mut Rows, command: &TakeOverCommand) -> Outcome {
+pub(super) fn take_over(tables: &mut Tables, command: &TakeOverCommand) -> Outcome {
     let (now, to) = (clock::now(), &command.to);
-    let Some(row) = rows.locks.get_mut(&to.name) else {
+    let Some(row) = tables.all.get_mut(&(to.name.clone(), Slot::Lock)) else {
         return Outcome::Busy;
     };
     let as_seen = row.token == command.token.get()
@@ -367,9 +363,9 @@ pub(super) fn take_over(rows: &mut Rows, command: &TakeOverCommand) -> Outcome {
     }
 }
 
-pub(super) fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
+pub(super) fn renew(tables: &mut Tables, grant: &Grant, ttl: Ttl) -> Renewal {
     let now = clock::now();
-    match rows.of(&grant.name, grant.slot, grant.id) {
+    match tables.of(&grant.name, grant.slot, grant.id) {
         Some(row) if row.is_of(&grant.name, grant) && !row.is_free(now) => {
             row.expires = row.expires.max(Some(ends(now, ttl)));
             row.renewed = Some(now);
@@ -383,7 +379,7 @@ pub(super) fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
     }
 }
 
-pub(super) fn resume(rows: &mut Rows, command: &ResumeCommand) -> Renewal {
+pub(super) fn resume(tables: &mut Tables, command: &ResumeCommand) -> Renewal {
     let (now, to) = (clock::now(), &command.to);
     let known = [command.from.as_str(), to.grant.as_str()];
     let ours = |row: &Row| {
@@ -392,7 +388,7 @@ pub(super) fn resume(rows: &mut Rows, command: &ResumeCommand) -> Renewal {
             && !row.is_free(now)
             && row.fences == 0
     };
-    let row = match rows.of(&to.name, command.slot, command.from) {
+    let row = match tables.of(&to.name, command.slot, command.from) {
         Some(row) if ours(row) => row,
         row => {
             return failed_resume_outcome(
@@ -410,11 +406,11 @@ pub(super) fn resume(rows: &mut Rows, command: &ResumeCommand) -> Renewal {
     Renewal::Renewed { confirmed_by: None }
 }
 
-pub(super) fn release(rows: &mut Rows, command: &ReleaseCommand) -> Released {
+pub(super) fn release(tables: &mut Tables, command: &ReleaseCommand) -> Released {
     if command.slot.is_shared() {
-        return release_shared(rows, command);
+        return release_shared(tables, command);
     }
-    match rows.of(&command.name, command.slot, command.grant) {
+    match tables.of(&command.name, command.slot, command.grant) {
         Some(row)
             if row.expires.is_some()
                 && row.grant.as_deref() == Some(command.grant.as_str())
@@ -428,17 +424,16 @@ pub(super) fn release(rows: &mut Rows, command: &ReleaseCommand) -> Released {
     }
 }
 
-fn release_shared(rows: &mut Rows, command: &ReleaseCommand) -> Released {
+fn release_shared(tables: &mut Tables, command: &ReleaseCommand) -> Released {
     let now = clock::now();
-    match rows.of(&command.name, command.slot, command.grant) {
+    match tables.of(&command.name, command.slot, command.grant) {
         Some(row) if row.fences > 0 => Released::Busy,
         Some(row)
             if row
                 .seen(&command.name, command.slot, now)
                 .contains_grant_of(command) =>
         {
-            let key = (command.name.clone(), command.slot.range().0);
-            rows.permits.remove(&key);
+            tables.all.remove(&(command.name.clone(), command.slot));
             Released::Freed
         }
         _ => Released::NotHeld,

@@ -29,7 +29,7 @@ use self::statements::guard;
 pub(crate) use self::statements::guard::{guard_script, unguard_script};
 use self::statements::handover::{resume, take_over};
 use self::statements::install::{INSTALL, install};
-use self::statements::permit::{limits, semaphore, set_limit};
+use self::statements::permit::{limits, set_limit};
 use self::statements::prune::prune;
 use self::statements::read::{page, read};
 use self::statements::release::{force, release};
@@ -43,9 +43,9 @@ use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use protocol::{
-    AcquireCommand, AllOutcome, Force, Grant, GuardCommand, Holder, ListFilter, LockInfo, LockName,
-    LockRow, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
-    Slot, TableGuard, TakeOverCommand, Ttl, Version,
+    AcquireCommand, AllOutcome, Force, Grant, GuardCommand, Holder, ListFilter, LockName, LockRow,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Slot, TableGuard,
+    TakeOverCommand, Ttl, Version,
 };
 
 /// The engine of `postgres:` URLs.
@@ -151,40 +151,25 @@ impl Store for Postgres {
         Box::pin(self.connection.run(within, work))
     }
 
-    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
-        let work = move |session: Arc<Session>| async move {
-            let rows = read(&session, Rows::Locks, names).await?;
-            Ok(rows.into_iter().map(LockRow::into_info).collect())
-        };
+    fn rows<'a>(
+        &'a self,
+        of: Rows,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<LockRow>> {
+        let work = move |session: Arc<Session>| async move { read(&session, of, names).await };
         Box::pin(self.connection.run(within, work))
     }
 
     fn page<'a>(
         &'a self,
+        of: Rows,
         filter: &'a ListFilter,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'a, Page> {
-        let work = move |session: Arc<Session>| async move {
-            page(&session, Rows::Locks, filter, after).await
-        };
-        Box::pin(self.connection.run(within, work))
-    }
-
-    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
-        let work = move |session: Arc<Session>| async move { semaphore(&session, name).await };
-        Box::pin(self.connection.run(within, work))
-    }
-
-    fn page_of_permits<'a>(
-        &'a self,
-        filter: &'a ListFilter,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'a, Page> {
-        let work = move |session: Arc<Session>| async move {
-            page(&session, Rows::Permits, filter, after).await
-        };
+        let work =
+            move |session: Arc<Session>| async move { page(&session, of, filter, after).await };
         Box::pin(self.connection.run(within, work))
     }
 
@@ -204,15 +189,6 @@ impl Store for Postgres {
         Box::pin(self.connection.run(within, work))
     }
 
-    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>> {
-        let work = move |session: Arc<Session>| async move {
-            let rows = read(&session, Rows::Permits, std::slice::from_ref(name)).await?;
-            let shared = rows.into_iter().filter(|row| row.slot.is_shared());
-            Ok(shared.map(LockRow::into_info).collect())
-        };
-        Box::pin(self.connection.run(within, work))
-    }
-
     fn readers<'a>(
         &'a self,
         name: &'a LockName,
@@ -220,50 +196,6 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Option<Holder>> {
         let work = move |session: Arc<Session>| async move { readers(&session, name).await };
-        Box::pin(self.connection.run(within, work))
-    }
-
-    fn force_permit<'a>(
-        &'a self,
-        name: &'a LockName,
-        slot: Slot,
-        within: Duration,
-    ) -> Reply<'a, Force> {
-        let work = move |session: Arc<Session>| async move { force(&session, name, slot).await };
-        Box::pin(self.connection.run(within, work))
-    }
-
-    fn prune_permits(
-        &self,
-        idle: Duration,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'_, Pruned> {
-        let work = move |session: Arc<Session>| async move {
-            prune(&session, Rows::Permits, idle, false, after).await
-        };
-        Box::pin(self.connection.run_long(within, work))
-    }
-
-    fn announce_for_permit<'a>(
-        &'a self,
-        name: &'a LockName,
-        limit: u32,
-        pause: Duration,
-    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        let listener = &self.listener;
-        Box::pin(listener.announce_for_permit(&self.connection, name, limit, pause))
-    }
-
-    fn holders<'a>(
-        &'a self,
-        names: &'a [LockName],
-        within: Duration,
-    ) -> Reply<'a, Vec<Option<Holder>>> {
-        let work = move |session: Arc<Session>| async move {
-            let rows = read(&session, Rows::Locks, names).await?;
-            Ok(LockRow::holders(names, &rows))
-        };
         Box::pin(self.connection.run(within, work))
     }
 
@@ -296,12 +228,11 @@ impl Store for Postgres {
         })
     }
 
-    fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
+    fn force<'a>(&'a self, name: &'a LockName, slot: Slot, within: Duration) -> Reply<'a, Force> {
         Box::pin(async move {
-            let work =
-                |session: Arc<Session>| async move { force(&session, name, Slot::Lock).await };
+            let work = |session: Arc<Session>| async move { force(&session, name, slot).await };
             let forced = self.connection.run(within, work).await?;
-            if let Force::Freed(_) = forced {
+            if slot == Slot::Lock && matches!(forced, Force::Freed(_)) {
                 self.listener.released(name);
             }
             Ok(forced)
@@ -310,13 +241,14 @@ impl Store for Postgres {
 
     fn prune(
         &self,
+        of: Rows,
         idle: Duration,
         include_legacy: bool,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
         let work = move |session: Arc<Session>| async move {
-            prune(&session, Rows::Locks, idle, include_legacy, after).await
+            prune(&session, of, idle, include_legacy, after).await
         };
         Box::pin(self.connection.run_long(within, work))
     }
@@ -357,21 +289,22 @@ impl Store for Postgres {
         Box::pin(self.connection.run_long(within, work))
     }
 
-    fn fence(&self) -> Option<&FenceText> {
-        Some(&self.fence)
-    }
-
-    fn fence_of_permit(&self) -> Option<&FenceText> {
-        Some(&self.permit_fence)
+    fn fence(&self, of: Rows) -> Option<&FenceText> {
+        Some(match of {
+            Rows::Locks => &self.fence,
+            Rows::Permits => &self.permit_fence,
+        })
     }
 
     fn announce<'a>(
         &'a self,
         name: &'a LockName,
+        limit: Option<u32>,
         pause: Duration,
         anew: bool,
     ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        Box::pin(self.listener.announce(&self.connection, name, pause, anew))
+        let listener = &self.listener;
+        Box::pin(listener.announce(&self.connection, name, limit, pause, anew))
     }
 
     fn on_notified(&self, notify: NoticeHandler) {

@@ -203,6 +203,7 @@ impl Listener {
         &self,
         background: &ConnectionManager,
         name: &LockName,
+        limit: Option<u32>,
         pause: Duration,
         anew: bool,
     ) -> bool {
@@ -215,13 +216,17 @@ impl Listener {
         // The pause of a wait that ends before the next poll is unlimited.
         let pause = pause.min(LONGEST_PAUSE);
         let now = clock::now();
+        let of_lock = limit.is_none();
         let known = self.0.state().announced.of.get(name).copied();
-        if !anew && known.is_some_and(|until| until > now + pause) {
+        if of_lock && !anew && known.is_some_and(|until| until > now + pause) {
             return true;
         }
         let ahead = ANNOUNCED_FOR.max(pause * 2);
         let announced = background.run(ANNOUNCE_TIMEOUT, |session| async move {
-            wait(&session, name, ahead).await
+            match limit {
+                None => wait(&session, name, ahead).await,
+                Some(limit) => wait_for_permit(&session, name, limit, ahead).await,
+            }
         });
         let announced = announced.await.unwrap_or_else(|error| {
             let name = name.as_str();
@@ -231,30 +236,11 @@ impl Listener {
             );
             false
         });
-        if announced {
+        if announced && of_lock {
             let times = &mut self.0.state().announced;
             times.set(name.clone(), now + ahead, now);
         }
         announced
-    }
-
-    /// See [`Store::announce_for_permit`](crate::store::Store::announce_for_permit).
-    pub(crate) async fn announce_for_permit(
-        &self,
-        background: &ConnectionManager,
-        name: &LockName,
-        limit: u32,
-        pause: Duration,
-    ) -> bool {
-        let listens = |session| self.0.listens(session);
-        if !background.current().is_some_and(listens) {
-            return false;
-        }
-        let ahead = ANNOUNCED_FOR.max(pause.min(LONGEST_PAUSE) * 2);
-        let announced = background.run(ANNOUNCE_TIMEOUT, |session| async move {
-            wait_for_permit(&session, name, limit, ahead).await
-        });
-        announced.await.unwrap_or(false)
     }
 
     /// This store has just taken the lock from its holder, which may be in this process.

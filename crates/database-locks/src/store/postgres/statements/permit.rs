@@ -10,15 +10,13 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::read::read;
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::{Kind as ErrorKind, ServerError};
 use crate::store::postgres::rows::{place, state};
 use protocol::{
-    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Semaphore, Slot, Token,
-    no_permit_free,
+    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Slot, Token, no_permit_free,
 };
 
 const PARAMS: &[Type] = &[
@@ -450,21 +448,6 @@ pub(crate) async fn wait_for_permit(
     let (allowed, held, announced) = (count("allowed")?, count("held")?, count("announced")?);
     // A permit that is not held may be free, and one that is not announced may be released now.
     Ok(announced == held && held >= allowed)
-}
-
-pub(crate) async fn semaphore(
-    session: &Session,
-    name: &LockName,
-) -> Result<Semaphore, ServerError> {
-    let rows = read(session, Rows::Permits, std::slice::from_ref(name)).await?;
-    let limit = rows.iter().find(|row| row.slot == Slot::AnyPermit);
-    let limit = limit.and_then(|row| row.permits);
-    let permits = rows.into_iter().filter(|row| row.slot.number().is_some());
-    Ok(Semaphore::new(
-        name.clone(),
-        limit.and_then(|limit| u32::try_from(limit).ok()),
-        permits.map(LockRow::into_info).collect(),
-    ))
 }
 
 pub(crate) async fn limits(session: &Session) -> Result<Vec<(LockName, u32)>, ServerError> {

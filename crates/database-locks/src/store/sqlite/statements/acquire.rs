@@ -6,7 +6,6 @@ use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::session::Session;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::granted;
 use crate::store::sqlite::statements::grant::write;
 use crate::store::sqlite::statements::permit;
 use crate::store::sqlite::statements::shared;
@@ -119,15 +118,12 @@ fn read_all(session: &Session<'_>, commands: &[AcquireCommand]) -> rusqlite::Res
 /// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write
 /// lock.
 fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Outcome> {
-    let name = command.name.as_str();
-    let writes_row = |sql| Ok::<_, rusqlite::Error>(write(session, sql, command, None)? == 1);
-    if !writes_row(Sql::Acquire)? && !writes_row(Sql::Insert)? {
-        return failed_acquire_outcome(session, command);
+    for sql in [Sql::Acquire, Sql::Insert] {
+        if let Some(granted) = write(session, sql, command, Slot::Lock, 0)? {
+            return Ok(granted);
+        }
     }
-    let mut token = session.prepare(Rows::Locks, Sql::ReadToken)?;
-    let (token, shared) =
-        token.query_row([name], |row| Ok((row.get("token")?, row.get("shared")?)))?;
-    Ok(granted(Slot::Lock, token, command.length).of_shared(shared))
+    failed_acquire_outcome(session, command)
 }
 
 /// The outcome of a refused acquire. The lock may be held by the requested grant.

@@ -54,9 +54,9 @@ macro_rules! statements {
 }
 
 statements! {
-    /// Read one row. Takes no lock of the file, so that a losing attempt writes nothing and waits
-    /// for no writer.
-    Read, "read" = lock_row!("WHERE name = ?1{? AND slot = ?2?}");
+    /// Read the row of a lock, or those of permits, shared grants and the operator's limit (slot −1).
+    /// Takes no lock of the file, so that a losing attempt writes nothing and waits for no writer.
+    Read, "read" = lock_row!("WHERE name = ?1{? AND slot BETWEEN ?2 AND ?3 ORDER BY slot?}");
 
     /// The last of the next thousand ids after `?1`; null if there are no more.
     PageEnd, "find the end of a page" = "
