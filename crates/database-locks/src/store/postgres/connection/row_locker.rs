@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use super::blocked::{BLOCKERS, described};
 use super::dial::dial;
@@ -33,7 +32,7 @@ pub(crate) async fn row_locker(
 ) -> Result<Option<String>, StoreError> {
     let config = server.connector.ask().await?;
     let at = (server.connector.first(&config), within);
-    let params: [(Param<'_>, Type); 2] = [(&name, Type::TEXT), (&slot, Type::INT4)];
+    let params: [&dyn Param; 2] = [&name, &slot];
     let (waiting, asking) = tokio::try_join!(
         dial(server, None, &config, at),
         dial(server, None, &config, at)
@@ -65,7 +64,7 @@ pub(crate) async fn row_locker(
 async fn is_locked(
     session: &Session,
     wait: &str,
-    params: &[(Param<'_>, Type)],
+    params: &[&dyn Param],
 ) -> Result<Option<String>, StoreError> {
     let locked = "a session that cannot be looked for through a pooler: connect directly to see it";
     match session.query(&format!("{wait} NOWAIT"), params).await {
@@ -78,7 +77,7 @@ async fn is_locked(
 /// The session that blocks a backend, as soon as one does, and how to end it.
 async fn blocker(asking: &Session, backend: i32) -> Result<Option<String>, StoreError> {
     loop {
-        let rows = asking.query(BLOCKERS, &[(&backend, Type::INT4)]).await?;
+        let rows = asking.query(BLOCKERS, &[&backend]).await?;
         if let Some(row) = rows.first() {
             return Ok(Some(with_advice(row)?));
         }

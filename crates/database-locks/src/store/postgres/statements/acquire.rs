@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use super::permit::{acquire_permit, acquire_permits};
 use super::shared::acquire_shared;
@@ -58,31 +57,6 @@ macro_rules! due {
     };
 }
 
-const ONE: &[Type] = &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8, Type::TEXT];
-pub(super) const MANY: &[Type] = &[
-    Type::TEXT_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::INT8_ARRAY,
-    Type::TEXT_ARRAY,
-];
-const ONE_DUE: &[Type] = &[
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::INT8,
-    Type::TEXT,
-    Type::INT8,
-];
-const MANY_DUE: &[Type] = &[
-    Type::TEXT_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::INT8_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::INT8_ARRAY,
-];
-
 /// Acquire one lock that is free or whose lease has ended.
 ///
 /// `$1` name, `$2` grant id, `$3` holder, `$4` length in microseconds, `$5` metadata, `$6` how long
@@ -116,7 +90,6 @@ RETURNING 1::bigint AS place, token, shared,
        ",
         synchronous_commit!()
     ),
-    types: ONE_DUE,
 };
 
 /// [`ACQUIRE_ONE`] for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata,
@@ -149,7 +122,6 @@ RETURNING p.place, l.token, l.shared,
        ",
         synchronous_commit!()
     ),
-    types: MANY_DUE,
 };
 
 /// Read the row of a lock that was not acquired; if there is none, insert one that is granted.
@@ -190,7 +162,6 @@ SELECT 1::bigint, false, ",
   FROM {table} l
  WHERE name = $1"
 ),
-    types: ONE,
 };
 
 /// [`MAKE_ONE`] for many; parameters as for [`ACQUIRE`], without the last.
@@ -230,7 +201,6 @@ SELECT a.place, false, ",
     "
   FROM asked a JOIN {table} l ON l.name = a.name"
 ),
-    types: MANY,
 };
 
 pub(crate) async fn acquire(
@@ -279,7 +249,7 @@ fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, Se
     })
 }
 
-/// Run the statement for one, or the one for many, with as many of the parameters as it has.
+/// Run the statement for one, or the one for many. Some do not use the last parameter.
 async fn send(
     session: &Session,
     [one, many]: [&Statement; 2],
@@ -288,23 +258,15 @@ async fn send(
     match commands {
         [] => Ok(Vec::new()),
         [command] => {
-            let (name, grant, length, not_within) = (
-                command.name.as_str(),
-                command.grant.as_str(),
-                micros(command.length),
-                command.not_within.map(micros),
-            );
-            let params: [Param<'_>; 6] = [
-                &name,
-                &grant,
+            let params: [&dyn Param; 6] = [
+                &command.name.as_str(),
+                &command.grant.as_str(),
                 &&*command.holder,
-                &length,
+                &micros(command.length),
                 &&*command.metadata,
-                &not_within,
+                &command.not_within.map(micros),
             ];
-            session
-                .write(Rows::Locks, one, 1, &params[..one.types.len()])
-                .await
+            session.write(Rows::Locks, one, 1, &params).await
         }
         commands => send_many(session, many, commands).await,
     }
@@ -325,10 +287,9 @@ pub(super) async fn send_many(
     let windows: Vec<_> = all()
         .map(|command| command.not_within.map(micros))
         .collect();
-    let params: [Param<'_>; 6] = [&names, &grants, &holders, &lengths, &metadata, &windows];
-    let params = &params[..statement.types.len()];
+    let params: [&dyn Param; 6] = [&names, &grants, &holders, &lengths, &metadata, &windows];
     session
-        .write(Rows::Locks, statement, commands.len(), params)
+        .write(Rows::Locks, statement, commands.len(), &params)
         .await
 }
 

@@ -2,7 +2,6 @@
 
 use std::slice;
 
-use tokio_postgres::types::Type;
 
 use super::read::read;
 use crate::store::api::micros;
@@ -45,15 +44,6 @@ RETURNING token, shared,
        ",
         notify!("true")
     ),
-    types: &[
-        Type::TEXT,
-        Type::TEXT,
-        Type::TEXT,
-        Type::INT8,
-        Type::TEXT,
-        Type::INT8,
-        Type::TEXT,
-    ],
 };
 
 pub(crate) async fn take_over(
@@ -61,7 +51,7 @@ pub(crate) async fn take_over(
     command: &TakeOverCommand,
 ) -> Result<Outcome, ServerError> {
     let to = &command.to;
-    let params: [Param<'_>; 7] = [
+    let params: [&dyn Param; 7] = [
         &to.name.as_str(),
         &to.grant.as_str(),
         &&*to.holder,
@@ -108,16 +98,6 @@ UPDATE {table} SET
 RETURNING ",
         synchronous_commit!()
     ),
-    types: &[
-        Type::TEXT,
-        Type::INT8,
-        Type::TEXT,
-        Type::TEXT,
-        Type::TEXT,
-        Type::TEXT,
-        Type::INT8,
-        Type::INT4,
-    ],
 };
 
 pub(crate) async fn resume(
@@ -126,7 +106,7 @@ pub(crate) async fn resume(
 ) -> Result<Renewal, ServerError> {
     let to = &command.to;
     let (of, slot) = (Rows::of(command.slot), command.slot.range().0);
-    let params: [Param<'_>; 8] = [
+    let params: [&dyn Param; 8] = [
         &to.name.as_str(),
         &command.token.get(),
         &command.from.as_str(),

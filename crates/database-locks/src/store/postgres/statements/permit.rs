@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;
@@ -18,15 +17,6 @@ use crate::store::postgres::rows::{place, state};
 use protocol::{
     AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Slot, Token, no_permit_free,
 };
-
-const PARAMS: &[Type] = &[
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::INT8,
-    Type::TEXT,
-    Type::INT4,
-];
 
 /// The number of permits of the semaphore `$1`: the operator's, or else that of the caller.
 macro_rules! limit {
@@ -66,7 +56,6 @@ RETURNING slot, token,
        ",
         synchronous_commit!()
     ),
-    types: PARAMS,
 };
 
 /// [`ACQUIRE_PERMIT`] for many permits of one semaphore: `$1` name, `$2` grant ids, `$3` holders, `$4`
@@ -103,14 +92,6 @@ RETURNING p.place, l.slot, l.token,
        ",
         synchronous_commit!()
     ),
-    types: &[
-        Type::TEXT,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::INT8_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::INT4,
-    ],
 };
 
 /// Read a semaphore of which no permit was acquired: `$1` name, `$2` grant ids, `$3` the caller's
@@ -140,7 +121,6 @@ SELECT allowed::bigint,
                       ORDER BY grant_id = ANY ($2) DESC NULLS LAST, slot >= allowed, expires_at
                       LIMIT 1) l ON true"
     ),
-    types: &[Type::TEXT, Type::TEXT_ARRAY, Type::INT4],
 };
 
 /// Insert a missing permit below the limit, granted from the beginning. Parameters as for
@@ -170,7 +150,6 @@ RETURNING slot, token,
        ",
         synchronous_commit!()
     ),
-    types: PARAMS,
 };
 
 /// Announce that a client waits for a permit: `$1` name, `$2` for how long from now, in
@@ -208,7 +187,6 @@ SELECT ",
         "::bigint AS allowed,
        (SELECT count(*) FROM held) AS held, (SELECT count(*) FROM announced) AS announced"
     ),
-    types: &[Type::TEXT, Type::INT8, Type::INT4],
 };
 
 /// The limits that operators have set.
@@ -216,7 +194,6 @@ pub(crate) const LIMITS: Statement = Statement {
     name: "read limits",
     text: "
 SELECT name::text, permits::bigint FROM {table} WHERE slot = -1 AND permits IS NOT NULL",
-    types: &[],
 };
 
 /// Set the operator's limit: `$1` name, `$2` the limit, or NULL for none. Waiters are notified.
@@ -230,7 +207,6 @@ VALUES ($1, -1, $2, statement_timestamp())
 RETURNING ",
         notify!("true")
     ),
-    types: &[Type::TEXT, Type::INT4],
 };
 
 fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {
@@ -274,7 +250,7 @@ pub(super) async fn acquire_permits(
         let lengths: Vec<_> = all().map(|command| micros(command.length)).collect();
         let metadata: Vec<_> = all().map(|command| &*command.metadata).collect();
         let limit = limit.cast_signed();
-        let params: [Param<'_>; 6] = [&name, &grants, &holders, &lengths, &metadata, &limit];
+        let params: [&dyn Param; 6] = [&name, &grants, &holders, &lengths, &metadata, &limit];
         let rows = session
             .write(Rows::Permits, &ACQUIRE_PERMITS, many.len(), &params)
             .await?;
@@ -341,7 +317,7 @@ impl Known {
         let Kind::Permit { limit, .. } = command.kind else {
             return Ok(None);
         };
-        let params: [Param<'_>; 3] = [&command.name.as_str(), &grants, &limit.cast_signed()];
+        let params: [&dyn Param; 3] = [&command.name.as_str(), &grants, &limit.cast_signed()];
         let rows = session.read(Rows::Permits, &STATE, 1, &params).await?;
         let Some(row) = rows.first() else {
             return Ok(None);
@@ -391,15 +367,14 @@ pub(super) async fn acquire_permit(
     let Kind::Permit { limit, .. } = command.kind else {
         return Ok(Outcome::Busy);
     };
-    let (limit, length) = (limit.cast_signed(), micros(command.length));
-    let (name, grant) = (command.name.as_str(), command.grant.as_str());
-    let params: [Param<'_>; 6] = [
-        &name,
+    let grant = command.grant.as_str();
+    let params: [&dyn Param; 6] = [
+        &command.name.as_str(),
         &grant,
         &&*command.holder,
-        &length,
+        &micros(command.length),
         &&*command.metadata,
-        &limit,
+        &limit.cast_signed(),
     ];
     let rows = session
         .write(Rows::Permits, &ACQUIRE_PERMIT, 1, &params)
@@ -437,7 +412,7 @@ pub(crate) async fn wait_for_permit(
     limit: u32,
     ahead: Duration,
 ) -> Result<bool, ServerError> {
-    let params: [Param<'_>; 3] = [&name.as_str(), &micros(ahead), &limit.cast_signed()];
+    let params: [&dyn Param; 3] = [&name.as_str(), &micros(ahead), &limit.cast_signed()];
     let rows = session
         .write(Rows::Permits, &WAIT_FOR_PERMIT, 1, &params)
         .await?;
@@ -466,7 +441,7 @@ pub(crate) async fn set_limit(
     limit: Option<u32>,
 ) -> Result<(), ServerError> {
     let limit = limit.map(u32::cast_signed);
-    let params: [Param<'_>; 2] = [&name.as_str(), &limit];
+    let params: [&dyn Param; 2] = [&name.as_str(), &limit];
     session
         .write(Rows::Permits, &SET_LIMIT, 1, &params)
         .await

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use tokio_postgres::types::Type;
 
 use crate::store::api::{bounded, micros};
 use crate::store::connect::table::Rows;
@@ -39,7 +38,6 @@ WITH page AS MATERIALIZED (
     DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id
 )
 SELECT (SELECT max(id)::bigint FROM page) AS last, (SELECT count(*) FROM deleted) AS deleted",
-    types: &[Type::INT8, Type::BOOL, Type::INT8],
 };
 
 pub(crate) async fn prune(

@@ -1,7 +1,6 @@
 //! Reading rows, without a lock.
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
@@ -39,7 +38,6 @@ pub(crate) const READ: Statement = Statement {
         "
   FROM {table} l WHERE name = ANY ($1) ORDER BY name COLLATE \"C\"{?, slot?}"
     ),
-    types: &[Type::TEXT_ARRAY],
 };
 
 /// Read a page of rows: the next thousand after the id `$1`, all or, if `$2`, those that are not
@@ -59,7 +57,6 @@ WITH page AS MATERIALIZED (
  ORDER BY l.id"
         )
     ),
-    types: &[Type::INT8, Type::BOOL, Type::TEXT],
 };
 
 pub(crate) async fn read(
@@ -99,7 +96,7 @@ pub(crate) async fn page(
     after: Option<i64>,
 ) -> Result<Page, ServerError> {
     let after = after.unwrap_or(i64::MIN);
-    let params: [Param<'_>; 3] = [&after, &filter.not_free, &filter.prefix];
+    let params: [&dyn Param; 3] = [&after, &filter.not_free, &&*filter.prefix];
     let rows = session.read(of, &READ_PAGE, 1, &params).await?;
     let mut page = Page::default();
     for row in &rows {

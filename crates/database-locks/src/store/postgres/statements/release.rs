@@ -1,6 +1,5 @@
 //! Releasing a lock, by its grant or by force, and notifying its waiters.
 
-use tokio_postgres::types::Type;
 
 use super::read::read;
 use super::shared::release_shared;
@@ -68,16 +67,6 @@ RETURNING 1::bigint AS place, waiting_until > statement_timestamp() AS awaited,
        ",
         notify!("waiting_until > statement_timestamp()")
     ),
-    types: &[
-        Type::TEXT,
-        Type::INT8,
-        Type::TEXT,
-        Type::TEXT,
-        Type::BOOL,
-        Type::INT8,
-        Type::INT4,
-        Type::INT4,
-    ],
 };
 
 /// [`RELEASE_ONE`] for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether
@@ -113,16 +102,6 @@ RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
        ",
         notify!("f.waiting_until > statement_timestamp()")
     ),
-    types: &[
-        Type::TEXT_ARRAY,
-        Type::INT8_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::BOOL,
-        Type::INT8_ARRAY,
-        Type::INT4_ARRAY,
-        Type::INT4_ARRAY,
-    ],
 };
 
 pub(crate) async fn release(
@@ -158,20 +137,14 @@ async fn release_in(
         [] => return Ok(Vec::new()),
         // A request that was repeated may have been granted two permits.
         [command] if command.slot != Slot::AnyPermit => {
-            let (name, token, grant, rest) = (
-                command.name.as_str(),
-                token(command),
-                command.grant.as_str(),
-                rest_micros(command),
-            );
             let (first, last) = command.slot.range();
-            let params: [Param<'_>; 8] = [
-                &name,
-                &token,
-                &grant,
+            let params: [&dyn Param; 8] = [
+                &command.name.as_str(),
+                &token(command),
+                &command.grant.as_str(),
                 &&*command.holder,
                 &durable,
-                &rest,
+                &rest_micros(command),
                 &first,
                 &last,
             ];
@@ -185,7 +158,7 @@ async fn release_in(
             let rests: Vec<_> = many.iter().map(|command| rest_micros(command)).collect();
             let slots = many.iter().map(|command| command.slot.range());
             let (first, last): (Vec<_>, Vec<_>) = slots.unzip();
-            let params: [Param<'_>; 8] = [
+            let params: [&dyn Param; 8] = [
                 &names, &tokens, &grants, &holders, &durable, &rests, &first, &last,
             ];
             session.write(of, &RELEASE, many.len(), &params).await?
@@ -256,7 +229,6 @@ SELECT freed, ",
          WHERE name = $1{? AND slot = $2?} AND expires_at > statement_timestamp()
            AND NOT EXISTS (SELECT FROM picked)) l"
     ),
-    types: &[Type::TEXT, Type::INT4],
 };
 
 pub(crate) async fn force(
@@ -264,7 +236,7 @@ pub(crate) async fn force(
     name: &LockName,
     slot: Slot,
 ) -> Result<Force, ServerError> {
-    let params: [Param<'_>; 2] = [&name.as_str(), &slot.range().0];
+    let params: [&dyn Param; 2] = [&name.as_str(), &slot.range().0];
     let rows = session.write(Rows::of(slot), &FORCE, 1, &params).await?;
     Ok(match rows.first() {
         None => Force::WasFree,

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::types::Type;
 
 use super::read::read;
 use crate::store::api::micros;
@@ -56,14 +55,6 @@ RETURNING p.place,
        ",
         synchronous_commit!()
     ),
-    types: &[
-        Type::TEXT_ARRAY,
-        Type::INT8_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::INT8_ARRAY,
-        Type::INT4_ARRAY,
-    ],
 };
 
 pub(crate) async fn renew(
@@ -101,7 +92,7 @@ async fn renew_in(
         Ttl::Infinite => None,
     };
     let lengths: Vec<_> = leases.iter().map(|(_, ttl)| length(ttl)).collect();
-    let params: [Param<'_>; 6] = [&names, &tokens, &ids, &holders, &lengths, &slots];
+    let params: [&dyn Param; 6] = [&names, &tokens, &ids, &holders, &lengths, &slots];
     let rows = session.write(of, &RENEW, leases.len(), &params).await?;
     let mut renewals = vec![None; leases.len()];
     for row in &rows {

@@ -1,8 +1,7 @@
 //! Acquiring several locks, all or none.
 
-use tokio_postgres::types::Type;
 
-use super::acquire::{MANY, send_many};
+use super::acquire::send_many;
 use super::read::read;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Session, Statement};
@@ -49,7 +48,6 @@ RETURNING p.place, l.token, l.shared,
        ",
         synchronous_commit!()
     ),
-    types: MANY,
 };
 
 /// Insert free rows for those of the names `$1` that have none.
@@ -66,7 +64,6 @@ SELECT a.name, statement_timestamp()
    AND set_config('lock_timeout', '50ms', true) IS NOT NULL
  ORDER BY a.name COLLATE \"C\"
     ON CONFLICT (name) DO NOTHING",
-    types: &[Type::TEXT_ARRAY],
 };
 
 pub(crate) async fn acquire_all(

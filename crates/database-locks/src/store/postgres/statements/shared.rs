@@ -9,7 +9,6 @@
 //! a lock that was never shared need not look for shared grants.
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use super::read::read;
 use super::renew::renew;
@@ -47,15 +46,6 @@ SELECT name, $6, true, $3, $2, $5, token + 1,
 RETURNING ",
         synchronous_commit!()
     ),
-    types: &[
-        Type::TEXT,
-        Type::TEXT,
-        Type::TEXT,
-        Type::INT8,
-        Type::TEXT,
-        Type::INT4,
-        Type::TEXT,
-    ],
 };
 
 /// Read the lock's own row, and the token of this shared grant, or NULL: `$1` name, `$2` grant id,
@@ -72,7 +62,6 @@ SELECT l.name::text, ",
   FROM {locks} l
  WHERE l.name = $1"
     ),
-    types: &[Type::TEXT, Type::TEXT, Type::INT4],
 };
 
 /// Insert a free row, marked as shared, for a lock that has none: `$1` name. It may wait for another
@@ -88,7 +77,6 @@ SELECT $1, ",
  WHERE set_config('lock_timeout', '50ms', true) IS NOT NULL
     ON CONFLICT (name) DO NOTHING"
     ),
-    types: &[Type::TEXT],
 };
 
 /// Mark a lock as shared: `$1` name. The first shared grant follows, so the row is locked as for a
@@ -102,7 +90,6 @@ UPDATE {locks} SET shared = true
 RETURNING ",
         synchronous_commit!()
     ),
-    types: &[Type::TEXT],
 };
 
 /// End a lease or a rest that has run out: `$1` name. Only then can a shared grant begin, so that a
@@ -119,7 +106,6 @@ UPDATE {locks} SET expires_at = NULL, granted_until = NULL, renewed_at = stateme
 RETURNING ",
         synchronous_commit!()
     ),
-    types: &[Type::TEXT],
 };
 
 /// Release a shared grant: `$1` name, `$2` slot, `$3` grant id, `$4` holder, `$5` token or NULL. One
@@ -134,7 +120,6 @@ DELETE FROM {table}
                 FOR UPDATE SKIP LOCKED)
 RETURNING CASE current_setting('synchronous_commit')
        WHEN 'on' THEN set_config('synchronous_commit', 'off', true) END",
-    types: &[Type::TEXT, Type::INT4, Type::TEXT, Type::TEXT, Type::INT8],
 };
 
 /// The shared grants of a lock: `$1` name. Each row is one, a thousand at most, the one that ends
@@ -151,7 +136,6 @@ SELECT l.slot, l.name::text, ",
  WHERE l.name = $1 AND l.slot <= -2 AND l.expires_at IS NOT NULL
  ORDER BY l.expires_at LIMIT 1000"
     ),
-    types: &[Type::TEXT],
 };
 
 /// Delete the shared grants of a lock that were released by force or whose leases have run out: `$1`
@@ -167,7 +151,6 @@ WITH picked AS MATERIALIZED (
        FOR UPDATE SKIP LOCKED
 )
 DELETE FROM {table} l USING picked p WHERE l.id = p.id",
-    types: &[Type::TEXT],
 };
 
 /// Acquire a lock for one more shared grant. `beside`: the exclusive grant that it replaces.
@@ -225,7 +208,7 @@ async fn insert(
     beside: Option<GrantId>,
 ) -> Result<bool, ServerError> {
     let beside = beside.as_ref().map(GrantId::as_str);
-    let params: [Param<'_>; 7] = [
+    let params: [&dyn Param; 7] = [
         &command.name.as_str(),
         &command.grant.as_str(),
         &&*command.holder,
@@ -246,7 +229,7 @@ async fn check(
     session: &Session,
     command: &AcquireCommand,
 ) -> Result<Option<(LockRow, Option<Token>)>, ServerError> {
-    let params: [Param<'_>; 3] = [
+    let params: [&dyn Param; 3] = [
         &command.name.as_str(),
         &command.grant.as_str(),
         &Slot::of_shared(command.grant).column(),
@@ -266,7 +249,7 @@ async fn check(
 }
 
 async fn make(session: &Session, name: &LockName) -> Result<(), ServerError> {
-    let params: [Param<'_>; 1] = [&name.as_str()];
+    let params: [&dyn Param; 1] = [&name.as_str()];
     match session.write(Rows::Permits, &MAKE_SHARED, 1, &params).await {
         // Another client is inserting it.
         Err(error) if error.kind == ErrorKind::Contention => Ok(()),
@@ -307,7 +290,7 @@ pub(super) async fn release_shared(
     session: &Session,
     command: &ReleaseCommand,
 ) -> Result<Released, ServerError> {
-    let params: [Param<'_>; 5] = [
+    let params: [&dyn Param; 5] = [
         &command.name.as_str(),
         &command.slot.column(),
         &command.grant.as_str(),
@@ -342,7 +325,7 @@ pub(crate) async fn readers(
 }
 
 async fn read_readers(session: &Session, name: &LockName) -> Result<Vec<LockRow>, ServerError> {
-    let params: [Param<'_>; 1] = [&name.as_str()];
+    let params: [&dyn Param; 1] = [&name.as_str()];
     let rows = session.read(Rows::Permits, &READERS, 1, &params).await?;
     let reader = |row: &Row| {
         Ok(LockRow {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use tokio_postgres::types::Type;
 
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;
@@ -26,7 +25,6 @@ UPDATE {table}
               WHERE name = $1 AND expires_at > statement_timestamp()
                 FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING set_config('synchronous_commit', 'off', true)",
-    types: &[Type::TEXT, Type::INT8],
 };
 
 /// Answers whether it is announced.
