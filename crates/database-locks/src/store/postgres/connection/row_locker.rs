@@ -19,7 +19,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// In case that the server does not notice the end of the connection, or this process is frozen.
 const BEGIN: &str =
     "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '2s'";
-const BACKEND: &str = "SELECT pg_backend_pid() AS pid";
 /// Waits for the row `$1`, `$2`. With the placeholders of [`Table::fill`](crate::store::Table).
 pub(crate) const WAIT: &str =
     "SELECT id FROM {table} WHERE name = $1 AND $2::int IS NOT NULL{? AND slot = $2?} FOR UPDATE";
@@ -37,17 +36,12 @@ pub(crate) async fn row_locker(
         dial(server, None, &config, at),
         dial(server, None, &config, at)
     )?;
-    if !waiting.is_unpooled {
+    let Some(backend) = waiting.backend.filter(|_| waiting.is_unpooled) else {
         return is_locked(&waiting, wait, &params).await;
-    }
+    };
     waiting.script(BEGIN).await?;
     // Its statement is cancelled when it is dropped.
     waiting.late.store(true, Ordering::Relaxed);
-    let rows = waiting.query(BACKEND, &[]).await?;
-    let Some(row) = rows.first() else {
-        return Ok(None);
-    };
-    let backend: i32 = row.try_get("pid").map_err(ServerError::from)?;
     tokio::select! {
         biased;
         locker = blocker(&asking, backend) => locker,
