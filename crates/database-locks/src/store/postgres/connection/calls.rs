@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use super::blocked;
-use super::manager::{ConnectionManager, Role};
+use super::manager::ConnectionManager;
 use super::row_locker;
 use super::session::Session;
 use crate::store::api::{StoreError, with_deadline};
@@ -61,8 +61,8 @@ impl ConnectionManager {
         let kept = with_deadline(within, reply, || late = true);
         let watch = async {
             tokio::time::sleep(blocked::SLOW.min(within / 2)).await;
-            if let (Some(session), Role::Background { blocked, .. }) = (used.get(), &self.0.role) {
-                match blocked::watch(blocked, &self.0.server, session).await {}
+            if let Some(session) = used.get() {
+                match blocked::watch(&self.0.blocked, &self.0.server, session).await {}
             }
             std::future::pending().await
         };
@@ -184,10 +184,7 @@ impl ConnectionManager {
 
     /// The session that blocks the statements, if a pending request has found it.
     pub(crate) fn blocked_by(&self) -> Option<String> {
-        match &self.0.role {
-            Role::Background { blocked, .. } => blocked.by(),
-            Role::Direct { .. } => None,
-        }
+        self.0.blocked.by()
     }
 
     /// Give up a connection whose answer is late.

@@ -30,6 +30,9 @@ pub(crate) struct Server {
     /// Whether a pooler has mixed up prepared statements of several clients, so that no statement
     /// is prepared any more.
     pub(crate) pooled: AtomicBool,
+    /// Whether the latest attempt to make the background connection failed. If the server allows only
+    /// one connection, it must be the one that renews, so there is no direct connection meanwhile.
+    pub(crate) background_fails: AtomicBool,
     /// The identity of the server that served last, if it is known.
     primary: Mutex<Option<Primary>>,
 }
@@ -58,6 +61,7 @@ impl Server {
             events,
             used: Arc::default(),
             pooled: AtomicBool::new(false),
+            background_fails: AtomicBool::new(false),
             primary: Mutex::default(),
         })
     }
