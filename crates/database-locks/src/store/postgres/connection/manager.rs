@@ -22,7 +22,6 @@ use crate::runtime::fork::ForkSafeFuture;
 use crate::store::connect::backoff::Backoff;
 use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::postgres::failover;
-use protocol::Primary;
 
 /// The connection to one server, or to the writable one of several: at most one at a time, and at
 /// most one attempt to make it.
@@ -199,21 +198,12 @@ impl ConnectionManager {
 
     /// A connection for one caller, which is closed when it is dropped.
     pub(super) async fn connected_apart(&self) -> Connected {
-        let server = &self.0.server;
-        let (session, replaced) = connect(server, None).await?;
-        if let Some((before, now)) = replaced {
-            announce(server, before, now);
-        }
-        Ok(session)
+        connect(&self.0.server, None).await
     }
 }
 
-/// Connect. Also answers which server has replaced which, if one has. Without `events` the
-/// connection does not listen.
-async fn connect(
-    server: &Server,
-    events: Option<&Weak<dyn ConnectionEvents>>,
-) -> Result<(Arc<Session>, Option<(Primary, Primary)>), ConnectFailure> {
+/// Connect. Without `events` the connection does not listen.
+async fn connect(server: &Server, events: Option<&Weak<dyn ConnectionEvents>>) -> Connected {
     let config = server.connector.ask().await?;
     let connected = server.connector.connect(&config, |at, within| {
         dial(server, events.cloned(), &config, (at, within))
@@ -225,7 +215,14 @@ async fn connect(
         "connected to {}",
         session.address
     );
-    Ok((session, replaced))
+    if let Some((before, now)) = replaced {
+        failover::log(before, now);
+        // The waiters may be listening to the former one.
+        if let Some(events) = server.events.upgrade() {
+            events.ended();
+        }
+    }
+    Ok(session)
 }
 
 async fn connect_after(
@@ -240,10 +237,7 @@ async fn connect_after(
         Role::Background(_) => Some(&inner.server.events),
         Role::Direct => None,
     };
-    let (connected, replaced) = match connect(&inner.server, events).await {
-        Ok((session, replaced)) => (Ok(session), replaced),
-        Err(failure) => (Err(failure), None),
-    };
+    let connected = connect(&inner.server, events).await;
     if let Role::Background(direct) = &inner.role {
         let background_fails = &inner.server.background_fails;
         background_fails.store(connected.is_err(), Ordering::Relaxed);
@@ -272,15 +266,4 @@ async fn connect_after(
     }
     drop(state);
     done.send_replace(Some(connected));
-    if let Some((before, now)) = replaced {
-        announce(&inner.server, before, now);
-    }
-}
-
-/// Log that another server serves, and tell the waiters, which may be listening to the former one.
-fn announce(server: &Server, before: Primary, now: Primary) {
-    failover::log(before, now);
-    if let Some(events) = server.events.upgrade() {
-        events.ended();
-    }
 }
