@@ -14,8 +14,6 @@ use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 #[derive(Debug)]
 pub(crate) struct PostgresDirect {
     connection: ConnectionManager,
-    /// The connection that listens.
-    background: ConnectionManager,
     listener: Listener,
 }
 
@@ -23,7 +21,6 @@ impl PostgresDirect {
     pub(crate) fn new(background: &ConnectionManager, listener: &Listener) -> Self {
         Self {
             connection: background.for_direct(),
-            background: background.clone(),
             listener: listener.clone(),
         }
     }
@@ -38,7 +35,7 @@ impl DirectConnection for PostgresDirect {
         Box::pin(async move {
             let work = |session: Arc<Session>| async move { acquire(&session, commands).await };
             let outcomes = self.connection.run_direct(work).await?;
-            self.listener.granted(&self.background, commands, &outcomes);
+            self.listener.granted(commands, &outcomes);
             Ok(outcomes)
         })
     }

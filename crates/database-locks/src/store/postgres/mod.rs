@@ -8,6 +8,7 @@ mod connection;
 mod direct;
 mod doctor;
 mod error;
+mod expiring_map;
 mod failover;
 mod notify;
 mod statements;
@@ -66,9 +67,9 @@ impl Postgres {
         source: Arc<ServerProvider>,
         table: &Table,
     ) -> Result<Self, Error> {
-        let listener = Listener::new(table);
-        let server = Server::new(server, source, table, &statements::ALL, listener.events())?;
+        let server = Server::new(server, source, table, &statements::ALL)?;
         let connection = ConnectionManager::new(server);
+        let listener = Listener::new(&connection, table);
         let fence = |fence| FenceText {
             before: None,
             fence,
@@ -104,7 +105,7 @@ impl Store for Postgres {
         Box::pin(async move {
             let work = |session: Arc<Session>| async move { acquire(&session, commands).await };
             let outcomes = self.connection.run(within, work).await?;
-            self.listener.granted(&self.connection, commands, &outcomes);
+            self.listener.granted(commands, &outcomes);
             Ok(outcomes)
         })
     }
@@ -121,7 +122,7 @@ impl Store for Postgres {
                 let granted = commands
                     .iter()
                     .map(|command| (command.grant, length.into()));
-                self.listener.holds(&self.connection, granted);
+                self.listener.holds(granted);
             }
             Ok(outcome)
         })
@@ -135,7 +136,7 @@ impl Store for Postgres {
         Box::pin(async move {
             let work = |session: Arc<Session>| async move { renew(&session, grants).await };
             let renewals = self.connection.run(within, work).await?;
-            self.listener.renewed(&self.connection, grants, &renewals);
+            self.listener.renewed(grants, &renewals);
             Ok(renewals)
         })
     }
@@ -210,7 +211,7 @@ impl Store for Postgres {
             if let Outcome::Granted { length, .. } = outcome {
                 self.listener.released(&command.to.name);
                 let held = std::iter::once((command.to.grant, Ttl::Finite(length)));
-                self.listener.holds(&self.connection, held);
+                self.listener.holds(held);
             }
             Ok(outcome)
         })
@@ -222,7 +223,7 @@ impl Store for Postgres {
             let resumed = self.connection.run(within, work).await?;
             if resumed.is_renewed() {
                 let held = std::iter::once((command.to.grant, Ttl::Finite(command.to.length)));
-                self.listener.holds(&self.connection, held);
+                self.listener.holds(held);
             }
             Ok(resumed)
         })
@@ -303,8 +304,7 @@ impl Store for Postgres {
         pause: Duration,
         anew: bool,
     ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        let listener = &self.listener;
-        Box::pin(listener.announce(&self.connection, name, limit, pause, anew))
+        Box::pin(self.listener.announce(name, limit, pause, anew))
     }
 
     fn on_notified(&self, notify: NoticeHandler) {

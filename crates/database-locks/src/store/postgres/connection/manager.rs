@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::blocked::Blocked;
 use super::dial::dial;
-use super::events::ConnectionEvents;
+use super::events::Events;
 use super::server::Server;
 use super::session::Session;
 use crate::runtime::clock;
@@ -123,6 +123,10 @@ impl ConnectionManager {
         Self(inner)
     }
 
+    pub(crate) fn events(&self) -> Arc<Events> {
+        Arc::clone(&self.0.server.events)
+    }
+
     /// How long a caller waits to learn whether there is a connection.
     pub(crate) fn connect_deadline(&self, within: Duration) -> Duration {
         self.0.server.connector.connect_deadline(within)
@@ -203,7 +207,7 @@ impl ConnectionManager {
 }
 
 /// Connect. Without `events` the connection does not listen.
-async fn connect(server: &Server, events: Option<&Weak<dyn ConnectionEvents>>) -> Connected {
+async fn connect(server: &Server, events: Option<&Arc<Events>>) -> Connected {
     let config = server.connector.ask().await?;
     let connected = server.connector.connect(&config, |at, within| {
         dial(server, events.cloned(), &config, (at, within))
@@ -218,9 +222,7 @@ async fn connect(server: &Server, events: Option<&Weak<dyn ConnectionEvents>>) -
     if let Some((before, now)) = replaced {
         failover::log(before, now);
         // The waiters may be listening to the former one.
-        if let Some(events) = server.events.upgrade() {
-            events.ended();
-        }
+        server.events.ended();
     }
     Ok(session)
 }

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::ServerConfig;
-use super::events::ConnectionEvents;
+use super::events::Events;
 use super::handshake::HANDSHAKE;
 use super::session::{Prepared, Session, Statement};
 use crate::error::Error;
@@ -24,7 +24,7 @@ pub(crate) struct Server {
     pub(crate) handshake: String,
     /// The statements by name, with the names of the tables.
     texts: HashMap<(Rows, &'static str), Arc<str>>,
-    pub(crate) events: Weak<dyn ConnectionEvents>,
+    pub(crate) events: Arc<Events>,
     /// Whether the table has been used.
     pub(crate) used: Arc<AtomicBool>,
     /// Whether a pooler has mixed up prepared statements of several clients, so that no statement
@@ -43,7 +43,6 @@ impl Server {
         source: Arc<ServerProvider>,
         table: &Table,
         statements: &[Statement],
-        events: Weak<dyn ConnectionEvents>,
     ) -> Result<Self, Error> {
         let texts = |of: &Statement| {
             [
@@ -58,7 +57,7 @@ impl Server {
             connector: Connector::new(source, ServerConfig::new(server)?),
             handshake: table.fill(HANDSHAKE),
             texts: statements.iter().flat_map(texts).collect(),
-            events,
+            events: Arc::default(),
             used: Arc::default(),
             pooled: AtomicBool::new(false),
             background_fails: AtomicBool::new(false),

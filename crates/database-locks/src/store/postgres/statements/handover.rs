@@ -2,7 +2,6 @@
 
 use std::slice;
 
-
 use super::read::read;
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;

@@ -1,6 +1,5 @@
 //! Releasing a lock, by its grant or by force, and notifying its waiters.
 
-
 use super::read::read;
 use super::shared::release_shared;
 use crate::store::api::rest_micros;

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-
 use super::read::read;
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;

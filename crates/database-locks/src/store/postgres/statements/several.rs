@@ -1,6 +1,5 @@
 //! Acquiring several locks, all or none.
 
-
 use super::acquire::send_many;
 use super::read::read;
 use crate::store::connect::table::Rows;

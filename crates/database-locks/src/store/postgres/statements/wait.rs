@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Session, Statement};
