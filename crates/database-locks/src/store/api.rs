@@ -236,11 +236,10 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
-    /// The statements by which a transaction commits only while its grant holds the lock. In those of
-    /// a permit `{slot}` stands for its number. `None` if the engine fences by
-    /// [`open_fence`](Store::open_fence) alone.
-    fn fence(&self, of: Rows) -> Option<&FenceText> {
-        let _ = of;
+    /// The statements by which a transaction commits only while the grant in this row holds the lock.
+    /// `None` if the engine fences by [`open_fence`](Store::open_fence) alone.
+    fn fence(&self, slot: Slot) -> Option<FenceText> {
+        let _ = slot;
         None
     }
 

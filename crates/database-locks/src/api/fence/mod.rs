@@ -12,7 +12,6 @@ use crate::error::Error;
 use crate::runtime;
 use crate::runtime::fork::ForkSafe;
 use crate::store::api::{Barrier, FenceText};
-use crate::store::connect::table::Rows;
 use crate::store::retry::while_contended;
 use protocol::{GrantId, Human, REQUEST_TIMEOUT, Renewing, Timing, Ttl};
 
@@ -228,15 +227,7 @@ impl LockGuard {
     }
 
     fn fence_text(&self) -> Option<FenceText> {
-        let slot = self.state.grant.slot;
-        let text = self.client.store.fence(Rows::of(slot))?;
-        let number = slot.column().unwrap_or_default().to_string();
-        let fill = |text: &String| text.replace("{slot}", &number);
-        Some(FenceText {
-            before: text.before.as_ref().map(fill),
-            fence: fill(&text.fence),
-            may_lag: text.may_lag,
-        })
+        self.client.store.fence(self.state.grant.slot)
     }
 
     /// Fence a transaction, before its first statement: it then commits only while this lock is

@@ -45,9 +45,6 @@ pub(crate) struct Mysql {
     worker: Worker,
     /// Renewals use it while there is no background connection.
     direct: Arc<MysqlDirect>,
-    /// On a single server, and on a cluster.
-    fence: [FenceText; 2],
-    permit_fence: [FenceText; 2],
 }
 
 /// Leaves out the options of the driver, which contain the password.
@@ -67,21 +64,10 @@ impl Mysql {
         table: &Table,
     ) -> Result<Self, Error> {
         let server = Arc::new(Server::new(settings, source, table)?);
-        let fence = |fill: &dyn Fn(&str) -> String, may_lag| FenceText {
-            before: Some(fill(statements::fence::BEFORE)),
-            fence: fill(statements::fence::FENCE),
-            may_lag,
-        };
-        let (of_lock, of_permit) = (
-            |text: &str| table.fill(text),
-            |text: &str| table.fill_for_permits(text),
-        );
         Ok(Self {
             worker: Worker::new(Arc::clone(&server)),
             direct: Arc::new(MysqlDirect::new(Arc::clone(&server))),
             server,
-            fence: [false, true].map(|may_lag| fence(&of_lock, may_lag)),
-            permit_fence: [false, true].map(|may_lag| fence(&of_permit, may_lag)),
         })
     }
 
@@ -292,13 +278,13 @@ impl Store for Mysql {
         Box::pin(with_deadline(within, found, || ()))
     }
 
-    fn fence(&self, of: Rows) -> Option<&FenceText> {
-        let cluster = self.server.clustered.load(Ordering::Relaxed);
-        let fence = match of {
-            Rows::Locks => &self.fence,
-            Rows::Permits => &self.permit_fence,
-        };
-        Some(&fence[usize::from(cluster)])
+    fn fence(&self, slot: Slot) -> Option<FenceText> {
+        let fill = |text| self.server.table.fill_for(slot, text);
+        Some(FenceText {
+            before: Some(fill(statements::fence::BEFORE)),
+            fence: fill(statements::fence::FENCE),
+            may_lag: self.server.clustered.load(Ordering::Relaxed),
+        })
     }
 
     fn reconnect(&self) {

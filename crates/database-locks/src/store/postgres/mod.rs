@@ -29,7 +29,7 @@ use self::statements::fence::FENCE;
 use self::statements::guard;
 pub(crate) use self::statements::guard::{guard_script, unguard_script};
 use self::statements::handover::{resume, take_over};
-use self::statements::install::{INSTALL, install};
+use self::statements::install::install;
 use self::statements::permit::{limits, set_limit};
 use self::statements::prune::prune;
 use self::statements::read::{page, read};
@@ -56,9 +56,6 @@ pub(crate) struct Postgres {
     direct: Arc<PostgresDirect>,
     listener: Listener,
     table: Table,
-    install: String,
-    fence: FenceText,
-    permit_fence: FenceText,
 }
 
 impl Postgres {
@@ -70,19 +67,11 @@ impl Postgres {
         let server = Server::new(server, source, table, &statements::ALL)?;
         let connection = ConnectionManager::new(server);
         let listener = Listener::new(&connection, table);
-        let fence = |fence| FenceText {
-            before: None,
-            fence,
-            may_lag: false,
-        };
         Ok(Self {
             direct: Arc::new(PostgresDirect::new(&connection, &listener)),
             connection,
             listener,
             table: table.clone(),
-            install: table.fill(INSTALL),
-            fence: fence(table.fill(FENCE)),
-            permit_fence: fence(table.fill_for_permits(FENCE)),
         })
     }
 }
@@ -255,8 +244,7 @@ impl Store for Postgres {
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {
-        let work =
-            move |session: Arc<Session>| async move { install(&session, &self.install).await };
+        let work = move |session: Arc<Session>| async move { install(&session, &self.table).await };
         Box::pin(self.connection.run_long(within, work))
     }
 
@@ -290,10 +278,11 @@ impl Store for Postgres {
         Box::pin(self.connection.run_long(within, work))
     }
 
-    fn fence(&self, of: Rows) -> Option<&FenceText> {
-        Some(match of {
-            Rows::Locks => &self.fence,
-            Rows::Permits => &self.permit_fence,
+    fn fence(&self, slot: Slot) -> Option<FenceText> {
+        Some(FenceText {
+            before: None,
+            fence: self.table.fill_for(slot, FENCE),
+            may_lag: false,
         })
     }
 
@@ -318,10 +307,7 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Option<String>> {
         Box::pin(async move {
-            let wait = match Rows::of(slot) {
-                Rows::Locks => self.table.fill(row_locker::WAIT),
-                Rows::Permits => self.table.fill_for_permits(row_locker::WAIT),
-            };
+            let wait = self.table.fill_in(Rows::of(slot), row_locker::WAIT);
             let row = (wait.as_str(), name.as_str(), slot.range().0);
             self.connection.row_locker(row, within).await
         })

@@ -1,6 +1,6 @@
 //! Compares the statements in `docs/protocol.md` with those that are sent.
 
-use crate::store::connect::table::Table;
+use crate::store::connect::table::{Rows, Table};
 use crate::store::{mysql, postgres, sqlite};
 
 const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
@@ -10,10 +10,11 @@ const END: &str = "<!-- The end of the statements. -->";
 /// Without the indentation that all its lines share.
 fn pasteable(what: &str, sql: &str) -> String {
     let of_permits = ["permit", "limit"].iter().any(|word| what.contains(word));
-    let sql = match of_permits {
-        true => Table::default().fill_for_permits(sql),
-        false => Table::default().fill(sql),
+    let of = match of_permits {
+        true => Rows::Permits,
+        false => Rows::Locks,
     };
+    let sql = Table::default().fill_in(of, sql);
     let lines: Vec<&str> = sql
         .lines()
         .skip_while(|line| line.trim().is_empty())

@@ -45,13 +45,8 @@ impl Server {
         statements: &[Statement],
     ) -> Result<Self, Error> {
         let texts = |of: &Statement| {
-            [
-                ((Rows::Locks, of.name), table.fill(of.text).into()),
-                (
-                    (Rows::Permits, of.name),
-                    table.fill_for_permits(of.text).into(),
-                ),
-            ]
+            [Rows::Locks, Rows::Permits]
+                .map(|rows| ((rows, of.name), table.fill_in(rows, of.text).into()))
         };
         Ok(Self {
             connector: Connector::new(source, ServerConfig::new(server)?),

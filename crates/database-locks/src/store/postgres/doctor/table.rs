@@ -107,10 +107,7 @@ SELECT EXISTS (SELECT FROM pg_publication_tables p
 impl Examination<'_> {
     /// A statement about the table that is examined.
     fn fill(&self, statement: &str) -> String {
-        match self.report.of() {
-            Rows::Locks => self.table.fill(statement),
-            Rows::Permits => self.table.fill_for_permits(statement),
-        }
+        self.table.fill_in(self.report.of(), statement)
     }
 
     /// Answers whether the rows can be read.

@@ -36,11 +36,7 @@ macro_rules! statements {
 
         impl Statements {
             pub(crate) fn of(table: &Table, of: Rows) -> Self {
-                let fill = |text| match of {
-                    Rows::Locks => table.fill(text),
-                    Rows::Permits => table.fill_for_permits(text),
-                };
-                Self([$(fill($text)),+])
+                Self([$(table.fill_in(of, $text)),+])
             }
 
             pub(crate) fn get(&self, sql: Sql) -> &str {
