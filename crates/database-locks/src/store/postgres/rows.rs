@@ -67,6 +67,12 @@ macro_rules! notify {
     };
 }
 
+/// The row of a statement that has one row in any case.
+pub(crate) fn only(rows: &[Row]) -> Result<&Row, ServerError> {
+    let row = rows.first();
+    row.ok_or_else(|| ServerError::rejected("the server gave no answer", None))
+}
+
 /// The columns of `state!`.
 pub(crate) fn state(row: &Row) -> Result<LockRow, ServerError> {
     let is_infinite = row

@@ -10,6 +10,7 @@ use super::product;
 use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::connect::url::Address;
 use crate::store::postgres::error::{POOLER_HINT, ServerError};
+use crate::store::postgres::rows::only;
 
 /// The version below which `MATERIALIZED` is not understood.
 const OLDEST: i32 = 120_000;
@@ -71,9 +72,7 @@ impl Handshake {
             Err(error) => return Err(Self::failed(client, error.into()).await),
             Ok(rows) => rows,
         };
-        let row = rows
-            .first()
-            .ok_or_else(|| ServerError::rejected("the server gave no answer", None))?;
+        let row = only(&rows)?;
         let end = |ip: &str, port: &str| -> Result<_, ServerError> {
             let (ip, port): (Option<&str>, Option<i32>) = (row.try_get(ip)?, row.try_get(port)?);
             let ip = ip

@@ -220,12 +220,12 @@ pub(crate) async fn acquire(
         outcomes[at] = Some(outcome);
     }
     for (at, command) in others {
-        if outcomes[at].is_some() {
-            continue;
-        }
         outcomes[at] = Some(match command.kind {
+            Kind::Permit { limit, .. } if outcomes[at].is_none() => {
+                acquire_permit(session, command, limit).await?
+            }
             Kind::Shared { beside } => acquire_shared(session, command, beside).await?,
-            _ => acquire_permit(session, command).await?,
+            _ => continue,
         });
     }
     let unknown = (commands.iter().zip(0..)).filter(|(_, at)| outcomes[*at].is_none());
@@ -239,14 +239,15 @@ pub(crate) async fn acquire(
     Ok(outcomes.into_iter().flatten().collect())
 }
 
-fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {
-    Ok(Outcome::Granted {
-        slot: Slot::Lock,
-        token: Token::from_db(row.try_get("token")?),
-        length,
-        is_shared: row.try_get("shared")?,
-        confirmed_by: session.primary,
-    })
+/// The grant of a lock, by its row.
+pub(super) fn granted(
+    session: &Session,
+    length: Duration,
+    row: &Row,
+) -> Result<Outcome, ServerError> {
+    let token = Token::from_db(row.try_get("token")?);
+    let granted = Outcome::granted(Slot::Lock, token, length).of_shared(row.try_get("shared")?);
+    Ok(granted.confirmed_by(session.primary))
 }
 
 /// Run the statement for one, or the one for many. Some do not use the last parameter.

@@ -2,14 +2,13 @@
 
 use std::slice;
 
+use super::acquire::granted;
 use super::read::read;
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::ServerError;
-use protocol::{
-    Outcome, Renewal, ResumeCommand, Slot, TakeOverCommand, Token, failed_resume_outcome,
-};
+use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, failed_resume_outcome};
 
 /// Take a lock over from an earlier grant of the same holder: parameters as for
 /// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the token and `$7` the grant id that
@@ -61,13 +60,7 @@ pub(crate) async fn take_over(
     ];
     let rows = session.write(Rows::Locks, &TAKE_OVER, 1, &params).await?;
     if let Some(row) = rows.first() {
-        return Ok(Outcome::Granted {
-            slot: Slot::Lock,
-            token: Token::from_db(row.try_get("token")?),
-            length: to.length,
-            is_shared: row.try_get("shared")?,
-            confirmed_by: session.primary,
-        });
+        return granted(session, to.length, row);
     }
     let rows = read(session, Rows::Locks, slice::from_ref(&to.name)).await?;
     let outcome = rows

@@ -13,7 +13,7 @@ use crate::store::api::micros;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::{Kind as ErrorKind, ServerError};
-use crate::store::postgres::rows::{place, state};
+use crate::store::postgres::rows::{only, place, state};
 use protocol::{
     AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Slot, Token, no_permit_free,
 };
@@ -210,13 +210,9 @@ RETURNING ",
 };
 
 fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {
-    Ok(Outcome::Granted {
-        slot: slot(row)?.unwrap_or(Slot::AnyPermit),
-        token: Token::from_db(row.try_get("token")?),
-        length,
-        is_shared: false,
-        confirmed_by: session.primary,
-    })
+    let slot = slot(row)?.unwrap_or(Slot::AnyPermit);
+    let token = Token::from_db(row.try_get("token")?);
+    Ok(Outcome::granted(slot, token, length).confirmed_by(session.primary))
 }
 
 fn slot(row: &Row) -> Result<Option<Slot>, ServerError> {
@@ -249,8 +245,8 @@ pub(super) async fn acquire_permits(
         let holders: Vec<_> = all().map(|command| &*command.holder).collect();
         let lengths: Vec<_> = all().map(|command| micros(command.length)).collect();
         let metadata: Vec<_> = all().map(|command| &*command.metadata).collect();
-        let limit = limit.cast_signed();
-        let params: [&dyn Param; 6] = [&name, &grants, &holders, &lengths, &metadata, &limit];
+        let callers = limit.cast_signed();
+        let params: [&dyn Param; 6] = [&name, &grants, &holders, &lengths, &metadata, &callers];
         let rows = session
             .write(Rows::Permits, &ACQUIRE_PERMITS, many.len(), &params)
             .await?;
@@ -260,7 +256,7 @@ pub(super) async fn acquire_permits(
             outcomes.push((at, granted(session, command.length, row)?));
             left.retain(|(other, _)| *other != at);
         }
-        outcomes.extend(acquire_rest(session, left).await?);
+        outcomes.extend(acquire_rest(session, left, limit).await?);
     }
     Ok(outcomes)
 }
@@ -270,14 +266,13 @@ pub(super) async fn acquire_permits(
 async fn acquire_rest(
     session: &Session,
     commands: Vec<(usize, &AcquireCommand)>,
+    limit: u32,
 ) -> Result<Vec<(usize, Outcome)>, ServerError> {
     let Some((_, first)) = commands.first() else {
         return Ok(Vec::new());
     };
     let grants: Vec<_> = commands.iter().map(|(_, it)| it.grant.as_str()).collect();
-    let Some(known) = Known::read(session, first, &grants).await? else {
-        return Ok(Vec::new());
-    };
+    let known = Known::read(session, &first.name, limit, &grants).await?;
     // The reply to an earlier request was lost: each has to look for its own grant.
     if known.is_granted_to(&grants) {
         return Ok(Vec::new());
@@ -287,7 +282,7 @@ async fn acquire_rest(
     for (at, command) in commands {
         let outcome = match &decided {
             Some(decided) => decided.clone(),
-            None => acquire_permit(session, command).await?,
+            None => acquire_permit(session, command, limit).await?,
         };
         if !matches!(outcome, Outcome::Granted { .. }) {
             decided = Some(outcome.clone());
@@ -311,17 +306,13 @@ struct Known {
 impl Known {
     async fn read(
         session: &Session,
-        command: &AcquireCommand,
+        name: &LockName,
+        limit: u32,
         grants: &[&str],
-    ) -> Result<Option<Self>, ServerError> {
-        let Kind::Permit { limit, .. } = command.kind else {
-            return Ok(None);
-        };
-        let params: [&dyn Param; 3] = [&command.name.as_str(), &grants, &limit.cast_signed()];
+    ) -> Result<Self, ServerError> {
+        let params: [&dyn Param; 3] = [&name.as_str(), &grants, &limit.cast_signed()];
         let rows = session.read(Rows::Permits, &STATE, 1, &params).await?;
-        let Some(row) = rows.first() else {
-            return Ok(None);
-        };
+        let row = only(&rows)?;
         let count =
             |of| Ok::<_, ServerError>(u32::try_from(row.try_get::<_, i64>(of)?).unwrap_or(0));
         let first = match slot(row)? {
@@ -331,13 +322,13 @@ impl Known {
                 ..state(row)?
             }),
         };
-        Ok(Some(Self {
+        Ok(Self {
             allowed: count("allowed")?,
             made: count("made")?,
             held_below: count("held_below")?,
             held: count("held")?,
             first,
-        }))
+        })
     }
 
     fn is_granted_to(&self, grants: &[&str]) -> bool {
@@ -363,10 +354,8 @@ impl Known {
 pub(super) async fn acquire_permit(
     session: &Session,
     command: &AcquireCommand,
+    limit: u32,
 ) -> Result<Outcome, ServerError> {
-    let Kind::Permit { limit, .. } = command.kind else {
-        return Ok(Outcome::Busy);
-    };
     let grant = command.grant.as_str();
     let params: [&dyn Param; 6] = [
         &command.name.as_str(),
@@ -382,9 +371,7 @@ pub(super) async fn acquire_permit(
     if let Some(row) = rows.first() {
         return granted(session, command.length, row);
     }
-    let Some(known) = Known::read(session, command, &[grant]).await? else {
-        return Ok(Outcome::Busy);
-    };
+    let known = Known::read(session, &command.name, limit, &[grant]).await?;
     // The reply to an earlier request of this grant was lost.
     if let Some(own) = known.first.as_ref().filter(|row| row.is_granted(grant)) {
         let outcome = own.failed_acquire_outcome(command);
@@ -416,9 +403,7 @@ pub(crate) async fn wait_for_permit(
     let rows = session
         .write(Rows::Permits, &WAIT_FOR_PERMIT, 1, &params)
         .await?;
-    let Some(row) = rows.first() else {
-        return Ok(false);
-    };
+    let row = only(&rows)?;
     let count = |of| row.try_get::<_, i64>(of);
     let (allowed, held, announced) = (count("allowed")?, count("held")?, count("announced")?);
     // A permit that is not held may be free, and one that is not announced may be released now.

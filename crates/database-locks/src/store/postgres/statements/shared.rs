@@ -277,13 +277,8 @@ async fn granted(
             return Ok(Outcome::Busy);
         }
     }
-    Ok(Outcome::Granted {
-        slot: Slot::of_shared(command.grant),
-        token,
-        length: command.length,
-        is_shared: false,
-        confirmed_by: session.primary,
-    })
+    let granted = Outcome::granted(Slot::of_shared(command.grant), token, command.length);
+    Ok(granted.confirmed_by(session.primary))
 }
 
 pub(super) async fn release_shared(
