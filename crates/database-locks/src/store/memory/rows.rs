@@ -335,15 +335,7 @@ pub(super) fn acquire_all(tables: &mut Tables, commands: &[AcquireCommand]) -> A
         row.grant(command, Slot::Lock, now);
         (Token::from_db(row.token), row.shared)
     });
-    let (tokens, shared) = granted.unzip();
-    AllOutcome::Granted {
-        tokens,
-        shared,
-        length: commands
-            .first()
-            .map_or(Duration::ZERO, |command| command.length),
-        confirmed_by: None,
-    }
+    AllOutcome::granted(commands, granted)
 }
 
 pub(super) fn take_over(tables: &mut Tables, command: &TakeOverCommand) -> Outcome {

@@ -108,20 +108,14 @@ async fn try_all(
 ) -> Result<Option<AllOutcome>, ServerError> {
     let all: Vec<&AcquireCommand> = commands.iter().collect();
     let rows = send_many(session, &ACQUIRE_ALL, &all).await?;
-    let (Some(first), false) = (commands.first(), rows.is_empty()) else {
+    if rows.is_empty() {
         return Ok(None);
-    };
-    let mut tokens = vec![Token::from_db(0); commands.len()];
-    let mut shared = vec![false; commands.len()];
-    for row in &rows {
-        let place = place(row, commands.len())?;
-        tokens[place] = Token::from_db(row.try_get("token")?);
-        shared[place] = row.try_get("shared")?;
     }
-    Ok(Some(AllOutcome::Granted {
-        tokens,
-        length: first.length,
-        shared,
-        confirmed_by: session.primary,
-    }))
+    let mut grants = vec![(Token::from_db(0), false); commands.len()];
+    for row in &rows {
+        let token = Token::from_db(row.try_get("token")?);
+        grants[place(row, commands.len())?] = (token, row.try_get("shared")?);
+    }
+    let granted = AllOutcome::granted(commands, grants);
+    Ok(Some(granted.confirmed_by(session.primary)))
 }

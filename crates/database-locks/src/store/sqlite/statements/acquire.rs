@@ -1,7 +1,5 @@
 //! Acquiring locks.
 
-use std::time::Duration;
-
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::session::Session;
@@ -76,30 +74,19 @@ pub(crate) fn acquire_all(
         if blocked {
             return Ok(AllOutcome::of_rows(commands, &rows));
         }
-        let mut tokens = Vec::with_capacity(commands.len());
-        let mut shared = Vec::with_capacity(commands.len());
+        let mut grants = Vec::with_capacity(commands.len());
         for command in commands {
             match grant(session, command)? {
                 Outcome::Granted {
                     token, is_shared, ..
-                } => {
-                    tokens.push(token);
-                    shared.push(is_shared);
-                }
+                } => grants.push((token, is_shared)),
                 // The statements disagree with the read: undo the others.
                 Outcome::Held(_) | Outcome::TooRecent(_) | Outcome::Busy => {
                     return Err(contention());
                 }
             }
         }
-        Ok(AllOutcome::Granted {
-            tokens,
-            length: commands
-                .first()
-                .map_or(Duration::ZERO, |command| command.length),
-            shared,
-            confirmed_by: None,
-        })
+        Ok(AllOutcome::granted(commands, grants))
     })
 }
 
