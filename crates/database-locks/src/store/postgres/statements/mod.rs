@@ -26,13 +26,14 @@
 //! carried out once and first. What is set for the transaction stands in `RETURNING`, and so is set
 //! only if a row was written.
 
-// First: its macros are parts of other statements.
+// First: its macros are parts of other statements, as one of `permit` is of `wait`.
 #[macro_use]
 pub(crate) mod acquire;
 pub(crate) mod fence;
 pub(crate) mod guard;
 pub(crate) mod handover;
 pub(crate) mod install;
+#[macro_use]
 pub(crate) mod permit;
 pub(crate) mod prune;
 pub(crate) mod read;
@@ -44,9 +45,7 @@ pub(crate) mod wait;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE};
 use self::handover::{RESUME, TAKE_OVER};
-use self::permit::{
-    ACQUIRE_PERMIT, ACQUIRE_PERMITS, LIMITS, MAKE_PERMIT, SET_LIMIT, STATE, WAIT_FOR_PERMIT,
-};
+use self::permit::{ACQUIRE_PERMIT, ACQUIRE_PERMITS, LIMITS, MAKE_PERMIT, SET_LIMIT, STATE};
 use self::prune::PRUNE;
 use self::read::{READ, READ_PAGE};
 use self::release::{FORCE, RELEASE, RELEASE_ONE};
@@ -56,7 +55,7 @@ use self::shared::{
     ACQUIRE_SHARED, END_LEASE, MAKE_SHARED, MARK_SHARED, READ_SHARED, READERS, RELEASE_SHARED,
     RETIRE_READERS,
 };
-use self::wait::WAIT;
+use self::wait::{WAIT, WAIT_FOR_PERMIT};
 use super::connection::session::Statement;
 
 /// Every statement that is sent.
