@@ -2,14 +2,16 @@
 //!
 //! The whole table is one mutex. The boot-time clock takes the place of the database's clock.
 
-mod rows;
+mod row;
+mod tables;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use self::rows::{Ends, Row, Tables};
+use self::row::{Ends, Row};
+use self::tables::Tables;
 use crate::doctor::Report;
 use crate::runtime::clock;
 use crate::runtime::fork::PerProcess;
@@ -83,13 +85,13 @@ impl DirectConnection for Shared {
 
     fn acquire<'a>(&'a self, commands: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         let mut tables = self.tables();
-        let acquired = commands.iter().map(|it| rows::acquire(&mut tables, it));
+        let acquired = commands.iter().map(|it| tables::acquire(&mut tables, it));
         ready(acquired.collect())
     }
 
     fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         let mut tables = self.tables();
-        let released = commands.iter().map(|it| rows::release(&mut tables, it));
+        let released = commands.iter().map(|it| tables::release(&mut tables, it));
         ready(released.collect())
     }
 
@@ -118,14 +120,14 @@ impl Store for Memory {
         commands: &'a [AcquireCommand],
         _: Duration,
     ) -> Reply<'a, AllOutcome> {
-        ready(rows::acquire_all(&mut self.tables(), commands))
+        ready(tables::acquire_all(&mut self.tables(), commands))
     }
 
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], _: Duration) -> Reply<'a, Vec<Renewal>> {
         let mut tables = self.tables();
         let renewed = grants
             .iter()
-            .map(|(grant, ttl)| rows::renew(&mut tables, grant, *ttl));
+            .map(|(grant, ttl)| tables::renew(&mut tables, grant, *ttl));
         ready(renewed.collect())
     }
 
@@ -184,11 +186,11 @@ impl Store for Memory {
     }
 
     fn take_over<'a>(&'a self, command: &'a TakeOverCommand, _: Duration) -> Reply<'a, Outcome> {
-        ready(rows::take_over(&mut self.tables(), command))
+        ready(tables::take_over(&mut self.tables(), command))
     }
 
     fn resume<'a>(&'a self, command: &'a ResumeCommand, _: Duration) -> Reply<'a, Renewal> {
-        ready(rows::resume(&mut self.tables(), command))
+        ready(tables::resume(&mut self.tables(), command))
     }
 
     fn prune(
