@@ -13,15 +13,13 @@ use std::time::Duration;
 
 use crate::doctor::Report;
 use crate::store::connect::table::Rows;
+pub use crate::store::direct_connection::{DirectConnection, Reply};
 pub use crate::store::error::StoreError;
 use protocol::{
     AcquireCommand, AllOutcome, Force, Gone, Grant, GuardCommand, Holder, ListFilter, LockInfo,
     LockName, LockRow, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
     Semaphore, Slot, TableGuard, TakeOverCommand, Ttl, Version,
 };
-
-/// A pending answer.
-pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// One engine's table of locks.
 ///
@@ -320,40 +318,6 @@ pub trait Store: Send + Sync + fmt::Debug {
 /// A session of which the server tells this user nothing.
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub(crate) const UNKNOWN_SESSION: &str = "a session that the database does not show to this user";
-
-/// A second connection of the process, whose I/O is driven by the runtime of the caller, so that no
-/// thread has to wake another.
-///
-/// It is used on one runtime at a time, its *home*: every request is made and polled there. It
-/// connects at the first request, and again after the connection has broken. Tasks that it spawns
-/// (`tokio::spawn`) run on the home, wrapped in
-/// [`ForkSafeFuture`](crate::runtime::fork::ForkSafeFuture). When the home ends, they end, and the
-/// next request is made on another runtime.
-///
-/// The client makes one request at a time, unless requests [block](DirectConnection::blocks). A
-/// request has no deadline of its own. If it is late, the client calls
-/// [`give_up`](DirectConnection::give_up), and drops the reply as soon as its owner allows. Other
-/// replies that were polled once are dropped only if their runtime ends. The effect of a failed or
-/// dropped request is *unknown*, as for [`Store`].
-pub trait DirectConnection: Send + Sync + fmt::Debug {
-    /// Whether a request blocks the thread that polls it. If so, only blocking callers use it.
-    fn blocks(&self) -> bool {
-        false
-    }
-
-    /// See [`Store::connect`].
-    fn connect(&self) -> Reply<'_, ()>;
-
-    /// See [`Store::acquire`].
-    fn acquire<'a>(&'a self, commands: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>>;
-
-    /// See [`Store::release`].
-    fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>>;
-
-    /// Make the next request on a new connection: a request was late, or the direct connection
-    /// moves to another runtime.
-    fn give_up(&self);
-}
 
 /// A notification from another client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

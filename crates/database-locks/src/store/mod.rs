@@ -9,6 +9,7 @@ pub(crate) mod api;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod blocking_session;
 pub(crate) mod connect;
+mod direct_connection;
 #[cfg_attr(
     not(all(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled")),
     allow(dead_code, unused_imports)
