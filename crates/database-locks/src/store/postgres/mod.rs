@@ -92,7 +92,7 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { acquire(&session, commands).await };
+            let work = async |session: Arc<Session>| acquire(&session, commands).await;
             let outcomes = self.connection.run(within, work).await?;
             self.listener.granted(commands, &outcomes);
             Ok(outcomes)
@@ -105,7 +105,7 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, AllOutcome> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { acquire_all(&session, commands).await };
+            let work = async |session: Arc<Session>| acquire_all(&session, commands).await;
             let outcome = self.connection.run(within, work).await?;
             if let AllOutcome::Granted { length, .. } = outcome {
                 let granted = commands
@@ -123,7 +123,7 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Vec<Renewal>> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { renew(&session, grants).await };
+            let work = async |session: Arc<Session>| renew(&session, grants).await;
             let renewals = self.connection.run(within, work).await?;
             self.listener.renewed(grants, &renewals);
             Ok(renewals)
@@ -137,7 +137,7 @@ impl Store for Postgres {
     ) -> Reply<'a, Vec<Released>> {
         self.listener
             .forget(commands.iter().map(|command| &command.grant));
-        let work = move |session: Arc<Session>| async move { release(&session, commands).await };
+        let work = async move |session: Arc<Session>| release(&session, commands).await;
         Box::pin(self.connection.run(within, work))
     }
 
@@ -147,7 +147,7 @@ impl Store for Postgres {
         names: &'a [LockName],
         within: Duration,
     ) -> Reply<'a, Vec<LockRow>> {
-        let work = move |session: Arc<Session>| async move { read(&session, of, names).await };
+        let work = async move |session: Arc<Session>| read(&session, of, names).await;
         Box::pin(self.connection.run(within, work))
     }
 
@@ -158,13 +158,12 @@ impl Store for Postgres {
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'a, Page> {
-        let work =
-            move |session: Arc<Session>| async move { page(&session, of, filter, after).await };
+        let work = async move |session: Arc<Session>| page(&session, of, filter, after).await;
         Box::pin(self.connection.run(within, work))
     }
 
     fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
-        let work = move |session: Arc<Session>| async move { limits(&session).await };
+        let work = async move |session: Arc<Session>| limits(&session).await;
         Box::pin(self.connection.run(within, work))
     }
 
@@ -174,8 +173,7 @@ impl Store for Postgres {
         limit: Option<u32>,
         within: Duration,
     ) -> Reply<'a, ()> {
-        let work =
-            move |session: Arc<Session>| async move { set_limit(&session, name, limit).await };
+        let work = async move |session: Arc<Session>| set_limit(&session, name, limit).await;
         Box::pin(self.connection.run(within, work))
     }
 
@@ -185,7 +183,7 @@ impl Store for Postgres {
         _expired: &'a [(Slot, Version)],
         within: Duration,
     ) -> Reply<'a, Option<Holder>> {
-        let work = move |session: Arc<Session>| async move { readers(&session, name).await };
+        let work = async move |session: Arc<Session>| readers(&session, name).await;
         Box::pin(self.connection.run(within, work))
     }
 
@@ -195,7 +193,7 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Outcome> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { take_over(&session, command).await };
+            let work = async |session: Arc<Session>| take_over(&session, command).await;
             let outcome = self.connection.run(within, work).await?;
             if let Outcome::Granted { length, .. } = outcome {
                 self.listener.released(&command.to.name);
@@ -208,7 +206,7 @@ impl Store for Postgres {
 
     fn resume<'a>(&'a self, command: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { resume(&session, command).await };
+            let work = async |session: Arc<Session>| resume(&session, command).await;
             let resumed = self.connection.run(within, work).await?;
             if resumed.is_renewed() {
                 let held = std::iter::once((command.to.grant, Ttl::Finite(command.to.length)));
@@ -220,7 +218,7 @@ impl Store for Postgres {
 
     fn force<'a>(&'a self, name: &'a LockName, slot: Slot, within: Duration) -> Reply<'a, Force> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { force(&session, name, slot).await };
+            let work = async |session: Arc<Session>| force(&session, name, slot).await;
             let forced = self.connection.run(within, work).await?;
             if slot == Slot::Lock && matches!(forced, Force::Freed(_)) {
                 self.listener.released(name);
@@ -237,20 +235,20 @@ impl Store for Postgres {
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
-        let work = move |session: Arc<Session>| async move {
+        let work = async move |session: Arc<Session>| {
             prune(&session, of, idle, include_legacy, after).await
         };
         Box::pin(self.connection.run_long(within, work))
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {
-        let work = move |session: Arc<Session>| async move { install(&session, &self.table).await };
+        let work = async move |session: Arc<Session>| install(&session, &self.table).await;
         Box::pin(self.connection.run_long(within, work))
     }
 
     /// On a connection of its own, since DDL may take long and waits.
     fn guard_table<'a>(&'a self, command: &'a GuardCommand, within: Duration) -> Reply<'a, ()> {
-        let work = move |session: Arc<Session>| async move {
+        let work = async move |session: Arc<Session>| {
             guard::guard_table(&session, &self.table, command).await
         };
         Box::pin(self.connection.run_apart(within, work))
@@ -258,23 +256,20 @@ impl Store for Postgres {
 
     /// On a connection of its own, like [`guard_table`](Self::guard_table).
     fn unguard_table<'a>(&'a self, table: &'a str, within: Duration) -> Reply<'a, bool> {
-        let work = move |session: Arc<Session>| async move {
+        let work = async move |session: Arc<Session>| {
             guard::unguard_table(&session, &self.table, table).await
         };
         Box::pin(self.connection.run_apart(within, work))
     }
 
     fn guarded_tables(&self, within: Duration) -> Reply<'_, Vec<TableGuard>> {
-        let work = move |session: Arc<Session>| async move {
-            guard::guarded_tables(&session, &self.table).await
-        };
+        let work =
+            async move |session: Arc<Session>| guard::guarded_tables(&session, &self.table).await;
         Box::pin(self.connection.run(within, work))
     }
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
-        let work = move |session: Arc<Session>| async move {
-            doctor::examine(&session, &self.table).await
-        };
+        let work = async move |session: Arc<Session>| doctor::examine(&session, &self.table).await;
         Box::pin(self.connection.run_long(within, work))
     }
 

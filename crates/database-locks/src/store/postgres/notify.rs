@@ -139,11 +139,9 @@ impl Listener {
             return true;
         }
         let ahead = ANNOUNCED_FOR.max(pause * 2);
-        let announced = background.run(ANNOUNCE_TIMEOUT, |session| async move {
-            match limit {
-                None => wait(&session, name, ahead).await,
-                Some(limit) => wait_for_permit(&session, name, limit, ahead).await,
-            }
+        let announced = background.run(ANNOUNCE_TIMEOUT, async |session| match limit {
+            None => wait(&session, name, ahead).await,
+            Some(limit) => wait_for_permit(&session, name, limit, ahead).await,
         });
         let announced = announced.await.unwrap_or_else(|error| {
             let name = name.as_str();
