@@ -1,9 +1,5 @@
 //! PostgreSQL 12 and later. The rules of its statements are in [`statements`].
 
-// First: its macros are parts of statements.
-#[macro_use]
-mod rows;
-
 mod connection;
 mod direct;
 mod doctor;
@@ -11,6 +7,7 @@ mod error;
 mod expiring_map;
 mod failover;
 mod notify;
+mod rows;
 mod statements;
 
 use std::pin::Pin;
@@ -23,8 +20,6 @@ use self::connection::server::Server;
 use self::connection::session::Session;
 use self::direct::PostgresDirect;
 use self::notify::Listener;
-#[cfg(test)]
-pub(crate) use self::statements::PUBLISHED;
 use self::statements::fence::FENCE;
 use self::statements::guard;
 pub(crate) use self::statements::guard::{guard_script, unguard_script};
@@ -32,6 +27,8 @@ use self::statements::handover::{resume, take_over};
 use self::statements::install::install;
 use self::statements::permit::{limits, set_limit};
 use self::statements::prune::prune;
+#[cfg(test)]
+pub(crate) use self::statements::published;
 use self::statements::read::{page, read};
 use self::statements::release::{force, release};
 use self::statements::several::acquire_all;

@@ -39,6 +39,13 @@ fn pasteable(what: &str, sql: &str) -> String {
         .to_owned()
 }
 
+fn owned(statements: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+    let owned = statements
+        .iter()
+        .map(|(what, sql)| (*what, (*sql).to_owned()));
+    owned.collect()
+}
+
 fn statements() -> String {
     let mut text = String::new();
     let engines = [
@@ -48,7 +55,7 @@ fn statements() -> String {
                 include_str!("../../../schema/postgres.sql"),
                 include_str!("../../../schema/postgres_permit.sql"),
             ],
-            postgres::PUBLISHED,
+            postgres::published(),
         ),
         (
             "MySQL and MariaDB",
@@ -56,7 +63,7 @@ fn statements() -> String {
                 include_str!("../../../schema/mysql.sql"),
                 include_str!("../../../schema/mysql_permit.sql"),
             ],
-            mysql::PUBLISHED,
+            owned(mysql::PUBLISHED),
         ),
         (
             "SQLite",
@@ -64,16 +71,16 @@ fn statements() -> String {
                 include_str!("../../../schema/sqlite.sql"),
                 include_str!("../../../schema/sqlite_permit.sql"),
             ],
-            sqlite::PUBLISHED,
+            owned(sqlite::PUBLISHED),
         ),
     ];
     for (engine, [locks, permits], published) in engines {
         text += &format!("\n## {engine}\n");
-        let tables = [("the table", locks), ("the table of permits", permits)];
-        for (what, sql) in tables.iter().chain(published) {
+        let tables = owned(&[("the table", locks), ("the table of permits", permits)]);
+        for (what, sql) in tables.into_iter().chain(published) {
             text += &format!(
                 "\n### {engine}: {what}\n\n```sql\n{}\n```\n",
-                pasteable(what, sql)
+                pasteable(what, &sql)
             );
         }
     }

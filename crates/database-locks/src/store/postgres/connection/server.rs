@@ -15,6 +15,7 @@ use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use crate::store::postgres::failover;
+use crate::store::postgres::statements::fragments::expand;
 use protocol::Primary;
 
 /// The database, and what is known about its server.
@@ -45,8 +46,9 @@ impl Server {
         statements: &[Statement],
     ) -> Result<Self, Error> {
         let texts = |of: &Statement| {
+            let text = expand(of.text);
             [Rows::Locks, Rows::Permits]
-                .map(|rows| ((rows, of.name), table.fill_in(rows, of.text).into()))
+                .map(|rows| ((rows, of.name), table.fill_in(rows, &text).into()))
         };
         Ok(Self {
             connector: Connector::new(source, ServerConfig::new(server)?),

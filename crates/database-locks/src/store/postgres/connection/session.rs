@@ -59,7 +59,8 @@ const LARGE: usize = 64;
 pub(crate) struct Statement {
     /// Its name in `docs/protocol.md`.
     pub(crate) name: &'static str,
-    /// With the placeholders of [`Table::fill`](crate::store::Table).
+    /// With the placeholders of [`expand`](crate::store::postgres::statements::fragments::expand), and of
+    /// [`Table::fill_in`](crate::store::Table).
     pub(crate) text: &'static str,
 }
 

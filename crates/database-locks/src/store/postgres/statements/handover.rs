@@ -20,13 +20,10 @@ use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, failed_resume_o
 /// grant. A row of this library without a grant id rests, and its rest is not ended.
 pub(crate) const TAKE_OVER: Statement = Statement {
     name: "preempt",
-    text: concat!(
-        "
+    text: "
 UPDATE {table} f SET
        grant_id = $2, metadata = $5,
-       token = GREATEST(token + 1 + shared::int, ",
-        clock_ms!(),
-        "),
+       token = GREATEST(token + 1 + shared::int, {now_ms}),
        expires_at = statement_timestamp() + $4 * interval '1 microsecond',
        granted_until = statement_timestamp() + $4 * interval '1 microsecond',
        acquired_at = statement_timestamp(), renewed_at = statement_timestamp()
@@ -36,12 +33,9 @@ UPDATE {table} f SET
                 AND (grant_id IS NOT NULL OR granted_until IS DISTINCT FROM expires_at)
                 FOR UPDATE SKIP LOCKED)
 RETURNING token, shared,
-       ",
-        synchronous_commit!(),
-        ",
-       ",
-        notify!("true")
-    ),
+       {durable},
+       CASE WHEN true THEN
+       {notify} END",
 };
 
 pub(crate) async fn take_over(
@@ -77,8 +71,7 @@ pub(crate) async fn take_over(
 /// The row may already have `$4`, from an earlier request whose reply was lost.
 pub(crate) const RESUME: Statement = Statement {
     name: "resume",
-    text: concat!(
-        "
+    text: "
 UPDATE {table} SET
        locked_by = $5, grant_id = $4, metadata = $6, renewed_at = statement_timestamp(),
        expires_at = GREATEST(expires_at, statement_timestamp() + $7 * interval '1 microsecond'),
@@ -87,9 +80,7 @@ UPDATE {table} SET
               WHERE name = $1{? AND slot = $8?} AND token = $2 AND grant_id IN ($3, $4)
                 AND expires_at > statement_timestamp() AND granted_until = expires_at
                 FOR UPDATE SKIP LOCKED)
-RETURNING ",
-        synchronous_commit!()
-    ),
+RETURNING {durable}",
 };
 
 pub(crate) async fn resume(

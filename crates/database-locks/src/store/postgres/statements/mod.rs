@@ -26,14 +26,12 @@
 //! carried out once and first. What is set for the transaction stands in `RETURNING`, and so is set
 //! only if a row was written.
 
-// First: its macros are parts of other statements, as one of `permit` is of `wait`.
-#[macro_use]
 pub(crate) mod acquire;
 pub(crate) mod fence;
+pub(crate) mod fragments;
 pub(crate) mod guard;
 pub(crate) mod handover;
 pub(crate) mod install;
-#[macro_use]
 pub(crate) mod permit;
 pub(crate) mod prune;
 pub(crate) mod read;
@@ -95,13 +93,14 @@ pub(crate) const ALL: [Statement; 31] = [
 
 /// What `docs/protocol.md` publishes.
 #[cfg(test)]
-pub(crate) const PUBLISHED: &[(&str, &str)] = &{
-    let mut published = [("fence", fence::FENCE); ALL.len() + 2];
-    let mut at = 0;
-    while at < ALL.len() {
-        published[at] = (ALL[at].name, ALL[at].text);
-        at += 1;
-    }
-    published[at + 1] = ("the trigger function of guarded tables", guard::FUNCTION);
-    published
-};
+pub(crate) fn published() -> Vec<(&'static str, String)> {
+    let sent = ALL.iter().map(|of| (of.name, fragments::expand(of.text)));
+    let more = [
+        ("fence", fence::FENCE.to_owned()),
+        (
+            "the trigger function of guarded tables",
+            guard::FUNCTION.to_owned(),
+        ),
+    ];
+    sent.chain(more).collect()
+}

@@ -18,17 +18,6 @@ use protocol::{
     AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Slot, Token, no_permit_free,
 };
 
-/// The number of permits of the semaphore `$1`: the operator's, or else that of the caller.
-macro_rules! limit {
-    ($callers:literal) => {
-        concat!(
-            "COALESCE((SELECT permits FROM {table} WHERE name = $1 AND slot = -1), ",
-            $callers,
-            ")"
-        )
-    };
-}
-
 /// Acquire a free permit below the limit: parameters as for
 /// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the caller's limit. One row: granted; the
 /// slot and the token. No row: [`STATE`] finds out why.
@@ -38,24 +27,17 @@ macro_rules! limit {
 /// seldom meet at the same row.
 pub(crate) const ACQUIRE_PERMIT: Statement = Statement {
     name: "acquire a permit",
-    text: concat!(
-        "
+    text: "
 UPDATE {table} l SET
-       permits = $6,",
-        grant!("$3", "$2", "$5", "$4"),
-        "
+       permits = $6,{grant}
  WHERE id = (SELECT id FROM {table}
-              WHERE name = $1 AND slot >= 0 AND slot < ",
-        limit!("$6"),
-        "
+              WHERE name = $1 AND slot >= 0 AND slot < COALESCE({limit}, $6)
                 AND (expires_at IS NULL OR expires_at <= statement_timestamp())
                 AND NOT EXISTS (SELECT FROM {table} WHERE name = $1 AND grant_id = $2)
               ORDER BY random() LIMIT 1
                 FOR UPDATE SKIP LOCKED)
 RETURNING slot, token,
-       ",
-        synchronous_commit!()
-    ),
+       {durable}",
 };
 
 /// [`ACQUIRE_PERMIT`] for many permits of one semaphore: `$1` name, `$2` grant ids, `$3` holders, `$4`
@@ -63,8 +45,7 @@ RETURNING slot, token,
 /// slot and the token. Those that are missing are asked for one by one.
 pub(crate) const ACQUIRE_PERMITS: Statement = Statement {
     name: "acquire permits",
-    text: concat!(
-        "
+    text: "
 WITH asked AS MATERIALIZED (
     SELECT a.*, row_number() OVER (ORDER BY place) AS number
       FROM unnest($2::text[], $3::text[], $4::bigint[], $5::text[])
@@ -72,9 +53,7 @@ WITH asked AS MATERIALIZED (
      WHERE NOT EXISTS (SELECT FROM {table} WHERE name = $1 AND grant_id = a.grant_id)
 ), free AS MATERIALIZED (
     SELECT id FROM {table}
-     WHERE name = $1 AND slot >= 0 AND slot < ",
-        limit!("$6"),
-        "
+     WHERE name = $1 AND slot >= 0 AND slot < COALESCE({limit}, $6)
        AND (expires_at IS NULL OR expires_at <= statement_timestamp())
      ORDER BY random() LIMIT (SELECT count(*) FROM asked)
        FOR UPDATE SKIP LOCKED
@@ -83,15 +62,11 @@ WITH asked AS MATERIALIZED (
       FROM (SELECT id, row_number() OVER () AS number FROM free) free JOIN asked USING (number)
 )
 UPDATE {table} l SET
-       permits = $6,",
-        grant!("p.holder", "p.grant_id", "p.metadata", "p.length"),
-        "
+       permits = $6,{grant_many}
   FROM picked p
  WHERE l.id = p.id
 RETURNING p.place, l.slot, l.token,
-       ",
-        synchronous_commit!()
-    ),
+       {durable}",
 };
 
 /// Read a semaphore of which no permit was acquired: `$1` name, `$2` grant ids, `$3` the caller's
@@ -100,27 +75,21 @@ RETURNING p.place, l.slot, l.token,
 /// ends first.
 pub(crate) const STATE: Statement = Statement {
     name: "read permits",
-    text: concat!(
-        "
+    text: "
 WITH known AS MATERIALIZED (
     SELECT *, expires_at > statement_timestamp() AS held FROM {table} WHERE name = $1 AND slot >= 0
 ), counts AS MATERIALIZED (
-    SELECT ",
-        limit!("$3"),
-        " AS allowed
+    SELECT COALESCE({limit}, $3) AS allowed
 )
 SELECT allowed::bigint,
        (SELECT count(*) FROM known WHERE slot < allowed) AS made,
        (SELECT count(*) FROM known WHERE slot < allowed AND held) AS held_below,
        (SELECT count(*) FROM known WHERE held) AS held,
-       l.slot, l.name::text, ",
-        state!(),
-        "
+       l.slot, l.name::text, {state}
   FROM counts
   LEFT JOIN LATERAL (SELECT * FROM known WHERE held
                       ORDER BY grant_id = ANY ($2) DESC NULLS LAST, slot >= allowed, expires_at
-                      LIMIT 1) l ON true"
-    ),
+                      LIMIT 1) l ON true",
 };
 
 /// Insert a missing permit below the limit, granted from the beginning. Parameters as for
@@ -129,27 +98,20 @@ SELECT allowed::bigint,
 /// Like [`MAKE_ONE`](super::acquire::MAKE_ONE), it may wait for another client, for 50 ms.
 pub(crate) const MAKE_PERMIT: Statement = Statement {
     name: "make a permit",
-    text: concat!(
-        "
+    text: "
 INSERT INTO {table} (name, slot, permits, locked_by, grant_id, metadata, token,
        expires_at, granted_until, acquired_at, renewed_at)
-SELECT $1, slot, $6, $3, $2, $5, ",
-        clock_ms!(),
-        ",
+SELECT $1, slot, $6, $3, $2, $5, {now_ms},
        statement_timestamp() + $4 * interval '1 microsecond',
        statement_timestamp() + $4 * interval '1 microsecond',
        statement_timestamp(), statement_timestamp()
-  FROM generate_series(0, ",
-        limit!("$6"),
-        " - 1) AS slot
+  FROM generate_series(0, COALESCE({limit}, $6) - 1) AS slot
  WHERE NOT EXISTS (SELECT FROM {table} l WHERE l.name = $1 AND l.slot = slot.slot)
    AND set_config('lock_timeout', '50ms', true) IS NOT NULL
  ORDER BY random() LIMIT 1
     ON CONFLICT (name, slot) DO NOTHING
 RETURNING slot, token,
-       ",
-        synchronous_commit!()
-    ),
+       {durable}",
 };
 
 /// The limits that operators have set.
@@ -162,14 +124,12 @@ SELECT name::text, permits::bigint FROM {table} WHERE slot = -1 AND permits IS N
 /// Set the operator's limit: `$1` name, `$2` the limit, or NULL for none. Waiters are notified.
 pub(crate) const SET_LIMIT: Statement = Statement {
     name: "set a limit",
-    text: concat!(
-        "
+    text: "
 INSERT INTO {table} AS f (name, slot, permits, renewed_at)
 VALUES ($1, -1, $2, statement_timestamp())
     ON CONFLICT (name, slot) DO UPDATE SET permits = $2, renewed_at = statement_timestamp()
-RETURNING ",
-        notify!("true")
-    ),
+RETURNING CASE WHEN true THEN
+       {notify} END",
 };
 
 fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {

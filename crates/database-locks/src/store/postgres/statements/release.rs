@@ -9,29 +9,6 @@ use crate::store::postgres::error::ServerError;
 use crate::store::postgres::rows::{place, state};
 use protocol::{Force, LockName, ReleaseCommand, Released, Slot, Token};
 
-/// A release does not wait for the disk, unless it must survive a crash (`$5`).
-macro_rules! synchronous_commit_if_asked {
-    () => {
-        "CASE WHEN (current_setting('synchronous_commit') = 'off') = $5
-       THEN set_config('synchronous_commit', CASE WHEN $5 THEN 'on' ELSE 'off' END, true) END"
-    };
-}
-
-/// The end of the rest `$rest`, in microseconds; NULL if the lock is free at once.
-///
-/// One that was ever shared rests for no time instead: a fenced transaction of the holder may be
-/// open still. It keeps an exclusive grant out, which locks the row, and in this way also a shared
-/// one, which has to end the rest first: see [`END_LEASE`](super::shared::END_LEASE).
-macro_rules! rest_end {
-    ($rest:literal) => {
-        concat!(
-            "statement_timestamp() + COALESCE(",
-            $rest,
-            ", CASE WHEN f.shared THEN 0 END) * interval '1 microsecond'"
-        )
-    };
-}
-
 /// Release one lock if this grant still holds it.
 ///
 /// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash,
@@ -43,37 +20,33 @@ macro_rules! rest_end {
 /// The holder and the times stay, for people to read, and the token, since that of the next grant
 /// has to be greater. A release that a crash has undone costs the waiters one ttl. Not waiting for
 /// the disk halves the cost of a release.
+///
+/// A lock that was ever shared rests for no time in place of NULL: a fenced transaction of the holder may
+/// be open still. It keeps an exclusive grant out, which locks the row, and in this way also a shared one,
+/// which has to end the rest first: see [`END_LEASE`](super::shared::END_LEASE).
 pub(crate) const RELEASE_ONE: Statement = Statement {
     name: "release one",
-    text: concat!(
-        "
+    text: "
 UPDATE {table} f SET
-       expires_at = ",
-        rest_end!("$6"),
-        ",
-       granted_until = ",
-        rest_end!("$6"),
-        ",
+       expires_at = statement_timestamp() + COALESCE($6, CASE WHEN f.shared THEN 0 END) * interval '1 microsecond',
+       granted_until = statement_timestamp() + COALESCE($6, CASE WHEN f.shared THEN 0 END) * interval '1 microsecond',
        grant_id = NULL, renewed_at = statement_timestamp()
  WHERE id = (SELECT id FROM {table}
               WHERE name = $1{? AND slot BETWEEN $7 AND $8?} AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
                 AND granted_until = expires_at
                 FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING 1::bigint AS place, waiting_until > statement_timestamp() AS awaited,
-       ",
-        synchronous_commit_if_asked!(),
-        ",
-       ",
-        notify!("waiting_until > statement_timestamp()")
-    ),
+       CASE WHEN (current_setting('synchronous_commit') = 'off') = $5
+       THEN set_config('synchronous_commit', CASE WHEN $5 THEN 'on' ELSE 'off' END, true) END,
+       CASE WHEN waiting_until > statement_timestamp() THEN
+       {notify} END",
 };
 
 /// [`RELEASE_ONE`] for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether
 /// they must survive a crash, `$6` rests.
 pub(crate) const RELEASE: Statement = Statement {
     name: "release many",
-    text: concat!(
-        "
+    text: "
 WITH picked AS MATERIALIZED (
     SELECT l.id, a.rest, a.place
       FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $6::bigint[]
@@ -85,22 +58,16 @@ WITH picked AS MATERIALIZED (
                        FOR NO KEY UPDATE SKIP LOCKED) l
 )
 UPDATE {table} f SET
-       expires_at = ",
-        rest_end!("p.rest"),
-        ",
-       granted_until = ",
-        rest_end!("p.rest"),
-        ",
+       expires_at = statement_timestamp() + COALESCE(p.rest, CASE WHEN f.shared THEN 0 END) * interval '1 microsecond',
+       granted_until = statement_timestamp() + COALESCE(p.rest, CASE WHEN f.shared THEN 0 END) * interval '1 microsecond',
        grant_id = NULL, renewed_at = statement_timestamp()
   FROM picked p
  WHERE f.id = p.id
 RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
-       ",
-        synchronous_commit_if_asked!(),
-        ",
-       ",
-        notify!("f.waiting_until > statement_timestamp()")
-    ),
+       CASE WHEN (current_setting('synchronous_commit') = 'off') = $5
+       THEN set_config('synchronous_commit', CASE WHEN $5 THEN 'on' ELSE 'off' END, true) END,
+       CASE WHEN f.waiting_until > statement_timestamp() THEN
+       {notify} END",
 };
 
 pub(crate) async fn release(
@@ -195,8 +162,7 @@ async fn release_in(
 /// holder that listens renews at once, and so learns of it.
 pub(crate) const FORCE: Statement = Statement {
     name: "release by force",
-    text: concat!(
-        "
+    text: "
 WITH picked AS MATERIALIZED (
     SELECT id, locked_by, token, grant_id, shared, expires_at, granted_until, acquired_at
       FROM {table}
@@ -206,28 +172,20 @@ WITH picked AS MATERIALIZED (
     UPDATE {table} l SET
            expires_at = NULL, granted_until = NULL, grant_id = NULL,
            renewed_at = statement_timestamp(),
-           token = GREATEST(l.token + 1, ",
-        clock_ms!(),
-        ")
+           token = GREATEST(l.token + 1, {now_ms})
       FROM picked p
      WHERE l.id = p.id
- RETURNING l.name, ",
-        synchronous_commit!(),
-        "
+ RETURNING l.name, {durable}
 )
-SELECT freed, ",
-        state!(),
-        ", (SELECT ",
-        notify!("true"),
-        " FROM freed f)
+SELECT freed, {state}, (SELECT CASE WHEN true THEN
+       {notify} END FROM freed f)
   FROM (SELECT true AS freed, locked_by, token, grant_id, shared, expires_at, granted_until, acquired_at
           FROM picked
          UNION ALL
         SELECT false, locked_by, token, grant_id, shared, expires_at, granted_until, acquired_at
           FROM {table}
          WHERE name = $1{? AND slot = $2?} AND expires_at > statement_timestamp()
-           AND NOT EXISTS (SELECT FROM picked)) l"
-    ),
+           AND NOT EXISTS (SELECT FROM picked)) l",
 };
 
 pub(crate) async fn force(

@@ -30,8 +30,7 @@ use protocol::{
 /// and chooses nested loops over all rows.
 pub(crate) const RENEW: Statement = Statement {
     name: "renew",
-    text: concat!(
-        "
+    text: "
 WITH picked AS MATERIALIZED (
     SELECT l.id, a.place,
            coalesce(statement_timestamp() + a.length * interval '1 microsecond',
@@ -51,9 +50,7 @@ UPDATE {table} l SET
   FROM picked p
  WHERE l.id = p.id
 RETURNING p.place,
-       ",
-        synchronous_commit!()
-    ),
+       {durable}",
 };
 
 pub(crate) async fn renew(

@@ -17,8 +17,7 @@ use protocol::{AcquireCommand, AllOutcome, LockName, LockRow, Token};
 /// locked is skipped, and the count is short.
 pub(crate) const ACQUIRE_ALL: Statement = Statement {
     name: "acquire all or none",
-    text: concat!(
-        "
+    text: "
 WITH asked AS MATERIALIZED (
     SELECT a.*
       FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
@@ -38,15 +37,11 @@ WITH asked AS MATERIALIZED (
                        AND (expires_at IS NULL OR expires_at <= statement_timestamp())
                        FOR UPDATE SKIP LOCKED) l
 )
-UPDATE {table} l SET",
-        grant!("p.holder", "p.grant_id", "p.metadata", "p.length"),
-        "
+UPDATE {table} l SET{grant_many}
   FROM picked p
  WHERE l.id = p.id AND (SELECT count(*) FROM picked) = cardinality($1::text[])
 RETURNING p.place, l.token, l.shared,
-       ",
-        synchronous_commit!()
-    ),
+       {durable}",
 };
 
 /// Insert free rows for those of the names `$1` that have none.

@@ -31,8 +31,7 @@ use protocol::{
 /// out.
 pub(crate) const ACQUIRE_SHARED: Statement = Statement {
     name: "acquire, shared",
-    text: concat!(
-        "
+    text: "
 INSERT INTO {table} (name, slot, shared, locked_by, grant_id, metadata, token,
        expires_at, granted_until, acquired_at, renewed_at)
 SELECT name, $6, true, $3, $2, $5, token + 1,
@@ -43,53 +42,40 @@ SELECT name, $6, true, $3, $2, $5, token + 1,
  WHERE name = $1 AND shared AND (expires_at IS NULL OR grant_id = $7)
    AND set_config('lock_timeout', '50ms', true) IS NOT NULL
     ON CONFLICT (name, slot) DO NOTHING
-RETURNING ",
-        synchronous_commit!()
-    ),
+RETURNING {durable}",
 };
 
 /// Read the lock's own row, and the token of this shared grant, or NULL: `$1` name, `$2` grant id,
 /// `$3` slot. No row: the lock has none.
 pub(crate) const READ_SHARED: Statement = Statement {
     name: "check a shared grant",
-    text: concat!(
-        "
-SELECT l.name::text, ",
-        state!(),
-        ", (SELECT p.token FROM {table} p
+    text: "
+SELECT l.name::text, {state}, (SELECT p.token FROM {table} p
              WHERE p.name = $1 AND p.slot = $3 AND p.grant_id = $2
                AND p.expires_at > statement_timestamp()) AS own
   FROM {locks} l
- WHERE l.name = $1"
-    ),
+ WHERE l.name = $1",
 };
 
 /// Insert a free row, marked as shared, for a lock that has none: `$1` name. It may wait for another
 /// client, for 50 ms.
 pub(crate) const MAKE_SHARED: Statement = Statement {
     name: "make a row, shared",
-    text: concat!(
-        "
+    text: "
 INSERT INTO {locks} (name, token, shared, renewed_at)
-SELECT $1, ",
-        clock_ms!(),
-        ", true, statement_timestamp()
+SELECT $1, {now_ms}, true, statement_timestamp()
  WHERE set_config('lock_timeout', '50ms', true) IS NOT NULL
-    ON CONFLICT (name) DO NOTHING"
-    ),
+    ON CONFLICT (name) DO NOTHING",
 };
 
 /// Mark a lock as shared: `$1` name. The first shared grant follows, so the row is locked as for a
 /// grant: a fenced transaction of a holder that has released the lock may be open.
 pub(crate) const MARK_SHARED: Statement = Statement {
     name: "mark a lock as shared",
-    text: concat!(
-        "
+    text: "
 UPDATE {locks} SET shared = true
  WHERE id = (SELECT id FROM {locks} WHERE name = $1 AND NOT shared FOR UPDATE SKIP LOCKED)
-RETURNING ",
-        synchronous_commit!()
-    ),
+RETURNING {durable}",
 };
 
 /// End a lease or a rest that has run out: `$1` name. Only then can a shared grant begin, so that a
@@ -97,15 +83,12 @@ RETURNING ",
 /// grant id stays, which tells the holder that its lease has expired.
 pub(crate) const END_LEASE: Statement = Statement {
     name: "end a lease that has run out",
-    text: concat!(
-        "
+    text: "
 UPDATE {locks} SET expires_at = NULL, granted_until = NULL, renewed_at = statement_timestamp()
  WHERE id = (SELECT id FROM {locks}
               WHERE name = $1 AND expires_at <= statement_timestamp() AND granted_until = expires_at
                 FOR UPDATE SKIP LOCKED)
-RETURNING ",
-        synchronous_commit!()
-    ),
+RETURNING {durable}",
 };
 
 /// Release a shared grant: `$1` name, `$2` slot, `$3` grant id, `$4` holder, `$5` token or NULL. One
@@ -127,15 +110,11 @@ RETURNING CASE current_setting('synchronous_commit')
 /// tells the holder.
 pub(crate) const READERS: Statement = Statement {
     name: "read the shared grants",
-    text: concat!(
-        "
-SELECT l.slot, l.name::text, ",
-        state!(),
-        "
+    text: "
+SELECT l.slot, l.name::text, {state}
   FROM {table} l
  WHERE l.name = $1 AND l.slot <= -2 AND l.expires_at IS NOT NULL
- ORDER BY l.expires_at LIMIT 1000"
-    ),
+ ORDER BY l.expires_at LIMIT 1000",
 };
 
 /// Delete the shared grants of a lock that were released by force or whose leases have run out: `$1`

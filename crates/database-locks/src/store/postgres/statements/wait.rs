@@ -36,13 +36,10 @@ RETURNING set_config('synchronous_commit', 'off', true)",
 /// it waited for its own.
 pub(crate) const WAIT_FOR_PERMIT: Statement = Statement {
     name: "wait for a permit",
-    text: concat!(
-        "
+    text: "
 WITH held AS MATERIALIZED (
     SELECT id FROM {table}
-     WHERE name = $1 AND slot >= 0 AND slot < ",
-        limit!("$3"),
-        "
+     WHERE name = $1 AND slot >= 0 AND slot < COALESCE({limit}, $3)
        AND expires_at > statement_timestamp()
 ), picked AS MATERIALIZED (
     SELECT id FROM {table}
@@ -58,11 +55,8 @@ WITH held AS MATERIALIZED (
      WHERE l.id = p.id
  RETURNING set_config('synchronous_commit', 'off', true)
 )
-SELECT ",
-        limit!("$3"),
-        "::bigint AS allowed,
-       (SELECT count(*) FROM held) AS held, (SELECT count(*) FROM announced) AS announced"
-    ),
+SELECT COALESCE({limit}, $3)::bigint AS allowed,
+       (SELECT count(*) FROM held) AS held, (SELECT count(*) FROM announced) AS announced",
 };
 
 /// Answers whether it is announced.
