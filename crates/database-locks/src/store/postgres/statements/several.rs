@@ -71,12 +71,10 @@ pub(crate) async fn acquire_all(
         .iter()
         .map(|command| command.name.clone())
         .collect();
+    let seen = |rows: &[LockRow]| AllOutcome::of_rows(commands, rows).confirmed_by(session.primary);
     let rows = read(session, Rows::Locks, &names).await?;
-    if rows.len() == names.len() {
-        return Ok(AllOutcome::of_rows(commands, &rows).confirmed_by(session.primary));
-    }
-    if rows.iter().any(LockRow::is_taken) {
-        return Ok(AllOutcome::of_rows(commands, &rows));
+    if rows.len() == names.len() || rows.iter().any(LockRow::is_taken) {
+        return Ok(seen(&rows));
     }
     let texts: Vec<&str> = names.iter().map(LockName::as_str).collect();
     match session
@@ -89,10 +87,7 @@ pub(crate) async fn acquire_all(
     };
     match try_all(session, commands).await? {
         Some(granted) => Ok(granted),
-        None => {
-            let rows = read(session, Rows::Locks, &names).await?;
-            Ok(AllOutcome::of_rows(commands, &rows).confirmed_by(session.primary))
-        }
+        None => Ok(seen(&read(session, Rows::Locks, &names).await?)),
     }
 }
 
