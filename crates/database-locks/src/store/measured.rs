@@ -11,8 +11,8 @@ use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
 use crate::store::connect::table::Rows;
 use protocol::{
     AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
-    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TakeOverCommand, Ttl, Version,
+    LockRow, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
+    Slot, TakeOverCommand, Ttl, Version,
 };
 
 /// The store of one database, as the client uses it.
@@ -104,6 +104,7 @@ measured! {
     renew(grants: &[(Grant, Ttl)], within: Duration) -> Vec<Renewal>, "renew";
     renew_in_queue(renewal: &(Grant, Ttl), within: Duration) -> Renewal, "renew";
     release(commands: &[ReleaseCommand], within: Duration) -> Vec<Released>, "release";
+    rows(of: Rows, names: &[LockName], within: Duration) -> Vec<LockRow>, "read";
     read(names: &[LockName], within: Duration) -> Vec<LockInfo>, "read";
     page(of: Rows, filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";
     holders(names: &[LockName], within: Duration) -> Vec<Option<Holder>>, "poll";
