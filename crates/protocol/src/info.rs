@@ -79,16 +79,6 @@ pub struct Semaphore {
 }
 
 impl Semaphore {
-    /// A semaphore of these rows.
-    #[doc(hidden)]
-    pub fn new(name: LockName, limit: Option<u32>, permits: Vec<LockInfo>) -> Self {
-        Self {
-            name,
-            limit,
-            permits,
-        }
-    }
-
     /// The number of permits that are held.
     pub fn held(&self) -> usize {
         self.permits

@@ -122,6 +122,17 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// A grant of a lock that was never shared, by an engine that does not tell servers apart.
+    pub fn granted(slot: Slot, token: Token, length: Duration) -> Self {
+        Self::Granted {
+            slot,
+            token,
+            length,
+            is_shared: false,
+            confirmed_by: None,
+        }
+    }
+
     /// This outcome, of a lock that was ever shared or not.
     #[must_use]
     pub fn of_shared(mut self, shared: bool) -> Self {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use crate::info::{LockInfo, LockState};
+use crate::info::{LockInfo, LockState, Semaphore};
 use crate::lost::HeldBy;
 use crate::messages::{
     AcquireCommand, Holder, LatestGrant, Outcome, Permits, ReleaseCommand, TakeOverCommand,
@@ -227,6 +227,24 @@ impl LockRow {
         let taken: HashMap<&str, &Self> = taken.map(|row| (row.name.as_str(), row)).collect();
         let holder = |name: &LockName| taken.get(name.as_str()).map(|row| row.holder());
         names.iter().map(holder).collect()
+    }
+
+    /// The permits among the rows of a semaphore, and the operator's limit.
+    pub fn permits_and_limit(rows: Vec<Self>) -> (Vec<Self>, Option<u32>) {
+        let limit = rows.iter().find(|row| row.slot == Slot::AnyPermit);
+        let limit = limit.and_then(|row| u32::try_from(row.permits?).ok());
+        let permits = rows.into_iter().filter(|row| row.slot.number().is_some());
+        (permits.collect(), limit)
+    }
+
+    /// A semaphore as callers get it.
+    pub fn semaphore(name: LockName, rows: Vec<Self>) -> Semaphore {
+        let (permits, limit) = Self::permits_and_limit(rows);
+        Semaphore {
+            name,
+            limit,
+            permits: permits.into_iter().map(Self::into_info).collect(),
+        }
     }
 
     /// The outcome of an acquire that changed no row, according to the present row.

@@ -31,6 +31,20 @@ pub enum AllOutcome {
 }
 
 impl AllOutcome {
+    /// All are granted: with these tokens, and each was ever shared or not.
+    pub fn granted(
+        commands: &[AcquireCommand],
+        grants: impl IntoIterator<Item = (Token, bool)>,
+    ) -> Self {
+        let (tokens, shared) = grants.into_iter().unzip();
+        Self::Granted {
+            tokens,
+            length: commands.first().map_or(Duration::ZERO, |it| it.length),
+            shared,
+            confirmed_by: None,
+        }
+    }
+
     /// All are busy: nothing is known about any holder.
     pub fn busy(commands: &[AcquireCommand]) -> Self {
         Self::NotGranted(vec![None; commands.len()])

@@ -8,6 +8,7 @@ use crate::client::read::{note_waits, observe, read, read_semaphore};
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::retry::while_contended;
 use protocol::{
     ListFilter, LockInfo, LockName, LockState, MAX_PERMITS, Prune, REQUEST_TIMEOUT, Semaphore, Slot,
@@ -87,18 +88,15 @@ impl Locks {
         let filter = filter.clone();
         self.in_background(move |client| async move {
             let mut found = BTreeMap::new();
-            for permits in [false, true] {
+            for of in [Rows::Locks, Rows::Permits] {
                 let mut after = None;
                 loop {
-                    let page = while_contended(REQUEST_TIMEOUT, || async {
-                        let (store, within) = (&client.store, REQUEST_TIMEOUT);
-                        match permits {
-                            false => store.page(&filter, after, within).await,
-                            true => store.page_of_permits(&filter, after, within).await,
-                        }
-                    })
-                    .await;
-                    if let (true, Err(refused @ StoreError::Rejected { .. })) = (permits, &page) {
+                    let page = while_contended(REQUEST_TIMEOUT, || {
+                        client.store.page(of, &filter, after, REQUEST_TIMEOUT)
+                    });
+                    let page = page.await;
+                    if let (Rows::Permits, Err(refused @ StoreError::Rejected { .. })) = (of, &page)
+                    {
                         tracing::debug!("permits are left out: {refused}");
                         break;
                     }
@@ -187,19 +185,17 @@ impl Locks {
         let Prune { idle, legacy } = which;
         self.in_background(move |client| async move {
             let mut total = 0;
-            for permits in [false, true] {
+            for of in [Rows::Locks, Rows::Permits] {
+                let legacy = legacy && of == Rows::Locks;
                 let mut after = None;
                 // Each page is a separate request, so that renewals are sent in between.
                 loop {
-                    let page = while_contended(REQUEST_TIMEOUT, || async {
-                        let (store, within) = (&client.store, REQUEST_TIMEOUT);
-                        match permits {
-                            false => store.prune(idle, legacy, after, within).await,
-                            true => store.prune_permits(idle, after, within).await,
-                        }
+                    let page = while_contended(REQUEST_TIMEOUT, || {
+                        client.store.prune(of, idle, legacy, after, REQUEST_TIMEOUT)
                     });
                     let page = page.await;
-                    if permits && page.as_ref().is_err_and(StoreError::is_missing_table) {
+                    if of == Rows::Permits && page.as_ref().is_err_and(StoreError::is_missing_table)
+                    {
                         break;
                     }
                     let page = page.map_err(|e| {

@@ -16,11 +16,7 @@ pub(crate) async fn force(
     name: &LockName,
     slot: Slot,
 ) -> Result<Force, StoreError> {
-    let (store, within) = (&client.store, REQUEST_TIMEOUT);
-    match slot {
-        Slot::Lock => store.force(name, within).await,
-        _ => store.force_permit(name, slot, within).await,
-    }
+    client.store.force(name, slot, REQUEST_TIMEOUT).await
 }
 
 /// If a fence of the lock's grant is open in this process, release the lock by force when the fence

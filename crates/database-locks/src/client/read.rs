@@ -3,12 +3,15 @@
 use tokio::time::timeout;
 
 use crate::store::api::StoreError;
-use protocol::{LockInfo, LockName, LockState, ObservedExpiry, REQUEST_TIMEOUT, Semaphore, Slot};
+use protocol::{
+    LockInfo, LockName, LockRow, LockState, ObservedExpiry, REQUEST_TIMEOUT, Semaphore, Slot,
+};
 
 use crate::client::Client;
 use crate::client::row_locker_cache::ROW_LOCKER_TIMEOUT;
 use crate::error::Error;
 use crate::runtime::clock;
+use crate::store::connect::table::Rows;
 use crate::store::retry::while_contended;
 
 /// Read the row of one lock.
@@ -116,17 +119,10 @@ pub(crate) async fn read_row(
     name: &LockName,
     slot: Slot,
 ) -> Result<Option<LockInfo>, StoreError> {
-    let rows = match slot {
-        Slot::Lock => {
-            let names = std::slice::from_ref(name);
-            client.store.read(names, REQUEST_TIMEOUT).await?
-        }
-        Slot::Permit(_) | Slot::AnyPermit => {
-            client.store.semaphore(name, REQUEST_TIMEOUT).await?.permits
-        }
-        Slot::Shared(_) => client.store.shared(name, REQUEST_TIMEOUT).await?,
-    };
-    Ok(rows.into_iter().find(|row| row.row_slot() == slot))
+    let (of, names) = (Rows::of(slot), std::slice::from_ref(name));
+    let rows = client.store.rows(of, names, REQUEST_TIMEOUT).await?;
+    let mut rows = rows.into_iter().map(LockRow::into_info);
+    Ok(rows.find(|row| row.row_slot() == slot))
 }
 
 /// Record an observation of each row whose lease ends by observation, and set the row's state from

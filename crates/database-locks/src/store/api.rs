@@ -7,19 +7,19 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::doctor::Report;
+use crate::store::connect::table::Rows;
+pub use crate::store::direct_connection::{DirectConnection, Reply};
 pub use crate::store::error::StoreError;
 use protocol::{
     AcquireCommand, AllOutcome, Force, Gone, Grant, GuardCommand, Holder, ListFilter, LockInfo,
-    LockName, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
-    Slot, TableGuard, TakeOverCommand, Ttl, Version,
+    LockName, LockRow, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
+    Semaphore, Slot, TableGuard, TakeOverCommand, Ttl, Version,
 };
-
-/// A pending answer.
-pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// One engine's table of locks.
 ///
@@ -87,15 +87,31 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, Vec<Released>>;
 
-    /// Read the rows of these names, ordered by name. Takes no lock.
-    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>>;
+    /// Read the rows of these names, ordered by name and slot. Takes no lock. An operator's limit is
+    /// a row with [`Slot::AnyPermit`].
+    fn rows<'a>(
+        &'a self,
+        of: Rows,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<LockRow>>;
 
-    /// Read a page of rows with ids greater than `after`, ordered by id. Takes no lock.
+    /// Read these locks, ordered by name.
+    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
+        Box::pin(async move {
+            let rows = self.rows(Rows::Locks, names, within).await?;
+            Ok(rows.into_iter().map(LockRow::into_info).collect())
+        })
+    }
+
+    /// Read a page of rows with ids greater than `after`, ordered by id. Takes no lock. An operator's
+    /// limit is no row of it.
     ///
     /// A page covers at most [`PAGE`](protocol::PAGE) rows, whether they match the filter or not,
     /// so that renewals behind it do not wait long.
     fn page<'a>(
         &'a self,
+        of: Rows,
         filter: &'a ListFilter,
         after: Option<i64>,
         within: Duration,
@@ -110,7 +126,12 @@ pub trait Store: Send + Sync + fmt::Debug {
         &'a self,
         names: &'a [LockName],
         within: Duration,
-    ) -> Reply<'a, Vec<Option<Holder>>>;
+    ) -> Reply<'a, Vec<Option<Holder>>> {
+        Box::pin(async move {
+            let rows = self.rows(Rows::Locks, names, within).await?;
+            Ok(LockRow::holders(names, &rows))
+        })
+    }
 
     /// Replace a grant by another one of the same holder, with a new token, if it still holds the
     /// lock. It does not end a rest.
@@ -123,16 +144,17 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Replace a grant by another one with the same token, if it still holds the lock.
     fn resume<'a>(&'a self, command: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal>;
 
-    /// Free a lock, whichever grant holds it, or end its rest.
-    fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
+    /// Free a lock, a permit or a shared grant, whichever grant holds it, or end its rest.
+    fn force<'a>(&'a self, name: &'a LockName, slot: Slot, within: Duration) -> Reply<'a, Force>;
 
-    /// Delete rows of locks that have been free for `idle`, among one page of rows with ids greater
-    /// than `after`.
+    /// Delete rows that have been free for `idle`, among one page of rows with ids greater than
+    /// `after`. An operator's limit stays.
     ///
     /// A row that legacy (django-database-locks 0.5) wrote does not tell when it was released. It
     /// is deleted only if `include_legacy` is set.
     fn prune(
         &self,
+        of: Rows,
         idle: Duration,
         include_legacy: bool,
         after: Option<i64>,
@@ -140,15 +162,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     ) -> Reply<'_, Pruned>;
 
     /// Read a semaphore: its permits in order of their numbers, and the operator's limit.
-    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore>;
-
-    /// [`page`](Store::page) of the table of permits. An operator's limit is no row of it.
-    fn page_of_permits<'a>(
-        &'a self,
-        filter: &'a ListFilter,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'a, Page>;
+    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
+        Box::pin(async move {
+            let rows = self.rows(Rows::Permits, slice::from_ref(name), within);
+            Ok(LockRow::semaphore(name.clone(), rows.await?))
+        })
+    }
 
     /// The limits that operators have set.
     fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>>;
@@ -162,7 +181,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     ) -> Reply<'a, ()>;
 
     /// Read the shared grants of a lock, dead ones among them.
-    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>>;
+    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>> {
+        Box::pin(async move {
+            let rows = self.rows(Rows::Permits, slice::from_ref(name), within);
+            let shared = rows.await?.into_iter().filter(|row| row.slot.is_shared());
+            Ok(shared.map(LockRow::into_info).collect())
+        })
+    }
 
     /// Delete the dead shared grants of a lock: those that were released by force, and those whose
     /// leases have ended. Answers the holder of one that is left, and with it all whose expiry has to
@@ -176,22 +201,6 @@ pub trait Store: Send + Sync + fmt::Debug {
         expired: &'a [(Slot, Version)],
         within: Duration,
     ) -> Reply<'a, Option<Holder>>;
-
-    /// [`force`](Store::force) for one permit, or for one shared grant.
-    fn force_permit<'a>(
-        &'a self,
-        name: &'a LockName,
-        slot: Slot,
-        within: Duration,
-    ) -> Reply<'a, Force>;
-
-    /// [`prune`](Store::prune) in the table of permits. An operator's limit stays.
-    fn prune_permits(
-        &self,
-        idle: Duration,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'_, Pruned>;
 
     /// Create the table, or add missing columns to it. A second run changes nothing.
     fn install(&self, within: Duration) -> Reply<'_, ()>;
@@ -225,14 +234,10 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
-    /// The statements by which a transaction commits only while its grant holds the lock. `None` if
-    /// the engine fences by [`open_fence`](Store::open_fence) alone.
-    fn fence(&self) -> Option<&FenceText> {
-        None
-    }
-
-    /// [`fence`](Store::fence) for a permit. `{slot}` stands for its number.
-    fn fence_of_permit(&self) -> Option<&FenceText> {
+    /// The statements by which a transaction commits only while the grant in this row holds the lock.
+    /// `None` if the engine fences by [`open_fence`](Store::open_fence) alone.
+    fn fence(&self, slot: Slot) -> Option<FenceText> {
+        let _ = slot;
         None
     }
 
@@ -253,31 +258,21 @@ pub trait Store: Send + Sync + fmt::Debug {
     }
 
     /// Announce to other clients that this process waits for `name`, for at least `pause`, so that
-    /// its release is notified to the handler of [`on_notified`](Store::on_notified).
+    /// its release is notified to the handler of [`on_notified`](Store::on_notified). With a `limit`
+    /// it waits for a permit of a semaphore, and the release of any permit is notified.
     ///
-    /// `false`: no notification will come, or the lock is free already, and the caller polls. It
-    /// also polls after `pause`, since a notification may be lost.
+    /// `false`: no notification will come, or the lock or a permit may be free already, and the caller
+    /// polls. It also polls after `pause`, since a notification may be lost.
     ///
-    /// Without `anew`, no request is sent if an earlier announcement lasts that long.
+    /// Without `anew`, no request is sent for a lock if an earlier announcement lasts that long.
     fn announce<'a>(
         &'a self,
         name: &'a LockName,
+        limit: Option<u32>,
         pause: Duration,
         anew: bool,
     ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        let _ = (name, pause, anew);
-        Box::pin(std::future::ready(false))
-    }
-
-    /// [`announce`](Store::announce) for a permit of a semaphore: the release of any permit is
-    /// notified. `false`, too, if a permit may be free.
-    fn announce_for_permit<'a>(
-        &'a self,
-        name: &'a LockName,
-        limit: u32,
-        pause: Duration,
-    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        let _ = (name, limit, pause);
+        let _ = (name, limit, pause, anew);
         Box::pin(std::future::ready(false))
     }
 
@@ -323,40 +318,6 @@ pub trait Store: Send + Sync + fmt::Debug {
 /// A session of which the server tells this user nothing.
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub(crate) const UNKNOWN_SESSION: &str = "a session that the database does not show to this user";
-
-/// A second connection of the process, whose I/O is driven by the runtime of the caller, so that no
-/// thread has to wake another.
-///
-/// It is used on one runtime at a time, its *home*: every request is made and polled there. It
-/// connects at the first request, and again after the connection has broken. Tasks that it spawns
-/// (`tokio::spawn`) run on the home, wrapped in
-/// [`ForkSafeFuture`](crate::runtime::fork::ForkSafeFuture). When the home ends, they end, and the
-/// next request is made on another runtime.
-///
-/// The client makes one request at a time, unless requests [block](DirectConnection::blocks). A
-/// request has no deadline of its own. If it is late, the client calls
-/// [`give_up`](DirectConnection::give_up), and drops the reply as soon as its owner allows. Other
-/// replies that were polled once are dropped only if their runtime ends. The effect of a failed or
-/// dropped request is *unknown*, as for [`Store`].
-pub trait DirectConnection: Send + Sync + fmt::Debug {
-    /// Whether a request blocks the thread that polls it. If so, only blocking callers use it.
-    fn blocks(&self) -> bool {
-        false
-    }
-
-    /// See [`Store::connect`].
-    fn connect(&self) -> Reply<'_, ()>;
-
-    /// See [`Store::acquire`].
-    fn acquire<'a>(&'a self, commands: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>>;
-
-    /// See [`Store::release`].
-    fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>>;
-
-    /// Make the next request on a new connection: a request was late, or the direct connection
-    /// moves to another runtime.
-    fn give_up(&self);
-}
 
 /// A notification from another client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

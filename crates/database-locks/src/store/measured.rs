@@ -8,10 +8,11 @@ use std::time::Duration;
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
 use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
+use crate::store::connect::table::Rows;
 use protocol::{
     AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
-    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TakeOverCommand, Ttl, Version,
+    LockRow, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
+    Slot, TakeOverCommand, Ttl, Version,
 };
 
 /// The store of one database, as the client uses it.
@@ -103,21 +104,19 @@ measured! {
     renew(grants: &[(Grant, Ttl)], within: Duration) -> Vec<Renewal>, "renew";
     renew_waiting(renewal: &(Grant, Ttl), within: Duration) -> Renewal, "renew";
     release(commands: &[ReleaseCommand], within: Duration) -> Vec<Released>, "release";
+    rows(of: Rows, names: &[LockName], within: Duration) -> Vec<LockRow>, "read";
     read(names: &[LockName], within: Duration) -> Vec<LockInfo>, "read";
-    page(filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";
+    page(of: Rows, filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";
     holders(names: &[LockName], within: Duration) -> Vec<Option<Holder>>, "poll";
     take_over(command: &TakeOverCommand, within: Duration) -> Outcome, "preempt";
     resume(command: &ResumeCommand, within: Duration) -> Renewal, "resume";
-    force(name: &LockName, within: Duration) -> Force, "force";
-    prune(idle: Duration, include_legacy: bool, after: Option<i64>, within: Duration) -> Pruned, "prune";
+    force(name: &LockName, slot: Slot, within: Duration) -> Force, "force";
+    prune(of: Rows, idle: Duration, include_legacy: bool, after: Option<i64>, within: Duration) -> Pruned, "prune";
     semaphore(name: &LockName, within: Duration) -> Semaphore, "read";
-    page_of_permits(filter: &ListFilter, after: Option<i64>, within: Duration) -> Page, "page";
     limits(within: Duration) -> Vec<(LockName, u32)>, "read";
     set_limit(name: &LockName, limit: Option<u32>, within: Duration) -> (), "set_limit";
     shared(name: &LockName, within: Duration) -> Vec<LockInfo>, "read";
     readers(name: &LockName, expired: &[(Slot, Version)], within: Duration) -> Option<Holder>, "readers";
-    force_permit(name: &LockName, slot: Slot, within: Duration) -> Force, "force";
-    prune_permits(idle: Duration, after: Option<i64>, within: Duration) -> Pruned, "prune";
     open_fence(grant: &Grant, within: Duration) -> Result<Barrier, Gone>, "open_fence";
     install(within: Duration) -> (), "install";
 }

@@ -9,6 +9,7 @@ pub(crate) mod api;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod blocking_session;
 pub(crate) mod connect;
+mod direct_connection;
 #[cfg_attr(
     not(all(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled")),
     allow(dead_code, unused_imports)
@@ -36,6 +37,8 @@ mod sqlite;
 
 pub use api::*;
 pub(crate) use connect::options::ConnectOptions;
+#[cfg(feature = "__seam")]
+pub use connect::table::Rows;
 pub use connect::table::Table;
 pub(crate) use error::ROW_LOCKED;
 #[cfg(feature = "mysql")]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use database_locks::seam::{
-    AcquireCommand, Grant, Outcome, ReleaseCommand, StoreError, Table, open,
+    AcquireCommand, Grant, Outcome, ReleaseCommand, Rows, Slot, StoreError, Table, open,
 };
 use database_locks::{ListFilter, Locks, Ttl};
 use testkit::contract::{StoreFixture, acquire_command, granted, renew};
@@ -25,13 +25,19 @@ async fn a_call_that_hangs_ends_at_its_deadline(db: &TestDb) {
     let within = ms(300);
     for call in 0..4 {
         // It is up, so that it is the statement that hangs.
-        store.page(&ListFilter::new(), None, TIMEOUT).await.unwrap();
+        store
+            .page(Rows::Locks, &ListFilter::new(), None, TIMEOUT)
+            .await
+            .unwrap();
         proxy.reset_counts();
         proxy.stall();
         let began = now();
         let failure = async {
             match call {
-                0 => store.page(&ListFilter::new(), None, within).await.err(),
+                0 => store
+                    .page(Rows::Locks, &ListFilter::new(), None, within)
+                    .await
+                    .err(),
                 1 => store.acquire(&commands, within).await.err(),
                 2 => store.renew(&renewals, within).await.err(),
                 _ => store.release(&returns, within).await.err(),
@@ -48,7 +54,11 @@ async fn a_call_that_hangs_ends_at_its_deadline(db: &TestDb) {
         proxy.cut();
         proxy.resume();
         tokio::time::timeout(TIMEOUT, async {
-            while store.page(&ListFilter::new(), None, TIMEOUT).await.is_err() {}
+            while store
+                .page(Rows::Locks, &ListFilter::new(), None, TIMEOUT)
+                .await
+                .is_err()
+            {}
         })
         .await
         .expect("a new connection");
@@ -165,9 +175,9 @@ mod durability {
         granted(&*store, "job", "me", TIMEOUT).await;
         let other = granted(&*store, "other", "me", TIMEOUT).await;
         noted(&db);
-        store.force(&other.name, TIMEOUT).await.unwrap();
+        store.force(&other.name, Slot::Lock, TIMEOUT).await.unwrap();
         assert_eq!(noted(&db), durable, "force");
-        store.force(&first.name, TIMEOUT).await.unwrap();
+        store.force(&first.name, Slot::Lock, TIMEOUT).await.unwrap();
         noted(&db);
 
         let both = async || {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use database_locks::seam::{Force, Outcome, TakeOverCommand};
+use database_locks::seam::{Force, Outcome, Slot, TakeOverCommand};
 use database_locks::{LockGuard, Locks, LostReason};
 use testkit::contract::{acquire_command, name, take_over};
 use testkit::time::now;
@@ -48,7 +48,7 @@ async fn a_holder_that_renews_rarely_is_notified_of_a_release_by_force(db: &Test
     listens(db, &guard).await;
     let bystander = held(&locks, "other").await;
     let renewed = locks.show("other").await.unwrap().unwrap().renewed_at;
-    let forced = other.force(&name("job"), LONG).await.unwrap();
+    let forced = other.force(&name("job"), Slot::Lock, LONG).await.unwrap();
     assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
     assert_eq!(lost_soon(&guard).await, LostReason::Forced);
     // A notification about one lock renews no other.
@@ -97,7 +97,7 @@ async fn a_holder_is_notified_on_the_next_connection_too(db: &TestDb) {
     listening(db, "0").await;
     guard.extend(LONG).await.unwrap();
     listens(db, &guard).await;
-    while other.force(&name("job"), LONG).await.is_err() {}
+    while other.force(&name("job"), Slot::Lock, LONG).await.is_err() {}
     assert_eq!(lost_soon(&guard).await, LostReason::Forced);
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use database_locks::seam::{
-    AcquireCommand, Outcome, ReleaseCommand, Released, Renewal, StoreError, random_grant_id,
+    AcquireCommand, Outcome, ReleaseCommand, Released, Renewal, Slot, StoreError, random_grant_id,
 };
 use database_locks::{Error, LockState, LostReason, Ttl};
 use testkit::contract::{acquire_command, granted, info, name, release, renew, try_once};
@@ -72,7 +72,7 @@ async fn a_locked_row_is_busy_and_delays_no_other_lock(db: &TestDb) {
             .await
             .expect("an answer");
         assert_eq!(released, [Released::Busy, Released::Freed]);
-        let forced = at_once(store.force(&name("lock 7"), TIMEOUT))
+        let forced = at_once(store.force(&name("lock 7"), Slot::Lock, TIMEOUT))
             .await
             .expect("an answer");
         assert_eq!(forced, database_locks::seam::Force::Busy);

@@ -310,7 +310,15 @@ async fn a_prune_goes_by_pages_of_ids(server: &Server, engine: &'static str) {
     server.query(&url, &fill).unwrap();
     let (mut after, mut deleted) = (None, Vec::new());
     loop {
-        let page = store.prune(Duration::ZERO, true, after, TIMEOUT).await;
+        let page = store
+            .prune(
+                database_locks::seam::Rows::Locks,
+                Duration::ZERO,
+                true,
+                after,
+                TIMEOUT,
+            )
+            .await;
         let page = page.unwrap();
         if page.last.is_none() {
             break;
@@ -321,7 +329,15 @@ async fn a_prune_goes_by_pages_of_ids(server: &Server, engine: &'static str) {
     }
     // A thousand are held.
     assert_eq!(deleted, [0, 1_000, 500]);
-    let behind = store.prune(Duration::ZERO, true, after, TIMEOUT).await;
+    let behind = store
+        .prune(
+            database_locks::seam::Rows::Locks,
+            Duration::ZERO,
+            true,
+            after,
+            TIMEOUT,
+        )
+        .await;
     assert_eq!(behind.unwrap().deleted, 0);
 }
 

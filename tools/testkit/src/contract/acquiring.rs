@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::seam::{AcquireCommand, Outcome, Released, Version, random_grant_id};
+use database_locks::seam::{AcquireCommand, Outcome, Released, Slot, Version, random_grant_id};
 use database_locks::{LockState, Token};
 
 use super::fixture::{
@@ -74,7 +74,10 @@ pub async fn tokens_grow(fixture: &StoreFixture) {
         );
         last = next;
     }
-    store.force(&last.name, WITHIN).await.expect("an answer");
+    store
+        .force(&last.name, Slot::Lock, WITHIN)
+        .await
+        .expect("an answer");
     assert!(granted(&*store, "job", "me", LONG).await.token > last.token);
     promise("P2", fixture.engine);
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use database_locks::seam::{
-    AcquireCommand, Force, Grant, Outcome, ReleaseCommand, Released, Renewal, Store, StoreError,
-    random_grant_id,
+    AcquireCommand, Force, Grant, Outcome, ReleaseCommand, Released, Renewal, Slot, Store,
+    StoreError, random_grant_id,
 };
 use database_locks::{LockInfo, LockName, LockState, Ttl};
 
@@ -149,7 +149,10 @@ async fn releases(fixture: &StoreFixture, size: usize) {
     let mut expected = vec![Released::Freed; size];
     for i in [3, 20] {
         let name = returns[i].name.clone();
-        let forced = store.force(&name, WITHIN).await.expect("an answer");
+        let forced = store
+            .force(&name, Slot::Lock, WITHIN)
+            .await
+            .expect("an answer");
         assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
         expected[i] = Released::NotHeld;
     }
@@ -181,7 +184,7 @@ async fn releases(fixture: &StoreFixture, size: usize) {
     assert_eq!(release(&*store, &theirs).await, Released::Freed);
     for i in [5, 6, 7] {
         let forced = store
-            .force(&commands[i].name, WITHIN)
+            .force(&commands[i].name, Slot::Lock, WITHIN)
             .await
             .expect("an answer");
         assert!(matches!(forced, Force::Freed(_)), "{forced:?}");

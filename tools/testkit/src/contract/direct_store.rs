@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use database_locks::seam::{
-    AcquireCommand, AllOutcome, DirectConnection, Force, Grant, Holder, Outcome, Page, Pruned,
-    ReleaseCommand, Released, Renewal, Reply, ResumeCommand, Semaphore, Slot, Store, StoreError,
+    AcquireCommand, AllOutcome, DirectConnection, Force, Grant, Holder, LockRow, Outcome, Page,
+    Pruned, ReleaseCommand, Released, Renewal, Reply, ResumeCommand, Rows, Slot, Store, StoreError,
     TakeOverCommand, Version,
 };
-use database_locks::{ListFilter, LockInfo, LockName, Ttl};
+use database_locks::{ListFilter, LockName, Ttl};
 
 /// A store whose acquires and releases use its direct connection.
 #[derive(Debug)]
@@ -82,17 +82,23 @@ impl Store for DirectStore {
         self.0.renew(of, within)
     }
 
-    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
-        self.0.read(names, within)
+    fn rows<'a>(
+        &'a self,
+        of: Rows,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<LockRow>> {
+        self.0.rows(of, names, within)
     }
 
     fn page<'a>(
         &'a self,
+        of: Rows,
         filter: &'a ListFilter,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'a, Page> {
-        self.0.page(filter, after, within)
+        self.0.page(of, filter, after, within)
     }
 
     fn holders<'a>(
@@ -115,31 +121,19 @@ impl Store for DirectStore {
         self.0.resume(command, within)
     }
 
-    fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
-        self.0.force(name, within)
+    fn force<'a>(&'a self, name: &'a LockName, slot: Slot, within: Duration) -> Reply<'a, Force> {
+        self.0.force(name, slot, within)
     }
 
     fn prune(
         &self,
+        of: Rows,
         idle: Duration,
         include_legacy: bool,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
-        self.0.prune(idle, include_legacy, after, within)
-    }
-
-    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
-        self.0.semaphore(name, within)
-    }
-
-    fn page_of_permits<'a>(
-        &'a self,
-        filter: &'a ListFilter,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'a, Page> {
-        self.0.page_of_permits(filter, after, within)
+        self.0.prune(of, idle, include_legacy, after, within)
     }
 
     fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
@@ -155,10 +149,6 @@ impl Store for DirectStore {
         self.0.set_limit(name, limit, within)
     }
 
-    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>> {
-        self.0.shared(name, within)
-    }
-
     fn readers<'a>(
         &'a self,
         name: &'a LockName,
@@ -166,24 +156,6 @@ impl Store for DirectStore {
         within: Duration,
     ) -> Reply<'a, Option<Holder>> {
         self.0.readers(name, expired, within)
-    }
-
-    fn force_permit<'a>(
-        &'a self,
-        name: &'a LockName,
-        slot: Slot,
-        within: Duration,
-    ) -> Reply<'a, Force> {
-        self.0.force_permit(name, slot, within)
-    }
-
-    fn prune_permits(
-        &self,
-        idle: Duration,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'_, Pruned> {
-        self.0.prune_permits(idle, after, within)
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::direct_store::DirectStore;
 use database_locks::seam::{
     AcquireCommand, Grant, Holder, ObservedExpiry, Outcome, PAGE, ReleaseCommand, Released,
-    Renewal, Store, StoreError, Table, Version, open, random_grant_id,
+    Renewal, Rows, Store, StoreError, Table, Version, open, random_grant_id,
 };
 use database_locks::{ListFilter, LockInfo, LockName, LockState, Token, Ttl};
 
@@ -249,7 +249,10 @@ pub async fn info(store: &dyn Store, lock: &str) -> Option<LockInfo> {
 pub async fn list(store: &dyn Store, filter: &ListFilter) -> Vec<LockInfo> {
     let (mut found, mut after) = (Vec::new(), None);
     loop {
-        let page = store.page(filter, after, WITHIN).await.expect("an answer");
+        let page = store
+            .page(Rows::Locks, filter, after, WITHIN)
+            .await
+            .expect("an answer");
         // Where there is more than one.
         assert!(page.last.is_none() || page.rows.len() <= PAGE as usize);
         found.extend(page.rows);

@@ -1,6 +1,6 @@
 //! Releases: by the holder, and by force.
 
-use database_locks::seam::{Force, ReleaseCommand, Released, Renewal, random_grant_id};
+use database_locks::seam::{Force, ReleaseCommand, Released, Renewal, Slot, random_grant_id};
 use database_locks::{LostReason, Ttl};
 
 use super::fixture::{LONG, StoreFixture, WITHIN, granted, holder_of, name, release, renew};
@@ -10,11 +10,18 @@ use crate::promise::promise;
 pub async fn a_release_by_force_is_a_loss_for_the_holder(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     assert_eq!(
-        store.force(&name("job"), WITHIN).await.expect("an answer"),
+        store
+            .force(&name("job"), Slot::Lock, WITHIN)
+            .await
+            .expect("an answer"),
         Force::WasFree
     );
     let grant = granted(&*store, "job", "me", LONG).await;
-    let Force::Freed(from) = store.force(&name("job"), WITHIN).await.expect("an answer") else {
+    let Force::Freed(from) = store
+        .force(&name("job"), Slot::Lock, WITHIN)
+        .await
+        .expect("an answer")
+    else {
         panic!("not freed")
     };
     assert_eq!(from.holder.as_deref(), Some("me"));
@@ -24,7 +31,10 @@ pub async fn a_release_by_force_is_a_loss_for_the_holder(fixture: &StoreFixture)
     );
     assert_eq!(release(&*store, &grant).await, Released::NotHeld);
     assert_eq!(
-        store.force(&name("job"), WITHIN).await.expect("an answer"),
+        store
+            .force(&name("job"), Slot::Lock, WITHIN)
+            .await
+            .expect("an answer"),
         Force::WasFree
     );
     assert!(granted(&*store, "job", "you", LONG).await.token > grant.token);
@@ -64,7 +74,10 @@ pub async fn a_batch_of_releases_is_answered_one_by_one(fixture: &StoreFixture) 
         returns.push(ReleaseCommand::of(&grant, Ttl::from(LONG)));
     }
     for lock in ["forced", "lost"] {
-        let forced = store.force(&name(lock), WITHIN).await.expect("an answer");
+        let forced = store
+            .force(&name(lock), Slot::Lock, WITHIN)
+            .await
+            .expect("an answer");
         assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
     }
     granted(&*store, "lost", "other", LONG).await;

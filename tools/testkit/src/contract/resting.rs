@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use database_locks::seam::{
-    Force, Holder, Outcome, ReleaseCommand, Released, ResumeCommand, Store,
+    Force, Holder, Outcome, ReleaseCommand, Released, ResumeCommand, Rows, Slot, Store,
 };
 use database_locks::{ListFilter, LockInfo, LockState, LostReason, Ttl};
 
@@ -137,7 +137,10 @@ pub async fn a_release_by_force_ends_a_rest(fixture: &StoreFixture) {
     let store = fixture.ready().await;
     let command = release_of(&*store, "job", REST).await;
     released(&*store, &[command]).await;
-    let forced = store.force(&name("job"), WITHIN).await.expect("an answer");
+    let forced = store
+        .force(&name("job"), Slot::Lock, WITHIN)
+        .await
+        .expect("an answer");
     let Force::Freed(from) = forced else {
         panic!("{forced:?}")
     };
@@ -145,7 +148,10 @@ pub async fn a_release_by_force_ends_a_rest(fixture: &StoreFixture) {
         from.is_resting && from.holder.as_deref() == Some("me"),
         "{from:?}"
     );
-    let again = store.force(&name("job"), WITHIN).await.expect("an answer");
+    let again = store
+        .force(&name("job"), Slot::Lock, WITHIN)
+        .await
+        .expect("an answer");
     assert_eq!(again, Force::WasFree);
     granted(&*store, "job", "you", LONG).await;
 }
@@ -212,7 +218,7 @@ pub async fn a_lock_that_rests_is_listed_and_pruned_when_its_rest_has_ended(
         .collect();
     assert_eq!(states, [("rested", "free"), ("rests", "resting")]);
     store
-        .prune(Duration::ZERO, false, None, WITHIN)
+        .prune(Rows::Locks, Duration::ZERO, false, None, WITHIN)
         .await
         .expect("an answer");
     assert!(info(&*store, "rests").await.is_some(), "it is not deleted");

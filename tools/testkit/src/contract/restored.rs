@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use database_locks::Token;
-use database_locks::seam::{Force, Grant, Outcome, Store};
+use database_locks::seam::{Force, Grant, Outcome, Slot, Store};
 
 use super::fixture::{LONG, StoreFixture, WITHIN, granted, info, release};
 use super::same_holder::{over, take_over};
@@ -88,7 +88,10 @@ pub async fn a_take_over_after_an_older_row_was_put_back_has_a_greater_token(
             panic!("{token}: not taken over")
         };
         assert!(next > last.token, "{token}: {next} after {}", last.token);
-        store.force(&last.name, WITHIN).await.expect("an answer");
+        store
+            .force(&last.name, Slot::Lock, WITHIN)
+            .await
+            .expect("an answer");
     }
     promise("P2", fixture.engine);
 }
@@ -105,7 +108,10 @@ pub async fn a_release_by_force_after_an_older_row_was_put_back_has_a_greater_to
     for token in OLDER {
         let last = held(&*store).await;
         set_back(fixture, token);
-        let forced = store.force(&last.name, WITHIN).await.expect("an answer");
+        let forced = store
+            .force(&last.name, Slot::Lock, WITHIN)
+            .await
+            .expect("an answer");
         assert!(matches!(forced, Force::Freed(_)), "{token}: {forced:?}");
         let raised = token_of(&*store).await;
         assert!(

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use database_locks::seam::{
     AcquireCommand, Force, Grant, Kind, ListFilter, Outcome, Permits, ReleaseCommand, Released,
-    ResumeCommand, Slot, Store, StoreError,
+    ResumeCommand, Rows, Slot, Store, StoreError,
 };
 use database_locks::{LostReason, Token};
 use tokio::sync::Barrier;
@@ -179,7 +179,7 @@ pub async fn a_permit_is_renewed_and_lost_like_a_lock(fixture: &StoreFixture) {
         2,
         "it outlives its first length"
     );
-    let forced = store.force_permit(&lost.name, lost.slot, WITHIN).await;
+    let forced = store.force(&lost.name, lost.slot, WITHIN).await;
     let Force::Freed(from) = forced.expect("an answer") else {
         panic!("it was held")
     };
@@ -188,7 +188,7 @@ pub async fn a_permit_is_renewed_and_lost_like_a_lock(fixture: &StoreFixture) {
     let renewals = store.renew(&renewals, WITHIN).await.expect("an answer");
     assert!(renewals[0].is_renewed(), "the other is not affected");
     assert_eq!(renewals[1].lost(), Some(LostReason::Forced));
-    let again = store.force_permit(&lost.name, lost.slot, WITHIN).await;
+    let again = store.force(&lost.name, lost.slot, WITHIN).await;
     assert_eq!(again.expect("an answer"), Force::WasFree);
     promise("P3", fixture.engine);
 }
@@ -346,7 +346,7 @@ pub async fn permits_are_listed_and_pruned(fixture: &StoreFixture) {
     let page = |filter: ListFilter| {
         let store = fixture.store();
         async move {
-            let page = store.page_of_permits(&filter, None, WITHIN).await;
+            let page = store.page(Rows::Permits, &filter, None, WITHIN).await;
             page.expect("an answer").rows
         }
     };
@@ -371,7 +371,9 @@ pub async fn permits_are_listed_and_pruned(fixture: &StoreFixture) {
     // The caller's limit, and not the operator's.
     assert_eq!(row.permits, Some(2));
     assert!(page(ListFilter::new().prefix("b")).await.is_empty());
-    let locks = store.page(&ListFilter::new(), None, WITHIN).await;
+    let locks = store
+        .page(Rows::Locks, &ListFilter::new(), None, WITHIN)
+        .await;
     assert!(locks.expect("an answer").rows.is_empty());
     if fixture.is_cluster() {
         // Rows that are younger than a day stay.
@@ -381,7 +383,9 @@ pub async fn permits_are_listed_and_pruned(fixture: &StoreFixture) {
     let mut deleted = 0;
     let mut after = None;
     loop {
-        let page = store.prune_permits(Duration::ZERO, after, WITHIN).await;
+        let page = store
+            .prune(Rows::Permits, Duration::ZERO, false, after, WITHIN)
+            .await;
         let page = page.expect("an answer");
         deleted += page.deleted;
         match page.last {

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use database_locks::seam::{
-    AcquireCommand, AllOutcome, Force, Grant, Holder, Outcome, ReleaseCommand, Released, Store,
-    StoreError,
+    AcquireCommand, AllOutcome, Force, Grant, Holder, Outcome, ReleaseCommand, Released, Slot,
+    Store, StoreError,
 };
 use database_locks::{Token, Ttl};
 
@@ -123,7 +123,7 @@ pub async fn several_grants_are_recognised_when_the_request_is_repeated(fixture:
     assert_eq!(grants(&set, &tokens), held);
     assert!(length <= LONG && length > LONG / 2, "{length:?}");
     let forced = loop {
-        match store.force(&name("b"), WITHIN).await {
+        match store.force(&name("b"), Slot::Lock, WITHIN).await {
             Ok(Force::Busy) | Err(StoreError::Contention(_)) => {}
             done => break done.expect("an answer"),
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use database_locks::seam::{
     AcquireCommand, Force, Grant, GrantId, Kind, ListFilter, Outcome, ReleaseCommand, Released,
-    ResumeCommand, Slot, Store, StoreError, Version,
+    ResumeCommand, Rows, Slot, Store, StoreError, Version,
 };
 use database_locks::{LostReason, Token};
 use tokio::sync::Barrier;
@@ -150,7 +150,7 @@ pub async fn a_shared_grant_is_renewed_and_lost_like_a_lock(fixture: &StoreFixtu
         2,
         "it outlives its first length"
     );
-    let forced = store.force_permit(&lost.name, lost.slot, WITHIN).await;
+    let forced = store.force(&lost.name, lost.slot, WITHIN).await;
     let Force::Freed(from) = forced.expect("an answer") else {
         panic!("it was held")
     };
@@ -320,7 +320,7 @@ pub async fn shared_grants_are_listed_and_the_mark_of_their_lock_is_not_pruned(
     assert_eq!(slots, readers.iter().map(|grant| grant.slot).collect());
     assert!(shared.iter().all(|row| row.is_shared() && row.is_held()));
     let page = store
-        .page_of_permits(&ListFilter::new(), None, WITHIN)
+        .page(Rows::Permits, &ListFilter::new(), None, WITHIN)
         .await;
     assert_eq!(page.expect("an answer").rows.len(), 2);
     let semaphore = store.semaphore(&name("list"), WITHIN).await;
@@ -330,11 +330,11 @@ pub async fn shared_grants_are_listed_and_the_mark_of_their_lock_is_not_pruned(
     );
     tokio::time::sleep(Duration::from_millis(20)).await;
     store
-        .prune(Duration::ZERO, true, None, WITHIN)
+        .prune(Rows::Locks, Duration::ZERO, true, None, WITHIN)
         .await
         .expect("an answer");
     store
-        .prune_permits(Duration::ZERO, None, WITHIN)
+        .prune(Rows::Permits, Duration::ZERO, false, None, WITHIN)
         .await
         .expect("an answer");
     exclusive(&*store, "list", LONG).await;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::seam::{AcquireCommand, Outcome, PAGE};
+use database_locks::seam::{AcquireCommand, Outcome, PAGE, Rows};
 use database_locks::{ListFilter, Ttl};
 
 use super::fixture::{
@@ -87,7 +87,7 @@ pub async fn pruning_deletes_locks_that_are_free_for_long(fixture: &StoreFixture
     release(&*store, &released).await;
     granted(&*store, "expired", "me", SHORT).await;
     let prune = async |idle| {
-        let pruned = store.prune(idle, false, None, WITHIN).await;
+        let pruned = store.prune(Rows::Locks, idle, false, None, WITHIN).await;
         pruned.expect("an answer").deleted
     };
     outlived(SHORT).await;

@@ -381,7 +381,7 @@ fn a_release_by_the_direct_connection_is_no_news_to_its_own_process() {
         let says = || {
             client
                 .background
-                .block_on(store.announce(&lock, TIMEOUT, false))
+                .block_on(store.announce(&lock, None, TIMEOUT, false))
         };
         assert!(time::wait_until(TIMEOUT, says));
         let released = home.block_on(by.release(&held)).unwrap();

@@ -227,17 +227,7 @@ impl LockGuard {
     }
 
     fn fence_text(&self) -> Option<FenceText> {
-        let store = &self.client.store;
-        let Some(slot) = self.state.grant.slot.column() else {
-            return store.fence().cloned();
-        };
-        let text = store.fence_of_permit()?;
-        let fill = |text: &String| text.replace("{slot}", &slot.to_string());
-        Some(FenceText {
-            before: text.before.as_ref().map(fill),
-            fence: fill(&text.fence),
-            may_lag: text.may_lag,
-        })
+        self.client.store.fence(self.state.grant.slot)
     }
 
     /// Fence a transaction, before its first statement: it then commits only while this lock is

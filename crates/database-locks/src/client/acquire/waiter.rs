@@ -240,11 +240,8 @@ impl<'a> Waiter<'a> {
 
     /// Announce this waiter; returns whether a release will be notified.
     async fn announce(&self, name: &LockName, pause: Duration, anew: bool) -> bool {
-        let store = &self.client.store;
-        match self.request.limit() {
-            None => store.announce(name, pause, anew).await,
-            Some(limit) => store.announce_for_permit(name, limit, pause).await,
-        }
+        let limit = self.request.limit();
+        self.client.store.announce(name, limit, pause, anew).await
     }
 
     /// Pause after a try for this lock: announced, if that is possible, or for the time of a poll,

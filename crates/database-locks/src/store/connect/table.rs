@@ -3,15 +3,18 @@
 use crate::error::Error;
 use protocol::Slot;
 
-/// The table that a statement is about.
+/// The table that a request is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Rows {
+pub enum Rows {
+    /// That of locks.
     Locks,
+    /// That of permits and shared grants.
     Permits,
 }
 
 impl Rows {
-    pub(crate) fn of(slot: Slot) -> Self {
+    /// The table of this row.
+    pub fn of(slot: Slot) -> Self {
         match slot {
             Slot::Lock => Self::Locks,
             Slot::Permit(_) | Slot::AnyPermit | Slot::Shared(_) => Self::Permits,
@@ -74,21 +77,33 @@ impl Table {
         format!("{stem}_guard")
     }
 
-    /// Put the names of both tables into a statement about locks. What stands between `{?` and `?}`
-    /// is left out: it is for permits only.
+    /// [`fill_in`](Self::fill_in) for a statement about locks.
     pub(crate) fn fill(&self, statement: &str) -> String {
-        let text = replace_marked(statement, |_| "");
-        text.replace("{table}", &self.0)
+        self.fill_in(Rows::Locks, statement)
+    }
+
+    /// Put the names of both tables into a statement: `{table}` is the one that it is about. What
+    /// stands between `{?` and `?}` is for permits only.
+    pub(crate) fn fill_in(&self, of: Rows, statement: &str) -> String {
+        let text = replace_marked(statement, |marked| match of {
+            Rows::Locks => "",
+            Rows::Permits => marked,
+        });
+        let table = match of {
+            Rows::Locks => "{locks}",
+            Rows::Permits => "{permits}",
+        };
+        text.replace("{table}", table)
             .replace("{locks}", &self.0)
             .replace("{permits}", &self.permits())
     }
 
-    /// Put the names of both tables into a statement about permits: `{table}` is that of permits.
-    pub(crate) fn fill_for_permits(&self, statement: &str) -> String {
-        let text = replace_marked(statement, |marked| marked);
-        text.replace("{table}", &self.permits())
-            .replace("{permits}", &self.permits())
-            .replace("{locks}", &self.0)
+    /// [`fill_in`](Self::fill_in) for a statement about this row. `{slot}` is the number of a permit
+    /// or shared grant.
+    pub(crate) fn fill_for(&self, slot: Slot, statement: &str) -> String {
+        let number = slot.column().unwrap_or_default().to_string();
+        let text = self.fill_in(Rows::of(slot), statement);
+        text.replace("{slot}", &number)
     }
 }
 
@@ -114,7 +129,7 @@ mod tests {
         let text = "SELECT{? slot,?} id FROM {table}{? AND slot = $2?}";
         assert_eq!(table.fill(text), "SELECT id FROM database_locks_lock");
         assert_eq!(
-            table.fill_for_permits(text),
+            table.fill_in(Rows::Permits, text),
             "SELECT slot, id FROM database_locks_permit AND slot = $2"
         );
         let other = Table::new("app.jobs").unwrap();

@@ -2,35 +2,34 @@
 //!
 //! The whole table is one mutex. The boot-time clock takes the place of the database's clock.
 
-mod rows;
+mod row;
+mod tables;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use self::rows::{Ends, Row, Rows};
+use self::row::{Ends, Row};
+use self::tables::Tables;
 use crate::doctor::Report;
 use crate::runtime::clock;
 use crate::runtime::fork::PerProcess;
 use crate::store::api::{Barrier, DirectConnection, Reply, Store};
-use crate::store::connect::table::Table;
+use crate::store::connect::table::{Rows, Table};
 use crate::store::doctor::{Counts, ReportBuilder};
 use protocol::{
-    AcquireCommand, AllOutcome, Force, Gone, Grant, GrantId, Holder, ListFilter, LockInfo,
-    LockName, LockRow, LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal,
-    ResumeCommand, Semaphore, Slot, TakeOverCommand, Ttl, Version, failed_renewal_outcome,
-    reader_in_the_way,
+    AcquireCommand, AllOutcome, Force, Gone, Grant, GrantId, Holder, ListFilter, LockName, LockRow,
+    LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Slot,
+    TakeOverCommand, Ttl, Version, failed_renewal_outcome, reader_in_the_way,
 };
 
 #[derive(Debug, Default)]
-struct Shared {
-    rows: Mutex<Rows>,
-}
+struct Shared(Mutex<Tables>);
 
 impl Shared {
-    fn rows(&self) -> MutexGuard<'_, Rows> {
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -45,11 +44,10 @@ struct Fence {
 
 impl Drop for Fence {
     fn drop(&mut self) {
-        let mut rows = self.shared.rows();
-        if let Some(row) = rows.of(&self.name, self.slot, self.grant) {
+        let mut tables = self.shared.tables();
+        if let Some(row) = tables.of(&self.name, self.slot, self.grant) {
             row.fences -= 1;
         }
-        drop(rows);
     }
 }
 
@@ -70,8 +68,8 @@ impl Memory {
         Self(shared)
     }
 
-    fn rows(&self) -> MutexGuard<'_, Rows> {
-        self.0.rows()
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.0.tables()
     }
 }
 
@@ -86,23 +84,15 @@ impl DirectConnection for Shared {
     }
 
     fn acquire<'a>(&'a self, commands: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
-        let mut rows = self.rows();
-        ready(
-            commands
-                .iter()
-                .map(|command| rows::acquire(&mut rows, command))
-                .collect(),
-        )
+        let mut tables = self.tables();
+        let acquired = commands.iter().map(|it| tables::acquire(&mut tables, it));
+        ready(acquired.collect())
     }
 
     fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
-        let mut rows = self.rows();
-        let done = commands
-            .iter()
-            .map(|command| rows::release(&mut rows, command))
-            .collect();
-        drop(rows);
-        ready(done)
+        let mut tables = self.tables();
+        let released = commands.iter().map(|it| tables::release(&mut tables, it));
+        ready(released.collect())
     }
 
     fn give_up(&self) {}
@@ -130,17 +120,15 @@ impl Store for Memory {
         commands: &'a [AcquireCommand],
         _: Duration,
     ) -> Reply<'a, AllOutcome> {
-        ready(rows::acquire_all(&mut self.rows(), commands))
+        ready(tables::acquire_all(&mut self.tables(), commands))
     }
 
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], _: Duration) -> Reply<'a, Vec<Renewal>> {
-        let mut rows = self.rows();
-        ready(
-            grants
-                .iter()
-                .map(|(grant, ttl)| rows::renew(&mut rows, grant, *ttl))
-                .collect(),
-        )
+        let mut tables = self.tables();
+        let renewed = grants
+            .iter()
+            .map(|(grant, ttl)| tables::renew(&mut tables, grant, *ttl));
+        ready(renewed.collect())
     }
 
     fn release<'a>(
@@ -151,69 +139,38 @@ impl Store for Memory {
         DirectConnection::release(&*self.0, commands)
     }
 
-    fn read<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<LockInfo>> {
-        let (now, rows) = (clock::now(), self.rows());
-        ready(
-            rows.locks
-                .iter()
-                .filter(|(name, _)| names.contains(name))
-                .map(|(name, row)| row.seen(name, Slot::Lock, now).into_info())
-                .collect(),
-        )
+    fn rows<'a>(&'a self, of: Rows, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<LockRow>> {
+        let tables = self.tables();
+        ready(tables.seen(of, |name, _| names.contains(name)).collect())
     }
 
     /// All rows are on one page, since no renewal waits behind it.
-    fn page<'a>(&'a self, filter: &'a ListFilter, _: Option<i64>, _: Duration) -> Reply<'a, Page> {
-        let (now, rows) = (clock::now(), self.rows());
-        let locks = rows.locks.iter();
-        let matching =
-            locks.filter(|(name, row)| filter.matches(name.as_str(), row.expires.is_none()));
-        ready(Page {
-            rows: matching
-                .map(|(name, row)| row.seen(name, Slot::Lock, now).into_info())
-                .collect(),
-            last: None,
-        })
-    }
-
-    fn semaphore<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Semaphore> {
-        let (now, mut rows) = (clock::now(), self.rows());
-        let limit = rows.limits.get(name).copied();
-        let permits = rows.permits_of(name);
-        let permits =
-            permits.map(|(slot, row)| row.seen(name, Slot::Permit(slot), now).into_info());
-        ready(Semaphore::new(name.clone(), limit, permits.collect()))
-    }
-
-    fn page_of_permits<'a>(
+    fn page<'a>(
         &'a self,
+        of: Rows,
         filter: &'a ListFilter,
         _: Option<i64>,
         _: Duration,
     ) -> Reply<'a, Page> {
-        let (now, rows) = (clock::now(), self.rows());
-        let matching = rows
-            .permits
-            .iter()
-            .filter(|((name, _), row)| filter.matches(name.as_str(), row.expires.is_none()));
+        let tables = self.tables();
+        let matching = tables.seen(of, |name, row| {
+            filter.matches(name.as_str(), row.expires.is_none())
+        });
+        let matching = matching.filter(|row| row.slot != Slot::AnyPermit);
         ready(Page {
-            rows: matching
-                .filter_map(|((name, slot), row)| {
-                    Some(row.seen(name, Slot::from_db(*slot)?, now).into_info())
-                })
-                .collect(),
+            rows: matching.map(LockRow::into_info).collect(),
             last: None,
         })
     }
 
     fn limits(&self, _: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
-        let limits = &self.rows().limits;
-        ready(
-            limits
-                .iter()
-                .map(|(name, limit)| (name.clone(), *limit))
-                .collect(),
-        )
+        let tables = self.tables();
+        let rows = tables
+            .all
+            .keys()
+            .filter(|(_, slot)| *slot == Slot::AnyPermit);
+        let limits = rows.filter_map(|(name, _)| Some((name.clone(), tables.limit(name)?)));
+        ready(limits.collect())
     }
 
     fn set_limit<'a>(
@@ -222,66 +179,44 @@ impl Store for Memory {
         limit: Option<u32>,
         _: Duration,
     ) -> Reply<'a, ()> {
-        let mut rows = self.rows();
-        match limit {
-            Some(limit) => rows.limits.insert(name.clone(), limit),
-            None => rows.limits.remove(name),
-        };
+        let mut tables = self.tables();
+        let row = tables.all.entry((name.clone(), Slot::AnyPermit));
+        row.or_default().permits = limit.map(i64::from);
         ready(())
     }
 
-    fn holders<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<Option<Holder>>> {
-        let (now, rows) = (clock::now(), self.rows());
-        let holder = |name: &LockName| {
-            let row = rows.locks.get(name).filter(|row| !row.is_free(now));
-            row.map(|row| row.seen(name, Slot::Lock, now).holder())
-        };
-        ready(names.iter().map(holder).collect())
-    }
-
     fn take_over<'a>(&'a self, command: &'a TakeOverCommand, _: Duration) -> Reply<'a, Outcome> {
-        ready(rows::take_over(&mut self.rows(), command))
+        ready(tables::take_over(&mut self.tables(), command))
     }
 
     fn resume<'a>(&'a self, command: &'a ResumeCommand, _: Duration) -> Reply<'a, Renewal> {
-        ready(rows::resume(&mut self.rows(), command))
+        ready(tables::resume(&mut self.tables(), command))
     }
 
     fn prune(
         &self,
+        of: Rows,
         idle: Duration,
         include_legacy: bool,
         _: Option<i64>,
         _: Duration,
     ) -> Reply<'_, Pruned> {
-        let (now, mut rows) = (clock::now(), self.rows());
-        let before = rows.locks.len();
-        rows.locks
-            .retain(|_, row| !row.is_idle(idle, include_legacy, now));
+        let (now, mut tables) = (clock::now(), self.tables());
+        let before = tables.all.len();
+        tables.all.retain(|(_, slot), row| {
+            let stays = Rows::of(*slot) != of || *slot == Slot::AnyPermit;
+            stays || !row.is_idle(idle, include_legacy, now)
+        });
         ready(Pruned {
-            deleted: (before - rows.locks.len()) as u64,
+            deleted: (before - tables.all.len()) as u64,
             last: None,
         })
     }
 
-    fn prune_permits(&self, idle: Duration, _: Option<i64>, _: Duration) -> Reply<'_, Pruned> {
-        let (now, mut rows) = (clock::now(), self.rows());
-        let before = rows.permits.len();
-        rows.permits.retain(|_, row| !row.is_idle(idle, false, now));
-        ready(Pruned {
-            deleted: (before - rows.permits.len()) as u64,
-            last: None,
-        })
-    }
-
-    fn force<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Force> {
-        let row = self.rows().locks.get_mut(name).map(Row::force);
-        ready(row.unwrap_or(Force::WasFree))
-    }
-
-    fn shared<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Vec<LockInfo>> {
-        let rows = self.rows().shared_of(name);
-        ready(rows.into_iter().map(LockRow::into_info).collect())
+    fn force<'a>(&'a self, name: &'a LockName, slot: Slot, _: Duration) -> Reply<'a, Force> {
+        let mut tables = self.tables();
+        let row = tables.all.get_mut(&(name.clone(), slot));
+        ready(row.map_or(Force::WasFree, Row::force))
     }
 
     fn readers<'a>(
@@ -290,22 +225,16 @@ impl Store for Memory {
         _: &'a [(Slot, Version)],
         _: Duration,
     ) -> Reply<'a, Option<Holder>> {
-        ready(reader_in_the_way(&self.rows().readers(name)))
-    }
-
-    fn force_permit<'a>(&'a self, name: &'a LockName, slot: Slot, _: Duration) -> Reply<'a, Force> {
-        let mut rows = self.rows();
-        let row = rows.permits.get_mut(&(name.clone(), slot.range().0));
-        ready(row.map(Row::force).unwrap_or(Force::WasFree))
+        ready(reader_in_the_way(&self.tables().readers(name)))
     }
 
     fn expire(&self, name: &LockName) -> Option<Vec<String>> {
-        let (now, mut rows) = (clock::now(), self.rows());
-        let Rows { locks, permits, .. } = &mut *rows;
-        let shared = permits.range_mut((name.clone(), i32::MIN)..=(name.clone(), -2));
-        let all = locks.get_mut(name).into_iter();
-        let all = all.chain(shared.map(|(_, row)| row));
-        let ended = all.filter(|row| !row.is_free(now)).filter_map(|row| {
+        let (now, mut tables) = (clock::now(), self.tables());
+        let all = tables
+            .all
+            .iter_mut()
+            .filter(|((of, slot), row)| of == name && slot.number().is_none() && !row.is_free(now));
+        let ended = all.filter_map(|(_, row)| {
             row.expires = Some(Ends::At(now));
             row.grant.clone()
         });
@@ -313,8 +242,8 @@ impl Store for Memory {
     }
 
     fn open_fence<'a>(&'a self, grant: &'a Grant, _: Duration) -> Reply<'a, Result<Barrier, Gone>> {
-        let (now, mut rows) = (clock::now(), self.rows());
-        let mut row = rows.of(&grant.name, grant.slot, grant.id);
+        let (now, mut tables) = (clock::now(), self.tables());
+        let mut row = tables.of(&grant.name, grant.slot, grant.id);
         let seen = row
             .as_ref()
             .map(|row| row.seen(&grant.name, grant.slot, now));
@@ -340,16 +269,20 @@ impl Store for Memory {
     }
 
     fn examine(&self, _: Duration) -> Reply<'_, Report> {
-        let (now, rows) = (clock::now(), self.rows());
+        let (now, tables) = (clock::now(), self.tables());
         let minute_ago = now - Duration::from_secs(60);
         let day_ago = now - Duration::from_secs(86_400);
         let such = |matches: &dyn Fn(&Row) -> bool| {
-            let mut found = rows.locks.iter().filter(|(_, row)| matches(row));
-            let first = found.next().map(|(name, _)| name.to_string());
+            let locks = tables
+                .all
+                .iter()
+                .filter(|((_, slot), _)| *slot == Slot::Lock);
+            let mut found = locks.filter(|(_, row)| matches(row));
+            let first = found.next().map(|((name, _), _)| name.to_string());
             (first.iter().len() as i64 + found.count() as i64, first)
         };
         let counts = Counts {
-            rows: rows.locks.len() as i64,
+            rows: such(&|_| true).0,
             held: such(&|row| !row.is_free(now) && row.grant.is_some()).0,
             // A row without a grant id rests.
             expired: such(&|row| {

@@ -13,9 +13,9 @@ use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use protocol::{
-    AcquireCommand, AllOutcome, Force, Grant, GuardCommand, Holder, ListFilter, LockInfo, LockName,
-    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TableGuard, TakeOverCommand, Ttl, Version,
+    AcquireCommand, AllOutcome, Force, Grant, GuardCommand, Holder, ListFilter, LockName, LockRow,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Slot, TableGuard,
+    TakeOverCommand, Ttl, Version,
 };
 
 mod cluster;
@@ -45,9 +45,6 @@ pub(crate) struct Mysql {
     worker: Worker,
     /// Renewals use it while there is no background connection.
     direct: Arc<MysqlDirect>,
-    /// On a single server, and on a cluster.
-    fence: [FenceText; 2],
-    permit_fence: [FenceText; 2],
 }
 
 /// Leaves out the options of the driver, which contain the password.
@@ -67,21 +64,10 @@ impl Mysql {
         table: &Table,
     ) -> Result<Self, Error> {
         let server = Arc::new(Server::new(settings, source, table)?);
-        let fence = |fill: &dyn Fn(&str) -> String, may_lag| FenceText {
-            before: Some(fill(statements::fence::BEFORE)),
-            fence: fill(statements::fence::FENCE),
-            may_lag,
-        };
-        let (of_lock, of_permit) = (
-            |text: &str| table.fill(text),
-            |text: &str| table.fill_for_permits(text),
-        );
         Ok(Self {
             worker: Worker::new(Arc::clone(&server)),
             direct: Arc::new(MysqlDirect::new(Arc::clone(&server))),
             server,
-            fence: [false, true].map(|may_lag| fence(&of_lock, may_lag)),
-            permit_fence: [false, true].map(|may_lag| fence(&of_permit, may_lag)),
         })
     }
 
@@ -193,23 +179,25 @@ impl Store for Mysql {
         on_session!(self, within, |session| session.release(&commands))
     }
 
-    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
+    fn rows<'a>(
+        &'a self,
+        of: Rows,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<LockRow>> {
         let names = names.to_vec();
-        on_session!(self, within, |session| session.infos(&names))
+        on_session!(self, within, |session| session.read_latest(of, &names))
     }
 
     fn page<'a>(
         &'a self,
+        of: Rows,
         filter: &'a ListFilter,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'a, Page> {
         let filter = filter.clone();
-        on_session!(self, within, |session| session.page(
-            Rows::Locks,
-            &filter,
-            after
-        ))
+        on_session!(self, within, |session| session.page(of, &filter, after))
     }
 
     fn holders<'a>(
@@ -237,41 +225,23 @@ impl Store for Mysql {
 
     fn prune(
         &self,
+        of: Rows,
         idle: Duration,
         include_legacy: bool,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
         on_session!(self, within, |session| session.prune(
-            Rows::Locks,
+            of,
             idle,
             include_legacy,
             after
         ))
     }
 
-    fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
+    fn force<'a>(&'a self, name: &'a LockName, slot: Slot, within: Duration) -> Reply<'a, Force> {
         let name = name.clone();
-        on_session!(self, within, |session| session.force(&name, Slot::Lock))
-    }
-
-    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
-        let name = name.clone();
-        on_session!(self, within, |session| session.semaphore(&name))
-    }
-
-    fn page_of_permits<'a>(
-        &'a self,
-        filter: &'a ListFilter,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'a, Page> {
-        let filter = filter.clone();
-        on_session!(self, within, |session| session.page(
-            Rows::Permits,
-            &filter,
-            after
-        ))
+        on_session!(self, within, |session| session.force(&name, slot))
     }
 
     fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
@@ -288,11 +258,6 @@ impl Store for Mysql {
         on_session!(self, within, |session| session.set_limit(&name, limit))
     }
 
-    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>> {
-        let name = name.clone();
-        on_session!(self, within, |session| session.shared(&name))
-    }
-
     fn readers<'a>(
         &'a self,
         name: &'a LockName,
@@ -301,30 +266,6 @@ impl Store for Mysql {
     ) -> Reply<'a, Option<Holder>> {
         let (name, expired) = (name.clone(), expired.to_vec());
         on_session!(self, within, |session| session.readers(&name, &expired))
-    }
-
-    fn force_permit<'a>(
-        &'a self,
-        name: &'a LockName,
-        slot: Slot,
-        within: Duration,
-    ) -> Reply<'a, Force> {
-        let name = name.clone();
-        on_session!(self, within, |session| session.force(&name, slot))
-    }
-
-    fn prune_permits(
-        &self,
-        idle: Duration,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'_, Pruned> {
-        on_session!(self, within, |session| session.prune(
-            Rows::Permits,
-            idle,
-            false,
-            after
-        ))
     }
 
     fn row_locker<'a>(
@@ -337,14 +278,13 @@ impl Store for Mysql {
         Box::pin(with_deadline(within, found, || ()))
     }
 
-    fn fence(&self) -> Option<&FenceText> {
-        let cluster = self.server.clustered.load(Ordering::Relaxed);
-        Some(&self.fence[usize::from(cluster)])
-    }
-
-    fn fence_of_permit(&self) -> Option<&FenceText> {
-        let cluster = self.server.clustered.load(Ordering::Relaxed);
-        Some(&self.permit_fence[usize::from(cluster)])
+    fn fence(&self, slot: Slot) -> Option<FenceText> {
+        let fill = |text| self.server.table.fill_for(slot, text);
+        Some(FenceText {
+            before: Some(fill(statements::fence::BEFORE)),
+            fence: fill(statements::fence::FENCE),
+            may_lag: self.server.clustered.load(Ordering::Relaxed),
+        })
     }
 
     fn reconnect(&self) {

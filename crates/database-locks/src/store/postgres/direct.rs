@@ -14,8 +14,6 @@ use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 #[derive(Debug)]
 pub(crate) struct PostgresDirect {
     connection: ConnectionManager,
-    /// The connection that listens.
-    background: ConnectionManager,
     listener: Listener,
 }
 
@@ -23,7 +21,6 @@ impl PostgresDirect {
     pub(crate) fn new(background: &ConnectionManager, listener: &Listener) -> Self {
         Self {
             connection: background.for_direct(),
-            background: background.clone(),
             listener: listener.clone(),
         }
     }
@@ -36,9 +33,9 @@ impl DirectConnection for PostgresDirect {
 
     fn acquire<'a>(&'a self, commands: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { acquire(&session, commands).await };
+            let work = async |session: Arc<Session>| acquire(&session, commands).await;
             let outcomes = self.connection.run_direct(work).await?;
-            self.listener.granted(&self.background, commands, &outcomes);
+            self.listener.granted(commands, &outcomes);
             Ok(outcomes)
         })
     }
@@ -46,7 +43,7 @@ impl DirectConnection for PostgresDirect {
     fn release<'a>(&'a self, commands: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         self.listener
             .forget(commands.iter().map(|command| &command.grant));
-        let work = move |session: Arc<Session>| async move { release(&session, commands).await };
+        let work = async move |session: Arc<Session>| release(&session, commands).await;
         Box::pin(self.connection.run_direct(work))
     }
 

@@ -171,26 +171,22 @@ impl From<tokio_postgres::Error> for ServerError {
                 code: Some(db.code().clone()),
             };
         }
+        let source = error.source().map(ToString::to_string);
         // By the driver's text, since it has nothing else. On an established connection, an error
         // of TLS means that it broke.
-        if error.to_string().starts_with("error performing TLS") {
-            let source = error.source().map(ToString::to_string);
-            let none = source.as_deref() == Some("server does not support TLS");
-            let about = none.then(TlsFailure::none_offered);
-            if let Some(TlsFailure { message, hint, .. }) = about.or_else(|| tls_failure(&error)) {
-                return Self::rejected(message, Some(hint));
-            }
-        }
-        if let Some(TlsFailure { message, hint, .. }) =
-            tls_failure(&error).filter(|c| c.client_certificate)
-        {
+        let begins = error.to_string().starts_with("error performing TLS");
+        let about = match source.as_deref() {
+            Some("server does not support TLS") if begins => Some(TlsFailure::none_offered()),
+            _ => tls_failure(&error).filter(|about| begins || about.client_certificate),
+        };
+        if let Some(TlsFailure { message, hint, .. }) = about {
             return Self::rejected(message, Some(hint));
         }
         let broken = error.is_closed()
             || error
                 .source()
                 .is_some_and(|source| source.is::<std::io::Error>());
-        let message = match error.source() {
+        let message = match source {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         };

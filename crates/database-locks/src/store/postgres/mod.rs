@@ -1,15 +1,13 @@
 //! PostgreSQL 12 and later. The rules of its statements are in [`statements`].
 
-// First: its macros are parts of statements.
-#[macro_use]
-mod rows;
-
 mod connection;
 mod direct;
 mod doctor;
 mod error;
+mod expiring_map;
 mod failover;
 mod notify;
+mod rows;
 mod statements;
 
 use std::pin::Pin;
@@ -22,15 +20,15 @@ use self::connection::server::Server;
 use self::connection::session::Session;
 use self::direct::PostgresDirect;
 use self::notify::Listener;
-#[cfg(test)]
-pub(crate) use self::statements::PUBLISHED;
 use self::statements::fence::FENCE;
 use self::statements::guard;
 pub(crate) use self::statements::guard::{guard_script, unguard_script};
 use self::statements::handover::{resume, take_over};
-use self::statements::install::{INSTALL, install};
-use self::statements::permit::{limits, semaphore, set_limit};
+use self::statements::install::install;
+use self::statements::permit::{limits, set_limit};
 use self::statements::prune::prune;
+#[cfg(test)]
+pub(crate) use self::statements::published;
 use self::statements::read::{page, read};
 use self::statements::release::{force, release};
 use self::statements::several::acquire_all;
@@ -43,9 +41,9 @@ use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use protocol::{
-    AcquireCommand, AllOutcome, Force, Grant, GuardCommand, Holder, ListFilter, LockInfo, LockName,
-    LockRow, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore,
-    Slot, TableGuard, TakeOverCommand, Ttl, Version,
+    AcquireCommand, AllOutcome, Force, Grant, GuardCommand, Holder, ListFilter, LockName, LockRow,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Slot, TableGuard,
+    TakeOverCommand, Ttl, Version,
 };
 
 /// The engine of `postgres:` URLs.
@@ -55,9 +53,6 @@ pub(crate) struct Postgres {
     direct: Arc<PostgresDirect>,
     listener: Listener,
     table: Table,
-    install: String,
-    fence: FenceText,
-    permit_fence: FenceText,
 }
 
 impl Postgres {
@@ -66,22 +61,14 @@ impl Postgres {
         source: Arc<ServerProvider>,
         table: &Table,
     ) -> Result<Self, Error> {
-        let listener = Listener::new(table);
-        let server = Server::new(server, source, table, &statements::ALL, listener.events())?;
+        let server = Server::new(server, source, table, &statements::ALL)?;
         let connection = ConnectionManager::new(server);
-        let fence = |fence| FenceText {
-            before: None,
-            fence,
-            may_lag: false,
-        };
+        let listener = Listener::new(&connection, table);
         Ok(Self {
             direct: Arc::new(PostgresDirect::new(&connection, &listener)),
             connection,
             listener,
             table: table.clone(),
-            install: table.fill(INSTALL),
-            fence: fence(table.fill(FENCE)),
-            permit_fence: fence(table.fill_for_permits(FENCE)),
         })
     }
 }
@@ -102,9 +89,9 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { acquire(&session, commands).await };
+            let work = async |session: Arc<Session>| acquire(&session, commands).await;
             let outcomes = self.connection.run(within, work).await?;
-            self.listener.granted(&self.connection, commands, &outcomes);
+            self.listener.granted(commands, &outcomes);
             Ok(outcomes)
         })
     }
@@ -115,13 +102,13 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, AllOutcome> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { acquire_all(&session, commands).await };
+            let work = async |session: Arc<Session>| acquire_all(&session, commands).await;
             let outcome = self.connection.run(within, work).await?;
             if let AllOutcome::Granted { length, .. } = outcome {
                 let granted = commands
                     .iter()
                     .map(|command| (command.grant, length.into()));
-                self.listener.holds(&self.connection, granted);
+                self.listener.holds(granted);
             }
             Ok(outcome)
         })
@@ -133,9 +120,9 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Vec<Renewal>> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { renew(&session, grants).await };
+            let work = async |session: Arc<Session>| renew(&session, grants).await;
             let renewals = self.connection.run(within, work).await?;
-            self.listener.renewed(&self.connection, grants, &renewals);
+            self.listener.renewed(grants, &renewals);
             Ok(renewals)
         })
     }
@@ -147,49 +134,33 @@ impl Store for Postgres {
     ) -> Reply<'a, Vec<Released>> {
         self.listener
             .forget(commands.iter().map(|command| &command.grant));
-        let work = move |session: Arc<Session>| async move { release(&session, commands).await };
+        let work = async move |session: Arc<Session>| release(&session, commands).await;
         Box::pin(self.connection.run(within, work))
     }
 
-    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
-        let work = move |session: Arc<Session>| async move {
-            let rows = read(&session, Rows::Locks, names).await?;
-            Ok(rows.into_iter().map(LockRow::into_info).collect())
-        };
+    fn rows<'a>(
+        &'a self,
+        of: Rows,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<LockRow>> {
+        let work = async move |session: Arc<Session>| read(&session, of, names).await;
         Box::pin(self.connection.run(within, work))
     }
 
     fn page<'a>(
         &'a self,
+        of: Rows,
         filter: &'a ListFilter,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'a, Page> {
-        let work = move |session: Arc<Session>| async move {
-            page(&session, Rows::Locks, filter, after).await
-        };
-        Box::pin(self.connection.run(within, work))
-    }
-
-    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
-        let work = move |session: Arc<Session>| async move { semaphore(&session, name).await };
-        Box::pin(self.connection.run(within, work))
-    }
-
-    fn page_of_permits<'a>(
-        &'a self,
-        filter: &'a ListFilter,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'a, Page> {
-        let work = move |session: Arc<Session>| async move {
-            page(&session, Rows::Permits, filter, after).await
-        };
+        let work = async move |session: Arc<Session>| page(&session, of, filter, after).await;
         Box::pin(self.connection.run(within, work))
     }
 
     fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
-        let work = move |session: Arc<Session>| async move { limits(&session).await };
+        let work = async move |session: Arc<Session>| limits(&session).await;
         Box::pin(self.connection.run(within, work))
     }
 
@@ -199,17 +170,7 @@ impl Store for Postgres {
         limit: Option<u32>,
         within: Duration,
     ) -> Reply<'a, ()> {
-        let work =
-            move |session: Arc<Session>| async move { set_limit(&session, name, limit).await };
-        Box::pin(self.connection.run(within, work))
-    }
-
-    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>> {
-        let work = move |session: Arc<Session>| async move {
-            let rows = read(&session, Rows::Permits, std::slice::from_ref(name)).await?;
-            let shared = rows.into_iter().filter(|row| row.slot.is_shared());
-            Ok(shared.map(LockRow::into_info).collect())
-        };
+        let work = async move |session: Arc<Session>| set_limit(&session, name, limit).await;
         Box::pin(self.connection.run(within, work))
     }
 
@@ -219,51 +180,7 @@ impl Store for Postgres {
         _expired: &'a [(Slot, Version)],
         within: Duration,
     ) -> Reply<'a, Option<Holder>> {
-        let work = move |session: Arc<Session>| async move { readers(&session, name).await };
-        Box::pin(self.connection.run(within, work))
-    }
-
-    fn force_permit<'a>(
-        &'a self,
-        name: &'a LockName,
-        slot: Slot,
-        within: Duration,
-    ) -> Reply<'a, Force> {
-        let work = move |session: Arc<Session>| async move { force(&session, name, slot).await };
-        Box::pin(self.connection.run(within, work))
-    }
-
-    fn prune_permits(
-        &self,
-        idle: Duration,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'_, Pruned> {
-        let work = move |session: Arc<Session>| async move {
-            prune(&session, Rows::Permits, idle, false, after).await
-        };
-        Box::pin(self.connection.run_long(within, work))
-    }
-
-    fn announce_for_permit<'a>(
-        &'a self,
-        name: &'a LockName,
-        limit: u32,
-        pause: Duration,
-    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        let listener = &self.listener;
-        Box::pin(listener.announce_for_permit(&self.connection, name, limit, pause))
-    }
-
-    fn holders<'a>(
-        &'a self,
-        names: &'a [LockName],
-        within: Duration,
-    ) -> Reply<'a, Vec<Option<Holder>>> {
-        let work = move |session: Arc<Session>| async move {
-            let rows = read(&session, Rows::Locks, names).await?;
-            Ok(LockRow::holders(names, &rows))
-        };
+        let work = async move |session: Arc<Session>| readers(&session, name).await;
         Box::pin(self.connection.run(within, work))
     }
 
@@ -273,12 +190,12 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Outcome> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { take_over(&session, command).await };
+            let work = async |session: Arc<Session>| take_over(&session, command).await;
             let outcome = self.connection.run(within, work).await?;
             if let Outcome::Granted { length, .. } = outcome {
                 self.listener.released(&command.to.name);
                 let held = std::iter::once((command.to.grant, Ttl::Finite(length)));
-                self.listener.holds(&self.connection, held);
+                self.listener.holds(held);
             }
             Ok(outcome)
         })
@@ -286,22 +203,21 @@ impl Store for Postgres {
 
     fn resume<'a>(&'a self, command: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
         Box::pin(async move {
-            let work = |session: Arc<Session>| async move { resume(&session, command).await };
+            let work = async |session: Arc<Session>| resume(&session, command).await;
             let resumed = self.connection.run(within, work).await?;
             if resumed.is_renewed() {
                 let held = std::iter::once((command.to.grant, Ttl::Finite(command.to.length)));
-                self.listener.holds(&self.connection, held);
+                self.listener.holds(held);
             }
             Ok(resumed)
         })
     }
 
-    fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
+    fn force<'a>(&'a self, name: &'a LockName, slot: Slot, within: Duration) -> Reply<'a, Force> {
         Box::pin(async move {
-            let work =
-                |session: Arc<Session>| async move { force(&session, name, Slot::Lock).await };
+            let work = async |session: Arc<Session>| force(&session, name, slot).await;
             let forced = self.connection.run(within, work).await?;
-            if let Force::Freed(_) = forced {
+            if slot == Slot::Lock && matches!(forced, Force::Freed(_)) {
                 self.listener.released(name);
             }
             Ok(forced)
@@ -310,26 +226,26 @@ impl Store for Postgres {
 
     fn prune(
         &self,
+        of: Rows,
         idle: Duration,
         include_legacy: bool,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
-        let work = move |session: Arc<Session>| async move {
-            prune(&session, Rows::Locks, idle, include_legacy, after).await
+        let work = async move |session: Arc<Session>| {
+            prune(&session, of, idle, include_legacy, after).await
         };
         Box::pin(self.connection.run_long(within, work))
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {
-        let work =
-            move |session: Arc<Session>| async move { install(&session, &self.install).await };
+        let work = async move |session: Arc<Session>| install(&session, &self.table).await;
         Box::pin(self.connection.run_long(within, work))
     }
 
     /// On a connection of its own, since DDL may take long and waits.
     fn guard_table<'a>(&'a self, command: &'a GuardCommand, within: Duration) -> Reply<'a, ()> {
-        let work = move |session: Arc<Session>| async move {
+        let work = async move |session: Arc<Session>| {
             guard::guard_table(&session, &self.table, command).await
         };
         Box::pin(self.connection.run_apart(within, work))
@@ -337,41 +253,39 @@ impl Store for Postgres {
 
     /// On a connection of its own, like [`guard_table`](Self::guard_table).
     fn unguard_table<'a>(&'a self, table: &'a str, within: Duration) -> Reply<'a, bool> {
-        let work = move |session: Arc<Session>| async move {
+        let work = async move |session: Arc<Session>| {
             guard::unguard_table(&session, &self.table, table).await
         };
         Box::pin(self.connection.run_apart(within, work))
     }
 
     fn guarded_tables(&self, within: Duration) -> Reply<'_, Vec<TableGuard>> {
-        let work = move |session: Arc<Session>| async move {
-            guard::guarded_tables(&session, &self.table).await
-        };
+        let work =
+            async move |session: Arc<Session>| guard::guarded_tables(&session, &self.table).await;
         Box::pin(self.connection.run(within, work))
     }
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
-        let work = move |session: Arc<Session>| async move {
-            doctor::examine(&session, &self.table).await
-        };
+        let work = async move |session: Arc<Session>| doctor::examine(&session, &self.table).await;
         Box::pin(self.connection.run_long(within, work))
     }
 
-    fn fence(&self) -> Option<&FenceText> {
-        Some(&self.fence)
-    }
-
-    fn fence_of_permit(&self) -> Option<&FenceText> {
-        Some(&self.permit_fence)
+    fn fence(&self, slot: Slot) -> Option<FenceText> {
+        Some(FenceText {
+            before: None,
+            fence: self.table.fill_for(slot, FENCE),
+            may_lag: false,
+        })
     }
 
     fn announce<'a>(
         &'a self,
         name: &'a LockName,
+        limit: Option<u32>,
         pause: Duration,
         anew: bool,
     ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        Box::pin(self.listener.announce(&self.connection, name, pause, anew))
+        Box::pin(self.listener.announce(name, limit, pause, anew))
     }
 
     fn on_notified(&self, notify: NoticeHandler) {
@@ -385,10 +299,7 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Option<String>> {
         Box::pin(async move {
-            let wait = match Rows::of(slot) {
-                Rows::Locks => self.table.fill(row_locker::WAIT),
-                Rows::Permits => self.table.fill_for_permits(row_locker::WAIT),
-            };
+            let wait = self.table.fill_in(Rows::of(slot), row_locker::WAIT);
             let row = (wait.as_str(), name.as_str(), slot.range().0);
             self.connection.row_locker(row, within).await
         })

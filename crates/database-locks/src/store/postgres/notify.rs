@@ -15,26 +15,22 @@
 //! and notifications go to the client that uses that connection next. So LISTEN is sent only on a
 //! connection that is known to lead to one backend. Otherwise waiters poll.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio_postgres::Notification;
-
-use super::connection::events::ConnectionEvents;
+use super::connection::events::Events;
 use super::connection::manager::ConnectionManager;
 use super::connection::session::Session;
-use super::statements::permit::wait_for_permit;
-use super::statements::wait::wait;
+use super::expiring_map::ExpiringMap;
+use super::statements::wait::{wait, wait_for_permit};
 use crate::runtime;
 use crate::runtime::clock;
 use crate::store::api::{Notice, NoticeHandler};
 use crate::store::connect::table::Table;
 use crate::store::postgres::error::ServerError;
-use protocol::{AcquireCommand, BootInstant, Grant, GrantId, LockName, Outcome, Renewal, Ttl};
+use protocol::{AcquireCommand, Grant, GrantId, LockName, Outcome, Renewal, Ttl};
 
 /// The least time for which a waiter announces itself; or twice the pause until its next poll. For
 /// this time after the last waiter has gone, releases notify in vain.
@@ -58,34 +54,6 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// The number of the table, for the name of the channel.
 const TABLE_NUMBER: &str = "SELECT to_regclass('{table}')::oid::bigint AS number";
 
-/// Keys that expire, each at its own time.
-struct ExpiringMap<K> {
-    of: HashMap<K, BootInstant>,
-    /// The number of keys left when expired ones were last removed.
-    left: usize,
-}
-
-impl<K> Default for ExpiringMap<K> {
-    fn default() -> Self {
-        let (of, left) = (HashMap::new(), 0);
-        Self { of, left }
-    }
-}
-
-impl<K: Eq + Hash> ExpiringMap<K> {
-    fn set(&mut self, key: K, until: BootInstant, now: BootInstant) {
-        if self.of.len() > 2 * self.left + 64 {
-            self.of.retain(|_, until| now < *until);
-            self.left = self.of.len();
-        }
-        self.of.insert(key, until);
-    }
-
-    fn is_past(&self, now: BootInstant) -> bool {
-        self.of.values().all(|until| *until <= now)
-    }
-}
-
 /// The notifications of one store.
 #[derive(Clone)]
 pub(crate) struct Listener(Arc<Shared>);
@@ -96,44 +64,28 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// State shared by waiters and the tasks that drive connections.
 struct Shared {
+    /// The background connection, which listens.
+    background: ConnectionManager,
+    events: Arc<Events>,
     /// [`TABLE_NUMBER`], with the name of the table.
     table_number: String,
-    state: Mutex<State>,
-    notify: OnceLock<NoticeHandler>,
+    long: Mutex<LongLeases>,
     /// Whether a long lease has ever been held. If not, there is none to remove.
     had_long_lease: AtomicBool,
-    /// The backends that serve this process alone. Their notifications are ignored, since the
-    /// caller of the statement knows the event.
-    own_backends: Mutex<Vec<i32>>,
 }
 
+/// The long leases, including those that were handed over, until they end.
 #[derive(Default)]
-struct State {
-    /// The names that this process waits for, and until when they are announced.
-    announced: ExpiringMap<LockName>,
-    /// The long leases, including those that were handed over, until they end.
+struct LongLeases {
     leases: ExpiringMap<GrantId>,
     /// Whether a task is about to listen for them.
     listen_scheduled: bool,
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn own_backends(&self) -> MutexGuard<'_, Vec<i32>> {
-        self.own_backends
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn notify(&self, notice: Notice<'_>) {
-        if let Some(notify) = self.notify.get() {
-            notify(notice);
-        }
+    fn long(&self) -> MutexGuard<'_, LongLeases> {
+        self.long.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the process listens on this connection. If it can but does not yet, a task sends
@@ -147,81 +99,49 @@ impl Shared {
     }
 }
 
-impl ConnectionEvents for Shared {
-    fn notified(&self, notification: &Notification) {
-        let pid = notification.process_id();
-        if self.own_backends().contains(&pid) {
-            return;
-        }
-        if let Ok(name) = LockName::new(notification.payload()) {
-            self.notify(Notice::Released(&name, Some(pid)));
-        }
-    }
-
-    fn ended(&self) {
-        // A server that crashed or was replaced may have lost the announcements.
-        self.state().announced = ExpiringMap::default();
-        self.notify(Notice::Missed);
-    }
-
-    fn backend_began(&self, pid: i32) {
-        self.own_backends().push(pid);
-    }
-
-    fn backend_ended(&self, pid: i32) {
-        let mut own_backends = self.own_backends();
-        if let Some(at) = own_backends.iter().position(|own| *own == pid) {
-            own_backends.swap_remove(at);
-        }
-    }
-}
-
 impl Listener {
-    pub(crate) fn new(table: &Table) -> Self {
+    pub(crate) fn new(background: &ConnectionManager, table: &Table) -> Self {
         Self(Arc::new(Shared {
+            background: background.clone(),
+            events: background.events(),
             table_number: table.fill(TABLE_NUMBER),
-            state: Mutex::default(),
-            notify: OnceLock::new(),
+            long: Mutex::default(),
             had_long_lease: AtomicBool::new(false),
-            own_backends: Mutex::default(),
         }))
     }
 
-    /// For the tasks that drive connections.
-    pub(crate) fn events(&self) -> Weak<dyn ConnectionEvents> {
-        let shared: Weak<Shared> = Arc::downgrade(&self.0);
-        shared
-    }
-
     /// Set the receiver of notifications. The first call counts.
-    pub(crate) fn on_notified(&self, notify: NoticeHandler) {
-        let _ = self.0.notify.set(notify);
+    pub(crate) fn on_notified(&self, handler: NoticeHandler) {
+        self.0.events.on_notified(handler);
     }
 
     /// See [`Store::announce`](crate::store::Store::announce).
     pub(crate) async fn announce(
         &self,
-        background: &ConnectionManager,
         name: &LockName,
+        limit: Option<u32>,
         pause: Duration,
         anew: bool,
     ) -> bool {
-        if !background
-            .current()
-            .is_some_and(|session| self.0.listens(session))
-        {
+        let Shared {
+            background, events, ..
+        } = &*self.0;
+        let listens = |session| self.0.listens(session);
+        if !background.current().is_some_and(listens) {
             return false;
         }
         // The pause of a wait that ends before the next poll is unlimited.
         let pause = pause.min(LONGEST_PAUSE);
         let now = clock::now();
-        let known = self.0.state().announced.of.get(name).copied();
-        if !anew && known.is_some_and(|until| until > now + pause) {
+        let of_lock = limit.is_none();
+        let known = events.announced().of.get(name).copied();
+        if of_lock && !anew && known.is_some_and(|until| until > now + pause) {
             return true;
         }
         let ahead = ANNOUNCED_FOR.max(pause * 2);
-        let announced = background.run(ANNOUNCE_TIMEOUT, |session| async move {
-            wait(&session, name, ahead).await
+        let announced = background.run(ANNOUNCE_TIMEOUT, async |session| match limit {
+            None => wait(&session, name, ahead).await,
+            Some(limit) => wait_for_permit(&session, name, limit, ahead).await,
         });
         let announced = announced.await.unwrap_or_else(|error| {
             let name = name.as_str();
@@ -231,74 +151,37 @@ impl Listener {
             );
             false
         });
-        if announced {
-            let times = &mut self.0.state().announced;
-            times.set(name.clone(), now + ahead, now);
+        if announced && of_lock {
+            events.announced().set(name.clone(), now + ahead, now);
         }
         announced
     }
 
-    /// See [`Store::announce_for_permit`](crate::store::Store::announce_for_permit).
-    pub(crate) async fn announce_for_permit(
-        &self,
-        background: &ConnectionManager,
-        name: &LockName,
-        limit: u32,
-        pause: Duration,
-    ) -> bool {
-        let listens = |session| self.0.listens(session);
-        if !background.current().is_some_and(listens) {
-            return false;
-        }
-        let ahead = ANNOUNCED_FOR.max(pause.min(LONGEST_PAUSE) * 2);
-        let announced = background.run(ANNOUNCE_TIMEOUT, |session| async move {
-            wait_for_permit(&session, name, limit, ahead).await
-        });
-        announced.await.unwrap_or(false)
-    }
-
     /// This store has just taken the lock from its holder, which may be in this process.
     pub(crate) fn released(&self, name: &LockName) {
-        self.0.notify(Notice::Released(name, None));
+        self.0.events.notify(Notice::Released(name, None));
     }
 
     /// Record these grants.
-    pub(crate) fn granted(
-        &self,
-        background: &ConnectionManager,
-        commands: &[AcquireCommand],
-        outcomes: &[Outcome],
-    ) {
+    pub(crate) fn granted(&self, commands: &[AcquireCommand], outcomes: &[Outcome]) {
         let granted = commands.iter().zip(outcomes);
         let granted = granted.filter_map(|(command, outcome)| match outcome {
             Outcome::Granted { length, .. } => Some((command.grant, Ttl::Finite(*length))),
             Outcome::Held(_) | Outcome::TooRecent(_) | Outcome::Busy => None,
         });
-        self.holds(background, granted);
+        self.holds(granted);
     }
 
     /// Record renewals and losses.
-    pub(crate) fn renewed(
-        &self,
-        background: &ConnectionManager,
-        grants: &[(Grant, Ttl)],
-        renewals: &[Renewal],
-    ) {
+    pub(crate) fn renewed(&self, grants: &[(Grant, Ttl)], renewals: &[Renewal]) {
         let lost = |(_, renewal): &(_, &Renewal)| matches!(renewal, Renewal::Lost(_));
         let (gone, held): (Vec<_>, Vec<_>) = grants.iter().zip(renewals).partition(lost);
-        self.holds(
-            background,
-            held.iter().map(|((grant, ttl), _)| (grant.id, *ttl)),
-        );
+        self.holds(held.iter().map(|((grant, ttl), _)| (grant.id, *ttl)));
         self.forget(gone.iter().map(|((grant, _), _)| &grant.id));
     }
 
     /// Record leases that were granted or renewed, and listen if there are long ones.
-    pub(crate) fn holds(
-        &self,
-        background: &ConnectionManager,
-        leases: impl Iterator<Item = (GrantId, Ttl)>,
-    ) {
+    pub(crate) fn holds(&self, leases: impl Iterator<Item = (GrantId, Ttl)>) {
         let now = clock::now();
         let mut long = leases
             .filter_map(|(id, ttl)| match ttl {
@@ -311,14 +194,14 @@ impl Listener {
             return;
         }
         self.0.had_long_lease.store(true, Ordering::Relaxed);
-        let mut state = self.0.state();
+        let mut state = self.0.long();
         for (id, until) in long {
             state.leases.set(id, until, now);
         }
         let could_listen = |session: &Arc<Session>| {
             session.backend.is_some() && !session.asked_to_listen.load(Ordering::Relaxed)
         };
-        if let Some(session) = background.current().filter(could_listen)
+        if let Some(session) = self.0.background.current().filter(could_listen)
             && !std::mem::replace(&mut state.listen_scheduled, true)
         {
             // Not on the runtime of a caller, since the background connection listens.
@@ -332,7 +215,7 @@ impl Listener {
     /// Record that these grants are no longer held.
     pub(crate) fn forget<'a>(&self, grants: impl Iterator<Item = &'a GrantId>) {
         if self.0.had_long_lease.load(Ordering::Relaxed) {
-            let leases = &mut self.0.state().leases.of;
+            let leases = &mut self.0.long().leases.of;
             for id in grants {
                 leases.remove(id);
             }
@@ -345,7 +228,7 @@ async fn listen_soon(shared: Weak<Shared>, session: Weak<Session>) {
     let mut before: Vec<GrantId> = Vec::new();
     loop {
         if let Some(listener) = shared.upgrade() {
-            let mut state = listener.state();
+            let mut state = listener.long();
             let ended = state.leases.is_past(clock::now());
             let settled = before.iter().any(|id| state.leases.of.contains_key(id));
             if ended || settled {
@@ -377,7 +260,7 @@ async fn start_listening(shared: Weak<Shared>, session: Arc<Session>) {
         Ok(Ok(())) => {
             session.listens.store(true, Ordering::Relaxed);
             // Earlier notifications were missed.
-            listener.notify(Notice::Missed);
+            listener.events.notify(Notice::Missed);
         }
         Ok(Err(error)) => {
             tracing::debug!("waiters are not notified but poll: {}", error.message);

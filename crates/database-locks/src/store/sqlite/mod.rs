@@ -25,9 +25,9 @@ use crate::store::api::{Barrier, DirectConnection, Reply, Store, StoreError};
 use crate::store::connect::table::{Rows, Table};
 use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
-    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Semaphore, Slot,
-    TakeOverCommand, Ttl, Version,
+    AcquireCommand, AllOutcome, Force, Gone, Grant, Holder, ListFilter, LockName, LockRow, Outcome,
+    Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, Slot, TakeOverCommand, Ttl,
+    Version,
 };
 
 mod connection;
@@ -129,30 +129,25 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| release::release(worker, &commands)))
     }
 
-    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
+    fn rows<'a>(
+        &'a self,
+        of: Rows,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<LockRow>> {
         let names = names.to_vec();
-        Box::pin(self.call(within, move |worker| read::read(worker, &names)))
+        Box::pin(self.call(within, move |worker| read::rows(worker, of, &names)))
     }
 
     fn page<'a>(
         &'a self,
+        of: Rows,
         filter: &'a ListFilter,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'a, Page> {
         let filter = filter.clone();
-        Box::pin(self.call(within, move |worker| {
-            read::page(worker, Rows::Locks, &filter, after)
-        }))
-    }
-
-    fn holders<'a>(
-        &'a self,
-        names: &'a [LockName],
-        within: Duration,
-    ) -> Reply<'a, Vec<Option<Holder>>> {
-        let names = names.to_vec();
-        Box::pin(self.call(within, move |worker| read::holders(worker, &names)))
+        Box::pin(self.call(within, move |worker| read::page(worker, of, &filter, after)))
     }
 
     fn take_over<'a>(
@@ -171,13 +166,14 @@ impl Store for Sqlite {
 
     fn prune(
         &self,
+        of: Rows,
         idle: Duration,
         include_legacy: bool,
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
         Box::pin(self.call(within, move |worker| {
-            prune::prune(worker, Rows::Locks, idle, include_legacy, after)
+            prune::prune(worker, of, idle, include_legacy, after)
         }))
     }
 
@@ -190,27 +186,9 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| fencing::open_fence(worker, &grant)))
     }
 
-    fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
+    fn force<'a>(&'a self, name: &'a LockName, slot: Slot, within: Duration) -> Reply<'a, Force> {
         let name = name.clone();
-        Box::pin(self.call(within, move |worker| {
-            release::force(worker, &name, Slot::Lock)
-        }))
-    }
-
-    fn semaphore<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Semaphore> {
-        let name = name.clone();
-        Box::pin(self.call(within, move |worker| permit::semaphore(worker, &name)))
-    }
-
-    fn page_of_permits<'a>(
-        &'a self,
-        filter: &'a ListFilter,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'a, Page> {
-        let filter = filter.clone();
-        let page = move |worker: &mut Worker| read::page(worker, Rows::Permits, &filter, after);
-        Box::pin(self.call(within, page))
+        Box::pin(self.call(within, move |worker| release::force(worker, &name, slot)))
     }
 
     fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
@@ -229,11 +207,6 @@ impl Store for Sqlite {
         }))
     }
 
-    fn shared<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Vec<LockInfo>> {
-        let name = name.clone();
-        Box::pin(self.call(within, move |worker| shared::read(worker, &name)))
-    }
-
     fn readers<'a>(
         &'a self,
         name: &'a LockName,
@@ -242,28 +215,6 @@ impl Store for Sqlite {
     ) -> Reply<'a, Option<Holder>> {
         let name = name.clone();
         Box::pin(self.call(within, move |worker| shared::readers(worker, &name)))
-    }
-
-    fn force_permit<'a>(
-        &'a self,
-        name: &'a LockName,
-        slot: Slot,
-        within: Duration,
-    ) -> Reply<'a, Force> {
-        let name = name.clone();
-        let force = move |worker: &mut Worker| release::force(worker, &name, slot);
-        Box::pin(self.call(within, force))
-    }
-
-    fn prune_permits(
-        &self,
-        idle: Duration,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'_, Pruned> {
-        let prune =
-            move |worker: &mut Worker| prune::prune(worker, Rows::Permits, idle, false, after);
-        Box::pin(self.call(within, prune))
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {

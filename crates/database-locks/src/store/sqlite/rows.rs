@@ -53,16 +53,10 @@ pub(crate) fn lock_row(of: Rows, row: &Row<'_>) -> rusqlite::Result<LockRow> {
     })
 }
 
-/// The outcome of a grant with this token.
-pub(crate) fn granted(slot: Slot, token: i64, length: Duration) -> Outcome {
-    let token = Token::from_db(token);
-    Outcome::Granted {
-        slot,
-        token,
-        length,
-        is_shared: false,
-        confirmed_by: None,
-    }
+/// The outcome of a grant, by the token in its row.
+pub(crate) fn granted(slot: Slot, length: Duration, row: &Row<'_>) -> rusqlite::Result<Outcome> {
+    let token = Token::from_db(row.get("token")?);
+    Ok(Outcome::granted(slot, token, length).of_shared(row.get("shared")?))
 }
 
 #[cfg(test)]

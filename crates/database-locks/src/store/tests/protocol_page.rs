@@ -1,6 +1,6 @@
 //! Compares the statements in `docs/protocol.md` with those that are sent.
 
-use crate::store::connect::table::Table;
+use crate::store::connect::table::{Rows, Table};
 use crate::store::{mysql, postgres, sqlite};
 
 const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
@@ -10,10 +10,11 @@ const END: &str = "<!-- The end of the statements. -->";
 /// Without the indentation that all its lines share.
 fn pasteable(what: &str, sql: &str) -> String {
     let of_permits = ["permit", "limit"].iter().any(|word| what.contains(word));
-    let sql = match of_permits {
-        true => Table::default().fill_for_permits(sql),
-        false => Table::default().fill(sql),
+    let of = match of_permits {
+        true => Rows::Permits,
+        false => Rows::Locks,
     };
+    let sql = Table::default().fill_in(of, sql);
     let lines: Vec<&str> = sql
         .lines()
         .skip_while(|line| line.trim().is_empty())
@@ -38,6 +39,13 @@ fn pasteable(what: &str, sql: &str) -> String {
         .to_owned()
 }
 
+fn owned(statements: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+    let owned = statements
+        .iter()
+        .map(|(what, sql)| (*what, (*sql).to_owned()));
+    owned.collect()
+}
+
 fn statements() -> String {
     let mut text = String::new();
     let engines = [
@@ -47,7 +55,7 @@ fn statements() -> String {
                 include_str!("../../../schema/postgres.sql"),
                 include_str!("../../../schema/postgres_permit.sql"),
             ],
-            postgres::PUBLISHED,
+            postgres::published(),
         ),
         (
             "MySQL and MariaDB",
@@ -55,7 +63,7 @@ fn statements() -> String {
                 include_str!("../../../schema/mysql.sql"),
                 include_str!("../../../schema/mysql_permit.sql"),
             ],
-            mysql::PUBLISHED,
+            owned(mysql::PUBLISHED),
         ),
         (
             "SQLite",
@@ -63,16 +71,16 @@ fn statements() -> String {
                 include_str!("../../../schema/sqlite.sql"),
                 include_str!("../../../schema/sqlite_permit.sql"),
             ],
-            sqlite::PUBLISHED,
+            owned(sqlite::PUBLISHED),
         ),
     ];
     for (engine, [locks, permits], published) in engines {
         text += &format!("\n## {engine}\n");
-        let tables = [("the table", locks), ("the table of permits", permits)];
-        for (what, sql) in tables.iter().chain(published) {
+        let tables = owned(&[("the table", locks), ("the table of permits", permits)]);
+        for (what, sql) in tables.into_iter().chain(published) {
             text += &format!(
                 "\n### {engine}: {what}\n\n```sql\n{}\n```\n",
-                pasteable(what, sql)
+                pasteable(what, &sql)
             );
         }
     }

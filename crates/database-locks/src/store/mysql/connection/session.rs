@@ -107,10 +107,7 @@ impl Session {
 
     /// Put the table, the collation and the conditions on leases into a statement.
     pub(crate) fn fill(&self, of: Rows, statement: &str) -> String {
-        let text = match of {
-            Rows::Locks => self.server.table.fill(statement),
-            Rows::Permits => self.server.table.fill_for_permits(statement),
-        };
+        let text = self.server.table.fill_in(of, statement);
         let text = text.replace("{collation}", self.collation);
         cluster::fill(&text, self.cluster)
     }

@@ -11,8 +11,7 @@ use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session, typed};
 use crate::store::mysql::rows::{granted, packed, token};
 use protocol::{
-    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Semaphore, Slot, Token,
-    no_permit_free,
+    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Slot, Token, no_permit_free,
 };
 
 /// The insert id of an acquire is the token times this, plus the slot.
@@ -244,15 +243,6 @@ impl Session {
         })
     }
 
-    pub(crate) async fn semaphore(&mut self, name: &LockName) -> Result<Semaphore, StoreError> {
-        let rows = self
-            .read_latest(Rows::Permits, std::slice::from_ref(name))
-            .await?;
-        let (permits, limit) = split(rows);
-        let permits = permits.into_iter().map(LockRow::into_info).collect();
-        Ok(Semaphore::new(name.clone(), limit, permits))
-    }
-
     /// The limits that operators have set.
     pub(crate) const LIMITS: &str = "
     SELECT name, permits FROM {table} WHERE slot = -1 AND permits IS NOT NULL";
@@ -286,7 +276,7 @@ struct Known {
 
 impl Known {
     fn new(rows: Vec<LockRow>, callers: u32) -> Self {
-        let (permits, operators) = split(rows);
+        let (permits, operators) = LockRow::permits_and_limit(rows);
         Self {
             permits,
             limit: operators.unwrap_or(callers),
@@ -333,15 +323,4 @@ impl Known {
             first.min_by_key(|row| row.expires_in.unwrap_or(i64::MAX)),
         )
     }
-}
-
-/// The permits, and the operator's limit.
-fn split(rows: Vec<LockRow>) -> (Vec<LockRow>, Option<u32>) {
-    let limit = rows.iter().find(|row| row.slot == Slot::AnyPermit);
-    let limit = limit.and_then(|row| row.permits);
-    let permits = rows.into_iter().filter(|row| row.slot.number().is_some());
-    (
-        permits.collect(),
-        limit.and_then(|limit| u32::try_from(limit).ok()),
-    )
 }

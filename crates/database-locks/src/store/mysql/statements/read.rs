@@ -11,7 +11,7 @@ use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::rows::{lock_row, packed};
-use protocol::{Holder, Human, ListFilter, LockInfo, LockName, LockRow, Page};
+use protocol::{Holder, Human, ListFilter, LockName, LockRow, Page};
 
 /// How long a waiter's read waits for the earlier commits of other nodes. Renewals wait behind it;
 /// on a node that needs longer, their commits take as long.
@@ -141,12 +141,6 @@ impl Session {
             self.must_be_writable(answer.first())?;
         }
         self.lock_rows(of, rows)
-    }
-
-    /// The rows of these names as callers see them. A missing row is missing on all nodes.
-    pub(crate) async fn infos(&mut self, names: &[LockName]) -> Result<Vec<LockInfo>, StoreError> {
-        let rows = self.read_latest(Rows::Locks, names).await?;
-        Ok(rows.into_iter().map(LockRow::into_info).collect())
     }
 
     /// The holder of each, as far as this node knows. See [`read_to_wait`](Self::read_to_wait).

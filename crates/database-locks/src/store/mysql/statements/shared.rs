@@ -17,8 +17,8 @@ use crate::store::mysql::cluster::version;
 use crate::store::mysql::connection::session::{QueryResult, Session};
 use crate::store::mysql::rows::{granted, lock_row};
 use protocol::{
-    AcquireCommand, Grant, GrantId, Holder, LockInfo, LockName, LockRow, Outcome, ReleaseCommand,
-    Released, Renewal, Sharing, Slot, Token, Ttl, Version, reader_in_the_way,
+    AcquireCommand, Grant, GrantId, Holder, LockName, LockRow, Outcome, ReleaseCommand, Released,
+    Renewal, Sharing, Slot, Token, Ttl, Version, reader_in_the_way,
 };
 
 impl Session {
@@ -296,15 +296,6 @@ impl Session {
             0 => reader_in_the_way(&rows),
             _ => reader_in_the_way(&self.shared_rows(name).await?),
         })
-    }
-
-    /// The shared grants of a lock, as callers see them.
-    pub(crate) async fn shared(&mut self, name: &LockName) -> Result<Vec<LockInfo>, StoreError> {
-        let rows = self
-            .read_latest(Rows::Permits, std::slice::from_ref(name))
-            .await?;
-        let shared = rows.into_iter().filter(|row| row.slot.is_shared());
-        Ok(shared.map(LockRow::into_info).collect())
     }
 
     async fn shared_rows(&mut self, name: &LockName) -> Result<Vec<LockRow>, StoreError> {

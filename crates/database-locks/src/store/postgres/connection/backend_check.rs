@@ -1,15 +1,15 @@
 //! Detects whether a connection leads to the server itself or to a pooler.
 
-use std::io;
+use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::CancelToken;
-use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use tokio_postgres::tls::TlsConnect;
 
+use super::closed_by_server::ClosedByServer;
 use super::handshake::Handshake;
 
 /// The two ends of the connection, as the local socket has them.
@@ -73,7 +73,8 @@ fn parent_of(pid: i32) -> Option<i32> {
 pub(crate) async fn backend_of_login(token: CancelToken) -> Option<i32> {
     let (theirs, mut ours) = tokio::io::duplex(64);
     let asked = token.cancel_query_raw(theirs, Plain);
-    let read = async {
+    // Its end closes the stream, which the request waits for.
+    let read = async move {
         loop {
             let length = ours.read_u32().await.ok()?;
             let code = ours.read_u32().await.ok()?;
@@ -92,49 +93,13 @@ pub(crate) async fn backend_of_login(token: CancelToken) -> Option<i32> {
 /// A stand-in for TLS, since the bytes do not leave this process.
 struct Plain;
 
-struct Unprotected(DuplexStream);
-
 impl TlsConnect<DuplexStream> for Plain {
-    type Stream = Unprotected;
-    type Error = std::convert::Infallible;
-    type Future = std::future::Ready<Result<Unprotected, Self::Error>>;
+    type Stream = ClosedByServer<DuplexStream>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Stream, Infallible>>;
 
     fn connect(self, stream: DuplexStream) -> Self::Future {
-        std::future::ready(Ok(Unprotected(stream)))
-    }
-}
-
-impl TlsStream for Unprotected {
-    fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
-    }
-}
-
-impl AsyncRead for Unprotected {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Unprotected {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        ready(Ok(ClosedByServer(stream)))
     }
 }
 

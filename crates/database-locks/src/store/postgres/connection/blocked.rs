@@ -8,7 +8,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use super::dial::dial;
 use super::server::Server;
@@ -96,7 +95,7 @@ async fn ask(server: &Server, backend: i32) -> Result<Option<String>, StoreError
     let config = server.connector.ask().await?;
     let at = server.connector.first(&config);
     let other = dial(server, None, &config, (at, QUERY_TIMEOUT)).await?;
-    let rows = other.query(BLOCKERS, &[(&backend, Type::INT4)]).await?;
+    let rows = other.query(BLOCKERS, &[&backend]).await?;
     Ok(rows.first().map(described).transpose()?)
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use super::blocked;
-use super::manager::{ConnectionManager, Role};
+use super::manager::ConnectionManager;
 use super::row_locker;
 use super::session::Session;
 use crate::store::api::{StoreError, with_deadline};
@@ -19,15 +19,12 @@ const MAX_ABANDONED: usize = 4;
 
 impl ConnectionManager {
     /// Run work on the connection. The deadline includes connecting.
-    pub(crate) async fn run<T, F>(
+    pub(crate) async fn run<T>(
         &self,
         within: Duration,
-        work: impl FnOnce(Arc<Session>) -> F + Send,
-    ) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, ServerError>> + Send,
-    {
-        let work = |session: Arc<Session>| async move {
+        work: impl AsyncFnOnce(Arc<Session>) -> Result<T, ServerError>,
+    ) -> Result<T, StoreError> {
+        let work = async |session: Arc<Session>| {
             let mut abandoned = session.abandoned.subscribe();
             tokio::select! {
                 biased;
@@ -42,14 +39,11 @@ impl ConnectionManager {
 
     /// [`run`](Self::run) for work that may take long, which goes on if other requests on the
     /// connection hang.
-    pub(crate) async fn run_long<T, F>(
+    pub(crate) async fn run_long<T>(
         &self,
         within: Duration,
-        work: impl FnOnce(Arc<Session>) -> F + Send,
-    ) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, ServerError>> + Send,
-    {
+        work: impl AsyncFnOnce(Arc<Session>) -> Result<T, ServerError>,
+    ) -> Result<T, StoreError> {
         let (used, mut late) = (OnceLock::new(), false);
         let reply = async {
             let connected = self.connected().await;
@@ -61,8 +55,8 @@ impl ConnectionManager {
         let kept = with_deadline(within, reply, || late = true);
         let watch = async {
             tokio::time::sleep(blocked::SLOW.min(within / 2)).await;
-            if let (Some(session), Role::Background { blocked, .. }) = (used.get(), &self.0.role) {
-                match blocked::watch(blocked, &self.0.server, session).await {}
+            if let Some(session) = used.get() {
+                match blocked::watch(&self.0.blocked, &self.0.server, session).await {}
             }
             std::future::pending().await
         };
@@ -87,14 +81,11 @@ impl ConnectionManager {
 
     /// Run work on a connection of its own, for statements that take locks or may take long: no other
     /// request waits behind them. When the deadline has passed, the statement is cancelled.
-    pub(crate) async fn run_apart<T, F>(
+    pub(crate) async fn run_apart<T>(
         &self,
         within: Duration,
-        work: impl FnOnce(Arc<Session>) -> F + Send,
-    ) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, ServerError>> + Send,
-    {
+        work: impl AsyncFnOnce(Arc<Session>) -> Result<T, ServerError>,
+    ) -> Result<T, StoreError> {
         let reply = async {
             let connected = self.connected_apart().await;
             let session = connected.map_err(|failure| StoreError::from(failure).undone())?;
@@ -108,13 +99,10 @@ impl ConnectionManager {
 
     /// Run work on the direct connection: without a deadline, and without a timer once it is
     /// connected.
-    pub(crate) async fn run_direct<T, F>(
+    pub(crate) async fn run_direct<T>(
         &self,
-        work: impl FnOnce(Arc<Session>) -> F + Send,
-    ) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, ServerError>> + Send,
-    {
+        work: impl AsyncFnOnce(Arc<Session>) -> Result<T, ServerError>,
+    ) -> Result<T, StoreError> {
         let connected = self.connected().await;
         // Not an answer, even if the server answered: no request was sent, and the background
         // connection may serve.
@@ -184,10 +172,7 @@ impl ConnectionManager {
 
     /// The session that blocks the statements, if a pending request has found it.
     pub(crate) fn blocked_by(&self) -> Option<String> {
-        match &self.0.role {
-            Role::Background { blocked, .. } => blocked.by(),
-            Role::Direct { .. } => None,
-        }
+        self.0.blocked.by()
     }
 
     /// Give up a connection whose answer is late.

@@ -50,9 +50,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClosedByServer<T> {
     }
 }
 
-impl<T: TlsStream + Unpin> TlsStream for ClosedByServer<T> {
+/// No request to cancel logs in.
+impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream for ClosedByServer<T> {
     fn channel_binding(&self) -> ChannelBinding {
-        self.0.channel_binding()
+        ChannelBinding::none()
     }
 }
 

@@ -3,8 +3,8 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,7 +17,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 use super::backend_check::{SocketEnds, backend_of_login};
 use super::cancel::{Cancel, Route, wind_up};
 use super::config::ServerConfig;
-use super::events::{ConnectionEvents, OwnBackend};
+use super::events::{Events, OwnBackend};
 use super::handshake::Handshake;
 use super::server::Server;
 use super::session::{InUse, Session};
@@ -33,12 +33,10 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_COUNT: u32 = 3;
 
-type Events = Option<Weak<dyn ConnectionEvents>>;
-
 /// Connect to one of the hosts. Without `events` notifications are not reported.
 pub(crate) async fn dial(
     server: &Server,
-    events: Events,
+    events: Option<Arc<Events>>,
     config: &ServerConfig,
     (at, within): (usize, Duration),
 ) -> Result<Arc<Session>, ConnectFailure> {
@@ -96,7 +94,7 @@ pub(crate) async fn dial(
 struct Login<'a> {
     config: &'a ServerConfig,
     at: usize,
-    events: Events,
+    events: Option<Arc<Events>>,
     late: Arc<AtomicBool>,
 }
 
@@ -161,10 +159,9 @@ impl Login<'_> {
         })?;
         let cancel = route.map(|route| Cancel::new(client.cancel_token(), route));
         let (late, events) = (Arc::clone(&self.late), self.events.clone());
-        let upgraded = move || events.as_ref().and_then(Weak::upgrade);
         let (in_use, unused) = oneshot::channel();
         let driver = tokio::spawn(ForkSafeFuture::new(async move {
-            let mut driven = std::pin::pin!(drive(connection, &upgraded));
+            let mut driven = std::pin::pin!(drive(connection, events.as_deref()));
             let ended = tokio::select! {
                 biased;
                 ended = &mut driven => ended,
@@ -176,7 +173,7 @@ impl Login<'_> {
             if let Err(error) = ended {
                 tracing::debug!("connection lost: {}", ServerError::from(error).message);
             }
-            if let Some(events) = upgraded() {
+            if let Some(events) = &events {
                 events.ended();
             }
         }));
@@ -222,7 +219,7 @@ fn keep_alive(stream: &TcpStream) -> io::Result<()> {
 /// Drive the connection until it ends, and report notifications.
 async fn drive<S, T>(
     mut connection: tokio_postgres::Connection<S, T>,
-    events: impl Fn() -> Option<Arc<dyn ConnectionEvents>>,
+    events: Option<&Events>,
 ) -> Result<(), tokio_postgres::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -231,7 +228,7 @@ where
     while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
         match message? {
             AsyncMessage::Notification(notification) => {
-                if let Some(events) = events() {
+                if let Some(events) = events {
                     events.notified(&notification);
                 }
             }

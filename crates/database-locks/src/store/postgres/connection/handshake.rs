@@ -10,6 +10,7 @@ use super::product;
 use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::connect::url::Address;
 use crate::store::postgres::error::{POOLER_HINT, ServerError};
+use crate::store::postgres::rows::only;
 
 /// The version below which `MATERIALIZED` is not understood.
 const OLDEST: i32 = 120_000;
@@ -71,9 +72,7 @@ impl Handshake {
             Err(error) => return Err(Self::failed(client, error.into()).await),
             Ok(rows) => rows,
         };
-        let row = rows
-            .first()
-            .ok_or_else(|| ServerError::rejected("the server gave no answer", None))?;
+        let row = only(&rows)?;
         let end = |ip: &str, port: &str| -> Result<_, ServerError> {
             let (ip, port): (Option<&str>, Option<i32>) = (row.try_get(ip)?, row.try_get(port)?);
             let ip = ip
@@ -131,11 +130,7 @@ impl Handshake {
                 let found = &self.search_path;
                 let message =
                     format!("{address} looks for tables in {found}, whatever the URL says");
-                Err(ConnectFailure::new(
-                    FailureKind::Refused,
-                    message,
-                    Some(POOLER_HINT),
-                ))
+                Err(refused(message, POOLER_HINT))
             }
             _ => Ok(()),
         }
@@ -145,20 +140,11 @@ impl Handshake {
     pub(crate) fn check(&self, address: &Address, served: bool) -> Result<(), ConnectFailure> {
         if let Some(name) = product::other_product(&self.product) {
             let message = format!("{address} is {name} and not PostgreSQL");
-            return Err(ConnectFailure::new(
-                FailureKind::Refused,
-                message,
-                Some(product::HINT),
-            ));
+            return Err(refused(message, product::HINT));
         }
         if self.version < OLDEST {
             let message = format!("{address} is PostgreSQL {}", self.version_text);
-            let hint = "PostgreSQL 12 or later is needed";
-            return Err(ConnectFailure::new(
-                FailureKind::Refused,
-                message,
-                Some(hint),
-            ));
+            return Err(refused(message, "PostgreSQL 12 or later is needed"));
         }
         let (message, hint) = if self.standby {
             let hint = "locks have to be written: connect to the primary";
@@ -205,6 +191,10 @@ impl Handshake {
         };
         Some(ServerError::rejected(message, Some(hint)))
     }
+}
+
+fn refused(message: String, hint: &str) -> ConnectFailure {
+    ConnectFailure::new(FailureKind::Refused, message, Some(hint))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::blocked::Blocked;
 use super::dial::dial;
-use super::events::ConnectionEvents;
+use super::events::Events;
 use super::server::Server;
 use super::session::Session;
 use crate::runtime::clock;
@@ -22,7 +22,6 @@ use crate::runtime::fork::ForkSafeFuture;
 use crate::store::connect::backoff::Backoff;
 use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::postgres::failover;
-use protocol::Primary;
 
 /// The connection to one server, or to the writable one of several: at most one at a time, and at
 /// most one attempt to make it.
@@ -41,20 +40,17 @@ impl fmt::Debug for ConnectionManager {
 pub(super) struct Inner {
     pub(super) server: Arc<Server>,
     state: Mutex<State>,
-    pub(super) role: Role,
+    /// What blocks requests on the background connection.
+    pub(super) blocked: Blocked,
+    role: Role,
 }
 
 /// The use of the connection.
-pub(super) enum Role {
-    Background {
-        blocked: Blocked,
-        direct: OnceLock<Weak<Inner>>,
-        /// Whether the latest attempt to connect failed. If the server allows only one connection,
-        /// it must be the one that renews, so there is no direct connection meanwhile.
-        failing: Arc<AtomicBool>,
-    },
+enum Role {
+    /// With the direct connection, if there is one.
+    Background(OnceLock<Weak<Inner>>),
     /// See [`DirectConnection`](crate::store::api::DirectConnection).
-    Direct { background_fails: Arc<AtomicBool> },
+    Direct,
 }
 
 #[derive(Default)]
@@ -83,6 +79,7 @@ impl Inner {
         Arc::new(Self {
             server,
             state: Mutex::default(),
+            blocked: Blocked::default(),
             role,
         })
     }
@@ -113,28 +110,21 @@ impl Inner {
 
 impl ConnectionManager {
     pub(crate) fn new(server: Server) -> Self {
-        let role = Role::Background {
-            blocked: Blocked::default(),
-            direct: OnceLock::new(),
-            failing: Arc::default(),
-        };
+        let role = Role::Background(OnceLock::new());
         Self(Inner::new(Arc::new(server), role))
     }
 
     /// The direct connection to the same database.
     pub(crate) fn for_direct(&self) -> Self {
-        let background_fails = match &self.0.role {
-            Role::Background { failing, .. } => Arc::clone(failing),
-            Role::Direct { background_fails } => Arc::clone(background_fails),
-        };
-        let inner = Inner::new(
-            Arc::clone(&self.0.server),
-            Role::Direct { background_fails },
-        );
-        if let Role::Background { direct, .. } = &self.0.role {
+        let inner = Inner::new(Arc::clone(&self.0.server), Role::Direct);
+        if let Role::Background(direct) = &self.0.role {
             let _ = direct.set(Arc::downgrade(&inner));
         }
         Self(inner)
+    }
+
+    pub(crate) fn events(&self) -> Arc<Events> {
+        Arc::clone(&self.0.server.events)
     }
 
     /// How long a caller waits to learn whether there is a connection.
@@ -175,11 +165,7 @@ impl ConnectionManager {
                 return Ok(session);
             }
             let here = runtime::Handle::current();
-            let background_fails = match &self.0.role {
-                Role::Background { .. } => None,
-                Role::Direct { background_fails } => Some(background_fails.load(Ordering::Relaxed)),
-            };
-            let is_direct = background_fails.is_some();
+            let is_direct = matches!(self.0.role, Role::Direct);
             match &state.slot {
                 // An attempt whose runtime has ended has dropped its sender. The direct connection
                 // may have moved to another runtime, and its former runtime may not be driven.
@@ -190,7 +176,8 @@ impl ConnectionManager {
                 }
                 _ => {
                     let pause = state.backoff.pause();
-                    if background_fails.is_some_and(|fails| fails || !pause.is_zero()) {
+                    let background_fails = &self.0.server.background_fails;
+                    if is_direct && (background_fails.load(Ordering::Relaxed) || !pause.is_zero()) {
                         let why = state.failure.clone().unwrap_or_default();
                         return Err(ConnectFailure::new(FailureKind::Unavailable, why, None));
                     }
@@ -215,21 +202,12 @@ impl ConnectionManager {
 
     /// A connection for one caller, which is closed when it is dropped.
     pub(super) async fn connected_apart(&self) -> Connected {
-        let server = &self.0.server;
-        let (session, replaced) = connect(server, None).await?;
-        if let Some((before, now)) = replaced {
-            announce(server, before, now);
-        }
-        Ok(session)
+        connect(&self.0.server, None).await
     }
 }
 
-/// Connect. Also answers which server has replaced which, if one has. Without `events` the
-/// connection does not listen.
-async fn connect(
-    server: &Server,
-    events: Option<&Weak<dyn ConnectionEvents>>,
-) -> Result<(Arc<Session>, Option<(Primary, Primary)>), ConnectFailure> {
+/// Connect. Without `events` the connection does not listen.
+async fn connect(server: &Server, events: Option<&Arc<Events>>) -> Connected {
     let config = server.connector.ask().await?;
     let connected = server.connector.connect(&config, |at, within| {
         dial(server, events.cloned(), &config, (at, within))
@@ -241,7 +219,12 @@ async fn connect(
         "connected to {}",
         session.address
     );
-    Ok((session, replaced))
+    if let Some((before, now)) = replaced {
+        failover::log(before, now);
+        // The waiters may be listening to the former one.
+        server.events.ended();
+    }
+    Ok(session)
 }
 
 async fn connect_after(
@@ -253,18 +236,13 @@ async fn connect_after(
     // The store may have been dropped.
     let Some(inner) = inner.upgrade() else { return };
     let events = match inner.role {
-        Role::Background { .. } => Some(&inner.server.events),
-        Role::Direct { .. } => None,
+        Role::Background(_) => Some(&inner.server.events),
+        Role::Direct => None,
     };
-    let (connected, replaced) = match connect(&inner.server, events).await {
-        Ok((session, replaced)) => (Ok(session), replaced),
-        Err(failure) => (Err(failure), None),
-    };
-    if let Role::Background {
-        direct, failing, ..
-    } = &inner.role
-    {
-        failing.store(connected.is_err(), Ordering::Relaxed);
+    let connected = connect(&inner.server, events).await;
+    if let Role::Background(direct) = &inner.role {
+        let background_fails = &inner.server.background_fails;
+        background_fails.store(connected.is_err(), Ordering::Relaxed);
         let direct = direct.get().and_then(Weak::upgrade);
         if let Some(direct) = direct.filter(|_| connected.is_err()) {
             direct.clear();
@@ -290,15 +268,4 @@ async fn connect_after(
     }
     drop(state);
     done.send_replace(Some(connected));
-    if let Some((before, now)) = replaced {
-        announce(&inner.server, before, now);
-    }
-}
-
-/// Log that another server serves, and tell the waiters, which may be listening to the former one.
-fn announce(server: &Server, before: Primary, now: Primary) {
-    failover::log(before, now);
-    if let Some(events) = server.events.upgrade() {
-        events.ended();
-    }
 }

@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use super::blocked::{BLOCKERS, described};
 use super::dial::dial;
@@ -20,7 +19,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// In case that the server does not notice the end of the connection, or this process is frozen.
 const BEGIN: &str =
     "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '2s'";
-const BACKEND: &str = "SELECT pg_backend_pid() AS pid";
 /// Waits for the row `$1`, `$2`. With the placeholders of [`Table::fill`](crate::store::Table).
 pub(crate) const WAIT: &str =
     "SELECT id FROM {table} WHERE name = $1 AND $2::int IS NOT NULL{? AND slot = $2?} FOR UPDATE";
@@ -33,22 +31,17 @@ pub(crate) async fn row_locker(
 ) -> Result<Option<String>, StoreError> {
     let config = server.connector.ask().await?;
     let at = (server.connector.first(&config), within);
-    let params: [(Param<'_>, Type); 2] = [(&name, Type::TEXT), (&slot, Type::INT4)];
+    let params: [&dyn Param; 2] = [&name, &slot];
     let (waiting, asking) = tokio::try_join!(
         dial(server, None, &config, at),
         dial(server, None, &config, at)
     )?;
-    if !waiting.is_unpooled {
+    let Some(backend) = waiting.backend.filter(|_| waiting.is_unpooled) else {
         return is_locked(&waiting, wait, &params).await;
-    }
+    };
     waiting.script(BEGIN).await?;
     // Its statement is cancelled when it is dropped.
     waiting.late.store(true, Ordering::Relaxed);
-    let rows = waiting.query(BACKEND, &[]).await?;
-    let Some(row) = rows.first() else {
-        return Ok(None);
-    };
-    let backend: i32 = row.try_get("pid").map_err(ServerError::from)?;
     tokio::select! {
         biased;
         locker = blocker(&asking, backend) => locker,
@@ -65,7 +58,7 @@ pub(crate) async fn row_locker(
 async fn is_locked(
     session: &Session,
     wait: &str,
-    params: &[(Param<'_>, Type)],
+    params: &[&dyn Param],
 ) -> Result<Option<String>, StoreError> {
     let locked = "a session that cannot be looked for through a pooler: connect directly to see it";
     match session.query(&format!("{wait} NOWAIT"), params).await {
@@ -78,7 +71,7 @@ async fn is_locked(
 /// The session that blocks a backend, as soon as one does, and how to end it.
 async fn blocker(asking: &Session, backend: i32) -> Result<Option<String>, StoreError> {
     loop {
-        let rows = asking.query(BLOCKERS, &[(&backend, Type::INT4)]).await?;
+        let rows = asking.query(BLOCKERS, &[&backend]).await?;
         if let Some(row) = rows.first() {
             return Ok(Some(with_advice(row)?));
         }

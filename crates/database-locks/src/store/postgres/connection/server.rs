@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::ServerConfig;
-use super::events::ConnectionEvents;
+use super::events::Events;
 use super::handshake::HANDSHAKE;
 use super::session::{Prepared, Session, Statement};
 use crate::error::Error;
@@ -15,6 +15,7 @@ use crate::store::connect::provider::ServerProvider;
 use crate::store::connect::table::{Rows, Table};
 use crate::store::connect::url;
 use crate::store::postgres::failover;
+use crate::store::postgres::statements::fragments::expand;
 use protocol::Primary;
 
 /// The database, and what is known about its server.
@@ -24,12 +25,15 @@ pub(crate) struct Server {
     pub(crate) handshake: String,
     /// The statements by name, with the names of the tables.
     texts: HashMap<(Rows, &'static str), Arc<str>>,
-    pub(crate) events: Weak<dyn ConnectionEvents>,
+    pub(crate) events: Arc<Events>,
     /// Whether the table has been used.
     pub(crate) used: Arc<AtomicBool>,
     /// Whether a pooler has mixed up prepared statements of several clients, so that no statement
     /// is prepared any more.
     pub(crate) pooled: AtomicBool,
+    /// Whether the latest attempt to make the background connection failed. If the server allows only
+    /// one connection, it must be the one that renews, so there is no direct connection meanwhile.
+    pub(crate) background_fails: AtomicBool,
     /// The identity of the server that served last, if it is known.
     primary: Mutex<Option<Primary>>,
 }
@@ -40,24 +44,20 @@ impl Server {
         source: Arc<ServerProvider>,
         table: &Table,
         statements: &[Statement],
-        events: Weak<dyn ConnectionEvents>,
     ) -> Result<Self, Error> {
         let texts = |of: &Statement| {
-            [
-                ((Rows::Locks, of.name), table.fill(of.text).into()),
-                (
-                    (Rows::Permits, of.name),
-                    table.fill_for_permits(of.text).into(),
-                ),
-            ]
+            let text = expand(of.text);
+            [Rows::Locks, Rows::Permits]
+                .map(|rows| ((rows, of.name), table.fill_in(rows, &text).into()))
         };
         Ok(Self {
             connector: Connector::new(source, ServerConfig::new(server)?),
             handshake: table.fill(HANDSHAKE),
             texts: statements.iter().flat_map(texts).collect(),
-            events,
+            events: Arc::default(),
             used: Arc::default(),
             pooled: AtomicBool::new(false),
+            background_fails: AtomicBool::new(false),
             primary: Mutex::default(),
         })
     }

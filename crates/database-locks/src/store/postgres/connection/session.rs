@@ -18,8 +18,38 @@ use crate::store::connect::url::Address;
 use crate::store::postgres::error::{Kind, ServerError};
 use protocol::Primary;
 
-/// A parameter of a [`Statement`].
-pub(crate) type Param<'a> = &'a (dyn ToSql + Sync);
+/// A parameter, which knows its type: asking the server for it would cost a round trip.
+pub(crate) trait Param: ToSql + Sync {
+    fn sql_type(&self) -> Type;
+}
+
+macro_rules! params {
+    ($($of:ty: $sql:ident,)+) => {
+        $(impl Param for $of {
+            fn sql_type(&self) -> Type {
+                Type::$sql
+            }
+        })+
+    };
+}
+
+params! {
+    bool: BOOL,
+    i32: INT4,
+    Option<i32>: INT4,
+    Vec<i32>: INT4_ARRAY,
+    i64: INT8,
+    Option<i64>: INT8,
+    Vec<i64>: INT8_ARRAY,
+    Vec<Option<i64>>: INT8_ARRAY,
+    &str: TEXT,
+    Option<&str>: TEXT,
+    &[&str]: TEXT_ARRAY,
+    Vec<&str>: TEXT_ARRAY,
+}
+
+type Params<'a> = &'a [&'a dyn Param];
+type Value<'a> = &'a (dyn ToSql + Sync);
 
 /// From this number of locks on, a statement is planned at each execution. The plan of a prepared
 /// statement may have been made for a few, with nested loops.
@@ -29,10 +59,9 @@ const LARGE: usize = 64;
 pub(crate) struct Statement {
     /// Its name in `docs/protocol.md`.
     pub(crate) name: &'static str,
-    /// With the placeholders of [`Table::fill`](crate::store::Table).
+    /// With the placeholders of [`expand`](crate::store::postgres::statements::fragments::expand), and of
+    /// [`Table::fill_in`](crate::store::Table).
     pub(crate) text: &'static str,
-    /// The types of the parameters. Asking the server for them would cost a round trip.
-    pub(crate) types: &'static [Type],
 }
 
 /// A [`Statement`] on one connection.
@@ -124,7 +153,7 @@ impl Session {
         of: Rows,
         statement: &Statement,
         locks: usize,
-        params: &[Param<'_>],
+        params: Params<'_>,
     ) -> Result<Vec<Row>, ServerError> {
         match &self.table_error {
             Some(table_error) => Err(table_error.clone()),
@@ -138,7 +167,7 @@ impl Session {
         of: Rows,
         statement: &Statement,
         locks: usize,
-        params: &[Param<'_>],
+        params: Params<'_>,
     ) -> Result<Vec<Row>, ServerError> {
         let rows = self.run(of, statement, locks, params).await;
         rows.map_err(|error| match (error.kind, &self.table_error) {
@@ -152,20 +181,19 @@ impl Session {
         of: Rows,
         statement: &Statement,
         locks: usize,
-        params: &[Param<'_>],
+        params: Params<'_>,
     ) -> Result<Vec<Row>, ServerError> {
         let known = &self.statements[&(of, statement.name)];
         let prepared = match self.is_unpooled && locks < LARGE {
-            true => self.prepare(known, statement.types).await?,
+            true => self.prepare(known, params).await?,
             false => None,
         };
         let rows = match prepared {
-            Some(prepared) => self.client.query(prepared, params).await,
-            None => {
-                let types = statement.types.iter().cloned();
-                let params: Vec<_> = params.iter().copied().zip(types).collect();
-                self.client.query_typed(&known.text, &params).await
+            Some(prepared) => {
+                let values: Vec<Value<'_>> = params.iter().map(|param| *param as _).collect();
+                self.client.query(prepared, &values).await
             }
+            None => self.client.query_typed(&known.text, &typed(params)).await,
         };
         let used = match of {
             Rows::Locks => &*self.used,
@@ -185,7 +213,7 @@ impl Session {
     async fn prepare<'a>(
         &self,
         known: &'a Prepared,
-        types: &[Type],
+        params: Params<'_>,
     ) -> Result<Option<&'a tokio_postgres::Statement>, ServerError> {
         if let Some(statement) = known.statement.get() {
             return Ok(Some(statement));
@@ -193,7 +221,8 @@ impl Session {
         if !known.used.swap(true, Ordering::Relaxed) {
             return Ok(None);
         }
-        let prepare = || self.client.prepare_typed(&known.text, types);
+        let types: Vec<Type> = params.iter().map(|param| param.sql_type()).collect();
+        let prepare = || self.client.prepare_typed(&known.text, &types);
         Ok(Some(known.statement.get_or_try_init(prepare).await?))
     }
 
@@ -201,9 +230,9 @@ impl Session {
     pub(crate) async fn query(
         &self,
         text: &str,
-        params: &[(Param<'_>, Type)],
+        params: Params<'_>,
     ) -> Result<Vec<Row>, ServerError> {
-        Ok(self.client.query_typed(text, params).await?)
+        Ok(self.client.query_typed(text, &typed(params)).await?)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -214,4 +243,9 @@ impl Session {
     pub(crate) async fn script(&self, script: &str) -> Result<(), ServerError> {
         Ok(self.client.batch_execute(script).await?)
     }
+}
+
+fn typed<'a>(params: Params<'a>) -> Vec<(Value<'a>, Type)> {
+    let typed = params.iter().map(|param| (*param as _, param.sql_type()));
+    typed.collect()
 }

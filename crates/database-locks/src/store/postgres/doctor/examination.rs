@@ -1,7 +1,6 @@
 //! An examination under way: the connection, the table, and the report so far.
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use crate::store::connect::table::Table;
 use crate::store::doctor::ReportBuilder;
@@ -21,7 +20,7 @@ impl Examination<'_> {
         &mut self,
         area: &'static str,
         statement: &str,
-        params: &[(Param<'_>, Type)],
+        params: &[&dyn Param],
     ) -> Result<Option<Vec<Row>>, ServerError> {
         match self.session.query(statement, params).await {
             Ok(rows) => Ok(Some(rows)),

@@ -1,7 +1,6 @@
 //! A table: the role's rights, its definition, its rows.
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use super::examination::Examination;
 use crate::doctor;
@@ -108,16 +107,13 @@ SELECT EXISTS (SELECT FROM pg_publication_tables p
 impl Examination<'_> {
     /// A statement about the table that is examined.
     fn fill(&self, statement: &str) -> String {
-        match self.report.of() {
-            Rows::Locks => self.table.fill(statement),
-            Rows::Permits => self.table.fill_for_permits(statement),
-        }
+        self.table.fill_in(self.report.of(), statement)
     }
 
     /// Answers whether the rows can be read.
     pub(crate) async fn table(&mut self) -> Result<bool, ServerError> {
         let table = &*self.report.table().to_owned();
-        let name: [(Param<'_>, Type); 1] = [(&table, Type::TEXT)];
+        let name: [&dyn Param; 1] = [&table];
         let found = match self.session.query(TABLE, &name).await {
             // The role has no right on the schema.
             Err(ServerError {
@@ -132,10 +128,7 @@ impl Examination<'_> {
         };
         let Some(row) = found.first() else {
             let plain = table.rsplit('.').next().unwrap_or(table);
-            let rows = self
-                .session
-                .query(ELSEWHERE, &[(&plain, Type::TEXT)])
-                .await?;
+            let rows = self.session.query(ELSEWHERE, &[&plain]).await?;
             let schemas: &str = rows.first().map_or(Ok(""), |row| row.try_get("schemas"))?;
             let elsewhere = match schemas {
                 "" => String::new(),
@@ -190,8 +183,7 @@ impl Examination<'_> {
             Rows::Locks => "name",
             Rows::Permits => "name,slot",
         };
-        let params: [(Param<'_>, Type); 2] = [(&table, Type::TEXT), (&key, Type::TEXT)];
-        self.try_query("table", INDEXES, &params).await
+        self.try_query("table", INDEXES, &[&table, &key]).await
     }
 
     /// The rights of the role, and how the server stores the table.
@@ -229,7 +221,7 @@ impl Examination<'_> {
         Ok(())
     }
 
-    async fn ids(&mut self, name: &[(Param<'_>, Type)]) -> Result<(), ServerError> {
+    async fn ids(&mut self, name: &[&dyn Param]) -> Result<(), ServerError> {
         let ids = self.fill(IDS);
         let rows = self
             .try_query("table", &ids, name)
@@ -244,7 +236,7 @@ impl Examination<'_> {
     }
 
     /// One direction suffices: replicated rows overwrite the grants made here.
-    async fn replicated(&mut self, name: &[(Param<'_>, Type)]) -> Result<(), ServerError> {
+    async fn replicated(&mut self, name: &[&dyn Param]) -> Result<(), ServerError> {
         let rows = self.try_query("replicas", REPLICATED, name).await?;
         let rows = rows.unwrap_or_default();
         let (goes, comes) = match rows.first() {

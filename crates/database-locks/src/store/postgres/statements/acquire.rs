@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use super::permit::{acquire_permit, acquire_permits};
 use super::shared::acquire_shared;
@@ -13,75 +12,6 @@ use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::{Kind as ErrorKind, ServerError};
 use crate::store::postgres::rows::{place, state};
 use protocol::{AcquireCommand, Kind, Outcome, Slot, Token};
-
-/// The columns that a grant sets.
-macro_rules! grant {
-    ($holder:literal, $grant:literal, $metadata:literal, $length:literal) => {
-        concat!(
-            "
-       locked_by = ",
-            $holder,
-            ", grant_id = ",
-            $grant,
-            ", metadata = ",
-            $metadata,
-            ",
-       token = GREATEST(l.token + 1 + l.shared::int, ",
-            clock_ms!(),
-            "),
-       expires_at = statement_timestamp() + ",
-            $length,
-            " * interval '1 microsecond',
-       granted_until = statement_timestamp() + ",
-            $length,
-            " * interval '1 microsecond',
-       acquired_at = statement_timestamp(), renewed_at = statement_timestamp()"
-        )
-    };
-}
-
-/// Whether the latest grant began too long ago to keep this one from beginning. `$window` is NULL
-/// if it keeps none, and an `acquired_at` further in the future is from before the clock was set
-/// back. Of a lock that was ever shared every grant is due: the client refuses it then, since the
-/// latest one may have given up while it waited for shared ones.
-macro_rules! due {
-    ($window:literal) => {
-        concat!(
-            "(NOT shared AND acquired_at BETWEEN statement_timestamp() - ",
-            $window,
-            " * interval '1 microsecond'
-                                     AND statement_timestamp() + ",
-            $window,
-            " * interval '1 microsecond')
-                    IS NOT TRUE"
-        )
-    };
-}
-
-const ONE: &[Type] = &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8, Type::TEXT];
-pub(super) const MANY: &[Type] = &[
-    Type::TEXT_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::INT8_ARRAY,
-    Type::TEXT_ARRAY,
-];
-const ONE_DUE: &[Type] = &[
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::INT8,
-    Type::TEXT,
-    Type::INT8,
-];
-const MANY_DUE: &[Type] = &[
-    Type::TEXT_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::INT8_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::INT8_ARRAY,
-];
 
 /// Acquire one lock that is free or whose lease has ended.
 ///
@@ -93,6 +23,11 @@ const MANY_DUE: &[Type] = &[
 /// version of the row. A lock that is held is not picked, so a losing try writes nothing, not even
 /// a transaction id.
 ///
+/// The latest grant began too long ago to keep this one from beginning. `$6` is NULL if it keeps none,
+/// and an `acquired_at` further in the future is from before the clock was set back. Of a lock that was
+/// ever shared every grant is due: the client refuses it then, since the latest one may have given up
+/// while it waited for shared ones.
+///
 /// A grant must survive a crash, or a second one could be made.
 ///
 /// The token is the greater of the old one + 1 and the database's clock in milliseconds. So it
@@ -101,22 +36,16 @@ const MANY_DUE: &[Type] = &[
 /// of the shared grants.
 pub(crate) const ACQUIRE_ONE: Statement = Statement {
     name: "acquire one",
-    text: concat!(
-        "
-UPDATE {table} l SET",
-        grant!("$3", "$2", "$5", "$4"),
-        "
+    text: "
+UPDATE {table} l SET{grant}
  WHERE id = (SELECT id FROM {table}
               WHERE name = $1 AND (expires_at IS NULL OR expires_at <= statement_timestamp())
-                AND ",
-        due!("$6"),
-        "
+                AND (NOT shared AND acquired_at BETWEEN statement_timestamp() - $6 * interval '1 microsecond'
+                                     AND statement_timestamp() + $6 * interval '1 microsecond')
+                    IS NOT TRUE
                 FOR UPDATE SKIP LOCKED)
 RETURNING 1::bigint AS place, token, shared,
-       ",
-        synchronous_commit!()
-    ),
-    types: ONE_DUE,
+       {durable}",
 };
 
 /// [`ACQUIRE_ONE`] for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata,
@@ -126,8 +55,7 @@ RETURNING 1::bigint AS place, token, shared,
 /// is looked up by its name: see [`RENEW`](super::renew::RENEW).
 pub(crate) const ACQUIRE: Statement = Statement {
     name: "acquire many",
-    text: concat!(
-        "
+    text: "
 WITH picked AS MATERIALIZED (
     SELECT l.id, a.*
       FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[])
@@ -135,21 +63,16 @@ WITH picked AS MATERIALIZED (
            LATERAL (SELECT id FROM {table}
                      WHERE name = a.name
                        AND (expires_at IS NULL OR expires_at <= statement_timestamp())
-                       AND ",
-        due!("a.not_within"),
-        "
+                       AND (NOT shared AND acquired_at BETWEEN statement_timestamp() - a.not_within * interval '1 microsecond'
+                                     AND statement_timestamp() + a.not_within * interval '1 microsecond')
+                    IS NOT TRUE
                        FOR UPDATE SKIP LOCKED) l
 )
-UPDATE {table} l SET",
-        grant!("p.holder", "p.grant_id", "p.metadata", "p.length"),
-        "
+UPDATE {table} l SET{grant_many}
   FROM picked p
  WHERE l.id = p.id
 RETURNING p.place, l.token, l.shared,
-       ",
-        synchronous_commit!()
-    ),
-    types: MANY_DUE,
+       {durable}",
 };
 
 /// Read the row of a lock that was not acquired; if there is none, insert one that is granted.
@@ -161,43 +84,33 @@ RETURNING p.place, l.token, l.shared,
 /// The lease counts from before the wait, as trust does.
 pub(crate) const MAKE_ONE: Statement = Statement {
     name: "read or make one",
-    text: concat!(
-    "
+    text: "
 WITH made AS (
     INSERT INTO {table} (name, locked_by, grant_id, metadata, token,
            expires_at, granted_until, acquired_at, renewed_at)
-    SELECT $1, $3, $2, $5, ",
-    clock_ms!(),
-    ",
+    SELECT $1, $3, $2, $5, {now_ms},
            statement_timestamp() + $4 * interval '1 microsecond',
            statement_timestamp() + $4 * interval '1 microsecond',
            statement_timestamp(), statement_timestamp()
      WHERE NOT EXISTS (SELECT FROM {table} WHERE name = $1)
        AND set_config('lock_timeout', '50ms', true) IS NOT NULL
         ON CONFLICT (name) DO NOTHING
- RETURNING token, ",
-    synchronous_commit!(),
-    "
+ RETURNING token, {durable}
 )
 SELECT 1::bigint AS place, true AS granted, NULL::text AS locked_by, token, NULL::text AS grant_id,
        false AS shared,
        NULL::bigint AS expires_in, NULL::boolean AS is_infinite, false AS is_legacy, NULL::bigint AS held_for
   FROM made
  UNION ALL
-SELECT 1::bigint, false, ",
-    state!(),
-    "
+SELECT 1::bigint, false, {state}
   FROM {table} l
- WHERE name = $1"
-),
-    types: ONE,
+ WHERE name = $1",
 };
 
 /// [`MAKE_ONE`] for many; parameters as for [`ACQUIRE`], without the last.
 pub(crate) const MAKE: Statement = Statement {
     name: "read or make many",
-    text: concat!(
-    "
+    text: "
 WITH asked AS MATERIALIZED (
     SELECT a.*
       FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
@@ -205,9 +118,7 @@ WITH asked AS MATERIALIZED (
 ), made AS (
     INSERT INTO {table} (name, locked_by, grant_id, metadata, token,
            expires_at, granted_until, acquired_at, renewed_at)
-    SELECT a.name, a.holder, a.grant_id, a.metadata, ",
-    clock_ms!(),
-    ",
+    SELECT a.name, a.holder, a.grant_id, a.metadata, {now_ms},
            statement_timestamp() + a.length * interval '1 microsecond',
            statement_timestamp() + a.length * interval '1 microsecond',
            statement_timestamp(), statement_timestamp()
@@ -216,21 +127,15 @@ WITH asked AS MATERIALIZED (
        AND set_config('lock_timeout', '50ms', true) IS NOT NULL
      ORDER BY a.name COLLATE \"C\"
         ON CONFLICT (name) DO NOTHING
- RETURNING grant_id::text, token, ",
-    synchronous_commit!(),
-    "
+ RETURNING grant_id::text, token, {durable}
 )
 SELECT a.place, true AS granted, NULL::text AS locked_by, m.token, NULL::text AS grant_id,
        false AS shared,
        NULL::bigint AS expires_in, NULL::boolean AS is_infinite, false AS is_legacy, NULL::bigint AS held_for
   FROM asked a JOIN made m ON m.grant_id = a.grant_id
  UNION ALL
-SELECT a.place, false, ",
-    state!(),
-    "
-  FROM asked a JOIN {table} l ON l.name = a.name"
-),
-    types: MANY,
+SELECT a.place, false, {state}
+  FROM asked a JOIN {table} l ON l.name = a.name",
 };
 
 pub(crate) async fn acquire(
@@ -250,12 +155,12 @@ pub(crate) async fn acquire(
         outcomes[at] = Some(outcome);
     }
     for (at, command) in others {
-        if outcomes[at].is_some() {
-            continue;
-        }
         outcomes[at] = Some(match command.kind {
+            Kind::Permit { limit, .. } if outcomes[at].is_none() => {
+                acquire_permit(session, command, limit).await?
+            }
             Kind::Shared { beside } => acquire_shared(session, command, beside).await?,
-            _ => acquire_permit(session, command).await?,
+            _ => continue,
         });
     }
     let unknown = (commands.iter().zip(0..)).filter(|(_, at)| outcomes[*at].is_none());
@@ -269,17 +174,18 @@ pub(crate) async fn acquire(
     Ok(outcomes.into_iter().flatten().collect())
 }
 
-fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {
-    Ok(Outcome::Granted {
-        slot: Slot::Lock,
-        token: Token::from_db(row.try_get("token")?),
-        length,
-        is_shared: row.try_get("shared")?,
-        confirmed_by: session.primary,
-    })
+/// The grant of a lock, by its row.
+pub(super) fn granted(
+    session: &Session,
+    length: Duration,
+    row: &Row,
+) -> Result<Outcome, ServerError> {
+    let token = Token::from_db(row.try_get("token")?);
+    let granted = Outcome::granted(Slot::Lock, token, length).of_shared(row.try_get("shared")?);
+    Ok(granted.confirmed_by(session.primary))
 }
 
-/// Run the statement for one, or the one for many, with as many of the parameters as it has.
+/// Run the statement for one, or the one for many. Some do not use the last parameter.
 async fn send(
     session: &Session,
     [one, many]: [&Statement; 2],
@@ -288,23 +194,15 @@ async fn send(
     match commands {
         [] => Ok(Vec::new()),
         [command] => {
-            let (name, grant, length, not_within) = (
-                command.name.as_str(),
-                command.grant.as_str(),
-                micros(command.length),
-                command.not_within.map(micros),
-            );
-            let params: [Param<'_>; 6] = [
-                &name,
-                &grant,
+            let params: [&dyn Param; 6] = [
+                &command.name.as_str(),
+                &command.grant.as_str(),
                 &&*command.holder,
-                &length,
+                &micros(command.length),
                 &&*command.metadata,
-                &not_within,
+                &command.not_within.map(micros),
             ];
-            session
-                .write(Rows::Locks, one, 1, &params[..one.types.len()])
-                .await
+            session.write(Rows::Locks, one, 1, &params).await
         }
         commands => send_many(session, many, commands).await,
     }
@@ -325,10 +223,9 @@ pub(super) async fn send_many(
     let windows: Vec<_> = all()
         .map(|command| command.not_within.map(micros))
         .collect();
-    let params: [Param<'_>; 6] = [&names, &grants, &holders, &lengths, &metadata, &windows];
-    let params = &params[..statement.types.len()];
+    let params: [&dyn Param; 6] = [&names, &grants, &holders, &lengths, &metadata, &windows];
     session
-        .write(Rows::Locks, statement, commands.len(), params)
+        .write(Rows::Locks, statement, commands.len(), &params)
         .await
 }
 

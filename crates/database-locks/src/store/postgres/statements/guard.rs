@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
 use tokio_postgres::{Row, SimpleQueryMessage};
 
 use crate::store::connect::table::Table;
-use crate::store::postgres::connection::session::Session;
+use crate::store::postgres::connection::session::{Param, Session};
 use crate::store::postgres::error::{Kind, ServerError};
 use protocol::{GuardCommand, LockName, TableGuard};
 
@@ -180,12 +179,8 @@ pub(crate) async fn guarded_tables(
     session: &Session,
     table: &Table,
 ) -> Result<Vec<TableGuard>, ServerError> {
-    let (name, function) = (table.as_str(), table.guard());
-    let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
-        (&name, Type::TEXT),
-        (&function, Type::TEXT),
-        (&FUNCTION, Type::TEXT),
-    ];
+    let (name, function) = (table.as_str(), &*table.guard());
+    let params: [&dyn Param; 3] = [&name, &function, &FUNCTION];
     let mut guards: BTreeMap<(String, String), TableGuard> = BTreeMap::new();
     let mut of_part = HashMap::new();
     for row in session.query(LIST, &params).await? {

@@ -2,16 +2,13 @@
 
 use std::slice;
 
-use tokio_postgres::types::Type;
-
+use super::acquire::granted;
 use super::read::read;
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::ServerError;
-use protocol::{
-    Outcome, Renewal, ResumeCommand, Slot, TakeOverCommand, Token, failed_resume_outcome,
-};
+use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, failed_resume_outcome};
 
 /// Take a lock over from an earlier grant of the same holder: parameters as for
 /// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the token and `$7` the grant id that
@@ -23,13 +20,10 @@ use protocol::{
 /// grant. A row of this library without a grant id rests, and its rest is not ended.
 pub(crate) const TAKE_OVER: Statement = Statement {
     name: "preempt",
-    text: concat!(
-        "
+    text: "
 UPDATE {table} f SET
        grant_id = $2, metadata = $5,
-       token = GREATEST(token + 1 + shared::int, ",
-        clock_ms!(),
-        "),
+       token = GREATEST(token + 1 + shared::int, {now_ms}),
        expires_at = statement_timestamp() + $4 * interval '1 microsecond',
        granted_until = statement_timestamp() + $4 * interval '1 microsecond',
        acquired_at = statement_timestamp(), renewed_at = statement_timestamp()
@@ -39,21 +33,9 @@ UPDATE {table} f SET
                 AND (grant_id IS NOT NULL OR granted_until IS DISTINCT FROM expires_at)
                 FOR UPDATE SKIP LOCKED)
 RETURNING token, shared,
-       ",
-        synchronous_commit!(),
-        ",
-       ",
-        notify!("true")
-    ),
-    types: &[
-        Type::TEXT,
-        Type::TEXT,
-        Type::TEXT,
-        Type::INT8,
-        Type::TEXT,
-        Type::INT8,
-        Type::TEXT,
-    ],
+       {durable},
+       CASE WHEN true THEN
+       {notify} END",
 };
 
 pub(crate) async fn take_over(
@@ -61,7 +43,7 @@ pub(crate) async fn take_over(
     command: &TakeOverCommand,
 ) -> Result<Outcome, ServerError> {
     let to = &command.to;
-    let params: [Param<'_>; 7] = [
+    let params: [&dyn Param; 7] = [
         &to.name.as_str(),
         &to.grant.as_str(),
         &&*to.holder,
@@ -72,13 +54,7 @@ pub(crate) async fn take_over(
     ];
     let rows = session.write(Rows::Locks, &TAKE_OVER, 1, &params).await?;
     if let Some(row) = rows.first() {
-        return Ok(Outcome::Granted {
-            slot: Slot::Lock,
-            token: Token::from_db(row.try_get("token")?),
-            length: to.length,
-            is_shared: row.try_get("shared")?,
-            confirmed_by: session.primary,
-        });
+        return granted(session, to.length, row);
     }
     let rows = read(session, Rows::Locks, slice::from_ref(&to.name)).await?;
     let outcome = rows
@@ -95,8 +71,7 @@ pub(crate) async fn take_over(
 /// The row may already have `$4`, from an earlier request whose reply was lost.
 pub(crate) const RESUME: Statement = Statement {
     name: "resume",
-    text: concat!(
-        "
+    text: "
 UPDATE {table} SET
        locked_by = $5, grant_id = $4, metadata = $6, renewed_at = statement_timestamp(),
        expires_at = GREATEST(expires_at, statement_timestamp() + $7 * interval '1 microsecond'),
@@ -105,19 +80,7 @@ UPDATE {table} SET
               WHERE name = $1{? AND slot = $8?} AND token = $2 AND grant_id IN ($3, $4)
                 AND expires_at > statement_timestamp() AND granted_until = expires_at
                 FOR UPDATE SKIP LOCKED)
-RETURNING ",
-        synchronous_commit!()
-    ),
-    types: &[
-        Type::TEXT,
-        Type::INT8,
-        Type::TEXT,
-        Type::TEXT,
-        Type::TEXT,
-        Type::TEXT,
-        Type::INT8,
-        Type::INT4,
-    ],
+RETURNING {durable}",
 };
 
 pub(crate) async fn resume(
@@ -126,7 +89,7 @@ pub(crate) async fn resume(
 ) -> Result<Renewal, ServerError> {
     let to = &command.to;
     let (of, slot) = (Rows::of(command.slot), command.slot.range().0);
-    let params: [Param<'_>; 8] = [
+    let params: [&dyn Param; 8] = [
         &to.name.as_str(),
         &command.token.get(),
         &command.from.as_str(),

@@ -26,10 +26,9 @@
 //! carried out once and first. What is set for the transaction stands in `RETURNING`, and so is set
 //! only if a row was written.
 
-// First: its macros are parts of other statements.
-#[macro_use]
 pub(crate) mod acquire;
 pub(crate) mod fence;
+pub(crate) mod fragments;
 pub(crate) mod guard;
 pub(crate) mod handover;
 pub(crate) mod install;
@@ -44,9 +43,7 @@ pub(crate) mod wait;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE};
 use self::handover::{RESUME, TAKE_OVER};
-use self::permit::{
-    ACQUIRE_PERMIT, ACQUIRE_PERMITS, LIMITS, MAKE_PERMIT, SET_LIMIT, STATE, WAIT_FOR_PERMIT,
-};
+use self::permit::{ACQUIRE_PERMIT, ACQUIRE_PERMITS, LIMITS, MAKE_PERMIT, SET_LIMIT, STATE};
 use self::prune::PRUNE;
 use self::read::{READ, READ_PAGE};
 use self::release::{FORCE, RELEASE, RELEASE_ONE};
@@ -56,7 +53,7 @@ use self::shared::{
     ACQUIRE_SHARED, END_LEASE, MAKE_SHARED, MARK_SHARED, READ_SHARED, READERS, RELEASE_SHARED,
     RETIRE_READERS,
 };
-use self::wait::WAIT;
+use self::wait::{WAIT, WAIT_FOR_PERMIT};
 use super::connection::session::Statement;
 
 /// Every statement that is sent.
@@ -96,13 +93,14 @@ pub(crate) const ALL: [Statement; 31] = [
 
 /// What `docs/protocol.md` publishes.
 #[cfg(test)]
-pub(crate) const PUBLISHED: &[(&str, &str)] = &{
-    let mut published = [("fence", fence::FENCE); ALL.len() + 2];
-    let mut at = 0;
-    while at < ALL.len() {
-        published[at] = (ALL[at].name, ALL[at].text);
-        at += 1;
-    }
-    published[at + 1] = ("the trigger function of guarded tables", guard::FUNCTION);
-    published
-};
+pub(crate) fn published() -> Vec<(&'static str, String)> {
+    let sent = ALL.iter().map(|of| (of.name, fragments::expand(of.text)));
+    let more = [
+        ("fence", fence::FENCE.to_owned()),
+        (
+            "the trigger function of guarded tables",
+            guard::FUNCTION.to_owned(),
+        ),
+    ];
+    sent.chain(more).collect()
+}

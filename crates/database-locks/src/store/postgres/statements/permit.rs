@@ -8,38 +8,15 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
-use super::read::read;
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::{Kind as ErrorKind, ServerError};
-use crate::store::postgres::rows::{place, state};
+use crate::store::postgres::rows::{only, place, state};
 use protocol::{
-    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Semaphore, Slot, Token,
-    no_permit_free,
+    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Slot, Token, no_permit_free,
 };
-
-const PARAMS: &[Type] = &[
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::INT8,
-    Type::TEXT,
-    Type::INT4,
-];
-
-/// The number of permits of the semaphore `$1`: the operator's, or else that of the caller.
-macro_rules! limit {
-    ($callers:literal) => {
-        concat!(
-            "COALESCE((SELECT permits FROM {table} WHERE name = $1 AND slot = -1), ",
-            $callers,
-            ")"
-        )
-    };
-}
 
 /// Acquire a free permit below the limit: parameters as for
 /// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the caller's limit. One row: granted; the
@@ -50,25 +27,17 @@ macro_rules! limit {
 /// seldom meet at the same row.
 pub(crate) const ACQUIRE_PERMIT: Statement = Statement {
     name: "acquire a permit",
-    text: concat!(
-        "
+    text: "
 UPDATE {table} l SET
-       permits = $6,",
-        grant!("$3", "$2", "$5", "$4"),
-        "
+       permits = $6,{grant}
  WHERE id = (SELECT id FROM {table}
-              WHERE name = $1 AND slot >= 0 AND slot < ",
-        limit!("$6"),
-        "
+              WHERE name = $1 AND slot >= 0 AND slot < COALESCE({limit}, $6)
                 AND (expires_at IS NULL OR expires_at <= statement_timestamp())
                 AND NOT EXISTS (SELECT FROM {table} WHERE name = $1 AND grant_id = $2)
               ORDER BY random() LIMIT 1
                 FOR UPDATE SKIP LOCKED)
 RETURNING slot, token,
-       ",
-        synchronous_commit!()
-    ),
-    types: PARAMS,
+       {durable}",
 };
 
 /// [`ACQUIRE_PERMIT`] for many permits of one semaphore: `$1` name, `$2` grant ids, `$3` holders, `$4`
@@ -76,8 +45,7 @@ RETURNING slot, token,
 /// slot and the token. Those that are missing are asked for one by one.
 pub(crate) const ACQUIRE_PERMITS: Statement = Statement {
     name: "acquire permits",
-    text: concat!(
-        "
+    text: "
 WITH asked AS MATERIALIZED (
     SELECT a.*, row_number() OVER (ORDER BY place) AS number
       FROM unnest($2::text[], $3::text[], $4::bigint[], $5::text[])
@@ -85,9 +53,7 @@ WITH asked AS MATERIALIZED (
      WHERE NOT EXISTS (SELECT FROM {table} WHERE name = $1 AND grant_id = a.grant_id)
 ), free AS MATERIALIZED (
     SELECT id FROM {table}
-     WHERE name = $1 AND slot >= 0 AND slot < ",
-        limit!("$6"),
-        "
+     WHERE name = $1 AND slot >= 0 AND slot < COALESCE({limit}, $6)
        AND (expires_at IS NULL OR expires_at <= statement_timestamp())
      ORDER BY random() LIMIT (SELECT count(*) FROM asked)
        FOR UPDATE SKIP LOCKED
@@ -96,23 +62,11 @@ WITH asked AS MATERIALIZED (
       FROM (SELECT id, row_number() OVER () AS number FROM free) free JOIN asked USING (number)
 )
 UPDATE {table} l SET
-       permits = $6,",
-        grant!("p.holder", "p.grant_id", "p.metadata", "p.length"),
-        "
+       permits = $6,{grant_many}
   FROM picked p
  WHERE l.id = p.id
 RETURNING p.place, l.slot, l.token,
-       ",
-        synchronous_commit!()
-    ),
-    types: &[
-        Type::TEXT,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::INT8_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::INT4,
-    ],
+       {durable}",
 };
 
 /// Read a semaphore of which no permit was acquired: `$1` name, `$2` grant ids, `$3` the caller's
@@ -121,28 +75,21 @@ RETURNING p.place, l.slot, l.token,
 /// ends first.
 pub(crate) const STATE: Statement = Statement {
     name: "read permits",
-    text: concat!(
-        "
+    text: "
 WITH known AS MATERIALIZED (
     SELECT *, expires_at > statement_timestamp() AS held FROM {table} WHERE name = $1 AND slot >= 0
 ), counts AS MATERIALIZED (
-    SELECT ",
-        limit!("$3"),
-        " AS allowed
+    SELECT COALESCE({limit}, $3) AS allowed
 )
 SELECT allowed::bigint,
        (SELECT count(*) FROM known WHERE slot < allowed) AS made,
        (SELECT count(*) FROM known WHERE slot < allowed AND held) AS held_below,
        (SELECT count(*) FROM known WHERE held) AS held,
-       l.slot, l.name::text, ",
-        state!(),
-        "
+       l.slot, l.name::text, {state}
   FROM counts
   LEFT JOIN LATERAL (SELECT * FROM known WHERE held
                       ORDER BY grant_id = ANY ($2) DESC NULLS LAST, slot >= allowed, expires_at
-                      LIMIT 1) l ON true"
-    ),
-    types: &[Type::TEXT, Type::TEXT_ARRAY, Type::INT4],
+                      LIMIT 1) l ON true",
 };
 
 /// Insert a missing permit below the limit, granted from the beginning. Parameters as for
@@ -151,66 +98,20 @@ SELECT allowed::bigint,
 /// Like [`MAKE_ONE`](super::acquire::MAKE_ONE), it may wait for another client, for 50 ms.
 pub(crate) const MAKE_PERMIT: Statement = Statement {
     name: "make a permit",
-    text: concat!(
-        "
+    text: "
 INSERT INTO {table} (name, slot, permits, locked_by, grant_id, metadata, token,
        expires_at, granted_until, acquired_at, renewed_at)
-SELECT $1, slot, $6, $3, $2, $5, ",
-        clock_ms!(),
-        ",
+SELECT $1, slot, $6, $3, $2, $5, {now_ms},
        statement_timestamp() + $4 * interval '1 microsecond',
        statement_timestamp() + $4 * interval '1 microsecond',
        statement_timestamp(), statement_timestamp()
-  FROM generate_series(0, ",
-        limit!("$6"),
-        " - 1) AS slot
+  FROM generate_series(0, COALESCE({limit}, $6) - 1) AS slot
  WHERE NOT EXISTS (SELECT FROM {table} l WHERE l.name = $1 AND l.slot = slot.slot)
    AND set_config('lock_timeout', '50ms', true) IS NOT NULL
  ORDER BY random() LIMIT 1
     ON CONFLICT (name, slot) DO NOTHING
 RETURNING slot, token,
-       ",
-        synchronous_commit!()
-    ),
-    types: PARAMS,
-};
-
-/// Announce that a client waits for a permit: `$1` name, `$2` for how long from now, in
-/// microseconds, `$3` the caller's limit. One row: the limit, how many permits below it are held,
-/// and in how many it is announced.
-///
-/// Nothing is announced if more than 64 are held: the caller polls. It has to stand in every row that is held, where the release reads it: a release does not see
-/// what was committed to another row while it waited for its own.
-pub(crate) const WAIT_FOR_PERMIT: Statement = Statement {
-    name: "wait for a permit",
-    text: concat!(
-        "
-WITH held AS MATERIALIZED (
-    SELECT id FROM {table}
-     WHERE name = $1 AND slot >= 0 AND slot < ",
-        limit!("$3"),
-        "
-       AND expires_at > statement_timestamp()
-), picked AS MATERIALIZED (
-    SELECT id FROM {table}
-     WHERE id IN (SELECT id FROM held) AND (SELECT count(*) FROM held) <= 64
-       AND expires_at > statement_timestamp()
-     ORDER BY id
-       FOR NO KEY UPDATE SKIP LOCKED
-), announced AS (
-    UPDATE {table} l
-       SET waiting_until = GREATEST(waiting_until,
-                                    statement_timestamp() + $2 * interval '1 microsecond')
-      FROM picked p
-     WHERE l.id = p.id
- RETURNING set_config('synchronous_commit', 'off', true)
-)
-SELECT ",
-        limit!("$3"),
-        "::bigint AS allowed,
-       (SELECT count(*) FROM held) AS held, (SELECT count(*) FROM announced) AS announced"
-    ),
-    types: &[Type::TEXT, Type::INT8, Type::INT4],
+       {durable}",
 };
 
 /// The limits that operators have set.
@@ -218,31 +119,23 @@ pub(crate) const LIMITS: Statement = Statement {
     name: "read limits",
     text: "
 SELECT name::text, permits::bigint FROM {table} WHERE slot = -1 AND permits IS NOT NULL",
-    types: &[],
 };
 
 /// Set the operator's limit: `$1` name, `$2` the limit, or NULL for none. Waiters are notified.
 pub(crate) const SET_LIMIT: Statement = Statement {
     name: "set a limit",
-    text: concat!(
-        "
+    text: "
 INSERT INTO {table} AS f (name, slot, permits, renewed_at)
 VALUES ($1, -1, $2, statement_timestamp())
     ON CONFLICT (name, slot) DO UPDATE SET permits = $2, renewed_at = statement_timestamp()
-RETURNING ",
-        notify!("true")
-    ),
-    types: &[Type::TEXT, Type::INT4],
+RETURNING CASE WHEN true THEN
+       {notify} END",
 };
 
 fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {
-    Ok(Outcome::Granted {
-        slot: slot(row)?.unwrap_or(Slot::AnyPermit),
-        token: Token::from_db(row.try_get("token")?),
-        length,
-        is_shared: false,
-        confirmed_by: session.primary,
-    })
+    let slot = slot(row)?.unwrap_or(Slot::AnyPermit);
+    let token = Token::from_db(row.try_get("token")?);
+    Ok(Outcome::granted(slot, token, length).confirmed_by(session.primary))
 }
 
 fn slot(row: &Row) -> Result<Option<Slot>, ServerError> {
@@ -275,8 +168,8 @@ pub(super) async fn acquire_permits(
         let holders: Vec<_> = all().map(|command| &*command.holder).collect();
         let lengths: Vec<_> = all().map(|command| micros(command.length)).collect();
         let metadata: Vec<_> = all().map(|command| &*command.metadata).collect();
-        let limit = limit.cast_signed();
-        let params: [Param<'_>; 6] = [&name, &grants, &holders, &lengths, &metadata, &limit];
+        let callers = limit.cast_signed();
+        let params: [&dyn Param; 6] = [&name, &grants, &holders, &lengths, &metadata, &callers];
         let rows = session
             .write(Rows::Permits, &ACQUIRE_PERMITS, many.len(), &params)
             .await?;
@@ -286,7 +179,7 @@ pub(super) async fn acquire_permits(
             outcomes.push((at, granted(session, command.length, row)?));
             left.retain(|(other, _)| *other != at);
         }
-        outcomes.extend(acquire_rest(session, left).await?);
+        outcomes.extend(acquire_rest(session, left, limit).await?);
     }
     Ok(outcomes)
 }
@@ -296,14 +189,13 @@ pub(super) async fn acquire_permits(
 async fn acquire_rest(
     session: &Session,
     commands: Vec<(usize, &AcquireCommand)>,
+    limit: u32,
 ) -> Result<Vec<(usize, Outcome)>, ServerError> {
     let Some((_, first)) = commands.first() else {
         return Ok(Vec::new());
     };
     let grants: Vec<_> = commands.iter().map(|(_, it)| it.grant.as_str()).collect();
-    let Some(known) = Known::read(session, first, &grants).await? else {
-        return Ok(Vec::new());
-    };
+    let known = Known::read(session, &first.name, limit, &grants).await?;
     // The reply to an earlier request was lost: each has to look for its own grant.
     if known.is_granted_to(&grants) {
         return Ok(Vec::new());
@@ -313,7 +205,7 @@ async fn acquire_rest(
     for (at, command) in commands {
         let outcome = match &decided {
             Some(decided) => decided.clone(),
-            None => acquire_permit(session, command).await?,
+            None => acquire_permit(session, command, limit).await?,
         };
         if !matches!(outcome, Outcome::Granted { .. }) {
             decided = Some(outcome.clone());
@@ -337,17 +229,13 @@ struct Known {
 impl Known {
     async fn read(
         session: &Session,
-        command: &AcquireCommand,
+        name: &LockName,
+        limit: u32,
         grants: &[&str],
-    ) -> Result<Option<Self>, ServerError> {
-        let Kind::Permit { limit, .. } = command.kind else {
-            return Ok(None);
-        };
-        let params: [Param<'_>; 3] = [&command.name.as_str(), &grants, &limit.cast_signed()];
+    ) -> Result<Self, ServerError> {
+        let params: [&dyn Param; 3] = [&name.as_str(), &grants, &limit.cast_signed()];
         let rows = session.read(Rows::Permits, &STATE, 1, &params).await?;
-        let Some(row) = rows.first() else {
-            return Ok(None);
-        };
+        let row = only(&rows)?;
         let count =
             |of| Ok::<_, ServerError>(u32::try_from(row.try_get::<_, i64>(of)?).unwrap_or(0));
         let first = match slot(row)? {
@@ -357,13 +245,13 @@ impl Known {
                 ..state(row)?
             }),
         };
-        Ok(Some(Self {
+        Ok(Self {
             allowed: count("allowed")?,
             made: count("made")?,
             held_below: count("held_below")?,
             held: count("held")?,
             first,
-        }))
+        })
     }
 
     fn is_granted_to(&self, grants: &[&str]) -> bool {
@@ -389,19 +277,16 @@ impl Known {
 pub(super) async fn acquire_permit(
     session: &Session,
     command: &AcquireCommand,
+    limit: u32,
 ) -> Result<Outcome, ServerError> {
-    let Kind::Permit { limit, .. } = command.kind else {
-        return Ok(Outcome::Busy);
-    };
-    let (limit, length) = (limit.cast_signed(), micros(command.length));
-    let (name, grant) = (command.name.as_str(), command.grant.as_str());
-    let params: [Param<'_>; 6] = [
-        &name,
+    let grant = command.grant.as_str();
+    let params: [&dyn Param; 6] = [
+        &command.name.as_str(),
         &grant,
         &&*command.holder,
-        &length,
+        &micros(command.length),
         &&*command.metadata,
-        &limit,
+        &limit.cast_signed(),
     ];
     let rows = session
         .write(Rows::Permits, &ACQUIRE_PERMIT, 1, &params)
@@ -409,9 +294,7 @@ pub(super) async fn acquire_permit(
     if let Some(row) = rows.first() {
         return granted(session, command.length, row);
     }
-    let Some(known) = Known::read(session, command, &[grant]).await? else {
-        return Ok(Outcome::Busy);
-    };
+    let known = Known::read(session, &command.name, limit, &[grant]).await?;
     // The reply to an earlier request of this grant was lost.
     if let Some(own) = known.first.as_ref().filter(|row| row.is_granted(grant)) {
         let outcome = own.failed_acquire_outcome(command);
@@ -432,41 +315,6 @@ pub(super) async fn acquire_permit(
     }
 }
 
-/// Answers whether the release of any permit will be notified.
-pub(crate) async fn wait_for_permit(
-    session: &Session,
-    name: &LockName,
-    limit: u32,
-    ahead: Duration,
-) -> Result<bool, ServerError> {
-    let params: [Param<'_>; 3] = [&name.as_str(), &micros(ahead), &limit.cast_signed()];
-    let rows = session
-        .write(Rows::Permits, &WAIT_FOR_PERMIT, 1, &params)
-        .await?;
-    let Some(row) = rows.first() else {
-        return Ok(false);
-    };
-    let count = |of| row.try_get::<_, i64>(of);
-    let (allowed, held, announced) = (count("allowed")?, count("held")?, count("announced")?);
-    // A permit that is not held may be free, and one that is not announced may be released now.
-    Ok(announced == held && held >= allowed)
-}
-
-pub(crate) async fn semaphore(
-    session: &Session,
-    name: &LockName,
-) -> Result<Semaphore, ServerError> {
-    let rows = read(session, Rows::Permits, std::slice::from_ref(name)).await?;
-    let limit = rows.iter().find(|row| row.slot == Slot::AnyPermit);
-    let limit = limit.and_then(|row| row.permits);
-    let permits = rows.into_iter().filter(|row| row.slot.number().is_some());
-    Ok(Semaphore::new(
-        name.clone(),
-        limit.and_then(|limit| u32::try_from(limit).ok()),
-        permits.map(LockRow::into_info).collect(),
-    ))
-}
-
 pub(crate) async fn limits(session: &Session) -> Result<Vec<(LockName, u32)>, ServerError> {
     let rows = session.read(Rows::Permits, &LIMITS, 1, &[]).await?;
     let limit = |row: &Row| {
@@ -483,7 +331,7 @@ pub(crate) async fn set_limit(
     limit: Option<u32>,
 ) -> Result<(), ServerError> {
     let limit = limit.map(u32::cast_signed);
-    let params: [Param<'_>; 2] = [&name.as_str(), &limit];
+    let params: [&dyn Param; 2] = [&name.as_str(), &limit];
     session
         .write(Rows::Permits, &SET_LIMIT, 1, &params)
         .await

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use tokio_postgres::types::Type;
-
 use crate::store::api::{bounded, micros};
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Session, Statement};
 use crate::store::postgres::error::ServerError;
+use crate::store::postgres::rows::only;
 use protocol::Pruned;
 
 /// Delete rows of locks that have been free for `$1` microseconds, on a page of a thousand rows
@@ -39,7 +38,6 @@ WITH page AS MATERIALIZED (
     DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id
 )
 SELECT (SELECT max(id)::bigint FROM page) AS last, (SELECT count(*) FROM deleted) AS deleted",
-    types: &[Type::INT8, Type::BOOL, Type::INT8],
 };
 
 pub(crate) async fn prune(
@@ -53,9 +51,7 @@ pub(crate) async fn prune(
     let rows = session
         .write(of, &PRUNE, 1, &[&idle, &include_legacy, &after])
         .await?;
-    let Some(row) = rows.first() else {
-        return Ok(Pruned::default());
-    };
+    let row = only(&rows)?;
     Ok(Pruned {
         deleted: row.try_get::<_, i64>("deleted")?.unsigned_abs(),
         last: row.try_get("last")?,

@@ -1,7 +1,6 @@
 //! Reading rows, without a lock.
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Param, Session, Statement};
@@ -9,37 +8,12 @@ use crate::store::postgres::error::ServerError;
 use crate::store::postgres::rows::state;
 use protocol::{ListFilter, LockName, LockRow, Page, Slot};
 
-/// All columns, and `$rest`.
-macro_rules! select {
-    ($rest:literal) => {
-        concat!(
-            "
-SELECT name::text, {?slot, permits::bigint,?} ",
-            state!(),
-            ",
-       ",
-            micros!("acquired_at", "acquired_at"),
-            " AS acquired_at,
-       ",
-            micros!("renewed_at", "renewed_at"),
-            " AS renewed_at,
-       ",
-            micros!("expires_at", "expires_at"),
-            " AS expires_at,
-       metadata::text",
-            $rest
-        )
-    };
-}
-
 /// Read the locks of these names, or the permits and the operators' limits (slot −1): `$1`.
 pub(crate) const READ: Statement = Statement {
     name: "read",
-    text: select!(
-        "
-  FROM {table} l WHERE name = ANY ($1) ORDER BY name COLLATE \"C\"{?, slot?}"
-    ),
-    types: &[Type::TEXT_ARRAY],
+    text: "
+SELECT {row}
+  FROM {table} l WHERE name = ANY ($1) ORDER BY name COLLATE \"C\"{?, slot?}",
 };
 
 /// Read a page of rows: the next thousand after the id `$1`, all or, if `$2`, those that are not
@@ -47,19 +21,14 @@ pub(crate) const READ: Statement = Statement {
 /// one row has only that id; it is null if there are no more rows.
 pub(crate) const READ_PAGE: Statement = Statement {
     name: "read a page",
-    text: concat!(
-        "
+    text: "
 WITH page AS MATERIALIZED (
     SELECT * FROM {table} WHERE id > $1 ORDER BY id LIMIT 1000
-)",
-        select!(
-            ", (SELECT max(id)::bigint FROM page) AS last
+)
+SELECT {row}, (SELECT max(id)::bigint FROM page) AS last
   FROM (SELECT) one LEFT JOIN page l
        ON NOT ($2 AND l.expires_at IS NULL) AND starts_with(l.name::text, $3){? AND l.slot <> -1?}
- ORDER BY l.id"
-        )
-    ),
-    types: &[Type::INT8, Type::BOOL, Type::TEXT],
+ ORDER BY l.id",
 };
 
 pub(crate) async fn read(
@@ -99,7 +68,7 @@ pub(crate) async fn page(
     after: Option<i64>,
 ) -> Result<Page, ServerError> {
     let after = after.unwrap_or(i64::MIN);
-    let params: [Param<'_>; 3] = [&after, &filter.not_free, &filter.prefix];
+    let params: [&dyn Param; 3] = [&after, &filter.not_free, &&*filter.prefix];
     let rows = session.read(of, &READ_PAGE, 1, &params).await?;
     let mut page = Page::default();
     for row in &rows {

@@ -1,7 +1,5 @@
 //! Releasing a lock, by its grant or by force, and notifying its waiters.
 
-use tokio_postgres::types::Type;
-
 use super::read::read;
 use super::shared::release_shared;
 use crate::store::api::rest_micros;
@@ -10,29 +8,6 @@ use crate::store::postgres::connection::session::{Param, Session, Statement};
 use crate::store::postgres::error::ServerError;
 use crate::store::postgres::rows::{place, state};
 use protocol::{Force, LockName, ReleaseCommand, Released, Slot, Token};
-
-/// A release does not wait for the disk, unless it must survive a crash (`$5`).
-macro_rules! synchronous_commit_if_asked {
-    () => {
-        "CASE WHEN (current_setting('synchronous_commit') = 'off') = $5
-       THEN set_config('synchronous_commit', CASE WHEN $5 THEN 'on' ELSE 'off' END, true) END"
-    };
-}
-
-/// The end of the rest `$rest`, in microseconds; NULL if the lock is free at once.
-///
-/// One that was ever shared rests for no time instead: a fenced transaction of the holder may be
-/// open still. It keeps an exclusive grant out, which locks the row, and in this way also a shared
-/// one, which has to end the rest first: see [`END_LEASE`](super::shared::END_LEASE).
-macro_rules! rest_end {
-    ($rest:literal) => {
-        concat!(
-            "statement_timestamp() + COALESCE(",
-            $rest,
-            ", CASE WHEN f.shared THEN 0 END) * interval '1 microsecond'"
-        )
-    };
-}
 
 /// Release one lock if this grant still holds it.
 ///
@@ -45,47 +20,33 @@ macro_rules! rest_end {
 /// The holder and the times stay, for people to read, and the token, since that of the next grant
 /// has to be greater. A release that a crash has undone costs the waiters one ttl. Not waiting for
 /// the disk halves the cost of a release.
+///
+/// A lock that was ever shared rests for no time in place of NULL: a fenced transaction of the holder may
+/// be open still. It keeps an exclusive grant out, which locks the row, and in this way also a shared one,
+/// which has to end the rest first: see [`END_LEASE`](super::shared::END_LEASE).
 pub(crate) const RELEASE_ONE: Statement = Statement {
     name: "release one",
-    text: concat!(
-        "
+    text: "
 UPDATE {table} f SET
-       expires_at = ",
-        rest_end!("$6"),
-        ",
-       granted_until = ",
-        rest_end!("$6"),
-        ",
+       expires_at = statement_timestamp() + COALESCE($6, CASE WHEN f.shared THEN 0 END) * interval '1 microsecond',
+       granted_until = statement_timestamp() + COALESCE($6, CASE WHEN f.shared THEN 0 END) * interval '1 microsecond',
        grant_id = NULL, renewed_at = statement_timestamp()
  WHERE id = (SELECT id FROM {table}
               WHERE name = $1{? AND slot BETWEEN $7 AND $8?} AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
                 AND granted_until = expires_at
                 FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING 1::bigint AS place, waiting_until > statement_timestamp() AS awaited,
-       ",
-        synchronous_commit_if_asked!(),
-        ",
-       ",
-        notify!("waiting_until > statement_timestamp()")
-    ),
-    types: &[
-        Type::TEXT,
-        Type::INT8,
-        Type::TEXT,
-        Type::TEXT,
-        Type::BOOL,
-        Type::INT8,
-        Type::INT4,
-        Type::INT4,
-    ],
+       CASE WHEN (current_setting('synchronous_commit') = 'off') = $5
+       THEN set_config('synchronous_commit', CASE WHEN $5 THEN 'on' ELSE 'off' END, true) END,
+       CASE WHEN waiting_until > statement_timestamp() THEN
+       {notify} END",
 };
 
 /// [`RELEASE_ONE`] for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether
 /// they must survive a crash, `$6` rests.
 pub(crate) const RELEASE: Statement = Statement {
     name: "release many",
-    text: concat!(
-        "
+    text: "
 WITH picked AS MATERIALIZED (
     SELECT l.id, a.rest, a.place
       FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $6::bigint[]
@@ -97,32 +58,16 @@ WITH picked AS MATERIALIZED (
                        FOR NO KEY UPDATE SKIP LOCKED) l
 )
 UPDATE {table} f SET
-       expires_at = ",
-        rest_end!("p.rest"),
-        ",
-       granted_until = ",
-        rest_end!("p.rest"),
-        ",
+       expires_at = statement_timestamp() + COALESCE(p.rest, CASE WHEN f.shared THEN 0 END) * interval '1 microsecond',
+       granted_until = statement_timestamp() + COALESCE(p.rest, CASE WHEN f.shared THEN 0 END) * interval '1 microsecond',
        grant_id = NULL, renewed_at = statement_timestamp()
   FROM picked p
  WHERE f.id = p.id
 RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
-       ",
-        synchronous_commit_if_asked!(),
-        ",
-       ",
-        notify!("f.waiting_until > statement_timestamp()")
-    ),
-    types: &[
-        Type::TEXT_ARRAY,
-        Type::INT8_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::BOOL,
-        Type::INT8_ARRAY,
-        Type::INT4_ARRAY,
-        Type::INT4_ARRAY,
-    ],
+       CASE WHEN (current_setting('synchronous_commit') = 'off') = $5
+       THEN set_config('synchronous_commit', CASE WHEN $5 THEN 'on' ELSE 'off' END, true) END,
+       CASE WHEN f.waiting_until > statement_timestamp() THEN
+       {notify} END",
 };
 
 pub(crate) async fn release(
@@ -158,20 +103,14 @@ async fn release_in(
         [] => return Ok(Vec::new()),
         // A request that was repeated may have been granted two permits.
         [command] if command.slot != Slot::AnyPermit => {
-            let (name, token, grant, rest) = (
-                command.name.as_str(),
-                token(command),
-                command.grant.as_str(),
-                rest_micros(command),
-            );
             let (first, last) = command.slot.range();
-            let params: [Param<'_>; 8] = [
-                &name,
-                &token,
-                &grant,
+            let params: [&dyn Param; 8] = [
+                &command.name.as_str(),
+                &token(command),
+                &command.grant.as_str(),
                 &&*command.holder,
                 &durable,
-                &rest,
+                &rest_micros(command),
                 &first,
                 &last,
             ];
@@ -185,7 +124,7 @@ async fn release_in(
             let rests: Vec<_> = many.iter().map(|command| rest_micros(command)).collect();
             let slots = many.iter().map(|command| command.slot.range());
             let (first, last): (Vec<_>, Vec<_>) = slots.unzip();
-            let params: [Param<'_>; 8] = [
+            let params: [&dyn Param; 8] = [
                 &names, &tokens, &grants, &holders, &durable, &rests, &first, &last,
             ];
             session.write(of, &RELEASE, many.len(), &params).await?
@@ -223,8 +162,7 @@ async fn release_in(
 /// holder that listens renews at once, and so learns of it.
 pub(crate) const FORCE: Statement = Statement {
     name: "release by force",
-    text: concat!(
-        "
+    text: "
 WITH picked AS MATERIALIZED (
     SELECT id, locked_by, token, grant_id, shared, expires_at, granted_until, acquired_at
       FROM {table}
@@ -234,29 +172,20 @@ WITH picked AS MATERIALIZED (
     UPDATE {table} l SET
            expires_at = NULL, granted_until = NULL, grant_id = NULL,
            renewed_at = statement_timestamp(),
-           token = GREATEST(l.token + 1, ",
-        clock_ms!(),
-        ")
+           token = GREATEST(l.token + 1, {now_ms})
       FROM picked p
      WHERE l.id = p.id
- RETURNING l.name, ",
-        synchronous_commit!(),
-        "
+ RETURNING l.name, {durable}
 )
-SELECT freed, ",
-        state!(),
-        ", (SELECT ",
-        notify!("true"),
-        " FROM freed f)
+SELECT freed, {state}, (SELECT CASE WHEN true THEN
+       {notify} END FROM freed f)
   FROM (SELECT true AS freed, locked_by, token, grant_id, shared, expires_at, granted_until, acquired_at
           FROM picked
          UNION ALL
         SELECT false, locked_by, token, grant_id, shared, expires_at, granted_until, acquired_at
           FROM {table}
          WHERE name = $1{? AND slot = $2?} AND expires_at > statement_timestamp()
-           AND NOT EXISTS (SELECT FROM picked)) l"
-    ),
-    types: &[Type::TEXT, Type::INT4],
+           AND NOT EXISTS (SELECT FROM picked)) l",
 };
 
 pub(crate) async fn force(
@@ -264,7 +193,7 @@ pub(crate) async fn force(
     name: &LockName,
     slot: Slot,
 ) -> Result<Force, ServerError> {
-    let params: [Param<'_>; 2] = [&name.as_str(), &slot.range().0];
+    let params: [&dyn Param; 2] = [&name.as_str(), &slot.range().0];
     let rows = session.write(Rows::of(slot), &FORCE, 1, &params).await?;
     Ok(match rows.first() {
         None => Force::WasFree,

@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::types::Type;
-
 use super::read::read;
 use crate::store::api::micros;
 use crate::store::connect::table::Rows;
@@ -32,8 +30,7 @@ use protocol::{
 /// and chooses nested loops over all rows.
 pub(crate) const RENEW: Statement = Statement {
     name: "renew",
-    text: concat!(
-        "
+    text: "
 WITH picked AS MATERIALIZED (
     SELECT l.id, a.place,
            coalesce(statement_timestamp() + a.length * interval '1 microsecond',
@@ -53,17 +50,7 @@ UPDATE {table} l SET
   FROM picked p
  WHERE l.id = p.id
 RETURNING p.place,
-       ",
-        synchronous_commit!()
-    ),
-    types: &[
-        Type::TEXT_ARRAY,
-        Type::INT8_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::INT8_ARRAY,
-        Type::INT4_ARRAY,
-    ],
+       {durable}",
 };
 
 pub(crate) async fn renew(
@@ -101,7 +88,7 @@ async fn renew_in(
         Ttl::Infinite => None,
     };
     let lengths: Vec<_> = leases.iter().map(|(_, ttl)| length(ttl)).collect();
-    let params: [Param<'_>; 6] = [&names, &tokens, &ids, &holders, &lengths, &slots];
+    let params: [&dyn Param; 6] = [&names, &tokens, &ids, &holders, &lengths, &slots];
     let rows = session.write(of, &RENEW, leases.len(), &params).await?;
     let mut renewals = vec![None; leases.len()];
     for row in &rows {

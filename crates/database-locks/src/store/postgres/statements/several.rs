@@ -1,8 +1,6 @@
 //! Acquiring several locks, all or none.
 
-use tokio_postgres::types::Type;
-
-use super::acquire::{MANY, send_many};
+use super::acquire::send_many;
 use super::read::read;
 use crate::store::connect::table::Rows;
 use crate::store::postgres::connection::session::{Session, Statement};
@@ -19,8 +17,7 @@ use protocol::{AcquireCommand, AllOutcome, LockName, LockRow, Token};
 /// locked is skipped, and the count is short.
 pub(crate) const ACQUIRE_ALL: Statement = Statement {
     name: "acquire all or none",
-    text: concat!(
-        "
+    text: "
 WITH asked AS MATERIALIZED (
     SELECT a.*
       FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
@@ -40,16 +37,11 @@ WITH asked AS MATERIALIZED (
                        AND (expires_at IS NULL OR expires_at <= statement_timestamp())
                        FOR UPDATE SKIP LOCKED) l
 )
-UPDATE {table} l SET",
-        grant!("p.holder", "p.grant_id", "p.metadata", "p.length"),
-        "
+UPDATE {table} l SET{grant_many}
   FROM picked p
  WHERE l.id = p.id AND (SELECT count(*) FROM picked) = cardinality($1::text[])
 RETURNING p.place, l.token, l.shared,
-       ",
-        synchronous_commit!()
-    ),
-    types: MANY,
+       {durable}",
 };
 
 /// Insert free rows for those of the names `$1` that have none.
@@ -66,7 +58,6 @@ SELECT a.name, statement_timestamp()
    AND set_config('lock_timeout', '50ms', true) IS NOT NULL
  ORDER BY a.name COLLATE \"C\"
     ON CONFLICT (name) DO NOTHING",
-    types: &[Type::TEXT_ARRAY],
 };
 
 pub(crate) async fn acquire_all(
@@ -80,12 +71,10 @@ pub(crate) async fn acquire_all(
         .iter()
         .map(|command| command.name.clone())
         .collect();
+    let seen = |rows: &[LockRow]| AllOutcome::of_rows(commands, rows).confirmed_by(session.primary);
     let rows = read(session, Rows::Locks, &names).await?;
-    if rows.len() == names.len() {
-        return Ok(AllOutcome::of_rows(commands, &rows).confirmed_by(session.primary));
-    }
-    if rows.iter().any(LockRow::is_taken) {
-        return Ok(AllOutcome::of_rows(commands, &rows));
+    if rows.len() == names.len() || rows.iter().any(LockRow::is_taken) {
+        return Ok(seen(&rows));
     }
     let texts: Vec<&str> = names.iter().map(LockName::as_str).collect();
     match session
@@ -98,10 +87,7 @@ pub(crate) async fn acquire_all(
     };
     match try_all(session, commands).await? {
         Some(granted) => Ok(granted),
-        None => {
-            let rows = read(session, Rows::Locks, &names).await?;
-            Ok(AllOutcome::of_rows(commands, &rows).confirmed_by(session.primary))
-        }
+        None => Ok(seen(&read(session, Rows::Locks, &names).await?)),
     }
 }
 
@@ -112,20 +98,14 @@ async fn try_all(
 ) -> Result<Option<AllOutcome>, ServerError> {
     let all: Vec<&AcquireCommand> = commands.iter().collect();
     let rows = send_many(session, &ACQUIRE_ALL, &all).await?;
-    let (Some(first), false) = (commands.first(), rows.is_empty()) else {
+    if rows.is_empty() {
         return Ok(None);
-    };
-    let mut tokens = vec![Token::from_db(0); commands.len()];
-    let mut shared = vec![false; commands.len()];
-    for row in &rows {
-        let place = place(row, commands.len())?;
-        tokens[place] = Token::from_db(row.try_get("token")?);
-        shared[place] = row.try_get("shared")?;
     }
-    Ok(Some(AllOutcome::Granted {
-        tokens,
-        length: first.length,
-        shared,
-        confirmed_by: session.primary,
-    }))
+    let mut grants = vec![(Token::from_db(0), false); commands.len()];
+    for row in &rows {
+        let token = Token::from_db(row.try_get("token")?);
+        grants[place(row, commands.len())?] = (token, row.try_get("shared")?);
+    }
+    let granted = AllOutcome::granted(commands, grants);
+    Ok(Some(granted.confirmed_by(session.primary)))
 }

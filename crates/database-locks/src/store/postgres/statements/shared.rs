@@ -9,7 +9,6 @@
 //! a lock that was never shared need not look for shared grants.
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
 use super::read::read;
 use super::renew::renew;
@@ -32,8 +31,7 @@ use protocol::{
 /// out.
 pub(crate) const ACQUIRE_SHARED: Statement = Statement {
     name: "acquire, shared",
-    text: concat!(
-        "
+    text: "
 INSERT INTO {table} (name, slot, shared, locked_by, grant_id, metadata, token,
        expires_at, granted_until, acquired_at, renewed_at)
 SELECT name, $6, true, $3, $2, $5, token + 1,
@@ -44,65 +42,40 @@ SELECT name, $6, true, $3, $2, $5, token + 1,
  WHERE name = $1 AND shared AND (expires_at IS NULL OR grant_id = $7)
    AND set_config('lock_timeout', '50ms', true) IS NOT NULL
     ON CONFLICT (name, slot) DO NOTHING
-RETURNING ",
-        synchronous_commit!()
-    ),
-    types: &[
-        Type::TEXT,
-        Type::TEXT,
-        Type::TEXT,
-        Type::INT8,
-        Type::TEXT,
-        Type::INT4,
-        Type::TEXT,
-    ],
+RETURNING {durable}",
 };
 
 /// Read the lock's own row, and the token of this shared grant, or NULL: `$1` name, `$2` grant id,
 /// `$3` slot. No row: the lock has none.
 pub(crate) const READ_SHARED: Statement = Statement {
     name: "check a shared grant",
-    text: concat!(
-        "
-SELECT l.name::text, ",
-        state!(),
-        ", (SELECT p.token FROM {table} p
+    text: "
+SELECT l.name::text, {state}, (SELECT p.token FROM {table} p
              WHERE p.name = $1 AND p.slot = $3 AND p.grant_id = $2
                AND p.expires_at > statement_timestamp()) AS own
   FROM {locks} l
- WHERE l.name = $1"
-    ),
-    types: &[Type::TEXT, Type::TEXT, Type::INT4],
+ WHERE l.name = $1",
 };
 
 /// Insert a free row, marked as shared, for a lock that has none: `$1` name. It may wait for another
 /// client, for 50 ms.
 pub(crate) const MAKE_SHARED: Statement = Statement {
     name: "make a row, shared",
-    text: concat!(
-        "
+    text: "
 INSERT INTO {locks} (name, token, shared, renewed_at)
-SELECT $1, ",
-        clock_ms!(),
-        ", true, statement_timestamp()
+SELECT $1, {now_ms}, true, statement_timestamp()
  WHERE set_config('lock_timeout', '50ms', true) IS NOT NULL
-    ON CONFLICT (name) DO NOTHING"
-    ),
-    types: &[Type::TEXT],
+    ON CONFLICT (name) DO NOTHING",
 };
 
 /// Mark a lock as shared: `$1` name. The first shared grant follows, so the row is locked as for a
 /// grant: a fenced transaction of a holder that has released the lock may be open.
 pub(crate) const MARK_SHARED: Statement = Statement {
     name: "mark a lock as shared",
-    text: concat!(
-        "
+    text: "
 UPDATE {locks} SET shared = true
  WHERE id = (SELECT id FROM {locks} WHERE name = $1 AND NOT shared FOR UPDATE SKIP LOCKED)
-RETURNING ",
-        synchronous_commit!()
-    ),
-    types: &[Type::TEXT],
+RETURNING {durable}",
 };
 
 /// End a lease or a rest that has run out: `$1` name. Only then can a shared grant begin, so that a
@@ -110,16 +83,12 @@ RETURNING ",
 /// grant id stays, which tells the holder that its lease has expired.
 pub(crate) const END_LEASE: Statement = Statement {
     name: "end a lease that has run out",
-    text: concat!(
-        "
+    text: "
 UPDATE {locks} SET expires_at = NULL, granted_until = NULL, renewed_at = statement_timestamp()
  WHERE id = (SELECT id FROM {locks}
               WHERE name = $1 AND expires_at <= statement_timestamp() AND granted_until = expires_at
                 FOR UPDATE SKIP LOCKED)
-RETURNING ",
-        synchronous_commit!()
-    ),
-    types: &[Type::TEXT],
+RETURNING {durable}",
 };
 
 /// Release a shared grant: `$1` name, `$2` slot, `$3` grant id, `$4` holder, `$5` token or NULL. One
@@ -134,7 +103,6 @@ DELETE FROM {table}
                 FOR UPDATE SKIP LOCKED)
 RETURNING CASE current_setting('synchronous_commit')
        WHEN 'on' THEN set_config('synchronous_commit', 'off', true) END",
-    types: &[Type::TEXT, Type::INT4, Type::TEXT, Type::TEXT, Type::INT8],
 };
 
 /// The shared grants of a lock: `$1` name. Each row is one, a thousand at most, the one that ends
@@ -142,16 +110,11 @@ RETURNING CASE current_setting('synchronous_commit')
 /// tells the holder.
 pub(crate) const READERS: Statement = Statement {
     name: "read the shared grants",
-    text: concat!(
-        "
-SELECT l.slot, l.name::text, ",
-        state!(),
-        "
+    text: "
+SELECT l.slot, l.name::text, {state}
   FROM {table} l
  WHERE l.name = $1 AND l.slot <= -2 AND l.expires_at IS NOT NULL
- ORDER BY l.expires_at LIMIT 1000"
-    ),
-    types: &[Type::TEXT],
+ ORDER BY l.expires_at LIMIT 1000",
 };
 
 /// Delete the shared grants of a lock that were released by force or whose leases have run out: `$1`
@@ -167,7 +130,6 @@ WITH picked AS MATERIALIZED (
        FOR UPDATE SKIP LOCKED
 )
 DELETE FROM {table} l USING picked p WHERE l.id = p.id",
-    types: &[Type::TEXT],
 };
 
 /// Acquire a lock for one more shared grant. `beside`: the exclusive grant that it replaces.
@@ -225,7 +187,7 @@ async fn insert(
     beside: Option<GrantId>,
 ) -> Result<bool, ServerError> {
     let beside = beside.as_ref().map(GrantId::as_str);
-    let params: [Param<'_>; 7] = [
+    let params: [&dyn Param; 7] = [
         &command.name.as_str(),
         &command.grant.as_str(),
         &&*command.holder,
@@ -246,7 +208,7 @@ async fn check(
     session: &Session,
     command: &AcquireCommand,
 ) -> Result<Option<(LockRow, Option<Token>)>, ServerError> {
-    let params: [Param<'_>; 3] = [
+    let params: [&dyn Param; 3] = [
         &command.name.as_str(),
         &command.grant.as_str(),
         &Slot::of_shared(command.grant).column(),
@@ -266,7 +228,7 @@ async fn check(
 }
 
 async fn make(session: &Session, name: &LockName) -> Result<(), ServerError> {
-    let params: [Param<'_>; 1] = [&name.as_str()];
+    let params: [&dyn Param; 1] = [&name.as_str()];
     match session.write(Rows::Permits, &MAKE_SHARED, 1, &params).await {
         // Another client is inserting it.
         Err(error) if error.kind == ErrorKind::Contention => Ok(()),
@@ -294,20 +256,15 @@ async fn granted(
             return Ok(Outcome::Busy);
         }
     }
-    Ok(Outcome::Granted {
-        slot: Slot::of_shared(command.grant),
-        token,
-        length: command.length,
-        is_shared: false,
-        confirmed_by: session.primary,
-    })
+    let granted = Outcome::granted(Slot::of_shared(command.grant), token, command.length);
+    Ok(granted.confirmed_by(session.primary))
 }
 
 pub(super) async fn release_shared(
     session: &Session,
     command: &ReleaseCommand,
 ) -> Result<Released, ServerError> {
-    let params: [Param<'_>; 5] = [
+    let params: [&dyn Param; 5] = [
         &command.name.as_str(),
         &command.slot.column(),
         &command.grant.as_str(),
@@ -342,7 +299,7 @@ pub(crate) async fn readers(
 }
 
 async fn read_readers(session: &Session, name: &LockName) -> Result<Vec<LockRow>, ServerError> {
-    let params: [Param<'_>; 1] = [&name.as_str()];
+    let params: [&dyn Param; 1] = [&name.as_str()];
     let rows = session.read(Rows::Permits, &READERS, 1, &params).await?;
     let reader = |row: &Row| {
         Ok(LockRow {

@@ -1,6 +1,6 @@
 //! The open file and the statements.
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ToSql};
+use rusqlite::{CachedStatement, Connection, Row, ToSql};
 
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::error::io_error;
@@ -39,23 +39,40 @@ impl Session<'_> {
         statement.execute(&params[..known])
     }
 
+    /// Run a query, with parameters as for [`execute`](Self::execute).
+    pub(crate) fn query<T>(
+        &self,
+        of: Rows,
+        sql: Sql,
+        params: &[&dyn ToSql],
+        convert: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Vec<T>> {
+        let mut statement = self.prepare(of, sql)?;
+        let known = params.len().min(statement.parameter_count());
+        statement.query_map(&params[..known], convert)?.collect()
+    }
+
+    /// Run a query whose rows are those of locks or permits.
+    pub(crate) fn rows(
+        &self,
+        of: Rows,
+        sql: Sql,
+        params: &[&dyn ToSql],
+    ) -> rusqlite::Result<Vec<LockRow>> {
+        self.query(of, sql, params, |row| lock_row(of, row))
+    }
+
     /// The row of a lock or of a permit.
     pub(crate) fn read(&self, name: &LockName, slot: Slot) -> rusqlite::Result<Option<LockRow>> {
-        let of = Rows::of(slot);
-        let row = |row: &Row<'_>| lock_row(of, row);
-        let mut read = self.prepare(of, Sql::Read)?;
-        match of {
-            Rows::Locks => read.query_row([name.as_str()], row).optional(),
-            Rows::Permits => read
-                .query_row((name.as_str(), slot.range().0), row)
-                .optional(),
-        }
+        let number = slot.range().0;
+        let params: [&dyn ToSql; 3] = [&name.as_str(), &number, &number];
+        Ok(self.rows(Rows::of(slot), Sql::Read, &params)?.pop())
     }
 
     /// The last id of the page after the id `after`; `None` if there are no more rows.
     pub(crate) fn page_end(&self, of: Rows, after: i64) -> rusqlite::Result<Option<i64>> {
-        let mut end = self.prepare(of, Sql::PageEnd)?;
-        end.query_row([after], |row| row.get(0))
+        let last = self.query(of, Sql::PageEnd, &[&after], |row| row.get(0))?;
+        Ok(last.into_iter().next().flatten())
     }
 
     /// Whether an open fence keeps other grants out. Needs the write lock.

@@ -66,7 +66,11 @@ pub(crate) fn examine(worker: &mut Worker, table: &Table) -> Result<Report, Stor
             locks(connection, &table.fill(COUNTS), &mut report)?;
             report.turn_to_permits(table);
             if self::table(connection, &mut report)? {
-                locks(connection, &table.fill_for_permits(COUNTS), &mut report)?;
+                locks(
+                    connection,
+                    &table.fill_in(Rows::Permits, COUNTS),
+                    &mut report,
+                )?;
             }
         }
         Ok(())

@@ -1,12 +1,9 @@
 //! Acquiring locks.
 
-use std::time::Duration;
-
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::session::Session;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::granted;
 use crate::store::sqlite::statements::grant::write;
 use crate::store::sqlite::statements::permit;
 use crate::store::sqlite::statements::shared;
@@ -77,30 +74,19 @@ pub(crate) fn acquire_all(
         if blocked {
             return Ok(AllOutcome::of_rows(commands, &rows));
         }
-        let mut tokens = Vec::with_capacity(commands.len());
-        let mut shared = Vec::with_capacity(commands.len());
+        let mut grants = Vec::with_capacity(commands.len());
         for command in commands {
             match grant(session, command)? {
                 Outcome::Granted {
                     token, is_shared, ..
-                } => {
-                    tokens.push(token);
-                    shared.push(is_shared);
-                }
+                } => grants.push((token, is_shared)),
                 // The statements disagree with the read: undo the others.
                 Outcome::Held(_) | Outcome::TooRecent(_) | Outcome::Busy => {
                     return Err(contention());
                 }
             }
         }
-        Ok(AllOutcome::Granted {
-            tokens,
-            length: commands
-                .first()
-                .map_or(Duration::ZERO, |command| command.length),
-            shared,
-            confirmed_by: None,
-        })
+        Ok(AllOutcome::granted(commands, grants))
     })
 }
 
@@ -119,15 +105,12 @@ fn read_all(session: &Session<'_>, commands: &[AcquireCommand]) -> rusqlite::Res
 /// Grant a lock unless it is held or rests, or its latest grant is too recent. Needs the write
 /// lock.
 fn grant(session: &Session<'_>, command: &AcquireCommand) -> rusqlite::Result<Outcome> {
-    let name = command.name.as_str();
-    let writes_row = |sql| Ok::<_, rusqlite::Error>(write(session, sql, command, None)? == 1);
-    if !writes_row(Sql::Acquire)? && !writes_row(Sql::Insert)? {
-        return failed_acquire_outcome(session, command);
+    for sql in [Sql::Acquire, Sql::Insert] {
+        if let Some(granted) = write(session, sql, command, Slot::Lock, 0)? {
+            return Ok(granted);
+        }
     }
-    let mut token = session.prepare(Rows::Locks, Sql::ReadToken)?;
-    let (token, shared) =
-        token.query_row([name], |row| Ok((row.get("token")?, row.get("shared")?)))?;
-    Ok(granted(Slot::Lock, token, command.length).of_shared(shared))
+    failed_acquire_outcome(session, command)
 }
 
 /// The outcome of a refused acquire. The lock may be held by the requested grant.

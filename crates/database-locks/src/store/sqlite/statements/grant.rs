@@ -1,25 +1,22 @@
 //! Writing a grant into the row of a lock or of a permit.
 
-use rusqlite::ToSql;
+use rusqlite::{Row, ToSql};
 
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::session::Session;
-use crate::store::sqlite::rows::{ago, modifier};
+use crate::store::sqlite::rows::{ago, granted, modifier};
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::AcquireCommand;
+use protocol::{AcquireCommand, Outcome, Slot};
 
-/// Write a grant; returns the number of rows that it changed. `permit`: its number and the limit.
+/// Write a grant; `None` if the statement changed no row. `limit`: that of the caller, for a permit.
 pub(super) fn write(
     session: &Session<'_>,
     sql: Sql,
     command: &AcquireCommand,
-    permit: Option<(u16, u32)>,
-) -> rusqlite::Result<usize> {
-    let (of, (slot, limit)) = match permit {
-        None => (Rows::Locks, (0, 0)),
-        Some(permit) => (Rows::Permits, permit),
-    };
-    let window = command.not_within;
+    slot: Slot,
+    limit: u32,
+) -> rusqlite::Result<Option<Outcome>> {
+    let (of, number, window) = (Rows::of(slot), slot.range().0, command.not_within);
     let params: [&dyn ToSql; 9] = [
         &command.name.as_str(),
         &&*command.holder,
@@ -28,8 +25,13 @@ pub(super) fn write(
         &modifier(command.length),
         &window.map(ago),
         &window.map(modifier),
-        &slot,
+        &number,
         &limit,
     ];
-    session.execute(of, sql, &params)
+    if session.execute(of, sql, &params)? == 0 {
+        return Ok(None);
+    }
+    let row: [&dyn ToSql; 2] = [&command.name.as_str(), &number];
+    let made = |row: &Row<'_>| granted(slot, command.length, row);
+    Ok(session.query(of, Sql::ReadToken, &row, made)?.pop())
 }

@@ -1,6 +1,6 @@
 //! Replacing a grant: preemption by the same holder, and resumption from a ticket.
 
-use rusqlite::{OptionalExtension, ToSql};
+use rusqlite::{Row, ToSql};
 
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
@@ -18,19 +18,19 @@ pub(crate) fn take_over(
         if session.is_fenced(to.name.as_str(), Slot::Lock)? {
             return Ok(Outcome::Busy);
         }
-        let params = (
-            to.name.as_str(),
-            &*to.holder,
-            to.grant.as_str(),
-            &*to.metadata,
-            modifier(to.length),
-            command.token.get(),
-            command.grant.as_deref(),
-        );
-        let mut preempt = session.prepare(Rows::Locks, Sql::Preempt)?;
-        let token = preempt.query_row(params, |row| Ok((row.get("token")?, row.get("shared")?)));
-        if let Some((token, shared)) = token.optional()? {
-            return Ok(granted(Slot::Lock, token, to.length).of_shared(shared));
+        let params: [&dyn ToSql; 7] = [
+            &to.name.as_str(),
+            &&*to.holder,
+            &to.grant.as_str(),
+            &&*to.metadata,
+            &modifier(to.length),
+            &command.token.get(),
+            &command.grant.as_deref(),
+        ];
+        let made = |row: &Row<'_>| granted(Slot::Lock, to.length, row);
+        let mut made = session.query(Rows::Locks, Sql::Preempt, &params, made)?;
+        if let Some(granted) = made.pop() {
+            return Ok(granted);
         }
         let row = session.read(&to.name, Slot::Lock)?;
         Ok(row.map_or(Outcome::Busy, |row| row.failed_take_over_outcome(command)))

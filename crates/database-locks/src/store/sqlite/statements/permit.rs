@@ -1,45 +1,14 @@
 //! Permits of a semaphore: a row each, with the columns of a lock.
 
-use std::collections::BTreeSet;
-
-use rusqlite::OptionalExtension;
+use std::collections::BTreeMap;
 
 use super::grant::write;
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::session::Session;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::{granted, lock_row};
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::{
-    AcquireCommand, LockName, LockRow, Outcome, Permits, Semaphore, Slot, no_permit_free,
-};
-
-/// The permits that have a row, and the limit.
-#[derive(Debug, Default)]
-struct Known {
-    operators: Option<u32>,
-    made: BTreeSet<u16>,
-    held: BTreeSet<u16>,
-}
-
-fn known(session: &Session<'_>, name: &LockName) -> rusqlite::Result<Known> {
-    let mut known = Known::default();
-    let mut permits = session.prepare(Rows::Permits, Sql::Permits)?;
-    let mut rows = permits.query([name.as_str()])?;
-    while let Some(row) = rows.next()? {
-        match Slot::from_db(row.get("slot")?).and_then(Slot::number) {
-            None => known.operators = row.get("permits")?,
-            Some(slot) => {
-                known.made.insert(slot);
-                if row.get::<_, Option<bool>>("held")? == Some(true) {
-                    known.held.insert(slot);
-                }
-            }
-        }
-    }
-    Ok(known)
-}
+use protocol::{AcquireCommand, LockName, Outcome, Permits, Slot, no_permit_free};
 
 /// The permits below the limit that are not held; if there are none, the outcome of the acquire.
 pub(super) fn free(
@@ -47,34 +16,40 @@ pub(super) fn free(
     command: &AcquireCommand,
     limit: u32,
 ) -> rusqlite::Result<Result<Vec<(u16, bool)>, Outcome>> {
-    let known = known(session, &command.name)?;
-    let mut first = session.prepare(Rows::Permits, Sql::FirstPermit)?;
-    let grant = command.grant.as_str();
-    let first = first.query_row((command.name.as_str(), grant), |row| {
-        lock_row(Rows::Permits, row)
-    });
-    let first = first.optional()?;
+    let (name, grant) = (command.name.as_str(), command.grant.as_str());
+    let first = session.rows(Rows::Permits, Sql::FirstPermit, &[&name, &grant])?;
+    let first = first.first();
     // The reply to an earlier request of this grant was lost.
-    if let Some(own) = first.as_ref().filter(|row| row.is_granted(grant)) {
+    if let Some(own) = first.filter(|row| row.is_granted(grant)) {
         return Ok(Err(own.failed_acquire_outcome(command)));
     }
-    let limit = known.operators.unwrap_or(limit);
+    // Whether each permit that has a row is held.
+    let (mut made, mut limit) = (BTreeMap::new(), limit);
+    let known: Vec<(i32, Option<u32>, Option<bool>)> =
+        session.query(Rows::Permits, Sql::Permits, &[&name], |row| {
+            Ok((row.get("slot")?, row.get("permits")?, row.get("held")?))
+        })?;
+    for (slot, operators, held) in known {
+        match u16::try_from(slot) {
+            Ok(permit) => {
+                made.insert(permit, held == Some(true));
+            }
+            Err(_) => limit = operators.unwrap_or(limit),
+        }
+    }
     let below = (0..=u16::MAX).take(limit as usize);
-    let free: Vec<(u16, bool)> = below
-        .filter(|slot| !known.held.contains(slot))
-        .map(|slot| (slot, known.made.contains(&slot)))
-        .collect();
-    Ok(match free.is_empty() {
-        false => Ok(free),
-        true => Err(no_permit_free(
-            Permits {
-                limit,
-                held: u32::try_from(known.held.len()).unwrap_or(u32::MAX),
-                observed: Vec::new(),
-            },
-            first.as_ref(),
-        )),
-    })
+    let free = below.filter(|slot| made.get(slot) != Some(&true));
+    let free: Vec<(u16, bool)> = free.map(|slot| (slot, made.contains_key(&slot))).collect();
+    if !free.is_empty() {
+        return Ok(Ok(free));
+    }
+    let held = made.values().filter(|held| **held).count();
+    let permits = Permits {
+        limit,
+        held: u32::try_from(held).unwrap_or(u32::MAX),
+        observed: Vec::new(),
+    };
+    Ok(Err(no_permit_free(permits, first)))
 }
 
 /// Grant a permit that is free. Needs the write lock.
@@ -94,38 +69,18 @@ pub(super) fn grant(
             continue;
         }
         let sql = if made { Sql::Acquire } else { Sql::Insert };
-        if write(session, sql, command, Some((number, limit)))? == 1 {
-            let mut token = session.prepare(Rows::Permits, Sql::ReadToken)?;
-            let params = (command.name.as_str(), number);
-            let token = token.query_row(params, |row| row.get("token"))?;
-            return Ok(granted(slot, token, command.length));
+        if let Some(granted) = write(session, sql, command, slot, limit)? {
+            return Ok(granted);
         }
     }
     Ok(Outcome::Busy)
 }
 
-pub(crate) fn semaphore(worker: &mut Worker, name: &LockName) -> Result<Semaphore, StoreError> {
-    worker.with(|session| {
-        let known = known(session, name)?;
-        let rows = known
-            .made
-            .iter()
-            .map(|slot| session.read(name, Slot::Permit(*slot)));
-        let rows: Vec<LockRow> = rows
-            .filter_map(Result::transpose)
-            .collect::<Result<_, _>>()?;
-        let permits = rows.into_iter().map(LockRow::into_info).collect();
-        Ok(Semaphore::new(name.clone(), known.operators, permits))
-    })
-}
-
 pub(crate) fn limits(worker: &mut Worker) -> Result<Vec<(LockName, u32)>, StoreError> {
     worker.with(|session| {
-        let mut limits = session.prepare(Rows::Permits, Sql::Limits)?;
-        let limits = limits.query_map([], |row| {
+        session.query(Rows::Permits, Sql::Limits, &[], |row| {
             Ok((LockName::from_db(row.get("name")?), row.get("permits")?))
-        })?;
-        limits.collect()
+        })
     })
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rusqlite::ToSql;
+
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::worker::Worker;
@@ -24,19 +26,18 @@ pub(crate) fn prune(
         let Some(last) = session.page_end(of, first)? else {
             return Ok(Pruned::default());
         };
-        let mut found = session.prepare(of, Sql::Idle)?;
-        let found = found.query_map((ago(idle), include_legacy, first, last), |row| {
+        let params: [&dyn ToSql; 4] = [&ago(idle), &include_legacy, &first, &last];
+        let found: Vec<(i64, String, Slot)> = session.query(of, Sql::Idle, &params, |row| {
             let slot = match of {
                 Rows::Locks => Slot::Lock,
                 Rows::Permits => Slot::from_db(row.get("slot")?).unwrap_or(Slot::AnyPermit),
             };
             Ok((row.get("id")?, row.get("name")?, slot))
         })?;
-        let found: Vec<(i64, String, Slot)> = found.collect::<Result<_, _>>()?;
-        let (mut delete, mut deleted) = (session.prepare(of, Sql::Prune)?, 0);
+        let mut deleted = 0;
         for (id, name, slot) in found {
             if !session.is_fenced(&name, slot)? {
-                deleted += delete.execute([id])? as u64;
+                deleted += session.execute(of, Sql::Prune, &[&id])? as u64;
             }
         }
         let last = Some(last);

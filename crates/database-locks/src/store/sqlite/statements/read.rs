@@ -1,31 +1,29 @@
 //! Reading rows. Takes no write lock.
 
+use std::collections::BTreeSet;
+
+use rusqlite::ToSql;
+
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::lock_row;
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::{Holder, ListFilter, LockInfo, LockName, LockRow, Page, Slot};
+use protocol::{ListFilter, LockName, LockRow, Page};
 
-fn rows(worker: &mut Worker, names: &[LockName]) -> Result<Vec<LockRow>, StoreError> {
-    worker.with(|session| {
-        let rows = names.iter().map(|name| session.read(name, Slot::Lock));
-        rows.filter_map(Result::transpose).collect()
-    })
-}
-
-pub(crate) fn holders(
+pub(crate) fn rows(
     worker: &mut Worker,
+    of: Rows,
     names: &[LockName],
-) -> Result<Vec<Option<Holder>>, StoreError> {
-    Ok(LockRow::holders(names, &rows(worker, names)?))
-}
-
-pub(crate) fn read(worker: &mut Worker, names: &[LockName]) -> Result<Vec<LockInfo>, StoreError> {
-    let rows = rows(worker, names)?.into_iter();
-    let mut infos: Vec<LockInfo> = rows.map(LockRow::into_info).collect();
-    infos.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(infos)
+) -> Result<Vec<LockRow>, StoreError> {
+    let names: BTreeSet<&LockName> = names.iter().collect();
+    worker.with(|session| {
+        let mut rows = Vec::with_capacity(names.len());
+        for name in names {
+            let params: [&dyn ToSql; 3] = [&name.as_str(), &i32::MIN, &i32::MAX];
+            rows.extend(session.rows(of, Sql::Read, &params)?);
+        }
+        Ok(rows)
+    })
 }
 
 pub(crate) fn page(
@@ -39,13 +37,10 @@ pub(crate) fn page(
         let Some(last) = session.page_end(of, after)? else {
             return Ok(Page::default());
         };
-        let mut page = session.prepare(of, Sql::ReadPage)?;
-        let rows = page.query_map((after, last, filter.not_free, &filter.prefix), |row| {
-            lock_row(of, row)
-        })?;
-        let infos = rows.map(|row| row.map(LockRow::into_info));
+        let params: [&dyn ToSql; 4] = [&after, &last, &filter.not_free, &filter.prefix];
+        let rows = session.rows(of, Sql::ReadPage, &params)?.into_iter();
         Ok(Page {
-            rows: infos.collect::<Result<_, _>>()?,
+            rows: rows.map(LockRow::into_info).collect(),
             last: Some(last),
         })
     })

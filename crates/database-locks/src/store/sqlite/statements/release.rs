@@ -1,6 +1,6 @@
 //! Releasing locks, by their holder or by force.
 
-use rusqlite::{OptionalExtension, Row, ToSql};
+use rusqlite::{Row, ToSql};
 
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
@@ -47,19 +47,13 @@ pub(crate) fn force(worker: &mut Worker, name: &LockName, slot: Slot) -> Result<
         if taken && session.is_fenced(name.as_str(), slot)? {
             return Ok(Force::Busy);
         }
-        let mut force = session.prepare(Rows::of(slot), Sql::Force)?;
+        let params: [&dyn ToSql; 2] = [&name.as_str(), &slot.range().0];
         // Beyond the greatest integer the token would be a float, which no client could read. Then
         // this fails.
         let token = |row: &Row<'_>| row.get::<_, i64>("token");
-        let freed = match slot {
-            Slot::Lock => force.query_row([name.as_str()], token),
-            Slot::Permit(_) | Slot::AnyPermit | Slot::Shared(_) => {
-                force.query_row((name.as_str(), slot.range().0), token)
-            }
-        };
-        let freed = freed.optional()?;
+        let freed = session.query(Rows::of(slot), Sql::Force, &params, token)?;
         Ok(match row {
-            Some(row) if freed.is_some() => Force::Freed(row.holder()),
+            Some(row) if !freed.is_empty() => Force::Freed(row.holder()),
             _ => Force::WasFree,
         })
     })

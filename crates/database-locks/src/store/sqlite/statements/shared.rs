@@ -13,11 +13,11 @@ use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::sqlite::connection::session::Session;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::{granted, lock_row, modifier};
+use crate::store::sqlite::rows::modifier;
 use crate::store::sqlite::statements::sql::Sql;
 use protocol::{
-    AcquireCommand, GrantId, Holder, LockInfo, LockName, LockRow, Outcome, ReleaseCommand,
-    Released, Sharing, Slot, reader_in_the_way,
+    AcquireCommand, GrantId, Holder, LockName, LockRow, Outcome, ReleaseCommand, Released, Sharing,
+    Slot, Token, reader_in_the_way,
 };
 
 /// What a request without the write lock can tell: whether the lock is held.
@@ -70,7 +70,8 @@ pub(super) fn grant(
         let outcome = own.failed_acquire_outcome(command);
         return Ok(outcome.of_shared(false));
     }
-    Ok(granted(slot, own.token, command.length))
+    let token = Token::from_db(own.token);
+    Ok(Outcome::granted(slot, token, command.length))
 }
 
 /// Release a shared grant. Needs the write lock.
@@ -106,14 +107,7 @@ fn delete(
 }
 
 fn all(session: &Session<'_>, name: &LockName) -> rusqlite::Result<Vec<LockRow>> {
-    let mut readers = session.prepare(Rows::Permits, Sql::Readers)?;
-    let rows = readers.query_map([name.as_str()], |row| lock_row(Rows::Permits, row))?;
-    rows.collect()
-}
-
-pub(crate) fn read(worker: &mut Worker, name: &LockName) -> Result<Vec<LockInfo>, StoreError> {
-    let rows = worker.with(|session| all(session, name))?;
-    Ok(rows.into_iter().map(LockRow::into_info).collect())
+    session.rows(Rows::Permits, Sql::Readers, &[&name.as_str()])
 }
 
 /// Delete the dead shared grants of a lock; the holder of one that is left.

@@ -36,11 +36,7 @@ macro_rules! statements {
 
         impl Statements {
             pub(crate) fn of(table: &Table, of: Rows) -> Self {
-                let fill = |text| match of {
-                    Rows::Locks => table.fill(text),
-                    Rows::Permits => table.fill_for_permits(text),
-                };
-                Self([$(fill($text)),+])
+                Self([$(table.fill_in(of, $text)),+])
             }
 
             pub(crate) fn get(&self, sql: Sql) -> &str {
@@ -54,9 +50,9 @@ macro_rules! statements {
 }
 
 statements! {
-    /// Read one row. Takes no lock of the file, so that a losing attempt writes nothing and waits
-    /// for no writer.
-    Read, "read" = lock_row!("WHERE name = ?1{? AND slot = ?2?}");
+    /// Read the row of a lock, or those of permits, shared grants and the operator's limit (slot −1).
+    /// Takes no lock of the file, so that a losing attempt writes nothing and waits for no writer.
+    Read, "read" = lock_row!("WHERE name = ?1{? AND slot BETWEEN ?2 AND ?3 ORDER BY slot?}");
 
     /// The last of the next thousand ids after `?1`; null if there are no more.
     PageEnd, "find the end of a page" = "
