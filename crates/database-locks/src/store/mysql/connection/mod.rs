@@ -10,6 +10,7 @@ pub(crate) mod queue;
 pub(crate) mod row_locker;
 pub(crate) mod row_queue;
 pub(crate) mod session;
+pub(crate) mod settings;
 pub(crate) mod table;
 mod unanswered;
 pub(crate) mod worker;

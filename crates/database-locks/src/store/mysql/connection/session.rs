@@ -11,7 +11,7 @@ use mysql_async::{Error, Params, Row, Statement, from_row_opt, params};
 use super::config::Server;
 use super::driver::DriverConnection;
 use super::interpolate;
-use super::table::table_defect;
+use super::table::{collation, table_defect};
 use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
@@ -40,10 +40,8 @@ pub(crate) struct Session {
     /// The prepared statements, by their text before the table and conditions are put in.
     pub(super) prepared: HashMap<(Rows, &'static str), Statement>,
     pub(crate) server: Arc<Server>,
-    /// The connected host, for messages.
-    pub(super) at: String,
-    pub(super) address: Address,
-    pub(super) collation: &'static str,
+    /// The connected host.
+    pub(crate) address: Address,
     /// The kind of cluster, if several nodes are writable.
     pub(crate) cluster: Option<Cluster>,
     /// Whether it is a member of a group with a single primary.
@@ -65,7 +63,7 @@ impl Session {
     /// The error for a server that has become read-only.
     pub(crate) fn became_read_only(&mut self) -> StoreError {
         self.broken = true;
-        StoreError::cannot_serve(format!("the server at {} is read-only now", self.at))
+        StoreError::cannot_serve(format!("the server at {} is read-only now", self.address))
     }
 
     /// Its text has all that is checked. `information_schema` costs 2 ms on MariaDB, and 46 ms if
@@ -76,7 +74,7 @@ impl Session {
     /// caller may be about to create or alter it.
     pub(crate) async fn check_table(&mut self) -> Result<(), StoreError> {
         let create_table = self.create_table(Rows::Locks).await?;
-        match table_defect(&create_table, self.collation) {
+        match table_defect(&create_table, self.collation()) {
             None => {
                 self.table_checked = true;
                 self.server.found.store(true, Ordering::Relaxed);
@@ -111,17 +109,12 @@ impl Session {
             Rows::Locks => self.server.table.fill(statement),
             Rows::Permits => self.server.table.fill_for_permits(statement),
         };
-        let text = text.replace("{collation}", self.collation);
+        let text = text.replace("{collation}", self.collation());
         cluster::fill(&text, self.cluster)
     }
 
-    /// The connected host, for messages.
-    pub(crate) fn at(&self) -> &str {
-        &self.at
-    }
-
     pub(crate) fn collation(&self) -> &'static str {
-        self.collation
+        collation(self.mariadb)
     }
 
     /// Run a statement that returns no rows.
@@ -131,24 +124,7 @@ impl Session {
         statement: &'static str,
         params: Params,
     ) -> Result<QueryResult, StoreError> {
-        if !self.table_checked {
-            self.check_table().await?;
-        }
-        let began = clock::now();
-        let done = match self.prepare(of, statement).await? {
-            Some(prepared) => self.conn.exec_drop(prepared, params).await,
-            None => {
-                let text = interpolate::interpolate(&self.fill(of, statement), &params)?;
-                self.conn.query_drop(text).await
-            }
-        };
-        // On MySQL an INSERT may have waited for a row.
-        let waits = !self.mariadb && statement.contains("INSERT INTO");
-        done.map_err(|e| match waits {
-            true => self.failed_of(of, &e),
-            false => self.failed_since(of, began, &e),
-        })?;
-        self.note_used(of);
+        self.query(of, statement, params).await?;
         let rows = self.conn.affected_rows();
         let id = match self.conn.last_insert_id().unwrap_or_default() {
             0 if rows > 0 && statement.contains("LAST_INSERT_ID(") => self.inserted_id().await?,
@@ -166,7 +142,10 @@ impl Session {
         match id.map_err(|e| self.failed(&e))? {
             Some(id) if id > 0 => Ok(id),
             _ => {
-                let message = format!("{}: the answer to a statement has no insert id", self.at);
+                let message = format!(
+                    "{}: the answer to a statement has no insert id",
+                    self.address
+                );
                 Err(StoreError::Unavailable(message.into()))
             }
         }
@@ -200,8 +179,15 @@ impl Session {
                 self.conn.query(text).await
             }
         };
-        let found = found.map_err(|e| self.failed_since(of, began, &e))?;
-        self.note_used(of);
+        // On MySQL an INSERT may have waited for a row.
+        let waits = !self.mariadb && statement.trim_start().starts_with("INSERT");
+        let found = found.map_err(|e| match waits {
+            true => self.failed_of(of, &e),
+            false => self.failed_since(of, began, &e),
+        })?;
+        if of == Rows::Permits {
+            self.server.permits_found.store(true, Ordering::Relaxed);
+        }
         Ok(found)
     }
 
@@ -229,7 +215,7 @@ impl Session {
                 Ok(Some(prepared))
             }
             Err(Error::Server(refused)) if refused.code == 1461 => {
-                tracing::debug!("{}: {}", self.at, refused.message);
+                tracing::debug!("{}: {}", self.address, refused.message);
                 self.prepared_refused = true;
                 Ok(None)
             }
@@ -280,23 +266,17 @@ impl Session {
         }
     }
 
-    fn note_used(&self, of: Rows) {
-        if of == Rows::Permits {
-            self.server.permits_found.store(true, Ordering::Relaxed);
-        }
-    }
-
     /// The error if another session blocks writes to the table or the server. It passes, and says
     /// nothing about the holder of a lock.
     pub(crate) fn blocked(&self) -> StoreError {
         StoreError::cannot_serve(format!(
             "{}: the table is blocked by another session (a backup, LOCK TABLES or ALTER TABLE)",
-            self.at
+            self.address
         ))
     }
 
     pub(super) fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
-        let (classify, broken) = classify(&self.at, error);
+        let (classify, broken) = classify(&self.address.to_string(), error);
         self.broken |= broken;
         if let Error::Server(refused) = error
             && broken

@@ -1,6 +1,7 @@
 //! The triggers of guarded tables as text, and the names that users write.
 
 use crate::store::connect::table::Table;
+use crate::store::mysql::connection::table::collation;
 use protocol::LockName;
 
 /// The events that a guard refuses.
@@ -224,10 +225,7 @@ pub fn guard_triggers(table: &str, lock: &str, mariadb: bool, cluster: bool) -> 
     let body = Body {
         guard: &locks.guard(),
         locks: &quoted(locks.as_str()),
-        collation: match mariadb {
-            true => "utf8mb4_nopad_bin",
-            false => "utf8mb4_0900_bin",
-        },
+        collation: collation(mariadb),
         mariadb,
         cluster,
     };

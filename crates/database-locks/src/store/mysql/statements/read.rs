@@ -180,7 +180,7 @@ impl Session {
             }
             Err(_) => {
                 self.note_in_step(false);
-                let (at, within) = (self.at(), Human(CATCH_UP_WITHIN));
+                let (at, within) = (&self.address, Human(CATCH_UP_WITHIN));
                 let message = format!(
                     "{at}: the cluster node did not catch up with the others within {within}"
                 );
