@@ -8,10 +8,11 @@ use crate::store::connect::table::Rows;
 use crate::store::doctor::{Column, Counts, FoundType, Index, ReportBuilder};
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::connection::table::option;
+use crate::store::mysql::error::is_code;
 use crate::store::schema::ColumnType;
 
-/// How an error ends if a right on the table, a column or the database is missing.
-const DENIED: [&str; 3] = ["(error 1142)", "(error 1143)", "(error 1044)"];
+/// The errors if a right on the table, a column or the database is missing.
+const DENIED: [u16; 3] = [1142, 1143, 1044];
 
 /// They are not carried out, but refused if the right is missing.
 const PROBES: [(&str, &str); 4] = [
@@ -83,15 +84,10 @@ impl Session {
                     report.table_missing("");
                     return Ok(false);
                 }
-                Err(StoreError::Rejected { source, .. }) => {
-                    let message = source.to_string();
-                    if DENIED.iter().any(|denied| message.ends_with(denied)) {
-                        lacking.push(right);
-                    } else if !message.ends_with("(error 1665)") {
-                        // Error 1665, of the binary log, has a finding of its own.
-                        report.unseen("rights", message);
-                    }
-                }
+                Err(failure) if is_code(&failure, &DENIED) => lacking.push(right),
+                // Of the binary log. It has a finding of its own.
+                Err(failure) if is_code(&failure, &[1665]) => {}
+                Err(StoreError::Rejected { source, .. }) => report.unseen("rights", source),
                 Err(failure) => return Err(failure),
             }
         }

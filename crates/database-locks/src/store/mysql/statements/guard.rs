@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use mysql_async::params;
 
 use super::guard_body::{Body, EVENTS, create_trigger, quoted, trigger_name};
-use super::guard_error::{explained, is_code, unless_whole};
+use super::guard_error::{explained, unless_whole};
 use super::guard_target::Target;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::error::is_code;
 use protocol::{GuardCommand, LockName};
 
 /// How many names are tried for a trigger. Its name may be that of another one, for example of a

@@ -3,12 +3,7 @@
 use super::guard_body::quoted;
 use crate::error::{BoxError, Cause};
 use crate::store::api::StoreError;
-use crate::store::mysql::error::code_of;
-
-/// Whether a statement was refused with one of these errors.
-pub(super) fn is_code(failure: &StoreError, codes: &[u16]) -> bool {
-    code_of(failure).is_some_and(|code| codes.contains(&code))
-}
+use crate::store::mysql::error::is_code;
 
 /// A failure while triggers were created or dropped, with what it left. If the server did not answer,
 /// it may have carried the statement out.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::error::is_code;
 use crate::store::schema::new_columns;
 
 /// The published schema is what runs.
@@ -36,15 +37,7 @@ impl Session {
                 }
                 // Another client has just created the table, added the column or key, or renamed
                 // the key.
-                Err(StoreError::Rejected { source, .. })
-                    if [
-                        "(error 1050)",
-                        "(error 1060)",
-                        "(error 1061)",
-                        "(error 1176)",
-                    ]
-                    .iter()
-                    .any(|code| source.to_string().ends_with(code)) => {}
+                Err(failure) if is_code(&failure, &[1050, 1060, 1061, 1176]) => {}
                 Err(failure) => return Err(failure),
             }
             tokio::time::sleep(PAUSE).await;
@@ -84,15 +77,17 @@ impl Session {
             .await?;
         let column = |name: &str| columns.iter().find(|(found, ..)| found == name);
         let mut changes = Vec::new();
+        let mut alter = |how: &str, column: &str| {
+            changes.extend(definition(column).map(|of| format!("{how} {of}")));
+        };
         for name in new_columns().filter(|name| column(name).is_none()) {
-            changes.extend(definition(name).map(|definition| format!("ADD COLUMN {definition}")));
+            alter("ADD COLUMN", name);
         }
         if column("name").is_some_and(|(_, _, collation)| collation != self.collation()) {
-            changes.extend(definition("name").map(|definition| format!("MODIFY {definition}")));
+            alter("MODIFY", "name");
         }
         if column("locked_by").is_some_and(|(_, charset, _)| charset != "utf8mb4") {
-            changes
-                .extend(definition("locked_by").map(|definition| format!("MODIFY {definition}")));
+            alter("MODIFY", "locked_by");
         }
         // The statements name the index.
         match keys.first() {
