@@ -11,7 +11,7 @@
 //!
 //! The clock of a node is not compared with times that another node has written: see [`Version`].
 
-use mysql_async::Value;
+use mysql_async::Params;
 
 use protocol::Version;
 
@@ -77,17 +77,21 @@ pub(crate) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
     text.replace("{due_each}", &due_each).replace("{due}", DUE)
 }
 
-/// The parameters of [`ENDED_ON_CLUSTER`].
-pub(crate) fn version(expired_version: Option<&Version>) -> [(String, Value); 3] {
-    let (token, expires_at, renewed_at) = match expired_version {
-        None => (None, None, None),
-        Some(seen) => (Some(seen.token), Some(seen.expires_at), seen.renewed_at),
-    };
-    [
-        ("seen_token".into(), token.into()),
-        ("seen_expires_at".into(), expires_at.into()),
-        ("seen_renewed_at".into(), renewed_at.into()),
-    ]
+/// These named parameters, and those of [`ENDED_ON_CLUSTER`].
+pub(crate) fn with_version(mut params: Params, expired_version: Option<&Version>) -> Params {
+    if let Params::Named(named) = &mut params {
+        let mut add = |name: &str, value: Option<i64>| named.insert(name.into(), value.into());
+        add("seen_token", expired_version.map(|seen| seen.token));
+        add(
+            "seen_expires_at",
+            expired_version.map(|seen| seen.expires_at),
+        );
+        add(
+            "seen_renewed_at",
+            expired_version.and_then(|seen| seen.renewed_at),
+        );
+    }
+    params
 }
 
 impl Cluster {

@@ -1,5 +1,6 @@
 //! Conversion of rows, and lists of parameters as JSON.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use mysql_async::prelude::FromValue;
@@ -67,6 +68,12 @@ pub(crate) fn granted(slot: Slot, token: Token, length: Duration) -> Outcome {
         is_shared: false,
         confirmed_by: None,
     }
+}
+
+/// The rows by their names and slots.
+pub(crate) fn by_slot(rows: &[LockRow]) -> HashMap<(&str, Slot), &LockRow> {
+    let keyed = rows.iter().map(|row| ((row.name.as_str(), row.slot), row));
+    keyed.collect()
 }
 
 /// Split a list into the fewest JSON arrays that fit into a statement.

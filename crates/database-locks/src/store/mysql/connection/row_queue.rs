@@ -14,10 +14,10 @@ use mysql_async::{Error, params};
 use super::config::Server;
 use super::interpolate;
 use super::panic::{catch_panic, panic_error};
-use super::session::{QueryResult, Session};
-use crate::store::api::{StoreError, micros};
+use super::session::Session;
+use crate::store::api::{StoreError, ttl_micros};
 use crate::store::connect::table::Rows;
-use protocol::{Grant, Renewal, Ttl};
+use protocol::{Grant, Renewal, Ttl, failed_renewal_outcome};
 
 impl Session {
     /// A second is the least that MySQL allows, and both servers may exceed it by one. The time zone is
@@ -46,14 +46,10 @@ impl Session {
     async fn renew_in_queue(&mut self, (grant, ttl): &(Grant, Ttl)) -> Result<Renewal, StoreError> {
         (self.execute_unprepared(Self::WAIT_IN_QUEUE.to_owned())).await?;
         let of = Rows::of(grant.slot);
-        let length = match ttl {
-            Ttl::Finite(length) => Some(micros(*length)),
-            Ttl::Infinite => None,
-        };
         let params = params! {
             "name" => grant.name.as_str(), "slot" => grant.slot.column(),
             "token" => grant.token.get(), "grant" => grant.id.as_str(),
-            "holder" => &*grant.holder, "length" => length,
+            "holder" => &*grant.holder, "length" => ttl_micros(*ttl),
         };
         // The connection is used once, so the statement is not prepared.
         let text = interpolate::interpolate(&self.fill(of, Self::RENEW_IN_QUEUE), &params)?;
@@ -68,10 +64,8 @@ impl Session {
             }
             Err(error) => return Err(self.failed(&error)),
         }
-        let (none, mut answers) = (QueryResult { rows: 0, id: 0 }, Vec::new());
-        let renewal = [&(grant.clone(), *ttl)];
-        (self.failed_renewal_outcome(of, &renewal, none, &mut answers)).await?;
-        Ok(answers.pop().unwrap_or(Renewal::Busy))
+        let row = self.latest_row(&grant.name, grant.slot).await?;
+        Ok(failed_renewal_outcome(grant, row.as_ref()))
     }
 }
 

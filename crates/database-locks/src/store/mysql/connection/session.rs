@@ -18,7 +18,7 @@ use crate::store::connect::table::Rows;
 use crate::store::connect::url::Address;
 use crate::store::mysql::cluster::{self, Cluster};
 use crate::store::mysql::error::{INIT_HINT, classify, is_apart};
-use protocol::BootInstant;
+use protocol::{BootInstant, LockRow};
 
 const REPAIR_HINT: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
 
@@ -32,6 +32,14 @@ pub(crate) struct QueryResult {
     pub(crate) rows: u64,
     /// The value of `LAST_INSERT_ID(…)`; 0 if no row was found.
     pub(crate) id: u64,
+}
+
+impl QueryResult {
+    /// Whether this statement has written the row, if its insert id is the `renewed_at` that it sets.
+    pub(crate) fn wrote(&self, row: &LockRow) -> bool {
+        let at = row.renewed_at.and_then(|at| u64::try_from(at).ok());
+        self.rows > 0 && at == Some(self.id)
+    }
 }
 
 /// A connection to a usable server, with its session set up.
@@ -131,6 +139,40 @@ impl Session {
             id => id,
         };
         Ok(QueryResult { rows, id })
+    }
+
+    /// [`execute`](Self::execute). `None` if a conflicting transaction kept the statement from being
+    /// carried out.
+    pub(crate) async fn attempt(
+        &mut self,
+        of: Rows,
+        statement: &'static str,
+        params: Params,
+    ) -> Result<Option<QueryResult>, StoreError> {
+        let done = self.execute(of, statement, params).await;
+        self.none_if_contended(done)
+    }
+
+    /// Whether the statement changed a row. `false` too if a conflicting transaction kept it from that.
+    pub(crate) async fn changes(
+        &mut self,
+        of: Rows,
+        statement: &'static str,
+        params: Params,
+    ) -> Result<bool, StoreError> {
+        let done = self.attempt(of, statement, params).await?;
+        Ok(done.is_some_and(|done| done.rows > 0))
+    }
+
+    /// [`query`](Self::query). `None` if a conflicting transaction has a row locked.
+    pub(crate) async fn probe(
+        &mut self,
+        of: Rows,
+        statement: &'static str,
+        params: Params,
+    ) -> Result<Option<Vec<Row>>, StoreError> {
+        let found = self.query(of, statement, params).await;
+        self.none_if_contended(found)
     }
 
     pub(crate) const INSERTED_ID: &str = "SELECT LAST_INSERT_ID()";
@@ -314,10 +356,7 @@ impl Session {
     /// `None` if a conflicting transaction kept the statement from being carried out.
     ///
     /// If contention has also broken the connection, the effect is unknown, and it stays an error.
-    pub(crate) fn none_if_contended<T>(
-        &self,
-        done: Result<T, StoreError>,
-    ) -> Result<Option<T>, StoreError> {
+    fn none_if_contended<T>(&self, done: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
         match done {
             Ok(done) => Ok(Some(done)),
             Err(StoreError::Contention(_)) if !self.broken => Ok(None),

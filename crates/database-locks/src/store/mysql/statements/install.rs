@@ -63,18 +63,14 @@ impl Session {
     ///
     /// MySQL has no `ADD COLUMN IF NOT EXISTS`, so the columns are queried first.
     async fn lacking(&mut self) -> Result<Option<String>, StoreError> {
-        let engine: Vec<(String, String)> = self
-            .rows_as(Self::ENGINE, self.table_params(Rows::Locks))
-            .await?;
+        let of_locks = self.table_params(Rows::Locks);
+        let engine: Vec<(String, String)> = self.rows_as(Self::ENGINE, of_locks.clone()).await?;
         let Some((engine, format)) = engine.into_iter().next() else {
             return Ok(Some(self.fill(Rows::Locks, SCHEMA)));
         };
-        let columns: Vec<(String, String, String)> = self
-            .rows_as(Self::COLUMNS, self.table_params(Rows::Locks))
-            .await?;
-        let keys: Vec<String> = self
-            .rows_as(Self::KEYS, self.table_params(Rows::Locks))
-            .await?;
+        let columns: Vec<(String, String, String)> =
+            self.rows_as(Self::COLUMNS, of_locks.clone()).await?;
+        let keys: Vec<String> = self.rows_as(Self::KEYS, of_locks).await?;
         let column = |name: &str| columns.iter().find(|(found, ..)| found == name);
         let mut changes = Vec::new();
         let mut alter = |how: &str, column: &str| {

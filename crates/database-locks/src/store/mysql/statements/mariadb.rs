@@ -13,12 +13,12 @@ use std::collections::HashMap;
 use std::iter::repeat_n;
 use std::sync::LazyLock;
 
-use mysql_async::{Params, Value, from_row_opt, params};
+use mysql_async::{Value, params};
 use serde_json::json;
 
 use crate::store::api::{StoreError, micros};
 use crate::store::connect::table::Rows;
-use crate::store::mysql::connection::session::{QueryResult, Session};
+use crate::store::mysql::connection::session::{QueryResult, Session, typed};
 use crate::store::mysql::rows::{granted, packed, token};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Slot, Token};
 
@@ -90,7 +90,7 @@ impl Session {
     /// On a cluster they do not apply, since no clock tells which leases have ended.
     pub(crate) async fn acquire_on_mariadb(
         &mut self,
-        commands: &[AcquireCommand],
+        commands: &[&AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         static OF_FEW: LazyLock<String> =
             LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, SMALL_LIST));
@@ -119,18 +119,15 @@ impl Session {
             params.extend(padded().map(|free| Value::from(&*free.command.metadata)));
             params.extend([length(), length()]);
             params.extend(ids());
-            let taken = self
-                .execute(Rows::Locks, statement, Params::Positional(params))
-                .await;
+            let done = self.attempt(Rows::Locks, statement, params.into());
             // With fewer rows another client was first with some, and a read has to tell which.
             let all = |done: &QueryResult| done.rows == free.len() as u64;
-            let Some(done) = self.none_if_contended(taken)?.filter(all) else {
+            let Some(done) = done.await?.filter(all) else {
                 continue;
             };
             for free in free {
-                if let Some(outcome) = outcomes.get_mut(free.at) {
-                    *outcome = Some(granted(Slot::Lock, token(done.id), free.command.length));
-                }
+                let outcome = granted(Slot::Lock, token(done.id), free.command.length);
+                outcomes[free.at] = Some(outcome);
             }
         }
         Ok(outcomes)
@@ -140,34 +137,23 @@ impl Session {
     /// has one length, and those that may follow the latest grant at any time.
     async fn free<'a>(
         &mut self,
-        commands: &'a [AcquireCommand],
+        commands: &[&'a AcquireCommand],
     ) -> Result<Vec<Free<'a>>, StoreError> {
         let mut by_name = HashMap::with_capacity(commands.len());
-        for (at, command) in commands.iter().enumerate() {
-            if command.not_within.is_none()
-                && (commands.first()).is_some_and(|first| first.length == command.length)
-            {
-                by_name
-                    .entry(command.name.as_str())
-                    .or_insert((at, command));
+        for (at, &command) in commands.iter().enumerate() {
+            if command.not_within.is_none() && command.length == commands[0].length {
+                let name = command.name.as_str();
+                by_name.entry(name).or_insert((at, command));
             }
         }
         let mut found = Vec::with_capacity(by_name.len());
         let names: Vec<&str> = by_name.keys().copied().collect();
         for (_, names) in packed(&names, self.max_parameter_len, |name| json!(name)) {
             let names = params! { "names" => names };
-            for row in self
-                .query(Rows::Locks, Self::FREE_ON_MARIADB, names)
-                .await?
-            {
-                let Ok((name, id)) = from_row_opt::<(String, i64)>(row) else {
-                    continue;
-                };
-                found.extend(
-                    by_name
-                        .remove(&*name)
-                        .map(|(at, command)| Free { command, at, id }),
-                );
+            let rows = self.query(Rows::Locks, Self::FREE_ON_MARIADB, names);
+            for (name, id) in typed::<(String, i64)>(rows.await?) {
+                let asked = by_name.remove(&*name);
+                found.extend(asked.map(|(at, command)| Free { command, at, id }));
             }
         }
         found.sort_unstable_by_key(|free| free.id);
@@ -190,11 +176,8 @@ impl Session {
         if !commands.iter().all(fits) {
             return Ok(None);
         }
-        let padded = || {
-            commands
-                .iter()
-                .chain(repeat_n(last, SMALL_LIST - commands.len()))
-        };
+        let padding = SMALL_LIST - commands.len();
+        let padded = || commands.iter().chain(repeat_n(last, padding));
         let mut params: Vec<Value> = Vec::with_capacity(5 * SMALL_LIST);
         params.extend(padded().map(|command| Value::from(command.name.as_str())));
         params.extend(padded().flat_map(|command| {
@@ -205,9 +188,6 @@ impl Session {
                 Value::from(&*command.holder),
             ]
         }));
-        let freed = self
-            .execute(Rows::Locks, &STATEMENT, Params::Positional(params))
-            .await;
-        self.none_if_contended(freed)
+        self.attempt(Rows::Locks, &STATEMENT, params.into()).await
     }
 }

@@ -1,15 +1,15 @@
 //! Renewing leases.
 
-use std::collections::HashMap;
-
 use mysql_async::params;
 use serde_json::json;
 
-use crate::store::api::{StoreError, micros};
+use crate::store::api::{StoreError, ttl_micros};
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session};
-use crate::store::mysql::rows::packed;
-use protocol::{Grant, LockName, LockRow, Renewal, Slot, Ttl, failed_renewal_outcome};
+use crate::store::mysql::rows::{by_slot, packed};
+use protocol::{Grant, LockName, Renewal, Ttl, failed_renewal_outcome};
+
+pub(crate) const RENEWED: Renewal = Renewal::Renewed { confirmed_by: None };
 
 impl Session {
     /// Extend what is still held by exactly these grants; `length` is null for a lease without end.
@@ -103,64 +103,44 @@ impl Session {
     ) -> Result<Vec<Renewal>, StoreError> {
         let mut answers = Vec::with_capacity(grants.len());
         let describe = |(grant, ttl): &&(Grant, Ttl)| {
-            let mut grant = json!({
+            json!({
                 "name": grant.name.as_str(), "token": grant.token.get(),
                 "grant": grant.id.as_str(), "holder": &*grant.holder,
-                "slot": grant.slot.column(),
-            });
-            if let Ttl::Finite(length) = ttl {
-                grant["length"] = micros(*length).into();
-            }
-            grant
+                "slot": grant.slot.column(), "length": ttl_micros(*ttl),
+            })
         };
         let statement = match self.cluster {
             None => Self::RENEW,
             Some(_) => Self::RENEW_ON_CLUSTER,
         };
         for (chunk, text) in packed(grants, self.max_parameter_len, describe) {
-            let done = self
-                .execute(of, statement, params! { "grants" => text })
-                .await?;
-            if done.rows == chunk.len() as u64 {
-                answers.extend(
-                    chunk
-                        .iter()
-                        .map(|_| Renewal::Renewed { confirmed_by: None }),
-                );
-            } else {
-                self.failed_renewal_outcome(of, chunk, done, &mut answers)
-                    .await?;
-            }
+            let done = self.execute(of, statement, params! { "grants" => text });
+            let done = done.await?;
+            answers.extend(match done.rows == chunk.len() as u64 {
+                true => vec![RENEWED; chunk.len()],
+                false => self.renewed_of(of, chunk, done).await?,
+            });
         }
         Ok(answers)
     }
 
     /// Which grants were renewed, and what became of the others, where not all were.
-    pub(crate) async fn failed_renewal_outcome(
+    async fn renewed_of(
         &mut self,
         of: Rows,
         grants: &[&(Grant, Ttl)],
         done: QueryResult,
-        answers: &mut Vec<Renewal>,
-    ) -> Result<(), StoreError> {
-        let names: Vec<LockName> = grants.iter().map(|(grant, _)| grant.name.clone()).collect();
+    ) -> Result<Vec<Renewal>, StoreError> {
+        let names: Vec<&LockName> = grants.iter().map(|(grant, _)| &grant.name).collect();
         let rows = self.read_latest(of, &names).await?;
-        let rows: HashMap<(&str, Slot), &LockRow> = rows
-            .iter()
-            .map(|row| ((row.name.as_str(), row.slot), row))
-            .collect();
-        for (grant, _) in grants {
+        let rows = by_slot(&rows);
+        let outcome = |(grant, _): &&(Grant, Ttl)| {
             let row = rows.get(&(grant.name.as_str(), grant.slot)).copied();
-            let at = row
-                .and_then(|row| row.renewed_at)
-                .and_then(|at| u64::try_from(at).ok());
-            answers.push(match failed_renewal_outcome(grant, row) {
-                Renewal::Busy if done.rows > 0 && at == Some(done.id) => {
-                    Renewal::Renewed { confirmed_by: None }
-                }
+            match failed_renewal_outcome(grant, row) {
+                Renewal::Busy if row.is_some_and(|row| done.wrote(row)) => RENEWED,
                 outcome => outcome,
-            });
-        }
-        Ok(())
+            }
+        };
+        Ok(grants.iter().map(outcome).collect())
     }
 }
