@@ -91,12 +91,9 @@ impl Session {
     pub(crate) const ISOLATION: &str =
         "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
 
-    async fn configure(&mut self) -> Result<(), ConnectFailure> {
-        for settings in [Self::SETTINGS, Self::ISOLATION] {
-            let set = self.conn.query_drop(settings).await;
-            set.map_err(|e| self.failed(&e))?;
-        }
-        Ok(())
+    async fn configure(&mut self) -> Result<(), StoreError> {
+        self.execute_unprepared(Self::SETTINGS).await?;
+        self.execute_unprepared(Self::ISOLATION).await
     }
 
     async fn handshake(&mut self, init_command: Option<&str>) -> Result<(), ConnectFailure> {
@@ -146,8 +143,7 @@ impl Session {
             self.configure().await?;
         }
         if galera {
-            let current = self.conn.query_drop(Self::CURRENT).await;
-            current.map_err(|e| self.failed(&e))?;
+            self.execute_unprepared(Self::CURRENT).await?;
         }
         Ok(())
     }

@@ -44,7 +44,7 @@ impl Session {
            AND {live} AND expires_at > SYSDATE(6) AND granted_until = expires_at AND {writable}";
 
     async fn renew_in_queue(&mut self, (grant, ttl): &(Grant, Ttl)) -> Result<Renewal, StoreError> {
-        (self.execute_unprepared(Self::WAIT_IN_QUEUE.to_owned())).await?;
+        self.execute_unprepared(Self::WAIT_IN_QUEUE).await?;
         let of = Rows::of(grant.slot);
         let params = params! {
             "name" => grant.name.as_str(), "slot" => grant.slot.column(),

@@ -98,11 +98,8 @@ impl Session {
     /// The answer of SHOW CREATE TABLE.
     pub(crate) async fn create_table(&mut self, of: Rows) -> Result<String, StoreError> {
         let shape = self.fill(of, Self::SHAPE);
-        let found: Option<Row> = self
-            .conn
-            .query_first(shape)
-            .await
-            .map_err(|e| self.failed(&e))?;
+        let found: Result<Option<Row>, _> = self.conn.query_first(shape).await;
+        let found = found.map_err(|e| self.failed(&e))?;
         let text: Option<String> = found.and_then(|mut row| row.take_opt(1)?.ok());
         Ok(text.unwrap_or_default())
     }
@@ -266,11 +263,9 @@ impl Session {
     }
 
     /// Run a statement that cannot be prepared.
-    pub(crate) async fn execute_unprepared(&mut self, statement: String) -> Result<(), StoreError> {
-        self.conn
-            .query_drop(statement)
-            .await
-            .map_err(|e| self.failed(&e))
+    pub(crate) async fn execute_unprepared(&mut self, statement: &str) -> Result<(), StoreError> {
+        let done = self.conn.query_drop(statement).await;
+        done.map_err(|e| self.failed(&e))
     }
 
     /// The error of a statement that waits for no row. If it timed out, it waited for the table.

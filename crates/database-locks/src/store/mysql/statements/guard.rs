@@ -77,7 +77,7 @@ impl Session {
         self.may_check().await?;
         // This connection has no other use.
         let home = format!("USE {}", quoted(&target.schema));
-        self.execute_unprepared(home).await?;
+        self.execute_unprepared(&home).await?;
         let mut created = Vec::new();
         let whole = self.create_missing(command, &target, &found, &body, &mut created);
         let found = match whole.await {
@@ -113,7 +113,7 @@ impl Session {
 
     async fn take_turn_to_guard(&self, target: &Target) -> Result<Session, StoreError> {
         let mut turn = Session::open(&self.server).await?;
-        turn.execute_unprepared(Self::TURN_ENDS.to_owned()).await?;
+        turn.execute_unprepared(Self::TURN_ENDS).await?;
         let these = params! { "schema" => &target.schema, "table" => &target.name };
         let taken = turn.rows_as(Self::TAKE_TURN_TO_GUARD, these).await;
         match taken.as_deref() {
@@ -156,7 +156,7 @@ impl Session {
             let mut attempt = 0;
             while !is_there_now {
                 let statement = create_trigger(table, event, attempt, body);
-                match self.execute_unprepared(statement).await {
+                match self.execute_unprepared(&statement).await {
                     Ok(()) => {
                         created.push((event, trigger_name(table, event, attempt)));
                         is_there_now = true;
@@ -249,13 +249,14 @@ impl Session {
             (None, true) => "SELECT id FROM {table} WHERE id < 0 LOCK IN SHARE MODE",
             (None, false) => "SELECT id FROM {table} WHERE id < 0 FOR SHARE",
         };
-        self.execute_unprepared(self.fill(Rows::Locks, probe)).await
+        let probe = self.fill(Rows::Locks, probe);
+        self.execute_unprepared(&probe).await
     }
 
     async fn drop_trigger(&mut self, schema: &str, name: &str) -> Result<(), StoreError> {
         let trigger = format!("{}.{}", quoted(schema), quoted(name));
         let drop = format!("DROP TRIGGER IF EXISTS {trigger}");
-        self.execute_unprepared(drop).await
+        self.execute_unprepared(&drop).await
     }
 
     async fn triggers_of(&mut self, target: &Target) -> Result<Vec<Trigger>, StoreError> {

@@ -30,7 +30,7 @@ impl Session {
             let Some(change) = self.lacking().await? else {
                 return Ok(());
             };
-            match self.execute_unprepared(change).await {
+            match self.execute_unprepared(&change).await {
                 Ok(()) => {}
                 Err(StoreError::Contention(message)) => {
                     tracing::debug!("waiting to install: {message}")

@@ -257,7 +257,7 @@ impl Session {
     pub(super) async fn catch_up_to_decide(&mut self) -> Result<(), StoreError> {
         match self.cluster {
             None => Ok(()),
-            Some(cluster) => self.execute_unprepared(cluster.catch_up().to_owned()).await,
+            Some(cluster) => self.execute_unprepared(cluster.catch_up()).await,
         }
     }
 
@@ -266,8 +266,7 @@ impl Session {
         let Some(cluster) = self.cluster else {
             return Ok(());
         };
-        let statement = cluster.stop_catching_up().to_owned();
-        match self.execute_unprepared(statement).await {
+        match self.execute_unprepared(cluster.stop_catching_up()).await {
             failure @ Err(StoreError::Unavailable(_)) => failure,
             _ => Ok(()),
         }
