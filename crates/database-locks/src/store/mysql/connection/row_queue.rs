@@ -13,7 +13,7 @@ use mysql_async::{Error, params};
 
 use super::config::Server;
 use super::interpolate;
-use super::panic::{catch_panic, panic_error};
+use super::panic::or_panicked;
 use super::session::Session;
 use crate::store::api::{StoreError, ttl_micros};
 use crate::store::connect::table::Rows;
@@ -75,12 +75,12 @@ pub(crate) async fn renew_in_queue(
     server: &Arc<Server>,
     renewal: &(Grant, Ttl),
 ) -> Result<Renewal, StoreError> {
-    let renewed = catch_panic(async {
+    let renewed = or_panicked(async {
         let mut session = Session::open(server).await?;
         match session.cluster {
             None => session.renew_in_queue(renewal).await,
             Some(_) => Ok(Renewal::Busy),
         }
     });
-    renewed.await.map_err(panic_error).flatten()
+    renewed.await
 }

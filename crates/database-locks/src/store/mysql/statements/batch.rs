@@ -145,11 +145,14 @@ impl Session {
         Ok(outcomes.into_iter().map(busy).collect())
     }
 
-    async fn acquire_any_kind(&mut self, command: &AcquireCommand) -> Result<Outcome, StoreError> {
-        match command.kind {
+    pub(super) async fn acquire_any_kind(
+        &mut self,
+        command: &AcquireCommand,
+    ) -> Result<Outcome, StoreError> {
+        match &command.kind {
             Kind::Exclusive => self.acquire_one(command).await,
-            Kind::Permit { .. } => self.acquire_permit(command).await,
-            Kind::Shared { beside } => self.acquire_shared(command, beside).await,
+            Kind::Permit { limit, expired } => self.acquire_permit(command, *limit, expired).await,
+            Kind::Shared { beside } => self.acquire_shared(command, *beside).await,
         }
     }
 

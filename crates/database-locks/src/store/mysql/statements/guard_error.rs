@@ -1,7 +1,7 @@
 //! What is said when the triggers of a guard cannot be created or dropped.
 
 use super::guard_body::quoted;
-use crate::error::{BoxError, Cause};
+use crate::error::Cause;
 use crate::store::api::StoreError;
 use crate::store::mysql::error::is_code;
 
@@ -16,26 +16,19 @@ pub(super) fn unless_whole(failure: StoreError, is_whole: bool, table: &str) -> 
 }
 
 /// A failure after which a table has, or may have, some triggers of its guard and not all.
-pub(crate) fn incomplete(failure: StoreError, state: &str, table: &str) -> StoreError {
-    let add = |source: BoxError| -> BoxError {
-        let what = format!(
-            "the guard of {table} {state}: guard it again, which creates what is missing, or \
-             unguard it"
-        );
-        Cause::of(&source, format!("{source}; {what}")).into()
-    };
-    match failure {
-        StoreError::Contention(source) => StoreError::Contention(add(source)),
-        StoreError::Unavailable(source) => StoreError::Unavailable(add(source)),
-        StoreError::Rejected { hint, source } => StoreError::Rejected {
-            hint,
-            source: add(source),
-        },
-    }
+pub(crate) fn incomplete(mut failure: StoreError, state: &str, table: &str) -> StoreError {
+    let (StoreError::Contention(source)
+    | StoreError::Unavailable(source)
+    | StoreError::Rejected { source, .. }) = &mut failure;
+    let what = format!(
+        "the guard of {table} {state}: guard it again, which creates what is missing, or unguard it"
+    );
+    *source = Cause::of(source, format!("{source}; {what}")).into();
+    failure
 }
 
 /// A refusal, with what to do about it.
-pub(super) fn explained(failure: StoreError, schema: &str, table: &str) -> StoreError {
+pub(super) fn explained(mut failure: StoreError, schema: &str, table: &str) -> StoreError {
     let hint = if is_code(&failure, &[1142, 1143, 1227]) {
         format!(
             "this user needs the right TRIGGER on the table: GRANT TRIGGER ON {}.{} TO …",
@@ -49,11 +42,8 @@ pub(super) fn explained(failure: StoreError, schema: &str, table: &str) -> Store
     } else {
         return failure;
     };
-    match failure {
-        StoreError::Rejected { source, .. } => StoreError::Rejected {
-            hint: Some(hint),
-            source,
-        },
-        failure => failure,
+    if let StoreError::Rejected { hint: known, .. } = &mut failure {
+        *known = Some(hint);
     }
+    failure
 }

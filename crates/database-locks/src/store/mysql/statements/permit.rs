@@ -11,7 +11,7 @@ use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session, typed};
 use crate::store::mysql::rows::{granted, packed, token};
 use protocol::{
-    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Semaphore, Slot, Token,
+    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Semaphore, Slot, Token, Version,
     no_permit_free,
 };
 
@@ -63,16 +63,15 @@ impl Session {
     pub(crate) async fn acquire_permit(
         &mut self,
         command: &AcquireCommand,
+        limit: u32,
+        expired: &[(Slot, Version)],
     ) -> Result<Outcome, StoreError> {
-        let Kind::Permit { limit, expired } = &command.kind else {
-            return Ok(Outcome::Busy);
-        };
         if self.cluster.is_none()
-            && let Some(decided) = self.acquire_any(command, *limit).await?
+            && let Some(decided) = self.acquire_any(command, limit).await?
         {
             return Ok(decided);
         }
-        let known = self.known(&command.name, *limit).await?;
+        let known = self.known(&command.name, limit).await?;
         // The reply to an earlier request of this grant was lost.
         if let Some(own) = known.granted(command) {
             return self.refused(command, own).await;
@@ -88,7 +87,7 @@ impl Session {
         let free: Vec<&LockRow> = known.below().filter(free).collect();
         let permit = |slot, expired_version| Permit {
             slot,
-            limit: *limit,
+            limit,
             expired_version,
         };
         match (fastrand::choice(free), self.cluster) {
@@ -174,7 +173,7 @@ impl Session {
                     granted(row.slot, Token::from_db(row.token), command.length)
                 }
                 (None, Some(decided)) => decided.clone(),
-                _ => self.acquire_permit(command).await?,
+                _ => self.acquire_any_kind(command).await?,
             };
             if !matches!(outcome, Outcome::Granted { .. }) {
                 decided = Some(outcome.clone());
@@ -201,8 +200,7 @@ impl Session {
             None => Some(Outcome::Busy),
             Some(QueryResult { rows: 0, .. }) => None,
             Some(QueryResult { id, .. }) => {
-                let slot = i32::try_from(id % SLOTS).ok().and_then(Slot::from_db);
-                let slot = slot.unwrap_or(Slot::AnyPermit);
+                let slot = u16::try_from(id % SLOTS).map_or(Slot::AnyPermit, Slot::Permit);
                 Some(granted(slot, token(id / SLOTS), command.length))
             }
         })
