@@ -22,6 +22,10 @@ pub(crate) enum Cluster {
     Group,
 }
 
+/// The clock of the server, in microseconds since 1970.
+pub(crate) const CLOCK: &str =
+    "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))";
+
 /// The condition that a lease has ended, by the clock of a single server.
 pub(crate) const ENDED: &str = "expires_at <= UTC_TIMESTAMP(6)";
 /// The condition that a lease has not ended.
@@ -71,7 +75,7 @@ pub(crate) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
     let each = each.replace("grant_id", "l.grant_id");
     let due_each = DUE.replace(":not_within", "g.not_within");
     let text = statement.replace("{ended}", ended);
-    let text = text.replace("{grace}", grace);
+    let text = text.replace("{grace}", grace).replace("{clock}", CLOCK);
     let text = text.replace("{writable}", WRITABLE);
     let text = text.replace("{ended_each}", &each).replace("{live}", live);
     text.replace("{due_each}", &due_each).replace("{due}", DUE)

@@ -16,8 +16,7 @@ use crate::store::mysql::connection::session::{Session, typed};
 use crate::store::mysql::connection::settings::Settings;
 use protocol::Human;
 
-const CLOCK: &str = "
-    SELECT TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))";
+const CLOCK: &str = "SELECT {clock}";
 
 const SETTINGS: &str = "
     SHOW VARIABLES WHERE Variable_name IN

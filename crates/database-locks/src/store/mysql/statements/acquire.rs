@@ -25,9 +25,8 @@ impl Session {
                    AND {due} AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET {?l.permits = :permits, ?}l.token = LAST_INSERT_ID(GREATEST(l.token + 1 + l.shared,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000) + l.shared * 9223372036854775808) & 9223372036854775807,
+           SET {?l.permits = :permits, ?}l.token = LAST_INSERT_ID(GREATEST(l.token + 1 + l.shared, {clock} DIV 1000)
+                   + l.shared * 9223372036854775808) & 9223372036854775807,
                l.locked_by = :holder, l.grant_id = :grant,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -42,9 +41,8 @@ impl Session {
     /// its commit. `WHERE id = (SELECT … SKIP LOCKED)` would read the whole table.
     pub(crate) const ACQUIRE_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
-           SET {?permits = :permits, ?}token = LAST_INSERT_ID(GREATEST(token + 1 + shared,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000) + shared * 9223372036854775808) & 9223372036854775807,
+           SET {?permits = :permits, ?}token = LAST_INSERT_ID(GREATEST(token + 1 + shared, {clock} DIV 1000)
+                   + shared * 9223372036854775808) & 9223372036854775807,
                locked_by = :holder, grant_id = :grant,
                expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -126,9 +124,7 @@ impl Session {
         VALUES (:name, {?:slot, :permits, ?}:holder, :grant,
                 UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                 UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
-                TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                    DIV 1000,
-                UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), :metadata)";
+                {clock} DIV 1000, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), :metadata)";
 
     /// Insert the row of a lock, or of this permit.
     pub(crate) async fn create(

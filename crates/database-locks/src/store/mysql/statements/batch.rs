@@ -53,16 +53,13 @@ impl Session {
                                          WHERE s.name = l.name AND s.slot = -1), g.permits)?}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET {?l.permits = q.permits, ?}l.token = GREATEST(l.token + 1 + l.shared,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000),
+           SET {?l.permits = q.permits, ?}l.token = GREATEST(l.token + 1 + l.shared, {clock} DIV 1000),
                l.locked_by = q.locked_by, l.grant_id = q.grant_id,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
                l.acquired_at = UTC_TIMESTAMP(6), l.metadata = q.metadata,
-               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-               ) MICROSECOND"
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00'
+                   + INTERVAL LAST_INSERT_ID({clock}) MICROSECOND"
     );
 
     /// Fails at once if another client is creating one of these rows, or has one locked.
@@ -83,9 +80,7 @@ impl Session {
         SELECT g.name, g.locked_by, g.grant_id,
                UTC_TIMESTAMP(6) + INTERVAL g.length MICROSECOND,
                UTC_TIMESTAMP(6) + INTERVAL g.length MICROSECOND,
-               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                   DIV 1000,
-               UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), g.metadata
+               {clock} DIV 1000, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), g.metadata
           FROM ",
         asked!(),
         " g
@@ -113,9 +108,8 @@ impl Session {
            SET l.expires_at = UTC_TIMESTAMP(6) + INTERVAL q.rest MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL q.rest MICROSECOND,
                l.grant_id = NULL,
-               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-               ) MICROSECOND";
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00'
+                   + INTERVAL LAST_INSERT_ID({clock}) MICROSECOND";
 
     pub(crate) async fn acquire(
         &mut self,

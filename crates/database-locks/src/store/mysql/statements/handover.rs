@@ -21,9 +21,8 @@ impl Session {
                    AND {live} AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1 + l.shared,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000) + l.shared * 9223372036854775808) & 9223372036854775807,
+           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1 + l.shared, {clock} DIV 1000)
+                   + l.shared * 9223372036854775808) & 9223372036854775807,
                l.grant_id = :grant,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,

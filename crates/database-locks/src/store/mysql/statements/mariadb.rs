@@ -61,9 +61,7 @@ impl Session {
     /// token.
     pub(crate) const ACQUIRE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (PRIMARY)
-           SET token = LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000),
+           SET token = LAST_INSERT_ID({clock} DIV 1000),
                locked_by = ELT(INTERVAL(id, {list}), {list}),
                grant_id = ELT(INTERVAL(id, {list}), {list}),
                metadata = ELT(INTERVAL(id, {list}), {list}),
@@ -71,17 +69,15 @@ impl Session {
                granted_until = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND,
                acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6)
          WHERE id IN ({list}) AND (expires_at IS NULL OR {ended}) AND NOT shared
-           AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                   DIV 1000
+           AND token < {clock} DIV 1000
            AND {writable}";
 
     /// Release what is still held by exactly these grants. The insert id is the new `renewed_at`.
     pub(crate) const RELEASE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
            SET expires_at = NULL, granted_until = NULL, grant_id = NULL,
-               renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-               ) MICROSECOND
+               renewed_at = TIMESTAMP'1970-01-01 00:00:00'
+                   + INTERVAL LAST_INSERT_ID({clock}) MICROSECOND
          WHERE name IN ({list})
            AND (name, grant_id, token, locked_by COLLATE {collation}) IN ({grants})
            AND granted_until = expires_at AND {writable}";

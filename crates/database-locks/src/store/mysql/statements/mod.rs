@@ -60,6 +60,7 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("whether the table is fit", Session::SHAPE),
     ("acquire (MySQL)", Session::ACQUIRE),
     ("acquire (MariaDB)", Session::ACQUIRE_ON_MARIADB),
+    ("`{clock}`", cluster::CLOCK),
     ("`{ended}`", cluster::ENDED),
     ("`{ended}` on a cluster", cluster::ENDED_ON_CLUSTER),
     ("`{live}`", cluster::LIVE),

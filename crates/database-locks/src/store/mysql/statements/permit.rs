@@ -46,9 +46,8 @@ impl Session {
                   ORDER BY slot LIMIT 1 FOR UPDATE SKIP LOCKED)
                 LIMIT 1) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000) * 65536 + l.slot) DIV 65536,
+           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1, {clock} DIV 1000) * 65536 + l.slot)
+                   DIV 65536,
                l.permits = :permits, l.locked_by = :holder, l.grant_id = :grant,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,

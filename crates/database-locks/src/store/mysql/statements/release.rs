@@ -72,9 +72,7 @@ impl Session {
                    AND token = :token AND locked_by <=> :holder COLLATE {collation}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = GREATEST(l.token + 1,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000),
+           SET l.token = GREATEST(l.token + 1, {clock} DIV 1000),
                l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
                l.renewed_at = UTC_TIMESTAMP(6)";
 

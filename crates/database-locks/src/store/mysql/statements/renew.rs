@@ -41,9 +41,8 @@ impl Session {
                l.granted_until = GREATEST(l.expires_at, IFNULL(
                    UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
                    TIMESTAMP'9999-12-31 00:00:00')),
-               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-               ) MICROSECOND";
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00'
+                   + INTERVAL LAST_INSERT_ID({clock}) MICROSECOND";
 
     /// [`RENEW`](Self::RENEW) on a cluster: the lease becomes no shorter in length than before, and
     /// clients that observe it start again.
@@ -76,9 +75,8 @@ impl Session {
                    TIMESTAMP'9999-12-31 00:00:00'),
                l.granted_until = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
                    TIMESTAMP'9999-12-31 00:00:00'),
-               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-               ) MICROSECOND";
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00'
+                   + INTERVAL LAST_INSERT_ID({clock}) MICROSECOND";
 
     pub(crate) async fn renew(
         &mut self,

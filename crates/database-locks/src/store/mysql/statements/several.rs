@@ -30,9 +30,7 @@ impl Session {
                          WHERE (expires_at IS NULL OR {ended_each}) AND {writable}
                          LIMIT 1000000 FOR UPDATE SKIP LOCKED) x) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = GREATEST(l.token + 1 + l.shared,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000),
+           SET l.token = GREATEST(l.token + 1 + l.shared, {clock} DIV 1000),
                l.locked_by = :holder, l.grant_id = q.grant_id,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,

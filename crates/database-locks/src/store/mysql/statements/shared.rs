@@ -52,9 +52,7 @@ impl Session {
     /// Insert a free row, marked as shared.
     pub(crate) const MAKE_SHARED: &str = "
         INSERT INTO {locks} (name, token, shared, renewed_at)
-        SELECT :name, TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                   DIV 1000,
-               1, UTC_TIMESTAMP(6)
+        SELECT :name, {clock} DIV 1000, 1, UTC_TIMESTAMP(6)
           FROM (SELECT 1) one WHERE {writable}";
 
     /// Mark a lock as shared.
