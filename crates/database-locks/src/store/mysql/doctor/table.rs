@@ -212,19 +212,15 @@ impl FoundColumn {
     }
 
     fn mismatch(&self, table: Rows) -> Option<String> {
-        let (of, unicode) = (&*self.of, self.charset == "utf8mb4");
-        let found = match of {
-            "varchar" | "char" => FoundType::Text(self.length),
-            text if text.ends_with("text") => FoundType::Text(self.length),
+        let ascii = self.name == "grant_id" || table == Rows::Permits && self.name == "metadata";
+        let fits = ascii || self.charset == "utf8mb4";
+        let found = match &*self.of {
+            "varchar" | "char" if fits => FoundType::Text(self.length),
+            text if fits && text.ends_with("text") => FoundType::Text(self.length),
             "bigint" => FoundType::BigInt,
             "tinyint" => FoundType::Flag,
             "datetime" if self.precision == 6 => FoundType::Time,
             _ => FoundType::Other,
-        };
-        let ascii = self.name == "grant_id" || table == Rows::Permits && self.name == "metadata";
-        let found = match ascii || unicode {
-            false if matches!(found, FoundType::Text(_)) => FoundType::Other,
-            _ => found,
         };
         let charset = match &*self.charset {
             "" => String::new(),

@@ -154,15 +154,13 @@ impl Body<'_> {
     pub(crate) fn text(&self, table: &str, lock: &str) -> String {
         let body = SCHEMA.trim_end();
         let body = body.find("{guard}: BEGIN").map_or("", |at| &body[at..]);
-        let check = if self.cluster {
-            CHECK_ON_CLUSTER
-        } else {
-            CHECK
+        let check = match self.cluster {
+            true => CHECK_ON_CLUSTER,
+            false => CHECK,
         };
-        let share = if self.mariadb {
-            "LOCK IN SHARE MODE"
-        } else {
-            "FOR SHARE"
+        let share = match self.mariadb {
+            true => "LOCK IN SHARE MODE",
+            false => "FOR SHARE",
         };
         body.replace("{look}", LOOK)
             .replace("{check}", check)
