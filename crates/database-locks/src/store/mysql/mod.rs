@@ -35,8 +35,8 @@ use connection::worker::{Turn, Worker};
 use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;
-pub use statements::guard_body::{guard_triggers, unguard_triggers};
-use statements::guard_error::incomplete;
+pub use statements::guarded_table_body::{guard_triggers, unguard_triggers};
+use statements::guarded_table_error::incomplete;
 
 /// The engine `mysql://` and `mariadb://`.
 pub(crate) struct Mysql {

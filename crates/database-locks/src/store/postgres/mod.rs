@@ -25,8 +25,8 @@ use self::notify::Listener;
 #[cfg(test)]
 pub(crate) use self::statements::PUBLISHED;
 use self::statements::fence::FENCE;
-use self::statements::guard;
-pub(crate) use self::statements::guard::{guard_script, unguard_script};
+use self::statements::guarded_table;
+pub(crate) use self::statements::guarded_table::{guard_script, unguard_script};
 use self::statements::handover::{resume, take_over};
 use self::statements::install::{INSTALL, install};
 use self::statements::permit::{limits, semaphore, set_limit};
@@ -330,7 +330,7 @@ impl Store for Postgres {
     /// On a connection of its own, since DDL may take long and waits.
     fn guard_table<'a>(&'a self, command: &'a GuardCommand, within: Duration) -> Reply<'a, ()> {
         let work = move |session: Arc<Session>| async move {
-            guard::guard_table(&session, &self.table, command).await
+            guarded_table::guard_table(&session, &self.table, command).await
         };
         Box::pin(self.connection.run_apart(within, work))
     }
@@ -338,14 +338,14 @@ impl Store for Postgres {
     /// On a connection of its own, like [`guard_table`](Self::guard_table).
     fn unguard_table<'a>(&'a self, table: &'a str, within: Duration) -> Reply<'a, bool> {
         let work = move |session: Arc<Session>| async move {
-            guard::unguard_table(&session, &self.table, table).await
+            guarded_table::unguard_table(&session, &self.table, table).await
         };
         Box::pin(self.connection.run_apart(within, work))
     }
 
     fn guarded_tables(&self, within: Duration) -> Reply<'_, Vec<TableGuard>> {
         let work = move |session: Arc<Session>| async move {
-            guard::guarded_tables(&session, &self.table).await
+            guarded_table::guarded_tables(&session, &self.table).await
         };
         Box::pin(self.connection.run(within, work))
     }

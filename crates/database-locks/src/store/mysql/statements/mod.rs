@@ -21,12 +21,12 @@ pub(crate) mod read;
 pub(crate) mod acquire;
 pub(crate) mod batch;
 pub(crate) mod fence;
-pub(crate) mod guard;
-pub(crate) mod guard_body;
-mod guard_cascades;
-pub(crate) mod guard_error;
-mod guard_report;
-mod guard_target;
+pub(crate) mod guarded_table;
+pub(crate) mod guarded_table_body;
+mod guarded_table_cascades;
+pub(crate) mod guarded_table_error;
+mod guarded_table_report;
+mod guarded_table_target;
 pub(crate) mod handover;
 pub(crate) mod install;
 pub(crate) mod mariadb;
@@ -120,8 +120,11 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
         fence::BEFORE,
     ),
     ("fence", fence::FENCE),
-    ("the triggers of guarded tables", guard_body::SCHEMA),
-    ("`{look}`", guard_body::LOOK),
-    ("`{check}`", guard_body::CHECK),
-    ("`{check}` on a cluster", guard_body::CHECK_ON_CLUSTER),
+    ("the triggers of guarded tables", guarded_table_body::SCHEMA),
+    ("`{look}`", guarded_table_body::LOOK),
+    ("`{check}`", guarded_table_body::CHECK),
+    (
+        "`{check}` on a cluster",
+        guarded_table_body::CHECK_ON_CLUSTER,
+    ),
 ];

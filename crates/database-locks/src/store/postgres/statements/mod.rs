@@ -30,7 +30,7 @@
 #[macro_use]
 pub(crate) mod acquire;
 pub(crate) mod fence;
-pub(crate) mod guard;
+pub(crate) mod guarded_table;
 pub(crate) mod handover;
 pub(crate) mod install;
 pub(crate) mod permit;
@@ -103,6 +103,9 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &{
         published[at] = (ALL[at].name, ALL[at].text);
         at += 1;
     }
-    published[at + 1] = ("the trigger function of guarded tables", guard::FUNCTION);
+    published[at + 1] = (
+        "the trigger function of guarded tables",
+        guarded_table::FUNCTION,
+    );
     published
 };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use mysql_async::params;
 
-use super::guard_target::Target;
+use super::guarded_table_target::Target;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 use protocol::LockName;

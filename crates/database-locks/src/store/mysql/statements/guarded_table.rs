@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use mysql_async::params;
 
-use super::guard_body::{Body, EVENTS, create_trigger, quoted, trigger_name};
-use super::guard_error::{explained, unless_whole};
-use super::guard_target::Target;
+use super::guarded_table_body::{Body, EVENTS, create_trigger, quoted, trigger_name};
+use super::guarded_table_error::{explained, unless_whole};
+use super::guarded_table_target::Target;
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;

@@ -1,6 +1,6 @@
 //! What is said when the triggers of a guard cannot be created or dropped.
 
-use super::guard_body::quoted;
+use super::guarded_table_body::quoted;
 use crate::error::Cause;
 use crate::store::api::StoreError;
 use crate::store::mysql::error::is_code;

@@ -2,7 +2,7 @@
 
 use mysql_async::params;
 
-use super::guard_body::Written;
+use super::guarded_table_body::Written;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::guard::Trigger;
-use super::guard_body::{Body, EVENTS};
-use super::guard_cascades::Cascade;
+use super::guarded_table::Trigger;
+use super::guarded_table_body::{Body, EVENTS};
+use super::guarded_table_cascades::Cascade;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 use protocol::{LockName, TableGuard};
