@@ -91,8 +91,13 @@ impl Session {
         };
         match (fastrand::choice(free), self.cluster) {
             (Some(row), Some(_)) => {
-                self.acquire_slot(command, permit(row.slot, seen(row)))
-                    .await
+                let permit = permit(row.slot, seen(row));
+                Ok(match self.acquire_row(command, Some(permit)).await? {
+                    Some(QueryResult { rows, id }) if rows > 0 => {
+                        granted(row.slot, token(id), command.length)
+                    }
+                    _ => Outcome::Busy,
+                })
             }
             // Another transaction has its row locked.
             (Some(_), None) => Ok(Outcome::Busy),
@@ -202,20 +207,6 @@ impl Session {
                 let slot = u16::try_from(id % SLOTS).map_or(Slot::AnyPermit, Slot::Permit);
                 Some(granted(slot, token(id / SLOTS), command.length))
             }
-        })
-    }
-
-    /// Acquire this permit, on a cluster, where an ended lease is one that was observed.
-    async fn acquire_slot(
-        &mut self,
-        command: &AcquireCommand,
-        permit: Permit<'_>,
-    ) -> Result<Outcome, StoreError> {
-        Ok(match self.acquire_row(command, Some(permit)).await? {
-            Some(QueryResult { rows, id }) if rows > 0 => {
-                granted(permit.slot, token(id), command.length)
-            }
-            _ => Outcome::Busy,
         })
     }
 
