@@ -58,6 +58,26 @@ pub(crate) const DUE: &str = "
                                 AND UTC_TIMESTAMP(6) + INTERVAL :not_within MICROSECOND)
                IS NOT TRUE";
 
+/// The length of a renewed lease; null for one without end.
+pub(crate) const LENGTH: &str = "g.length";
+/// [`LENGTH`] on a cluster: no shorter than before, and clients that observe the lease start again.
+///
+/// No clock tells how much of the lease is left: the clock of this node may be five minutes ahead of
+/// that of another node, which has granted the lease for ten minutes. Nor may the later of two ends
+/// stay: one written by a clock that was ahead would stay for far longer than the ttl.
+pub(crate) const LENGTH_ON_CLUSTER: &str = "
+                       IF(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
+                          GREATEST(g.length, IFNULL(
+                              TIMESTAMPDIFF(MICROSECOND, l.renewed_at, l.expires_at), 0)))";
+
+/// The end of a renewed lease.
+pub(crate) const UNTIL: &str = "
+               GREATEST(l.expires_at, IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00'))";
+/// [`UNTIL`] on a cluster.
+pub(crate) const UNTIL_ON_CLUSTER: &str =
+    "IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND, TIMESTAMP'9999-12-31 00:00:00')";
+
 /// The condition that the server accepts writes of all users. A privileged user may write in spite
 /// of `read_only`, and writes to a replica are lost at a failover. `read_only` is OFF on MariaDB
 /// and 0 on MySQL; some versions have further values.
@@ -70,12 +90,17 @@ pub(crate) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
         None => (ENDED, LIVE, "1 MINUTE"),
         Some(_) => (ENDED_ON_CLUSTER, LIVE_ON_CLUSTER, "1 DAY"),
     };
+    let (length, until) = match cluster {
+        None => (LENGTH, UNTIL),
+        Some(_) => (LENGTH_ON_CLUSTER, UNTIL_ON_CLUSTER),
+    };
     let each = ended.replace(":seen_", "g.seen_");
     // The list of a statement about many locks has a column of that name too.
     let each = each.replace("grant_id", "l.grant_id");
     let due_each = DUE.replace(":not_within", "g.not_within");
     let text = statement.replace("{ended}", ended);
     let text = text.replace("{grace}", grace).replace("{clock}", CLOCK);
+    let text = text.replace("{length}", length).replace("{until}", until);
     let text = text.replace("{writable}", WRITABLE);
     let text = text.replace("{ended_each}", &each).replace("{live}", live);
     text.replace("{due_each}", &due_each).replace("{due}", DUE)

@@ -80,10 +80,7 @@ impl Session {
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.locked_by = :holder, l.grant_id = :grant, l.metadata = :metadata,
-               l.expires_at = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00'),
-               l.granted_until = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00'),
+               l.expires_at = {until}, l.granted_until = {until},
                l.renewed_at = UTC_TIMESTAMP(6)";
 
     pub(crate) async fn resume(&mut self, command: &ResumeCommand) -> Result<Renewal, StoreError> {

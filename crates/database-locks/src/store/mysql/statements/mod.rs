@@ -66,6 +66,10 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("`{live}`", cluster::LIVE),
     ("`{live}` on a cluster", cluster::LIVE_ON_CLUSTER),
     ("`{due}`", cluster::DUE),
+    ("`{length}`", cluster::LENGTH),
+    ("`{length}` on a cluster", cluster::LENGTH_ON_CLUSTER),
+    ("`{until}`", cluster::UNTIL),
+    ("`{until}` on a cluster", cluster::UNTIL_ON_CLUSTER),
     ("`{writable}`", cluster::WRITABLE),
     ("whether the server can be written to", Session::IS_WRITABLE),
     (
@@ -87,7 +91,6 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("make a row, granted", Session::CREATE),
     ("make many rows, granted", Session::CREATE_BATCH),
     ("renew", Session::RENEW),
-    ("renew on a cluster", Session::RENEW_ON_CLUSTER),
     ("wait for a row at most", Session::WAIT_IN_QUEUE),
     ("renew, and wait for the row", Session::RENEW_IN_QUEUE),
     ("preempt", Session::TAKE_OVER),

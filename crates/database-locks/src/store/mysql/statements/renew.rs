@@ -19,7 +19,7 @@ impl Session {
     /// statement has renewed from any others. The list has no longtext: see
     /// [`ACQUIRE_ON_MARIADB`](Self::ACQUIRE_ON_MARIADB).
     pub(crate) const RENEW: &str = "
-        UPDATE (SELECT l.id, g.length
+        UPDATE (SELECT l.id, {length} AS length
                   FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
                            {?slot int PATH '$.slot',?}
@@ -35,46 +35,7 @@ impl Session {
                    AND {live} AND l.granted_until = l.expires_at AND {writable}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.expires_at = GREATEST(l.expires_at, IFNULL(
-                   UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00')),
-               l.granted_until = GREATEST(l.expires_at, IFNULL(
-                   UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00')),
-               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00'
-                   + INTERVAL LAST_INSERT_ID({clock}) MICROSECOND";
-
-    /// [`RENEW`](Self::RENEW) on a cluster: the lease becomes no shorter in length than before, and
-    /// clients that observe it start again.
-    ///
-    /// No clock tells how much of the lease is left: the clock of this node may be five minutes
-    /// ahead of that of another node, which has granted the lease for ten minutes. Nor may the
-    /// later of two ends stay: one written by a clock that was ahead would stay for far longer than
-    /// the ttl.
-    pub(crate) const RENEW_ON_CLUSTER: &str = "
-        UPDATE (SELECT l.id,
-                       IF(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
-                          GREATEST(g.length, IFNULL(
-                              TIMESTAMPDIFF(MICROSECOND, l.renewed_at, l.expires_at), 0))) AS length
-                  FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
-                           name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
-                           {?slot int PATH '$.slot',?}
-                           token bigint PATH '$.token',
-                           grant_id char(32) CHARACTER SET ascii PATH '$.grant',
-                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
-                           length bigint PATH '$.length')) j
-                         LIMIT 1000000) g
-                       STRAIGHT_JOIN {table} l FORCE INDEX (name)
-                       ON l.name = g.name COLLATE {collation}{? AND l.slot = g.slot?}
-                 WHERE l.token = g.token AND l.grant_id = g.grant_id
-                   AND l.locked_by = g.locked_by COLLATE {collation}
-                   AND {live} AND l.granted_until = l.expires_at AND {writable}
-                 LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
-               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.expires_at = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00'),
-               l.granted_until = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00'),
+           SET l.expires_at = {until}, l.granted_until = {until},
                l.renewed_at = TIMESTAMP'1970-01-01 00:00:00'
                    + INTERVAL LAST_INSERT_ID({clock}) MICROSECOND";
 
@@ -107,13 +68,9 @@ impl Session {
                 "slot": grant.slot.column(), "length": ttl_micros(*ttl),
             })
         };
-        let statement = match self.cluster {
-            None => Self::RENEW,
-            Some(_) => Self::RENEW_ON_CLUSTER,
-        };
         for (chunk, text) in packed(grants, self.max_parameter_len, describe) {
-            let done = self.execute(of, statement, params! { "grants" => text });
-            let done = done.await?;
+            let grants = params! { "grants" => text };
+            let done = self.execute(of, Self::RENEW, grants).await?;
             answers.extend(match done.rows == chunk.len() as u64 {
                 true => vec![RENEWED; chunk.len()],
                 false => self.renewed_of(of, chunk, done).await?,
