@@ -167,15 +167,12 @@ impl Session {
         answer.map_err(|error| match &error {
             // The statement may contain a secret, and a syntax error repeats a part of it.
             Error::Server(refused) => {
-                let message = match refused.code {
-                    1064 => "it is not understood".to_owned(),
-                    _ => refused.message.clone(),
+                let (at, code) = (&self.address, refused.code);
+                let why = match code {
+                    1064 => "it is not understood",
+                    _ => &*refused.message,
                 };
-                let code = refused.code;
-                let message = format!(
-                    "{}: init_command failed: {message} (error {code})",
-                    self.address
-                );
+                let message = format!("{at}: init_command failed: {why} (error {code})");
                 ConnectFailure::from(StoreError::rejected(message, Some("correct it in the URL")))
             }
             error => self.failed(error).into(),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mysql_async::prelude::{FromRow, Queryable};
-use mysql_async::{Error, Params, Row, Statement, from_row_opt, params};
+use mysql_async::{Error, Params, Row, ServerError, Statement, from_row_opt, params};
 
 use super::config::Server;
 use super::driver::DriverConnection;
@@ -277,29 +277,10 @@ impl Session {
         began: BootInstant,
         error: &mysql_async::Error,
     ) -> StoreError {
-        match error {
-            Error::Server(refused)
-                if refused.code == 1205 && clock::now() - began >= TABLE_WAIT =>
-            {
-                self.blocked()
-            }
-            error => self.failed_of(of, error),
-        }
-    }
-
-    /// The error of a statement about locks or permits. The table of locks may have been used for
-    /// long when the first permit is requested, and there is no table of permits.
-    fn failed_of(&mut self, of: Rows, error: &mysql_async::Error) -> StoreError {
-        match error {
-            Error::Server(missing)
-                if of == Rows::Permits
-                    && missing.code == 1146
-                    && !self.server.permits_found.load(Ordering::Relaxed) =>
-            {
-                let message = format!("{} (error 1146)", missing.message);
-                StoreError::rejected(message, Some(INIT_HINT))
-            }
-            error => self.failed(error),
+        let timed_out = matches!(error, Error::Server(refused) if refused.code == 1205);
+        match timed_out && clock::now() - began >= TABLE_WAIT {
+            true => self.blocked(),
+            false => self.failed_of(of, error),
         }
     }
 
@@ -313,38 +294,43 @@ impl Session {
     }
 
     pub(super) fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
-        let (classify, broken) = classify(&self.address.to_string(), error);
+        self.failed_of(Rows::Locks, error)
+    }
+
+    /// The error of a statement about locks or permits.
+    fn failed_of(&mut self, of: Rows, error: &mysql_async::Error) -> StoreError {
+        let (failure, broken) = classify(&self.address.to_string(), error);
         self.broken |= broken;
-        if let Error::Server(refused) = error
-            && broken
-            && is_apart(refused.code)
-        {
+        let Error::Server(ServerError { code, .. }) = error else {
+            return failure;
+        };
+        if broken && is_apart(*code) {
             self.avoid_node();
         }
-        match (classify, error) {
+        // The table of locks may have been used for long when the first permit is requested, and
+        // there is no table of permits.
+        let found = match of {
+            Rows::Locks => &self.server.found,
+            Rows::Permits => &self.server.permits_found,
+        };
+        let was_there = found.load(Ordering::Relaxed);
+        match (failure, code) {
             // The node lost the others during the commit, so another node may have it.
-            (StoreError::Unavailable(message), Error::Server(refused))
-                if self.cluster.is_some() && matches!(refused.code, 1180 | 3100) =>
-            {
+            (StoreError::Unavailable(message), 1180 | 3100) if self.cluster.is_some() => {
                 StoreError::Contention(message)
             }
             // On MariaDB, which does not wait here, another client is inserting rows. If no id is
             // left, MariaDB answers 167.
-            (StoreError::Rejected { source, .. }, Error::Server(refused))
-                if self.mariadb && refused.code == 1467 =>
-            {
+            (StoreError::Rejected { source, .. }, 1467) if self.mariadb => {
                 StoreError::Contention(source)
             }
             // A table that existed may be missing for a moment, while it is copied or restored.
-            (StoreError::Rejected { source, .. }, Error::Server(refused))
-                if self.server.found.load(Ordering::Relaxed)
-                    && matches!(refused.code, 1146 | 1932) =>
-            {
+            (StoreError::Rejected { source, .. }, 1146 | 1932) if was_there => {
                 self.table_checked = false;
                 let message = format!("the table was there before ({INIT_HINT}): {source}");
                 StoreError::cannot_serve(message)
             }
-            (classify, _) => classify,
+            (failure, _) => failure,
         }
     }
 
