@@ -416,7 +416,6 @@ pub(crate) fn rest_micros(command: &ReleaseCommand) -> Option<i64> {
 }
 
 /// The length of a lease, as statements take it; null: it has no end.
-#[cfg(feature = "mysql")]
 pub(crate) fn ttl_micros(ttl: Ttl) -> Option<i64> {
     match ttl {
         Ttl::Finite(length) => Some(micros(length)),
