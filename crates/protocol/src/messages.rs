@@ -475,5 +475,7 @@ mod tests {
         assert_eq!(lost.lost(), Some(LostReason::Forced));
         assert_eq!(Renewal::Renewed { confirmed_by: None }.lost(), None);
         assert_eq!(Renewal::Busy.lost(), None);
+        assert!(Renewal::Renewed { confirmed_by: None }.is_renewed());
+        assert!(!lost.is_renewed() && !Renewal::Busy.is_renewed());
     }
 }

@@ -376,6 +376,14 @@ pub(crate) fn rest_micros(command: &ReleaseCommand) -> Option<i64> {
     (!command.rest.is_zero()).then(|| micros(command.rest))
 }
 
+/// The length of a lease, as statements take it; null: it has no end.
+pub(crate) fn ttl_micros(ttl: Ttl) -> Option<i64> {
+    match ttl {
+        Ttl::Finite(length) => Some(micros(length)),
+        Ttl::Infinite => None,
+    }
+}
+
 /// A duration that every engine can subtract from its clock: at most a thousand years.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
 pub(crate) fn bounded(length: Duration) -> Duration {

@@ -49,6 +49,17 @@ fn all_waiters_share_one_observation() {
 }
 
 #[test]
+fn the_observed_rows_of_a_lock_are_found_among_those_of_others() {
+    let observations = Observations::<&str, u32>::default();
+    for name in ["job 1", "other", "job 2"] {
+        observations.record(&name, &1, secs(30), false, BEGAN);
+    }
+    let mut found = observations.matching(|name| name.starts_with("job"));
+    found.sort_unstable();
+    assert_eq!(found, ["job 1", "job 2"]);
+}
+
+#[test]
 fn an_observation_tells_how_long_ago_it_ended() {
     let observations = Observations::<&str, u32>::default();
     observations.record(&"job", &1, secs(30), false, BEGAN);

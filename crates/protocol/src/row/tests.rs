@@ -431,6 +431,7 @@ fn a_row_without_a_length_is_observed_for_a_minute_once_it_looks_expired() {
     assert_eq!(expiry.length, Duration::ZERO);
 }
 
+mod semaphore;
 mod spacing;
 
 #[test]

@@ -11,7 +11,7 @@
 //!
 //! The clock of a node is not compared with times that another node has written: see [`Version`].
 
-use mysql_async::Value;
+use mysql_async::Params;
 
 use protocol::Version;
 
@@ -21,6 +21,10 @@ pub(crate) enum Cluster {
     Galera,
     Group,
 }
+
+/// The clock of the server, in microseconds since 1970.
+pub(crate) const CLOCK: &str =
+    "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))";
 
 /// The condition that a lease has ended, by the clock of a single server.
 pub(crate) const ENDED: &str = "expires_at <= UTC_TIMESTAMP(6)";
@@ -54,6 +58,26 @@ pub(crate) const DUE: &str = "
                                 AND UTC_TIMESTAMP(6) + INTERVAL :not_within MICROSECOND)
                IS NOT TRUE";
 
+/// The length of a renewed lease; null for one without end.
+pub(crate) const LENGTH: &str = "g.length";
+/// [`LENGTH`] on a cluster: no shorter than before, and clients that observe the lease start again.
+///
+/// No clock tells how much of the lease is left: the clock of this node may be five minutes ahead of
+/// that of another node, which has granted the lease for ten minutes. Nor may the later of two ends
+/// stay: one written by a clock that was ahead would stay for far longer than the ttl.
+pub(crate) const LENGTH_ON_CLUSTER: &str = "
+                       IF(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
+                          GREATEST(g.length, IFNULL(
+                              TIMESTAMPDIFF(MICROSECOND, l.renewed_at, l.expires_at), 0)))";
+
+/// The end of a renewed lease.
+pub(crate) const UNTIL: &str = "
+               GREATEST(l.expires_at, IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00'))";
+/// [`UNTIL`] on a cluster.
+pub(crate) const UNTIL_ON_CLUSTER: &str =
+    "IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND, TIMESTAMP'9999-12-31 00:00:00')";
+
 /// The condition that the server accepts writes of all users. A privileged user may write in spite
 /// of `read_only`, and writes to a replica are lost at a failover. `read_only` is OFF on MariaDB
 /// and 0 on MySQL; some versions have further values.
@@ -66,28 +90,37 @@ pub(crate) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
         None => (ENDED, LIVE, "1 MINUTE"),
         Some(_) => (ENDED_ON_CLUSTER, LIVE_ON_CLUSTER, "1 DAY"),
     };
+    let (length, until) = match cluster {
+        None => (LENGTH, UNTIL),
+        Some(_) => (LENGTH_ON_CLUSTER, UNTIL_ON_CLUSTER),
+    };
     let each = ended.replace(":seen_", "g.seen_");
     // The list of a statement about many locks has a column of that name too.
     let each = each.replace("grant_id", "l.grant_id");
     let due_each = DUE.replace(":not_within", "g.not_within");
     let text = statement.replace("{ended}", ended);
-    let text = text.replace("{grace}", grace);
+    let text = text.replace("{grace}", grace).replace("{clock}", CLOCK);
+    let text = text.replace("{length}", length).replace("{until}", until);
     let text = text.replace("{writable}", WRITABLE);
     let text = text.replace("{ended_each}", &each).replace("{live}", live);
     text.replace("{due_each}", &due_each).replace("{due}", DUE)
 }
 
-/// The parameters of [`ENDED_ON_CLUSTER`].
-pub(crate) fn version(expired_version: Option<&Version>) -> [(String, Value); 3] {
-    let (token, expires_at, renewed_at) = match expired_version {
-        None => (None, None, None),
-        Some(seen) => (Some(seen.token), Some(seen.expires_at), seen.renewed_at),
-    };
-    [
-        ("seen_token".into(), token.into()),
-        ("seen_expires_at".into(), expires_at.into()),
-        ("seen_renewed_at".into(), renewed_at.into()),
-    ]
+/// These named parameters, and those of [`ENDED_ON_CLUSTER`].
+pub(crate) fn with_version(mut params: Params, expired_version: Option<&Version>) -> Params {
+    if let Params::Named(named) = &mut params {
+        let mut add = |name: &str, value: Option<i64>| named.insert(name.into(), value.into());
+        add("seen_token", expired_version.map(|seen| seen.token));
+        add(
+            "seen_expires_at",
+            expired_version.map(|seen| seen.expires_at),
+        );
+        add(
+            "seen_renewed_at",
+            expired_version.and_then(|seen| seen.renewed_at),
+        );
+    }
+    params
 }
 
 impl Cluster {

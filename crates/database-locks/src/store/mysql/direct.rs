@@ -14,7 +14,7 @@ use crate::store::api::{DirectConnection, Reply, StoreError, with_deadline};
 use crate::store::connect::backoff::Backoff;
 use crate::store::mysql::connection::config::Server;
 use crate::store::mysql::connection::open::{connect, name_server};
-use crate::store::mysql::connection::panic::{catch_panic, panic_error};
+use crate::store::mysql::connection::panic::or_panicked;
 use crate::store::mysql::connection::queue::BoxFuture;
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::connection::worker::FlagGuard;
@@ -167,9 +167,8 @@ impl MysqlDirect {
                 Err(refused) => break Err(unknown.unwrap_or(refused)),
             };
             let unanswered = session.begin_request();
-            let done = catch_panic(work(&mut session, request)).await;
+            let done = or_panicked(work(&mut session, request)).await;
             unanswered.answered();
-            let done = done.map_err(panic_error).flatten();
             // A connection that has not answered is not used again.
             let answered = done.as_ref().err().is_none_or(StoreError::is_answer);
             if answered && !session.is_broken() {

@@ -40,18 +40,15 @@ pub(crate) fn classify(at: &str, error: &mysql_async::Error) -> (StoreError, boo
         Server(error) => of_server(at, error),
         Driver(error) => (of_driver(at, error), true),
         Io(IoError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            let message = format!("{at}: the server closed the connection");
-            (StoreError::Unavailable(message.into()), true)
+            (unavailable(at, "the server closed the connection"), true)
         }
-        Io(IoError::Io(error)) => {
-            let message = format!("{at}: {error}");
-            (StoreError::Unavailable(message.into()), true)
-        }
-        error => {
-            let message = format!("{at}: {error}");
-            (StoreError::Unavailable(message.into()), true)
-        }
+        Io(IoError::Io(error)) => (unavailable(at, error), true),
+        error => (unavailable(at, error), true),
     }
+}
+
+fn unavailable(at: &str, what: impl fmt::Display) -> StoreError {
+    StoreError::Unavailable(format!("{at}: {what}").into())
 }
 
 fn of_driver(at: &str, error: &DriverError) -> StoreError {
@@ -61,15 +58,13 @@ fn of_driver(at: &str, error: &DriverError) -> StoreError {
         return StoreError::rejected(message, Some(LOGIN_HINT));
     }
     let text = error.to_string();
-    let message = format!("{at}: {}", text.trim_end_matches('.'));
+    let text = text.trim_end_matches('.');
     match error {
         DriverError::CleartextPluginDisabled | DriverError::MysqlOldPasswordDisabled => {
-            StoreError::rejected(message, Some(LOGIN_HINT))
+            StoreError::rejected(format!("{at}: {text}"), Some(LOGIN_HINT))
         }
-        DriverError::ConnectionClosed => {
-            StoreError::Unavailable(format!("{at}: the server closed the connection").into())
-        }
-        _ => StoreError::Unavailable(message.into()),
+        DriverError::ConnectionClosed => unavailable(at, "the server closed the connection"),
+        _ => unavailable(at, text),
     }
 }
 
@@ -97,23 +92,11 @@ fn of_server(at: &str, error: &ServerError) -> (StoreError, bool) {
         1290 | 1792 | 1836 => (StoreError::cannot_serve(message), true),
         // Too many connections.
         1040 | 1203 | 1226 => (StoreError::cannot_serve(message), true),
-        // Shutting down, gone, killed, cluster node not ready, cut off from the
-        // others while it commits, not in step with them, offline, no answer.
-        1047
-        | 1053
-        | 1152..=1161
-        | 1180
-        | 1243
-        | 1927
-        | 1969
-        | 2006
-        | 2013
-        | 3024
-        | 3032
-        | 3100
-        | 3168
-        | 3796..=3799
-        | 4031 => (StoreError::Unavailable(message.into()), true),
+        code if is_apart(code) => (StoreError::Unavailable(message.into()), true),
+        // Shutting down, gone, killed, offline, no answer.
+        1053 | 1152..=1161 | 1243 | 1927 | 1969 | 2006 | 2013 | 3024 | 3032 | 4031 => {
+            (StoreError::Unavailable(message.into()), true)
+        }
         // Out of memory, of room for row locks, of undo slots.
         1037 | 1041 | 1206 | 1637 => (StoreError::cannot_serve(message), false),
         _ if error.state.starts_with("40") => (StoreError::Contention(message.into()), false),
@@ -149,6 +132,11 @@ pub(crate) fn code_of(failure: &StoreError) -> Option<u16> {
         return None;
     };
     source.downcast_ref().map(|refusal: &Refusal| refusal.code)
+}
+
+/// Whether the server refused a statement for good with one of these codes.
+pub(crate) fn is_code(failure: &StoreError, codes: &[u16]) -> bool {
+    code_of(failure).is_some_and(|code| codes.contains(&code))
 }
 
 /// Whether the duplicate is the id and not the name: when the ids are used up, the last id is

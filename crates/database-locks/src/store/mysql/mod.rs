@@ -31,12 +31,12 @@ use connection::open::name_server;
 use connection::row_locker::row_locker;
 use connection::session::Session;
 use connection::waiting_renewal::renew_waiting;
-use connection::worker::Worker;
+use connection::worker::{Turn, Worker};
 use direct::MysqlDirect;
 #[cfg(test)]
 pub(crate) use statements::PUBLISHED;
-pub use statements::guard_body::{guard_triggers, unguard_triggers};
-use statements::guard_error::incomplete;
+pub use statements::guarded_table_body::{guard_triggers, unguard_triggers};
+use statements::guarded_table_error::incomplete;
 
 /// The engine `mysql://` and `mariadb://`.
 pub(crate) struct Mysql {
@@ -71,6 +71,11 @@ impl Mysql {
         })
     }
 
+    /// Whether the server is a node of a cluster.
+    fn is_clustered(&self) -> bool {
+        self.server.clustered.load(Ordering::Relaxed)
+    }
+
     /// Renew on the background connection or, if there is none within half of the time, on the
     /// direct connection.
     async fn renew_on_either(
@@ -85,7 +90,7 @@ impl Mysql {
         };
         let sent = Arc::new(AtomicBool::new(false));
         let (asked, begun) = (grants.to_vec(), Arc::clone(&sent));
-        let done = self.worker.call_first(first, move |session| {
+        let done = self.worker.call(Turn::First, first, move |session| {
             begun.store(true, Ordering::Release);
             Box::pin(async move { session.renew(&asked).await })
         });
@@ -102,43 +107,82 @@ impl Mysql {
             done => done,
         }
     }
+
+    /// Run this, which opens a connection of its own.
+    async fn run_apart<T>(
+        &self,
+        within: Duration,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let done = with_deadline(within, work, || ()).await;
+        done.map_err(|failure| name_server(&self.server, failure))
+    }
+
+    /// [`run_apart`](Self::run_apart), for work on the guard of a table: if it is late, the guard may be
+    /// incomplete.
+    async fn guard_apart<T>(
+        &self,
+        within: Duration,
+        table: &str,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let mut late = false;
+        let done = with_deadline(within, work, || late = true).await;
+        done.map_err(|failure| {
+            let failure = match late {
+                true => incomplete(failure, "may be incomplete", table),
+                false => failure,
+            };
+            name_server(&self.server, failure)
+        })
+    }
 }
 
-/// Run this on the background connection.
+/// The requests that run on the background connection: a method of [`Store`], its parameters before
+/// `within`, its answer, and what is asked of the session.
 macro_rules! on_session {
-    ($self:ident, $within:ident, |$session:ident| $work:expr) => {
-        Box::pin($self.worker.call($within, move |$session| {
-            Box::pin(async move { $work.await })
-        }))
+    ($($method:ident($($param:ident: $of:ty),*) -> $answer:ty, |$session:ident| $work:expr;)*) => {
+        $(fn $method<'a>(&'a self, $($param: $of,)* within: Duration) -> Reply<'a, $answer> {
+            $(let $param = $param.to_owned();)*
+            Box::pin(self.worker.call(Turn::InOrder, within, move |$session| {
+                Box::pin(async move { $work.await })
+            }))
+        })*
     };
 }
 
 impl Store for Mysql {
+    on_session! {
+        acquire(commands: &[AcquireCommand]) -> Vec<Outcome>, |session| session.acquire(&commands);
+        acquire_all(commands: &[AcquireCommand]) -> AllOutcome, |session| session.acquire_all(&commands);
+        release(commands: &[ReleaseCommand]) -> Vec<Released>, |session| session.release(&commands);
+        rows(of: Rows, names: &[LockName]) -> Vec<LockRow>, |session| session.latest_rows(of, &names);
+        page(of: Rows, filter: &ListFilter, after: Option<i64>) -> Page,
+            |session| session.page(of, &filter, after);
+        holders(names: &[LockName]) -> Vec<Option<Holder>>, |session| session.holders(&names);
+        take_over(command: &TakeOverCommand) -> Outcome, |session| session.take_over(&command);
+        resume(command: &ResumeCommand) -> Renewal, |session| session.resume(&command);
+        force(name: &LockName, slot: Slot) -> Force, |session| session.force(&name, slot);
+        prune(of: Rows, idle: Duration, include_legacy: bool, after: Option<i64>) -> Pruned,
+            |session| session.prune(of, idle, include_legacy, after);
+        limits() -> Vec<(LockName, u32)>, |session| session.limits();
+        set_limit(name: &LockName, limit: Option<u32>) -> (), |session| session.set_limit(&name, limit);
+        readers(name: &LockName, expired: &[(Slot, Version)]) -> Option<Holder>,
+            |session| session.readers(&name, &expired);
+        guarded_tables() -> Vec<TableGuard>, |session| session.guarded_tables();
+        examine() -> Report, |session| session.examine();
+    }
+
     fn direct(&self) -> Option<Arc<dyn DirectConnection>> {
         Some(Arc::clone(&self.direct) as Arc<dyn DirectConnection>)
     }
 
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         let within = self.server.connector.connect_deadline(within);
-        Box::pin(self.worker.call(within, |_| Box::pin(async { Ok(()) })))
-    }
-
-    fn acquire<'a>(
-        &'a self,
-        commands: &'a [AcquireCommand],
-        within: Duration,
-    ) -> Reply<'a, Vec<Outcome>> {
-        let commands = commands.to_vec();
-        on_session!(self, within, |session| session.acquire(&commands))
-    }
-
-    fn acquire_all<'a>(
-        &'a self,
-        commands: &'a [AcquireCommand],
-        within: Duration,
-    ) -> Reply<'a, AllOutcome> {
-        let commands = commands.to_vec();
-        on_session!(self, within, |session| session.acquire_all(&commands))
+        let connected = self
+            .worker
+            .call(Turn::InOrder, within, |_| Box::pin(async { Ok(()) }));
+        Box::pin(connected)
     }
 
     fn renew<'a>(
@@ -151,7 +195,7 @@ impl Store for Mysql {
 
     /// On a cluster a row lock is not seen by the other nodes.
     fn renews_waiting(&self) -> bool {
-        !self.server.clustered.load(Ordering::Relaxed)
+        !self.is_clustered()
     }
 
     fn renew_waiting<'a>(
@@ -159,113 +203,11 @@ impl Store for Mysql {
         renewal: &'a (Grant, Ttl),
         within: Duration,
     ) -> Reply<'a, Renewal> {
-        let renewed = renew_waiting(&self.server, renewal);
-        Box::pin(async move {
-            let done = with_deadline(within, renewed, || ()).await;
-            done.map_err(|failure| name_server(&self.server, failure))
-        })
+        Box::pin(self.run_apart(within, renew_waiting(&self.server, renewal)))
     }
 
     fn prepare_to_renew(&self) {
         self.worker.connect_in_background();
-    }
-
-    fn release<'a>(
-        &'a self,
-        commands: &'a [ReleaseCommand],
-        within: Duration,
-    ) -> Reply<'a, Vec<Released>> {
-        let commands = commands.to_vec();
-        on_session!(self, within, |session| session.release(&commands))
-    }
-
-    fn rows<'a>(
-        &'a self,
-        of: Rows,
-        names: &'a [LockName],
-        within: Duration,
-    ) -> Reply<'a, Vec<LockRow>> {
-        let names = names.to_vec();
-        on_session!(self, within, |session| session.read_latest(of, &names))
-    }
-
-    fn page<'a>(
-        &'a self,
-        of: Rows,
-        filter: &'a ListFilter,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'a, Page> {
-        let filter = filter.clone();
-        on_session!(self, within, |session| session.page(of, &filter, after))
-    }
-
-    fn holders<'a>(
-        &'a self,
-        names: &'a [LockName],
-        within: Duration,
-    ) -> Reply<'a, Vec<Option<Holder>>> {
-        let names = names.to_vec();
-        on_session!(self, within, |session| session.holders(&names))
-    }
-
-    fn take_over<'a>(
-        &'a self,
-        command: &'a TakeOverCommand,
-        within: Duration,
-    ) -> Reply<'a, Outcome> {
-        let command = command.clone();
-        on_session!(self, within, |session| session.take_over(&command))
-    }
-
-    fn resume<'a>(&'a self, command: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
-        let command = command.clone();
-        on_session!(self, within, |session| session.resume(&command))
-    }
-
-    fn prune(
-        &self,
-        of: Rows,
-        idle: Duration,
-        include_legacy: bool,
-        after: Option<i64>,
-        within: Duration,
-    ) -> Reply<'_, Pruned> {
-        on_session!(self, within, |session| session.prune(
-            of,
-            idle,
-            include_legacy,
-            after
-        ))
-    }
-
-    fn force<'a>(&'a self, name: &'a LockName, slot: Slot, within: Duration) -> Reply<'a, Force> {
-        let name = name.clone();
-        on_session!(self, within, |session| session.force(&name, slot))
-    }
-
-    fn limits(&self, within: Duration) -> Reply<'_, Vec<(LockName, u32)>> {
-        on_session!(self, within, |session| session.limits())
-    }
-
-    fn set_limit<'a>(
-        &'a self,
-        name: &'a LockName,
-        limit: Option<u32>,
-        within: Duration,
-    ) -> Reply<'a, ()> {
-        let name = name.clone();
-        on_session!(self, within, |session| session.set_limit(&name, limit))
-    }
-
-    fn readers<'a>(
-        &'a self,
-        name: &'a LockName,
-        expired: &'a [(Slot, Version)],
-        within: Duration,
-    ) -> Reply<'a, Option<Holder>> {
-        let (name, expired) = (name.clone(), expired.to_vec());
-        on_session!(self, within, |session| session.readers(&name, &expired))
     }
 
     fn row_locker<'a>(
@@ -283,7 +225,7 @@ impl Store for Mysql {
         Some(FenceText {
             before: Some(fill(statements::fence::BEFORE)),
             fence: fill(statements::fence::FENCE),
-            may_lag: self.server.clustered.load(Ordering::Relaxed),
+            may_lag: self.is_clustered(),
         })
     }
 
@@ -298,55 +240,25 @@ impl Store for Mysql {
 
     /// On another connection, since DDL may take long and waits.
     fn install(&self, within: Duration) -> Reply<'_, ()> {
-        let work = async move { Session::open(&self.server).await?.install().await };
-        Box::pin(async move {
-            let done = with_deadline(within, work, || ()).await;
-            done.map_err(|failure| name_server(&self.server, failure))
-        })
+        let work = async { Session::open(&self.server).await?.install().await };
+        Box::pin(self.run_apart(within, work))
     }
 
     /// On another connection, like [`install`](Self::install).
     fn guard_table<'a>(&'a self, command: &'a GuardCommand, within: Duration) -> Reply<'a, ()> {
-        let work = async move {
-            Session::open(&self.server)
-                .await?
-                .guard_table(command)
-                .await
+        let work = async {
+            let mut session = Session::open(&self.server).await?;
+            session.guard_table(command).await
         };
-        Box::pin(async move {
-            let mut late = false;
-            let done = with_deadline(within, work, || late = true).await;
-            done.map_err(|failure| match late {
-                true => incomplete(failure, "may be incomplete", &command.table),
-                false => failure,
-            })
-            .map_err(|failure| name_server(&self.server, failure))
-        })
+        Box::pin(self.guard_apart(within, &command.table, work))
     }
 
+    /// On another connection, like [`install`](Self::install).
     fn unguard_table<'a>(&'a self, table: &'a str, within: Duration) -> Reply<'a, bool> {
-        let work = async move {
-            Session::open(&self.server)
-                .await?
-                .unguard_table(table)
-                .await
+        let work = async {
+            let mut session = Session::open(&self.server).await?;
+            session.unguard_table(table).await
         };
-        Box::pin(async move {
-            let mut late = false;
-            let done = with_deadline(within, work, || late = true).await;
-            done.map_err(|failure| match late {
-                true => incomplete(failure, "may be incomplete", table),
-                false => failure,
-            })
-            .map_err(|failure| name_server(&self.server, failure))
-        })
-    }
-
-    fn guarded_tables(&self, within: Duration) -> Reply<'_, Vec<TableGuard>> {
-        on_session!(self, within, |session| session.guarded_tables())
-    }
-
-    fn examine(&self, within: Duration) -> Reply<'_, Report> {
-        on_session!(self, within, |session| session.examine())
+        Box::pin(self.guard_apart(within, table, work))
     }
 }

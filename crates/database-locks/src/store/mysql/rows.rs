@@ -1,5 +1,6 @@
 //! Conversion of rows, and lists of parameters as JSON.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use mysql_async::prelude::FromValue;
@@ -17,7 +18,7 @@ pub(crate) fn token(id: u64) -> Token {
 /// was ever shared.
 pub(crate) fn granted_as(id: u64, length: Duration) -> Outcome {
     const SHARED: u64 = 1 << 63;
-    granted(Slot::Lock, token(id & !SHARED), length).of_shared(id & SHARED != 0)
+    Outcome::granted(Slot::Lock, token(id & !SHARED), length).of_shared(id & SHARED != 0)
 }
 
 /// A row of the reading statements. A value that cannot be converted counts as null, since one bad
@@ -59,14 +60,10 @@ pub(crate) fn lock_row(of: Rows, mut row: Row, multi_primary: bool) -> LockRow {
     }
 }
 
-pub(crate) fn granted(slot: Slot, token: Token, length: Duration) -> Outcome {
-    Outcome::Granted {
-        slot,
-        token,
-        length,
-        is_shared: false,
-        confirmed_by: None,
-    }
+/// The rows by their names and slots.
+pub(crate) fn by_slot(rows: &[LockRow]) -> HashMap<(&str, Slot), &LockRow> {
+    let keyed = rows.iter().map(|row| ((row.name.as_str(), row.slot), row));
+    keyed.collect()
 }
 
 /// Split a list into the fewest JSON arrays that fit into a statement.

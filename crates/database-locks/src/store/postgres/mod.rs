@@ -21,8 +21,8 @@ use self::connection::session::Session;
 use self::direct::PostgresDirect;
 use self::notify::Listener;
 use self::statements::fence::FENCE;
-use self::statements::guard;
-pub(crate) use self::statements::guard::{guard_script, unguard_script};
+use self::statements::guarded_table;
+pub(crate) use self::statements::guarded_table::{guard_script, unguard_script};
 use self::statements::handover::{resume, take_over};
 use self::statements::install::install;
 use self::statements::permit::{limits, set_limit};
@@ -246,7 +246,7 @@ impl Store for Postgres {
     /// On a connection of its own, since DDL may take long and waits.
     fn guard_table<'a>(&'a self, command: &'a GuardCommand, within: Duration) -> Reply<'a, ()> {
         let work = async move |session: Arc<Session>| {
-            guard::guard_table(&session, &self.table, command).await
+            guarded_table::guard_table(&session, &self.table, command).await
         };
         Box::pin(self.connection.run_apart(within, work))
     }
@@ -254,14 +254,15 @@ impl Store for Postgres {
     /// On a connection of its own, like [`guard_table`](Self::guard_table).
     fn unguard_table<'a>(&'a self, table: &'a str, within: Duration) -> Reply<'a, bool> {
         let work = async move |session: Arc<Session>| {
-            guard::unguard_table(&session, &self.table, table).await
+            guarded_table::unguard_table(&session, &self.table, table).await
         };
         Box::pin(self.connection.run_apart(within, work))
     }
 
     fn guarded_tables(&self, within: Duration) -> Reply<'_, Vec<TableGuard>> {
-        let work =
-            async move |session: Arc<Session>| guard::guarded_tables(&session, &self.table).await;
+        let work = async move |session: Arc<Session>| {
+            guarded_table::guarded_tables(&session, &self.table).await
+        };
         Box::pin(self.connection.run(within, work))
     }
 

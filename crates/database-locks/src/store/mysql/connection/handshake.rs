@@ -13,6 +13,7 @@ use super::driver::DriverConnection;
 use super::interpolate;
 use super::panic::catch_panic;
 use super::session::Session;
+use super::settings::Settings;
 use crate::store::api::StoreError;
 use crate::store::connect::hosts::{ConnectFailure, FailureKind};
 use crate::store::connect::tls::{TlsFailure, tls_failure};
@@ -47,14 +48,11 @@ impl Session {
         at: usize,
     ) -> Result<Self, ConnectFailure> {
         let host = &config.hosts[at];
-        let at = host.address.to_string();
         let mut session = Self {
-            conn: DriverConnection::new(login(server, host, &at).await?),
+            conn: DriverConnection::new(login(server, host).await?),
             prepared: HashMap::new(),
             server: Arc::clone(server),
-            at,
             address: host.address.clone(),
-            collation: "",
             cluster: None,
             single_primary: false,
             max_parameter_len: 0,
@@ -93,40 +91,27 @@ impl Session {
     pub(crate) const ISOLATION: &str =
         "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
 
-    async fn configure(&mut self) -> Result<(), ConnectFailure> {
-        for settings in [Self::SETTINGS, Self::ISOLATION] {
-            let set = self.conn.query_drop(settings).await;
-            set.map_err(|e| self.failed(&e))?;
-        }
-        Ok(())
+    async fn configure(&mut self) -> Result<(), StoreError> {
+        self.execute_unprepared(Self::SETTINGS).await?;
+        self.execute_unprepared(Self::ISOLATION).await
     }
 
     async fn handshake(&mut self, init_command: Option<&str>) -> Result<(), ConnectFailure> {
         self.configure().await?;
-        let found: Vec<(String, String)> = self
-            .conn
-            .query(Self::VARIABLES)
-            .await
-            .map_err(|e| self.failed(&e))?;
-        let variable = |name: &str| {
-            let named = found
-                .iter()
-                .find(|(found, _)| found.eq_ignore_ascii_case(name));
-            named.map(|(_, value)| value.as_str()).unwrap_or_default()
-        };
-        let on = |name: &str| !matches!(variable(name), "" | "0" | "OFF");
-        let version = variable("version");
+        let found: Result<Vec<_>, _> = self.conn.query(Self::VARIABLES).await;
+        let found = Settings::new(found.map_err(|e| self.failed(&e))?);
+        let version = found.get("version");
         let mariadb = version.contains("MariaDB");
         let least = if mariadb { [10, 6, 0] } else { [8, 0, 17] };
         if numbers(version) < least {
             let hint = "MySQL 8.0.17 or MariaDB 10.6 at least: older ones cannot skip locked rows, or \
                         have no collation that keeps all names apart";
-            let message = format!("the server at {} is {version}", self.at);
+            let message = format!("the server at {} is {version}", self.address);
             return Err(StoreError::rejected(message, Some(hint)).into());
         }
-        let member = !variable("group_replication_group_name").is_empty();
-        self.single_primary = member && on("group_replication_single_primary_mode");
-        self.cluster = match on("wsrep_on") {
+        let member = !found.get("group_replication_group_name").is_empty();
+        self.single_primary = member && found.on("group_replication_single_primary_mode");
+        self.cluster = match found.on("wsrep_on") {
             true => Some(Cluster::Galera),
             false => (member && !self.single_primary).then_some(Cluster::Group),
         };
@@ -135,25 +120,18 @@ impl Session {
             // With a single primary, too, a member that has left the group accepts writes that no
             // other member receives.
             None if self.single_primary => self.check_ready(Cluster::Group).await?,
-            None if !matches!(variable("wsrep_provider"), "" | "none") => {
+            None if !matches!(found.get("wsrep_provider"), "" | "none") => {
                 self.check_replicated().await?
             }
             None => {}
         }
         // A privileged user may write in spite of `read_only`. On a replica such writes are lost at
         // a failover.
-        if ["read_only", "super_read_only", "innodb_read_only"]
-            .into_iter()
-            .any(on)
-        {
+        let read_only = ["read_only", "super_read_only", "innodb_read_only"];
+        if read_only.into_iter().any(|name| found.on(name)) {
             return Err(self.read_only());
         }
-        self.collation = if mariadb {
-            "utf8mb4_nopad_bin"
-        } else {
-            "utf8mb4_0900_bin"
-        };
-        let packet: usize = variable("max_allowed_packet").parse().unwrap_or(1 << 20);
+        let packet: usize = found.get("max_allowed_packet").parse().unwrap_or(1 << 20);
         self.max_parameter_len = packet / (interpolate::LITERAL_FACTOR + 1);
         self.mariadb = mariadb;
         let galera = self.cluster == Some(Cluster::Galera);
@@ -165,8 +143,7 @@ impl Session {
             self.configure().await?;
         }
         if galera {
-            let current = self.conn.query_drop(Self::CURRENT).await;
-            current.map_err(|e| self.failed(&e))?;
+            self.execute_unprepared(Self::CURRENT).await?;
         }
         Ok(())
     }
@@ -175,7 +152,7 @@ impl Session {
     fn read_only(&self) -> ConnectFailure {
         // If a server has served before, this is a failover, and the URL is right.
         let served = self.server.connector.has_served();
-        let message = format!("the server at {} is read-only", self.at);
+        let message = format!("the server at {} is read-only", self.address);
         let hint = "locks have to be written: connect to the primary";
         ConnectFailure::new(FailureKind::ReadOnly, message, (!served).then_some(hint))
     }
@@ -190,12 +167,12 @@ impl Session {
         answer.map_err(|error| match &error {
             // The statement may contain a secret, and a syntax error repeats a part of it.
             Error::Server(refused) => {
-                let message = match refused.code {
-                    1064 => "it is not understood".to_owned(),
-                    _ => refused.message.clone(),
+                let (at, code) = (&self.address, refused.code);
+                let why = match code {
+                    1064 => "it is not understood",
+                    _ => &*refused.message,
                 };
-                let code = refused.code;
-                let message = format!("{}: init_command failed: {message} (error {code})", self.at);
+                let message = format!("{at}: init_command failed: {why} (error {code})");
                 ConnectFailure::from(StoreError::rejected(message, Some("correct it in the URL")))
             }
             error => self.failed(error).into(),
@@ -228,19 +205,11 @@ impl Session {
     pub(crate) async fn check_ready(&mut self, cluster: Cluster) -> Result<(), ConnectFailure> {
         let state = match cluster {
             Cluster::Galera => {
-                let found: Vec<(String, String)> = self.rows_as(Self::STATE, Params::Empty).await?;
-                let of = |name: &str| {
-                    let named = found.iter().find(|(found, _)| found == name);
-                    named.map(|(_, value)| value.as_str()).unwrap_or_default()
-                };
-                let ready = of("wsrep_ready") == "ON" && of("wsrep_cluster_status") == "Primary";
-                (!ready).then(|| {
-                    format!(
-                        "{}, {}",
-                        of("wsrep_cluster_status").to_lowercase(),
-                        of("wsrep_local_state_comment").to_lowercase()
-                    )
-                })
+                let found = self.settings(&[Self::STATE]).await?;
+                let of = |name: &str| found.get(name).to_lowercase();
+                let (cluster, node) = (of("wsrep_cluster_status"), of("wsrep_local_state_comment"));
+                let ready = found.get("wsrep_ready") == "ON" && cluster == "primary";
+                (!ready).then(|| format!("{cluster}, {node}"))
             }
             Cluster::Group => match self.rows_as::<String>(Self::MEMBER, Params::Empty).await {
                 // A member that was started and has not joined accepts writes that no other member
@@ -253,13 +222,9 @@ impl Session {
                 Err(failure) => return Err(failure.into()),
             },
         };
-        match state {
-            None => Ok(()),
-            Some(state) => {
-                let message = format!("{}: the cluster node is not ready: {state}", self.at());
-                Err(StoreError::Unavailable(message.into()).into())
-            }
-        }
+        let Some(state) = state else { return Ok(()) };
+        let message = format!("{}: the cluster node is not ready: {state}", self.address);
+        Err(StoreError::Unavailable(message.into()).into())
     }
 
     pub(crate) const REPLICATED: &str = "SHOW VARIABLES LIKE 'wsrep_on'";
@@ -267,15 +232,13 @@ impl Session {
 
     /// Refuse a node of Galera that is set not to replicate what is written to it.
     pub(crate) async fn check_replicated(&mut self) -> Result<(), ConnectFailure> {
-        for (statement, fine) in [(Self::REPLICATED, "ON"), (Self::CONNECTED, "OFF")] {
-            let found: Vec<(String, String)> = self.rows_as(statement, Params::Empty).await?;
-            if found.iter().all(|(_, value)| value == fine) {
-                return Ok(());
-            }
+        let found = self.settings(&[Self::REPLICATED, Self::CONNECTED]).await?;
+        if !found.is_not("wsrep_on", "ON") || !found.is_not("wsrep_connected", "OFF") {
+            return Ok(());
         }
         let message = format!(
             "{}: the other nodes of the cluster learn nothing of what is written here: wsrep_on is OFF",
-            self.at()
+            self.address
         );
         let hint = "set wsrep_on = ON, and see to it that init_command leaves it alone";
         Err(StoreError::rejected(message, Some(hint)).into())
@@ -283,7 +246,8 @@ impl Session {
 }
 
 /// Connect, with TLS or without.
-async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, ConnectFailure> {
+async fn login(server: &Server, host: &Host) -> Result<Conn, ConnectFailure> {
+    let at = &host.address;
     // The driver uses the default provider of the process, and rustls panics if there is none and
     // two are built in. A default that the program has chosen stays.
     if host.opts.ssl_opts().is_some() && CryptoProvider::get_default().is_none() {
@@ -300,36 +264,33 @@ async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, ConnectFa
     connected.map_err(|error| {
         let none = matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer));
         let about_tls = none.then(TlsFailure::none_offered);
-        match about_tls.or_else(|| tls_failure(&error)) {
-            Some(TlsFailure { message, hint, .. }) => {
-                StoreError::rejected(format!("{at}: {message}"), Some(hint)).into()
-            }
-            None => match (&error, &host.address) {
-                // The password may have been changed since it was read.
-                (Error::Server(refused), _)
-                    if refused.code == 1045 && server.connector.may_log_in_later() =>
-                {
-                    let message = format!("{at}: {} (error 1045)", refused.message);
-                    StoreError::Unavailable(message.into()).into()
-                }
-                // MariaDB answers no more than this if TLS is required.
-                (Error::Server(refused), Address::Tcp(..))
-                    if refused.code == 1045 && host.is_anonymous() =>
-                {
-                    let message = format!("{at}: {} (error 1045)", refused.message);
-                    let hint = "check user name and password; a server that wants TLS says the same \
-                                (sslmode=require), or a client certificate (sslcert and sslkey)";
-                    StoreError::rejected(message, Some(hint)).into()
-                }
-                _ => classify(at, &error).0.into(),
-            },
+        if let Some(TlsFailure { message, hint, .. }) = about_tls.or_else(|| tls_failure(&error)) {
+            return StoreError::rejected(format!("{at}: {message}"), Some(hint)).into();
         }
+        let message = match &error {
+            Error::Server(refused) if refused.code == 1045 => {
+                format!("{at}: {} (error 1045)", refused.message)
+            }
+            error => return classify(&at.to_string(), error).0.into(),
+        };
+        let failure = match at {
+            // The password may have been changed since it was read.
+            _ if server.connector.may_log_in_later() => StoreError::Unavailable(message.into()),
+            // MariaDB answers no more than this if TLS is required.
+            Address::Tcp(..) if host.is_anonymous() => {
+                let hint = "check user name and password; a server that wants TLS says the same \
+                            (sslmode=require), or a client certificate (sslcert and sslkey)";
+                StoreError::rejected(message, Some(hint))
+            }
+            _ => classify(&at.to_string(), &error).0,
+        };
+        failure.into()
     })
 }
 
 /// Let the driver connect. It may panic if the server asks for an authentication plugin that is not
 /// built in.
-async fn dial(opts: &Opts, at: &str) -> Result<Result<Conn, Error>, StoreError> {
+async fn dial(opts: &Opts, at: &Address) -> Result<Result<Conn, Error>, StoreError> {
     catch_panic(Conn::new(opts.clone())).await.map_err(|panic| {
         let message = format!("{at}: the MySQL driver panicked at login: {panic}");
         StoreError::rejected(message, None)

@@ -9,6 +9,7 @@ pub(crate) mod panic;
 pub(crate) mod queue;
 pub(crate) mod row_locker;
 pub(crate) mod session;
+pub(crate) mod settings;
 pub(crate) mod table;
 mod unanswered;
 pub(crate) mod waiting_renewal;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::config::Server;
-use super::panic::{catch_panic, panic_error};
+use super::panic::or_panicked;
 use super::session::Session;
 use crate::error::Cause;
 use crate::store::api::StoreError;
@@ -13,8 +13,7 @@ pub(crate) async fn connect(
     server: &Arc<Server>,
     backoff: &mut Backoff,
 ) -> Result<Session, StoreError> {
-    let connected = catch_panic(Session::open(server)).await;
-    let connected = connected.map_err(panic_error).flatten();
+    let connected = or_panicked(Session::open(server)).await;
     match &connected {
         Ok(_) => backoff.succeeded(),
         Err(failure) => {

@@ -24,9 +24,13 @@ pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, S
     .await
 }
 
-/// The error for a panic of the driver.
-pub(crate) fn panic_error(panic: String) -> StoreError {
-    StoreError::Unavailable(format!("the MySQL driver panicked: {panic}").into())
+/// [`catch_panic`] for a request, which a panic of the driver fails.
+pub(crate) async fn or_panicked<T>(
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let failure = |panic| format!("the MySQL driver panicked: {panic}").into();
+    let done = catch_panic(work).await;
+    done.unwrap_or_else(|panic: String| Err(StoreError::Unavailable(failure(panic))))
 }
 
 #[cfg(test)]

@@ -107,14 +107,12 @@ pub(crate) async fn row_locker(
     slot: Slot,
 ) -> Result<Option<String>, StoreError> {
     let (mut waiting, mut asking) = tokio::try_join!(Session::open(server), Session::open(server))?;
-    (waiting.execute_unprepared(Session::WAIT_FOR_ROW_AT_MOST.to_owned())).await?;
+    (waiting.execute_unprepared(Session::WAIT_FOR_ROW_AT_MOST)).await?;
     let (id, mark) = (waiting.conn.id(), format!("{:032x}", fastrand::u128(..)));
     let mut may_look = true;
     if asking.mariadb {
         // A cluster may refuse it. Without it the look-up may take longer.
-        let _ = asking
-            .execute_unprepared(Session::TAKE_TURN.to_owned())
-            .await;
+        let _ = asking.execute_unprepared(Session::TAKE_TURN).await;
     }
     let ask = async {
         loop {
@@ -144,7 +142,7 @@ pub(crate) async fn row_locker(
     };
     // It would wait on for a second, and other transactions of the holder behind it. The look-up has found it
     // by its number on the server that gets this.
-    let _ = asking.execute_unprepared(format!("KILL {id}")).await;
+    let _ = asking.execute_unprepared(&format!("KILL {id}")).await;
     Ok(Some(locker))
 }
 

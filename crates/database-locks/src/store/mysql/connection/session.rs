@@ -6,19 +6,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mysql_async::prelude::{FromRow, Queryable};
-use mysql_async::{Error, Params, Row, Statement, from_row_opt, params};
+use mysql_async::{Error, Params, Row, ServerError, Statement, from_row_opt, params};
 
 use super::config::Server;
 use super::driver::DriverConnection;
 use super::interpolate;
-use super::table::table_defect;
+use super::table::{collation, table_defect};
 use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::connect::url::Address;
 use crate::store::mysql::cluster::{self, Cluster};
 use crate::store::mysql::error::{INIT_HINT, classify, is_apart};
-use protocol::BootInstant;
+use protocol::{BootInstant, LockRow};
 
 const REPAIR_HINT: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
 
@@ -34,16 +34,22 @@ pub(crate) struct QueryResult {
     pub(crate) id: u64,
 }
 
+impl QueryResult {
+    /// Whether this statement has written the row, if its insert id is the `renewed_at` that it sets.
+    pub(crate) fn wrote(&self, row: &LockRow) -> bool {
+        let at = row.renewed_at.and_then(|at| u64::try_from(at).ok());
+        self.rows > 0 && at == Some(self.id)
+    }
+}
+
 /// A connection to a usable server, with its session set up.
 pub(crate) struct Session {
     pub(super) conn: DriverConnection,
     /// The prepared statements, by their text before the table and conditions are put in.
     pub(super) prepared: HashMap<(Rows, &'static str), Statement>,
     pub(crate) server: Arc<Server>,
-    /// The connected host, for messages.
-    pub(super) at: String,
-    pub(super) address: Address,
-    pub(super) collation: &'static str,
+    /// The connected host.
+    pub(crate) address: Address,
     /// The kind of cluster, if several nodes are writable.
     pub(crate) cluster: Option<Cluster>,
     /// Whether it is a member of a group with a single primary.
@@ -65,7 +71,7 @@ impl Session {
     /// The error for a server that has become read-only.
     pub(crate) fn became_read_only(&mut self) -> StoreError {
         self.broken = true;
-        StoreError::cannot_serve(format!("the server at {} is read-only now", self.at))
+        StoreError::cannot_serve(format!("the server at {} is read-only now", self.address))
     }
 
     /// Its text has all that is checked. `information_schema` costs 2 ms on MariaDB, and 46 ms if
@@ -76,7 +82,7 @@ impl Session {
     /// caller may be about to create or alter it.
     pub(crate) async fn check_table(&mut self) -> Result<(), StoreError> {
         let create_table = self.create_table(Rows::Locks).await?;
-        match table_defect(&create_table, self.collation) {
+        match table_defect(&create_table, self.collation()) {
             None => {
                 self.table_checked = true;
                 self.server.found.store(true, Ordering::Relaxed);
@@ -92,11 +98,8 @@ impl Session {
     /// The answer of SHOW CREATE TABLE.
     pub(crate) async fn create_table(&mut self, of: Rows) -> Result<String, StoreError> {
         let shape = self.fill(of, Self::SHAPE);
-        let found: Option<Row> = self
-            .conn
-            .query_first(shape)
-            .await
-            .map_err(|e| self.failed(&e))?;
+        let found: Result<Option<Row>, _> = self.conn.query_first(shape).await;
+        let found = found.map_err(|e| self.failed(&e))?;
         let text: Option<String> = found.and_then(|mut row| row.take_opt(1)?.ok());
         Ok(text.unwrap_or_default())
     }
@@ -108,17 +111,12 @@ impl Session {
     /// Put the table, the collation and the conditions on leases into a statement.
     pub(crate) fn fill(&self, of: Rows, statement: &str) -> String {
         let text = self.server.table.fill_in(of, statement);
-        let text = text.replace("{collation}", self.collation);
+        let text = text.replace("{collation}", self.collation());
         cluster::fill(&text, self.cluster)
     }
 
-    /// The connected host, for messages.
-    pub(crate) fn at(&self) -> &str {
-        &self.at
-    }
-
     pub(crate) fn collation(&self) -> &'static str {
-        self.collation
+        collation(self.mariadb)
     }
 
     /// Run a statement that returns no rows.
@@ -128,30 +126,47 @@ impl Session {
         statement: &'static str,
         params: Params,
     ) -> Result<QueryResult, StoreError> {
-        if !self.table_checked {
-            self.check_table().await?;
-        }
-        let began = clock::now();
-        let done = match self.prepare(of, statement).await? {
-            Some(prepared) => self.conn.exec_drop(prepared, params).await,
-            None => {
-                let text = interpolate::interpolate(&self.fill(of, statement), &params)?;
-                self.conn.query_drop(text).await
-            }
-        };
-        // On MySQL an INSERT may have waited for a row.
-        let waits = !self.mariadb && statement.contains("INSERT INTO");
-        done.map_err(|e| match waits {
-            true => self.failed_of(of, &e),
-            false => self.failed_since(of, began, &e),
-        })?;
-        self.note_used(of);
+        self.query(of, statement, params).await?;
         let rows = self.conn.affected_rows();
         let id = match self.conn.last_insert_id().unwrap_or_default() {
             0 if rows > 0 && statement.contains("LAST_INSERT_ID(") => self.inserted_id().await?,
             id => id,
         };
         Ok(QueryResult { rows, id })
+    }
+
+    /// [`execute`](Self::execute). `None` if a conflicting transaction kept the statement from being
+    /// carried out.
+    pub(crate) async fn attempt(
+        &mut self,
+        of: Rows,
+        statement: &'static str,
+        params: Params,
+    ) -> Result<Option<QueryResult>, StoreError> {
+        let done = self.execute(of, statement, params).await;
+        self.none_if_contended(done)
+    }
+
+    /// Whether the statement changed a row. `false` too if a conflicting transaction kept it from that.
+    pub(crate) async fn changes(
+        &mut self,
+        of: Rows,
+        statement: &'static str,
+        params: Params,
+    ) -> Result<bool, StoreError> {
+        let done = self.attempt(of, statement, params).await?;
+        Ok(done.is_some_and(|done| done.rows > 0))
+    }
+
+    /// [`query`](Self::query). `None` if a conflicting transaction has a row locked.
+    pub(crate) async fn probe(
+        &mut self,
+        of: Rows,
+        statement: &'static str,
+        params: Params,
+    ) -> Result<Option<Vec<Row>>, StoreError> {
+        let found = self.query(of, statement, params).await;
+        self.none_if_contended(found)
     }
 
     pub(crate) const INSERTED_ID: &str = "SELECT LAST_INSERT_ID()";
@@ -163,7 +178,10 @@ impl Session {
         match id.map_err(|e| self.failed(&e))? {
             Some(id) if id > 0 => Ok(id),
             _ => {
-                let message = format!("{}: the answer to a statement has no insert id", self.at);
+                let message = format!(
+                    "{}: the answer to a statement has no insert id",
+                    self.address
+                );
                 Err(StoreError::Unavailable(message.into()))
             }
         }
@@ -197,8 +215,15 @@ impl Session {
                 self.conn.query(text).await
             }
         };
-        let found = found.map_err(|e| self.failed_since(of, began, &e))?;
-        self.note_used(of);
+        // On MySQL an INSERT may have waited for a row.
+        let waits = !self.mariadb && statement.trim_start().starts_with("INSERT");
+        let found = found.map_err(|e| match waits {
+            true => self.failed_of(of, &e),
+            false => self.failed_since(of, began, &e),
+        })?;
+        if of == Rows::Permits {
+            self.server.permits_found.store(true, Ordering::Relaxed);
+        }
         Ok(found)
     }
 
@@ -226,7 +251,7 @@ impl Session {
                 Ok(Some(prepared))
             }
             Err(Error::Server(refused)) if refused.code == 1461 => {
-                tracing::debug!("{}: {}", self.at, refused.message);
+                tracing::debug!("{}: {}", self.address, refused.message);
                 self.prepared_refused = true;
                 Ok(None)
             }
@@ -235,11 +260,9 @@ impl Session {
     }
 
     /// Run a statement that cannot be prepared.
-    pub(crate) async fn execute_unprepared(&mut self, statement: String) -> Result<(), StoreError> {
-        self.conn
-            .query_drop(statement)
-            .await
-            .map_err(|e| self.failed(&e))
+    pub(crate) async fn execute_unprepared(&mut self, statement: &str) -> Result<(), StoreError> {
+        let done = self.conn.query_drop(statement).await;
+        done.map_err(|e| self.failed(&e))
     }
 
     /// The error of a statement that waits for no row. If it timed out, it waited for the table.
@@ -251,35 +274,10 @@ impl Session {
         began: BootInstant,
         error: &mysql_async::Error,
     ) -> StoreError {
-        match error {
-            Error::Server(refused)
-                if refused.code == 1205 && clock::now() - began >= TABLE_WAIT =>
-            {
-                self.blocked()
-            }
-            error => self.failed_of(of, error),
-        }
-    }
-
-    /// The error of a statement about locks or permits. The table of locks may have been used for
-    /// long when the first permit is requested, and there is no table of permits.
-    fn failed_of(&mut self, of: Rows, error: &mysql_async::Error) -> StoreError {
-        match error {
-            Error::Server(missing)
-                if of == Rows::Permits
-                    && missing.code == 1146
-                    && !self.server.permits_found.load(Ordering::Relaxed) =>
-            {
-                let message = format!("{} (error 1146)", missing.message);
-                StoreError::rejected(message, Some(INIT_HINT))
-            }
-            error => self.failed(error),
-        }
-    }
-
-    fn note_used(&self, of: Rows) {
-        if of == Rows::Permits {
-            self.server.permits_found.store(true, Ordering::Relaxed);
+        let timed_out = matches!(error, Error::Server(refused) if refused.code == 1205);
+        match timed_out && clock::now() - began >= TABLE_WAIT {
+            true => self.blocked(),
+            false => self.failed_of(of, error),
         }
     }
 
@@ -288,53 +286,55 @@ impl Session {
     pub(crate) fn blocked(&self) -> StoreError {
         StoreError::cannot_serve(format!(
             "{}: the table is blocked by another session (a backup, LOCK TABLES or ALTER TABLE)",
-            self.at
+            self.address
         ))
     }
 
     pub(super) fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
-        let (classify, broken) = classify(&self.at, error);
+        self.failed_of(Rows::Locks, error)
+    }
+
+    /// The error of a statement about locks or permits.
+    fn failed_of(&mut self, of: Rows, error: &mysql_async::Error) -> StoreError {
+        let (failure, broken) = classify(&self.address.to_string(), error);
         self.broken |= broken;
-        if let Error::Server(refused) = error
-            && broken
-            && is_apart(refused.code)
-        {
+        let Error::Server(ServerError { code, .. }) = error else {
+            return failure;
+        };
+        if broken && is_apart(*code) {
             self.avoid_node();
         }
-        match (classify, error) {
+        // The table of locks may have been used for long when the first permit is requested, and
+        // there is no table of permits.
+        let found = match of {
+            Rows::Locks => &self.server.found,
+            Rows::Permits => &self.server.permits_found,
+        };
+        let was_there = found.load(Ordering::Relaxed);
+        match (failure, code) {
             // The node lost the others during the commit, so another node may have it.
-            (StoreError::Unavailable(message), Error::Server(refused))
-                if self.cluster.is_some() && matches!(refused.code, 1180 | 3100) =>
-            {
+            (StoreError::Unavailable(message), 1180 | 3100) if self.cluster.is_some() => {
                 StoreError::Contention(message)
             }
             // On MariaDB, which does not wait here, another client is inserting rows. If no id is
             // left, MariaDB answers 167.
-            (StoreError::Rejected { source, .. }, Error::Server(refused))
-                if self.mariadb && refused.code == 1467 =>
-            {
+            (StoreError::Rejected { source, .. }, 1467) if self.mariadb => {
                 StoreError::Contention(source)
             }
             // A table that existed may be missing for a moment, while it is copied or restored.
-            (StoreError::Rejected { source, .. }, Error::Server(refused))
-                if self.server.found.load(Ordering::Relaxed)
-                    && matches!(refused.code, 1146 | 1932) =>
-            {
+            (StoreError::Rejected { source, .. }, 1146 | 1932) if was_there => {
                 self.table_checked = false;
                 let message = format!("the table was there before ({INIT_HINT}): {source}");
                 StoreError::cannot_serve(message)
             }
-            (classify, _) => classify,
+            (failure, _) => failure,
         }
     }
 
     /// `None` if a conflicting transaction kept the statement from being carried out.
     ///
     /// If contention has also broken the connection, the effect is unknown, and it stays an error.
-    pub(crate) fn none_if_contended<T>(
-        &self,
-        done: Result<T, StoreError>,
-    ) -> Result<Option<T>, StoreError> {
+    fn none_if_contended<T>(&self, done: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
         match done {
             Ok(done) => Ok(Some(done)),
             Err(StoreError::Contention(_)) if !self.broken => Ok(None),

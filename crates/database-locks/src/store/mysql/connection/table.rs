@@ -1,4 +1,12 @@
-//! Whether the table can hold locks.
+//! Whether the table can hold locks, from its definition.
+
+/// The collation that tells all names apart.
+pub(crate) fn collation(mariadb: bool) -> &'static str {
+    match mariadb {
+        true => "utf8mb4_nopad_bin",
+        false => "utf8mb4_0900_bin",
+    }
+}
 
 /// An option of a table, from its `SHOW CREATE TABLE`.
 pub(crate) fn option<'a>(create_table: &'a str, name: &str) -> Option<&'a str> {

@@ -72,7 +72,7 @@ impl Session {
     /// Make the next connection to another node of the cluster, if there is one that serves.
     pub(crate) fn avoid_node(&self) {
         if self.cluster.is_some() {
-            tracing::trace!("{}: another node is tried first from now on", self.at);
+            tracing::trace!("{}: another node is tried first from now on", self.address);
             self.server.connector.avoid(&self.address);
         }
     }

@@ -13,11 +13,11 @@ use mysql_async::{Error, params};
 
 use super::config::Server;
 use super::interpolate;
-use super::panic::{catch_panic, panic_error};
-use super::session::{QueryResult, Session};
-use crate::store::api::{StoreError, micros};
+use super::panic::or_panicked;
+use super::session::Session;
+use crate::store::api::{StoreError, ttl_micros};
 use crate::store::connect::table::Rows;
-use protocol::{Grant, Renewal, Ttl};
+use protocol::{Grant, Renewal, Ttl, failed_renewal_outcome};
 
 impl Session {
     /// A second is the least that MySQL allows, and both servers may exceed it by one. The time zone is
@@ -44,16 +44,12 @@ impl Session {
            AND {live} AND expires_at > SYSDATE(6) AND granted_until = expires_at AND {writable}";
 
     async fn renew_waiting(&mut self, (grant, ttl): &(Grant, Ttl)) -> Result<Renewal, StoreError> {
-        (self.execute_unprepared(Self::LONGEST_WAIT.to_owned())).await?;
+        self.execute_unprepared(Self::LONGEST_WAIT).await?;
         let of = Rows::of(grant.slot);
-        let length = match ttl {
-            Ttl::Finite(length) => Some(micros(*length)),
-            Ttl::Infinite => None,
-        };
         let params = params! {
             "name" => grant.name.as_str(), "slot" => grant.slot.column(),
             "token" => grant.token.get(), "grant" => grant.id.as_str(),
-            "holder" => &*grant.holder, "length" => length,
+            "holder" => &*grant.holder, "length" => ttl_micros(*ttl),
         };
         // The connection is used once, so the statement is not prepared.
         let text = interpolate::interpolate(&self.fill(of, Self::RENEW_WAITING), &params)?;
@@ -68,10 +64,8 @@ impl Session {
             }
             Err(error) => return Err(self.failed(&error)),
         }
-        let (none, mut answers) = (QueryResult { rows: 0, id: 0 }, Vec::new());
-        let renewal = [&(grant.clone(), *ttl)];
-        (self.failed_renewal_outcome(of, &renewal, none, &mut answers)).await?;
-        Ok(answers.pop().unwrap_or(Renewal::Busy))
+        let row = self.latest_row(&grant.name, grant.slot).await?;
+        Ok(failed_renewal_outcome(grant, row.as_ref()))
     }
 }
 
@@ -81,12 +75,12 @@ pub(crate) async fn renew_waiting(
     server: &Arc<Server>,
     renewal: &(Grant, Ttl),
 ) -> Result<Renewal, StoreError> {
-    let renewed = catch_panic(async {
+    let renewed = or_panicked(async {
         let mut session = Session::open(server).await?;
         match session.cluster {
             None => session.renew_waiting(renewal).await,
             Some(_) => Ok(Renewal::Busy),
         }
     });
-    renewed.await.map_err(panic_error).flatten()
+    renewed.await
 }

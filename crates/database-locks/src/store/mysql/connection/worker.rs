@@ -23,6 +23,15 @@ use protocol::BootInstant;
 /// firewall. It is pinged first, since not every statement may be sent twice.
 const IDLE: Duration = Duration::from_millis(100);
 
+/// When a job runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Turn {
+    /// Before all others.
+    First,
+    /// After those that came before it.
+    InOrder,
+}
+
 /// The running task of a [`Worker`].
 struct WorkerTask {
     task: AbortHandle,
@@ -96,12 +105,8 @@ impl Worker {
         }
         if !self.connecting.swap(true, Ordering::AcqRel) {
             let under_way = FlagGuard::set(&self.connecting);
-            let deadline = clock::now()
-                + self
-                    .shared
-                    .server
-                    .connector
-                    .connect_deadline(Duration::ZERO);
+            let connector = &self.shared.server.connector;
+            let deadline = clock::now() + connector.connect_deadline(Duration::ZERO);
             let work: Work = Box::new(move |_| {
                 drop(under_way);
                 Box::pin(std::future::ready(()))
@@ -116,31 +121,10 @@ impl Worker {
         self.shared.renew.store(true, Ordering::Release);
     }
 
-    /// Run a job in its turn. Once begun it is completed even if the caller has gone.
+    /// Run a job. Once begun it is completed even if the caller has gone.
     pub(crate) async fn call<T: Send + 'static>(
         &self,
-        within: Duration,
-        work: impl for<'s> FnOnce(&'s mut Session) -> BoxFuture<'s, Result<T, StoreError>>
-        + Send
-        + 'static,
-    ) -> Result<T, StoreError> {
-        self.ask(&self.jobs, within, work).await
-    }
-
-    /// Run a job before all others.
-    pub(crate) async fn call_first<T: Send + 'static>(
-        &self,
-        within: Duration,
-        work: impl for<'s> FnOnce(&'s mut Session) -> BoxFuture<'s, Result<T, StoreError>>
-        + Send
-        + 'static,
-    ) -> Result<T, StoreError> {
-        self.ask(&self.urgent, within, work).await
-    }
-
-    async fn ask<T: Send + 'static>(
-        &self,
-        queue: &mpsc::UnboundedSender<Job>,
+        turn: Turn,
         within: Duration,
         work: impl for<'s> FnOnce(&'s mut Session) -> BoxFuture<'s, Result<T, StoreError>>
         + Send
@@ -167,6 +151,10 @@ impl Worker {
                     "the connection was given up".into(),
                 ))
             })
+        };
+        let queue = match turn {
+            Turn::First => &self.urgent,
+            Turn::InOrder => &self.jobs,
         };
         // The receiver lives as long as `self`.
         let _ = queue.send(Job { deadline, work });

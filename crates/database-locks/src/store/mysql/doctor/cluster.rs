@@ -2,12 +2,12 @@
 
 use mysql_async::Params;
 
-use super::settings::Settings;
 use crate::doctor;
 use crate::store::api::StoreError;
 use crate::store::doctor::ReportBuilder;
 use crate::store::mysql::cluster::Cluster;
 use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::connection::settings::Settings;
 
 /// With fewer members, those left after one fails are no majority.
 const MIN_MEMBERS: f64 = 3.0;
@@ -34,13 +34,7 @@ impl Session {
         match self.cluster.or(member) {
             None => Ok(()),
             Some(Cluster::Galera) => {
-                let mut settings: Vec<(String, String)> =
-                    self.rows_as(GALERA, Params::Empty).await?;
-                settings.extend(self.rows_as(VARIABLES, Params::Empty).await?);
-                // MariaDB has all names in lower case.
-                let settings = settings.into_iter();
-                let settings = settings.map(|(name, value)| (name.to_lowercase(), value));
-                galera(&Settings(settings.collect()), report);
+                galera(&self.settings(&[GALERA, VARIABLES]).await?, report);
                 Ok(())
             }
             Some(Cluster::Group) => {

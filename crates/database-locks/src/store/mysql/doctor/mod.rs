@@ -2,25 +2,21 @@
 //! rights.
 
 mod cluster;
-mod settings;
 mod table;
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use mysql_async::Params;
 use mysql_async::prelude::FromRow;
 
-use self::settings::Settings;
-
 use crate::doctor::{self, Report};
 use crate::store::api::StoreError;
 use crate::store::doctor::{CLOCK_READINGS, ClockReading, Limit, ReportBuilder, round_trip};
 use crate::store::mysql::connection::session::{Session, typed};
+use crate::store::mysql::connection::settings::Settings;
 use protocol::Human;
 
-const CLOCK: &str = "
-    SELECT TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))";
+const CLOCK: &str = "SELECT {clock}";
 
 const SETTINGS: &str = "
     SHOW VARIABLES WHERE Variable_name IN
@@ -61,26 +57,15 @@ impl Session {
             let now = self.rows_as(CLOCK, Params::Empty).await?;
             readings.push(reading.end(now.first().copied().unwrap_or_default()));
         }
-        let mut settings: HashMap<String, String> = HashMap::new();
-        for statement in [SETTINGS, STATUS] {
-            settings.extend(
-                self.rows_as::<(String, String)>(statement, Params::Empty)
-                    .await?,
-            );
-        }
-        let settings = Settings(settings);
+        let settings = self.settings(&[SETTINGS, STATUS]).await?;
         let version = settings.get("version");
-        let product = if version.contains("MariaDB") {
-            "MariaDB"
-        } else {
-            "MySQL"
-        };
+        let product = if self.mariadb { "MariaDB" } else { "MySQL" };
         let number = version
             .trim_start_matches("5.5.5-")
             .split('-')
             .next()
             .unwrap_or_default();
-        let tls = Some(settings.get("Ssl_version")).filter(|tls| !tls.is_empty());
+        let tls = Some(settings.get("ssl_version")).filter(|tls| !tls.is_empty());
         let role = match (self.cluster, self.single_primary) {
             (None, false) => "primary",
             (None, true) => "primary of a group",
@@ -149,8 +134,8 @@ impl Session {
             return Ok(());
         };
         let waited_for = settings
-            .number("Rpl_semi_sync_master_clients")
-            .or(settings.number("Rpl_semi_sync_source_clients"))
+            .number("rpl_semi_sync_master_clients")
+            .or(settings.number("rpl_semi_sync_source_clients"))
             .is_some_and(|clients| clients > 0.0);
         if may_look == 0 {
             report.unseen(

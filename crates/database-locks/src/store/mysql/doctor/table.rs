@@ -8,10 +8,11 @@ use crate::store::connect::table::Rows;
 use crate::store::doctor::{Column, Counts, FoundType, Index, ReportBuilder};
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::connection::table::option;
+use crate::store::mysql::error::is_code;
 use crate::store::schema::ColumnType;
 
-/// How an error ends if a right on the table, a column or the database is missing.
-const DENIED: [&str; 3] = ["(error 1142)", "(error 1143)", "(error 1044)"];
+/// The errors if a right on the table, a column or the database is missing.
+const DENIED: [u16; 3] = [1142, 1143, 1044];
 
 /// They are not carried out, but refused if the right is missing.
 const PROBES: [(&str, &str); 4] = [
@@ -83,15 +84,10 @@ impl Session {
                     report.table_missing("");
                     return Ok(false);
                 }
-                Err(StoreError::Rejected { source, .. }) => {
-                    let message = source.to_string();
-                    if DENIED.iter().any(|denied| message.ends_with(denied)) {
-                        lacking.push(right);
-                    } else if !message.ends_with("(error 1665)") {
-                        // Error 1665, of the binary log, has a finding of its own.
-                        report.unseen("rights", message);
-                    }
-                }
+                Err(failure) if is_code(&failure, &DENIED) => lacking.push(right),
+                // Of the binary log. It has a finding of its own.
+                Err(failure) if is_code(&failure, &[1665]) => {}
+                Err(StoreError::Rejected { source, .. }) => report.unseen("rights", source),
                 Err(failure) => return Err(failure),
             }
         }
@@ -216,19 +212,15 @@ impl FoundColumn {
     }
 
     fn mismatch(&self, table: Rows) -> Option<String> {
-        let (of, unicode) = (&*self.of, self.charset == "utf8mb4");
-        let found = match of {
-            "varchar" | "char" => FoundType::Text(self.length),
-            text if text.ends_with("text") => FoundType::Text(self.length),
+        let ascii = self.name == "grant_id" || table == Rows::Permits && self.name == "metadata";
+        let fits = ascii || self.charset == "utf8mb4";
+        let found = match &*self.of {
+            "varchar" | "char" if fits => FoundType::Text(self.length),
+            text if fits && text.ends_with("text") => FoundType::Text(self.length),
             "bigint" => FoundType::BigInt,
             "tinyint" => FoundType::Flag,
             "datetime" if self.precision == 6 => FoundType::Time,
             _ => FoundType::Other,
-        };
-        let ascii = self.name == "grant_id" || table == Rows::Permits && self.name == "metadata";
-        let found = match ascii || unicode {
-            false if matches!(found, FoundType::Text(_)) => FoundType::Other,
-            _ => found,
         };
         let charset = match &*self.charset {
             "" => String::new(),

@@ -1,14 +1,16 @@
 //! Acquiring one lock.
 
-use mysql_async::{Params, Value};
+use mysql_async::{Params, params};
 
 use crate::runtime::clock;
 use crate::store::api::{StoreError, micros};
 use crate::store::connect::table::Rows;
-use crate::store::mysql::cluster::version;
+use crate::store::mysql::cluster::with_version;
 use crate::store::mysql::connection::session::{QueryResult, Session, TABLE_WAIT};
-use crate::store::mysql::rows::{granted, granted_as};
-use protocol::{AcquireCommand, Grant, LockRow, Outcome, Renewal, Slot, Token, Ttl, Version};
+use crate::store::mysql::rows::granted_as;
+use protocol::{
+    AcquireCommand, Grant, Holder, LockRow, Outcome, Renewal, Slot, Token, Ttl, Version,
+};
 
 impl Session {
     /// Acquire a lock that is free or whose lease has ended.
@@ -23,9 +25,8 @@ impl Session {
                    AND {due} AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET {?l.permits = :permits, ?}l.token = LAST_INSERT_ID(GREATEST(l.token + 1 + l.shared,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000) + l.shared * 9223372036854775808) & 9223372036854775807,
+           SET {?l.permits = :permits, ?}l.token = LAST_INSERT_ID(GREATEST(l.token + 1 + l.shared, {clock} DIV 1000)
+                   + l.shared * 9223372036854775808) & 9223372036854775807,
                l.locked_by = :holder, l.grant_id = :grant,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -40,9 +41,8 @@ impl Session {
     /// its commit. `WHERE id = (SELECT … SKIP LOCKED)` would read the whole table.
     pub(crate) const ACQUIRE_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
-           SET {?permits = :permits, ?}token = LAST_INSERT_ID(GREATEST(token + 1 + shared,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000) + shared * 9223372036854775808) & 9223372036854775807,
+           SET {?permits = :permits, ?}token = LAST_INSERT_ID(GREATEST(token + 1 + shared, {clock} DIV 1000)
+                   + shared * 9223372036854775808) & 9223372036854775807,
                locked_by = :holder, grant_id = :grant,
                expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -51,33 +51,37 @@ impl Session {
          WHERE name = :name{? AND slot = :slot?} AND (expires_at IS NULL OR {ended}) AND {due}
            AND {writable}";
 
+    /// Send [`ACQUIRE`](Self::ACQUIRE) for a lock, or for this permit.
+    pub(super) async fn acquire_row(
+        &mut self,
+        command: &AcquireCommand,
+        permit: Option<Permit<'_>>,
+    ) -> Result<Option<QueryResult>, StoreError> {
+        let of = permit.map_or(Rows::Locks, |_| Rows::Permits);
+        let statement = match self.mariadb {
+            true => Self::ACQUIRE_ON_MARIADB,
+            false => Self::ACQUIRE,
+        };
+        let params = params_for(command, permit);
+        self.attempt(of, statement, params).await
+    }
+
     pub(crate) async fn acquire_one(
         &mut self,
         command: &AcquireCommand,
     ) -> Result<Outcome, StoreError> {
-        let statement = if self.mariadb {
-            Self::ACQUIRE_ON_MARIADB
-        } else {
-            Self::ACQUIRE
-        };
-        let done = self
-            .execute(Rows::Locks, statement, params_of(command))
-            .await;
+        let done = self.acquire_row(command, None).await;
         if let Err(failure @ StoreError::Unavailable(_)) = done {
             return self.held_or(failure, command).await;
         }
-        let Some(QueryResult { rows, id }) = self.none_if_contended(done)? else {
+        let Some(QueryResult { rows, id }) = done? else {
             return Ok(Outcome::Busy);
         };
         if rows > 0 {
             return Ok(granted_as(id, command.length));
         }
-        match self
-            .read(Rows::Locks, std::slice::from_ref(&command.name))
-            .await?
-            .first()
-        {
-            Some(row) => self.refused(command, row).await,
+        match self.row(&command.name, Slot::Lock).await? {
+            Some(row) => self.refused(command, &row).await,
             None => self.create(command, None).await,
         }
     }
@@ -92,19 +96,16 @@ impl Session {
         if self.is_broken() || !failure.is_answer() {
             return Err(failure);
         }
-        let rows = self
-            .read(Rows::Locks, std::slice::from_ref(&command.name))
-            .await;
-        match rows.ok().as_deref() {
-            Some([row]) => match self.refused(command, row).await? {
+        match self.row(&command.name, Slot::Lock).await {
+            Ok(Some(row)) => match self.refused(command, &row).await? {
                 decided @ (Outcome::Held(_) | Outcome::TooRecent(_)) => Ok(decided),
                 // An earlier request of this grant may have made it.
                 Outcome::Granted { .. } => Err(failure),
                 Outcome::Busy => Err(failure.undone()),
             },
             // No row, so no grant that would have to be released.
-            Some(_) => Err(failure.undone()),
-            None => Err(failure),
+            Ok(None) => Err(failure.undone()),
+            Err(_) => Err(failure),
         }
     }
 
@@ -123,9 +124,7 @@ impl Session {
         VALUES (:name, {?:slot, :permits, ?}:holder, :grant,
                 UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                 UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
-                TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                    DIV 1000,
-                UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), :metadata)";
+                {clock} DIV 1000, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), :metadata)";
 
     /// Insert the row of a lock, or of this permit.
     pub(crate) async fn create(
@@ -133,38 +132,28 @@ impl Session {
         command: &AcquireCommand,
         permit: Option<Permit<'_>>,
     ) -> Result<Outcome, StoreError> {
-        let (slot, of) = (
-            permit.map_or(Slot::Lock, |permit| permit.slot),
-            permit.map_or(Rows::Locks, |_| Rows::Permits),
-        );
+        let slot = permit.map_or(Slot::Lock, |permit| permit.slot);
+        let of = Rows::of(slot);
         let params = || params_for(command, permit);
-        if !self.mariadb {
-            let probed = self.query(of, Self::PROBE, params()).await;
-            if self.none_if_contended(probed)?.is_none() {
-                return Ok(Outcome::Busy);
-            }
+        if !self.mariadb && self.probe(of, Self::PROBE, params()).await?.is_none() {
+            return Ok(Outcome::Busy);
         }
         let began = clock::now();
-        let made = self.execute(of, Self::CREATE, params()).await;
-        if self.none_if_contended(made)?.is_none() {
+        if self.attempt(of, Self::CREATE, params()).await?.is_none() {
             // On MySQL it may have waited for a row that was inserted after the probe, or for the
             // table.
-            let waited = clock::now() - began >= TABLE_WAIT;
-            let blocked = waited && {
-                let probed = self.query(of, Self::PROBE, params()).await;
-                self.none_if_contended(probed)?
-                    .is_some_and(|rows| rows.is_empty())
-            };
-            return match blocked {
-                true => Err(self.blocked()),
-                false => Ok(Outcome::Busy),
-            };
+            if clock::now() - began >= TABLE_WAIT {
+                let probed = self.probe(of, Self::PROBE, params()).await?;
+                if probed.is_some_and(|rows| rows.is_empty()) {
+                    return Err(self.blocked());
+                }
+            }
+            return Ok(Outcome::Busy);
         }
         // The insert id is that of the column `id` here, so the token is read back.
-        let rows = self.read(of, std::slice::from_ref(&command.name)).await?;
-        let row = rows.iter().find(|row| row.slot == slot);
+        let row = self.row(&command.name, slot).await?;
         Ok(match row.map(|row| row.failed_acquire_outcome(command)) {
-            Some(Outcome::Granted { token, .. }) => granted(slot, token, command.length),
+            Some(Outcome::Granted { token, .. }) => Outcome::granted(slot, token, command.length),
             Some(other) => other,
             None => Outcome::Busy,
         })
@@ -177,38 +166,27 @@ impl Session {
         row: &LockRow,
     ) -> Result<Outcome, StoreError> {
         if self.cluster.is_none() || !row.is_granted(command.grant.as_str()) {
-            let outcome = row.failed_acquire_outcome(command);
-            let seen = match &outcome {
-                Outcome::Held(of) => of.observed_expiry.as_ref().map(|expiry| &expiry.version),
-                _ => None,
-            };
-            // The row is as it was observed: a transaction has it locked, or this node has not
-            // applied another node's change yet.
-            return Ok(
-                match seen.is_some() && seen == command.expired_version.as_ref() {
-                    true => Outcome::Busy,
-                    false => outcome,
-                },
-            );
+            return Ok(match row.failed_acquire_outcome(command) {
+                Outcome::Held(holder) if ended(command, &holder) => Outcome::Busy,
+                outcome => outcome,
+            });
         }
         // The reply to an earlier request of this grant was lost. The clock of this node cannot
         // tell how much of its lease is left, so the lease is renewed to the requested length.
         let token = Token::from_db(row.token);
-        let grant = Grant {
-            name: command.name.clone(),
-            slot: row.slot,
-            token,
-            id: command.grant,
-            holder: command.holder.clone(),
-            confirmed_by: None,
-        };
-        let renewals = self.renew(&[(grant, Ttl::Finite(command.length))]).await?;
-        Ok(match renewals.first() {
-            Some(Renewal::Renewed { .. }) => {
-                granted(row.slot, token, command.length).of_shared(row.is_shared)
-            }
-            _ => Outcome::Busy,
-        })
+        let grant = command.granted(row.slot, token, None);
+        Ok(
+            match self.renews(&[(grant, command.length.into())]).await? {
+                true => Outcome::granted(row.slot, token, command.length).of_shared(row.is_shared),
+                false => Outcome::Busy,
+            },
+        )
+    }
+
+    /// Whether all of these leases were renewed.
+    pub(super) async fn renews(&mut self, leases: &[(Grant, Ttl)]) -> Result<bool, StoreError> {
+        let renewals = self.renew(leases).await?;
+        Ok(renewals.iter().all(Renewal::is_renewed))
     }
 }
 
@@ -222,29 +200,25 @@ pub(crate) struct Permit<'a> {
     pub(crate) expired_version: Option<&'a Version>,
 }
 
-/// The parameters of an acquire. The driver leaves out parameters that a statement does not name.
-fn params_of(command: &AcquireCommand) -> Params {
-    params_for(command, None)
+/// Whether this holder's lease is the one whose end was observed. Then a transaction has the row
+/// locked, this node has not applied another node's change yet, or another lock of a set was not free.
+pub(super) fn ended(command: &AcquireCommand, holder: &Holder) -> bool {
+    let seen = holder.observed_expiry.as_ref().map(|it| &it.version);
+    seen.is_some() && seen == command.expired_version.as_ref()
 }
 
-pub(super) fn params_for(command: &AcquireCommand, permit: Option<Permit<'_>>) -> Params {
+/// The parameters of an acquire. The driver leaves out parameters that a statement does not name.
+fn params_for(command: &AcquireCommand, permit: Option<Permit<'_>>) -> Params {
     let seen = match permit {
         None => command.expired_version.as_ref(),
         Some(permit) => permit.expired_version,
     };
-    let named = [
-        ("name".into(), command.name.as_str().into()),
-        ("holder".into(), (&*command.holder).into()),
-        ("grant".into(), command.grant.as_str().into()),
-        ("length".into(), micros(command.length).into()),
-        ("not_within".into(), command.not_within.map(micros).into()),
-        ("metadata".into(), (&*command.metadata).into()),
-        (
-            "slot".into(),
-            permit.map(|permit| permit.slot.range().0).into(),
-        ),
-        ("permits".into(), permit.map(|permit| permit.limit).into()),
-    ];
-    let named: Vec<(String, Value)> = named.into_iter().chain(version(seen)).collect();
-    named.into()
+    let params = params! {
+        "name" => command.name.as_str(), "holder" => &*command.holder,
+        "grant" => command.grant.as_str(), "length" => micros(command.length),
+        "not_within" => command.not_within.map(micros), "metadata" => &*command.metadata,
+        "slot" => permit.map(|permit| permit.slot.range().0),
+        "permits" => permit.map(|permit| permit.limit),
+    };
+    with_version(params, seen)
 }

@@ -2,7 +2,7 @@
 //!
 //! The server only counts the rows. The outcome of each is read afterwards, by grant id.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use mysql_async::params;
 use serde_json::json;
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::store::api::{StoreError, micros, rest_micros};
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session};
-use crate::store::mysql::rows::{granted, packed};
+use crate::store::mysql::rows::{by_slot, packed};
 use protocol::{
     AcquireCommand, Kind, LockName, LockRow, Outcome, ReleaseCommand, Released, Slot, Token,
 };
@@ -53,16 +53,13 @@ impl Session {
                                          WHERE s.name = l.name AND s.slot = -1), g.permits)?}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET {?l.permits = q.permits, ?}l.token = GREATEST(l.token + 1 + l.shared,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000),
+           SET {?l.permits = q.permits, ?}l.token = GREATEST(l.token + 1 + l.shared, {clock} DIV 1000),
                l.locked_by = q.locked_by, l.grant_id = q.grant_id,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
                l.acquired_at = UTC_TIMESTAMP(6), l.metadata = q.metadata,
-               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-               ) MICROSECOND"
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00'
+                   + INTERVAL LAST_INSERT_ID({clock}) MICROSECOND"
     );
 
     /// Fails at once if another client is creating one of these rows, or has one locked.
@@ -83,9 +80,7 @@ impl Session {
         SELECT g.name, g.locked_by, g.grant_id,
                UTC_TIMESTAMP(6) + INTERVAL g.length MICROSECOND,
                UTC_TIMESTAMP(6) + INTERVAL g.length MICROSECOND,
-               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                   DIV 1000,
-               UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), g.metadata
+               {clock} DIV 1000, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), g.metadata
           FROM ",
         asked!(),
         " g
@@ -113,9 +108,8 @@ impl Session {
            SET l.expires_at = UTC_TIMESTAMP(6) + INTERVAL q.rest MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL q.rest MICROSECOND,
                l.grant_id = NULL,
-               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-               ) MICROSECOND";
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00'
+                   + INTERVAL LAST_INSERT_ID({clock}) MICROSECOND";
 
     pub(crate) async fn acquire(
         &mut self,
@@ -124,21 +118,19 @@ impl Session {
         if let [command] = commands {
             return Ok(vec![self.acquire_any_kind(command).await?]);
         }
-        let mut permits = self.acquire_permits(commands).await?;
-        let mut others = Vec::new();
-        for (at, command) in commands.iter().enumerate() {
-            if command.kind != Kind::Exclusive {
-                let outcome = match permits.remove(&at) {
-                    Some(outcome) => outcome,
-                    None => self.acquire_any_kind(command).await?,
-                };
-                others.push((at, outcome));
+        let mut outcomes = vec![None; commands.len()];
+        self.acquire_permits(commands, &mut outcomes).await?;
+        for (command, outcome) in commands.iter().zip(&mut outcomes) {
+            if command.kind != Kind::Exclusive && outcome.is_none() {
+                *outcome = Some(self.acquire_any_kind(command).await?);
             }
         }
-        if !others.is_empty() {
-            return self.acquire_beside(commands, others).await;
-        }
-        let mut outcomes = self.acquire_on_mariadb(commands).await?;
+        let locks = without_outcome(commands, &outcomes);
+        let done = match *locks {
+            [one] => vec![Some(self.acquire_one(one).await?)],
+            _ => self.acquire_on_mariadb(&locks).await?,
+        };
+        fill_in(&mut outcomes, done);
         let missing = without_outcome(commands, &outcomes);
         fill_in(&mut outcomes, self.acquire_batch(&missing).await?);
         let missing = without_outcome(commands, &outcomes);
@@ -147,31 +139,15 @@ impl Session {
         Ok(outcomes.into_iter().map(busy).collect())
     }
 
-    async fn acquire_any_kind(&mut self, command: &AcquireCommand) -> Result<Outcome, StoreError> {
-        match command.kind {
-            Kind::Exclusive => self.acquire_one(command).await,
-            Kind::Permit { .. } => self.acquire_permit(command).await,
-            Kind::Shared { beside } => self.acquire_shared(command, beside).await,
-        }
-    }
-
-    /// Acquire the locks of a batch in which permits or shared grants were requested too.
-    async fn acquire_beside(
+    pub(super) async fn acquire_any_kind(
         &mut self,
-        commands: &[AcquireCommand],
-        others: Vec<(usize, Outcome)>,
-    ) -> Result<Vec<Outcome>, StoreError> {
-        let locks = commands.iter().filter(|it| it.kind == Kind::Exclusive);
-        let locks: Vec<AcquireCommand> = locks.cloned().collect();
-        let mut outcomes = match locks.is_empty() {
-            true => Vec::new(),
-            false => Box::pin(self.acquire(&locks)).await?,
-        };
-        // In order of their places, so that each is inserted where it belongs.
-        for (at, outcome) in others {
-            outcomes.insert(at, outcome);
+        command: &AcquireCommand,
+    ) -> Result<Outcome, StoreError> {
+        match &command.kind {
+            Kind::Exclusive => self.acquire_one(command).await,
+            Kind::Permit { limit, expired } => self.acquire_permit(command, *limit, expired).await,
+            Kind::Shared { beside } => self.acquire_shared(command, *beside).await,
         }
-        Ok(outcomes)
     }
 
     /// `None`: there is no row.
@@ -179,18 +155,12 @@ impl Session {
         &mut self,
         commands: &[&AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
-        let mut made = HashSet::new();
-        for (_, text) in packed(commands, self.max_parameter_len, |command| {
-            described(command)
-        }) {
-            let done = self
-                .execute(Rows::Locks, Self::ACQUIRE_BATCH, params! { "asks" => text })
-                .await?;
-            if done.rows > 0 {
-                made.extend(i64::try_from(done.id));
-            }
+        let mut made = Vec::new();
+        for (_, text) in packed(commands, self.max_parameter_len, |it| described(it)) {
+            let asks = params! { "asks" => text };
+            made.push(self.execute(Rows::Locks, Self::ACQUIRE_BATCH, asks).await?);
         }
-        let made_now = |row: &LockRow| row.renewed_at.is_some_and(|at| made.contains(&at));
+        let made_now = |row: &LockRow| made.iter().any(|done| done.wrote(row));
         self.found(commands, made_now).await
     }
 
@@ -201,19 +171,16 @@ impl Session {
         commands: &[&AcquireCommand],
         made_now: impl Fn(&LockRow) -> bool,
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
-        let names: Vec<LockName> = commands
-            .iter()
-            .map(|command| command.name.clone())
-            .collect();
+        let names: Vec<&LockName> = commands.iter().map(|it| &it.name).collect();
         let rows = self.read(Rows::Locks, &names).await?;
-        let rows = by_name(&rows);
+        let rows = by_slot(&rows);
         let mut outcomes = Vec::with_capacity(commands.len());
         for command in commands {
-            outcomes.push(match rows.get(command.name.as_str()) {
+            outcomes.push(match rows.get(&(command.name.as_str(), Slot::Lock)) {
                 None => None,
                 Some(row) if row.is_granted(command.grant.as_str()) && made_now(row) => {
                     let token = Token::from_db(row.token);
-                    let granted = granted(Slot::Lock, token, command.length);
+                    let granted = Outcome::granted(Slot::Lock, token, command.length);
                     Some(granted.of_shared(row.is_shared))
                 }
                 Some(row) => Some(self.refused(command, row).await?),
@@ -227,26 +194,18 @@ impl Session {
         commands: &[&AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         let mut outcomes = Vec::with_capacity(commands.len());
-        for (chunk, text) in packed(commands, self.max_parameter_len, |command| {
-            described(command)
-        }) {
+        for (chunk, text) in packed(commands, self.max_parameter_len, |it| described(it)) {
             let names: Vec<&str> = chunk.iter().map(|command| command.name.as_str()).collect();
             let names = params! { "names" => json!(names).to_string() };
-            let probed = self.query(Rows::Locks, Self::PROBE_BATCH, names).await;
-            let made = match self.none_if_contended(probed)? {
-                // One of the rows has been inserted since.
-                Some(rows) if !rows.is_empty() => None,
-                None => None,
-                Some(_) => {
-                    let made =
-                        self.execute(Rows::Locks, Self::CREATE_BATCH, params! { "asks" => text });
-                    let made = made.await;
-                    self.none_if_contended(made)?
+            let probed = self.probe(Rows::Locks, Self::PROBE_BATCH, names).await?;
+            // None of the rows has been inserted since.
+            if probed.is_some_and(|rows| rows.is_empty()) {
+                let asks = params! { "asks" => text };
+                let made = self.attempt(Rows::Locks, Self::CREATE_BATCH, asks).await?;
+                if made.is_some() {
+                    outcomes.extend(self.found(chunk, |_| true).await?);
+                    continue;
                 }
-            };
-            if made.is_some() {
-                outcomes.extend(self.found(chunk, |_| true).await?);
-                continue;
             }
             // A row that another client is inserting, or that is requested twice, must not keep the
             // others from being inserted.
@@ -292,9 +251,8 @@ impl Session {
         };
         let mut answers = Vec::with_capacity(commands.len());
         for (chunk, text) in packed(commands, self.max_parameter_len, describe) {
-            let done = self
-                .execute(of, Self::RELEASE_BATCH, params! { "grants" => text })
-                .await?;
+            let grants = params! { "grants" => text };
+            let done = self.execute(of, Self::RELEASE_BATCH, grants).await?;
             answers.extend(self.freed(of, chunk, done).await?);
         }
         Ok(answers)
@@ -310,29 +268,18 @@ impl Session {
         if done.rows == commands.len() as u64 {
             return Ok(vec![Released::Freed; commands.len()]);
         }
-        let names: Vec<LockName> = commands
-            .iter()
-            .map(|command| command.name.clone())
-            .collect();
+        let names: Vec<&LockName> = commands.iter().map(|it| &it.name).collect();
         let rows = self.read_latest(of, &names).await?;
-        let rows: HashMap<_, _> = (rows.iter())
-            .map(|row| ((row.name.as_str(), row.slot), row))
-            .collect();
-        let answers: Vec<_> = (commands.iter())
-            .map(|command| {
-                let row = rows.get(&(command.name.as_str(), command.slot)).copied();
-                let at = row.and_then(|row| row.renewed_at);
-                let at = at.and_then(|at| u64::try_from(at).ok());
-                match row {
-                    Some(row) if row.contains_grant_of(command) => Some(Released::Busy),
-                    Some(row) if row.grant.is_none() && done.rows > 0 && at == Some(done.id) => {
-                        Some(Released::Freed)
-                    }
-                    // Another client has acquired the lock since, or it was lost before.
-                    _ => None,
-                }
-            })
-            .collect();
+        let rows = by_slot(&rows);
+        let answer = |command: &ReleaseCommand| {
+            match rows.get(&(command.name.as_str(), command.slot)) {
+                Some(row) if row.contains_grant_of(command) => Some(Released::Busy),
+                Some(row) if row.grant.is_none() && done.wrote(row) => Some(Released::Freed),
+                // Another client has acquired the lock since, or it was lost before.
+                _ => None,
+            }
+        };
+        let answers: Vec<_> = commands.iter().map(answer).collect();
         let freed = |answer: &&Option<_>| **answer == Some(Released::Freed);
         let known = answers.iter().filter(freed).count() as u64;
         // A lock that another client has just acquired cannot be told from one that was lost
@@ -369,12 +316,14 @@ pub(super) fn described(command: &AcquireCommand) -> serde_json::Value {
         "name": command.name.as_str(), "grant": command.grant.as_str(), "holder": &*command.holder,
         "length": micros(command.length), "metadata": &*command.metadata,
         "not_within": command.not_within.map(micros),
-        "seen": command.expired_version.as_ref().map(|seen| json!({
-            "token": seen.token, "expires_at": seen.expires_at, "renewed_at": seen.renewed_at,
-        })),
+        "seen": seen(command),
     })
 }
 
-fn by_name(rows: &[LockRow]) -> HashMap<&str, &LockRow> {
-    rows.iter().map(|row| (row.name.as_str(), row)).collect()
+/// The version of the row whose expiry was observed.
+pub(super) fn seen(command: &AcquireCommand) -> Option<serde_json::Value> {
+    let seen = command.expired_version.as_ref()?;
+    Some(json!({
+        "token": seen.token, "expires_at": seen.expires_at, "renewed_at": seen.renewed_at,
+    }))
 }

@@ -4,9 +4,10 @@ use mysql_async::params;
 
 use crate::store::api::{StoreError, micros};
 use crate::store::connect::table::Rows;
-use crate::store::mysql::connection::session::{QueryResult, Session};
+use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::rows::granted_as;
-use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, failed_resume_outcome};
+use crate::store::mysql::statements::renew::RENEWED;
+use protocol::{Outcome, Renewal, ResumeCommand, Slot, TakeOverCommand, failed_resume_outcome};
 
 impl Session {
     /// Preempt a grant of the same holder, as long as the row still has the grant that was read.
@@ -20,9 +21,8 @@ impl Session {
                    AND {live} AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1 + l.shared,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000) + l.shared * 9223372036854775808) & 9223372036854775807,
+           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1 + l.shared, {clock} DIV 1000)
+                   + l.shared * 9223372036854775808) & 9223372036854775807,
                l.grant_id = :grant,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -39,21 +39,15 @@ impl Session {
             "length" => micros(to.length), "metadata" => &*to.metadata,
             "seen_token" => command.token.get(), "seen_grant" => command.grant.as_deref(),
         };
-        let done = self.execute(Rows::Locks, Self::TAKE_OVER, params).await;
-        match self.none_if_contended(done)? {
+        match self.attempt(Rows::Locks, Self::TAKE_OVER, params).await? {
             None => return Ok(Outcome::Busy),
-            Some(QueryResult { rows, id }) if rows > 0 => {
-                return Ok(granted_as(id, to.length));
-            }
+            Some(done) if done.rows > 0 => return Ok(granted_as(done.id, to.length)),
             Some(_) => {}
         }
-        let rows = self
-            .read(Rows::Locks, std::slice::from_ref(&to.name))
-            .await?;
-        let Some(row) = rows.first() else {
+        let Some(row) = self.row(&to.name, Slot::Lock).await? else {
             return Ok(Outcome::Busy);
         };
-        Ok(match self.refused(to, row).await? {
+        Ok(match self.refused(to, &row).await? {
             Outcome::Held(_) | Outcome::TooRecent(_) => row.failed_take_over_outcome(command),
             outcome => outcome,
         })
@@ -86,10 +80,7 @@ impl Session {
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.locked_by = :holder, l.grant_id = :grant, l.metadata = :metadata,
-               l.expires_at = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00'),
-               l.granted_until = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00'),
+               l.expires_at = {until}, l.granted_until = {until},
                l.renewed_at = UTC_TIMESTAMP(6)";
 
     pub(crate) async fn resume(&mut self, command: &ResumeCommand) -> Result<Renewal, StoreError> {
@@ -104,14 +95,12 @@ impl Session {
             None => Self::RESUME,
             Some(_) => Self::RESUME_ON_CLUSTER,
         };
-        let done = self.execute(of, statement, params).await;
-        match self.none_if_contended(done)? {
+        match self.attempt(of, statement, params).await? {
             None => return Ok(Renewal::Busy),
-            Some(done) if done.rows > 0 => return Ok(Renewal::Renewed { confirmed_by: None }),
+            Some(done) if done.rows > 0 => return Ok(RENEWED),
             Some(_) => {}
         }
-        let rows = self.read_latest(of, std::slice::from_ref(&to.name)).await?;
-        let row = rows.iter().find(|row| row.slot == command.slot);
-        Ok(failed_resume_outcome(command, row))
+        let row = self.latest_row(&to.name, command.slot).await?;
+        Ok(failed_resume_outcome(command, row.as_ref()))
     }
 }

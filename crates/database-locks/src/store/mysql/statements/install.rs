@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::error::is_code;
 use crate::store::schema::new_columns;
 
 /// The published schema is what runs.
@@ -29,22 +30,14 @@ impl Session {
             let Some(change) = self.lacking().await? else {
                 return Ok(());
             };
-            match self.execute_unprepared(change).await {
+            match self.execute_unprepared(&change).await {
                 Ok(()) => {}
                 Err(StoreError::Contention(message)) => {
                     tracing::debug!("waiting to install: {message}")
                 }
                 // Another client has just created the table, added the column or key, or renamed
                 // the key.
-                Err(StoreError::Rejected { source, .. })
-                    if [
-                        "(error 1050)",
-                        "(error 1060)",
-                        "(error 1061)",
-                        "(error 1176)",
-                    ]
-                    .iter()
-                    .any(|code| source.to_string().ends_with(code)) => {}
+                Err(failure) if is_code(&failure, &[1050, 1060, 1061, 1176]) => {}
                 Err(failure) => return Err(failure),
             }
             tokio::time::sleep(PAUSE).await;
@@ -70,29 +63,27 @@ impl Session {
     ///
     /// MySQL has no `ADD COLUMN IF NOT EXISTS`, so the columns are queried first.
     async fn lacking(&mut self) -> Result<Option<String>, StoreError> {
-        let engine: Vec<(String, String)> = self
-            .rows_as(Self::ENGINE, self.table_params(Rows::Locks))
-            .await?;
+        let of_locks = self.table_params(Rows::Locks);
+        let engine: Vec<(String, String)> = self.rows_as(Self::ENGINE, of_locks.clone()).await?;
         let Some((engine, format)) = engine.into_iter().next() else {
             return Ok(Some(self.fill(Rows::Locks, SCHEMA)));
         };
-        let columns: Vec<(String, String, String)> = self
-            .rows_as(Self::COLUMNS, self.table_params(Rows::Locks))
-            .await?;
-        let keys: Vec<String> = self
-            .rows_as(Self::KEYS, self.table_params(Rows::Locks))
-            .await?;
+        let columns: Vec<(String, String, String)> =
+            self.rows_as(Self::COLUMNS, of_locks.clone()).await?;
+        let keys: Vec<String> = self.rows_as(Self::KEYS, of_locks).await?;
         let column = |name: &str| columns.iter().find(|(found, ..)| found == name);
         let mut changes = Vec::new();
+        let mut alter = |how: &str, column: &str| {
+            changes.extend(definition(column).map(|of| format!("{how} {of}")));
+        };
         for name in new_columns().filter(|name| column(name).is_none()) {
-            changes.extend(definition(name).map(|definition| format!("ADD COLUMN {definition}")));
+            alter("ADD COLUMN", name);
         }
         if column("name").is_some_and(|(_, _, collation)| collation != self.collation()) {
-            changes.extend(definition("name").map(|definition| format!("MODIFY {definition}")));
+            alter("MODIFY", "name");
         }
         if column("locked_by").is_some_and(|(_, charset, _)| charset != "utf8mb4") {
-            changes
-                .extend(definition("locked_by").map(|definition| format!("MODIFY {definition}")));
+            alter("MODIFY", "locked_by");
         }
         // The statements name the index.
         match keys.first() {

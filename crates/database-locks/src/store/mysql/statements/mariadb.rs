@@ -13,13 +13,13 @@ use std::collections::HashMap;
 use std::iter::repeat_n;
 use std::sync::LazyLock;
 
-use mysql_async::{Params, Value, from_row_opt, params};
+use mysql_async::{Value, params};
 use serde_json::json;
 
 use crate::store::api::{StoreError, micros};
 use crate::store::connect::table::Rows;
-use crate::store::mysql::connection::session::{QueryResult, Session};
-use crate::store::mysql::rows::{granted, packed, token};
+use crate::store::mysql::connection::session::{QueryResult, Session, typed};
+use crate::store::mysql::rows::{packed, token};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Slot, Token};
 
 /// The numbers of rows for which there is a statement. Shorter lists are filled up with their last
@@ -61,9 +61,7 @@ impl Session {
     /// token.
     pub(crate) const ACQUIRE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (PRIMARY)
-           SET token = LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000),
+           SET token = LAST_INSERT_ID({clock} DIV 1000),
                locked_by = ELT(INTERVAL(id, {list}), {list}),
                grant_id = ELT(INTERVAL(id, {list}), {list}),
                metadata = ELT(INTERVAL(id, {list}), {list}),
@@ -71,17 +69,15 @@ impl Session {
                granted_until = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND,
                acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6)
          WHERE id IN ({list}) AND (expires_at IS NULL OR {ended}) AND NOT shared
-           AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                   DIV 1000
+           AND token < {clock} DIV 1000
            AND {writable}";
 
     /// Release what is still held by exactly these grants. The insert id is the new `renewed_at`.
     pub(crate) const RELEASE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
            SET expires_at = NULL, granted_until = NULL, grant_id = NULL,
-               renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-               ) MICROSECOND
+               renewed_at = TIMESTAMP'1970-01-01 00:00:00'
+                   + INTERVAL LAST_INSERT_ID({clock}) MICROSECOND
          WHERE name IN ({list})
            AND (name, grant_id, token, locked_by COLLATE {collation}) IN ({grants})
            AND granted_until = expires_at AND {writable}";
@@ -90,7 +86,7 @@ impl Session {
     /// On a cluster they do not apply, since no clock tells which leases have ended.
     pub(crate) async fn acquire_on_mariadb(
         &mut self,
-        commands: &[AcquireCommand],
+        commands: &[&AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         static OF_FEW: LazyLock<String> =
             LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, SMALL_LIST));
@@ -119,18 +115,15 @@ impl Session {
             params.extend(padded().map(|free| Value::from(&*free.command.metadata)));
             params.extend([length(), length()]);
             params.extend(ids());
-            let taken = self
-                .execute(Rows::Locks, statement, Params::Positional(params))
-                .await;
+            let done = self.attempt(Rows::Locks, statement, params.into());
             // With fewer rows another client was first with some, and a read has to tell which.
             let all = |done: &QueryResult| done.rows == free.len() as u64;
-            let Some(done) = self.none_if_contended(taken)?.filter(all) else {
+            let Some(done) = done.await?.filter(all) else {
                 continue;
             };
             for free in free {
-                if let Some(outcome) = outcomes.get_mut(free.at) {
-                    *outcome = Some(granted(Slot::Lock, token(done.id), free.command.length));
-                }
+                let outcome = Outcome::granted(Slot::Lock, token(done.id), free.command.length);
+                outcomes[free.at] = Some(outcome);
             }
         }
         Ok(outcomes)
@@ -140,34 +133,23 @@ impl Session {
     /// has one length, and those that may follow the latest grant at any time.
     async fn free<'a>(
         &mut self,
-        commands: &'a [AcquireCommand],
+        commands: &[&'a AcquireCommand],
     ) -> Result<Vec<Free<'a>>, StoreError> {
         let mut by_name = HashMap::with_capacity(commands.len());
-        for (at, command) in commands.iter().enumerate() {
-            if command.not_within.is_none()
-                && (commands.first()).is_some_and(|first| first.length == command.length)
-            {
-                by_name
-                    .entry(command.name.as_str())
-                    .or_insert((at, command));
+        for (at, &command) in commands.iter().enumerate() {
+            if command.not_within.is_none() && command.length == commands[0].length {
+                let name = command.name.as_str();
+                by_name.entry(name).or_insert((at, command));
             }
         }
         let mut found = Vec::with_capacity(by_name.len());
         let names: Vec<&str> = by_name.keys().copied().collect();
         for (_, names) in packed(&names, self.max_parameter_len, |name| json!(name)) {
             let names = params! { "names" => names };
-            for row in self
-                .query(Rows::Locks, Self::FREE_ON_MARIADB, names)
-                .await?
-            {
-                let Ok((name, id)) = from_row_opt::<(String, i64)>(row) else {
-                    continue;
-                };
-                found.extend(
-                    by_name
-                        .remove(&*name)
-                        .map(|(at, command)| Free { command, at, id }),
-                );
+            let rows = self.query(Rows::Locks, Self::FREE_ON_MARIADB, names);
+            for (name, id) in typed::<(String, i64)>(rows.await?) {
+                let asked = by_name.remove(&*name);
+                found.extend(asked.map(|(at, command)| Free { command, at, id }));
             }
         }
         found.sort_unstable_by_key(|free| free.id);
@@ -190,11 +172,8 @@ impl Session {
         if !commands.iter().all(fits) {
             return Ok(None);
         }
-        let padded = || {
-            commands
-                .iter()
-                .chain(repeat_n(last, SMALL_LIST - commands.len()))
-        };
+        let padding = SMALL_LIST - commands.len();
+        let padded = || commands.iter().chain(repeat_n(last, padding));
         let mut params: Vec<Value> = Vec::with_capacity(5 * SMALL_LIST);
         params.extend(padded().map(|command| Value::from(command.name.as_str())));
         params.extend(padded().flat_map(|command| {
@@ -205,9 +184,6 @@ impl Session {
                 Value::from(&*command.holder),
             ]
         }));
-        let freed = self
-            .execute(Rows::Locks, &STATEMENT, Params::Positional(params))
-            .await;
-        self.none_if_contended(freed)
+        self.attempt(Rows::Locks, &STATEMENT, params.into()).await
     }
 }

@@ -21,12 +21,12 @@ pub(crate) mod read;
 pub(crate) mod acquire;
 pub(crate) mod batch;
 pub(crate) mod fence;
-pub(crate) mod guard;
-pub(crate) mod guard_body;
-mod guard_cascades;
-pub(crate) mod guard_error;
-mod guard_report;
-mod guard_target;
+pub(crate) mod guarded_table;
+pub(crate) mod guarded_table_body;
+mod guarded_table_cascades;
+pub(crate) mod guarded_table_error;
+mod guarded_table_report;
+mod guarded_table_target;
 pub(crate) mod handover;
 pub(crate) mod install;
 pub(crate) mod mariadb;
@@ -60,11 +60,16 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("whether the table is fit", Session::SHAPE),
     ("acquire (MySQL)", Session::ACQUIRE),
     ("acquire (MariaDB)", Session::ACQUIRE_ON_MARIADB),
+    ("`{clock}`", cluster::CLOCK),
     ("`{ended}`", cluster::ENDED),
     ("`{ended}` on a cluster", cluster::ENDED_ON_CLUSTER),
     ("`{live}`", cluster::LIVE),
     ("`{live}` on a cluster", cluster::LIVE_ON_CLUSTER),
     ("`{due}`", cluster::DUE),
+    ("`{length}`", cluster::LENGTH),
+    ("`{length}` on a cluster", cluster::LENGTH_ON_CLUSTER),
+    ("`{until}`", cluster::UNTIL),
+    ("`{until}` on a cluster", cluster::UNTIL_ON_CLUSTER),
     ("`{writable}`", cluster::WRITABLE),
     ("whether the server can be written to", Session::IS_WRITABLE),
     (
@@ -86,7 +91,6 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("make a row, granted", Session::CREATE),
     ("make many rows, granted", Session::CREATE_BATCH),
     ("renew", Session::RENEW),
-    ("renew on a cluster", Session::RENEW_ON_CLUSTER),
     ("wait for a row at most", Session::LONGEST_WAIT),
     ("renew, and wait for the row", Session::RENEW_WAITING),
     ("preempt", Session::TAKE_OVER),
@@ -119,8 +123,11 @@ pub(crate) const PUBLISHED: &[(&str, &str)] = &[
         fence::BEFORE,
     ),
     ("fence", fence::FENCE),
-    ("the triggers of guarded tables", guard_body::SCHEMA),
-    ("`{look}`", guard_body::LOOK),
-    ("`{check}`", guard_body::CHECK),
-    ("`{check}` on a cluster", guard_body::CHECK_ON_CLUSTER),
+    ("the triggers of guarded tables", guarded_table_body::SCHEMA),
+    ("`{look}`", guarded_table_body::LOOK),
+    ("`{check}`", guarded_table_body::CHECK),
+    (
+        "`{check}` on a cluster",
+        guarded_table_body::CHECK_ON_CLUSTER,
+    ),
 ];

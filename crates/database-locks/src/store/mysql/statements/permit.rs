@@ -4,14 +4,14 @@ use std::collections::{HashMap, HashSet};
 
 use mysql_async::{Params, params};
 
-use super::acquire::{Permit, params_for};
+use super::acquire::Permit;
 use super::batch::described;
 use crate::store::api::{StoreError, micros};
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session, typed};
-use crate::store::mysql::rows::{granted, packed, token};
+use crate::store::mysql::rows::{packed, token};
 use protocol::{
-    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Slot, Token, no_permit_free,
+    AcquireCommand, Kind, LockName, LockRow, Outcome, Permits, Slot, Token, Version, no_permit_free,
 };
 
 /// The insert id of an acquire is the token times this, plus the slot.
@@ -45,9 +45,8 @@ impl Session {
                   ORDER BY slot LIMIT 1 FOR UPDATE SKIP LOCKED)
                 LIMIT 1) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000) * 65536 + l.slot) DIV 65536,
+           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1, {clock} DIV 1000) * 65536 + l.slot)
+                   DIV 65536,
                l.permits = :permits, l.locked_by = :holder, l.grant_id = :grant,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -62,22 +61,17 @@ impl Session {
     pub(crate) async fn acquire_permit(
         &mut self,
         command: &AcquireCommand,
+        limit: u32,
+        expired: &[(Slot, Version)],
     ) -> Result<Outcome, StoreError> {
-        let Kind::Permit { limit, expired } = &command.kind else {
-            return Ok(Outcome::Busy);
-        };
         if self.cluster.is_none()
-            && let Some(decided) = self.acquire_any(command, *limit).await?
+            && let Some(decided) = self.acquire_any(command, limit).await?
         {
             return Ok(decided);
         }
-        let rows = self
-            .read(Rows::Permits, std::slice::from_ref(&command.name))
-            .await?;
-        let known = Known::new(rows, *limit);
+        let known = self.known(&command.name, limit).await?;
         // The reply to an earlier request of this grant was lost.
-        let is_own = |row: &&LockRow| row.is_granted(command.grant.as_str());
-        if let Some(own) = known.permits.iter().find(is_own) {
+        if let Some(own) = known.granted(command) {
             return self.refused(command, own).await;
         }
         // Another client may have been granted the permit since.
@@ -91,13 +85,18 @@ impl Session {
         let free: Vec<&LockRow> = known.below().filter(free).collect();
         let permit = |slot, expired_version| Permit {
             slot,
-            limit: *limit,
+            limit,
             expired_version,
         };
         match (fastrand::choice(free), self.cluster) {
             (Some(row), Some(_)) => {
-                self.acquire_slot(command, permit(row.slot, seen(row)))
-                    .await
+                let permit = permit(row.slot, seen(row));
+                Ok(match self.acquire_row(command, Some(permit)).await? {
+                    Some(QueryResult { rows, id }) if rows > 0 => {
+                        Outcome::granted(row.slot, token(id), command.length)
+                    }
+                    _ => Outcome::Busy,
+                })
             }
             // Another transaction has its row locked.
             (Some(_), None) => Ok(Outcome::Busy),
@@ -105,8 +104,7 @@ impl Session {
                 Some(slot) => self.create(command, Some(permit(slot, None))).await,
                 None => {
                     if self.may_be_behind() {
-                        let names = std::slice::from_ref(&command.name);
-                        self.read_to_wait(Rows::Permits, names).await?;
+                        self.read_to_wait(Rows::Permits, &[&command.name]).await?;
                     }
                     Ok(known.none_free())
                 }
@@ -114,27 +112,27 @@ impl Session {
         }
     }
 
-    /// Acquire permits, those of one semaphore at once, on a single server. The outcomes, by the places
-    /// of the commands; those that are missing are asked for one by one.
+    /// Acquire permits, those of one semaphore at once, on a single server. Those that have no outcome
+    /// then are asked for one by one.
     pub(crate) async fn acquire_permits(
         &mut self,
         commands: &[AcquireCommand],
-    ) -> Result<HashMap<usize, Outcome>, StoreError> {
-        let mut semaphores: HashMap<(&LockName, u32), Vec<usize>> = HashMap::new();
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<(), StoreError> {
+        let mut semaphores: HashMap<(&LockName, u32), Vec<(usize, &AcquireCommand)>> =
+            HashMap::new();
         for (at, command) in commands.iter().enumerate() {
             if let Kind::Permit { limit, .. } = command.kind {
                 let of = semaphores.entry((&command.name, limit)).or_default();
-                of.push(at);
+                of.push((at, command));
             }
         }
-        let mut outcomes = HashMap::new();
-        for ((name, limit), places) in semaphores {
-            if places.len() > 1 && self.cluster.is_none() {
-                let of = places.iter().map(|at| (*at, &commands[*at])).collect();
-                self.acquire_of(name, limit, of, &mut outcomes).await?;
+        for ((name, limit), of) in semaphores {
+            if of.len() > 1 && self.cluster.is_none() {
+                self.acquire_of(name, limit, of, outcomes).await?;
             }
         }
-        Ok(outcomes)
+        Ok(())
     }
 
     /// Acquire permits of one semaphore: a read chooses a free one for each command, and the statement
@@ -144,12 +142,11 @@ impl Session {
         name: &LockName,
         limit: u32,
         mut commands: Vec<(usize, &AcquireCommand)>,
-        outcomes: &mut HashMap<usize, Outcome>,
+        outcomes: &mut [Option<Outcome>],
     ) -> Result<(), StoreError> {
-        let read = self.read(Rows::Permits, std::slice::from_ref(name)).await?;
-        let known = Known::new(read, limit);
+        let known = self.known(name, limit).await?;
         // The reply to an earlier request of such a grant was lost.
-        commands.retain(|(_, command)| !known.is_granted(command));
+        commands.retain(|(_, command)| known.granted(command).is_none());
         let mut free: Vec<Slot> = (known.below())
             .filter(|row| !row.is_taken())
             .map(|row| row.slot)
@@ -162,38 +159,29 @@ impl Session {
             described["permits"] = limit.into();
             described
         };
-        let mut made = HashSet::new();
+        let mut made = Vec::new();
         for (_, text) in packed(&chosen, self.max_parameter_len, describe) {
             let asks = params! { "asks" => text };
-            let done = self.execute(Rows::Permits, Self::ACQUIRE_BATCH, asks).await;
-            if let Some(done) = self.none_if_contended(done)?.filter(|done| done.rows > 0) {
-                made.extend(i64::try_from(done.id));
-            }
+            let done = self.attempt(Rows::Permits, Self::ACQUIRE_BATCH, asks);
+            made.extend(done.await?);
         }
-        let read = self.read(Rows::Permits, std::slice::from_ref(name)).await?;
-        let known = Known::new(read, limit);
+        let known = self.known(name, limit).await?;
         let full = known.missing().is_empty() && known.below().all(LockRow::is_taken);
         // The first that is not granted decides for the rest, so that a thousand callers of a full
         // semaphore cost no thousand statements.
         let mut decided = full.then(|| known.none_free());
         for (at, command) in commands {
-            let granted_now = |row: &&LockRow| {
-                row.is_granted(command.grant.as_str())
-                    && row.renewed_at.is_some_and(|at| made.contains(&at))
-            };
-            if let Some(row) = known.permits.iter().find(granted_now) {
-                let token = Token::from_db(row.token);
-                outcomes.insert(at, granted(row.slot, token, command.length));
-                continue;
-            }
-            let outcome = match &decided {
-                Some(decided) if !known.is_granted(command) => decided.clone(),
-                _ => self.acquire_permit(command).await?,
+            let outcome = match (known.granted(command), &decided) {
+                (Some(row), _) if made.iter().any(|done| done.wrote(row)) => {
+                    Outcome::granted(row.slot, Token::from_db(row.token), command.length)
+                }
+                (None, Some(decided)) => decided.clone(),
+                _ => self.acquire_any_kind(command).await?,
             };
             if !matches!(outcome, Outcome::Granted { .. }) {
                 decided = Some(outcome.clone());
             }
-            outcomes.insert(at, outcome);
+            outcomes[at] = Some(outcome);
         }
         Ok(())
     }
@@ -210,37 +198,19 @@ impl Session {
             "grant" => command.grant.as_str(), "length" => micros(command.length),
             "metadata" => &*command.metadata,
         };
-        let done = self.execute(Rows::Permits, Self::ACQUIRE_PERMIT, params);
-        let done = done.await;
-        Ok(match self.none_if_contended(done)? {
+        let done = self.attempt(Rows::Permits, Self::ACQUIRE_PERMIT, params);
+        Ok(match done.await? {
             None => Some(Outcome::Busy),
             Some(QueryResult { rows: 0, .. }) => None,
             Some(QueryResult { id, .. }) => {
-                let slot = i32::try_from(id % SLOTS).ok().and_then(Slot::from_db);
-                let slot = slot.unwrap_or(Slot::AnyPermit);
-                Some(granted(slot, token(id / SLOTS), command.length))
+                let slot = u16::try_from(id % SLOTS).map_or(Slot::AnyPermit, Slot::Permit);
+                Some(Outcome::granted(slot, token(id / SLOTS), command.length))
             }
         })
     }
 
-    /// Acquire this permit, on a cluster, where an ended lease is one that was observed.
-    async fn acquire_slot(
-        &mut self,
-        command: &AcquireCommand,
-        permit: Permit<'_>,
-    ) -> Result<Outcome, StoreError> {
-        let statement = match self.mariadb {
-            true => Self::ACQUIRE_ON_MARIADB,
-            false => Self::ACQUIRE,
-        };
-        let params = params_for(command, Some(permit));
-        let done = self.execute(Rows::Permits, statement, params).await;
-        Ok(match self.none_if_contended(done)? {
-            Some(QueryResult { rows, id }) if rows > 0 => {
-                granted(permit.slot, token(id), command.length)
-            }
-            _ => Outcome::Busy,
-        })
+    async fn known(&mut self, name: &LockName, limit: u32) -> Result<Known, StoreError> {
+        Ok(Known::new(self.read(Rows::Permits, &[name]).await?, limit))
     }
 
     /// The limits that operators have set.
@@ -288,10 +258,10 @@ impl Known {
         slot.is_some_and(|slot| u32::from(slot) < self.limit)
     }
 
-    /// Whether the command has one of them.
-    fn is_granted(&self, command: &AcquireCommand) -> bool {
+    /// The one that the command has.
+    fn granted(&self, command: &AcquireCommand) -> Option<&LockRow> {
         let mut permits = self.permits.iter();
-        permits.any(|row| row.is_granted(command.grant.as_str()))
+        permits.find(|row| row.is_granted(command.grant.as_str()))
     }
 
     /// Those below the limit.

@@ -26,8 +26,7 @@ impl Session {
                                AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
                            OR (expires_at IS NULL AND :unknown
                                AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
-                          AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00',
-                                                    UTC_TIMESTAMP(6)) DIV 1000
+                          AND token < {clock} DIV 1000
                           AND {writable}
                         LIMIT 1000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";

@@ -11,7 +11,7 @@ use crate::store::api::StoreError;
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::rows::{lock_row, packed};
-use protocol::{Holder, Human, ListFilter, LockName, LockRow, Page};
+use protocol::{Holder, Human, ListFilter, LockName, LockRow, Page, Slot};
 
 /// How long a waiter's read waits for the earlier commits of other nodes. Renewals wait behind it;
 /// on a node that needs longer, their commits take as long.
@@ -120,9 +120,9 @@ impl Session {
     pub(crate) async fn read(
         &mut self,
         of: Rows,
-        names: &[LockName],
+        names: &[&LockName],
     ) -> Result<Vec<LockRow>, StoreError> {
-        let names: BTreeSet<&LockName> = names.iter().collect();
+        let names: BTreeSet<&LockName> = names.iter().copied().collect();
         let names: Vec<&LockName> = names.into_iter().collect();
         let mut rows = Vec::with_capacity(names.len());
         if let [name] = *names {
@@ -143,12 +143,33 @@ impl Session {
         self.lock_rows(of, rows)
     }
 
+    /// The row of a lock or permit.
+    pub(super) async fn row(
+        &mut self,
+        name: &LockName,
+        slot: Slot,
+    ) -> Result<Option<LockRow>, StoreError> {
+        let rows = self.read(Rows::of(slot), &[name]).await?;
+        Ok(rows.into_iter().find(|row| row.slot == slot))
+    }
+
+    /// [`row`](Self::row), by [`read_latest`](Self::read_latest).
+    pub(crate) async fn latest_row(
+        &mut self,
+        name: &LockName,
+        slot: Slot,
+    ) -> Result<Option<LockRow>, StoreError> {
+        let rows = self.read_latest(Rows::of(slot), &[name]).await?;
+        Ok(rows.into_iter().find(|row| row.slot == slot))
+    }
+
     /// The holder of each, as far as this node knows. See [`read_to_wait`](Self::read_to_wait).
     pub(crate) async fn holders(
         &mut self,
         names: &[LockName],
     ) -> Result<Vec<Option<Holder>>, StoreError> {
-        let rows = self.read_to_wait(Rows::Locks, names).await?;
+        let each: Vec<&LockName> = names.iter().collect();
+        let rows = self.read_to_wait(Rows::Locks, &each).await?;
         Ok(LockRow::holders(names, &rows))
     }
 
@@ -160,27 +181,22 @@ impl Session {
     pub(crate) async fn read_to_wait(
         &mut self,
         of: Rows,
-        names: &[LockName],
+        names: &[&LockName],
     ) -> Result<Vec<LockRow>, StoreError> {
         if !self.may_be_behind() {
             return self.read(of, names).await;
         }
-        let rows = timeout(CATCH_UP_WITHIN, self.read_latest(of, names)).await;
-        match rows {
-            Ok(Err(failure)) => Err(failure),
-            Ok(Ok(rows)) => {
-                self.note_in_step(true);
-                Ok(rows)
-            }
-            Err(_) => {
-                self.note_in_step(false);
-                let (at, within) = (self.at(), Human(CATCH_UP_WITHIN));
-                let message = format!(
-                    "{at}: the cluster node did not catch up with the others within {within}"
-                );
-                Err(StoreError::Unavailable(message.into()))
-            }
+        let Ok(rows) = timeout(CATCH_UP_WITHIN, self.read_latest(of, names)).await else {
+            self.note_in_step(false);
+            let (at, within) = (&self.address, Human(CATCH_UP_WITHIN));
+            let message =
+                format!("{at}: the cluster node did not catch up with the others within {within}");
+            return Err(StoreError::Unavailable(message.into()));
+        };
+        if rows.is_ok() {
+            self.note_in_step(true);
         }
+        rows
     }
 
     /// Rows of [`read`], unless the server has become read-only since the session was opened.
@@ -212,7 +228,7 @@ impl Session {
     pub(crate) async fn read_latest(
         &mut self,
         of: Rows,
-        names: &[LockName],
+        names: &[&LockName],
     ) -> Result<Vec<LockRow>, StoreError> {
         self.catch_up().await?;
         let rows = self.read(of, names).await;
@@ -220,15 +236,31 @@ impl Session {
         rows
     }
 
+    /// [`read_latest`](Self::read_latest), of owned names.
+    pub(crate) async fn latest_rows(
+        &mut self,
+        of: Rows,
+        names: &[LockName],
+    ) -> Result<Vec<LockRow>, StoreError> {
+        let names: Vec<&LockName> = names.iter().collect();
+        self.read_latest(of, &names).await
+    }
+
     /// On a cluster: make the next reads wait for the earlier commits of other nodes.
     pub(crate) async fn catch_up(&mut self) -> Result<(), StoreError> {
-        let Some(cluster) = self.cluster else {
-            return Ok(());
-        };
-        match self.execute_unprepared(cluster.catch_up().to_owned()).await {
+        match self.catch_up_to_decide().await {
             // If this user may not set it, the read shows what this node has applied.
-            Ok(()) | Err(StoreError::Rejected { .. }) => Ok(()),
-            failure => failure,
+            Err(StoreError::Rejected { .. }) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// As [`catch_up`](Self::catch_up), where a read that lags would let a shared grant in beside an
+    /// exclusive one. The node may be another one than that which committed the caller's own row.
+    pub(super) async fn catch_up_to_decide(&mut self) -> Result<(), StoreError> {
+        match self.cluster {
+            None => Ok(()),
+            Some(cluster) => self.execute_unprepared(cluster.catch_up()).await,
         }
     }
 
@@ -237,10 +269,7 @@ impl Session {
         let Some(cluster) = self.cluster else {
             return Ok(());
         };
-        match self
-            .execute_unprepared(cluster.stop_catching_up().to_owned())
-            .await
-        {
+        match self.execute_unprepared(cluster.stop_catching_up()).await {
             failure @ Err(StoreError::Unavailable(_)) => failure,
             _ => Ok(()),
         }

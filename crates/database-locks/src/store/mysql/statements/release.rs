@@ -5,7 +5,7 @@ use mysql_async::params;
 use crate::store::api::{StoreError, rest_micros};
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
-use protocol::{Force, LockName, ReleaseCommand, Released, Slot, Token};
+use protocol::{Force, LockName, LockRow, ReleaseCommand, Released, Slot, Token};
 
 impl Session {
     /// Release what is still held by exactly this grant, with any token where it is not known. A
@@ -37,36 +37,30 @@ impl Session {
         &mut self,
         command: &ReleaseCommand,
     ) -> Result<Released, StoreError> {
-        if command.slot.is_shared() {
-            return self.release_shared(command).await;
-        }
         let (of, (first, last)) = (Rows::of(command.slot), command.slot.range());
         let params = params! {
-            "first" => first, "last" => last,
+            "slot" => first, "first" => first, "last" => last,
             "name" => command.name.as_str(), "grant" => command.grant.as_str(),
             "token" => command.token.map(Token::get), "holder" => &*command.holder,
             "rest" => rest_micros(command),
         };
-        let statement = if self.mariadb {
-            Self::RELEASE_ON_MARIADB
-        } else {
-            Self::RELEASE
+        let statement = match command.slot {
+            Slot::Shared(_) => Self::RELEASE_SHARED,
+            _ if self.mariadb => Self::RELEASE_ON_MARIADB,
+            _ => Self::RELEASE,
         };
-        let done = self.execute(of, statement, params).await;
-        match self.none_if_contended(done)? {
+        match self.attempt(of, statement, params).await? {
             None => return Ok(Released::Busy),
             Some(done) if done.rows > 0 => return Ok(Released::Freed),
             Some(_) => {}
         }
-        let rows = self
-            .read_latest(of, std::slice::from_ref(&command.name))
-            .await?;
-        let ours = rows.iter().any(|row| row.contains_grant_of(command));
-        Ok(if ours {
-            Released::Busy
-        } else {
-            Released::NotHeld
-        })
+        let rows = self.read_latest(of, &[&command.name]).await?;
+        Ok(
+            match rows.iter().any(|row| row.contains_grant_of(command)) {
+                true => Released::Busy,
+                false => Released::NotHeld,
+            },
+        )
     }
 
     /// Release a lock by force, as long as the row still has the holder and token that were read.
@@ -78,26 +72,22 @@ impl Session {
                    AND token = :token AND locked_by <=> :holder COLLATE {collation}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = GREATEST(l.token + 1,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000),
+           SET l.token = GREATEST(l.token + 1, {clock} DIV 1000),
                l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
                l.renewed_at = UTC_TIMESTAMP(6)";
 
     pub(crate) async fn force(&mut self, name: &LockName, slot: Slot) -> Result<Force, StoreError> {
-        let of = Rows::of(slot);
-        let rows = self.read_latest(of, std::slice::from_ref(name)).await?;
-        let row = rows.iter().find(|row| row.slot == slot);
-        let Some(row) = row.filter(|row| row.is_taken()) else {
+        let row = self.latest_row(name, slot).await?;
+        let Some(row) = row.filter(LockRow::is_taken) else {
             return Ok(Force::WasFree);
         };
         let params = params! {
             "name" => name.as_str(), "slot" => slot.range().0, "token" => row.token, "holder" => row.holder.as_deref(),
         };
-        let done = self.execute(of, Self::FORCE, params).await;
-        Ok(match self.none_if_contended(done)? {
-            Some(done) if done.rows > 0 => Force::Freed(row.holder()),
-            _ => Force::Busy,
+        let freed = self.changes(Rows::of(slot), Self::FORCE, params).await?;
+        Ok(match freed {
+            true => Force::Freed(row.holder()),
+            false => Force::Busy,
         })
     }
 }

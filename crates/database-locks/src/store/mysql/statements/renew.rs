@@ -1,15 +1,15 @@
 //! Renewing leases.
 
-use std::collections::HashMap;
-
 use mysql_async::params;
 use serde_json::json;
 
-use crate::store::api::{StoreError, micros};
+use crate::store::api::{StoreError, ttl_micros};
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::{QueryResult, Session};
-use crate::store::mysql::rows::packed;
-use protocol::{Grant, LockName, LockRow, Renewal, Slot, Ttl, failed_renewal_outcome};
+use crate::store::mysql::rows::{by_slot, packed};
+use protocol::{Grant, LockName, Renewal, Ttl, failed_renewal_outcome};
+
+pub(crate) const RENEWED: Renewal = Renewal::Renewed { confirmed_by: None };
 
 impl Session {
     /// Extend what is still held by exactly these grants; `length` is null for a lease without end.
@@ -19,7 +19,7 @@ impl Session {
     /// statement has renewed from any others. The list has no longtext: see
     /// [`ACQUIRE_ON_MARIADB`](Self::ACQUIRE_ON_MARIADB).
     pub(crate) const RENEW: &str = "
-        UPDATE (SELECT l.id, g.length
+        UPDATE (SELECT l.id, {length} AS length
                   FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
                            {?slot int PATH '$.slot',?}
@@ -35,50 +35,9 @@ impl Session {
                    AND {live} AND l.granted_until = l.expires_at AND {writable}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.expires_at = GREATEST(l.expires_at, IFNULL(
-                   UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00')),
-               l.granted_until = GREATEST(l.expires_at, IFNULL(
-                   UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00')),
-               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-               ) MICROSECOND";
-
-    /// [`RENEW`](Self::RENEW) on a cluster: the lease becomes no shorter in length than before, and
-    /// clients that observe it start again.
-    ///
-    /// No clock tells how much of the lease is left: the clock of this node may be five minutes
-    /// ahead of that of another node, which has granted the lease for ten minutes. Nor may the
-    /// later of two ends stay: one written by a clock that was ahead would stay for far longer than
-    /// the ttl.
-    pub(crate) const RENEW_ON_CLUSTER: &str = "
-        UPDATE (SELECT l.id,
-                       IF(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
-                          GREATEST(g.length, IFNULL(
-                              TIMESTAMPDIFF(MICROSECOND, l.renewed_at, l.expires_at), 0))) AS length
-                  FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
-                           name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
-                           {?slot int PATH '$.slot',?}
-                           token bigint PATH '$.token',
-                           grant_id char(32) CHARACTER SET ascii PATH '$.grant',
-                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
-                           length bigint PATH '$.length')) j
-                         LIMIT 1000000) g
-                       STRAIGHT_JOIN {table} l FORCE INDEX (name)
-                       ON l.name = g.name COLLATE {collation}{? AND l.slot = g.slot?}
-                 WHERE l.token = g.token AND l.grant_id = g.grant_id
-                   AND l.locked_by = g.locked_by COLLATE {collation}
-                   AND {live} AND l.granted_until = l.expires_at AND {writable}
-                 LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
-               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.expires_at = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00'),
-               l.granted_until = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-                   TIMESTAMP'9999-12-31 00:00:00'),
-               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-               ) MICROSECOND";
+           SET l.expires_at = {until}, l.granted_until = {until},
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00'
+                   + INTERVAL LAST_INSERT_ID({clock}) MICROSECOND";
 
     pub(crate) async fn renew(
         &mut self,
@@ -103,64 +62,40 @@ impl Session {
     ) -> Result<Vec<Renewal>, StoreError> {
         let mut answers = Vec::with_capacity(grants.len());
         let describe = |(grant, ttl): &&(Grant, Ttl)| {
-            let mut grant = json!({
+            json!({
                 "name": grant.name.as_str(), "token": grant.token.get(),
                 "grant": grant.id.as_str(), "holder": &*grant.holder,
-                "slot": grant.slot.column(),
-            });
-            if let Ttl::Finite(length) = ttl {
-                grant["length"] = micros(*length).into();
-            }
-            grant
-        };
-        let statement = match self.cluster {
-            None => Self::RENEW,
-            Some(_) => Self::RENEW_ON_CLUSTER,
+                "slot": grant.slot.column(), "length": ttl_micros(*ttl),
+            })
         };
         for (chunk, text) in packed(grants, self.max_parameter_len, describe) {
-            let done = self
-                .execute(of, statement, params! { "grants" => text })
-                .await?;
-            if done.rows == chunk.len() as u64 {
-                answers.extend(
-                    chunk
-                        .iter()
-                        .map(|_| Renewal::Renewed { confirmed_by: None }),
-                );
-            } else {
-                self.failed_renewal_outcome(of, chunk, done, &mut answers)
-                    .await?;
-            }
+            let grants = params! { "grants" => text };
+            let done = self.execute(of, Self::RENEW, grants).await?;
+            answers.extend(match done.rows == chunk.len() as u64 {
+                true => vec![RENEWED; chunk.len()],
+                false => self.renewed_of(of, chunk, done).await?,
+            });
         }
         Ok(answers)
     }
 
     /// Which grants were renewed, and what became of the others, where not all were.
-    pub(crate) async fn failed_renewal_outcome(
+    async fn renewed_of(
         &mut self,
         of: Rows,
         grants: &[&(Grant, Ttl)],
         done: QueryResult,
-        answers: &mut Vec<Renewal>,
-    ) -> Result<(), StoreError> {
-        let names: Vec<LockName> = grants.iter().map(|(grant, _)| grant.name.clone()).collect();
+    ) -> Result<Vec<Renewal>, StoreError> {
+        let names: Vec<&LockName> = grants.iter().map(|(grant, _)| &grant.name).collect();
         let rows = self.read_latest(of, &names).await?;
-        let rows: HashMap<(&str, Slot), &LockRow> = rows
-            .iter()
-            .map(|row| ((row.name.as_str(), row.slot), row))
-            .collect();
-        for (grant, _) in grants {
+        let rows = by_slot(&rows);
+        let outcome = |(grant, _): &&(Grant, Ttl)| {
             let row = rows.get(&(grant.name.as_str(), grant.slot)).copied();
-            let at = row
-                .and_then(|row| row.renewed_at)
-                .and_then(|at| u64::try_from(at).ok());
-            answers.push(match failed_renewal_outcome(grant, row) {
-                Renewal::Busy if done.rows > 0 && at == Some(done.id) => {
-                    Renewal::Renewed { confirmed_by: None }
-                }
+            match failed_renewal_outcome(grant, row) {
+                Renewal::Busy if row.is_some_and(|row| done.wrote(row)) => RENEWED,
                 outcome => outcome,
-            });
-        }
-        Ok(())
+            }
+        };
+        Ok(grants.iter().map(outcome).collect())
     }
 }

@@ -3,12 +3,12 @@
 use mysql_async::{Value, params};
 use serde_json::json;
 
+use super::acquire::ended;
+use super::batch::seen;
 use crate::store::api::{StoreError, micros};
 use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
-use protocol::{
-    AcquireCommand, AllOutcome, Grant, Holder, LockName, LockRow, Renewal, Slot, Token, Ttl,
-};
+use protocol::{AcquireCommand, AllOutcome, LockName, LockRow, Slot, Token};
 
 impl Session {
     /// Acquire all of these locks, or none: the rows that are free are picked and counted first.
@@ -30,9 +30,7 @@ impl Session {
                          WHERE (expires_at IS NULL OR {ended_each}) AND {writable}
                          LIMIT 1000000 FOR UPDATE SKIP LOCKED) x) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = GREATEST(l.token + 1 + l.shared,
-                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000),
+           SET l.token = GREATEST(l.token + 1 + l.shared, {clock} DIV 1000),
                l.locked_by = :holder, l.grant_id = q.grant_id,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -54,13 +52,10 @@ impl Session {
         &mut self,
         commands: &[AcquireCommand],
     ) -> Result<AllOutcome, StoreError> {
-        let names: Vec<LockName> = commands
-            .iter()
-            .map(|command| command.name.clone())
-            .collect();
+        let names: Vec<&LockName> = commands.iter().map(|it| &it.name).collect();
         let (outcome, rows) = self.try_all(commands, &names).await?;
-        let exists = |name: &&LockName| rows.iter().any(|row| row.name == name.as_str());
-        let (_, missing): (Vec<&LockName>, Vec<_>) = names.iter().partition(exists);
+        let mut missing = names.clone();
+        missing.retain(|name| rows.iter().all(|row| row.name != name.as_str()));
         // A lease whose end was observed is as good as free.
         let is_held = match &outcome {
             AllOutcome::Granted { .. } => true,
@@ -79,10 +74,16 @@ impl Session {
     async fn try_all(
         &mut self,
         commands: &[AcquireCommand],
-        names: &[LockName],
+        names: &[&LockName],
     ) -> Result<(AllOutcome, Vec<LockRow>), StoreError> {
         let Some(first) = commands.first() else {
             return Ok((AllOutcome::busy(commands), Vec::new()));
+        };
+        let described = |command: &AcquireCommand| {
+            json!({
+                "name": command.name.as_str(), "grant": command.grant.as_str(),
+                "seen": seen(command),
+            })
         };
         let asks: Vec<_> = commands.iter().map(described).collect();
         let params = params! {
@@ -90,47 +91,31 @@ impl Session {
             "length" => micros(first.length), "metadata" => &*first.metadata,
             "asked" => commands.len(),
         };
-        let done = self.execute(Rows::Locks, Self::ACQUIRE_ALL, params).await;
+        let done = self.attempt(Rows::Locks, Self::ACQUIRE_ALL, params).await;
         if let Err(failure @ StoreError::Unavailable(_)) = done {
             return self.all_held_or(failure, commands, names).await;
         }
-        let made = self
-            .none_if_contended(done)?
-            .is_some_and(|done| done.rows > 0);
+        let made = done?.is_some_and(|done| done.rows > 0);
         let rows = match made {
             true => self.read(Rows::Locks, names).await?,
             false => self.read_to_wait(Rows::Locks, names).await?,
         };
-        let outcome = match AllOutcome::of_rows(commands, &rows) {
-            AllOutcome::Granted {
-                tokens,
-                length,
-                shared,
-                confirmed_by,
-            } => {
-                let (cluster, mut length) = (self.cluster.is_some(), length);
-                if made {
-                    length = first.length;
-                } else if cluster {
-                    // As for one lock: the clock of this node cannot tell what is left.
-                    if !self.renewed_all(commands, &rows).await? {
-                        return Ok((AllOutcome::busy(commands), rows));
-                    }
-                    length = first.length;
+        let mut outcome = AllOutcome::of_rows(commands, &rows);
+        match &mut outcome {
+            AllOutcome::Granted { tokens, length, .. } if made || self.cluster.is_some() => {
+                // As for one lock: the clock of this node cannot tell what is left.
+                if !made && !self.renewed_all(commands, tokens).await? {
+                    return Ok((AllOutcome::busy(commands), rows));
                 }
-                AllOutcome::Granted {
-                    tokens,
-                    length,
-                    shared,
-                    confirmed_by,
-                }
+                *length = first.length;
             }
+            AllOutcome::Granted { .. } => {}
             AllOutcome::NotGranted(holders) => {
-                let seen = commands.iter().zip(holders);
-                let known = seen.map(|(command, holder)| holder.filter(|it| !ended(command, it)));
-                AllOutcome::NotGranted(known.collect())
+                for (command, holder) in commands.iter().zip(holders) {
+                    holder.take_if(|holder| ended(command, holder));
+                }
             }
-        };
+        }
         Ok((outcome, rows))
     }
 
@@ -139,7 +124,7 @@ impl Session {
         &mut self,
         failure: StoreError,
         commands: &[AcquireCommand],
-        names: &[LockName],
+        names: &[&LockName],
     ) -> Result<(AllOutcome, Vec<LockRow>), StoreError> {
         if self.is_broken() || !failure.is_answer() {
             return Err(failure);
@@ -161,49 +146,27 @@ impl Session {
     async fn renewed_all(
         &mut self,
         commands: &[AcquireCommand],
-        rows: &[LockRow],
+        tokens: &[Token],
     ) -> Result<bool, StoreError> {
-        let mut grants: Vec<(Grant, Ttl)> = Vec::with_capacity(commands.len());
-        for command in commands {
-            let row = rows.iter().find(|row| row.name == command.name.as_str());
-            let Some(token) = row.map(|row| Token::from_db(row.token)) else {
-                return Ok(false);
-            };
-            grants.push((
-                command.granted(Slot::Lock, token, None),
-                command.length.into(),
-            ));
-        }
-        let renewals = self.renew(&grants).await?;
-        Ok(renewals.iter().all(Renewal::is_renewed))
+        let lease = |(command, token): (&AcquireCommand, &Token)| {
+            let grant = command.granted(Slot::Lock, *token, None);
+            (grant, command.length.into())
+        };
+        let leases: Vec<_> = commands.iter().zip(tokens).map(lease).collect();
+        self.renews(&leases).await
     }
 
     /// Insert free rows for these names. `false`: another client is creating one of them.
     async fn create_free(&mut self, names: &[&LockName]) -> Result<bool, StoreError> {
         let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
         let names = || params! { "names" => json!(names).to_string() };
-        let probed = self.query(Rows::Locks, Self::PROBE_BATCH, names()).await;
-        if self.none_if_contended(probed)?.is_none() {
+        let probed = self.probe(Rows::Locks, Self::PROBE_BATCH, names()).await?;
+        if probed.is_none() {
             return Ok(false);
         }
-        let made = self.execute(Rows::Locks, Self::CREATE_FREE, names()).await;
-        Ok(self.none_if_contended(made)?.is_some())
+        let made = self
+            .attempt(Rows::Locks, Self::CREATE_FREE, names())
+            .await?;
+        Ok(made.is_some())
     }
-}
-
-/// Whether this holder's lease is the one whose end was observed. Then a transaction has the row
-/// locked, this node has not applied another node's change yet, or another lock of the set was not
-/// free.
-fn ended(command: &AcquireCommand, holder: &Holder) -> bool {
-    let seen = holder.observed_expiry.as_ref().map(|it| &it.version);
-    seen.is_some() && seen == command.expired_version.as_ref()
-}
-
-fn described(command: &AcquireCommand) -> serde_json::Value {
-    json!({
-        "name": command.name.as_str(), "grant": command.grant.as_str(),
-        "seen": command.expired_version.as_ref().map(|seen| json!({
-            "token": seen.token, "expires_at": seen.expires_at, "renewed_at": seen.renewed_at,
-        })),
-    })
 }

@@ -9,16 +9,15 @@
 //! The lock's own row has `shared` set before the first shared grant, so that an exclusive acquire of
 //! a lock that was never shared need not look for shared grants.
 
-use mysql_async::{Params, Value, params};
+use mysql_async::params;
 
 use crate::store::api::{StoreError, micros};
 use crate::store::connect::table::Rows;
-use crate::store::mysql::cluster::version;
-use crate::store::mysql::connection::session::{QueryResult, Session};
-use crate::store::mysql::rows::{granted, lock_row};
+use crate::store::mysql::cluster::with_version;
+use crate::store::mysql::connection::session::Session;
 use protocol::{
     AcquireCommand, Grant, GrantId, Holder, LockName, LockRow, Outcome, ReleaseCommand, Released,
-    Renewal, Sharing, Slot, Token, Ttl, Version, reader_in_the_way,
+    Sharing, Slot, Token, Ttl, Version, reader_in_the_way,
 };
 
 impl Session {
@@ -52,9 +51,7 @@ impl Session {
     /// Insert a free row, marked as shared.
     pub(crate) const MAKE_SHARED: &str = "
         INSERT INTO {locks} (name, token, shared, renewed_at)
-        SELECT :name, TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                   DIV 1000,
-               1, UTC_TIMESTAMP(6)
+        SELECT :name, {clock} DIV 1000, 1, UTC_TIMESTAMP(6)
           FROM (SELECT 1) one WHERE {writable}";
 
     /// Mark a lock as shared.
@@ -122,7 +119,7 @@ impl Session {
                 // Another client acquired the lock in between, and may have released it.
                 let grant = shared_grant(command, token);
                 let release = ReleaseCommand::of(&grant, Ttl::Finite(command.length));
-                if self.release_shared(&release).await? == Released::Busy {
+                if self.release_one(&release).await? == Released::Busy {
                     // Repeated, the request finds its own row again.
                     return Err(StoreError::Contention("its own row is locked".into()));
                 }
@@ -154,11 +151,8 @@ impl Session {
             "metadata" => &*command.metadata,
             "beside" => beside.as_ref().map(GrantId::as_str),
         };
-        let done = self
-            .execute(Rows::Permits, Self::ACQUIRE_SHARED, params)
-            .await;
-        let done = self.none_if_contended(done)?;
-        Ok(done.is_some_and(|done| done.rows > 0))
+        let statement = Self::ACQUIRE_SHARED;
+        self.changes(Rows::Permits, statement, params).await
     }
 
     /// The lock's own row, and the token of the shared grant if it has a row.
@@ -173,38 +167,24 @@ impl Session {
         self.catch_up_to_decide().await?;
         let rows = self.query(Rows::Locks, Self::READ_SHARED, params).await;
         self.stop_catching_up().await?;
-        let mut rows = rows?;
+        let rows = rows?;
         let own = rows.first().and_then(|row| row.get_opt("own")?.ok());
         let own: Option<i64> = own.flatten();
-        self.must_be_writable(rows.first())?;
-        let multi_primary = self.cluster.is_some();
-        let row = rows.pop();
-        Ok(row.map(|row| {
-            let row = lock_row(Rows::Locks, row, multi_primary);
-            (row, own.map(Token::from_db))
-        }))
-    }
-
-    /// As [`catch_up`](Self::catch_up), where a read that lags would let a shared grant in beside an
-    /// exclusive one. The node may be another one than that which committed the caller's own row.
-    async fn catch_up_to_decide(&mut self) -> Result<(), StoreError> {
-        match self.cluster {
-            None => Ok(()),
-            Some(cluster) => self.execute_unprepared(cluster.catch_up().to_owned()).await,
-        }
+        let row = self.lock_rows(Rows::Locks, rows)?.pop();
+        Ok(row.map(|row| (row, own.map(Token::from_db))))
     }
 
     async fn make_shared(&mut self, name: &LockName) -> Result<(), StoreError> {
         let params = || params! { "name" => name.as_str() };
         if !self.mariadb {
-            let probed = self.query(Rows::Locks, Self::PROBE, params()).await;
+            let probed = self.probe(Rows::Locks, Self::PROBE, params()).await?;
             // Another client is inserting it.
-            if self.none_if_contended(probed)?.is_none() {
+            if probed.is_none() {
                 return Ok(());
             }
         }
-        let made = self.execute(Rows::Locks, Self::MAKE_SHARED, params()).await;
-        self.none_if_contended(made).map(drop)
+        let made = self.attempt(Rows::Locks, Self::MAKE_SHARED, params());
+        made.await.map(drop)
     }
 
     /// Whether the statement changed the lock's own row.
@@ -213,14 +193,9 @@ impl Session {
         statement: &'static str,
         command: &AcquireCommand,
     ) -> Result<bool, StoreError> {
-        let named = [("name".into(), command.name.as_str().into())];
-        let seen = version(command.expired_version.as_ref());
-        let named: Vec<(String, Value)> = named.into_iter().chain(seen).collect();
-        let done = self
-            .execute(Rows::Permits, statement, Params::from(named))
-            .await;
-        let done = self.none_if_contended(done)?;
-        Ok(done.is_some_and(|done| done.rows > 0))
+        let name = params! { "name" => command.name.as_str() };
+        let params = with_version(name, command.expired_version.as_ref());
+        self.changes(Rows::Permits, statement, params).await
     }
 
     async fn granted_shared(
@@ -231,41 +206,13 @@ impl Session {
     ) -> Result<Outcome, StoreError> {
         // The reply to an earlier request was lost, and part of its lease has passed.
         if !inserted {
-            let lease = (shared_grant(command, token), Ttl::Finite(command.length));
-            let renewed = self.renew(&[lease]).await?;
-            if !renewed.first().is_some_and(Renewal::is_renewed) {
+            let lease = (shared_grant(command, token), command.length.into());
+            if !self.renews(&[lease]).await? {
                 return Ok(Outcome::Busy);
             }
         }
         let slot = Slot::of_shared(command.grant);
-        Ok(granted(slot, token, command.length))
-    }
-
-    pub(crate) async fn release_shared(
-        &mut self,
-        command: &ReleaseCommand,
-    ) -> Result<Released, StoreError> {
-        let params = params! {
-            "name" => command.name.as_str(), "grant" => command.grant.as_str(),
-            "slot" => command.slot.column(), "token" => command.token.map(Token::get),
-            "holder" => &*command.holder,
-        };
-        let done = self
-            .execute(Rows::Permits, Self::RELEASE_SHARED, params)
-            .await;
-        match self.none_if_contended(done)? {
-            None => return Ok(Released::Busy),
-            Some(done) if done.rows > 0 => return Ok(Released::Freed),
-            Some(_) => {}
-        }
-        let rows = self
-            .read_latest(Rows::Permits, std::slice::from_ref(&command.name))
-            .await?;
-        let ours = |row: &LockRow| row.slot == command.slot && row.contains_grant_of(command);
-        Ok(match rows.iter().any(ours) {
-            true => Released::Busy,
-            false => Released::NotHeld,
-        })
+        Ok(Outcome::granted(slot, token, command.length))
     }
 
     /// Delete the dead shared grants of a lock, among them those whose expiry was observed; the
@@ -313,16 +260,10 @@ impl Session {
         (first, last): (i32, i32),
         seen: Option<&Version>,
     ) -> Result<u64, StoreError> {
-        let named: [(String, Value); 3] = [
-            ("name".into(), name.as_str().into()),
-            ("first".into(), first.into()),
-            ("last".into(), last.into()),
-        ];
-        let named: Vec<(String, Value)> = named.into_iter().chain(version(seen)).collect();
-        let done = self.execute(Rows::Permits, Self::RETIRE_READERS, Params::from(named));
-        let done = done.await;
-        let done = self.none_if_contended(done)?;
-        Ok(done.map_or(0, |QueryResult { rows, .. }| rows))
+        let these = params! { "name" => name.as_str(), "first" => first, "last" => last };
+        let params = with_version(these, seen);
+        let done = self.attempt(Rows::Permits, Self::RETIRE_READERS, params);
+        Ok(done.await?.map_or(0, |done| done.rows))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::doctor::{self, Report};
 use crate::store::connect::table::Table;
 use crate::store::doctor::{CLOCK_READINGS, ClockReading, Limit, ReportBuilder, round_trip};
 use crate::store::postgres::error::ServerError;
-use crate::store::postgres::statements::guard::guarded_tables;
+use crate::store::postgres::statements::guarded_table::guarded_tables;
 use protocol::Human;
 
 const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now";

@@ -29,7 +29,7 @@
 pub(crate) mod acquire;
 pub(crate) mod fence;
 pub(crate) mod fragments;
-pub(crate) mod guard;
+pub(crate) mod guarded_table;
 pub(crate) mod handover;
 pub(crate) mod install;
 pub(crate) mod permit;
@@ -99,7 +99,7 @@ pub(crate) fn published() -> Vec<(&'static str, String)> {
         ("fence", fence::FENCE.to_owned()),
         (
             "the trigger function of guarded tables",
-            guard::FUNCTION.to_owned(),
+            guarded_table::FUNCTION.to_owned(),
         ),
     ];
     sent.chain(more).collect()

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use mysql_async::params;
 
-use super::guard_body::Body;
+use super::guarded_table_target::Target;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 use protocol::LockName;
@@ -31,19 +31,24 @@ impl Session {
     /// the cascades into it.
     pub(super) async fn cascades(
         &mut self,
-        schema: &str,
-        table: &str,
+        target: &Target,
         lock: &LockName,
-        own_schema: &str,
     ) -> Result<Vec<Cascade>, StoreError> {
         let mut passing = Vec::new();
-        let mut seen = BTreeSet::from([(schema.to_owned(), table.to_owned())]);
+        let mut seen = BTreeSet::from([(target.schema.clone(), target.name.clone())]);
         let mut next: Vec<_> = seen.iter().cloned().collect();
         while let Some((schema, table)) = next.pop() {
             let these = params! { "schema" => &schema, "table" => &table };
             let keys: Vec<(String, String, String)> = self.rows_as(Self::CASCADES, these).await?;
             for (key, of, parent) in keys {
-                if !self.is_guarded(&of, &parent, lock, own_schema).await? {
+                let guards = self.triggers(Some((&of, &parent)), &target.own_schema);
+                let guards = guards.await?;
+                // Whether the triggers refuse this event without the lock.
+                let guarded = |event: &str| {
+                    let mut of_event = guards.iter().filter(|one| one.event == event);
+                    of_event.any(|one| one.lock.as_ref() == Some(lock))
+                };
+                if !guarded("UPDATE") || !guarded("DELETE") {
                     let child = table.clone();
                     passing.push(Cascade { key, child, parent });
                 } else if seen.insert((of.clone(), parent.clone())) {
@@ -54,33 +59,16 @@ impl Session {
         Ok(passing)
     }
 
-    /// Whether the triggers of a table refuse each UPDATE and DELETE without the lock.
-    async fn is_guarded(
-        &mut self,
-        schema: &str,
-        table: &str,
-        lock: &LockName,
-        own_schema: &str,
-    ) -> Result<bool, StoreError> {
-        let guards = self.triggers(Some((schema, table)), own_schema).await?;
-        let guarded = |event: &str| {
-            let mut of_event = guards.iter().filter(|one| one.event == event);
-            of_event.any(|one| Body::lock_in(&one.body).as_ref() == Some(lock))
-        };
-        Ok(guarded("UPDATE") && guarded("DELETE"))
-    }
-
     pub(super) async fn refuse_cascades(
         &mut self,
-        schema: &str,
-        table: &str,
+        target: &Target,
         lock: &LockName,
-        own_schema: &str,
     ) -> Result<(), StoreError> {
-        let passing = self.cascades(schema, table, lock, own_schema).await?;
+        let passing = self.cascades(target, lock).await?;
         let Some(Cascade { key, child, parent }) = passing.into_iter().next() else {
             return Ok(());
         };
+        let table = &target.name;
         Err(StoreError::rejected(
             format!(
                 "the foreign key {key} of {child} cascades: a write to {parent} changes or deletes \

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 
 use mysql_async::params;
 
-use super::guard_body::{Body, EVENTS, create_trigger, quoted, trigger_name};
-use super::guard_error::{explained, is_code, unless_whole};
-use super::guard_target::Target;
+use super::guarded_table_body::{Body, EVENTS, create_trigger, quoted, trigger_name};
+use super::guarded_table_error::{explained, unless_whole};
+use super::guarded_table_target::Target;
 use crate::store::api::StoreError;
+use crate::store::connect::table::Rows;
 use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::error::is_code;
 use protocol::{GuardCommand, LockName};
 
 /// How many names are tried for a trigger. Its name may be that of another one, for example of a
@@ -22,6 +24,8 @@ pub(super) struct Trigger {
     pub(super) name: String,
     pub(super) event: String,
     pub(super) body: String,
+    /// The lock that it asks for.
+    pub(super) lock: Option<LockName>,
 }
 
 fn events(triggers: &[Trigger]) -> BTreeSet<&str> {
@@ -34,8 +38,8 @@ fn is_whole(covered: &BTreeSet<&str>) -> bool {
 }
 
 fn refuse_other_locks(triggers: &[Trigger], command: &GuardCommand) -> Result<(), StoreError> {
-    let mut locks = triggers.iter().filter_map(|one| Body::lock_in(&one.body));
-    match locks.find(|other| *other != command.lock) {
+    let mut locks = triggers.iter().filter_map(|one| one.lock.as_ref());
+    match locks.find(|other| **other != command.lock) {
         Some(other) => Err(StoreError::rejected(
             format!(
                 "{} is guarded by the lock \"{other}\" already",
@@ -64,41 +68,33 @@ impl Session {
         let target = self.target(&command.table).await?;
         self.check_target(&target)?;
         let _turn = self.take_turn_to_guard(&target).await?;
-        let Target {
-            schema,
-            name: table,
-            own_schema,
-            ..
-        } = &target;
-        let found = self.triggers(Some((schema, table)), own_schema).await?;
+        let found = self.triggers_of(&target).await?;
         refuse_other_locks(&found, command)?;
         if !command.allow_cascades {
-            self.refuse_cascades(schema, table, &command.lock, own_schema)
-                .await?;
+            self.refuse_cascades(&target, &command.lock).await?;
         }
-        let body = self.guard_body(schema, table, &command.lock, own_schema);
-        self.may_check(schema, own_schema).await?;
+        let body = self.guard_body(&target, &command.lock);
+        self.may_check().await?;
         // This connection has no other use.
-        self.execute_unprepared(format!("USE {}", quoted(schema)))
-            .await?;
+        let home = format!("USE {}", quoted(&target.schema));
+        self.execute_unprepared(&home).await?;
         let mut created = Vec::new();
         let whole = self.create_missing(command, &target, &found, &body, &mut created);
         let found = match whole.await {
             Ok(found) => found,
             Err(failure) => {
-                let failure = explained(failure, schema, table);
-                let is_whole = self.take_back(schema, &found, created).await;
-                return Err(unless_whole(failure, is_whole, table));
+                let failure = explained(failure, &target.schema, &target.name);
+                let is_whole = self.take_back(&target.schema, &found, created).await;
+                return Err(unless_whole(failure, is_whole, &target.name));
             }
         };
         // Drop those of an earlier version, and further copies.
         for event in EVENTS {
-            let mut of_event: Vec<&Trigger> =
-                found.iter().filter(|one| one.event == event).collect();
+            let mut of_event: Vec<_> = found.iter().filter(|one| one.event == event).collect();
             if let Some(kept) = of_event.iter().position(|one| one.body == body) {
                 of_event.remove(kept);
                 for spare in of_event {
-                    self.drop_trigger(schema, &spare.name).await?;
+                    self.drop_trigger(&target.schema, &spare.name).await?;
                 }
             }
         }
@@ -117,7 +113,7 @@ impl Session {
 
     async fn take_turn_to_guard(&self, target: &Target) -> Result<Session, StoreError> {
         let mut turn = Session::open(&self.server).await?;
-        turn.execute_unprepared(Self::TURN_ENDS.to_owned()).await?;
+        turn.execute_unprepared(Self::TURN_ENDS).await?;
         let these = params! { "schema" => &target.schema, "table" => &target.name };
         let taken = turn.rows_as(Self::TAKE_TURN_TO_GUARD, these).await;
         match taken.as_deref() {
@@ -150,7 +146,7 @@ impl Session {
         body: &str,
         created: &mut Vec<(&'static str, String)>,
     ) -> Result<Vec<Trigger>, StoreError> {
-        let (table, of) = (&target.name, Some((&*target.schema, &*target.name)));
+        let table = &target.name;
         let is_there = |found: &[Trigger], event: &str| {
             let mut of_event = found.iter().filter(|one| one.event == event);
             of_event.any(|one| one.body == body)
@@ -160,7 +156,7 @@ impl Session {
             let mut attempt = 0;
             while !is_there_now {
                 let statement = create_trigger(table, event, attempt, body);
-                match self.execute_unprepared(statement).await {
+                match self.execute_unprepared(&statement).await {
                     Ok(()) => {
                         created.push((event, trigger_name(table, event, attempt)));
                         is_there_now = true;
@@ -169,7 +165,7 @@ impl Session {
                     // has just created.
                     Err(failure) if is_code(&failure, &[1359]) && attempt + 1 < NAMES => {
                         attempt += 1;
-                        let found = self.triggers(of, &target.own_schema).await?;
+                        let found = self.triggers_of(target).await?;
                         refuse_other_locks(&found, command)?;
                         is_there_now = is_there(&found, event);
                     }
@@ -177,7 +173,7 @@ impl Session {
                 }
             }
         }
-        let all = self.triggers(of, &target.own_schema).await?;
+        let all = self.triggers_of(target).await?;
         refuse_other_locks(&all, command)?;
         if EVENTS.iter().all(|event| is_there(&all, event)) {
             return Ok(all);
@@ -210,15 +206,13 @@ impl Session {
     pub(crate) async fn unguard_table(&mut self, table: &str) -> Result<bool, StoreError> {
         let target = self.target(table).await?;
         let _turn = self.take_turn_to_guard(&target).await?;
-        let (schema, table) = (target.schema, target.name);
-        let found = self
-            .triggers(Some((&schema, &table)), &target.own_schema)
-            .await?;
+        let found = self.triggers_of(&target).await?;
+        let Target { schema, name, .. } = &target;
         for (at, trigger) in found.iter().enumerate() {
-            if let Err(failure) = self.drop_trigger(&schema, &trigger.name).await {
-                let failure = explained(failure, &schema, &table);
+            if let Err(failure) = self.drop_trigger(schema, &trigger.name).await {
+                let failure = explained(failure, schema, name);
                 let is_whole = is_whole(&events(&found[at..]));
-                return Err(unless_whole(failure, is_whole, &table));
+                return Err(unless_whole(failure, is_whole, name));
             }
         }
         Ok(!found.is_empty())
@@ -237,42 +231,37 @@ impl Session {
         }
     }
 
-    pub(super) fn guard_body(
-        &self,
-        schema: &str,
-        table: &str,
-        lock: &LockName,
-        own_schema: &str,
-    ) -> String {
+    pub(super) fn guard_body(&self, target: &Target, lock: &LockName) -> String {
         let body = Body {
             guard: &self.server.table.guard(),
-            locks: &self.locks_name(schema, own_schema),
+            locks: &self.locks_name(&target.schema, &target.own_schema),
             collation: self.collation(),
             mariadb: self.mariadb,
             cluster: self.cluster.is_some(),
         };
-        body.text(table, lock.as_str())
+        body.text(&target.name, lock.as_str())
     }
 
     /// The triggers run with the rights of this user, so it has to be allowed what they do.
-    async fn may_check(&mut self, schema: &str, own_schema: &str) -> Result<(), StoreError> {
-        let locks = self.locks_name(schema, own_schema);
-        let locks = match locks.contains("`.`") {
-            true => locks,
-            false => format!("{}.{locks}", quoted(schema)),
-        };
+    async fn may_check(&mut self) -> Result<(), StoreError> {
         let probe = match (self.cluster, self.mariadb) {
-            (Some(_), _) => format!("UPDATE {locks} SET renewed_at = renewed_at WHERE id < 0"),
-            (None, true) => format!("SELECT id FROM {locks} WHERE id < 0 LOCK IN SHARE MODE"),
-            (None, false) => format!("SELECT id FROM {locks} WHERE id < 0 FOR SHARE"),
+            (Some(_), _) => "UPDATE {table} SET renewed_at = renewed_at WHERE id < 0",
+            (None, true) => "SELECT id FROM {table} WHERE id < 0 LOCK IN SHARE MODE",
+            (None, false) => "SELECT id FROM {table} WHERE id < 0 FOR SHARE",
         };
-        self.execute_unprepared(probe).await
+        let probe = self.fill(Rows::Locks, probe);
+        self.execute_unprepared(&probe).await
     }
 
     async fn drop_trigger(&mut self, schema: &str, name: &str) -> Result<(), StoreError> {
         let trigger = format!("{}.{}", quoted(schema), quoted(name));
-        self.execute_unprepared(format!("DROP TRIGGER IF EXISTS {trigger}"))
-            .await
+        let drop = format!("DROP TRIGGER IF EXISTS {trigger}");
+        self.execute_unprepared(&drop).await
+    }
+
+    async fn triggers_of(&mut self, target: &Target) -> Result<Vec<Trigger>, StoreError> {
+        let of = (&*target.schema, &*target.name);
+        self.triggers(Some(of), &target.own_schema).await
     }
 
     /// The triggers of guards by this table of locks, of one table or of all. A table of locks of the
@@ -292,6 +281,7 @@ impl Session {
         let found = rows
             .into_iter()
             .map(|(schema, table, name, event, body)| Trigger {
+                lock: Body::lock_in(&body),
                 schema,
                 table,
                 name,

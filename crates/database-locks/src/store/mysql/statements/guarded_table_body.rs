@@ -1,6 +1,7 @@
 //! The triggers of guarded tables as text, and the names that users write.
 
 use crate::store::connect::table::Table;
+use crate::store::mysql::connection::table::collation;
 use protocol::LockName;
 
 /// The events that a guard refuses.
@@ -153,15 +154,13 @@ impl Body<'_> {
     pub(crate) fn text(&self, table: &str, lock: &str) -> String {
         let body = SCHEMA.trim_end();
         let body = body.find("{guard}: BEGIN").map_or("", |at| &body[at..]);
-        let check = if self.cluster {
-            CHECK_ON_CLUSTER
-        } else {
-            CHECK
+        let check = match self.cluster {
+            true => CHECK_ON_CLUSTER,
+            false => CHECK,
         };
-        let share = if self.mariadb {
-            "LOCK IN SHARE MODE"
-        } else {
-            "FOR SHARE"
+        let share = match self.mariadb {
+            true => "LOCK IN SHARE MODE",
+            false => "FOR SHARE",
         };
         body.replace("{look}", LOOK)
             .replace("{check}", check)
@@ -224,10 +223,7 @@ pub fn guard_triggers(table: &str, lock: &str, mariadb: bool, cluster: bool) -> 
     let body = Body {
         guard: &locks.guard(),
         locks: &quoted(locks.as_str()),
-        collation: match mariadb {
-            true => "utf8mb4_nopad_bin",
-            false => "utf8mb4_0900_bin",
-        },
+        collation: collation(mariadb),
         mariadb,
         cluster,
     };

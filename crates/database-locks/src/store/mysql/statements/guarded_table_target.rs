@@ -2,7 +2,7 @@
 
 use mysql_async::params;
 
-use super::guard_body::Written;
+use super::guarded_table_body::Written;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 
@@ -17,6 +17,14 @@ pub(super) struct Target {
     engine: String,
     /// The schema of the session, in which the table of locks is unless it names another.
     pub(super) own_schema: String,
+}
+
+impl Target {
+    /// Its engine, if writes to it are in no transaction.
+    pub(super) fn engine_without_transactions(&self) -> Option<&str> {
+        let engine = Some(&*self.engine).filter(|engine| !engine.is_empty());
+        engine.filter(|engine| !engine.eq_ignore_ascii_case(TRANSACTIONAL))
+    }
 }
 
 impl Session {
@@ -40,7 +48,7 @@ impl Session {
         })
     }
 
-    async fn find_table(
+    pub(super) async fn find_table(
         &mut self,
         schema: Option<&str>,
         table: &str,
@@ -62,18 +70,6 @@ impl Session {
                 own_schema,
             }),
         )
-    }
-
-    /// The engine of a guarded table, if its writes are in no transaction: it was altered since.
-    pub(super) async fn engine_without_transactions(
-        &mut self,
-        schema: &str,
-        table: &str,
-    ) -> Result<Option<String>, StoreError> {
-        let found = self.find_table(Some(schema), table).await?;
-        let engine = found.map(|found| found.engine);
-        Ok(engine
-            .filter(|engine| !engine.is_empty() && !engine.eq_ignore_ascii_case(TRANSACTIONAL)))
     }
 
     /// Refuse what cannot be guarded.
@@ -98,7 +94,7 @@ impl Session {
         if kind == "SEQUENCE" || engine.is_empty() {
             return refused("is no table that can be guarded", None);
         }
-        if !engine.eq_ignore_ascii_case(TRANSACTIONAL) {
+        if let Some(engine) = target.engine_without_transactions() {
             let why = format!("is of the engine {engine}, whose writes are in no transaction");
             return refused(&why, Some("ALTER TABLE … ENGINE = InnoDB"));
         }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::guard::Trigger;
-use super::guard_body::{Body, EVENTS};
-use super::guard_cascades::Cascade;
+use super::guarded_table::Trigger;
+use super::guarded_table_body::{Body, EVENTS};
+use super::guarded_table_cascades::Cascade;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 use protocol::{LockName, TableGuard};
@@ -51,36 +51,42 @@ impl Session {
         }
         let mut guards = Vec::new();
         for ((schema, table), triggers) in tables {
+            let Some(target) = self.find_table(Some(&schema), &table).await? else {
+                continue;
+            };
             let shown = match schema == own_schema {
-                true => table.clone(),
+                true => table,
                 false => format!("{schema}.{table}"),
             };
-            let engine = self.engine_without_transactions(&schema, &table).await?;
-            let locks: BTreeSet<LockName> = triggers
+            let locks: BTreeSet<&LockName> = triggers
                 .iter()
-                .filter_map(|one| Body::lock_in(&one.body))
+                .filter_map(|one| one.lock.as_ref())
                 .collect();
-            for lock in &locks {
+            for &lock in &locks {
                 let mut guard = TableGuard::intact(shown.clone(), lock.clone());
-                let others = locks.iter().filter(|other| *other != lock);
+                let others = locks.iter().filter(|other| **other != lock);
                 guard.gaps.extend(others.map(|other| {
                     format!(
                         "the lock \"{other}\" guards the table too, and a write has to show both: \
                          `dblock unguard`, then guard it by one of them"
                     )
                 }));
-                let body = self.guard_body(&schema, &table, lock, &own_schema);
-                let of_lock = |one: &&Trigger| Body::lock_in(&one.body).as_ref() == Some(lock);
-                let of_lock: Vec<&Trigger> = triggers.iter().filter(of_lock).collect();
+                let body = self.guard_body(&target, lock);
+                let of_lock = triggers
+                    .iter()
+                    .filter(|one| one.lock.as_ref() == Some(lock));
+                let of_lock: Vec<&Trigger> = of_lock.collect();
                 guard.gaps.extend(gaps(&of_lock, &body));
-                guard.gaps.extend(engine.as_ref().map(|engine| {
+                // It was altered since.
+                guard
+                    .gaps
+                    .extend(target.engine_without_transactions().map(|engine| {
                     format!(
                         "the table is of the engine {engine}, whose writes are in no transaction: \
                          ALTER TABLE … ENGINE = InnoDB, or unguard it"
                     )
                 }));
-                let cascades = self.cascades(&schema, &table, lock, &own_schema);
-                for Cascade { key, parent, .. } in cascades.await? {
+                for Cascade { key, parent, .. } in self.cascades(&target, lock).await? {
                     guard.bypasses.push(format!(
                         "a write to {parent} passes by the cascade of {key}"
                     ));
