@@ -251,7 +251,6 @@ impl<T> ForkSafe<T> {
 impl<T> Deref for ForkSafe<T> {
     type Target = T;
 
-    #[allow(clippy::expect_used, reason = "only `drop` takes it")]
     fn deref(&self) -> &T {
         self.value.as_ref().expect("not dropped yet")
     }
@@ -319,11 +318,12 @@ impl<T> PerProcess<T> {
             Ok(value) => return Ok(value),
             Err(empty) => empty,
         };
-        let node = Node {
+        // Allocated before: a child of a fork during an allocation in here would wait for it for ever.
+        let node = Box::new(Node {
             value: ForkSafe::new(make()?),
             next: Self::new(),
-        };
-        Ok(&empty.0.get_or_init(|| Box::new(node)).value)
+        });
+        Ok(&empty.0.get_or_init(|| node).value)
     }
 
     /// The value of this process, or the cell for it.

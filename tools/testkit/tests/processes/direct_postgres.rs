@@ -310,8 +310,10 @@ fn a_late_call_is_cancelled_in_the_server_and_the_next_uses_another_connection()
         late.await.unwrap_err();
         client.direct.give_up();
         in_time(client.direct.connect()).await.unwrap();
+        // While this runtime runs, which asks the server to cancel.
+        let cancelled = tokio::task::spawn_blocking(move || hang(&mut admin, 0));
+        cancelled.await.unwrap();
     });
-    hang(&mut admin, 0);
     blocker.close();
     home.block_on(client.cycle());
 }

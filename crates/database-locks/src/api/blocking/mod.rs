@@ -168,10 +168,18 @@ impl Locks {
         Leader::new(self.0.leader(name))
     }
 
+    /// See [`crate::Locks::list_filtered`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`crate::Locks::list_filtered`].
+    pub fn list_filtered(&self, filter: &ListFilter) -> Result<Vec<LockInfo>, Error> {
+        block_on(self.0.list_filtered(filter))?
+    }
+
     waits! { self, self.0, "crate::Locks";
         migrate() -> ();
         list() -> Vec<LockInfo>;
-        list_filtered(filter: &ListFilter) -> Vec<LockInfo>;
         show(name: impl AsRef<str>) -> Option<LockInfo>;
         show_semaphore(name: impl AsRef<str>) -> Semaphore;
         show_shared(name: impl AsRef<str>) -> Vec<LockInfo>;

@@ -102,7 +102,7 @@ impl<'a> Acquisition<'a> {
                 // The try predates the queue slot, so a release within this process may have been
                 // missed.
             } else if next.held_here {
-                self.waiter.wait_for_own_holder = Some(next.hint.longest());
+                self.waiter.wait_for_own_holder = Some(next.hint.if_noticed());
             } else {
                 self.wait(next, first_wait).await;
             }

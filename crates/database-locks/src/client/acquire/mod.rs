@@ -174,7 +174,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
             record_holder(client, &request.name, &holder, false);
             Direct::Done(None)
         }
-        // The connection failed, but the server may still answer: the background has another one.
+        // Nothing was sent, or the server may still answer: the background has another connection.
         Err(failure) if !failure.is_answer() => Tried::undecided(attempt, None),
         outcome => Tried::undecided(attempt, Some(outcome)),
     })

@@ -48,8 +48,8 @@ pub(crate) struct WaitHint {
 }
 
 impl WaitHint {
-    /// If the release is certain to be noticed.
-    pub(super) fn longest(&self) -> Duration {
+    /// The pause if the release is certain to be noticed: by a notification, or in this process.
+    pub(super) fn if_noticed(&self) -> Duration {
         self.notified.unwrap_or(self.polling)
     }
 

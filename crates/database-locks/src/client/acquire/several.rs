@@ -122,7 +122,7 @@ impl<'a> AllAcquisition<'a> {
                 // The try predates the queue slot, so a release within this process may have been
                 // missed.
             } else if next.held_here {
-                self.waiter.wait_for_own_holder = Some(next.hint.longest());
+                self.waiter.wait_for_own_holder = Some(next.hint.if_noticed());
             } else {
                 if !next.held {
                     // There is no lock that it could be announced for.

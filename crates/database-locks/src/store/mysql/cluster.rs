@@ -83,7 +83,7 @@ pub(crate) const UNTIL_ON_CLUSTER: &str =
 /// and 0 on MySQL; some versions have further values.
 pub(crate) const WRITABLE: &str = "CONCAT(@@global.read_only) IN ('0', 'OFF')";
 
-/// Put the conditions on a lease into a statement. A statement about many locks has the observed
+/// Put the conditions on a lease, its clock, its length and its end into a statement. A statement about many locks has the observed
 /// version of each in its list.
 pub(crate) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
     let (ended, live, grace) = match cluster {

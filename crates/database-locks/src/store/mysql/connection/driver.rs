@@ -33,14 +33,12 @@ impl DriverConnection {
 impl Deref for DriverConnection {
     type Target = Conn;
 
-    #[allow(clippy::expect_used, reason = "only `drop` takes it")]
     fn deref(&self) -> &Conn {
         self.conn.as_ref().expect("not dropped yet")
     }
 }
 
 impl DerefMut for DriverConnection {
-    #[allow(clippy::expect_used, reason = "only `drop` takes it")]
     fn deref_mut(&mut self) -> &mut Conn {
         self.conn.as_mut().expect("not dropped yet")
     }

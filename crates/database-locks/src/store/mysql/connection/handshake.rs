@@ -232,8 +232,12 @@ impl Session {
 
     /// Refuse a node of Galera that is set not to replicate what is written to it.
     pub(crate) async fn check_replicated(&mut self) -> Result<(), ConnectFailure> {
-        let found = self.settings(&[Self::REPLICATED, Self::CONNECTED]).await?;
-        if !found.is_not("wsrep_on", "ON") || !found.is_not("wsrep_connected", "OFF") {
+        let replicated = self.settings(&[Self::REPLICATED]).await?;
+        if !replicated.is_not("wsrep_on", "ON") {
+            return Ok(());
+        }
+        let connected = self.settings(&[Self::CONNECTED]).await?;
+        if !connected.is_not("wsrep_connected", "OFF") {
             return Ok(());
         }
         let message = format!(

@@ -306,9 +306,9 @@ impl Session {
         }
         // The table of locks may have been used for long when the first permit is requested, and
         // there is no table of permits.
-        let found = match of {
-            Rows::Locks => &self.server.found,
-            Rows::Permits => &self.server.permits_found,
+        let found = match (of, code) {
+            (Rows::Permits, 1146) => &self.server.permits_found,
+            _ => &self.server.found,
         };
         let was_there = found.load(Ordering::Relaxed);
         match (failure, code) {

@@ -11,7 +11,7 @@ use crate::store::api::StoreError;
 pub(crate) struct Settings(pub(crate) HashMap<String, String>);
 
 impl Settings {
-    /// MariaDB has all names in lower case.
+    /// Servers write some names in upper case, and not all of them the same ones.
     pub(crate) fn new(rows: impl IntoIterator<Item = (String, String)>) -> Self {
         let lower = |(name, value): (String, String)| (name.to_lowercase(), value);
         Self(rows.into_iter().map(lower).collect())

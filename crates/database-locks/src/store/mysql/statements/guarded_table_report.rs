@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::guarded_table::Trigger;
 use super::guarded_table_body::{Body, EVENTS};
 use super::guarded_table_cascades::Cascade;
+use super::guarded_table_target::Target;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 use protocol::{LockName, TableGuard};
@@ -51,9 +52,8 @@ impl Session {
         }
         let mut guards = Vec::new();
         for ((schema, table), triggers) in tables {
-            let Some(target) = self.find_table(Some(&schema), &table).await? else {
-                continue;
-            };
+            let target = self.find_table(Some(&schema), &table).await?;
+            let target = target.unwrap_or_else(|| Target::unseen(&schema, &table, &own_schema));
             let shown = match schema == own_schema {
                 true => table,
                 false => format!("{schema}.{table}"),

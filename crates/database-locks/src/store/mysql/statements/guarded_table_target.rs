@@ -20,6 +20,17 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// A table that the server does not show now, while it is altered for example.
+    pub(super) fn unseen(schema: &str, name: &str, own_schema: &str) -> Self {
+        Self {
+            schema: schema.to_owned(),
+            name: name.to_owned(),
+            kind: String::new(),
+            engine: String::new(),
+            own_schema: own_schema.to_owned(),
+        }
+    }
+
     /// Its engine, if writes to it are in no transaction.
     pub(super) fn engine_without_transactions(&self) -> Option<&str> {
         let engine = Some(&*self.engine).filter(|engine| !engine.is_empty());

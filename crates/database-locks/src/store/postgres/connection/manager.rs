@@ -202,12 +202,20 @@ impl ConnectionManager {
 
     /// A connection for one caller, which is closed when it is dropped.
     pub(super) async fn connected_apart(&self) -> Connected {
-        connect(&self.0.server, None).await
+        let (session, replaced) = connect(&self.0.server, None).await?;
+        if replaced {
+            self.0.server.events.ended();
+        }
+        Ok(session)
     }
 }
 
-/// Connect. Without `events` the connection does not listen.
-async fn connect(server: &Server, events: Option<&Arc<Events>>) -> Connected {
+/// Connect. Also answers whether another server has been replaced, to which the waiters may be
+/// listening. Without `events` the connection does not listen.
+async fn connect(
+    server: &Server,
+    events: Option<&Arc<Events>>,
+) -> Result<(Arc<Session>, bool), ConnectFailure> {
     let config = server.connector.ask().await?;
     let connected = server.connector.connect(&config, |at, within| {
         dial(server, events.cloned(), &config, (at, within))
@@ -221,10 +229,8 @@ async fn connect(server: &Server, events: Option<&Arc<Events>>) -> Connected {
     );
     if let Some((before, now)) = replaced {
         failover::log(before, now);
-        // The waiters may be listening to the former one.
-        server.events.ended();
     }
-    Ok(session)
+    Ok((session, replaced.is_some()))
 }
 
 async fn connect_after(
@@ -239,7 +245,10 @@ async fn connect_after(
         Role::Background(_) => Some(&inner.server.events),
         Role::Direct => None,
     };
-    let connected = connect(&inner.server, events).await;
+    let (connected, replaced) = match connect(&inner.server, events).await {
+        Ok((session, replaced)) => (Ok(session), replaced),
+        Err(failure) => (Err(failure), false),
+    };
     if let Role::Background(direct) = &inner.role {
         let background_fails = &inner.server.background_fails;
         background_fails.store(connected.is_err(), Ordering::Relaxed);
@@ -268,4 +277,8 @@ async fn connect_after(
     }
     drop(state);
     done.send_replace(Some(connected));
+    // Not earlier: a waiter that is woken announces itself on the new connection.
+    if replaced {
+        inner.server.events.ended();
+    }
 }

@@ -34,8 +34,7 @@ UPDATE {table} f SET
                 FOR UPDATE SKIP LOCKED)
 RETURNING token, shared,
        {durable},
-       CASE WHEN true THEN
-       {notify} END",
+       {notify}",
 };
 
 pub(crate) async fn take_over(

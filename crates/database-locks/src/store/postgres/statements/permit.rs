@@ -128,8 +128,7 @@ pub(crate) const SET_LIMIT: Statement = Statement {
 INSERT INTO {table} AS f (name, slot, permits, renewed_at)
 VALUES ($1, -1, $2, statement_timestamp())
     ON CONFLICT (name, slot) DO UPDATE SET permits = $2, renewed_at = statement_timestamp()
-RETURNING CASE WHEN true THEN
-       {notify} END",
+RETURNING {notify}",
 };
 
 fn granted(session: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {

@@ -177,8 +177,7 @@ WITH picked AS MATERIALIZED (
      WHERE l.id = p.id
  RETURNING l.name, {durable}
 )
-SELECT freed, {state}, (SELECT CASE WHEN true THEN
-       {notify} END FROM freed f)
+SELECT freed, {state}, (SELECT {notify} FROM freed f)
   FROM (SELECT true AS freed, locked_by, token, grant_id, shared, expires_at, granted_until, acquired_at
           FROM picked
          UNION ALL
