@@ -407,6 +407,12 @@ fn open(file: &Path) -> rusqlite::Connection {
     file
 }
 
+/// A test that waits for ever fails, and does not hold up the others.
+pub async fn to_its_end(test: impl Future<Output = ()>) {
+    let done = tokio::time::timeout(Duration::from_secs(300), test).await;
+    done.expect("it ends within five minutes");
+}
+
 /// Makes tests of `async fn clause(db: &TestDb)` on an engine: `db_tests!(postgres: one_clause,
 /// another);`. An attribute before the engine is that of each test.
 #[macro_export(local_inner_macros)]
@@ -421,7 +427,7 @@ macro_rules! db_tests {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $clause() {
                     if let Some(db) = $crate::test_db::TestDb::$engine() {
-                        super::$clause(&db).await;
+                        $crate::test_db::to_its_end(super::$clause(&db)).await;
                     }
                 }
             )*

@@ -47,12 +47,14 @@ async fn an_observer_sees_every_change(db: &TestDb) {
     let (tell, seen) = watch::channel(Vec::new());
     let observer = tokio::spawn(leaders(observer, 2, tell));
 
-    // Each leads until the observer has seen it, without a gap in between.
+    // Each leads until the observer has seen it, and the first until the second has been started.
+    let (start, started) = watch::channel(false);
     let led = |locks: Locks, who: &'static str| {
-        let seen = seen.clone();
+        let (seen, started) = (seen.clone(), started.clone());
         tokio::spawn(locks.leader("job").holder(who).run(move |term| {
-            let mut seen = seen.clone();
+            let (mut seen, mut started) = (seen.clone(), started.clone());
             async move {
+                in_time(started.wait_for(|started| *started)).await.unwrap();
                 let led = (who.to_owned(), term.token().get());
                 in_time(seen.wait_for(|seen| seen.contains(&led)))
                     .await
@@ -62,10 +64,14 @@ async fn an_observer_sees_every_change(db: &TestDb) {
         }))
     };
     let first = led(a.clone(), "a");
-    while observed.current().await.unwrap().is_none() {
-        tokio::time::sleep(ms(20)).await;
-    }
+    in_time(async {
+        while observed.current().await.unwrap().is_none() {
+            tokio::time::sleep(ms(20)).await;
+        }
+    })
+    .await;
     let second = led(b, "b");
+    start.send_replace(true);
     let (first, second) = (first.await.unwrap(), second.await.unwrap());
     let seen = in_time(observer).await.unwrap();
     let led = [first.unwrap(), second.unwrap()];
