@@ -156,7 +156,8 @@ impl Pair {
     ///
     /// If it never does.
     pub fn catch_up(&self) {
-        let primary = "SELECT pg_current_wal_lsn()";
+        // Not the position of what is on disk: the commit of a release may get there half a second later.
+        let primary = "SELECT pg_current_wal_insert_lsn()";
         let written = self.primary.query("postgres", primary).expect("it runs");
         let standby = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
         assert!(

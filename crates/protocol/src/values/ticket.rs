@@ -165,9 +165,15 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_tells_its_name_and_token() {
-        let ticket = ticket("job");
-        assert_eq!((ticket.name().as_str(), ticket.token().get()), ("job", 17));
+    fn a_ticket_tells_its_name_its_token_and_its_permit() {
+        let of_lock = ticket("job");
+        let told = (of_lock.name().as_str(), of_lock.token().get());
+        assert_eq!((told, of_lock.slot()), (("job", 17), None));
+        let of_permit = Ticket {
+            slot: Slot::Permit(2),
+            ..of_lock
+        };
+        assert_eq!(of_permit.slot(), Some(2));
     }
 
     #[test]
